@@ -1,0 +1,109 @@
+"""First-pass ingest against bare decoding (decord's `get_batch` alone) of the same frames, in as many processes.
+
+    python experiments/benchmarks/ingest.py VIDEO... [--clips 200] [--processes 2] [--repeats 5]
+
+The videos are taken in turn until there are enough clips. Both are repeated alternately, so that whatever else the machine
+does falls on both; the ratio is the median over the repeats. The time until the first blocks are there (actors starting,
+importing) is measured by an ingest of one clip for each process, and stands apart: it does not grow with the data.
+Peak memory is that of all processes of this user's session together, shared pages counted once (PSS), Ray's included.
+"""
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import typer
+
+from waver.clip_store import StoreSettings
+from waver.on_ray.cluster import connect
+from waver.on_ray.ingest import ingest
+from waver.video import sample_positions
+
+SETTINGS = StoreSettings(frames_per_second=1, max_frames=12, size=224)
+
+
+def main(
+    videos: Annotated[list[Path], typer.Argument(help="Files that decord reads.")],
+    clips: int = 200,
+    processes: int = 2,
+    repeats: int = 5,
+    frame_format: str = "raw",
+) -> None:
+    """Prints clips a second, ratios and peak memory."""
+    paths = [str(videos[i % len(videos)].absolute()) for i in range(clips)]
+    settings = StoreSettings(**{**SETTINGS.key, "frame_format": frame_format})
+    # Ray runs its workers at this niceness; on a busy machine it would decide everything.
+    bare = multiprocessing.get_context("spawn").Pool(processes, initializer=os.nice, initargs=(15,))
+    with bare as pool, connect(num_cpus=processes) as where:
+        print(where)
+        pool.map(decode, paths[: 4 * processes])
+        start_s = statistics.median(_ingest_s(paths[:processes], processes, settings) for _ in range(3))
+        ratios = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            for _ in pool.imap_unordered(decode, paths):
+                pass
+            bare_s = time.perf_counter() - started
+            with PeakMemory() as memory:
+                ingest_s = _ingest_s(paths, processes, settings) - start_s
+            ratios.append(ingest_s / bare_s)
+            print(
+                f"bare {clips / bare_s:.1f} clips/s, ingest {clips / ingest_s:.1f} clips/s (and {start_s:.1f} s to start): "
+                f"{ratios[-1]:.2f} x the time; peak {memory.peak_mib:.0f} MiB",
+                flush=True,
+            )
+    print(f"ingest takes {statistics.median(ratios):.2f} x the time of bare decoding (median of {repeats})")
+
+
+def decode(path: str) -> int:
+    """What every loader must do at least."""
+    import decord
+
+    reader = decord.VideoReader(path, num_threads=1)
+    positions = sample_positions(len(reader), reader.get_avg_fps(), SETTINGS.frames_per_second, SETTINGS.max_frames)
+    return len(reader.get_batch(positions).asnumpy())
+
+
+def _ingest_s(paths: list[str], processes: int, settings: StoreSettings) -> float:
+    none = pa.nulls(len(paths), pa.float64())
+    captions = pa.table(
+        {"clip_id": [f"clip{i}" for i in range(len(paths))], "path": paths, "start_s": none, "end_s": none}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        return ingest(captions, Path(folder), settings, decoders=processes, progress=False).seconds
+
+
+class PeakMemory:
+    """Largest sum, over the processes started from here, of what they hold."""
+
+    def __enter__(self) -> "PeakMemory":
+        self.peak_mib, self._stop = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        while not self._stop.wait(1.0):
+            total = 0
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:  # it ended in the meantime
+                    continue
+            self.peak_mib = max(self.peak_mib, total / 2**20)
+
+
+if __name__ == "__main__":
+    typer.run(main)

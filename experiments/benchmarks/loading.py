@@ -1,0 +1,126 @@
+"""Training input from the clip store against a conventional loader that opens the video for every caption.
+
+    python experiments/benchmarks/loading.py VIDEO... [--clips 320] [--batch-size 32] [--repeats 5]
+
+The clip store is read through `worker_batches`, the very function that a training worker iterates: Ray Data, joined with
+captions and tokenised. The conventional loader opens each video with decord, decodes the sampled frames and resizes them
+with PIL, in one process. Both deliver the same clips in the same order, alternately; figures are medians. The start of the
+stream (once in a run) stands apart from its speed: the second epoch begins where the first ended.
+"""
+
+import logging
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import decord
+import numpy as np
+import pyarrow as pa
+import typer
+from PIL import Image
+
+from waver.annotations import CAPTIONS_SCHEMA
+from waver.clip_store import ClipStore
+from waver.config import ExperimentConfig, load_config
+from waver.engine import store_settings
+from waver.on_ray.cluster import connect
+from waver.on_ray.ingest import ingest
+from waver.on_ray.train import worker_batches
+from waver.video import sample_positions
+
+EXPERIMENT = """
+name: loading
+data: {format: table, annotations: none.jsonl, videos: none}
+model: {weights: null}
+"""
+
+
+def main(
+    videos: Annotated[list[Path], typer.Argument(help="Files that decord reads.")],
+    clips: int = 320,
+    batch_size: int = 32,
+    repeats: int = 5,
+    loaders: int = 2,
+) -> None:
+    """Prints clips a second of both, and their ratio, for raw and for JPEG frames."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for frame_format in ("raw", "jpeg"):
+        with tempfile.TemporaryDirectory() as folder, connect(num_cpus=4):
+            measure(videos, clips, batch_size, repeats, loaders, frame_format, Path(folder))
+
+
+def measure(
+    videos: list[Path], clips: int, batch_size: int, repeats: int, loaders: int, frame_format: str, folder: Path
+) -> None:
+    """One format of frames."""
+    (folder / "experiment.yaml").write_text(EXPERIMENT)
+    overrides = {"ingest.frame_format": frame_format, "resources.loaders_per_worker": loaders}
+    config = load_config(folder / "experiment.yaml", overrides)
+    captions = table(videos, clips)
+    ingest(captions, folder / "store", store_settings(config), progress=False)
+    store = ClipStore(folder / "store")
+    size = sum(path.stat().st_size for path in (folder / "store" / "clips").iterdir()) / clips
+    plan = np.array_split(np.random.default_rng(0).permutation(clips), clips // batch_size)
+    paths = captions["path"].to_pylist()
+
+    starts, speeds, ratios = [], [], []
+    for _ in range(repeats):
+        sample = [paths[row] for row in plan[0]]
+        before = time.perf_counter()
+        for path in sample:
+            conventional(path, config)
+        conventional_speed = len(sample) / (time.perf_counter() - before)
+
+        # Two epochs in one stream, as in training; the second is timed from its first batch to its last.
+        before = time.perf_counter()
+        for number, _ in enumerate(worker_batches(plan * 2, captions, store, config)):
+            if number == 0:
+                starts.append(time.perf_counter() - before)
+            if number == len(plan) - 1:
+                before = time.perf_counter()
+        speeds.append(clips / (time.perf_counter() - before))
+        ratios.append(speeds[-1] / conventional_speed)
+        print(f"  {speeds[-1]:.0f} clips/s, conventional {conventional_speed:.1f}: {ratios[-1]:.0f} x", flush=True)
+    print(
+        f"{frame_format}: {size / 2**20:.2f} MiB a clip, {statistics.median(speeds):.0f} clips/s, "
+        f"{statistics.median(ratios):.0f} x a conventional loader; the stream starts in {statistics.median(starts):.1f} s, "
+        "once in a run",
+        flush=True,
+    )
+
+
+def conventional(path: str, config: ExperimentConfig) -> np.ndarray:
+    """(F, size, size, 3): open, decode, resize the short side, crop the centre."""
+    reader = decord.VideoReader(path, num_threads=1)
+    video = config.video
+    positions = sample_positions(len(reader), reader.get_avg_fps(), video.frames_per_second, video.max_frames)
+    frames = []
+    for frame in reader.get_batch(positions).asnumpy():
+        image = Image.fromarray(frame)
+        scale = video.size / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        left, top = (image.width - video.size) // 2, (image.height - video.size) // 2
+        frames.append(np.asarray(image.crop((left, top, left + video.size, top + video.size))))
+    return np.stack(frames)
+
+
+def table(videos: list[Path], clips: int) -> pa.Table:
+    """As many clips as asked for, from the videos in turn."""
+    rows = [
+        {
+            "video_id": f"clip{number}",
+            "clip_id": f"clip{number}",
+            "path": str(videos[number % len(videos)].absolute()),
+            "caption": f"caption number {number} of a video",
+            "caption_index": 0,
+            "split": "train",
+        }
+        for number in range(clips)
+    ]
+    return pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA)
+
+
+if __name__ == "__main__":
+    typer.run(main)

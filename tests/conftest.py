@@ -1,0 +1,185 @@
+"""Fixtures that several test modules share, and the check of tensor shapes while tests run."""
+
+import os
+
+# Before anything imports torch or Ray: one thread each, so that tests in several processes share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import jaxtyping
+
+# Shapes that signatures promise are checked at every call; without the hook they are documentation.
+jaxtyping.install_import_hook("waver", "beartype.beartype")
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from waver.annotations import CAPTIONS_SCHEMA
+from waver.backbone import load_backbone
+from waver.clip_store import ClipStore, Decoded, StoreSettings, create_store, write_block, write_manifest
+from waver.config import ExperimentConfig, load_config
+from waver.knowledge import (
+    Knowledge,
+    create_knowledge,
+    finish,
+    make_dictionary,
+    write_embeddings,
+    write_matches,
+)
+from waver.video import Clip, ClipError
+from waver.vocabulary import VOCABULARY_SCHEMA
+
+BACKBONE = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+TINY = f"""
+name: tiny
+data: {{format: table, annotations: captions.jsonl, videos: videos}}
+video: {{max_frames: 3, size: 16}}
+text: {{max_words: 12, prompt: null}}
+model: {{backbone: {BACKBONE}, weights: null, temporal_layers: 1}}
+train: {{epochs: 2, global_batch_size: 6, lr: 1e-3, backbone_lr_scale: 1, precision: fp32}}
+evaluate: {{batch_size: 4, chunk_size: 5}}
+"""
+COLOURS, THINGS = ("red", "green", "blue", "white"), ("ball", "box", "bird", "boat")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return Path(__file__).parents[1]
+
+
+@pytest.fixture
+def load_tiny(tmp_path: Path):
+    """A small experiment; takes overrides by dotted key."""
+
+    def load(**overrides) -> ExperimentConfig:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(TINY)
+        return load_config(path, {"storage.path": str(tmp_path / "storage"), **overrides})
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> ExperimentConfig:
+    """The small experiment as it is."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(TINY)
+    return load_config(path)
+
+
+@pytest.fixture(scope="session")
+def captions() -> pa.Table:
+    """14 clips of train with 1 to 3 captions, 5 of validation, 9 of test with 1 to 4 captions."""
+    rows = []
+    for number in range(28):
+        split = "train" if number < 14 else "validation" if number < 19 else "test"
+        for index in range(1 + number % (4 if split == "test" else 3)):
+            thing = f"{COLOURS[number % 4]} {THINGS[number // 7]}"
+            text = f"{'a' if index % 2 else 'the'} {thing} moves {number} times{'!' * index}"
+            rows.append(
+                {
+                    "video_id": f"v{number:02}",
+                    "clip_id": f"v{number:02}",
+                    "path": f"/nowhere/v{number:02}.mp4",
+                    "start_s": None,
+                    "end_s": None,
+                    "caption": text,
+                    "caption_index": index,
+                    "split": split,
+                    "style": None,
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=CAPTIONS_SCHEMA)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, captions: pa.Table) -> ClipStore:
+    """The clips of `captions`, random pixels in a colour of their own; v03 (train) and v20 (test) could not be decoded."""
+    path = tmp_path_factory.mktemp("clips")
+    settings = StoreSettings(frames_per_second=1.0, max_frames=3, size=16)
+    create_store(path, settings)
+    results = []
+    for number, clip_id in enumerate(sorted(set(captions["clip_id"].to_pylist()))):
+        rng = np.random.default_rng(number)
+        num_frames = 1 + number % 3
+        frames = (rng.integers(0, 96, (num_frames, 16, 16, 3)) + rng.integers(0, 160, 3)).astype(np.uint8)
+        outcome = (
+            ClipError("corrupt", "made so")
+            if clip_id in ("v03", "v20")
+            else Clip(frames, tuple(float(i) for i in range(num_frames)), 25.0, 16, 16, "test")
+        )
+        results.append(Decoded(clip_id, f"/nowhere/{clip_id}.mp4", 0.0, outcome))
+    write_block(path, settings, results[:15])
+    write_block(path, settings, results[15:])
+    write_manifest(path, settings, complete=True)
+    return ClipStore(path)
+
+
+NUM_PHRASES, NUM_MATCHES = 12, 6
+KNOWS = {"knowledge.top_k": 3, "knowledge.num_matches": NUM_MATCHES}
+"""Overrides that let an experiment use `knowledge`."""
+
+
+@pytest.fixture(scope="session")
+def teacher_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of weights for the small backbone: a teacher needs some."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("teacher") / "backbone.safetensors"
+    save_file(load_backbone(BACKBONE, None, image_size=16).clip.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def knowledge(tmp_path_factory: pytest.TempPathFactory, store: ClipStore) -> Knowledge:
+    """Six of twelve phrases for each clip of `store`, in two files, and embeddings of width 32, in two parts."""
+    folder = tmp_path_factory.mktemp("knowledge")
+    phrases = pa.table([range(NUM_PHRASES), [f"moves a thing {i}" for i in range(NUM_PHRASES)], [1] * NUM_PHRASES],
+                       names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA)  # fmt: skip
+    dictionary = make_dictionary(phrases, leaky=False)
+    create_knowledge(folder, dictionary, source="matched", teacher="test", num_matches=NUM_MATCHES)
+    rng = np.random.default_rng(0)
+    for first in (0, 8):
+        rows = min(8, NUM_PHRASES - first)
+        write_embeddings(folder, first, torch.from_numpy(rng.standard_normal((rows, 32)).astype(np.float32)))
+    rows = [
+        {"clip_id": clip_id, "phrase_ids": rng.permutation(NUM_PHRASES)[:NUM_MATCHES].tolist(), "scores": [0.5] * 6}
+        for clip_id in store.ok_clip_ids()
+    ]
+    write_matches(folder, pa.Table.from_pylist(rows[:10]))
+    write_matches(folder, pa.Table.from_pylist(rows[10:]))
+    return finish(folder)
+
+
+@pytest.fixture
+def load_knowing(load_tiny, teacher_weights):
+    """A small experiment that uses `knowledge`; takes overrides by dotted key."""
+
+    def load(**overrides) -> ExperimentConfig:
+        return load_tiny(**{"model.weights": str(teacher_weights), **KNOWS, **overrides})
+
+    return load
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on Ray share one Ray, so they go to one process; all others fill the second, those that start workers last."""
+    for item in items:
+        if "on_ray" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif "distributed" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("distributed"))
+    items.sort(key=lambda item: "distributed" in item.path.parts)

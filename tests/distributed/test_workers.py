@@ -1,0 +1,64 @@
+"""Loss, gradient and metrics do not depend on the number of workers: real processes, one, two and three of them."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+WORKER = Path(__file__).with_name("worker.py")
+STEPS = ["wti seqTransf", "dp", "ti seqLSTM", "xti", "informed", "distilled"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, captions, store, knowledge, teacher_weights, tiny_config) -> dict[tuple[int, int], dict]:
+    """(workers, rank) -> what that worker computed."""
+    folder = tmp_path_factory.mktemp("workers")
+    raw = tiny_config.model_dump(mode="json")
+    raw["model"]["weights"], raw["knowledge"]["num_matches"] = str(teacher_weights), 6
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(raw))
+    (folder / "experiment.pickle").write_bytes(pickle.dumps((captions, store, knowledge)))
+    found = {}
+    for world_size in (1, 2, 3):
+        processes = [
+            subprocess.Popen([sys.executable, str(WORKER), str(rank), str(world_size), str(folder)])
+            for rank in range(world_size)
+        ]
+        assert [process.wait(timeout=120) for process in processes] == [0] * world_size
+        for rank in range(world_size):
+            path = folder / f"results-{world_size}-{rank}.pt"
+            found[world_size, rank] = torch.load(path, weights_only=False)  # written by this test
+    return found
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("step", STEPS)
+def test_same_loss_and_gradient(results, step, dtype, world_size):
+    tolerance = 1e-6 if dtype == torch.float64 else 1e-4
+    loss, gradients = results[1, 0][step, dtype]
+    for rank in range(world_size):
+        their_loss, their_gradients = results[world_size, rank][step, dtype]
+        assert abs(their_loss - loss) <= tolerance * abs(loss)
+        assert gradients.keys() == their_gradients.keys()
+        whole = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+        for name, gradient in gradients.items():
+            difference = (their_gradients[name] - gradient).norm()
+            # Some biases have no effect (a softmax does not see them): their gradient is rounding alone.
+            assert difference <= tolerance * max(gradient.norm(), 0.01 * whole), name
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.mark.parametrize("step", ["wti seqTransf", "informed"])
+def test_identical_metrics(results, step, split, world_size):
+    alone = results[1, 0][step, split]
+    for rank in range(world_size):
+        together = results[world_size, rank][step, split]
+        assert together.metrics == alone.metrics
+        assert torch.equal(together.ranks.t2v, alone.ranks.t2v)
+        assert torch.equal(together.ranks.v2t, alone.ranks.v2t)
+        assert (together.gallery_size, together.num_queries) == (alone.gallery_size, alone.num_queries)

@@ -1,0 +1,168 @@
+"""Training on real Ray workers. Fits cost seconds: one of two workers serves most tests."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from waver.checkpoint import load_student
+from waver.clip_store import ClipStore
+from waver.config import ExperimentConfig, load_config
+from waver.engine import load_captions
+from waver.evaluation import evaluate
+from waver.on_ray.cluster import ClusterTooSmall
+from waver.on_ray.evaluate import evaluate_on_workers
+from waver.on_ray.train import plan_epoch, train, training_rows, worker_batches
+from waver.on_ray.workers import WorkerError
+from waver.run import checkpoints, find_checkpoint
+from waver.tracking import read_metrics
+
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, build_project, captions) -> Path:
+    """A folder as a user has it: experiment.yaml, captions, videos, and a finished clip store."""
+    return build_project(tmp_path_factory.mktemp("project"), captions, train={"epochs": EPOCHS})
+
+
+def experiment(project: Path, **overrides) -> ExperimentConfig:
+    return load_config(project / "experiment.yaml", overrides)
+
+
+def run(config: ExperimentConfig, say=lambda text: None) -> dict:
+    return train(config, load_captions(config), ClipStore(config.clip_store), say=say)
+
+
+@pytest.fixture(scope="module")
+def fitted(project) -> tuple[ExperimentConfig, dict, list[str]]:
+    """A finished run of two workers, and what it said."""
+    config, said = experiment(project, name="fitted"), []
+    return config, run(config, said.append), said
+
+
+def test_the_folder_of_a_run_holds_what_it_should(fitted):
+    config, result, _ = fitted
+    there = {path.name for path in config.run_folder.iterdir()}
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "events", "result.json"} <= there
+    assert json.loads((config.run_folder / "result.json").read_text()) == result
+    kept = checkpoints(config.run_folder)
+    assert EPOCHS in kept, "the last one"
+    assert result["best_checkpoint"] in {path.name for path in kept.values()}
+    assert len(kept) <= 2
+    assert not list(config.run_folder.parent.glob(".failure*"))
+
+
+def test_each_step_is_logged_once_and_tensorboard_says_the_same(fitted):
+    config, result, _ = fitted
+    rows = read_metrics(config.run_folder)
+    steps = [row for row in rows if "split" not in row]
+    assert [row["step"] for row in steps] == list(range(1, result["steps"] + 1))
+    assert [row["epoch"] for row in rows if "split" in row] == list(range(1, EPOCHS + 1))
+    events = EventAccumulator(str(config.run_folder / "events"))
+    events.Reload()
+    for tag in ("loss/total", "lr/new", "lr/backbone", "logit_scale", "grad_norm", "clips_per_s", "data_wait_share"):
+        assert [(e.step, e.value) for e in events.Scalars(tag)] == [(r["step"], pytest.approx(r[tag])) for r in steps]
+    assert [e.step for e in events.Scalars("t2v/R@1")] == [row["step"] for row in rows if "split" in row]
+
+
+def test_progress_is_told_after_each_epoch(fitted):
+    _, _, said = fitted
+    assert [line.split(":")[0] for line in said if line.startswith("epoch ")] == [
+        f"epoch {e}" for e in range(1, EPOCHS + 1)
+    ]
+
+
+def test_a_finished_run_says_so_and_does_nothing(fitted):
+    config, result, _ = fitted
+    said = []
+    assert run(config, said.append) == result
+    assert "is finished (4 epochs)" in said[0]
+
+
+def test_workers_on_ray_evaluate_as_one_process_does(fitted):
+    config, _, _ = fitted
+    captions, store = load_captions(config), ClipStore(config.clip_store)
+    checkpoint = find_checkpoint(config.run_folder)
+    on_ray = evaluate_on_workers(checkpoint, config, captions, store, split="test")
+    here = evaluate(load_student(checkpoint, config), captions, store, config, split="test")
+    assert on_ray.metrics == here.metrics
+    assert (on_ray.num_queries, on_ray.gallery_size, on_ray.missing_clips) == (24, 9, ("v20",))
+
+
+def test_the_loader_deals_the_plan(project):
+    config = experiment(project)
+    captions, store = load_captions(config), ClipStore(config.clip_store)
+    rows = training_rows(captions, store)
+    assert set(captions["clip_id"].take(rows).to_pylist()) <= set(store.ok_clip_ids())
+    plan = plan_epoch(config, captions, rows, epoch=3)
+    batches = list(worker_batches(plan, captions, store, config))
+    assert [batch.clip_ids for batch in batches] == [tuple(captions["clip_id"].take(one).to_pylist()) for one in plan]
+    assert [batch.num_pairs for batch in batches] == [len(one) for one in plan]
+
+
+def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted, family, kill):
+    """kill -9 of the whole job after a checkpoint: driver, Ray's daemons, worker.
+
+    The job has one worker and the undisturbed run had two: the number must not matter either.
+    """
+    config, _, _ = fitted
+    folder = config.run_folder.parent / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "waver",
+        "train",
+        str(project / "experiment.yaml"),
+        "--set",
+        "name=killed",
+        "--workers",
+        "1",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 200
+        while not checkpoints(folder) or not (folder / "checkpoint_manager_snapshot.json").exists():
+            assert job.poll() is None, job.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        kill(family(job.pid))
+        job.communicate()
+    assert not (folder / "result.json").exists(), "it was finished before it could be killed"
+    before = max(checkpoints(folder))
+
+    said = []
+    result = run(experiment(project, name="killed", **{"resources.workers": 1}), said.append)
+    assert "continuing killed" in said[0]
+    assert f"epochs {before + 1} to 4" in said[0]
+    rows = [row for row in read_metrics(folder) if "split" not in row]
+    assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))
+    last, expected = (read_metrics(path)[-1] for path in (folder, config.run_folder))
+    assert last["split"] == expected["split"] == "validation"
+    for name, value in expected.items():
+        assert last[name] == value if isinstance(value, str) else abs(last[name] - value) <= 1e-3 * max(1, abs(value))
+
+
+def test_infinite_loss_ends_the_run_in_a_sentence(project):
+    config = experiment(
+        project, name="diverged", **{"train.lr": 1e30, "train.warmup_fraction": 0.7, "resources.workers": 1}
+    )
+    with pytest.raises(WorkerError, match=r"step \d+: loss = .*at lr = .*Lower train.lr"):
+        run(config)
+
+
+def test_more_workers_than_the_cluster_has_are_refused_at_once(project):
+    config = experiment(project, name="large", **{"resources.workers": 9, "train.global_batch_size": 18})
+    captions, store = load_captions(config), ClipStore(config.clip_store)
+    with pytest.raises(ValueError, match="more than the 13 training clips"):
+        train(config, captions, store, say=lambda text: None)
+    config = experiment(project, name="large", **{"resources.workers": 6, "train.global_batch_size": 12})
+    with pytest.raises(ClusterTooSmall, match=r"6 workers with 1.5 CPU each are asked for.*room for 4"):
+        train(config, captions, store, say=lambda text: None)

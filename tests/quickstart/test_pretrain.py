@@ -1,0 +1,103 @@
+import itertools
+import random
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from waver.backbone import Backbone, load_backbone, tokenize
+from waver.config import load_config
+from waver.quickstart.alt_text import LESSONS, alt_text
+from waver.quickstart.captions import COLOUR_WORDS, MOTION_WORDS, SHAPE_WORDS, STYLES, caption, captions
+from waver.quickstart.pretrain import embed_frames, embed_texts, pretrain, pretraining_scenes, stills
+from waver.quickstart.scenes import COLOURS, MOTIONS, SHAPES, Scene, split_scenes
+from waver.quickstart.weights import pack, unpack, write_backbone
+from waver.quickstart.world import WORLD
+
+FOLDER = Path(str(files("waver.quickstart")))
+EXPERIMENT = load_config(FOLDER / "experiment.yaml")
+
+
+@pytest.fixture(scope="module")
+def world() -> dict[str, list[Scene]]:
+    return split_scenes(**{name: WORLD[name] for name in ("num_train", "num_validation", "num_test", "seed")})
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    path = tmp_path_factory.mktemp("backbone") / "backbone.safetensors"
+    write_backbone(path)
+    return load_backbone(EXPERIMENT.model.backbone, str(path), image_size=EXPERIMENT.video.size).eval()
+
+
+def triple(scene: Scene) -> tuple[str, str, str]:
+    return scene.colour, scene.shape, scene.motion
+
+
+def test_nothing_that_validation_and_test_ask_for_is_seen(world):
+    seen = {triple(scene) for scene in pretraining_scenes(copies=2, seed=0)}
+    assert not seen & {triple(scene) for split in ("validation", "test") for scene in world[split]}
+    assert {value for values in seen for value in values} == {*COLOURS, *SHAPES, *MOTIONS}
+
+
+def test_texts_are_true_and_are_no_captions():
+    scene = Scene("red", "star", "left", "striped", "big", 0)
+    rng = random.Random(0)
+    texts = [alt_text(scene, rng, lesson) for lesson in range(len(LESSONS)) for _ in range(1500)]
+    for name in ("colour", "shape", "motion", "background", "size"):
+        assert {getattr(text, name) for text in texts} == {getattr(scene, name), None}
+    written = {caption(scene, style, seed) for style in STYLES for seed in range(200)}
+    assert not written & {text.text for text in texts}
+
+
+def test_texts_use_the_words_of_every_writer():
+    scene = Scene("red", "star", "left", "striped", "big", 0)
+    rng = random.Random(0)
+    texts = " | ".join(alt_text(scene, rng).text for _ in range(3000))
+    for tables, value in ((COLOUR_WORDS, "red"), (SHAPE_WORDS, "star"), (MOTION_WORDS, "left")):
+        for way in itertools.chain.from_iterable(table[value] for table in tables.values()):
+            assert way in texts
+
+
+def test_a_few_steps_lower_the_loss_and_can_be_repeated(tmp_path):
+    scenes = pretraining_scenes(copies=1, seed=0)[::20]
+    lines: list[str] = []
+    state, rows = pretrain(scenes, steps=40, seed=1, batch_size=16, say=lines.append, report_every=1)
+    losses = [float(line.split()[-1]) for line in lines[1:]]
+    assert sum(losses[-10:]) < sum(losses[:10])
+    again, _ = pretrain(scenes, steps=40, seed=1, batch_size=16, say=lines.append)
+    assert all(torch.equal(state[name], again[name]) for name in state)
+
+    pack(state, rows, tmp_path / "packed.safetensors")
+    unpack(tmp_path / "packed.safetensors", tmp_path / "full.safetensors")
+    full = load_file(tmp_path / "full.safetensors")
+    torch.testing.assert_close(
+        full["token_embedding.weight"][rows], state["token_embedding.weight"], atol=1e-3, rtol=1e-3
+    )
+    assert full["token_embedding.weight"].count_nonzero(1).bool().sum() == len(rows)
+    load_backbone(EXPERIMENT.model.backbone, str(tmp_path / "full.safetensors"), image_size=EXPERIMENT.video.size)
+
+
+@torch.no_grad()
+def test_the_shipped_backbone_finds_clips_it_has_never_seen(shipped, world):
+    scenes = world["test"][:40]
+    videos = embed_frames(shipped, stills(scenes, EXPERIMENT.video.size, num_frames=4, seed=0))
+    right = torch.arange(len(scenes))
+    for style in STYLES:
+        texts = embed_texts(shipped, *tokenize([caption(scene, style, 0) for scene in scenes], max_words=32))
+        found = (texts @ videos.T).topk(5).indices
+        recall = (found == right[:, None]).any(1).float().mean().item()
+        assert recall > 3 * 5 / len(scenes), f"{style}: R@5 {recall:.2f}, by chance {5 / len(scenes):.2f}"
+
+
+def test_the_shipped_backbone_knows_every_word_of_the_captions(shipped):
+    scenes = pretraining_scenes(copies=1, seed=0)[::8]
+    texts = [text for scene in scenes for style in STYLES.keys() - {"chatty"} for text in captions(scene, style, 0, 2)]
+    ids, mask = tokenize(texts, max_words=32)
+    assert shipped.text.token_embedding.weight[ids[mask].unique()].count_nonzero(1).all()
+
+
+def test_the_shipped_file_is_small():
+    assert (FOLDER / "backbone.safetensors").stat().st_size < 3e6

@@ -1,0 +1,221 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import av
+import decord
+import numpy as np
+import pytest
+
+from waver.quickstart.captions import STYLES
+from waver.quickstart.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene
+from waver.quickstart.world import (
+    FRAMES_PER_SECOND,
+    HEIGHT,
+    NUM_FRAMES,
+    SEEN_STYLES,
+    TRAIN_WORDINGS,
+    UNSEEN_STYLES,
+    WIDTH,
+    draw,
+    render_world,
+    styles_of,
+)
+
+WORLD = {"num_train": 12, "num_validation": 3, "num_test": 5, "num_broken": 5, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render_world(tmp_path_factory.mktemp("world"), **WORLD)
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
+
+
+def split_of_videos(table: Path) -> dict[str, str]:
+    return {row["video"]: row["split"] for row in rows_of(table)}
+
+
+def frames_of(path: Path) -> np.ndarray:
+    """With PyAV; raises whatever it raises where there is no video to decode."""
+    with av.open(path) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def is_broken(path: Path) -> bool:
+    try:
+        frames_of(path)
+    except (av.error.InvalidDataError, IndexError):
+        return True
+    return False
+
+
+def test_the_table_names_every_clip_once_with_split_and_style(table):
+    rows = rows_of(table)
+    assert all(set(row) == {"video", "caption", "split", "style"} and all(row.values()) for row in rows)
+    assert Counter(split_of_videos(table).values()) == {"train": 12, "validation": 3, "test": 5}
+    assert {row["video"] for row in rows} == {f"videos/{path.name}" for path in (table.parent / "videos").iterdir()}
+
+
+def test_every_style_is_either_seen_or_unseen():
+    assert sorted(SEEN_STYLES + UNSEEN_STYLES) == sorted(STYLES)
+
+
+def test_training_clips_have_one_writer_and_unseen_styles_are_asked_in_the_test_alone(table):
+    for video, split in split_of_videos(table).items():
+        rows = [row for row in rows_of(table) if row["video"] == video]
+        styles = Counter(row["style"] for row in rows)
+        if split == "train":
+            ((style, count),) = styles.items()
+            assert style in SEEN_STYLES
+            assert count == TRAIN_WORDINGS == len({row["caption"] for row in rows})
+        else:
+            assert styles == Counter(SEEN_STYLES if split == "validation" else list(STYLES))
+
+
+def test_every_seen_style_has_its_share_of_training_and_more_writers_can_be_asked_for(tmp_path):
+    scenes = [Scene("red", "star", "left", "black", "big", seed) for seed in range(400)]
+    shares = Counter(style for scene in scenes for style in styles_of(scene, "train"))
+    assert all(70 < shares[style] < 130 for style in SEEN_STYLES)
+    sizes = {"num_train": 2, "num_validation": 0, "num_test": 0, "num_broken": 0, "seed": 0}
+    rows = rows_of(render_world(tmp_path, **sizes, train_writers=2))
+    assert len(rows) == 2 * 2 * TRAIN_WORDINGS
+    assert len({(row["video"], row["style"]) for row in rows}) == 4
+
+
+def test_files_are_h264_and_both_readers_see_all_frames(table):
+    for video in split_of_videos(table):
+        path = table.parent / video
+        if is_broken(path):
+            continue
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+            assert (stream.width, stream.height, stream.average_rate) == (WIDTH, HEIGHT, FRAMES_PER_SECOND)
+        reader = decord.VideoReader(str(path))
+        assert len(reader) in NUM_FRAMES
+        assert reader.get_avg_fps() == FRAMES_PER_SECOND
+        assert len(frames_of(path)) == len(reader)
+
+
+def test_broken_files_are_as_many_as_asked_and_one_is_in_the_test(table):
+    splits = split_of_videos(table)
+    broken = [video for video in splits if is_broken(table.parent / video)]
+    assert Counter(splits[video] for video in broken) == {"test": 1, "train": 4}
+    for video in broken:
+        with pytest.raises((RuntimeError, decord.DECORDError)):
+            decord.VideoReader(str(table.parent / video))
+    sound_only = [video for video in broken if has_sound(table.parent / video)]
+    assert len(sound_only) == 1
+    assert sum((table.parent / video).stat().st_size == 0 for video in broken) == 1
+
+
+def has_sound(path: Path) -> bool:
+    try:
+        with av.open(path) as container:
+            return len(list(container.decode(audio=0))) > 0
+    except av.error.InvalidDataError:
+        return False
+
+
+def test_the_same_numbers_make_the_same_world(table, tmp_path):
+    again = render_world(tmp_path, **WORLD)
+    assert again.read_bytes() == table.read_bytes()
+    for video in split_of_videos(table):
+        if not is_broken(table.parent / video):
+            np.testing.assert_array_equal(frames_of(again.parent / video), frames_of(table.parent / video))
+
+
+def test_other_numbers_share_no_id(table, tmp_path):
+    """A clip store knows clips by their ids: one world's must not be taken for another's."""
+    other = render_world(tmp_path, **WORLD | {"seed": 8})
+    assert not split_of_videos(other).keys() & split_of_videos(table).keys()
+
+
+def test_rendered_once_and_again_if_it_was_cut_off(tmp_path):
+    small = {"num_train": 2, "num_validation": 1, "num_test": 1, "num_broken": 0, "seed": 0}
+    calls: list[tuple[int, int]] = []
+
+    def render(**changes: int) -> Path:
+        calls.clear()
+        return render_world(tmp_path, **small | changes, progress=lambda done, total: calls.append((done, total)))
+
+    table = render()
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert render() == table
+    assert calls == []
+
+    def cut_off(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        render_world(tmp_path, **small | {"seed": 1}, progress=cut_off)
+    render(seed=1)
+    assert len(calls) == 4
+    render(num_broken=1)
+    assert len(calls) == 4
+
+
+def test_more_broken_files_than_clips_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="num_broken"):
+        render_world(tmp_path, num_train=2, num_validation=2, num_test=2, num_broken=4, seed=0)
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+@pytest.mark.parametrize("colour", COLOURS)
+def test_colours_are_seen_on_every_background(colour, background):
+    frame = np.asarray(draw(Scene(colour, "circle", "zigzag", background, "small", 3))[0]).astype(int)
+    empty = np.asarray(draw(Scene(colour, "ring", "grow", background, "small", 3))[0]).astype(int)
+    assert (np.abs(frame - empty).max(axis=2) > 60).sum() > 200
+
+
+def centres_and_areas(motion: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, y and number of the pixels of a red shape on black in each frame."""
+    frames = np.stack([np.asarray(frame) for frame in draw(Scene("red", "circle", motion, "black", "small", seed))])
+    masks = frames[..., 0] > 120
+    rows, columns = np.indices((HEIGHT, WIDTH))
+    areas = masks.sum((1, 2))
+    return (masks * columns).sum((1, 2)) / areas, (masks * rows).sum((1, 2)) / areas, areas
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_things_move_as_the_captions_say(motion, seed):
+    x, y, area = centres_and_areas(motion, seed)
+    far = 0.4 * HEIGHT
+    turns = {axis: int((np.diff(np.sign(np.diff(values))) != 0).sum()) for axis, values in (("x", x), ("y", y))}
+    assert {
+        "left": lambda: x[0] - x[-1] > far and np.ptp(y) < 1,
+        "right": lambda: x[-1] - x[0] > far and np.ptp(y) < 1,
+        "up": lambda: y[0] - y[-1] > far and np.ptp(x) < 1,
+        "down": lambda: y[-1] - y[0] > far and np.ptp(x) < 1,
+        "round": lambda: np.hypot(x[0] - x[-1], y[0] - y[-1]) < 2 and np.ptp(x) > far and np.ptp(y) > far,
+        "zigzag": lambda: np.ptp(x) > far and turns["y"] >= 2,
+        "grow": lambda: area[-1] > 4 * area[0] and np.ptp(x) < 1,
+        "shrink": lambda: area[0] > 4 * area[-1] and np.ptp(x) < 1,
+    }[motion]()
+
+
+@pytest.mark.parametrize(("motion", "opposite"), [("left", "right"), ("up", "down"), ("grow", "shrink")])
+def test_one_frame_shows_the_motion(motion, opposite):
+    """The trail tells what moves this way from what moves back."""
+    there, back = (
+        [np.asarray(frame).astype(int) for frame in draw(Scene("red", "circle", name, "black", "small", 3))]
+        for name in (motion, opposite)
+    )
+    # In the middle of the video both stand at the same place in the same size.
+    middle = len(there) // 2
+    nearest = min((np.abs(there[middle] - frame).max(axis=2) > 40).sum() for frame in back)
+    assert nearest > 30
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_differ(shape):
+    def last_frame(shape: str) -> np.ndarray:
+        return np.asarray(draw(Scene("red", shape, "grow", "black", "big", 1))[-1]).astype(int)
+
+    for other in set(SHAPES) - {shape}:
+        assert (np.abs(last_frame(shape) - last_frame(other)).max(axis=2) > 100).sum() > 150

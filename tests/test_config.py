@@ -1,0 +1,281 @@
+from pathlib import Path
+
+import pytest
+
+from waver.config import ConfigError, ExperimentConfig, load_config, parse_overrides
+
+SMALL = "name: x\ndata: {format: table, annotations: a.jsonl, videos: v}\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "experiment.yaml"
+    path.write_text(text)
+    return path
+
+
+REPOSITORY = Path(__file__).parents[1]
+SHIPPED = sorted([*REPOSITORY.glob("experiments/*.yaml"), *REPOSITORY.glob("waver/**/*.yaml")])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_yaml_is_an_experiment(path: Path):
+    assert isinstance(load_config(path), ExperimentConfig)
+
+
+def test_published_recipe_of_msrvtt(repository: Path):
+    config = load_config(repository / "experiments" / "msrvtt.yaml")
+    assert (config.train.epochs, config.train.global_batch_size, config.train.lr) == (5, 128, 1e-4)
+    assert (config.train.backbone_lr_scale, config.train.warmup_fraction, config.train.weight_decay) == (1e-3, 0.1, 0.2)
+    assert (config.text.max_words, config.video.max_frames, config.video.frames_per_second) == (32, 12, 1)
+    assert (config.similarity.kind, config.similarity.wti_layers, config.model.temporal) == ("wti", 2, "seqTransf")
+    assert config.text.prompt == "This is a video about {}."
+
+
+def test_numbers_with_exponent_are_numbers(tmp_path):
+    path = write(tmp_path, SMALL + "train: {lr: 1e-4}\nmodel: {backbone: {embed_dim: 1e3}}\n")
+    assert load_config(path).train.lr == 1e-4
+    assert load_config(path).model.backbone == {"embed_dim": 1000.0}
+
+
+def test_all_mistakes_at_once_with_path_value_and_remedy(tmp_path):
+    path = write(
+        tmp_path,
+        "name: a b\ndata: {format: table, videos: v, splitt: 9k}\ntrain: {lr: abc, epoch: 3, epochs: 0}\ncolour: 1\n",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    for expected in (
+        "7 mistakes",
+        "name: 'a b'",
+        "data.annotations: is missing; Where the captions are",
+        "data.splitt: unknown key",
+        "train.lr: 'abc'",
+        "train.epoch: unknown key; did you mean epochs?",
+        "train.epochs: 0",
+        "colour: unknown key; known keys here: name, seed, data",
+    ):
+        assert expected in message
+    assert "data.table" not in message
+
+
+@pytest.mark.parametrize("data", ["{format: msrvt, videos: v}", "{videos: v}"])
+def test_unknown_data_set_names_those_there_are(tmp_path, data):
+    with pytest.raises(ConfigError, match=r"data.format: .*msrvtt, table"):
+        load_config(write(tmp_path, f"name: x\ndata: {data}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: [", "not YAML: .* line 1, column"),
+        ("- a\n- b\n", "an experiment is a mapping"),
+        (SMALL + "name: y\n", "'name' stands twice in line 3"),
+        (SMALL + "text: {prompt: no place}\n", "text.prompt: 'no place': it must contain {}"),
+        (SMALL + "loss: {contrastive: 0}\n", "every weight is 0"),
+        (
+            SMALL + "train: {global_batch_size: 4}\nresources: {workers: 3}\n",
+            "more than half of train.global_batch_size",
+        ),
+        (SMALL + "train: {lr: .nan}\n", "train.lr: nan"),
+    ],
+)
+def test_one_mistake(tmp_path, text, expected):
+    with pytest.raises(ConfigError, match=expected):
+        load_config(write(tmp_path, text))
+
+
+def test_missing_file_names_its_neighbours(tmp_path):
+    write(tmp_path, SMALL)
+    with pytest.raises(ConfigError, match=r"no such file; in .* there is: experiment.yaml"):
+        load_config(tmp_path / "experimnt.yaml")
+
+
+def test_overrides_go_the_same_way(tmp_path):
+    path = write(tmp_path, SMALL)
+    overrides = parse_overrides(
+        ["train.lr=3e-5", "model.weights=null", "similarity.kind=ti", "model.backbone={embed_dim: 3}"]
+    )
+    config = load_config(path, overrides)
+    assert (config.train.lr, config.model.weights, config.similarity.kind) == (3e-5, None, "ti")
+    assert config.model.backbone == {"embed_dim": 3}
+    with pytest.raises(ConfigError, match=r"train.lrr: unknown key; did you mean lr\?"):
+        load_config(path, {"train.lrr": 1})
+    with pytest.raises(ConfigError, match=r"--set train.lr: write it as(.|\n)*--set a=\[: the value is not YAML"):
+        parse_overrides(["train.lr", "a=["])
+
+
+def test_frozen(tmp_path):
+    config = load_config(write(tmp_path, SMALL))
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.lr = 1.0
+
+
+def test_written_configuration_reads_as_itself(tmp_path):
+    config = load_config(write(tmp_path, SMALL), {"train.lr": 1e-7, "model.backbone": {"embed_dim": 3}})
+    again = load_config(write(tmp_path, config.to_yaml()))
+    assert again == config
+    assert again.digest() == config.digest()
+    assert load_config(write(tmp_path, SMALL)).digest() != config.digest()
+
+
+def test_clip_store_is_shared_by_those_who_decode_alike(tmp_path):
+    path = write(tmp_path, SMALL)
+    base = load_config(path).clip_store
+    assert load_config(path, {"train.lr": 1.0, "ingest.jpeg_quality": 50}).clip_store == base
+    assert load_config(path, {"video.size": 112}).clip_store != base
+    assert load_config(path, {"ingest.frame_format": "jpeg"}).clip_store != base
+
+
+def test_the_experiments_on_msrvtt_differ_only_in_what_they_say(repository: Path):
+    """Differences from the one without knowledge, by section."""
+    names = ("msrvtt", "msrvtt_wti", "msrvtt_waver", "msrvtt_waver_distilled")
+    configs = {name: load_config(repository / "experiments" / f"{name}.yaml").model_dump() for name in names}
+    for name, config in configs.items():
+        assert config.pop("name") == name
+    plain = configs["msrvtt_wti"]
+    different = {
+        name: {section for section in config if config[section] != plain[section]} for name, config in configs.items()
+    }
+    assert different == {
+        "msrvtt": set(),
+        "msrvtt_wti": set(),
+        "msrvtt_waver": {"knowledge"},
+        "msrvtt_waver_distilled": {"knowledge", "loss"},
+    }
+
+
+KNOWS = {"knowledge.top_k": 3}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"loss.knowledge": 0.5}, r"loss.knowledge = 0.5 learns from phrases, and knowledge.top_k = 0 gives none"),
+        ({"loss.distill": 2}, r"loss.distill = 2 learns from phrases, and knowledge.top_k = 0 gives none"),
+        (
+            KNOWS | {"loss.distill": 1, "knowledge.fusion": "none"},
+            r"loss.distill = 1 .*knowledge.fusion = none informs none: set it to attention",
+        ),
+        (
+            KNOWS | {"loss.distill": 1, "loss.informed": 0, "knowledge.at_inference": False},
+            r"loss.informed = 0 would never learn anything themselves: set it to 1",
+        ),
+        ({"knowledge.top_k": 31}, r"top_k = 31 is more than knowledge.num_matches = 30.*raise the latter"),
+        (KNOWS | {"model.weights": None}, r"model.weights = null makes a teacher with random weights"),
+        (
+            KNOWS | {"model.weights": None, "knowledge.fusion": "none", "loss.knowledge": 1},
+            r"model.weights = null makes a teacher with random weights",
+        ),
+        (KNOWS | {"loss.contrastive": 0, "loss.knowledge": 1}, r"loss.contrastive = 0 leaves the videos"),
+        (KNOWS | {"loss.contrastive": 0, "loss.distill": 1}, r"loss.contrastive = 0 leaves the videos"),
+        (
+            KNOWS | {"loss.contrastive": 0, "loss.knowledge": 1, "knowledge.at_inference": False},
+            r"only with knowledge.at_inference = false can loss.distill take its place",
+        ),
+        ({"loss.contrastive": 0, "loss.informed": 1}, r"every weight is 0"),
+        ({"loss.temperature": 0}, r"loss.temperature: 0: .*greater than 0"),
+        ({"loss.distill": -1}, r"loss.distill: -1: .*greater than or equal to 0"),
+        ({"knowledge.top_k": -1}, r"knowledge.top_k: -1"),
+        ({"knowledge.num_matches": 0}, r"knowledge.num_matches: 0"),
+        ({"knowledge.prompt": "A video."}, r"knowledge.prompt: 'A video.': it must contain \{\} exactly once"),
+        ({"knowledge.prompt": "{} or {}"}, r"it must contain \{\} exactly once"),
+        ({"knowledge.fusion": "concat"}, r"knowledge.fusion: 'concat': .*'none' or 'attention'"),
+        ({"vocabulary.splits": []}, r"vocabulary.splits: \[\]"),
+        ({"vocabulary.splits": ["val"]}, r"vocabulary.splits.0: 'val'"),
+        ({"vocabulary.min_count": 0}, r"vocabulary.min_count: 0"),
+    ],
+)
+def test_knowledge_that_does_not_fit_together(tmp_path, overrides, expected):
+    with pytest.raises(ConfigError, match=expected):
+        load_config(write(tmp_path, SMALL), overrides)
+
+
+def test_weights_of_the_loss_that_do_fit_together(tmp_path):
+    for overrides in (
+        {"loss.informed": 0},
+        KNOWS | {"loss.distill": 1, "loss.informed": 0},  # with at_inference the term does not exist
+        KNOWS | {"loss.distill": 1, "loss.contrastive": 0, "knowledge.at_inference": False},
+        {"knowledge.top_k": 30},
+        {"model.weights": None},
+        KNOWS | {"model.weights": None, "knowledge.at_inference": False},  # nobody would look at a phrase
+    ):
+        config = load_config(write(tmp_path, SMALL), overrides)
+        assert config.loss.weights.keys() == {"contrastive", "knowledge", "distill", "informed"}
+
+
+@pytest.mark.parametrize(
+    ("top_k", "fusion", "at_inference", "knowledge", "distill", "expected"),
+    [  # expected: fusion, knowledge, informed at inference
+        (0, "attention", True, 0, 0, (False, False, False)),
+        (0, "none", False, 0, 0, (False, False, False)),
+        (3, "attention", True, 0, 0, (True, True, True)),
+        (3, "attention", True, 1, 0, (True, True, True)),
+        (3, "attention", True, 0, 1, (True, True, True)),
+        (3, "attention", False, 0, 0, (False, False, False)),
+        (3, "attention", False, 1, 0, (False, True, False)),
+        (3, "attention", False, 0, 1, (True, True, False)),
+        (3, "attention", False, 1, 1, (True, True, False)),
+        (3, "none", True, 0, 0, (False, False, False)),
+        (3, "none", True, 1, 0, (False, True, False)),
+        (3, "none", False, 1, 0, (False, True, False)),
+    ],
+)
+def test_who_needs_phrases_and_when(tmp_path, top_k, fusion, at_inference, knowledge, distill, expected):
+    overrides = {
+        "knowledge.top_k": top_k,
+        "knowledge.fusion": fusion,
+        "knowledge.at_inference": at_inference,
+        "loss.knowledge": knowledge,
+        "loss.distill": distill,
+    }
+    config = load_config(write(tmp_path, SMALL), overrides)
+    assert (config.uses_fusion, config.uses_knowledge, config.informed_at_inference) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "dictionary", "knowledge"),
+    [  # whether another dictionary, another knowledge is meant
+        ({"loss.contrastive": 0.5, "loss.knowledge": 1, "loss.distill": 2, "loss.temperature": 3}, False, False),
+        ({"knowledge.top_k": 7}, False, False),
+        ({"knowledge.at_inference": False, "knowledge.fusion": "none"}, False, False),
+        ({"train.lr": 1, "seed": 3, "similarity.kind": "ti", "text.prompt": None, "name": "y"}, False, False),
+        ({"resources.workers": 2, "evaluate.batch_size": 1, "data.allow_missing_videos": True}, False, False),
+        ({"vocabulary.parser": "en_core_web_md"}, True, True),
+        ({"vocabulary.splits": ["train", "test"]}, True, True),
+        ({"vocabulary.min_count": 2}, True, True),
+        ({"data.validation_seed": 1}, True, True),
+        ({"data.validation_fraction": 0.1}, True, True),
+        ({"data.annotations": "b.jsonl"}, True, True),
+        ({"data.videos": "w"}, False, True),
+        ({"knowledge.prompt": "{}"}, False, True),
+        ({"model.weights": "laion2b_e16"}, False, True),
+        ({"model.backbone": "ViT-B-16"}, False, True),
+        ({"knowledge.num_matches": 31}, False, True),
+        ({"video.size": 112}, False, True),
+        ({"video.max_frames": 8}, False, True),
+        ({"video.frames_per_second": 2}, False, True),
+        ({"ingest.frame_format": "jpeg"}, False, True),
+        ({"knowledge.released": ["a.json"]}, False, True),
+    ],
+)
+def test_dictionary_and_knowledge_are_shared_by_those_who_mean_the_same(tmp_path, overrides, dictionary, knowledge):
+    path = write(tmp_path, SMALL)
+    base, other = load_config(path, KNOWS), load_config(path, KNOWS | overrides)
+    assert (other.dictionary != base.dictionary) == dictionary
+    assert (other.knowledge_store != base.knowledge_store) == knowledge
+
+
+def test_released_knowledge_does_not_depend_on_a_dictionary_of_ones_own(tmp_path):
+    path, released = write(tmp_path, SMALL), {"knowledge.released": ["a.json", "b.json"]}
+    base = load_config(path, released)
+    assert load_config(path, released | {"vocabulary.min_count": 2}).knowledge_store == base.knowledge_store
+    assert load_config(path, {"knowledge.released": ["a.json"]}).knowledge_store != base.knowledge_store
+
+
+def test_places_are_below_the_storage(tmp_path):
+    config = load_config(write(tmp_path, SMALL), {"storage.path": "/s", "data.annotations": "sets/mine.jsonl"})
+    assert config.dictionary.parent == Path("/s/dictionaries")
+    assert config.dictionary.name.startswith("mine-")
+    assert config.knowledge_store.parent == Path("/s/knowledge")
+    assert config.knowledge_store.name.startswith("v-")

@@ -1,0 +1,63 @@
+"""The command line as a user meets it: exit codes, messages, no tracebacks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from waver.config import load_config
+
+DATA = "name: x\ndata: {format: table, annotations: captions.jsonl, videos: videos}\n"
+
+
+def waver(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "waver", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_print_config_is_a_configuration(tmp_path, repository):
+    done = waver(
+        "train",
+        str(repository / "experiments/msrvtt.yaml"),
+        "--set",
+        "train.lr=3e-5",
+        "--workers",
+        "4",
+        "--print-config",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0
+    (tmp_path / "printed.yaml").write_text(done.stdout)
+    config = load_config(tmp_path / "printed.yaml")
+    assert (config.train.lr, config.resources.workers) == (3e-5, 4)
+    assert config.model_copy(update={"train": None, "resources": None}) == load_config(
+        repository / "experiments/msrvtt.yaml"
+    ).model_copy(update={"train": None, "resources": None})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["train", "broken.yaml"], "not YAML"),
+        (["ingest", "good.yaml", "--set", "train.lrr=1"], "train.lrr: unknown key; did you mean lr?"),
+        (["ingest", "good.yaml"], "captions.jsonl"),
+        (["train", "data.yaml"], "there is no clip store in"),
+        (["evaluate", "runs/typo"], "runs/typo is neither a run nor a checkpoint"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(tmp_path, arguments, expected):
+    (tmp_path / "broken.yaml").write_text("name: [")
+    (tmp_path / "good.yaml").write_text(DATA)
+    (tmp_path / "data.yaml").write_text(DATA.replace("captions.jsonl", "two.csv"))
+    (tmp_path / "two.csv").write_text("video,caption\na.mp4,a cat\nb.mp4,a dog\nc.mp4,a cow\n")
+    (tmp_path / "videos").mkdir()
+    for name in "abc":
+        (tmp_path / "videos" / f"{name}.mp4").touch()
+    done = waver(*arguments, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,127 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from waver.metrics import chance, rank_similarity, rank_tiles, retrieval_metrics, row_chunks
+
+INF = float("inf")
+
+
+def naive_ranks(similarity, clip_of_text, available):
+    """The definition in the module's docstring, word by word."""
+    num_texts, num_clips = similarity.shape
+
+    def rank(right, others):
+        return 1 + sum(o > right for o in others) + sum(o == right for o in others) / 2
+
+    def score(t, c):
+        return similarity[t, c].item() if available[c] else -INF
+
+    t2v, v2t = [], []
+    for t in range(num_texts):
+        right = clip_of_text[t].item()
+        others = [score(t, c) for c in range(num_clips) if c != right]
+        t2v.append(rank(score(t, right), others) if available[right] else INF)
+    for c in range(num_clips):
+        groups = [max(score(t, c) for t in range(num_texts) if clip_of_text[t] == g) for g in range(num_clips)]
+        others = [score for g, score in enumerate(groups) if g != c]
+        v2t.append(rank(groups[c], others) if available[c] else INF)
+    return torch.tensor(t2v), torch.tensor(v2t)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=9),
+    chunk_size=st.integers(1, 12),
+    levels=st.integers(2, 6),
+    num_workers=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
+)
+def test_tiles_give_the_naive_ranks(sizes, chunk_size, levels, num_workers, seed):
+    """With many ties, several captions a clip, missing clips, any tile size, any number of workers."""
+    generator = torch.Generator().manual_seed(seed)
+    clip_of_text = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    similarity = torch.randint(0, levels, (len(clip_of_text), len(sizes)), generator=generator).float()
+    available = torch.rand(len(sizes), generator=generator) > 0.2
+
+    # Workers one after the other: each phase's reductions are collected, then the phase is run again with their result.
+    reduced: list[torch.Tensor] = []
+    for phase in range(4):
+        parts = []
+        for worker in range(num_workers):
+            calls = iter(range(10))
+
+            def all_reduce(tensor, operation, calls=calls, phase=phase, parts=parts):
+                call = next(calls)
+                if call < phase:
+                    return reduced[call]
+                parts.append((tensor, operation)) if call == phase else None
+                return tensor
+
+            ranks = rank_tiles(
+                lambda r, c: similarity[r, c],
+                clip_of_text,
+                available,
+                chunk_size=chunk_size,
+                worker=worker,
+                num_workers=num_workers,
+                all_reduce=all_reduce,
+            )
+        if parts:
+            stacked = torch.stack([tensor for tensor, _ in parts])
+            reduced.append(stacked.amax(0) if parts[0][1] == "max" else stacked.sum(0))
+    t2v, v2t = naive_ranks(similarity, clip_of_text, available)
+    torch.testing.assert_close(ranks.t2v, t2v.double())
+    torch.testing.assert_close(ranks.v2t, v2t.double())
+
+
+def test_a_collapsed_model_is_no_better_than_chance():
+    ranks = rank_similarity(torch.zeros(10, 10), torch.arange(10))
+    metrics = retrieval_metrics(ranks)
+    assert metrics["t2v/MnR"] == metrics["v2t/MdR"] == chance(10)["t2v/MnR"] == 5.5
+    assert metrics["t2v/R@1"] == metrics["t2v/R@5"] == 0
+
+
+def test_missing_clips_are_misses_even_in_a_tiny_gallery():
+    ranks = rank_similarity(torch.eye(3), torch.arange(3), torch.tensor([True, False, False]))
+    metrics = retrieval_metrics(ranks)
+    assert metrics["t2v/R@10"] == metrics["v2t/R@10"] == pytest.approx(100 / 3)
+    assert metrics["t2v/MnR"] == pytest.approx((1 + 3 + 3) / 3)
+
+
+def test_nan_is_an_error_that_names_the_pair():
+    similarity = torch.zeros(4, 4)
+    similarity[3, 2] = torch.nan
+    with pytest.raises(ValueError, match="text 3 and clip 2 is NaN"):
+        rank_similarity(similarity, torch.arange(4), chunk_size=2)
+
+
+def test_nan_of_a_missing_clip_does_not_matter():
+    similarity = torch.eye(3)
+    similarity[:, 1] = torch.nan
+    assert rank_similarity(similarity, torch.arange(3), torch.tensor([True, False, True])).t2v.tolist() == [1, INF, 1]
+
+
+def test_memory_is_that_of_tiles():
+    """No tile is larger than asked for, whatever the size of the gallery."""
+    seen = []
+
+    def tile(rows, columns):
+        seen.append((rows.stop - rows.start, columns.stop - columns.start))
+        return torch.rand(seen[-1])
+
+    rank_tiles(tile, torch.arange(500), torch.ones(500, dtype=torch.bool), chunk_size=64)
+    assert max(seen) == (64, 64)
+
+
+def test_captions_of_a_clip_are_never_parted():
+    clip_of_text = torch.repeat_interleave(torch.arange(4), torch.tensor([3, 4, 1, 2]))
+    assert row_chunks(clip_of_text, 4) == [slice(0, 3), slice(3, 7), slice(7, 10)]
+    assert row_chunks(clip_of_text, 1) == [slice(0, 3), slice(3, 7), slice(7, 8), slice(8, 10)]
+
+
+def test_chance_is_what_random_scores_give():
+    ranks = [rank_similarity(torch.rand(20, 20), torch.arange(20)) for _ in range(400)]
+    mean = sum(retrieval_metrics(r)["t2v/R@5"] for r in ranks) / len(ranks)
+    assert mean == pytest.approx(chance(20)["t2v/R@5"], abs=1.5)

@@ -1,0 +1,80 @@
+import json
+import os
+
+import pytest
+import torch
+
+from waver.checkpoint import CheckpointError, save_checkpoint
+from waver.engine import build_training
+from waver.run import RunError, best_checkpoint, checkpoint_name, checkpoints, find_checkpoint, finished, open_run
+from waver.tracking import Tracker
+
+
+@pytest.fixture
+def run(tmp_path, tiny_config):
+    """Three evaluated epochs, of which the checkpoints of the second and third are kept."""
+    open_run(tmp_path, tiny_config)
+    tracker = Tracker(tmp_path)
+    for epoch, recall in ((1, 9.0), (2, 5.0), (3, 5.0)):
+        tracker.log(epoch * 10, {"t2v/R@1": recall, "v2t/R@1": 1.0}, epoch=epoch, split="validation")
+        if epoch > 1:
+            folder = tmp_path / checkpoint_name(epoch)
+            save_checkpoint(folder, build_training(tiny_config, num_steps=1, device=torch.device("cpu")), tiny_config)
+    tracker.close()
+    return tmp_path
+
+
+def test_best_is_chosen_among_those_kept_and_the_later_of_equals(run):
+    path, metrics = best_checkpoint(run)
+    assert path == run / "checkpoint_epoch_0003"
+    assert metrics == {"t2v/R@1": 5.0, "v2t/R@1": 1.0}
+    assert list(checkpoints(run)) == [2, 3]
+
+
+def test_a_checkpoint_that_was_being_copied_is_none(run):
+    os.truncate(run / "checkpoint_epoch_0003" / "model.safetensors", 1000)
+    assert best_checkpoint(run)[0] == run / "checkpoint_epoch_0002"
+    os.truncate(run / "checkpoint_epoch_0002" / "training.pt", 1000)
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        best_checkpoint(run)
+
+
+def test_a_run_or_a_checkpoint_may_be_named(run):
+    assert find_checkpoint(run) == run / "checkpoint_epoch_0003"
+    assert find_checkpoint(run / "checkpoint_epoch_0002") == run / "checkpoint_epoch_0002"
+
+
+def test_what_is_neither(tmp_path, tiny_config):
+    with pytest.raises(CheckpointError, match="is neither a run nor a checkpoint"):
+        find_checkpoint(tmp_path / "typo")
+    open_run(tmp_path, tiny_config)
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        find_checkpoint(tmp_path)
+
+
+def test_the_folder_says_what_ran_and_where(run, tiny_config):
+    assert (run / "config.yaml").read_text() == tiny_config.to_yaml()
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["torch"]
+    assert environment["ray"]
+    assert environment["command"]
+
+
+def test_a_name_is_not_reused_by_accident(run, load_tiny):
+    with pytest.raises(RunError, match=r"train.lr: 0.001 there, 0.5 asked.*--set name="):
+        open_run(run, load_tiny(**{"train.lr": 0.5}))
+
+
+def test_a_name_is_free_while_nothing_was_learned_under_it(tmp_path, tiny_config, load_tiny):
+    open_run(tmp_path, tiny_config)
+    open_run(tmp_path, load_tiny(**{"train.lr": 0.5}))
+
+
+def test_resources_may_change_when_a_run_is_continued(run, load_tiny, tiny_config):
+    open_run(run, tiny_config.model_copy(update={"resources": load_tiny(**{"resources.workers": 2}).resources}))
+
+
+def test_finished(run):
+    assert finished(run) is None
+    (run / "result.json").write_text('{"epochs": 3}')
+    assert finished(run) == {"epochs": 3}

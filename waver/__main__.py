@@ -1,0 +1,196 @@
+"""The command line."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from waver.config import ConfigError, ExperimentConfig, load_config, parse_overrides
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Text-video retrieval that does not care how a query is written, distributed with Ray.",
+)
+# Figures go to standard output; what is going on goes to standard error.
+_figures, _talk = Console(), Console(stderr=True, highlight=False, soft_wrap=True)
+
+Config = Annotated[Path, typer.Argument(help="YAML file of the experiment, as in experiments/.", show_default=False)]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. train.lr=3e-5; again for more."),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Short for --set resources.workers=N.", show_default=False)]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and do nothing.")]
+Split = Literal["train", "validation", "test"]
+
+
+@app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option(help="Folder that receives everything.")] = Path("quickstart"),
+    workers: Annotated[int, typer.Option(min=1, help="DDP workers.")] = 2,
+) -> None:
+    """Render a small world of videos, then decode, train and evaluate it: everything waver does, without downloads."""
+    from waver.quickstart.pipeline import run_quickstart
+
+    run_quickstart(output, workers=workers, say=_say, show=_figures.print)
+
+
+@app.command()
+def ingest(config: Config, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006 (typer's way)
+    """Decode the videos of an experiment into its clip store; run again, it finishes what is missing."""
+    experiment = _load(config, overrides, None)
+    if print_config:
+        _print_config(experiment)
+        return
+    from waver.on_ray.experiment import run_ingest
+    from waver.on_ray.ingest import describe_failures
+
+    report = run_ingest(experiment, say=_say)
+    _say(
+        f"{report.counts.get('ok', 0)} of {sum(report.counts.values())} clips are in {experiment.clip_store}; "
+        f"this run decoded {report.num_decoded} in {report.seconds:.1f} s, {report.num_skipped} were there"
+    )
+    if report.reasons:
+        _say(f"without frames:\n{describe_failures(report)}")
+
+
+@app.command()
+def vocabulary(config: Config, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
+    """Make the dictionary of phrases from an experiment's captions."""
+    experiment = _load(config, overrides, None)
+    if print_config:
+        _print_config(experiment)
+        return
+    from waver.on_ray.experiment import LEAKY, run_vocabulary
+
+    dictionary = run_vocabulary(experiment, say=_say)
+    commonest = ", ".join(dictionary.phrases["phrase"][:5].to_pylist())
+    _say(f"{len(dictionary.phrases)} phrases are in {experiment.dictionary}; the commonest: {commonest}")
+    if dictionary.leaky:
+        _say(LEAKY)
+    _say(f"next: waver match {config}")
+
+
+@app.command()
+def match(config: Config, workers: Workers = None, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
+    """Find the phrases that describe each clip, with the frozen teacher; run again, it finishes what is missing."""
+    experiment = _load(config, overrides, workers)
+    if print_config:
+        _print_config(experiment)
+        return
+    from waver.on_ray.experiment import LEAKY, run_match
+
+    knowledge = run_match(experiment, say=_say)
+    _say(
+        f"{len(knowledge.matches)} clips know their best {knowledge.manifest['num_matches']} of {knowledge.num_phrases} "
+        f"phrases, in {knowledge.path}"
+    )
+    if knowledge.leaky:
+        _say(LEAKY)
+    _say(f"next: waver train {config}")
+
+
+@app.command()
+def train(config: Config, workers: Workers = None, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
+    """Train an experiment whose videos are ingested; run again, it continues after the last checkpoint."""
+    experiment = _load(config, overrides, workers)
+    if print_config:
+        _print_config(experiment)
+        return
+    from waver.on_ray.experiment import run_training
+    from waver.report import metrics_table
+
+    result = run_training(experiment, say=_say)
+    _figures.print(
+        metrics_table(f"{experiment.name}, {result['best_checkpoint']}, validation split", {"": result["validation"]})
+    )
+    _say(f"next: waver evaluate {experiment.run_folder}    look: tensorboard --logdir {experiment.run_folder.parent}")
+
+
+@app.command()
+def evaluate(
+    run_or_checkpoint: Annotated[
+        Path, typer.Argument(help="Folder of a run (its best checkpoint is taken) or of a checkpoint.")
+    ],
+    split: Annotated[Split, typer.Option(help="What to evaluate on.")] = "test",
+    workers: Workers = None,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file for the result.", show_default="in the run's folder")
+    ] = None,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Compute exact retrieval metrics of a checkpoint, in both directions."""
+    from waver.checkpoint import checkpoint_config
+    from waver.on_ray.experiment import run_evaluation
+    from waver.report import metrics_table, styles_table
+    from waver.run import find_checkpoint
+
+    checkpoint = find_checkpoint(run_or_checkpoint)
+    # One process evaluates unless more are asked for: however many the run was trained with, the figures are the same.
+    experiment = checkpoint_config(checkpoint, {"resources.workers": workers or 1} | parse_overrides(overrides))
+    result = run_evaluation(run_or_checkpoint, experiment, split=split, say=_say, output=output)
+    over = f"{result['num_queries']} captions, {result['gallery_size']} clips"
+    _figures.print(
+        metrics_table(f"{experiment.name}, {checkpoint.name}, {split} split: {over}", {"": result["metrics"]})
+    )
+    if result["styles"]:
+        _figures.print(styles_table("by style of the caption", {"": result["styles"]}))
+    if result["num_missing_clips"]:
+        _say(f"{result['num_missing_clips']} clips of the gallery could not be decoded and count as misses")
+
+
+def _load(config: Path, overrides: list[str], workers: int | None) -> ExperimentConfig:
+    asked = {} if workers is None else {"resources.workers": workers}
+    return load_config(config, asked | parse_overrides(overrides))
+
+
+def _print_config(experiment: ExperimentConfig) -> None:
+    _figures.print(experiment.to_yaml(), end="", markup=False, highlight=False, soft_wrap=True)
+
+
+def _say(text: str) -> None:
+    _talk.print(text, markup=False)
+
+
+def main() -> None:
+    """Entry point: mistakes of the user end in a sentence, not in a traceback."""
+    try:
+        app()
+    except SystemExit as ended:
+        # typer makes an exit of Ctrl-C; what was said with it is further down.
+        if ended.code == 130:
+            _say(_interrupt(ended) or "stopped; run the same command again to go on from what is kept")
+        raise
+    except ConfigError as error:
+        _say(str(error))
+        sys.exit(2)
+    except (ValueError, OSError) as error:
+        if not _is_users(error):
+            raise
+        _say(f"error: {error}")
+        sys.exit(1)
+
+
+def _interrupt(error: BaseException | None) -> str:
+    """The message of the KeyboardInterrupt that led to an exception."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return str(error or "")
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether waver itself raised it with a remedy, or the machine refused (full disk, no permission)."""
+    if isinstance(error, OSError):
+        return True
+    traceback = error.__traceback__
+    while traceback.tb_next:
+        traceback = traceback.tb_next
+    return traceback.tb_frame.f_globals.get("__name__", "").startswith("waver")
+
+
+if __name__ == "__main__":
+    main()

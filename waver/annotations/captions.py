@@ -1,0 +1,77 @@
+"""What every data set becomes: one Arrow table, a row a caption; and which videos are held out for validation."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+SPLITS = ("train", "validation", "test")
+
+CAPTIONS_SCHEMA = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("clip_id", pa.string()),
+        ("path", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("caption", pa.string()),
+        ("caption_index", pa.int32()),
+        ("split", pa.string()),
+        ("style", pa.string()),
+    ]
+)
+"""A row a caption. Only `start_s` and `end_s` (null: from the beginning, to the end) and `style` may be null."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One caption of one clip, as the columns of `CAPTIONS_SCHEMA` say; `caption_index` follows from the order."""
+
+    video_id: str
+    clip_id: str
+    path: str
+    start_s: float | None
+    end_s: float | None
+    caption: str
+    split: str
+    style: str | None
+
+
+def held_out(video_ids: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """Chooses the videos to validate on: at least one, whatever the order of `video_ids`."""
+    # Sorting by a hash, not shuffling: neither the order of the rows nor the version of a random generator matters.
+    ranked = sorted(set(video_ids), key=lambda video_id: hashlib.sha256(f"{seed}/{video_id}".encode()).digest())
+    return set(ranked[: max(1, round(fraction * len(ranked)))])
+
+
+def caption_table(captions: Iterable[Caption], *, validation: Literal["own", "held out of train"]) -> pa.Table:
+    """Builds the table: train, validation, test; within a split clips in order of appearance, each with its captions.
+
+    Args:
+        captions: with their splits.
+        validation: where the validation split comes from; see `validation_source`.
+
+    Returns:
+        A table of `CAPTIONS_SCHEMA`, in which (clip_id, caption_index) is unique.
+    """
+    clips: dict[str, list[Caption]] = {}
+    for caption in captions:
+        clips.setdefault(caption.clip_id, []).append(caption)
+    ordered = sorted(clips.values(), key=lambda clip: SPLITS.index(clip[0].split))
+    rows = [caption for clip in ordered for caption in clip]
+    columns = {name: [getattr(row, name) for row in rows] for name in Caption.__slots__}
+    columns["caption_index"] = [index for clip in ordered for index in range(len(clip))]
+    schema = CAPTIONS_SCHEMA.with_metadata({"validation": validation})
+    table = pa.table({name: columns[name] for name in CAPTIONS_SCHEMA.names}, schema=schema)
+
+    nullable = {"start_s", "end_s", "style"}
+    assert not any(table[name].null_count for name in set(CAPTIONS_SCHEMA.names) - nullable)
+    assert all(len({caption.split for caption in clip}) == 1 for clip in ordered), "a clip in two splits"
+    return table
+
+
+def validation_source(captions: pa.Table) -> str:
+    """Where the validation split of a caption table comes from: `own` (of the data set), or `held out of train`."""
+    return (captions.schema.metadata or {}).get(b"validation", b"own").decode()

@@ -1,0 +1,150 @@
+"""Checkpoints: `model.safetensors` (weights), `training.pt` (everything else that resuming needs), `config.yaml`, and
+`knowledge.json`, which says what knowledge the model learned from (null for none).
+
+All are read without unpickling, so a checkpoint from somebody else can be opened safely.
+"""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from waver import parallel
+from waver.backbone import BackboneError, load_weights
+from waver.config import ExperimentConfig, load_config
+from waver.engine import Training, build_student
+from waver.files import write_json
+from waver.knowledge import Knowledge
+from waver.model import Student
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is not there, is damaged, or belongs to another model."""
+
+
+def save_checkpoint(
+    folder: Path, training: Training, config: ExperimentConfig, knowledge: Knowledge | None = None
+) -> None:
+    """Writes a checkpoint. Every worker must call it (random states are collected); the first one writes."""
+    rng = parallel.gather_objects(_rng_state())
+    if parallel.rank() != 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in training.student.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    state = {
+        "epoch": training.epoch,
+        "step": training.step,
+        "optimizer": training.optimizer.state_dict(),
+        "schedule": training.schedule.state_dict(),
+        "rng": rng,
+    }
+    torch.save(state, folder / "training.pt")
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    write_json(folder / "knowledge.json", knowledge.summary() if knowledge else None)
+
+
+def restore_training(folder: Path, training: Training) -> None:
+    """Puts a run back to where the checkpoint was written.
+
+    Random states are restored where the number of workers is the same; with another number each worker keeps its own.
+
+    Raises:
+        CheckpointError: see `load_student`.
+    """
+    _load_weights(training.student, folder)
+    try:
+        state = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
+        state = {name: state[name] for name in ("epoch", "step", "optimizer", "schedule", "rng")}
+    except Exception as error:  # torch raises its own types, zipfile's, pickle's and OSError for a damaged file
+        raise CheckpointError(
+            f"{folder / 'training.pt'} cannot be read ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.schedule.load_state_dict(state["schedule"])
+    training.epoch, training.step = state["epoch"], state["step"]
+    if len(state["rng"]) == parallel.world_size():
+        _set_rng_state(state["rng"][parallel.rank()])
+
+
+def load_student(folder: Path, config: ExperimentConfig) -> Student:
+    """The model of a checkpoint, built by a configuration: that of the checkpoint, if need be with other places.
+
+    Raises:
+        CheckpointError: missing or damaged files, or weights of another architecture than the configuration's.
+    """
+    student = build_student(config)
+    _load_weights(student, folder)
+    return student
+
+
+def checkpoint_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
+    """The configuration that a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: where the folder holds none.
+        ConfigError: where an override does not fit.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no checkpoint: it has no config.yaml")
+    return load_config(path, overrides)
+
+
+def learned_from(folder: Path) -> dict[str, Any] | None:
+    """What knowledge a checkpoint's model learned from, see `Knowledge.summary`; None for none."""
+    path = folder / "knowledge.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint is all there; both formats keep at their ends what tells."""
+    try:
+        with safe_open(folder / "model.safetensors", "pt"):
+            return zipfile.is_zipfile(folder / "training.pt") and (folder / "config.yaml").is_file()
+    except (OSError, SafetensorError):
+        return False
+
+
+def _load_weights(student: Student, folder: Path) -> None:
+    path = folder / "model.safetensors"
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({_first_line(error)}); is {folder} a checkpoint, wholly copied?"
+        ) from error
+    try:
+        load_weights(student, state, source=str(path))
+    except BackboneError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _rng_state() -> dict:
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+    }
+
+
+def _set_rng_state(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")

@@ -1,0 +1,165 @@
+"""Reading an experiment: every mistake at once, each with its dotted path, the value found and what to do about it."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from waver.config.schema import CommonData, ExperimentConfig, MsrvttData, Section, TableData
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message lists every reason."""
+
+
+def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
+    """Reads an experiment.
+
+    Args:
+        path: the YAML file.
+        overrides: dotted key -> value, applied after reading: `{"train.lr": 3e-5}`.
+
+    Raises:
+        ConfigError: with every mistake in the file and the overrides.
+    """
+    path = Path(path)
+    raw = _read_yaml(path)
+    for key, value in (overrides or {}).items():
+        _set(raw, key, value)
+    try:
+        return ExperimentConfig.model_validate(raw)
+    except ValidationError as error:
+        problems = list(dict.fromkeys(_describe(problem, raw) for problem in error.errors()))
+        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        raise ConfigError(f"{path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems)) from None
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """Turns `["train.lr=3e-5"]`, as given to `--set`, into `{"train.lr": 3e-5}`; values are YAML."""
+    overrides, problems = {}, []
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+            problems.append(f"--set {assignment}: write it as section.key=value, for example train.lr=3e-5")
+            continue
+        try:
+            overrides[key] = yaml.load(value, _Loader)
+        except yaml.YAMLError as error:
+            problems.append(f"--set {assignment}: the value is not YAML ({_where(error)})")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return overrides
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers (1e-4 is one), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        self.flatten_mapping(node)
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; in {path.parent} there is: {', '.join(siblings)}" if siblings else ""
+        raise ConfigError(f"{path}: no such file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {_where(error)}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: an experiment is a mapping of sections (name, data, train, ...), this is {type(raw).__name__}"
+        )
+    return raw
+
+
+def _where(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or str(error)
+    return f"{what} in line {mark.line + 1}, column {mark.column + 1}" if mark else what
+
+
+def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for name in parents:
+        # A scalar in the way of a dotted key is replaced; validation then says what is missing from the section.
+        if not isinstance(raw.get(name), dict):
+            raw[name] = {}
+        raw = raw[name]
+    raw[last] = value
+
+
+def _describe(problem: Mapping[str, Any], raw: Any) -> str:
+    """One line for one mistake: dotted path, value, what is wrong, remedy."""
+    # The name of the chosen variant of a union (the data set's format) stands in pydantic's path, not in the user's file.
+    location = [str(part) for part in problem["loc"]]
+    if len(location) > 1 and location[0] == "data" and location[1] in _formats():
+        del location[1]
+    if location[:2] == ["model", "backbone"]:
+        del location[2:]
+    dotted, kind = ".".join(location), problem["type"]
+    if kind == "extra_forbidden":
+        known = list(_keys_of(location[:-1], raw))
+        near = difflib.get_close_matches(location[-1], known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys here: {', '.join(known)}"
+        return f"{dotted}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{dotted}: is missing; {_doc_of(location) or 'add it'}"
+    if kind.startswith("union_tag"):
+        return f"data.format: which data set this is; one of {', '.join(_formats())}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not dotted:
+        return message
+    remedy = f" ({doc})" if (doc := _doc_of(location)) else ""
+    return f"{dotted}: {problem['input']!r}: {message[0].lower() + message[1:]}{remedy}"
+
+
+def _formats() -> list[str]:
+    return [variant.model_fields["format"].annotation.__args__[0] for variant in (MsrvttData, TableData)]
+
+
+def _section(location: list[str], raw: Any) -> type[Section] | None:
+    if not location:
+        return ExperimentConfig
+    if location[0] == "data":
+        chosen = raw.get("data", {}).get("format") if isinstance(raw.get("data"), dict) else None
+        return {"msrvtt": MsrvttData, "table": TableData}.get(chosen, CommonData)
+    annotation = ExperimentConfig.model_fields.get(location[0])
+    annotation = annotation.annotation if annotation else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _keys_of(location: list[str], raw: Any) -> Iterator[str]:
+    section = _section(location, raw)
+    yield from (section.model_fields if section else ())
+
+
+def _doc_of(location: list[str]) -> str:
+    section = _section(location[:-1], {}) if location else None
+    field = section.model_fields.get(location[-1]) if section else None
+    return (field.description or "").replace("\n", " ") if field else ""

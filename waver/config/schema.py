@@ -1,0 +1,364 @@
+"""Everything that may stand in an experiment, section by section."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and nothing unknown may stand in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class CommonData(Section):
+    """What every data set needs."""
+
+    annotations: Path
+    """Where the captions are: a folder (msrvtt) or one file (table)."""
+    videos: Path
+    """Folder of the video files; subfolders are searched too."""
+    allow_missing_videos: bool = False
+    """False: a video that is not on disk is an error. True: it is decoded as `missing` and counts as a miss."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Share of training videos held out for choosing the model, where the data set has no validation split."""
+    validation_seed: int = 0
+    """Which videos are held out. Apart from `seed`, so that repeats of a run validate on the same videos."""
+
+
+class MsrvttData(CommonData):
+    """MSR-VTT in its original files: `MSRVTT_data.json` and the csv files of the split."""
+
+    format: Literal["msrvtt"]
+    split: Literal["9k", "7k", "full"] = "9k"
+    """9k and 7k are tested on 1k-A (`MSRVTT_JSFUSION_test.csv`), full on the official 2,990."""
+
+
+class TableData(CommonData):
+    """The user's own data: one row a caption, in JSONL, CSV or Parquet."""
+
+    format: Literal["table"]
+
+
+class VideoConfig(Section):
+    """Which frames of a video, and how large."""
+
+    frames_per_second: Positive = 1.0
+    max_frames: Count = 12
+    """More are thinned out evenly."""
+    size: Count = 224
+    """Short side and centre crop, pixels."""
+
+
+class IngestConfig(Section):
+    """Decoding videos into the clip store."""
+
+    frame_format: Literal["raw", "jpeg"] = "raw"
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
+    decoders: Count | None = None
+    """Clips decoded at the same time; by default one for every CPU of the cluster."""
+    clips_per_block: Count = 32
+    """Clips in one file of the store: what a killed run repeats at most, and the unit of memory."""
+    timeout_s: Positive = 60.0
+    """A clip that takes longer is given up."""
+    max_failed_fraction: Fraction = 0.01
+    """More failures than this and the command fails, after writing the ledger."""
+
+
+class TextConfig(Section):
+    """How a caption becomes tokens."""
+
+    max_words: Annotated[int, Field(ge=3, le=77)] = 32
+    """Tokens of a caption, start and end among them."""
+    prompt: str | None = "This is a video about {}."
+    """Sentence into which every caption is put; null for none."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_has_a_place(cls, prompt: str | None) -> str | None:
+        return prompt if prompt is None else _with_a_place(prompt)
+
+
+class ModelConfig(Section):
+    """The student."""
+
+    backbone: str | dict[str, Any] = "ViT-B-32-quickgelu"
+    """A name that open_clip knows, or the mapping that its own model files hold (embed_dim, vision_cfg, text_cfg)."""
+    weights: str | None = "openai"
+    """A file (OpenAI .pt, .safetensors, state dict), a pretrained tag of open_clip, or null for random weights."""
+    temporal: Literal["none", "seqTransf", "seqLSTM"] = "seqTransf"
+    temporal_layers: Count = 4
+
+
+class SimilarityConfig(Section):
+    """How a text meets a video."""
+
+    kind: Literal["dp", "ti", "wti", "xti"] = "wti"
+    wti_layers: Literal[1, 2, 3] = 2
+
+
+class VocabularyConfig(Section):
+    """The dictionary of phrases, made of captions by `waver vocabulary`."""
+
+    parser: str = "en_core_web_sm"
+    """Name of an installed spaCy model."""
+    splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)] = ("train",)
+    """Whose captions are read. Any split but train makes the dictionary, and every result it touches, `leaky`."""
+    min_count: Count = 1
+    """Phrases that occur less often are left out."""
+
+
+class KnowledgeConfig(Section):
+    """What the frozen teacher knows of a clip: the phrases that describe it; and how the student learns it."""
+
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Phrases of a clip that the student is given, best first; 0 for no knowledge."""
+    fusion: Literal["none", "attention"] = "attention"
+    """attention: frames attend to the phrases of their clip. none: frames stay as they are."""
+    at_inference: bool = True
+    """true: clips are informed by their phrases in evaluation too. false: phrases teach in training, and inference runs on
+    vision alone."""
+    num_matches: Count = 30
+    """Phrases that `waver match` keeps for each clip; top_k can be anything up to it."""
+    prompt: str = "This is a video about {}."
+    """Sentence into which the teacher puts a phrase."""
+    released: tuple[Path, ...] = ()
+    """Files of matched phrases as the authors released them (JSON), to be imported in place of matching; they are leaky."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_has_a_place(cls, prompt: str) -> str:
+        return _with_a_place(prompt)
+
+
+class LossConfig(Section):
+    """Weights of the loss terms; 0 switches a term off."""
+
+    contrastive: NotNegative = 1.0
+    """Captions against the videos that the student retrieves: informed ones with knowledge.at_inference, else plain ones."""
+    knowledge: NotNegative = 0.0
+    """The phrases of each clip against plain videos."""
+    distill: NotNegative = 0.0
+    """Plain videos learn to answer captions as informed videos do."""
+    informed: NotNegative = 1.0
+    """Captions against informed videos, where retrieval is by plain ones and `distill` needs somebody to learn from."""
+    temperature: Positive = 1.0
+    """Softens both sides of `distill`."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Term -> weight."""
+        return self.model_dump(exclude={"temperature"})
+
+
+class TrainConfig(Section):
+    """The optimisation."""
+
+    epochs: Count = 5
+    global_batch_size: Annotated[int, Field(ge=2)] = 128
+    """Pairs in a step, summed over all workers."""
+    captions_per_clip: Count = 1
+    """Times an epoch visits each clip, with another caption each time."""
+    lr: Positive = 1e-4
+    backbone_lr_scale: NotNegative = 1e-3
+    """The backbone learns with `lr` times this."""
+    weight_decay: NotNegative = 0.2
+    warmup_fraction: Fraction = 0.1
+    """Share of all steps in which the learning rate rises from 0; then it falls as a cosine."""
+    clip_grad_norm: Positive = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on GPUs, fp32 on CPUs."""
+
+
+class EvaluateConfig(Section):
+    """Computing the metrics. The figures do not depend on these; memory and speed do."""
+
+    batch_size: Count = 64
+    """Clips, or captions, embedded at a time."""
+    chunk_size: Count = 256
+    """Side of the tiles in which the similarity is computed."""
+
+
+class ResourcesConfig(Section):
+    """What a run asks of the cluster."""
+
+    workers: Count = 1
+    cpus_per_worker: Positive = 1.0
+    gpus_per_worker: NotNegative | None = None
+    """By default 1 where the cluster has GPUs, else 0."""
+    loaders_per_worker: Count = 2
+    """Batches read from the clip store at the same time, for each worker."""
+    wait_s: NotNegative = 0.0
+    """How long to wait for a cluster that is still growing before saying that it is too small."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often training goes on from its last checkpoint after a worker was lost."""
+    timeout_s: Positive = 1800.0
+    """How long workers wait for one another in an exchange before the silent one counts as lost."""
+
+
+class StorageConfig(Section):
+    """Where everything is kept."""
+
+    path: Path = Path("storage")
+    """Folder that every node of the cluster sees: `clips/`, `dictionaries/`, `knowledge/` and `runs/`."""
+
+
+class ExperimentConfig(Section):
+    """One experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the folder of the run."""
+    seed: int = 0
+    data: Annotated[MsrvttData | TableData, Field(discriminator="format")]
+    video: VideoConfig = VideoConfig()
+    ingest: IngestConfig = IngestConfig()
+    text: TextConfig = TextConfig()
+    model: ModelConfig = ModelConfig()
+    similarity: SimilarityConfig = SimilarityConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    knowledge: KnowledgeConfig = KnowledgeConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ExperimentConfig":
+        loss, knowledge = self.loss, self.knowledge
+        if not any((loss.contrastive, loss.knowledge, loss.distill)):
+            raise ValueError("loss: every weight is 0, nothing would be learned; set loss.contrastive to 1")
+        for term in ("knowledge", "distill"):
+            if getattr(loss, term) and not knowledge.top_k:
+                raise ValueError(
+                    f"loss.{term} = {getattr(loss, term):g} learns from phrases, and knowledge.top_k = 0 gives none: set it "
+                    "to 1 or more"
+                )
+        if loss.distill and knowledge.fusion == "none":
+            raise ValueError(
+                f"loss.distill = {loss.distill:g} learns from informed videos, and knowledge.fusion = none informs none: "
+                "set it to attention"
+            )
+        if loss.distill and not knowledge.at_inference and not loss.informed:
+            raise ValueError(
+                f"loss.distill = {loss.distill:g} learns from informed videos, which with loss.informed = 0 would never "
+                "learn anything themselves: set it to 1"
+            )
+        if not loss.contrastive and (not loss.distill or knowledge.at_inference):
+            # Parameters would be left without gradient, for which DDP waits.
+            raise ValueError(
+                "loss.contrastive = 0 leaves the videos that are retrieved without captions to learn from: set it above 0; "
+                "only with knowledge.at_inference = false can loss.distill take its place"
+            )
+        if knowledge.top_k > knowledge.num_matches:
+            raise ValueError(
+                f"knowledge.top_k = {knowledge.top_k} is more than knowledge.num_matches = {knowledge.num_matches}, which "
+                "are kept for each clip: raise the latter"
+            )
+        if self.uses_knowledge and self.model.weights is None:
+            raise ValueError(
+                "model.weights = null makes a teacher with random weights, who knows nothing: name a file or a pretrained "
+                "tag, or set knowledge.top_k to 0"
+            )
+        if 0 < (self.resources.gpus_per_worker or 0) < 1 and self.resources.workers > 1:
+            raise ValueError(
+                f"resources.gpus_per_worker = {self.resources.gpus_per_worker:g} would put several workers of a run on one "
+                "GPU, which NCCL refuses: take 1 GPU for each worker, or 1 worker"
+            )
+        if 2 * self.resources.workers > self.train.global_batch_size:
+            raise ValueError(
+                f"resources.workers = {self.resources.workers} is more than half of train.global_batch_size = "
+                f"{self.train.global_batch_size}: in a small batch some workers would have no pair; lower the former"
+            )
+        return self
+
+    @property
+    def uses_fusion(self) -> bool:
+        """Whether frames attend to phrases, at inference or for those who learn from it in training."""
+        knowledge = self.knowledge
+        attends = knowledge.top_k > 0 and knowledge.fusion == "attention"
+        return attends and (knowledge.at_inference or self.loss.distill > 0)
+
+    @property
+    def uses_knowledge(self) -> bool:
+        """Whether training needs the phrases of clips."""
+        return self.uses_fusion or self.loss.knowledge > 0
+
+    @property
+    def informed_at_inference(self) -> bool:
+        """Whether evaluation needs the phrases of clips."""
+        return self.uses_fusion and self.knowledge.at_inference
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run keeps its configuration, checkpoints, events and metrics."""
+        return self.storage.path / "runs" / self.name
+
+    @property
+    def clip_store(self) -> Path:
+        """Clip store of these videos decoded in this way: experiments that agree on both share it."""
+        key = {
+            "videos": str(self.data.videos.expanduser().absolute()),
+            "video": self.video.model_dump(),
+            "frames": (
+                self.ingest.frame_format,
+                self.ingest.jpeg_quality if self.ingest.frame_format == "jpeg" else None,
+            ),
+        }
+        return self.storage.path / "clips" / f"{self.data.videos.name}-{_digest(key)}"
+
+    @property
+    def dictionary(self) -> Path:
+        """Dictionary of phrases of these captions."""
+        key = {
+            "data": self.data.model_dump(mode="json", exclude={"annotations", "videos", "allow_missing_videos"}),
+            "annotations": str(self.data.annotations.expanduser().absolute()),
+            "vocabulary": self.vocabulary.model_dump(mode="json"),
+        }
+        return self.storage.path / "dictionaries" / f"{self.data.annotations.stem}-{_digest(key)}"
+
+    @property
+    def knowledge_store(self) -> Path:
+        """What this teacher knows of these clips in the words of this dictionary."""
+        released = [str(path.expanduser().absolute()) for path in self.knowledge.released]
+        key = {
+            "clips": self.clip_store.name,
+            "phrases": released or self.dictionary.name,
+            "teacher": (self.model.backbone, self.model.weights, self.knowledge.prompt),
+            "num_matches": self.knowledge.num_matches,
+        }
+        return self.storage.path / "knowledge" / f"{self.data.videos.name}-{_digest(key)}"
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that a result depends on, without those that only say where and how fast it is computed."""
+        settings = self.model_dump(mode="json", exclude={"resources", "evaluate", "storage", "ingest"})
+        return settings | {
+            "ingest": {"frame_format": self.ingest.frame_format, "jpeg_quality": self.ingest.jpeg_quality}
+        }
+
+    def digest(self) -> str:
+        """Short hash of `identity`."""
+        return _digest(self.identity())
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, as `load_config` reads it."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _with_a_place(prompt: str) -> str:
+    if prompt.count("{}") != 1:
+        raise ValueError("it must contain {} exactly once, where the text goes")
+    return prompt
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]

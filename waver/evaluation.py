@@ -1,0 +1,190 @@
+"""Exact evaluation of a split, shared by any number of workers, with the same figures for each number.
+
+Batches of clips and tiles of the similarity are cut without regard to the workers and then dealt to them: whoever computes
+one gets the same bits. Nothing is dropped and nothing counted twice.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from waver import parallel
+from waver.annotations import validation_source
+from waver.backbone import tokenize
+from waver.batch import Embeddings, frames_to_tensor
+from waver.clip_store import ClipStore
+from waver.config import ExperimentConfig
+from waver.engine import autocast
+from waver.epochs import fixed_batches
+from waver.knowledge import Knowledge
+from waver.metrics import Ranks, direction_metrics, rank_tiles, retrieval_metrics, row_chunks
+from waver.model import Student
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of a split, and what they were computed over."""
+
+    metrics: dict[str, float]
+    split: str
+    gallery_size: int
+    num_queries: int
+    missing_clips: tuple[str, ...]
+    """In the gallery without embedding: misses."""
+    ranks: Ranks
+    validation: str
+    """Where the validation split comes from: the data set's own, or held out of train."""
+    styles: dict[str, dict[str, float]]
+    """Style of writing -> t2v metrics of the captions in it; empty where the data set tells no styles."""
+
+
+@torch.no_grad()
+def evaluate(
+    student: Student,
+    captions: pa.Table,
+    store: ClipStore,
+    config: ExperimentConfig,
+    *,
+    split: str,
+    knowledge: Knowledge | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Exact metrics of a split, shared by the workers; identical for any number of them, on each of them.
+
+    Args:
+        student: the model.
+        captions: caption table; only rows of the split count.
+        store: its clips.
+        config: of the experiment.
+        split: train, validation or test.
+        knowledge: of the clips, needed where config.informed_at_inference; else it is never looked at.
+        on_progress: is told (clips embedded, clips to embed) of this worker.
+
+    Raises:
+        ValueError: empty split, no clip of it decoded, or NaN in a similarity.
+    """
+    device = student.logit_scale.device
+    student.eval()
+    texts, styles, clip_ids, clip_of_text = _gallery(captions, split)
+    decoded = set(store.ok_clip_ids())
+    is_available = torch.tensor([clip in decoded for clip in clip_ids])
+    if not is_available.any():
+        raise ValueError(
+            f"none of the {len(clip_ids)} clips of the {split} split could be decoded: see the ledger of the clip store"
+        )
+    if not config.informed_at_inference:
+        knowledge = None
+    assert knowledge or not config.informed_at_inference, "informed videos need the phrases of their clips"
+    available = [clip for clip in clip_ids if clip in decoded]
+    video = _embed_clips(student, available, store, config, knowledge, on_progress)
+    slot = (
+        (is_available.cumsum(0) - 1).clamp(min=0).to(device)
+    )  # row of a clip's embedding; of no meaning where it has none
+
+    chunks = row_chunks(clip_of_text, config.evaluate.chunk_size)[parallel.rank() :: parallel.world_size()]
+    text = {chunk.start: _embed_texts(student, texts[chunk], config) for chunk in chunks}
+
+    def tile(rows: slice, columns: slice) -> Tensor:
+        return student.similarity(text[rows.start], video.map(lambda tensor: tensor[slot[columns]]))
+
+    ranks = rank_tiles(
+        tile,
+        clip_of_text.to(device),
+        is_available.to(device),
+        chunk_size=config.evaluate.chunk_size,
+        worker=parallel.rank(),
+        num_workers=parallel.world_size(),
+        all_reduce=parallel.all_reduce,
+    )
+    assert (len(ranks.t2v), len(ranks.v2t)) == (len(texts), len(clip_ids)), "every query is ranked exactly once"
+    return Evaluation(
+        metrics=retrieval_metrics(ranks),
+        split=split,
+        gallery_size=len(clip_ids),
+        num_queries=len(texts),
+        missing_clips=tuple(clip for clip in clip_ids if clip not in decoded),
+        ranks=ranks,
+        validation=validation_source(captions),
+        styles={
+            style: direction_metrics("t2v", ranks.t2v[torch.from_numpy(styles == style)], len(clip_ids))
+            for style in sorted(set(styles) - {""})
+        },
+    )
+
+
+def _gallery(captions: pa.Table, split: str) -> tuple[list[str], np.ndarray, list[str], Int[Tensor, " texts"]]:
+    """(captions, their styles, clip ids, number of each caption's clip) of a split; captions of a clip are adjacent."""
+    rows = captions.filter(pa.compute.equal(captions["split"], split))
+    if rows.num_rows == 0:
+        counts = {row["values"]: row["counts"] for row in captions["split"].value_counts().to_pylist()}
+        raise ValueError(f"the {split} split has no captions; the data set has: {counts}")
+    rows = rows.sort_by([("clip_id", "ascending"), ("caption_index", "ascending")])
+    clip_ids, clip_of_text = np.unique(np.array(rows["clip_id"].to_pylist()), return_inverse=True)
+    styles = np.array(rows["style"].fill_null("").to_pylist(), dtype=object)
+    return rows["caption"].to_pylist(), styles, clip_ids.tolist(), torch.from_numpy(clip_of_text)
+
+
+def _embed_clips(
+    student: Student,
+    clip_ids: list[str],
+    store: ClipStore,
+    config: ExperimentConfig,
+    knowledge: Knowledge | None,
+    on_progress: Callable[[int, int], None],
+) -> Embeddings:
+    """Embeddings of all clips, on every worker; each embeds every world_size-th batch."""
+    device = student.logit_scale.device
+    table = knowledge.phrase_embeddings().to(device) if knowledge else None
+    num_frames, width = config.video.max_frames, student.backbone.width
+    everything = Embeddings(
+        torch.zeros(len(clip_ids), num_frames, width, device=device),
+        torch.zeros(len(clip_ids), num_frames, dtype=torch.bool, device=device),
+        torch.zeros(len(clip_ids), num_frames, device=device),
+    )
+    mine = fixed_batches(len(clip_ids), config.evaluate.batch_size)[parallel.rank() :: parallel.world_size()]
+    for done, (rows, clips) in enumerate(zip(mine, _read_ahead(store, [clip_ids[rows] for rows in mine]), strict=True)):
+        frames, mask = (tensor.to(device, non_blocking=True) for tensor in frames_to_tensor(*clips))
+        phrases = None
+        if knowledge:
+            phrases = table[knowledge.phrase_ids(clip_ids[rows], config.knowledge.top_k).to(device)]
+        with autocast(config, device):
+            video = student.encode_video(frames, mask, phrases)
+        everything.values[rows], everything.mask[rows], everything.weights[rows] = (
+            video.values.float(),
+            mask,
+            video.weights,
+        )
+        on_progress(done + 1, len(mine))
+    # Other workers' rows are 0 here, so the sum is the exact gathering of uneven shares.
+    values, mask, weights = (
+        parallel.all_reduce(t, "sum") for t in (everything.values, everything.mask.int(), everything.weights)
+    )
+    return Embeddings(values, mask.bool(), weights)
+
+
+def _read_ahead(store: ClipStore, batches: list[list[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Reads the next batch while this one is embedded."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        coming = None
+        for batch in batches:
+            arrived, coming = coming, reader.submit(store.read, batch)
+            if arrived:
+                yield arrived.result()
+        if coming:
+            yield coming.result()
+
+
+def _embed_texts(student: Student, texts: list[str], config: ExperimentConfig) -> Embeddings:
+    """Embeddings of some captions, as long as the longest of them."""
+    token_ids, mask = tokenize(texts, max_words=config.text.max_words, prompt=config.text.prompt)
+    longest, device = int(mask.sum(1).max()), student.logit_scale.device
+    with autocast(config, device):
+        text = student.encode_text(token_ids[:, :longest].to(device), mask[:, :longest].to(device))
+    return text.full_precision()

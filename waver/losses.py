@@ -1,0 +1,75 @@
+"""The terms of the loss, from similarities; none of them sees the model.
+
+Each worker holds the rows of its own pairs against ALL columns of the global batch. What it returns is its share of the
+global loss: the sum over workers is the loss of the global batch, whatever their number.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def contrastive(
+    t2v: Float[Tensor, "m M"],
+    v2t: Float[Tensor, "m M"],
+    logit_scale: Float[Tensor, ""],
+    *,
+    offset: int,
+    not_negative: Bool[Tensor, "m M"] | None = None,
+) -> Float[Tensor, ""]:
+    """Symmetric cross-entropy between each caption and its video, CLIP's loss (arXiv 2103.00020).
+
+    Args:
+        t2v: similarity of this worker's m captions with all M videos.
+        v2t: similarity of this worker's m videos with all M captions.
+        logit_scale: factor on the similarities (not its logarithm).
+        offset: column of this worker's first pair.
+        not_negative: pairs that count neither as right nor as wrong (a clip's own pair always counts).
+
+    Returns:
+        Sum over this worker's pairs of (CE(t2v) + CE(v2t)) / 2, divided by M.
+    """
+    targets = torch.arange(offset, offset + len(t2v), device=t2v.device)
+    logits = [logit_scale * rows for rows in (t2v, v2t)]
+    if not_negative is not None:
+        # After the scale: its gradient would be infinity times zero.
+        left_out = not_negative & ~F.one_hot(targets, t2v.shape[1]).bool()
+        logits = [rows.masked_fill(left_out, -torch.inf) for rows in logits]
+    terms = [F.cross_entropy(rows, targets, reduction="sum") for rows in logits]
+    return (terms[0] + terms[1]) / (2 * t2v.shape[1])
+
+
+def shared_phrases(rows: Int[Tensor, "m K"], columns: Int[Tensor, "M K"]) -> Bool[Tensor, "m M"]:
+    """Which clips have a phrase in common: in the `knowledge` term they are not each other's negatives."""
+    return (rows[:, None, :, None] == columns[None, :, None, :]).any(dim=(2, 3))
+
+
+def distillation(
+    student: tuple[Float[Tensor, "m M"], Float[Tensor, "m M"]],
+    teacher: tuple[Float[Tensor, "m M"], Float[Tensor, "m M"]],
+    logit_scale: Float[Tensor, ""],
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Kullback-Leibler divergence of the student's answers from the teacher's, softened (Hinton et al., arXiv 1503.02531).
+
+    No gradient reaches the teacher, nor the scale, which would shrink until both were uniform.
+
+    Args:
+        student: its (t2v, v2t): this worker's m rows against all M columns.
+        teacher: the same of the teacher.
+        logit_scale: factor on all similarities (not its logarithm).
+        temperature: divides what the softmax sees; its square multiplies the result, so that gradients keep their size.
+
+    Returns:
+        Sum over this worker's rows of (KL(t2v) + KL(v2t)) / 2, times temperature squared, divided by M.
+    """
+    scale = logit_scale.detach() / temperature
+    terms = [
+        F.kl_div(
+            (scale * ours).log_softmax(1), (scale * theirs.detach()).log_softmax(1), reduction="sum", log_target=True
+        )
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return temperature**2 * (terms[0] + terms[1]) / (2 * student[0].shape[1])

@@ -1,0 +1,172 @@
+"""Exact retrieval metrics, in both directions, for any number of captions per clip.
+
+The rank of a caption's clip is 1 + (clips with a higher score) + (other clips with the same score) / 2: a tie counts as in
+expectation over a random order of the tied. From video to text a clip stands before groups of captions, one group a clip;
+the score of a group is that of its best caption, and a clip's rank is that of its own group.
+
+A clip without embedding (it could not be decoded) stays in the gallery: nothing finds it, and as a query it is a miss.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# A tile of the similarity: (first text, last text + 1, first clip, last clip + 1) -> (texts, clips).
+Tile = Callable[[slice, slice], Float[Tensor, "t c"]]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Rank of the right answer for every query, from 1; inf is a miss (the right clip has no embedding)."""
+
+    t2v: Float[Tensor, " texts"]
+    v2t: Float[Tensor, " clips"]
+
+
+def rank_tiles(
+    tile: Tile,
+    clip_of_text: Int[Tensor, " texts"],
+    available: Bool[Tensor, " clips"],
+    *,
+    chunk_size: int,
+    worker: int = 0,
+    num_workers: int = 1,
+    all_reduce: Callable[[Tensor, Literal["sum", "max"]], Tensor] = lambda tensor, _: tensor,
+) -> Ranks:
+    """Ranks every right answer, tile by tile; memory grows with the sides of the matrix, not with its area.
+
+    Tiles are the same for any number of workers, so are their values to the last bit, and so are the ranks.
+
+    Args:
+        tile: computes one tile; a worker asks only for rows of its own (`row_chunks(...)[worker::num_workers]`).
+        clip_of_text: the clip of each text; texts of a clip are adjacent and clips come in ascending order.
+        available: which clips have an embedding; scores of the others are ignored.
+        chunk_size: side of a tile; a clip's captions are never parted, so a tile can be higher.
+        worker, num_workers: who this is, among how many.
+        all_reduce: sum or maximum of a tensor over the workers.
+
+    Returns:
+        The ranks of all queries, on every worker.
+
+    Raises:
+        ValueError: where a score is NaN.
+    """
+    num_clips, device = len(available), clip_of_text.device
+    columns = [slice(start, min(start + chunk_size, num_clips)) for start in range(0, num_clips, chunk_size)]
+    rows = row_chunks(clip_of_text, chunk_size)[worker::num_workers]
+    right_text, right_clip = _right_scores(tile, clip_of_text, available, rows, columns)
+    right_clip = all_reduce(right_clip, "max")
+
+    t2v = torch.zeros(2, len(clip_of_text), dtype=torch.long, device=device)  # (higher, equal) for each text
+    v2t = torch.zeros(2, num_clips, dtype=torch.long, device=device)  # the same for each clip
+    for row in rows:
+        clips, group = torch.unique_consecutive(clip_of_text[row], return_inverse=True)
+        for column in columns:
+            scores = _checked(tile(row, column), row, column, available)
+            best = _best_of_group(scores, group, len(clips))
+            numbers = torch.arange(column.start, column.stop, device=device)
+            # The right answer itself is neither higher nor equal.
+            other = clip_of_text[row, None] != numbers
+            t2v[0, row] += ((scores > right_text[row, None]) & other).sum(1)
+            t2v[1, row] += ((scores == right_text[row, None]) & other).sum(1)
+            other = clips[:, None] != numbers
+            v2t[0, column] += ((best > right_clip[column]) & other).sum(0)
+            v2t[1, column] += ((best == right_clip[column]) & other).sum(0)
+    t2v, v2t = all_reduce(t2v, "sum"), all_reduce(v2t, "sum")
+    return Ranks(
+        (1 + t2v[0] + t2v[1] / 2).double().masked_fill(~available[clip_of_text], torch.inf),
+        (1 + v2t[0] + v2t[1] / 2).double().masked_fill(~available, torch.inf),
+    )
+
+
+def row_chunks(clip_of_text: Int[Tensor, " texts"], chunk_size: int) -> list[slice]:
+    """Cuts the texts into chunks of about chunk_size, never between two captions of a clip."""
+    assert bool((clip_of_text[1:] >= clip_of_text[:-1]).all()), "texts must be sorted by clip"
+    _, sizes = torch.unique_consecutive(clip_of_text, return_counts=True)
+    chunks, start, stop = [], 0, 0
+    for size in sizes.tolist():
+        if stop > start and stop + size - start > chunk_size:
+            chunks.append(slice(start, stop))
+            start = stop
+        stop += size
+    return [*chunks, slice(start, stop)]
+
+
+def rank_similarity(
+    similarity: Float[Tensor, "texts clips"],
+    clip_of_text: Int[Tensor, " texts"],
+    available: Bool[Tensor, " clips"] | None = None,
+    *,
+    chunk_size: int = 256,
+) -> Ranks:
+    """Ranks from a whole similarity matrix."""
+    if available is None:
+        available = torch.ones(similarity.shape[1], dtype=torch.bool)
+    return rank_tiles(lambda rows, clips: similarity[rows, clips], clip_of_text, available, chunk_size=chunk_size)
+
+
+def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
+    """`t2v/R@1`, `R@5`, `R@10` in percent, `MdR` and `MnR`; the same for `v2t`.
+
+    A miss is outside every R@K; for the median and mean rank it counts as the last place of the gallery.
+    """
+    gallery_size = len(ranks.v2t)
+    return direction_metrics("t2v", ranks.t2v, gallery_size) | direction_metrics("v2t", ranks.v2t, gallery_size)
+
+
+def direction_metrics(direction: str, ranks: Float[Tensor, " queries"], gallery_size: int) -> dict[str, float]:
+    """Those metrics of one direction, for all of its queries or for some."""
+    metrics = {f"{direction}/R@{k}": 100 * (ranks <= k).double().mean().item() for k in (1, 5, 10)}
+    places = ranks.clamp(max=gallery_size).sort().values
+    middle = len(places) // 2
+    metrics[f"{direction}/MdR"] = ((places[middle] + places[~middle]) / 2).item()
+    metrics[f"{direction}/MnR"] = places.mean().item()
+    return metrics
+
+
+def chance(num_clips: int) -> dict[str, float]:
+    """What `retrieval_metrics` is in expectation for random scores: every clip (or group of captions) equally likely."""
+    metrics = {f"{d}/R@{k}": 100 * min(k / num_clips, 1.0) for d in ("t2v", "v2t") for k in (1, 5, 10)}
+    return metrics | {f"{d}/{name}": (num_clips + 1) / 2 for d in ("t2v", "v2t") for name in ("MdR", "MnR")}
+
+
+def _right_scores(
+    tile: Tile, clip_of_text: Tensor, available: Tensor, rows: list[slice], columns: list[slice]
+) -> tuple[Tensor, Tensor]:
+    """Score of each text with its clip, and of each clip with its best caption.
+
+    They are read from the very tiles that are counted later: another computation could differ in the last bit, and a right
+    answer would tie with itself or lose to itself. Only tiles on the diagonal are needed.
+    """
+    right_text = torch.full(clip_of_text.shape, -torch.inf, device=clip_of_text.device)
+    right_clip = torch.full(available.shape, -torch.inf, device=clip_of_text.device)
+    for row in rows:
+        clips = clip_of_text[row]
+        for column in columns:
+            inside = ((clips >= column.start) & (clips < column.stop)).nonzero().squeeze(1)
+            if len(inside):
+                scores = _checked(tile(row, column), row, column, available)
+                right_text = right_text.to(scores.dtype)
+                right_text[row.start + inside] = scores[inside, clips[inside] - column.start]
+    right_clip = right_clip.to(right_text.dtype).scatter_reduce(0, clip_of_text, right_text, "amax")
+    return right_text, right_clip
+
+
+def _best_of_group(scores: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    best = torch.full((num_groups, scores.shape[1]), -torch.inf, dtype=scores.dtype, device=scores.device)
+    return best.scatter_reduce(0, group[:, None].expand_as(scores), scores, "amax")
+
+
+def _checked(scores: Tensor, row: slice, column: slice, available: Tensor) -> Tensor:
+    scores = scores.masked_fill(~available[column], -torch.inf)
+    if scores.isnan().any():
+        text, clip = scores.isnan().nonzero()[0].tolist()
+        raise ValueError(
+            f"the similarity of text {row.start + text} and clip {column.start + clip} is NaN: no metric can be computed; "
+            "look for a diverged checkpoint or damaged weights"
+        )
+    return scores

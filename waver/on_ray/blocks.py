@@ -1,0 +1,75 @@
+"""Work on blocks of rows by a pool of actors of Ray Data, with errors that a user can read."""
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+
+class BlockError(ValueError):
+    """An actor could not be made, or could not do a block; the message is that of the cause."""
+
+
+def map_blocks(
+    worker: Callable[..., Callable[[pa.Table], Any]],
+    arguments: tuple,
+    blocks: Sequence[pa.Table],
+    *,
+    workers: int,
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
+    patience_s: float = 0.0,
+) -> Iterator[Any]:
+    """Yields what the actors make of the blocks, as each is done, in any order.
+
+    Args:
+        worker: called with `arguments` in each actor, then with one block after the other. What it returns is pickled.
+        arguments: of `worker`.
+        blocks: of rows.
+        workers: actors.
+        num_cpus: of an actor.
+        num_gpus: of an actor.
+        patience_s: how long a block may take, beyond what Ray Data allows by itself.
+
+    Raises:
+        BlockError: for a ValueError, OSError or RuntimeError of an actor.
+    """
+    # from_arrow would run a task for each block, only to look at it.
+    dataset = ray.data.from_blocks(list(blocks)).map_batches(
+        _Actor,
+        fn_constructor_args=(worker, arguments),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
+        num_cpus=num_cpus,
+        num_gpus=num_gpus or None,
+    )
+    dataset.context.enable_progress_bars = False
+    dataset.context.execution_no_progress_timeout_s += patience_s
+    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in block.to_pylist():
+            if row["error"] is not None:
+                raise BlockError(row["error"])
+            yield pickle.loads(row["result"])
+
+
+class _Actor:
+    """Keeps errors as rows: raised here they would reach the user in three wrappings and a page of Ray's own traces."""
+
+    def __init__(self, worker: Callable[..., Callable[[pa.Table], Any]], arguments: tuple):
+        self._work, self._error = None, None
+        try:
+            self._work = worker(*arguments)
+        except (ValueError, OSError, RuntimeError) as error:
+            self._error = str(error)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        result, error = None, self._error
+        if self._work:
+            try:
+                result = pickle.dumps(self._work(block))
+            except (ValueError, OSError, RuntimeError) as failed:
+                error = str(failed)
+        return pa.table({"result": pa.array([result], pa.large_binary()), "error": pa.array([error], pa.string())})

@@ -1,0 +1,105 @@
+"""Joining or starting a Ray cluster, and asking whether it is large enough."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from waver.config import ResourcesConfig
+
+_LOOPBACK = "127.0.0.1"
+_POLL_S = 1.0
+
+
+class ClusterTooSmall(ValueError):
+    """The cluster has not what the run asks for; the message says what there is."""
+
+
+@contextmanager
+def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[str]:
+    """Joins Ray where it runs, or starts it on this machine and ends it afterwards.
+
+    Already initialised Ray is used as it is; then the cluster of RAY_ADDRESS (a job has it); else a cluster of this
+    machine alone, that listens to no other.
+
+    Args:
+        num_cpus: of a cluster that is started; None for all CPUs of the machine.
+        dashboard: of a cluster that is started. Early stopping of Ray Train inside Ray Tune needs it.
+
+    Yields:
+        A sentence on where we are, for the user.
+    """
+    if ray.is_initialized():
+        yield f"using the Ray of this process ({_size()})"
+        return
+    # What workers print goes to Ray's log files; what a user must know comes back in results and errors.
+    quiet = {"logging_level": logging.WARNING, "configure_logging": True, "log_to_driver": False}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        # Nobody else can reach it, and a token of another cluster would only shut us out.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Ray's core would print, for each pool of actors, that their arguments are kept in memory. Errors that matter are
+        # exceptions.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, _node_ip_address=_LOOPBACK, **quiet)
+    try:
+        yield f"joined Ray at {address} ({_size()})" if address else f"started Ray on this machine ({_size()})"
+    finally:
+        ray.shutdown()
+
+
+def require(workers: int, *, cpus_per_worker: float, gpus_per_worker: float = 0.0, wait_s: float = 0.0) -> None:
+    """Checks that the nodes of the cluster, idle, have room for all workers.
+
+    Args:
+        workers: wanted at the same time.
+        cpus_per_worker: of one node.
+        gpus_per_worker: of the same node.
+        wait_s: how long a cluster may take to grow to that size.
+
+    Raises:
+        ClusterTooSmall: if it has not, after `wait_s`.
+    """
+    deadline = time.monotonic() + wait_s
+    while (room := _room(cpus_per_worker, gpus_per_worker)) < workers:
+        if time.monotonic() >= deadline:
+            each = f"{cpus_per_worker:g} CPU" + (f" and {gpus_per_worker:g} GPU" if gpus_per_worker else "")
+            waited = f" after {wait_s:g} s" if wait_s else ""
+            raise ClusterTooSmall(
+                f"{workers} workers with {each} each are asked for, and the cluster has room for {room}{waited} "
+                f"({_size()}): lower resources.workers or what each takes, or add nodes (and raise resources.wait_s "
+                "where the cluster grows by itself)"
+            )
+        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+
+
+def gpus_per_worker(resources: ResourcesConfig) -> float:
+    """GPUs that each worker takes: what was asked for, else 1 where the cluster has some."""
+    asked = resources.gpus_per_worker
+    return float(ray.cluster_resources().get("GPU", 0) > 0) if asked is None else asked
+
+
+def num_cpus() -> int:
+    """CPUs of the whole cluster."""
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
+def _room(cpus: float, gpus: float) -> int:
+    wanted = {"CPU": cpus, "GPU": gpus}
+    return sum(
+        min(int(node["Resources"].get(name, 0) / amount + 1e-9) for name, amount in wanted.items() if amount)
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def _size() -> str:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    have = ray.cluster_resources()
+    nodes_text = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    return f"{nodes_text}, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"

@@ -1,0 +1,125 @@
+"""Evaluating a checkpoint: in this process, or on the workers of a cluster."""
+
+import dataclasses
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import ray
+import torch
+from ray.train.torch import get_device
+from rich.console import Console
+from rich.progress import Progress
+
+from waver.checkpoint import learned_from, load_student
+from waver.clip_store import ClipStore
+from waver.config import ExperimentConfig
+from waver.evaluation import Evaluation, evaluate
+from waver.knowledge import Knowledge
+from waver.metrics import Ranks
+from waver.on_ray.workers import run_on_workers
+
+
+@dataclass(frozen=True)
+class _Job:
+    checkpoint: Path
+    config: ExperimentConfig
+    captions: ray.ObjectRef
+    store: Path
+    knowledge: Path | None
+    split: str
+
+
+def evaluate_here(
+    checkpoint: Path,
+    config: ExperimentConfig,
+    captions: pa.Table,
+    store: ClipStore,
+    knowledge: Knowledge | None = None,
+    *,
+    split: str,
+) -> Evaluation:
+    """Exact metrics of a split, by this process, with a bar on a terminal.
+
+    Args:
+        checkpoint: folder.
+        config: of the run.
+        captions: caption table.
+        store: clips.
+        knowledge: of the clips, where config.informed_at_inference.
+        split: train, validation or test.
+    """
+    student = load_student(checkpoint, config).to("cuda" if torch.cuda.is_available() else "cpu")
+    console = Console(stderr=True)
+    with Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("embedding clips", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return evaluate(student, captions, store, config, split=split, knowledge=knowledge, on_progress=show)
+
+
+def evaluate_on_workers(
+    checkpoint: Path,
+    config: ExperimentConfig,
+    captions: pa.Table,
+    store: ClipStore,
+    knowledge: Knowledge | None = None,
+    *,
+    split: str,
+) -> Evaluation:
+    """The same metrics, by resources.workers of the connected cluster; they are the same for any number of them."""
+    # Ray Train wants a folder that all nodes see for whatever it runs; here it has nothing to keep.
+    scratch = config.storage.path.absolute() / "tmp" / uuid.uuid4().hex
+    job = _Job(
+        checkpoint.absolute(),
+        config,
+        ray.put(captions),
+        store.path.absolute(),
+        knowledge.path.absolute() if knowledge else None,
+        split,
+    )
+    try:
+        return run_on_workers(_evaluate_worker, job, config.resources, name="evaluation", storage=scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def result_of(evaluation: Evaluation, checkpoint: Path, config: ExperimentConfig, *, chosen_on: str | None) -> dict:
+    """What is written about an evaluation: figures, and everything that says what they are figures of.
+
+    Args:
+        evaluation: the figures.
+        checkpoint: of the model.
+        config: of the model.
+        chosen_on: the split on which this checkpoint was found to be the best of its run; None where somebody named it.
+    """
+    knowledge = learned_from(checkpoint)
+    return {
+        "split": evaluation.split,
+        "metrics": evaluation.metrics,
+        "gallery_size": evaluation.gallery_size,
+        "num_queries": evaluation.num_queries,
+        "num_missing_clips": len(evaluation.missing_clips),
+        "missing_clips": list(evaluation.missing_clips),
+        "ties": "a tied answer has the average rank of those it is tied with",
+        "checkpoint": str(checkpoint),
+        "chosen_on": chosen_on,
+        "validation": evaluation.validation,
+        "styles": evaluation.styles,
+        "knowledge": {"at_inference": config.informed_at_inference, "learned_from": knowledge},
+        "leaky": bool(knowledge and knowledge["leaky"]),
+        "config": config.digest(),
+    }
+
+
+def _evaluate_worker(job: _Job) -> Evaluation:
+    student = load_student(job.checkpoint, job.config).to(get_device())
+    knowledge = Knowledge(job.knowledge) if job.knowledge else None
+    evaluation = evaluate(
+        student, ray.get(job.captions), ClipStore(job.store), job.config, split=job.split, knowledge=knowledge
+    )
+    return dataclasses.replace(evaluation, ranks=Ranks(evaluation.ranks.t2v.cpu(), evaluation.ranks.v2t.cpu()))

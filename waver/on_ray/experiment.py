@@ -1,0 +1,245 @@
+"""The stages of an experiment, from its configuration: ingest, vocabulary, match, train, evaluate."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from waver.clip_store import ClipStore, StoreError
+from waver.config import ExperimentConfig
+from waver.engine import load_captions, store_settings
+from waver.files import write_json
+from waver.knowledge import (
+    Dictionary,
+    Knowledge,
+    KnowledgeError,
+    make_dictionary,
+    read_dictionary,
+    write_dictionary,
+)
+from waver.on_ray.cluster import connect
+from waver.on_ray.evaluate import evaluate_here, evaluate_on_workers, result_of
+from waver.on_ray.ingest import IngestReport, ingest
+from waver.on_ray.match import match
+from waver.on_ray.stream import CPUS_PER_LOADER
+from waver.on_ray.train import train
+from waver.on_ray.vocabulary import make_vocabulary
+from waver.released import read_released
+from waver.run import find_checkpoint
+
+Say = Callable[[str], None]
+LEAKY = "leaky: the dictionary was made with captions of validation or test; no result of it is an honest one"
+
+
+def run_ingest(config: ExperimentConfig, *, say: Say, progress: bool = True) -> IngestReport:
+    """Decodes the videos of an experiment into its clip store."""
+    captions = load_captions(config)
+    say(f"decoding the clips of {len(captions)} captions into {config.clip_store}")
+    return ingest(
+        captions,
+        config.clip_store,
+        store_settings(config),
+        timeout_s=config.ingest.timeout_s,
+        decoders=config.ingest.decoders,
+        clips_per_block=config.ingest.clips_per_block,
+        max_failed_fraction=config.ingest.max_failed_fraction,
+        progress=progress,
+    )
+
+
+def run_vocabulary(config: ExperimentConfig, *, say: Say, progress: bool = True) -> Dictionary:
+    """Makes the dictionary of phrases of an experiment's captions, or opens it where these captions were read before.
+
+    Raises:
+        KnowledgeError: where the experiment imports released phrases, or its captions have none.
+    """
+    if config.knowledge.released:
+        raise KnowledgeError(
+            "knowledge.released names files that bring their own phrases: go on with `waver match CONFIG`, or take it out"
+        )
+    settings = config.vocabulary
+    chosen = _captions_of(load_captions(config), settings.splits)
+    source = {
+        "splits": list(settings.splits),
+        "num_captions": len(chosen),
+        "captions": _digest(chosen),
+        "parser": settings.parser,
+        "min_count": settings.min_count,
+    }
+    if (config.dictionary / "manifest.json").exists():
+        dictionary = read_dictionary(config.dictionary)
+        if dictionary.manifest.items() >= source.items():
+            say(f"{config.dictionary} has the phrases of these {len(chosen)} captions")
+            return dictionary
+    say(f"looking for phrases in {len(chosen)} captions of {', '.join(settings.splits)}")
+    phrases = make_vocabulary(chosen, parser=settings.parser, min_count=settings.min_count, say=say, progress=progress)
+    if len(phrases) == 0:
+        raise KnowledgeError(
+            f"no phrase was found in {len(chosen)} captions: they need sentences with a subject, a verb and an object, in "
+            f"the language of {settings.parser}"
+        )
+    dictionary = make_dictionary(phrases, leaky=any(split != "train" for split in settings.splits), **source)
+    write_dictionary(config.dictionary, dictionary)
+    return dictionary
+
+
+def run_match(config: ExperimentConfig, *, say: Say, progress: bool = True) -> Knowledge:
+    """Matches the clips of an experiment with the phrases of its dictionary, or imports released matches.
+
+    Raises:
+        KnowledgeError: where something is missing that must be made first, or was made from something else.
+        AnnotationError: for released files that do not fit.
+    """
+    captions = load_captions(config)
+    store = open_store(config, captions)
+    asked = set(captions["clip_id"].to_pylist())
+    clip_ids = [clip_id for clip_id in store.ok_clip_ids() if clip_id in asked]
+    if config.model.weights is None:
+        raise KnowledgeError(
+            "model.weights = null makes a teacher with random weights, who knows nothing: name a file or a pretrained tag"
+        )
+    with connect(num_cpus=local_cpus(config)) as where:
+        say(where)
+        if config.knowledge.released:
+            dictionary, matches = read_released(config.knowledge.released, sorted(asked), config.knowledge.num_matches)
+        else:
+            dictionary, matches = read_dictionary(config.dictionary), None
+            _check_captions(dictionary.manifest, captions, config)
+        return match(config, clip_ids, store, dictionary, released=matches, say=say, progress=progress)
+
+
+def run_training(config: ExperimentConfig, *, say: Say) -> dict:
+    """Trains an experiment whose videos are ingested, or continues it. Returns what stands in its result.json."""
+    captions = load_captions(config)
+    store = open_store(config, captions)
+    knowledge = None
+    if config.uses_knowledge:
+        splits = ("train", "validation") if config.informed_at_inference else ("train",)
+        knowledge = open_knowledge(config, captions, store, splits)
+        if knowledge.leaky:
+            say(LEAKY)
+    with connect(num_cpus=local_cpus(config)) as where:
+        say(where)
+        return train(config, captions, store, knowledge, say=say)
+
+
+def run_evaluation(path: Path, config: ExperimentConfig, *, split: str, say: Say, output: Path | None = None) -> dict:
+    """Evaluates a checkpoint, or the best one of a run; writes the result as JSON and returns it.
+
+    Args:
+        path: of the checkpoint or the run.
+        config: that of the checkpoint, perhaps with other places and resources.
+        split: train, validation or test.
+        say: is told what is going on.
+        output: JSON file; by default `evaluation_<split>.json` in the folder of the run, with the checkpoint's name in it
+            where one was named.
+    """
+    checkpoint = find_checkpoint(path)
+    captions = load_captions(config)
+    store = open_store(config, captions)
+    knowledge = open_knowledge(config, captions, store, (split,)) if config.informed_at_inference else None
+    say(f"evaluating {checkpoint} on the {split} split")
+    if config.resources.workers == 1 and "RAY_ADDRESS" not in os.environ:
+        evaluation = evaluate_here(checkpoint, config, captions, store, knowledge, split=split)
+    else:
+        with connect(num_cpus=local_cpus(config)) as where:
+            say(where)
+            evaluation = evaluate_on_workers(checkpoint, config, captions, store, knowledge, split=split)
+    is_best = path != checkpoint
+    result = result_of(evaluation, checkpoint, config, chosen_on="validation" if is_best else None)
+    if result["leaky"]:
+        say(LEAKY)
+    name = f"evaluation_{split}.json" if is_best else f"evaluation_{split}_{checkpoint.name}.json"
+    write_json(output or checkpoint.parent / name, result)
+    return result
+
+
+def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
+    """The clip store of an experiment.
+
+    Raises:
+        StoreError: where it is not there, decoded in another way, or was never asked for some of the clips.
+    """
+    store = ClipStore(config.clip_store)
+    if store.settings.key != store_settings(config).key:
+        asked = dataclasses.asdict(store_settings(config))
+        raise StoreError(
+            f"{config.clip_store} was decoded with {store.settings.key}, the configuration asks for {asked}"
+        )
+    asked, known = set(captions["clip_id"].to_pylist()), set(store.ledger["clip_id"].to_pylist())
+    if unknown := sorted(asked - known):
+        raise StoreError(
+            f"{len(unknown)} of {len(asked)} clips were never ingested into {config.clip_store} "
+            f"({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}): run `waver ingest CONFIG`, which decodes "
+            "what is missing"
+        )
+    return store
+
+
+def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStore, splits: Sequence[str]) -> Knowledge:
+    """The knowledge of an experiment.
+
+    Args:
+        config: of the experiment.
+        captions: its caption table.
+        store: its clips.
+        splits: of the clips that will be looked up.
+
+    Raises:
+        KnowledgeError: where it is not there, belongs to other captions, or lacks clips or phrases that are needed.
+    """
+    knowledge = Knowledge(config.knowledge_store)
+    if not knowledge.manifest["complete"]:
+        raise KnowledgeError(
+            f"{knowledge.path} is not finished: run `waver match CONFIG` again, which goes on where it was"
+        )
+    _check_captions(knowledge.manifest["dictionary"], captions, config)
+    if config.knowledge.top_k > knowledge.manifest["num_matches"]:
+        raise KnowledgeError(
+            f"knowledge.top_k = {config.knowledge.top_k}, and each clip has {knowledge.manifest['num_matches']} phrases in "
+            f"{knowledge.path}: lower it"
+        )
+    decoded = set(store.ok_clip_ids())
+    for split in splits:
+        clips = set(captions["clip_id"].filter(pc.equal(captions["split"], split)).to_pylist()) & decoded
+        if unknown := sorted(knowledge.unknown(list(clips))):
+            released = config.knowledge.released
+            remedy = (
+                "name a released file that has them, set knowledge.at_inference to false if only training is covered, or "
+                "take out knowledge.released and match by yourself"
+                if released
+                else "run `waver match CONFIG`, which matches what is missing"
+            )
+            raise KnowledgeError(
+                f"nothing is known of {len(unknown)} of {len(clips)} clips of {split} ({', '.join(unknown[:3])}"
+                f"{', ...' if len(unknown) > 3 else ''}) in {knowledge.path}: {remedy}"
+            )
+    return knowledge
+
+
+def _captions_of(captions: pa.Table, splits: Sequence[str]) -> list[str]:
+    return captions["caption"].filter(pc.is_in(captions["split"], value_set=pa.array(splits, pa.string()))).to_pylist()
+
+
+def _digest(captions: list[str]) -> str:
+    return hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16]
+
+
+def _check_captions(dictionary: dict, captions: pa.Table, config: ExperimentConfig) -> None:
+    """Imported dictionaries tell no captions."""
+    if "captions" in dictionary and dictionary["captions"] != _digest(_captions_of(captions, dictionary["splits"])):
+        raise KnowledgeError(
+            f"the captions of {', '.join(dictionary['splits'])} are not those that the dictionary was made of: run "
+            f"`waver vocabulary CONFIG` again (it replaces {config.dictionary}), then `waver match CONFIG`"
+        )
+
+
+def local_cpus(config: ExperimentConfig) -> int:
+    """CPUs that a cluster of this machine alone is given. They are a count, not a reservation: workers may share one."""
+    resources = config.resources
+    wanted = resources.workers * (resources.cpus_per_worker + resources.loaders_per_worker * CPUS_PER_LOADER)
+    return max(os.cpu_count() or 1, int(-(-wanted // 1)))

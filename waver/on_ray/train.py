@@ -1,0 +1,235 @@
+"""Training with Ray Train: DDP workers fed by Ray Data, checkpoints, resuming."""
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.train
+from ray.train.torch import get_device
+
+from waver import parallel
+from waver.annotations import validation_source
+from waver.batch import Batch
+from waver.checkpoint import restore_training, save_checkpoint
+from waver.clip_store import ClipStore
+from waver.config import ExperimentConfig
+from waver.engine import Training, build_student, build_training, make_batch, train_epoch
+from waver.epochs import epoch_batches
+from waver.evaluation import evaluate
+from waver.files import write_json
+from waver.knowledge import Knowledge
+from waver.on_ray.progress import follow
+from waver.on_ray.stream import CPUS_PER_LOADER, clip_stream
+from waver.on_ray.workers import run_on_workers
+from waver.run import (
+    SELECTION_METRIC,
+    best_checkpoint,
+    checkpoint_name,
+    checkpoints,
+    finished,
+    open_run,
+)
+from waver.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker is handed."""
+
+    config: ExperimentConfig
+    captions: ray.ObjectRef
+    """Caption table."""
+    store: Path
+    knowledge: Path | None
+    run_folder: Path
+
+
+def train(
+    config: ExperimentConfig,
+    captions: pa.Table,
+    store: ClipStore,
+    knowledge: Knowledge | None = None,
+    *,
+    say: Callable[[str], None],
+) -> dict:
+    """Trains an experiment, or continues it where its last checkpoint was, on the connected Ray cluster.
+
+    Args:
+        config: of the experiment.
+        captions: its caption table.
+        store: its clips.
+        knowledge: of the clips, where config.uses_knowledge.
+        say: is told, in sentences, what is going on.
+
+    Returns:
+        What the run came to, as in its result.json.
+
+    Raises:
+        WorkerError: the run cannot go on; its last checkpoint is kept.
+        ValueError: what was asked cannot be run at all.
+    """
+    folder = config.run_folder.absolute()
+    for split in ("train", "validation"):  # rather now than after the first epoch
+        _check_split(captions, store, split)
+    rows = training_rows(captions, store)
+    steps_per_epoch = len(plan_epoch(config, captions, rows, epoch=0))
+    open_run(folder, config)
+    if result := finished(folder):
+        say(f"{folder} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name")
+        return result
+    build_student(config)  # what cannot be built is said here, not by the workers
+    done = max(checkpoints(folder), default=0)
+    say(
+        f"{'continuing' if done else 'training'} {config.name}: epochs {done + 1} to {config.train.epochs} of "
+        f"{steps_per_epoch} steps, {config.resources.workers} workers; everything goes to {folder}"
+    )
+    start = time.perf_counter()
+    with follow(folder, num_steps=config.train.epochs * steps_per_epoch, say=say):
+        outcome = run_on_workers(
+            _train_worker,
+            _Job(
+                config,
+                ray.put(captions),
+                store.path.absolute(),
+                knowledge.path.absolute() if knowledge else None,
+                folder,
+            ),
+            config.resources,
+            name=folder.name,
+            storage=folder.parent,
+            extra_cpus=config.resources.loaders_per_worker * CPUS_PER_LOADER,
+            selection_metric=SELECTION_METRIC,
+        )
+    checkpoint, metrics = best_checkpoint(folder)
+    result = {
+        "epochs": config.train.epochs,
+        "steps": config.train.epochs * steps_per_epoch,
+        "best_checkpoint": checkpoint.name,
+        "validation": metrics,
+        "validation_split": validation_source(captions),
+        "knowledge": {
+            "at_inference": config.informed_at_inference,
+            "learned_from": knowledge.summary() if knowledge else None,
+        },
+        "leaky": bool(knowledge and knowledge.leaky),
+        "config": config.digest(),
+        "seconds": time.perf_counter() - start,
+        **outcome,
+    }
+    write_json(folder / "result.json", result)
+    return result
+
+
+def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
+    """Rows of the caption table that can be trained on: of the train split, with frames; captions of a clip adjacent."""
+    train = pc.equal(captions["split"], "train")
+    decoded = pc.is_in(captions["clip_id"], value_set=pa.array(store.ok_clip_ids(), pa.string()))
+    rows = np.flatnonzero(pc.and_(train, decoded).to_numpy())
+    clip_ids = captions["clip_id"].take(rows).to_numpy()
+    return rows[np.argsort(clip_ids, kind="stable")]
+
+
+def _check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
+    clips = pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], split)))
+    if len(clips) == 0:
+        raise ValueError(f"the {split} split has no captions")
+    if not pc.any(pc.is_in(clips, value_set=pa.array(store.ok_clip_ids(), pa.string()))).as_py():
+        raise ValueError(
+            f"none of the {len(clips)} clips of the {split} split has frames: see the ledger in {store.path}"
+        )
+
+
+def plan_epoch(config: ExperimentConfig, captions: pa.Table, rows: np.ndarray, *, epoch: int) -> list[np.ndarray]:
+    """Rows of the caption table for each global batch of an epoch."""
+    _, clip_of_caption = np.unique(captions["clip_id"].take(rows).to_numpy(), return_inverse=True)
+    batches = epoch_batches(
+        clip_of_caption,
+        epoch=epoch,
+        seed=config.seed,
+        global_batch_size=config.train.global_batch_size,
+        captions_per_clip=config.train.captions_per_clip,
+    )
+    return [rows[batch] for batch in batches]
+
+
+def worker_batches(
+    plan: list[np.ndarray],
+    captions: pa.Table,
+    store: ClipStore,
+    config: ExperimentConfig,
+    knowledge: Knowledge | None = None,
+) -> Iterator[Batch]:
+    """This worker's share of each global batch, read from the clip store by Ray Data and joined with the captions."""
+    rank, world_size = parallel.rank(), parallel.world_size()
+    shares = [rows[parallel.shard(len(rows), rank, world_size)] for rows in plan]
+    clip_ids = [captions["clip_id"].take(share).to_pylist() for share in shares]
+    clips = clip_stream(store, clip_ids, loaders=config.resources.loaders_per_worker)
+    for rows, share, frames in zip(plan, shares, clips, strict=True):
+        assert len(share) == len(frames[1]), "a batch of the stream is a batch of the plan"
+        yield make_batch(captions, share, frames, config, num_pairs=len(rows), knowledge=knowledge)
+
+
+def _train_worker(job: _Job) -> dict:
+    """Runs on every worker, from the last checkpoint to the last epoch."""
+    config, captions, store = job.config, ray.get(job.captions), ClipStore(job.store)
+    knowledge = Knowledge(job.knowledge) if job.knowledge else None
+    rows = training_rows(captions, store)
+    plans = [plan_epoch(config, captions, rows, epoch=epoch) for epoch in range(config.train.epochs)]
+    checkpoint = ray.train.get_checkpoint()
+    training = build_training(
+        config,
+        num_steps=sum(map(len, plans)),
+        device=get_device(),
+        phrases=knowledge.phrase_embeddings() if knowledge else None,
+        pretrained=checkpoint is None,
+    )
+    if checkpoint:
+        with checkpoint.as_directory() as path:
+            restore_training(Path(path), training)
+    plans = plans[training.epoch :]
+    batches = worker_batches([batch for plan in plans for batch in plan], captions, store, config, knowledge)
+    with Tracker(job.run_folder, resume_step=training.step) if parallel.rank() == 0 else nullcontext() as tracker:
+        for plan in plans:
+            for logs in train_epoch(training, islice(batches, len(plan)), config):
+                if tracker:
+                    tracker.log(training.step, logs, epoch=training.epoch + 1)
+            metrics = evaluate(
+                training.student, captions, store, config, split="validation", knowledge=knowledge
+            ).metrics
+            if tracker:
+                tracker.log(training.step, metrics, epoch=training.epoch, split="validation")
+                tracker.flush()
+            _report(training, config, knowledge, metrics)
+    return {
+        "num_train_clips": len(pc.unique(captions["clip_id"].take(rows))),
+        "peak_memory_bytes_of_worker": max(parallel.gather_objects(_peak_memory())),
+    }
+
+
+def _report(
+    training: Training, config: ExperimentConfig, knowledge: Knowledge | None, metrics: dict[str, float]
+) -> None:
+    """Hands a checkpoint to Ray Train, which copies it to the run's folder and drops those no longer needed."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder), training, config, knowledge)
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(folder) if parallel.rank() == 0 else None,
+            checkpoint_dir_name=checkpoint_name(training.epoch),
+        )
+
+
+def _peak_memory() -> int:
+    """Largest resident size of this process so far, bytes."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024

@@ -1,0 +1,62 @@
+"""Captions -> dictionary of phrases, through Ray Data: each actor holds a parser and counts the phrases of its blocks."""
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+
+import numpy as np
+import pyarrow as pa
+
+from waver.on_ray.blocks import map_blocks
+from waver.on_ray.cluster import connect, num_cpus
+from waver.on_ray.progress import show
+from waver.vocabulary import count_phrases, load_parser, merge_counts
+
+_CAPTIONS_PER_BLOCK = 1000
+_CAPTIONS_PER_PARSER = 4000
+"""Fewer are parsed sooner than another parser is loaded."""
+
+
+def make_vocabulary(
+    captions: list[str], *, parser: str, min_count: int, say: Callable[[str], None], progress: bool = True
+) -> pa.Table:
+    """Phrases of captions, the same for any number of workers.
+
+    Args:
+        captions: in their order, by which ties are broken.
+        parser: name of a spaCy model.
+        min_count: phrases that occur less often are left out.
+        say: is told what is going on.
+        progress: whether to show it, on standard error.
+
+    Returns:
+        VOCABULARY_SCHEMA, commonest first.
+
+    Raises:
+        VocabularyError: where the parser is not installed.
+        BlockError: where it cannot be loaded on another node.
+    """
+    load_parser(parser)  # rather a sentence now than from the actors
+    table = pa.table({"caption": captions, "row": np.arange(len(captions))})
+    with connect() as where:
+        say(where)
+        parsers = min(num_cpus(), -(-len(table) // _CAPTIONS_PER_PARSER))
+        # The last blocks should keep all parsers busy; identical captions stand near each other and are parsed once.
+        size = max(1, min(_CAPTIONS_PER_BLOCK, len(table) // (2 * parsers)))
+        blocks = [table.slice(first, size) for first in range(0, len(table), size)]
+        with closing(map_blocks(_Counter, (parser,), blocks, workers=parsers)) as results:
+            counted = show(
+                results, doing="parsing", unit="captions", total=len(table), size=lambda part: part[0], enabled=progress
+            )
+            return merge_counts((counts for _, counts in counted), min_count)
+
+
+class _Counter:
+    """Counts the phrases of a block of captions."""
+
+    def __init__(self, parser: str):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        self._parser = load_parser(parser)
+
+    def __call__(self, block: pa.Table) -> tuple[int, pa.Table]:
+        return len(block), count_phrases(block["caption"].to_pylist(), block["row"].to_pylist(), self._parser)

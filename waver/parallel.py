@@ -1,0 +1,85 @@
+"""What workers exchange. Outside a process group there is one worker and nothing is exchanged.
+
+The exact distribution rests on three facts: `shard` deals the rows of a global batch to workers so that sizes differ by at
+most one; `all_gather` brings all rows, in global order, to every worker and lets gradients flow back to where the rows came
+from; and each worker's loss covers its own rows only, so that the sum over workers is the loss of the global batch.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class InStepError(ValueError):
+    """An error that all workers meet in the same step: they can stop together, nobody waits for the others."""
+
+
+def world_size() -> int:
+    """Number of workers."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This worker's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def shard(num_rows: int, rank: int, world_size: int) -> slice:
+    """The rows of `num_rows` that belong to a worker: contiguous, sizes differ by at most one."""
+    size, extra = divmod(num_rows, world_size)
+    start = rank * size + min(rank, extra)
+    return slice(start, start + size + (rank < extra))
+
+
+def all_gather(rows: Tensor, num_rows: int) -> Tensor:
+    """The rows of all workers, in global order; differentiable.
+
+    Args:
+        rows: (m, ...) this worker's `shard` of num_rows rows.
+        num_rows: rows of all workers together.
+
+    Returns:
+        (num_rows, ...). The gradient of `rows` is the sum of what all workers' losses send back to them.
+    """
+    if world_size() == 1:
+        return rows
+    return _AllGather.apply(rows, num_rows)
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, num_rows: int) -> Tensor:
+        ctx.num_rows = num_rows
+        sizes = [(part := shard(num_rows, r, world_size())).stop - part.start for r in range(world_size())]
+        assert len(rows) == sizes[rank()], f"worker {rank()} holds {len(rows)} of {num_rows} rows, not {sizes[rank()]}"
+        # Collectives want equal sizes: shards are one row apart at most, so a row of padding evens them out.
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(gathered, padded.contiguous())
+        return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[shard(ctx.num_rows, rank(), world_size())], None
+
+
+def all_reduce(value: Tensor, operation: Literal["sum", "max"]) -> Tensor:
+    """Sum or maximum over workers, the same on all; not differentiable."""
+    value = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(value, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[operation])
+    return value
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One small Python object of every worker, in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,1 @@
+"""The small rendered world that runs everything without downloads."""

