@@ -1,9 +1,12 @@
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,19 +58,49 @@ def test_errors_arrive(decoder, tmp_path):
     assert (caught.value.status, caught.value.reason) == ("missing", "no such file")
 
 
-def test_crash_costs_one_clip(decoder, video, blocking_file):
-    decoder.read_clip(video, **SAMPLING)
-    child = decoder._child
+@contextlib.contextmanager
+def ended_while_reading(
+    decoder: Decoder, path: Path, how: signal.Signals, times: int = 1, before: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """In the body the decoder's child is ended, so many times, when it has opened the file; `before` is called first."""
 
-    def crash() -> None:
-        with blocking_file.open("wb"):  # returns once the child has opened the file to read it
-            child.send_signal(signal.SIGSEGV)
+    def end() -> None:
+        for _ in range(times):
+            with path.open("wb"):  # returns once a child has opened the file to read it
+                before()
+                child = decoder._child
+                child.send_signal(how)
+                child.wait()  # it would still be reading when the next turn begins
 
-    thread = threading.Thread(target=crash)
+    thread = threading.Thread(target=end)
     thread.start()
-    with pytest.raises(ClipError, match="died with signal SIGSEGV") as caught:
-        decoder.read_clip(blocking_file, **SAMPLING)
+    yield
     thread.join()
+
+
+def test_crash_costs_one_clip(decoder, video, blocking_file):
+    with (
+        ended_while_reading(decoder, blocking_file, signal.SIGSEGV),
+        pytest.raises(ClipError, match="died with signal SIGSEGV") as caught,
+    ):
+        decoder.read_clip(blocking_file, **SAMPLING)
+    assert caught.value.status == "corrupt"
+    assert len(decoder.read_clip(video, **SAMPLING).frames) == 10
+
+
+def test_a_decoder_that_was_killed_tries_again(decoder, video, blocking_file):
+    """Memory may have run out for a moment, or a cluster is being shut down: that says nothing of the clip."""
+    shutil.copy(video, copy := blocking_file.with_suffix(".gif"))
+    with ended_while_reading(decoder, blocking_file, signal.SIGKILL, before=lambda: copy.replace(blocking_file)):
+        assert len(decoder.read_clip(blocking_file, **SAMPLING).frames) == 10
+
+
+def test_a_clip_that_always_kills_the_decoder_is_given_up(decoder, video, blocking_file):
+    with (
+        ended_while_reading(decoder, blocking_file, signal.SIGKILL, times=2),
+        pytest.raises(ClipError, match="died with signal SIGKILL, twice") as caught,
+    ):
+        decoder.read_clip(blocking_file, **SAMPLING)
     assert caught.value.status == "corrupt"
     assert len(decoder.read_clip(video, **SAMPLING).frames) == 10
 

@@ -27,8 +27,14 @@ _START_S = 120.0
 """Time for the child to import its libraries, which may lie on a slow network disk."""
 _CLIPS_PER_CHILD = 1000
 """decord loses about 40 kB a clip; a new child now and then keeps that from adding up."""
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
+"""No fault in the child ends it with these: somebody else did (memory ran out, a cluster was shut down)."""
 _LENGTHS = struct.Struct("!IQ")
 """What an answer begins with: bytes of the JSON header, bytes of pixels."""
+
+
+class _KilledError(Exception):
+    """The child was ended by somebody else."""
 
 
 class Decoder:
@@ -55,9 +61,18 @@ class Decoder:
         """`waver.video.read_clip`, with the same arguments.
 
         Raises:
-            ClipError: as there, or because time ran out (timeout) or the child died (corrupt).
+            ClipError: as there, or because time ran out (timeout) or the child died (corrupt); a child that was killed from
+                outside says nothing of the clip, which is tried once more.
             RuntimeError: if the child cannot be started, which no other clip will change.
         """
+        for _ in range(2):
+            try:
+                return self._read_clip(path, arguments)
+            except _KilledError as killed:
+                cause = killed
+        raise ClipError("corrupt", f"the decoder process {cause}, twice")
+
+    def _read_clip(self, path: Path | str, arguments: dict[str, Any]) -> Clip:
         if self._child is None or self._child.poll() is not None or self._num_clips >= _CLIPS_PER_CHILD:
             self._start()
         self._num_clips += 1
@@ -71,7 +86,11 @@ class Decoder:
             self.close()
             raise ClipError("timeout", f"not decoded after {self._timeout_s:g} s") from None
         except (EOFError, BrokenPipeError):
-            raise ClipError("corrupt", f"the decoder process {self._cause_of_death()}") from None
+            code = self._exit_code()
+            cause = self._cause_of_death(code)
+            if code is not None and -code in _FROM_OUTSIDE:
+                raise _KilledError(cause) from None
+            raise ClipError("corrupt", f"the decoder process {cause}") from None
         if "status" in header:
             raise ClipError(**header)
         shape = header.pop("shape")
@@ -107,7 +126,7 @@ class Decoder:
         try:
             self._receive(time.monotonic() + _START_S)
         except (EOFError, TimeoutError):
-            cause = self._cause_of_death()
+            cause = self._cause_of_death(self._exit_code())
             raise RuntimeError(f"the decoder process does not start: it {cause}") from None
 
     def _receive(self, deadline: float) -> tuple[dict[str, Any], bytearray]:
@@ -128,12 +147,14 @@ class Decoder:
             missing = missing[num_read:]
         return buffer
 
-    def _cause_of_death(self) -> str:
-        """Ends the child, if it lives, and says how it ended."""
-        if self._child.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(timeout=10)  # its pipe is closed, it is on its way out
-        code = self._child.returncode
+    def _exit_code(self) -> int | None:
+        """Of the child, whose pipe is closed: it is on its way out. None where it does not get there."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(timeout=10)
+        return self._child.returncode
+
+    def _cause_of_death(self, code: int | None) -> str:
+        """Ends the child, if it lives, and says how it ended by itself."""
         self._errors.seek(0)
         last_words = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
         self.close()

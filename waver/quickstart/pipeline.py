@@ -53,8 +53,8 @@ def run_quickstart(output: Path, *, workers: int, say: Callable[[str], None], sh
         show: is given the tables of metrics.
 
     Returns:
-        The content of results.json: metrics (of the run with knowledge, of all runs, and by style), chance, clips decoded and failed, the
-        dictionary, seconds of each stage, peak memory.
+        The content of results.json: metrics (of the run with knowledge, of all runs, and by style), chance, clips decoded
+        and failed, size of the dictionary, seconds of each stage, peak memory.
     """
     output = output.absolute()
     say(f"everything goes to {output}")
