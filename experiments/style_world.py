@@ -1,0 +1,214 @@
+"""Does knowledge help with writers that training never saw? Every way of using it, with several seeds.
+
+    python experiments/style_world.py [--seeds 10] [--output style_world] [--set KEY=VALUE]
+
+Renders the quickstart's world, decodes it, makes and matches the dictionary; then trains `style_world.yaml` in each of WAYS
+with each seed, as tasks of Ray, one CPU each, and evaluates on test. A seed decides initial weights and the order of batches,
+and is the same for all ways, so differences are paired. What is done stays in OUTPUT/runs.jsonl: run again, it goes on.
+
+The interval of a difference is a bootstrap over seeds and over clips of test at the same time (percentiles of 10,000 draws).
+"""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import torch
+import typer
+
+from waver.batch import Batch
+from waver.clip_store import ClipStore
+from waver.config import ExperimentConfig, load_config, parse_overrides
+from waver.engine import Training, build_training, load_captions, make_batch, train_epoch
+from waver.evaluation import evaluate
+from waver.knowledge import Knowledge
+from waver.on_ray.cluster import connect
+from waver.on_ray.experiment import open_knowledge, open_store, run_ingest, run_match
+from waver.on_ray.progress import show
+from waver.on_ray.train import plan_epoch, training_rows
+from waver.quickstart.pipeline import make_dictionary
+from waver.quickstart.weights import write_backbone
+from waver.quickstart.world import SEEN_STYLES, UNSEEN_STYLES, WORLD, render_world
+from waver.run import SELECTION_METRIC
+
+_VISION_ONLY = {"knowledge.at_inference": False}
+_DISTILL = {"loss.distill": 4.0, "loss.temperature": 8.0}
+WAYS: dict[str, dict[str, Any]] = {
+    "(a) no knowledge": {"knowledge.top_k": 0},
+    "(b) fusion as released, K = 1": {"knowledge.top_k": 1},
+    "(c) fusion, K = 10": {},
+    "(d) (c) + distillation, vision only": {**_VISION_ONLY, **_DISTILL},
+    "(e) + knowledge loss alone, vision only": {**_VISION_ONLY, "knowledge.fusion": "none", "loss.knowledge": 1.0},
+    "(e) distillation in place of captions, vision only": {**_VISION_ONLY, **_DISTILL, "loss.contrastive": 0.0},
+    "(e) all losses, vision only": {**_VISION_ONLY, **_DISTILL, "loss.knowledge": 1.0},
+}
+"""Line of the table -> what it changes in style_world.yaml."""
+_DRAWS = 10_000
+
+
+def main(
+    seeds: int = 10,
+    output: Path = Path("style_world"),
+    overrides: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE")] = [],  # noqa: B006 (typer's way)
+) -> None:
+    """Prints the table, in Markdown."""
+    places = {
+        "data.annotations": str(output / "world" / "captions.jsonl"),
+        "data.videos": str(output / "world"),
+        "model.weights": str(output.absolute() / "backbone.safetensors"),
+        "storage.path": str(output),
+    }
+    common = places | parse_overrides(overrides)
+    path = Path(__file__).with_suffix(".yaml")
+    config = load_config(path, common)
+    render_world(output / "world", **WORLD)
+    write_backbone(output / "backbone.safetensors")
+    with connect() as where:
+        print(where)
+        run_ingest(config, say=print)
+        make_dictionary(config, print)
+        run_match(config, say=print)
+        captions = load_captions(config)
+        store = open_store(config, captions)
+        open_knowledge(config, captions, store, ("train", "validation", "test"))
+        asked = {
+            (way, seed): load_config(path, common | changes | {"seed": seed})
+            for seed in range(seeds)
+            for way, changes in WAYS.items()
+        }
+        results = dict(_run_all(asked, captions, store.path.absolute(), output / "runs.jsonl"))
+    print(table({way: [results[way, seed] for seed in range(seeds)] for way in WAYS}))
+
+
+def _run_all(
+    asked: dict[tuple[str, int], ExperimentConfig], captions: pa.Table, store: Path, log: Path
+) -> Iterator[tuple[tuple[str, int], dict]]:
+    """What each run came to: from the log where it is there, else from a task of Ray."""
+    known = {row["config"]: row for row in map(json.loads, log.read_text().splitlines())} if log.exists() else {}
+    task, shared = ray.remote(num_cpus=1, max_retries=2)(run_once), ray.put(captions)
+    waiting = {}
+    for key, config in asked.items():
+        if config.digest() in known:
+            yield key, known[config.digest()]
+        else:
+            waiting[task.remote(config, shared, store)] = key
+    finished = _as_they_end(list(waiting))
+    for reference in show(finished, doing="training", unit="runs", total=len(waiting), size=lambda _: 1):
+        key = waiting[reference]
+        row = {"way": key[0], "seed": key[1], "config": asked[key].digest(), **ray.get(reference)}
+        with log.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        yield key, row
+
+
+def _as_they_end(references: list[ray.ObjectRef]) -> Iterator[ray.ObjectRef]:
+    while references:
+        (done, *_), references = ray.wait(references)
+        yield done
+
+
+def run_once(config: ExperimentConfig, captions: pa.Table, store_path: Path) -> dict[str, Any]:
+    """Trains and tests one run in this process, by the functions that training workers call.
+
+    Returns:
+        Metrics on validation and test (of the epoch that was best on validation), and for each query of test whether it was
+        found at rank 1, beside its clip and style.
+    """
+    torch.set_num_threads(1)
+    store = ClipStore(store_path)
+    knowledge = Knowledge(config.knowledge_store) if config.uses_knowledge else None
+    rows = training_rows(captions, store)
+    plans = [plan_epoch(config, captions, rows, epoch=epoch) for epoch in range(config.train.epochs)]
+    training = build_training(
+        config,
+        num_steps=sum(map(len, plans)),
+        device=torch.device("cpu"),
+        phrases=knowledge.phrase_embeddings() if knowledge else None,
+    )
+
+    def batches() -> Iterator[Batch]:
+        for batch in (batch for plan in plans for batch in plan):
+            clips = store.read(captions["clip_id"].take(batch).to_pylist())
+            yield make_batch(captions, batch, clips, config, num_pairs=len(batch), knowledge=knowledge)
+
+    stream, best, found = batches(), -1.0, {}
+    for plan in plans:
+        for _ in train_epoch(training, islice(stream, len(plan)), config):
+            pass
+        validation = evaluate(
+            training.student, captions, store, config, split="validation", knowledge=knowledge
+        ).metrics
+        if validation[SELECTION_METRIC] >= best:
+            best, found = validation[SELECTION_METRIC], _test(training, captions, store, config, knowledge)
+            found |= {"validation": validation, "epoch": training.epoch}
+    return found
+
+
+def _test(
+    training: Training, captions: pa.Table, store: ClipStore, config: ExperimentConfig, knowledge: Knowledge | None
+) -> dict[str, Any]:
+    evaluation = evaluate(training.student, captions, store, config, split="test", knowledge=knowledge)
+    queries = captions.filter(pc.equal(captions["split"], "test"))
+    queries = queries.sort_by([("clip_id", "ascending"), ("caption_index", "ascending")])  # the order of the ranks
+    return {
+        "metrics": evaluation.metrics,
+        "clip_ids": queries["clip_id"].to_pylist(),
+        "styles": queries["style"].to_pylist(),
+        "hits": (evaluation.ranks.t2v <= 1).tolist(),
+    }
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    """R@1 on seen and unseen styles: mean and deviation over seeds, and the paired difference from the first line."""
+    groups = {"seen": SEEN_STYLES, "unseen": UNSEEN_STYLES}
+    hits = {way: {name: _hits(runs, styles) for name, styles in groups.items()} for way, runs in results.items()}
+    first = hits[next(iter(hits))]
+    lines = [
+        "| | seen styles | difference (95 %) | unseen styles | difference (95 %) | video to text |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way, of_group in hits.items():
+        cells = []
+        for name, ours in of_group.items():
+            by_seed = 100 * ours.mean(axis=1)
+            cells.append(f"{by_seed.mean():.1f} ± {by_seed.std(ddof=1):.1f}")
+            if ours is first[name]:
+                cells.append("")
+            else:
+                low, high = interval(ours - first[name])
+                cells.append(f"{by_seed.mean() - 100 * first[name].mean():+.1f} ({low:+.1f} to {high:+.1f})")
+        v2t = np.array([run["metrics"]["v2t/R@1"] for run in results[way]])
+        lines.append(f"| {way} | {' | '.join(cells)} | {v2t.mean():.1f} ± {v2t.std(ddof=1):.1f} |")
+    return "\n".join(lines)
+
+
+def _hits(runs: list[dict], styles: tuple[str, ...]) -> np.ndarray:
+    """(seeds, clips): share of the clip's captions in these styles that found it."""
+    rows = []
+    for run in runs:
+        clip_ids, inside = np.array(run["clip_ids"]), np.isin(run["styles"], styles)
+        _, clip = np.unique(clip_ids[inside], return_inverse=True)
+        rows.append(np.bincount(clip, np.array(run["hits"])[inside]) / np.bincount(clip))
+    return np.array(rows)
+
+
+def interval(differences: np.ndarray) -> tuple[float, float]:
+    """95 % interval, in percent, of the mean of (seeds, clips), drawn again with replacement on both sides."""
+    rng = np.random.default_rng(0)
+    num_seeds, num_clips = differences.shape
+    means = [
+        differences[rng.integers(0, num_seeds, num_seeds)][:, rng.integers(0, num_clips, num_clips)].mean()
+        for _ in range(_DRAWS)
+    ]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return 100 * low, 100 * high
+
+
+if __name__ == "__main__":
+    typer.run(main)
