@@ -2,9 +2,10 @@
 
     python experiments/style_world.py [--seeds 10] [--output style_world] [--set KEY=VALUE]
 
-Renders the quickstart's world, decodes it, makes and matches the dictionary; then trains `style_world.yaml` in each of WAYS
-with each seed, as tasks of Ray, one CPU each, and evaluates on test. A seed decides initial weights and the order of batches,
-and is the same for all ways, so differences are paired. What is done stays in OUTPUT/runs.jsonl: run again, it goes on.
+Renders the quickstart's world, decodes it, makes and matches the dictionary; then trains `style_world.yaml` in each of
+WAYS with each seed, as tasks of Ray, one CPU each, and evaluates on test. A seed decides initial weights and the order of
+batches, and is the same for all ways, so differences are paired. What is done stays in OUTPUT/runs.jsonl: run again, it
+goes on.
 
 The interval of a difference is a bootstrap over seeds and over clips of test at the same time (percentiles of 10,000 draws).
 """
