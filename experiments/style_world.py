@@ -33,7 +33,7 @@ from waver.on_ray.cluster import connect
 from waver.on_ray.experiment import open_knowledge, open_store, run_ingest, run_match
 from waver.on_ray.progress import show
 from waver.on_ray.train import plan_epoch, training_rows
-from waver.quickstart.pipeline import make_dictionary
+from waver.quickstart.dictionary import make_dictionary
 from waver.quickstart.weights import write_backbone
 from waver.quickstart.world import SEEN_STYLES, UNSEEN_STYLES, WORLD, render_world
 from waver.run import SELECTION_METRIC

