@@ -145,6 +145,26 @@ def test_the_experiments_on_msrvtt_differ_only_in_what_they_say(repository: Path
     }
 
 
+def test_the_style_world_is_the_quickstart_elsewhere(repository: Path):
+    ours, theirs = (
+        load_config(repository / path).model_dump()
+        for path in ("experiments/style_world.yaml", "waver/quickstart/experiment.yaml")
+    )
+    places = {
+        "name",
+        "storage",
+        ("data", "annotations"),
+        ("data", "videos"),
+        ("model", "weights"),
+        ("resources", "workers"),
+    }
+    different = {key for key in ours if ours[key] != theirs[key]}
+    nested = {
+        (key, inner) for key in different - places for inner in ours[key] if ours[key][inner] != theirs[key][inner]
+    }
+    assert (different & places) | nested == places
+
+
 KNOWS = {"knowledge.top_k": 3}
 
 

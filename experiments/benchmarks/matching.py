@@ -1,0 +1,87 @@
+"""Memory and speed of matching many clips with a large dictionary.
+
+    python experiments/benchmarks/matching.py [--clips 10000] [--phrases 110000]
+
+The backbone is small, random, and as wide at its end as ViT-B/32 (512); clips are one frame of 32 pixels. What is measured
+is what grows with the numbers of clips and phrases, not the work on pixels and words. Memory is the peak of all processes
+together, Ray among them; a run with 64 clips and 64 phrases stands beside it, which holds the same models.
+"""
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import typer
+from safetensors.torch import save_file
+
+from waver.backbone import load_backbone
+from waver.clip_store import ClipStore, Decoded, create_store, write_block, write_manifest
+from waver.config import ExperimentConfig, load_config
+from waver.engine import store_settings
+from waver.knowledge import make_dictionary
+from waver.on_ray.cluster import connect
+from waver.on_ray.match import match
+from waver.quickstart.memory import peak_memory
+from waver.video import Clip
+from waver.vocabulary import VOCABULARY_SCHEMA
+
+BACKBONE = {
+    "embed_dim": 512,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+}
+EXPERIMENT = """
+name: matching
+data: {format: table, annotations: none.jsonl, videos: none}
+video: {max_frames: 1, size: 32}
+knowledge: {top_k: 1}
+"""
+
+
+def main(clips: int = 10_000, phrases: int = 110_000, workers: int = 1) -> None:
+    """Prints seconds, clips a second and GiB for a small run and for the large one."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for num_clips, num_phrases in ((64, 64), (clips, phrases)):
+        with tempfile.TemporaryDirectory() as folder:
+            config = prepare(Path(folder), workers)
+            store, clip_ids = make_store(config, num_clips)
+            table = pa.table([range(num_phrases), [f"counts {i} sheep" for i in range(num_phrases)], [1] * num_phrases],
+                             names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA)  # fmt: skip
+            dictionary, started = make_dictionary(table, leaky=False), time.perf_counter()
+            with peak_memory() as memory, connect(num_cpus=workers):
+                knowledge = match(config, clip_ids, store, dictionary, say=print)
+            seconds = time.perf_counter() - started
+            assert len(knowledge.matches) == num_clips
+            print(
+                f"{num_clips} clips, {num_phrases} phrases: {seconds:.0f} s, {memory.peak / 2**30:.2f} GiB at the peak"
+            )
+
+
+def prepare(folder: Path, workers: int) -> ExperimentConfig:
+    """The experiment, with random weights of its backbone in a file."""
+    torch.manual_seed(0)
+    save_file(load_backbone(BACKBONE, None, image_size=32).clip.state_dict(), folder / "weights.safetensors")
+    (folder / "experiment.yaml").write_text(EXPERIMENT)
+    places = {"model.backbone": BACKBONE, "model.weights": str(folder / "weights.safetensors")}
+    return load_config(folder / "experiment.yaml", places | {"storage.path": str(folder), "resources.workers": workers})
+
+
+def make_store(config: ExperimentConfig, num_clips: int) -> tuple[ClipStore, list[str]]:
+    """Clips of random pixels."""
+    settings, rng = store_settings(config), np.random.default_rng(0)
+    clip_ids = [f"clip{i:06}" for i in range(num_clips)]
+    create_store(config.clip_store, settings)
+    pixels = rng.integers(0, 256, (num_clips, 1, 32, 32, 3), np.uint8)
+    clips = (Clip(frames, (0.0,), 25.0, 32, 32, "none") for frames in pixels)
+    results = (Decoded(clip_id, f"{clip_id}.mp4", 0.0, clip) for clip_id, clip in zip(clip_ids, clips, strict=True))
+    write_block(config.clip_store, settings, results)
+    write_manifest(config.clip_store, settings, complete=True)
+    return ClipStore(config.clip_store), clip_ids
+
+
+if __name__ == "__main__":
+    typer.run(main)
