@@ -12,6 +12,7 @@ The interval of a difference is a bootstrap over seeds and over clips of test at
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +27,7 @@ import typer
 from waver.batch import Batch
 from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig, load_config, parse_overrides
-from waver.engine import Training, build_training, load_captions, make_batch, train_epoch
+from waver.engine import build_training, load_captions, make_batch, train_epoch
 from waver.evaluation import evaluate
 from waver.knowledge import Knowledge
 from waver.on_ray.cluster import connect
@@ -45,9 +46,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "(b) fusion as released, K = 1": {"knowledge.top_k": 1},
     "(c) fusion, K = 10": {},
     "(d) (c) + distillation, vision only": {**_VISION_ONLY, **_DISTILL},
-    "(e) + knowledge loss alone, vision only": {**_VISION_ONLY, "knowledge.fusion": "none", "loss.knowledge": 1.0},
+    "(e) + knowledge loss alone, vision only": {**_VISION_ONLY, "knowledge.fusion": "none", "loss.knowledge": 0.2},
     "(e) distillation in place of captions, vision only": {**_VISION_ONLY, **_DISTILL, "loss.contrastive": 0.0},
-    "(e) all losses, vision only": {**_VISION_ONLY, **_DISTILL, "loss.knowledge": 1.0},
+    "(e) all losses, vision only": {**_VISION_ONLY, **_DISTILL, "loss.knowledge": 0.2},
 }
 """Line of the table -> what it changes in style_world.yaml."""
 _DRAWS = 10_000
@@ -77,32 +78,42 @@ def main(
         run_match(config, say=print)
         captions = load_captions(config)
         store = open_store(config, captions)
-        open_knowledge(config, captions, store, ("train", "validation", "test"))
+        known = open_knowledge(config, captions, store, ("train", "validation", "test")).manifest
+        made_from = (
+            f"teacher {known['teacher']}, dictionary {known['dictionary']['digest']}, clips {store.manifest['digest']}"
+        )
         asked = {
             (way, seed): load_config(path, common | changes | {"seed": seed})
             for seed in range(seeds)
             for way, changes in WAYS.items()
         }
-        results = dict(_run_all(asked, captions, store.path.absolute(), output / "runs.jsonl"))
+        results = dict(_run_all(asked, captions, store.path, made_from, output / "runs.jsonl"))
     print(table({way: [results[way, seed] for seed in range(seeds)] for way in WAYS}))
 
 
 def _run_all(
-    asked: dict[tuple[str, int], ExperimentConfig], captions: pa.Table, store: Path, log: Path
+    asked: dict[tuple[str, int], ExperimentConfig], captions: pa.Table, store: Path, made_from: str, log: Path
 ) -> Iterator[tuple[tuple[str, int], dict]]:
     """What each run came to: from the log where it is there, else from a task of Ray."""
-    known = {row["config"]: row for row in map(json.loads, log.read_text().splitlines())} if log.exists() else {}
+    rows = map(json.loads, log.read_text().splitlines()) if log.exists() else ()
+    known = {(row["config"], row["made_from"]): row for row in rows}
     task, shared = ray.remote(num_cpus=1, max_retries=2)(run_once), ray.put(captions)
     waiting = {}
     for key, config in asked.items():
-        if config.digest() in known:
-            yield key, known[config.digest()]
+        if (config.digest(), made_from) in known:
+            yield key, known[config.digest(), made_from]
         else:
             waiting[task.remote(config, shared, store)] = key
     finished = _as_they_end(list(waiting))
     for reference in show(finished, doing="training", unit="runs", total=len(waiting), size=lambda _: 1):
         key = waiting[reference]
-        row = {"way": key[0], "seed": key[1], "config": asked[key].digest(), **ray.get(reference)}
+        row = {
+            "way": key[0],
+            "seed": key[1],
+            "config": asked[key].digest(),
+            "made_from": made_from,
+            **ray.get(reference),
+        }
         with log.open("a") as file:
             file.write(json.dumps(row) + "\n")
         yield key, row
@@ -138,26 +149,18 @@ def run_once(config: ExperimentConfig, captions: pa.Table, store_path: Path) -> 
             clips = store.read(captions["clip_id"].take(batch).to_pylist())
             yield make_batch(captions, batch, clips, config, num_pairs=len(batch), knowledge=knowledge)
 
-    stream, best, found = batches(), -1.0, {}
+    stream, student, best = batches(), training.student, None
     for plan in plans:
         for _ in train_epoch(training, islice(stream, len(plan)), config):
             pass
-        validation = evaluate(
-            training.student, captions, store, config, split="validation", knowledge=knowledge
-        ).metrics
-        if validation[SELECTION_METRIC] >= best:
-            best, found = validation[SELECTION_METRIC], _test(training, captions, store, config, knowledge)
-            found |= {"validation": validation, "epoch": training.epoch}
-    return found
-
-
-def _test(
-    training: Training, captions: pa.Table, store: ClipStore, config: ExperimentConfig, knowledge: Knowledge | None
-) -> dict[str, Any]:
-    evaluation = evaluate(training.student, captions, store, config, split="test", knowledge=knowledge)
+        validation = evaluate(student, captions, store, config, split="validation", knowledge=knowledge).metrics
+        if best is None or validation[SELECTION_METRIC] >= best["validation"][SELECTION_METRIC]:
+            best = {"validation": validation, "epoch": training.epoch, "weights": deepcopy(student.state_dict())}
+    student.load_state_dict(best.pop("weights"))
+    evaluation = evaluate(student, captions, store, config, split="test", knowledge=knowledge)
     queries = captions.filter(pc.equal(captions["split"], "test"))
     queries = queries.sort_by([("clip_id", "ascending"), ("caption_index", "ascending")])  # the order of the ranks
-    return {
+    return best | {
         "metrics": evaluation.metrics,
         "clip_ids": queries["clip_id"].to_pylist(),
         "styles": queries["style"].to_pylist(),

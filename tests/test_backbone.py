@@ -137,6 +137,10 @@ def test_weights_of_another_architecture_name_the_sizes(clip, tmp_path):
     deeper["text_cfg"]["layers"] = 2
     with pytest.raises(BackboneError, match=r"12 missing from the file: transformer.resblocks.1"):
         load_backbone(deeper, str(tmp_path / "weights.safetensors"), image_size=16)
+    wider = copy.deepcopy(ARCHITECTURE)
+    wider["text_cfg"]["width"] = 128
+    with pytest.raises(BackboneError, match=r"positional_embedding: the file has \(20, 64\), the model \(20, 128\)"):
+        load_backbone(wider, str(tmp_path / "weights.safetensors"), image_size=16)
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
@@ -158,6 +162,12 @@ def test_mask_ends_at_the_end_token_and_an_exclamation_mark_is_a_word():
     assert mask.sum(1).tolist() == [int((ids[0] == 49407).int().argmax()) + 1, 8]
     assert mask[0, 1]
     assert ids[1, 7] == 49407  # cut, and still with its end
+
+
+def test_a_caption_that_holds_the_words_of_the_end_token_is_read_to_its_own_end():
+    ids, mask = tokenize(["see <end_of_text> here"], max_words=12)
+    assert mask.sum() == 5
+    assert ids[0, mask[0]].tolist()[-1] == 49407
 
 
 def test_prompt():

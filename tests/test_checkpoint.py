@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from waver.checkpoint import CheckpointError, checkpoint_config, load_student, restore_training, save_checkpoint
+from waver.checkpoint import (
+    CheckpointError,
+    checkpoint_config,
+    is_whole,
+    learned_from,
+    load_student,
+    restore_training,
+    save_checkpoint,
+)
 from waver.engine import build_training, make_batch, train_step
 
 CPU = torch.device("cpu")
@@ -58,6 +66,17 @@ def test_damaged_files_are_named(tmp_path, damage, tiny_config):
     os.truncate(tmp_path / damage, 100)
     with pytest.raises(CheckpointError, match=f"{damage} cannot be read"):
         restore_training(tmp_path, training)
+
+
+def test_what_a_model_learned_from_is_part_of_its_checkpoint(tmp_path, tiny_config):
+    """Without it nobody knows whether its results are honest."""
+    save_checkpoint(tmp_path, build_training(tiny_config, num_steps=10, device=CPU), tiny_config)
+    assert is_whole(tmp_path)
+    assert learned_from(tmp_path) is None
+    (tmp_path / "knowledge.json").unlink()
+    assert not is_whole(tmp_path)
+    with pytest.raises(CheckpointError, match=r"nobody knows what .* learned from"):
+        learned_from(tmp_path)
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path, tiny_config):

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pickle
 import resource
@@ -101,6 +102,15 @@ def test_ok_wins_then_the_newest(tmp_path):
     assert store.ledger["status"].to_pylist() == ["ok", "corrupt", "ok"]
     frames, _ = store.read(["a", "c"])
     assert frames[:, 0, 0, 0, 0].tolist() == [1, 4]
+
+
+def test_frames_are_those_of_the_file_that_was_asked_for_last(tmp_path):
+    """Another file under the same id replaces the first one, also where it cannot be decoded."""
+    other = dataclasses.replace(done("a", ClipError("corrupt", "torn")), path="/videos/other.mp4")
+    make(tmp_path, [done("a", clip(1)), done("b", clip(2))], [other])
+    store = ClipStore(tmp_path)
+    assert store.ledger["status"].to_pylist() == ["corrupt", "ok"]
+    assert store.ok_clip_ids() == ["b"]
 
 
 def test_pickled_reader_reads(tmp_path):

@@ -25,6 +25,7 @@ def test_every_shipped_yaml_is_an_experiment(path: Path):
 def test_published_recipe_of_msrvtt(repository: Path):
     config = load_config(repository / "experiments" / "msrvtt.yaml")
     assert (config.train.epochs, config.train.global_batch_size, config.train.lr) == (5, 128, 1e-4)
+    assert config.train.captions_per_clip == 20
     assert (config.train.backbone_lr_scale, config.train.warmup_fraction, config.train.weight_decay) == (1e-3, 0.1, 0.2)
     assert (config.text.max_words, config.video.max_frames, config.video.frames_per_second) == (32, 12, 1)
     assert (config.similarity.kind, config.similarity.wti_layers, config.model.temporal) == ("wti", 2, "seqTransf")
@@ -145,7 +146,20 @@ def test_the_experiments_on_msrvtt_differ_only_in_what_they_say(repository: Path
     }
 
 
-def test_the_style_world_is_the_quickstart_elsewhere(repository: Path):
+def test_paths_mean_the_same_from_every_folder(tmp_path, monkeypatch):
+    """Workers run in folders of their own, and so may who evaluates a run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pt").touch()
+    config = load_config(write(tmp_path, SMALL + "model: {weights: w.pt}\nstorage: {path: ~/kept}\n"))
+    assert config.data.annotations == tmp_path / "a.jsonl"
+    assert config.data.videos == tmp_path / "v"
+    assert config.model.weights == str(tmp_path / "w.pt")
+    assert config.storage.path == Path.home() / "kept"
+    assert load_config(write(tmp_path, SMALL)).storage.path == tmp_path / "storage"
+    assert load_config(write(tmp_path, SMALL)).model.weights == "openai"
+
+
+def test_the_style_world_is_the_quickstart_for_longer(repository: Path):
     ours, theirs = (
         load_config(repository / path).model_dump()
         for path in ("experiments/style_world.yaml", "waver/quickstart/experiment.yaml")
@@ -157,6 +171,7 @@ def test_the_style_world_is_the_quickstart_elsewhere(repository: Path):
         ("data", "videos"),
         ("model", "weights"),
         ("resources", "workers"),
+        ("train", "epochs"),
     }
     different = {key for key in ours if ours[key] != theirs[key]}
     nested = {

@@ -168,7 +168,8 @@ def project(tmp_path, captions, store, knowledge, load_knowing):
                     frames, (num_frames,) = store.read([row["clip_id"]])
                     times = tuple(float(i) for i in range(num_frames))
                     outcome = Clip(frames[0, :num_frames], times, 25.0, 16, 16, "test")
-                results.append(Decoded(row["clip_id"], row["path"], 0.0, outcome))
+                path = str(tmp_path / "videos" / f"{row['clip_id']}.mp4")
+                results.append(Decoded(row["clip_id"], path, 0.0, outcome))
             write_block(config.clip_store, settings, results)
             write_manifest(config.clip_store, settings, complete=True)
         if knows and not config.knowledge_store.exists():
@@ -176,6 +177,15 @@ def project(tmp_path, captions, store, knowledge, load_knowing):
         return config
 
     return make
+
+
+def test_clips_of_other_files_are_an_error(project):
+    """The same ids, and another folder of videos in the table."""
+    config = project(knows=False)
+    captions = load_captions(config)
+    paths = pa.array([path.replace("v01.mp4", "other.mp4") for path in captions["path"].to_pylist()])
+    with pytest.raises(StoreError, match=r"1 of 28 clips were decoded from other files .*v01.* not .*other.mp4"):
+        open_store(config, captions.set_column(captions.schema.get_field_index("path"), "path", paths))
 
 
 def test_released_phrases_need_no_vocabulary(project):
@@ -250,6 +260,26 @@ def test_evaluating_informed_clips_needs_what_is_known_of_them(project, checkpoi
     assert result["metrics"] == expected.metrics
     with pytest.raises(KnowledgeError, match=r"1 of 5 clips of validation \(v15\)"):
         run_evaluation(path, config, split="validation", say=say)
+
+
+def test_a_model_is_not_informed_in_the_words_of_another_dictionary(project, checkpoint):
+    config = project()
+    path = checkpoint(config)
+    manifest = json.loads((config.knowledge_store / "manifest.json").read_text())
+    change_manifest(config.knowledge_store, dictionary=manifest["dictionary"] | {"digest": "another"})
+    with pytest.raises(
+        KnowledgeError, match=r"learned from another dictionary \(\w+\) than .* matched with \(another\)"
+    ):
+        run_evaluation(path, config, split="test", say=say)
+
+
+def test_a_leaky_dictionary_at_inference_says_so(project, checkpoint):
+    """The student learned from the same phrases when they were honest."""
+    config = project()
+    path = checkpoint(config)
+    manifest = json.loads((config.knowledge_store / "manifest.json").read_text())
+    change_manifest(config.knowledge_store, dictionary=manifest["dictionary"] | {"leaky": True})
+    assert run_evaluation(path, config, split="test", say=say)["leaky"] is True
 
 
 def test_what_a_leaky_dictionary_touched_says_so(project, checkpoint, knowledge, tmp_path):

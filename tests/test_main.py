@@ -17,7 +17,8 @@ def waver(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_print_config_is_a_configuration(tmp_path, repository):
+def test_print_config_is_a_configuration(tmp_path, repository, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     done = waver(
         "train",
         str(repository / "experiments/msrvtt.yaml"),
@@ -46,6 +47,7 @@ def test_print_config_is_a_configuration(tmp_path, repository):
         (["ingest", "good.yaml"], "captions.jsonl"),
         (["train", "data.yaml"], "there is no clip store in"),
         (["evaluate", "runs/typo"], "runs/typo is neither a run nor a checkpoint"),
+        (["evaluate", "runs/typo", "--set", "text.max_words=5"], "text.max_words: a checkpoint is evaluated as it was"),
     ],
 )
 def test_mistakes_end_in_a_sentence(tmp_path, arguments, expected):

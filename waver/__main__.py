@@ -25,6 +25,8 @@ Set = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Short for --set resources.workers=N.", show_default=False)]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and do nothing.")]
+_FREE_IN_EVALUATION = ("data", "ingest", "storage", "resources", "evaluate")
+"""Sections that say where things are and how fast they are computed."""
 Split = Literal["train", "validation", "test"]
 
 
@@ -129,9 +131,15 @@ def evaluate(
     from waver.report import metrics_table, styles_table
     from waver.run import find_checkpoint
 
+    asked = parse_overrides(overrides)
+    if learned := sorted(key for key in asked if key.partition(".")[0] not in _FREE_IN_EVALUATION):
+        raise ConfigError(
+            f"--set {', '.join(learned)}: a checkpoint is evaluated as it was trained; what may be set is in "
+            f"{', '.join(_FREE_IN_EVALUATION)}"
+        )
     checkpoint = find_checkpoint(run_or_checkpoint)
     # One process evaluates unless more are asked for: however many the run was trained with, the figures are the same.
-    experiment = checkpoint_config(checkpoint, {"resources.workers": workers or 1} | parse_overrides(overrides))
+    experiment = checkpoint_config(checkpoint, {"resources.workers": workers or 1} | asked)
     result = run_evaluation(run_or_checkpoint, experiment, split=split, say=_say, output=output)
     over = f"{result['num_queries']} captions, {result['gallery_size']} clips"
     _figures.print(

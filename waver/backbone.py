@@ -1,5 +1,6 @@
 """The CLIP network from open_clip: building it, loading its weights, and its towers token by token."""
 
+import contextlib
 import copy
 import difflib
 import functools
@@ -130,7 +131,8 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], *, source: str) ->
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     if isinstance(module, open_clip.CLIP | open_clip.CustomTextCLIP):
         for resize in (open_clip.factory.resize_pos_embed, open_clip.factory.resize_text_pos_embed):
-            resize(state, module)
+            with contextlib.suppress(AssertionError):  # of another width: that is said below, with all that differs
+                resize(state, module)
     expected = module.state_dict()
     sizes = [
         f"{name}: the file has {tuple(state[name].shape)}, the model {tuple(tensor.shape)}"
@@ -165,9 +167,10 @@ def tokenize(
         texts = [prompt.replace("{}", text) for text in texts]
     tokenizer = _clip_tokenizer()
     ids = tokenizer(texts, context_length=max_words)
-    # Id 0 is padding AND the exclamation mark, so the mask comes from the end token, not from zeros.
-    end = (ids == tokenizer.eot_token_id).int().argmax(dim=1, keepdim=True)
-    return ids, torch.arange(max_words) <= end
+    # Id 0 is padding AND the exclamation mark, so the mask comes from the end token, not from zeros; and from the last one,
+    # since a caption may hold the words "<end_of_text>" itself.
+    after_end = (ids == tokenizer.eot_token_id).flip(1).int().argmax(dim=1, keepdim=True)
+    return ids, torch.arange(max_words) < max_words - after_end
 
 
 @functools.cache

@@ -100,17 +100,27 @@ def checkpoint_config(folder: Path, overrides: Mapping[str, Any] | None = None) 
 
 
 def learned_from(folder: Path) -> dict[str, Any] | None:
-    """What knowledge a checkpoint's model learned from, see `Knowledge.summary`; None for none."""
+    """What knowledge a checkpoint's model learned from, see `Knowledge.summary`; None for none.
+
+    Raises:
+        CheckpointError: where the file that tells is missing or damaged.
+    """
     path = folder / "knowledge.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}), and nobody knows what {folder} learned from: was it wholly copied?"
+        ) from error
 
 
 def is_whole(folder: Path) -> bool:
     """Whether a checkpoint is all there; both formats keep at their ends what tells."""
     try:
         with safe_open(folder / "model.safetensors", "pt"):
+            learned_from(folder)
             return zipfile.is_zipfile(folder / "training.pt") and (folder / "config.yaml").is_file()
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, CheckpointError):
         return False
 
 

@@ -165,7 +165,11 @@ def read_ledger(store: Path) -> pa.Table:
         tables = list(pool.map(partial(_read_block_ledger, store), blocks))
     empty = LEDGER_SCHEMA.append(pa.field("block", pa.string())).append(pa.field("row", pa.int32())).empty_table()
     ledger = pa.concat_tables([table for table in tables if table is not None] or [empty])
-    # Newest block first already; a stable sort brings ok to the front, and the first row of each clip is kept.
+    # Newest block first already: the newest row of a clip says which file it is. Of the rows with that file a stable sort
+    # brings ok to the front, and the first is kept.
+    _, newest, clip = np.unique(ledger["clip_id"].to_numpy(), return_index=True, return_inverse=True)
+    paths = ledger["path"].to_numpy()
+    ledger = ledger.filter(pa.array(paths == paths[newest][clip]))
     failed = pc.not_equal(ledger["status"], "ok").to_numpy()
     ledger = ledger.take(np.argsort(failed, kind="stable"))
     _, first = np.unique(ledger["clip_id"].to_numpy(), return_index=True)

@@ -61,8 +61,8 @@ class Decoder:
         """`waver.video.read_clip`, with the same arguments.
 
         Raises:
-            ClipError: as there, or because time ran out (timeout) or the child died (corrupt); a child that was killed from
-                outside says nothing of the clip, which is tried once more.
+            ClipError: as there, or because time ran out (timeout) or the child died (corrupt). A child that was killed from
+                outside says nothing of the clip: it is tried once more, then given up for now (killed).
             RuntimeError: if the child cannot be started, which no other clip will change.
         """
         for _ in range(2):
@@ -70,7 +70,7 @@ class Decoder:
                 return self._read_clip(path, arguments)
             except _KilledError as killed:
                 cause = killed
-        raise ClipError("corrupt", f"the decoder process {cause}, twice")
+        raise ClipError("killed", f"the decoder process {cause}, twice")
 
     def _read_clip(self, path: Path | str, arguments: dict[str, Any]) -> Clip:
         if self._child is None or self._child.poll() is not None or self._num_clips >= _CLIPS_PER_CHILD:

@@ -6,6 +6,7 @@ one gets the same bits. Nothing is dropped and nothing counted twice.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,10 @@ class Evaluation:
     """Where the validation split comes from: the data set's own, or held out of train."""
     styles: dict[str, dict[str, float]]
     """Style of writing -> t2v metrics of the captions in it; empty where the data set tells no styles."""
+    device: str
+    """Kind of device that computed: figures of another one differ in the last digits."""
+    precision: str
+    """Of the towers."""
 
 
 @torch.no_grad()
@@ -73,7 +78,8 @@ def evaluate(
     device = student.logit_scale.device
     student.eval()
     texts, styles, clip_ids, clip_of_text = _gallery(captions, split)
-    decoded = set(store.ok_clip_ids())
+    # What the first worker sees: an ingest may be at work.
+    decoded = set(parallel.broadcast_object(store.ok_clip_ids()))
     is_available = torch.tensor([clip in decoded for clip in clip_ids])
     if not is_available.any():
         raise ValueError(
@@ -116,6 +122,8 @@ def evaluate(
             style: direction_metrics("t2v", ranks.t2v[torch.from_numpy(styles == style)], len(clip_ids))
             for style in sorted(set(styles) - {""})
         },
+        device=device.type,
+        precision="fp32" if isinstance(autocast(config, device), nullcontext) else "bf16",
     )
 
 

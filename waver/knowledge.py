@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from waver.files import whole_file, write_json
@@ -187,6 +187,24 @@ class Knowledge:
         names = ("num_phrases", "leaky", "digest")
         return {name: self.manifest["dictionary"][name] for name in names} | {"source": self.manifest["source"]}
 
+    def check_taught(self, checkpoint: Path, learned_from: dict[str, Any] | None) -> None:
+        """Checks that a model learned from this very dictionary.
+
+        Args:
+            checkpoint: of the model.
+            learned_from: the `summary` of what it learned from.
+
+        Raises:
+            KnowledgeError: where it was another one.
+        """
+        theirs = learned_from and learned_from["digest"]
+        if theirs != self.summary()["digest"]:
+            raise KnowledgeError(
+                f"{checkpoint} learned from another dictionary ({theirs}) than {self.path} was matched with "
+                f"({self.summary()['digest']}): its phrases would mean something else. Make that dictionary and match "
+                "again, or train under another name"
+            )
+
 
 def create_knowledge(folder: Path, dictionary: Dictionary, **settings: Any) -> Knowledge:
     """Makes the folder, or opens the one there if it was made from the same things.
@@ -231,10 +249,8 @@ def create_knowledge(folder: Path, dictionary: Dictionary, **settings: Any) -> K
 
 def write_embeddings(folder: Path, first: int, embeddings: Float[Tensor, "p D"]) -> None:
     """Writes the embeddings of the phrases from id `first` on."""
-    path = folder / "embeddings" / f"{first:09d}.safetensors"
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    save_file({"embeddings": embeddings.contiguous().cpu()}, part)
-    part.rename(path)
+    with whole_file(folder / "embeddings" / f"{first:09d}.safetensors") as file:
+        file.write(save({"embeddings": embeddings.contiguous().cpu()}))
 
 
 def write_matches(folder: Path, matches: pa.Table) -> None:

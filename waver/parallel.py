@@ -76,6 +76,14 @@ def all_reduce(value: Tensor, operation: Literal["sum", "max"]) -> Tensor:
     return value
 
 
+def broadcast_object(value: Any) -> Any:
+    """The first worker's value, on all."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
 def gather_objects(value: Any) -> list[Any]:
     """One small Python object of every worker, in the order of ranks."""
     if world_size() == 1:

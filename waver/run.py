@@ -9,6 +9,7 @@ result.json         written when the run is finished
 """
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -105,7 +106,8 @@ def environment() -> dict[str, str | int | list[str] | None]:
         "python": platform.python_version(),
         **{name: _version(name) for name in ("waver", *packages)},
         "platform": platform.platform(),
-        "cpus": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": gpus,
     }
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from waver.files import write_text
+
 
 class Tracker:
     """Writes scalars by optimizer step to `metrics.jsonl` and to TensorBoard.
@@ -63,6 +65,4 @@ def _truncate(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -20,7 +20,7 @@ class ClipError(Exception):
     """A clip cannot be had; an entry of the ledger, not a reason to stop.
 
     Attributes:
-        status: missing, empty, corrupt, no_video, too_short or timeout.
+        status: missing, empty, corrupt, no_video, too_short, timeout or killed.
         reason: one line, without the path of the file, so that equal reasons can be counted.
     """
 

@@ -95,7 +95,7 @@ def build_project(tiny_config, store):
                 frames, num_frames = store.read([row["clip_id"]])
                 times = tuple(float(i) for i in range(num_frames[0]))
                 outcome = Clip(frames[0, : num_frames[0]], times, 25.0, 16, 16, "test")
-            results.append(Decoded(row["clip_id"], row["path"], 0.0, outcome))
+            results.append(Decoded(row["clip_id"], str(folder / "videos" / f"{row['clip_id']}.mp4"), 0.0, outcome))
         write_block(config.clip_store, store_settings(config), results)
         write_manifest(config.clip_store, store_settings(config), complete=True)
         return folder

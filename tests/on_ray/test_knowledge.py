@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from waver.config import ExperimentConfig, load_config
 from waver.engine import load_captions
@@ -171,7 +172,10 @@ def evaluated(distilled) -> dict:
 def test_inference_of_a_distilled_student_opens_no_dictionary(distilled, evaluated):
     config, _, _ = distilled
     assert evaluated["gallery_size"] == 9
-    assert not [file for file in find_checkpoint(config.run_folder).iterdir() if "phrase" in file.name]
+    weights = load_file(find_checkpoint(config.run_folder) / "model.safetensors")
+    num_phrases = Knowledge(config.knowledge_store).num_phrases
+    assert not [name for name, tensor in weights.items() if num_phrases in tensor.shape], "no table of phrases"
+    assert len([name for name in weights if name.endswith("token_embedding.weight")]) == 1, "no second text encoder"
 
 
 def test_leaky_phrases_are_told_in_every_result(distilled, evaluated):

@@ -140,8 +140,7 @@ def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted, fami
 
     said = []
     result = run(experiment(project, name="killed", **{"resources.workers": 1}), said.append)
-    assert "continuing killed" in said[0]
-    assert f"epochs {before + 1} to 4" in said[0]
+    assert f"continuing killed after epoch {before}: 4 epochs" in said[0]
     rows = [row for row in read_metrics(folder) if "split" not in row]
     assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))
     last, expected = (read_metrics(path)[-1] for path in (folder, config.run_folder))

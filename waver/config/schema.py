@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+# Workers run in other folders, and a run may be evaluated from another one: paths mean the same everywhere.
+AnyPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
 class Section(BaseModel):
@@ -23,9 +25,9 @@ class Section(BaseModel):
 class CommonData(Section):
     """What every data set needs."""
 
-    annotations: Path
+    annotations: AnyPath
     """Where the captions are: a folder (msrvtt) or one file (table)."""
-    videos: Path
+    videos: AnyPath
     """Folder of the video files; subfolders are searched too."""
     allow_missing_videos: bool = False
     """False: a video that is not on disk is an error. True: it is decoded as `missing` and counts as a miss."""
@@ -98,6 +100,12 @@ class ModelConfig(Section):
     temporal: Literal["none", "seqTransf", "seqLSTM"] = "seqTransf"
     temporal_layers: Count = 4
 
+    @field_validator("weights")
+    @classmethod
+    def _file_is_found_from_everywhere(cls, weights: str | None) -> str | None:
+        path = Path(weights or "").expanduser()
+        return str(path.absolute()) if path.is_file() else weights
+
 
 class SimilarityConfig(Section):
     """How a text meets a video."""
@@ -131,7 +139,7 @@ class KnowledgeConfig(Section):
     """Phrases that `waver match` keeps for each clip; top_k can be anything up to it."""
     prompt: str = "This is a video about {}."
     """Sentence into which the teacher puts a phrase."""
-    released: tuple[Path, ...] = ()
+    released: tuple[AnyPath, ...] = ()
     """Files of matched phrases as the authors released them (JSON), to be imported in place of matching; they are leaky."""
 
     @field_validator("prompt")
@@ -208,7 +216,7 @@ class ResourcesConfig(Section):
 class StorageConfig(Section):
     """Where everything is kept."""
 
-    path: Path = Path("storage")
+    path: Annotated[AnyPath, Field(validate_default=True)] = Path("storage")
     """Folder that every node of the cluster sees: `clips/`, `dictionaries/`, `knowledge/` and `runs/`."""
 
 
@@ -230,7 +238,9 @@ class ExperimentConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     resources: ResourcesConfig = ResourcesConfig()
-    storage: StorageConfig = StorageConfig()
+    storage: StorageConfig = Field(
+        default_factory=StorageConfig
+    )  # in the folder where waver runs, not where it was imported
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ExperimentConfig":
@@ -307,7 +317,7 @@ class ExperimentConfig(Section):
     def clip_store(self) -> Path:
         """Clip store of these videos decoded in this way: experiments that agree on both share it."""
         key = {
-            "videos": str(self.data.videos.expanduser().absolute()),
+            "videos": str(self.data.videos),
             "video": self.video.model_dump(),
             "frames": (
                 self.ingest.frame_format,
@@ -321,7 +331,7 @@ class ExperimentConfig(Section):
         """Dictionary of phrases of these captions."""
         key = {
             "data": self.data.model_dump(mode="json", exclude={"annotations", "videos", "allow_missing_videos"}),
-            "annotations": str(self.data.annotations.expanduser().absolute()),
+            "annotations": str(self.data.annotations),
             "vocabulary": self.vocabulary.model_dump(mode="json"),
         }
         return self.storage.path / "dictionaries" / f"{self.data.annotations.stem}-{_digest(key)}"
@@ -329,7 +339,7 @@ class ExperimentConfig(Section):
     @property
     def knowledge_store(self) -> Path:
         """What this teacher knows of these clips in the words of this dictionary."""
-        released = [str(path.expanduser().absolute()) for path in self.knowledge.released]
+        released = [str(path) for path in self.knowledge.released]
         key = {
             "clips": self.clip_store.name,
             "phrases": released or self.dictionary.name,

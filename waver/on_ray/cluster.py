@@ -2,16 +2,23 @@
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+import torch
 
 from waver.config import ResourcesConfig
 
 _LOOPBACK = "127.0.0.1"
 _POLL_S = 1.0
+_CONNECT_S = 10.0
+
+
+class ClusterUnreachable(ValueError):
+    """Nobody answers at the address of the cluster."""
 
 
 class ClusterTooSmall(ValueError):
@@ -39,6 +46,7 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
     quiet = {"logging_level": logging.WARNING, "configure_logging": True, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        _check_reachable(address)
         ray.init(address=address, **quiet)
     else:
         # Nobody else can reach it, and a token of another cluster would only shut us out.
@@ -84,9 +92,28 @@ def gpus_per_worker(resources: ResourcesConfig) -> float:
     return float(ray.cluster_resources().get("GPU", 0) > 0) if asked is None else asked
 
 
+def own_device(resources: ResourcesConfig) -> torch.device:
+    """Where this process computes: on a GPU if it sees one, unless none was asked for."""
+    return torch.device("cuda" if torch.cuda.is_available() and resources.gpus_per_worker != 0 else "cpu")
+
+
 def num_cpus() -> int:
     """CPUs of the whole cluster."""
     return int(ray.cluster_resources().get("CPU", 0))
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes, and then abort the process."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:  # `auto`, `ray://...`
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise ClusterUnreachable(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, correct the address, or unset "
+            "RAY_ADDRESS to use this machine alone"
+        ) from error
 
 
 def _room(cpus: float, gpus: float) -> int:

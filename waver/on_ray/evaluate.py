@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import ray
-import torch
 from ray.train.torch import get_device
 from rich.console import Console
 from rich.progress import Progress
@@ -19,6 +18,7 @@ from waver.config import ExperimentConfig
 from waver.evaluation import Evaluation, evaluate
 from waver.knowledge import Knowledge
 from waver.metrics import Ranks
+from waver.on_ray.cluster import own_device
 from waver.on_ray.workers import run_on_workers
 
 
@@ -51,7 +51,7 @@ def evaluate_here(
         knowledge: of the clips, where config.informed_at_inference.
         split: train, validation or test.
     """
-    student = load_student(checkpoint, config).to("cuda" if torch.cuda.is_available() else "cpu")
+    student = load_student(checkpoint, config).to(own_device(config.resources))
     console = Console(stderr=True)
     with Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("embedding clips", total=None)
@@ -88,16 +88,24 @@ def evaluate_on_workers(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def result_of(evaluation: Evaluation, checkpoint: Path, config: ExperimentConfig, *, chosen_on: str | None) -> dict:
+def result_of(
+    evaluation: Evaluation,
+    checkpoint: Path,
+    config: ExperimentConfig,
+    knowledge: Knowledge | None,
+    *,
+    chosen_on: str | None,
+) -> dict:
     """What is written about an evaluation: figures, and everything that says what they are figures of.
 
     Args:
         evaluation: the figures.
         checkpoint: of the model.
         config: of the model.
+        knowledge: that informed the videos; None for none.
         chosen_on: the split on which this checkpoint was found to be the best of its run; None where somebody named it.
     """
-    knowledge = learned_from(checkpoint)
+    learned = learned_from(checkpoint)
     return {
         "split": evaluation.split,
         "metrics": evaluation.metrics,
@@ -110,8 +118,10 @@ def result_of(evaluation: Evaluation, checkpoint: Path, config: ExperimentConfig
         "chosen_on": chosen_on,
         "validation": evaluation.validation,
         "styles": evaluation.styles,
-        "knowledge": {"at_inference": config.informed_at_inference, "learned_from": knowledge},
-        "leaky": bool(knowledge and knowledge["leaky"]),
+        "knowledge": {"at_inference": config.informed_at_inference, "learned_from": learned},
+        "leaky": bool((learned and learned["leaky"]) or (knowledge and knowledge.leaky)),
+        "device": evaluation.device,
+        "precision": evaluation.precision,
         "config": config.digest(),
     }
 

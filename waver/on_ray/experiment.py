@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from waver.checkpoint import learned_from
 from waver.clip_store import ClipStore, StoreError
 from waver.config import ExperimentConfig
 from waver.engine import load_captions, store_settings
@@ -32,6 +33,8 @@ from waver.released import read_released
 from waver.run import find_checkpoint
 
 Say = Callable[[str], None]
+_SHARES_OF_A_CPU = 4
+"""So many may share a CPU of this machine; more would be slower than fewer."""
 LEAKY = "leaky: the dictionary was made with captions of validation or test; no result of it is an honest one"
 
 
@@ -141,7 +144,10 @@ def run_evaluation(path: Path, config: ExperimentConfig, *, split: str, say: Say
     checkpoint = find_checkpoint(path)
     captions = load_captions(config)
     store = open_store(config, captions)
-    knowledge = open_knowledge(config, captions, store, (split,)) if config.informed_at_inference else None
+    knowledge = None
+    if config.informed_at_inference:
+        knowledge = open_knowledge(config, captions, store, (split,))
+        knowledge.check_taught(checkpoint, learned_from(checkpoint))
     say(f"evaluating {checkpoint} on the {split} split")
     if config.resources.workers == 1 and "RAY_ADDRESS" not in os.environ:
         evaluation = evaluate_here(checkpoint, config, captions, store, knowledge, split=split)
@@ -150,7 +156,7 @@ def run_evaluation(path: Path, config: ExperimentConfig, *, split: str, say: Say
             say(where)
             evaluation = evaluate_on_workers(checkpoint, config, captions, store, knowledge, split=split)
     is_best = path != checkpoint
-    result = result_of(evaluation, checkpoint, config, chosen_on="validation" if is_best else None)
+    result = result_of(evaluation, checkpoint, config, knowledge, chosen_on="validation" if is_best else None)
     if result["leaky"]:
         say(LEAKY)
     name = f"evaluation_{split}.json" if is_best else f"evaluation_{split}_{checkpoint.name}.json"
@@ -176,6 +182,13 @@ def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
             f"{len(unknown)} of {len(asked)} clips were never ingested into {config.clip_store} "
             f"({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}): run `waver ingest CONFIG`, which decodes "
             "what is missing"
+        )
+    here = dict(zip(captions["clip_id"].to_pylist(), captions["path"].to_pylist(), strict=True))
+    there = dict(zip(store.ledger["clip_id"].to_pylist(), store.ledger["path"].to_pylist(), strict=True))
+    if other := sorted(clip_id for clip_id in asked if here[clip_id] != there[clip_id]):
+        raise StoreError(
+            f"{len(other)} of {len(asked)} clips were decoded from other files into {config.clip_store} "
+            f"({other[0]} from {there[other[0]]}, not {here[other[0]]}): run `waver ingest CONFIG`, which decodes them again"
         )
     return store
 
@@ -242,4 +255,5 @@ def local_cpus(config: ExperimentConfig) -> int:
     """CPUs that a cluster of this machine alone is given. They are a count, not a reservation: workers may share one."""
     resources = config.resources
     wanted = resources.workers * (resources.cpus_per_worker + resources.loaders_per_worker * CPUS_PER_LOADER)
-    return max(os.cpu_count() or 1, int(-(-wanted // 1)))
+    cpus = os.cpu_count() or 1
+    return min(max(cpus, int(-(-wanted // 1))), _SHARES_OF_A_CPU * cpus)

@@ -78,7 +78,7 @@ def ingest(
     """Decodes every clip of the captions that the store does not have yet.
 
     A clip that is in the store is not decoded again. One that failed is tried again if its file is another than then (a
-    missing one has come, a corrupt one was replaced) or if it was time that ran out.
+    missing one has come, a corrupt one was replaced), or if time ran out or its decoder was killed.
 
     Args:
         captions: of `CAPTIONS_SCHEMA`; a clip counts once, however many captions it has.
@@ -154,8 +154,8 @@ def _try_again(known: dict, path: str, store: Path) -> bool:
     """Whether a known clip may end otherwise this time."""
     if known["path"] != path:
         return True
-    if known["status"] in ("ok", "timeout"):
-        return known["status"] == "timeout"
+    if known["status"] in ("ok", "timeout", "killed"):
+        return known["status"] != "ok"
     try:
         # The inode's time, since a file that replaces another may bring its old time of modification along.
         changed = Path(path).stat().st_ctime

@@ -20,7 +20,7 @@ from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
 from waver.knowledge import Dictionary, Knowledge, create_knowledge, finish, write_embeddings, write_matches
 from waver.on_ray.blocks import map_blocks
-from waver.on_ray.cluster import gpus_per_worker, require
+from waver.on_ray.cluster import gpus_per_worker, own_device, require
 from waver.on_ray.progress import show
 from waver.teacher import Teacher, best_phrases
 
@@ -95,8 +95,7 @@ def match(
 def build_teacher(config: ExperimentConfig) -> Teacher:
     """The frozen teacher of an experiment: its backbone with the pre-trained weights, on a GPU where there is one."""
     backbone = load_backbone(config.model.backbone, config.model.weights, image_size=config.video.size)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Teacher(backbone.to(device), config.knowledge.prompt)
+    return Teacher(backbone.to(own_device(config.resources)), config.knowledge.prompt)
 
 
 class _Embedder:
@@ -126,7 +125,9 @@ class _Matcher:
     def __init__(self, config: ExperimentConfig, folder: Path, store: Path, num_matches: int):
         self._folder, self._num_matches, self._store = folder, num_matches, ClipStore(store)
         self._teacher = build_teacher(config)
-        self._phrases = F.normalize(Knowledge(folder).phrase_embeddings(), dim=-1).to(self._teacher.device)
+        phrases = Knowledge(folder).phrase_embeddings()
+        # In place: the table is the largest thing in memory.
+        self._phrases = F.normalize(phrases, dim=-1, out=phrases).to(self._teacher.device)
 
     def __call__(self, block: pa.Table) -> int:
         rows = []

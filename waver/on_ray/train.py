@@ -20,7 +20,7 @@ from ray.train.torch import get_device
 from waver import parallel
 from waver.annotations import validation_source
 from waver.batch import Batch
-from waver.checkpoint import restore_training, save_checkpoint
+from waver.checkpoint import learned_from, restore_training, save_checkpoint
 from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
 from waver.engine import Training, build_student, build_training, make_batch, train_epoch
@@ -49,6 +49,8 @@ class _Job:
     config: ExperimentConfig
     captions: ray.ObjectRef
     """Caption table."""
+    rows: np.ndarray
+    """Of the captions that are trained on: found once, since an ingest may be at work."""
     store: Path
     knowledge: Path | None
     run_folder: Path
@@ -88,10 +90,13 @@ def train(
         say(f"{folder} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name")
         return result
     build_student(config)  # what cannot be built is said here, not by the workers
-    done = max(checkpoints(folder), default=0)
+    done, newest = max(checkpoints(folder).items(), default=(0, None))
+    if newest and knowledge:
+        knowledge.check_taught(newest, learned_from(newest))
+    what = f"continuing {config.name} after epoch {done}" if done else f"training {config.name}"
     say(
-        f"{'continuing' if done else 'training'} {config.name}: epochs {done + 1} to {config.train.epochs} of "
-        f"{steps_per_epoch} steps, {config.resources.workers} workers; everything goes to {folder}"
+        f"{what}: {config.train.epochs} epochs of {steps_per_epoch} steps, {config.resources.workers} workers; "
+        f"everything goes to {folder}"
     )
     start = time.perf_counter()
     with follow(folder, num_steps=config.train.epochs * steps_per_epoch, say=say):
@@ -100,6 +105,7 @@ def train(
             _Job(
                 config,
                 ray.put(captions),
+                rows,
                 store.path.absolute(),
                 knowledge.path.absolute() if knowledge else None,
                 folder,
@@ -181,11 +187,11 @@ def worker_batches(
 
 def _train_worker(job: _Job) -> dict:
     """Runs on every worker, from the last checkpoint to the last epoch."""
-    config, captions, store = job.config, ray.get(job.captions), ClipStore(job.store)
+    config, captions, rows, store = job.config, ray.get(job.captions), job.rows, ClipStore(job.store)
     knowledge = Knowledge(job.knowledge) if job.knowledge else None
-    rows = training_rows(captions, store)
     plans = [plan_epoch(config, captions, rows, epoch=epoch) for epoch in range(config.train.epochs)]
-    checkpoint = ray.train.get_checkpoint()
+    # The newest that is whole, rather than what Ray's own notes say: a disk that filled up may have damaged both.
+    checkpoint = parallel.broadcast_object(max(checkpoints(job.run_folder).items(), default=(0, None)))[1]
     training = build_training(
         config,
         num_steps=sum(map(len, plans)),
@@ -194,8 +200,7 @@ def _train_worker(job: _Job) -> dict:
         pretrained=checkpoint is None,
     )
     if checkpoint:
-        with checkpoint.as_directory() as path:
-            restore_training(Path(path), training)
+        restore_training(checkpoint, training)
     plans = plans[training.epoch :]
     batches = worker_batches([batch for plan in plans for batch in plan], captions, store, config, knowledge)
     with Tracker(job.run_folder, resume_step=training.step) if parallel.rank() == 0 else nullcontext() as tracker:

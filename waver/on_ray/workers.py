@@ -1,6 +1,8 @@
 """Running a function on the workers of a process group, with Ray Train."""
 
+import contextlib
 import errno
+import json
 import signal
 import threading
 import uuid
@@ -12,6 +14,8 @@ from typing import Any
 
 import ray
 import ray.train
+import torch
+from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -22,6 +26,12 @@ from waver.parallel import InStepError
 
 class WorkerError(ValueError):
     """The workers cannot do what was asked; the message says why, without inner traceback."""
+
+
+_DISK_FULL = (
+    "no space is left on the disk (of the run's folder, or of the folder for temporary files): make room and run the same "
+    "command again, which goes on after the last checkpoint"
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ def run_on_workers(
         wait_s=resources.wait_s,
     )
     storage.mkdir(parents=True, exist_ok=True)
+    _set_damaged_notes_aside(storage / name)
     task = _Task(function, argument, storage / f".failure-{uuid.uuid4().hex}")
     trainer = TorchTrainer(
         _guarded,
@@ -102,6 +113,8 @@ def run_on_workers(
             result = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise WorkerError(_cause(error)) from error
+    except RayError as error:
+        raise WorkerError(f"Ray could not run the workers: {_cause(error)}") from error
     finally:
         task.failure.unlink(missing_ok=True)
     if isinstance(result, _Failure):
@@ -129,19 +142,46 @@ def _own_interrupt() -> Iterator[None]:
 def _guarded(config: dict) -> Any:
     task: _Task = config["task"]
     if task.failure.exists():
-        return _Failure(task.failure.read_text(encoding="utf-8"))
+        # Empty where the disk was too full for it.
+        return _Failure(task.failure.read_text(encoding="utf-8") or _DISK_FULL)
     try:
         return task.function(task.argument)
     except InStepError as error:
         return _Failure(str(error))
-    except (ValueError, OSError) as error:
-        # Of the system's errors only a full disk is there to stay.
-        if isinstance(error, ValueError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
-            task.failure.write_text(str(error), encoding="utf-8")
+    except Exception as error:
+        if message := _to_stay(error):
+            with contextlib.suppress(OSError):  # the first error is the one to report
+                task.failure.write_text(message, encoding="utf-8")
         raise
 
 
-def _cause(error: ray.train.TrainingFailedError) -> str:
+def _to_stay(error: Exception) -> str | None:
+    """What to tell of an error that would come again in another worker; None for one that is worth another try."""
+    if isinstance(error, torch.OutOfMemoryError):
+        text = next(iter(str(error).splitlines()), "")
+        return f"the memory of a GPU is too small ({text}): lower train.global_batch_size, or take more workers"
+    if _is_full_disk(error):
+        return _DISK_FULL
+    return str(error) if isinstance(error, ValueError) else None
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Of the system's errors the one that stays; safetensors and torch tell it in words only."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def _set_damaged_notes_aside(run: Path) -> None:
+    """Ray's notes on a run's checkpoints may have been cut short by a full disk; it would then refuse to start."""
+    notes = run / "checkpoint_manager_snapshot.json"
+    try:
+        json.loads(notes.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        notes.replace(notes.with_suffix(".damaged"))
+
+
+def _cause(error: Exception) -> str:
     """The innermost reason of a failed run, in a line or two."""
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
     rank, cause = next(iter(failures.items()))

@@ -27,6 +27,7 @@ from waver.quickstart.alt_text import LESSONS, AltText, alt_text
 from waver.quickstart.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, Scene, split_scenes
 from waver.quickstart.weights import pack
 from waver.quickstart.world import WORLD, draw
+from waver.similarity import last_token
 from waver.video import resize_and_crop
 
 _FRAMES, _TEXTS = 4, 12
@@ -132,8 +133,7 @@ def embed_frames(backbone: Backbone, frames: UInt8[Tensor, "B F 3 H W"]) -> Tens
 
 def embed_texts(backbone: Backbone, token_ids: Int[Tensor, "B N"], mask: Bool[Tensor, "B N"]) -> Tensor:
     """One vector a text: the normalised embedding of its end token."""
-    encoded = backbone.encode_tokens(token_ids)
-    return functional.normalize(encoded[torch.arange(len(encoded)), mask.sum(1) - 1], dim=-1)
+    return functional.normalize(last_token(backbone.encode_tokens(token_ids), mask), dim=-1)
 
 
 def stills(scenes: list[Scene], size: int, *, num_frames: int, seed: int) -> UInt8[Tensor, "S F 3 H W"]:
