@@ -9,11 +9,13 @@ from waver.engine import build_training
 from waver.run import RunError, best_checkpoint, checkpoint_name, checkpoints, find_checkpoint, finished, open_run
 from waver.tracking import Tracker
 
+DATA = {"num_train_clips": 13, "digest": "abc"}
+
 
 @pytest.fixture
 def run(tmp_path, tiny_config):
     """Three evaluated epochs, of which the checkpoints of the second and third are kept."""
-    open_run(tmp_path, tiny_config)
+    open_run(tmp_path, tiny_config, DATA)
     tracker = Tracker(tmp_path)
     for epoch, recall in ((1, 9.0), (2, 5.0), (3, 5.0)):
         tracker.log(epoch * 10, {"t2v/R@1": recall, "v2t/R@1": 1.0}, epoch=epoch, split="validation")
@@ -47,7 +49,7 @@ def test_a_run_or_a_checkpoint_may_be_named(run):
 def test_what_is_neither(tmp_path, tiny_config):
     with pytest.raises(CheckpointError, match="is neither a run nor a checkpoint"):
         find_checkpoint(tmp_path / "typo")
-    open_run(tmp_path, tiny_config)
+    open_run(tmp_path, tiny_config, DATA)
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         find_checkpoint(tmp_path)
 
@@ -62,16 +64,22 @@ def test_the_folder_says_what_ran_and_where(run, tiny_config):
 
 def test_a_name_is_not_reused_by_accident(run, load_tiny):
     with pytest.raises(RunError, match=r"train.lr: 0.001 there, 0.5 asked.*--set name="):
-        open_run(run, load_tiny(**{"train.lr": 0.5}))
+        open_run(run, load_tiny(**{"train.lr": 0.5}), DATA)
 
 
 def test_a_name_is_free_while_nothing_was_learned_under_it(tmp_path, tiny_config, load_tiny):
-    open_run(tmp_path, tiny_config)
-    open_run(tmp_path, load_tiny(**{"train.lr": 0.5}))
+    open_run(tmp_path, tiny_config, DATA)
+    open_run(tmp_path, load_tiny(**{"train.lr": 0.5}), DATA)
+
+
+def test_a_run_does_not_go_on_with_other_data(run, tiny_config):
+    open_run(run, tiny_config, DATA)
+    with pytest.raises(RunError, match=r"on other data .*'num_train_clips': 13.*'num_train_clips': 14.*--set name="):
+        open_run(run, tiny_config, DATA | {"num_train_clips": 14})
 
 
 def test_resources_may_change_when_a_run_is_continued(run, load_tiny, tiny_config):
-    open_run(run, tiny_config.model_copy(update={"resources": load_tiny(**{"resources.workers": 2}).resources}))
+    open_run(run, tiny_config.model_copy(update={"resources": load_tiny(**{"resources.workers": 2}).resources}), DATA)
 
 
 def test_finished(run):

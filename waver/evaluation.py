@@ -132,7 +132,7 @@ def _gallery(captions: pa.Table, split: str) -> tuple[list[str], np.ndarray, lis
     rows = captions.filter(pa.compute.equal(captions["split"], split))
     if rows.num_rows == 0:
         counts = {row["values"]: row["counts"] for row in captions["split"].value_counts().to_pylist()}
-        raise ValueError(f"the {split} split has no captions; the data set has: {counts}")
+        raise ValueError(f"the {split} split has no captions; choose another one (--split): the data set has {counts}")
     rows = rows.sort_by([("clip_id", "ascending"), ("caption_index", "ascending")])
     clip_ids, clip_of_text = np.unique(np.array(rows["clip_id"].to_pylist()), return_inverse=True)
     styles = np.array(rows["style"].fill_null("").to_pylist(), dtype=object)

@@ -1,6 +1,7 @@
 """The folder of a run: what is in it, and whether it may be continued.
 
 config.yaml         the resolved configuration
+data.json           what it is trained on: counts, and a hash of the captions
 environment.json    versions, hardware, git commit, command line
 metrics.jsonl       a row a step, and one for each evaluation
 events/             the same for TensorBoard
@@ -13,8 +14,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,11 +33,17 @@ class RunError(ValueError):
     """The folder of the run cannot be used as asked."""
 
 
-def open_run(folder: Path, config: ExperimentConfig) -> None:
+def open_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -> None:
     """Makes the folder of a new run, or checks that the run in it is the same one.
 
+    Args:
+        folder: of the run.
+        config: of the experiment.
+        data: what it is trained on, in figures that JSON can hold.
+
     Raises:
-        RunError: where the folder holds what a run of another configuration has learned; says what differs.
+        RunError: where the folder holds what a run of another configuration, or on other data, has learned; says what
+            differs.
     """
     path = folder / "config.yaml"
     if path.exists() and (checkpoints(folder) or finished(folder)):
@@ -49,10 +58,17 @@ def open_run(folder: Path, config: ExperimentConfig) -> None:
                 f"{folder} holds a run of another configuration ({'; '.join(different)}): "
                 "choose another name (--set name=...), or delete the folder"
             )
+        before = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        if before != data and not finished(folder):
+            raise RunError(
+                f"{folder} holds a run on other data ({before} then, {dict(data)} now): captions changed, or clips were "
+                "decoded or lost since; choose another name (--set name=...), or delete the folder"
+            )
     if finished(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, config.to_yaml())
+    write_json(folder / "data.json", dict(data))
     write_json(folder / "environment.json", environment())
 
 

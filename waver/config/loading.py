@@ -121,7 +121,8 @@ def _describe(problem: Mapping[str, Any], raw: Any) -> str:
     if len(location) > 1 and location[0] == "data" and location[1] in _formats():
         del location[1]
     if location[:2] == ["model", "backbone"]:
-        del location[2:]
+        # A name or a mapping: pydantic says of each why it is not that.
+        return f"model.backbone: {raw['model']['backbone']!r}: is neither ({_doc_of(location[:2])})"
     dotted, kind = ".".join(location), problem["type"]
     if kind == "extra_forbidden":
         known = list(_keys_of(location[:-1], raw))

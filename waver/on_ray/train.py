@@ -1,5 +1,7 @@
 """Training with Ray Train: DDP workers fed by Ray Data, checkpoints, resuming."""
 
+import hashlib
+import json
 import resource
 import sys
 import tempfile
@@ -85,7 +87,13 @@ def train(
         _check_split(captions, store, split)
     rows = training_rows(captions, store)
     steps_per_epoch = len(plan_epoch(config, captions, rows, epoch=0))
-    open_run(folder, config)
+    trained_on = captions.take(rows)
+    data = {
+        "num_train_clips": len(pc.unique(trained_on["clip_id"])),
+        "num_train_captions": len(rows),
+        "digest": _digest(trained_on),
+    }
+    open_run(folder, config, data)
     if result := finished(folder):
         say(f"{folder} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name")
         return result
@@ -123,6 +131,7 @@ def train(
         "best_checkpoint": checkpoint.name,
         "validation": metrics,
         "validation_split": validation_source(captions),
+        "data": data,
         "knowledge": {
             "at_inference": config.informed_at_inference,
             "learned_from": knowledge.summary() if knowledge else None,
@@ -143,6 +152,12 @@ def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
     rows = np.flatnonzero(pc.and_(train, decoded).to_numpy())
     clip_ids = captions["clip_id"].take(rows).to_numpy()
     return rows[np.argsort(clip_ids, kind="stable")]
+
+
+def _digest(captions: pa.Table) -> str:
+    """Short hash of clips and captions in their order, on which the plan of a run rests."""
+    columns = (captions["clip_id"].to_pylist(), captions["caption"].to_pylist())
+    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:16]
 
 
 def _check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
@@ -216,7 +231,6 @@ def _train_worker(job: _Job) -> dict:
                 tracker.flush()
             _report(training, config, knowledge, metrics)
     return {
-        "num_train_clips": len(pc.unique(captions["clip_id"].take(rows))),
         "peak_memory_bytes_of_worker": max(parallel.gather_objects(_peak_memory())),
     }
 
