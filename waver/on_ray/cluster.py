@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -66,16 +66,34 @@ def require(workers: int, *, cpus_per_worker: float, gpus_per_worker: float = 0.
         ClusterTooSmall: if it has not, after `wait_s`.
     """
     deadline = time.monotonic() + wait_s
-    while (room := _room(cpus_per_worker, gpus_per_worker)) < workers:
+    while (room := slots(nodes(), cpus_per_worker, gpus_per_worker)) < workers:
         if time.monotonic() >= deadline:
-            each = f"{cpus_per_worker:g} CPU" + (f" and {gpus_per_worker:g} GPU" if gpus_per_worker else "")
-            waited = f" after {wait_s:g} s" if wait_s else ""
-            raise ClusterTooSmall(
-                f"{workers} workers with {each} each are asked for, and the cluster has room for {room}{waited} "
-                f"({_size()}): lower resources.workers or what each takes, or add nodes (and raise resources.wait_s "
-                "where the cluster grows by itself)"
-            )
+            raise too_small(workers, cpus_per_worker, gpus_per_worker, room, wait_s, _size())
         time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+
+
+def too_small(workers: int, cpus: float, gpus: float, room: int, wait_s: float, size: str) -> ClusterTooSmall:
+    """What to say of a cluster that has room for fewer workers."""
+    each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+    waited = f" after {wait_s:g} s" if wait_s else ""
+    return ClusterTooSmall(
+        f"{workers} workers with {each} each are asked for, and the cluster has room for {room}{waited} "
+        f"({size}): lower resources.workers or what each takes, or add nodes (and raise resources.wait_s "
+        "where the cluster grows by itself)"
+    )
+
+
+def slots(nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """Workers with so many CPUs and GPUs each that fit at the same time, none of them across nodes."""
+    wanted = {"CPU": cpus, "GPU": gpus}
+    return sum(
+        min(int(node.get(name, 0) / amount + 1e-9) for name, amount in wanted.items() if amount) for node in nodes
+    )
+
+
+def nodes() -> list[dict[str, float]]:
+    """Resources of each node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def gpus_per_worker(resources: ResourcesConfig) -> float:
@@ -89,17 +107,7 @@ def num_cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 0))
 
 
-def _room(cpus: float, gpus: float) -> int:
-    wanted = {"CPU": cpus, "GPU": gpus}
-    return sum(
-        min(int(node["Resources"].get(name, 0) / amount + 1e-9) for name, amount in wanted.items() if amount)
-        for node in ray.nodes()
-        if node["Alive"]
-    )
-
-
 def _size() -> str:
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    have = ray.cluster_resources()
-    nodes_text = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    num_nodes, have = len(nodes()), ray.cluster_resources()
+    nodes_text = "1 node" if num_nodes == 1 else f"{num_nodes} nodes"
     return f"{nodes_text}, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"

@@ -4,7 +4,7 @@ import errno
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from waver.config import ResourcesConfig
@@ -46,6 +46,7 @@ def run_on_workers(
     storage: Path,
     extra_cpus: float = 0.0,
     selection_metric: str | None = None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> Any:
     """Calls `function(argument)` on every worker of a new process group (NCCL on GPUs, gloo on CPUs).
 
@@ -60,6 +61,7 @@ def run_on_workers(
         storage: folder in which Ray keeps a folder of that name.
         extra_cpus: taken beside each worker by what it starts.
         selection_metric: the checkpoint where this is highest is kept beside the last one.
+        callbacks: of Ray Train.
 
     Returns:
         What the function returned on rank 0.
@@ -95,6 +97,7 @@ def run_on_workers(
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=selection_metric, checkpoint_score_order="max"
             ),
+            callbacks=list(callbacks),
         ),
     )
     try:
