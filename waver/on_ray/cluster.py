@@ -2,9 +2,11 @@
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -36,7 +38,7 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
         yield f"using the Ray of this process ({_size()})"
         return
     # What workers print goes to Ray's log files; what a user must know comes back in results and errors.
-    quiet = {"logging_level": logging.WARNING, "configure_logging": True, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": True, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, **quiet)
@@ -46,11 +48,17 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
         # Ray's core would print, for each pool of actors, that their arguments are kept in memory. Errors that matter are
         # exceptions.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        if dashboard:
+            # Ray's processes ask this one; where several Rays run on the machine they would not know which.
+            quiet["dashboard_port"] = _free_port()
+            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{_LOOPBACK}:{quiet['dashboard_port']}"
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, _node_ip_address=_LOOPBACK, **quiet)
     try:
         yield f"joined Ray at {address} ({_size()})" if address else f"started Ray on this machine ({_size()})"
     finally:
         ray.shutdown()
+        if "dashboard_port" in quiet:
+            del os.environ["RAY_API_SERVER_ADDRESS"]
 
 
 def require(workers: int, *, cpus_per_worker: float, gpus_per_worker: float = 0.0, wait_s: float = 0.0) -> None:
@@ -105,6 +113,12 @@ def gpus_per_worker(resources: ResourcesConfig) -> float:
 def num_cpus() -> int:
     """CPUs of the whole cluster."""
     return int(ray.cluster_resources().get("CPU", 0))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        return probe.getsockname()[1]
 
 
 def _size() -> str:

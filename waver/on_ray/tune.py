@@ -17,6 +17,8 @@ from ray import tune
 from ray.tune import PlacementGroupFactory
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
+from ray.util.state import list_placement_groups
+from ray.util.state.exception import RayStateApiException
 
 from waver.config import ExperimentConfig, SweepConfig, load_config, load_sweep
 from waver.files import write_json
@@ -44,6 +46,7 @@ from waver.sweep.suggest import Suggest
 
 Say = Callable[[str], None]
 _TUNE = "tune"
+_DASHBOARD_S = 20
 _INTERRUPTED = "the sweep was stopped; run the same command again to go on with it"
 
 
@@ -240,7 +243,7 @@ def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
         bundle = {"CPU": 0, "node:__internal_head__": 0.001}
     trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), PlacementGroupFactory([bundle]))
     state = plan.folder / _TUNE
-    if (state / "tuner.pkl").exists():
+    if any(state.glob("experiment_state*.json")):
         return tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=False)
     param_space, search = None, None
     if plan.points is None:
@@ -327,16 +330,26 @@ def _last_line(trial: Any) -> str:
 
 
 def _check_dashboard() -> None:
-    from ray.util.state import list_placement_groups
+    """Asks where Ray Train will ask, in a worker: it hangs where it gets no answer.
 
-    try:
-        list_placement_groups(limit=1, timeout=15)
-    except Exception as error:  # the State API has several, and requests' own
+    Raises:
+        SweepError: with what the worker was told.
+    """
+    if problem := ray.get(ray.remote(num_cpus=0)(_ask_dashboard).remote()):
         raise SweepError(
-            "trials of several workers that are stopped early are cleaned up through Ray's dashboard, which does not answer "
-            f"({type(error).__name__}): start Ray with --include-dashboard=true (pip install 'ray[default]'), or set "
-            "resources.workers to 1"
-        ) from error
+            "what stopped trials of several workers leave behind is found through Ray's dashboard, which does not answer "
+            f"({problem}). Start Ray with --include-dashboard=true, where several Rays run on the machine with "
+            "RAY_API_SERVER_ADDRESS=http://... of its dashboard in the environment; or set resources.workers to 1"
+        )
+
+
+def _ask_dashboard() -> str:
+    """What is wrong with the dashboard; nothing if it answers."""
+    try:
+        list_placement_groups(limit=1, timeout=_DASHBOARD_S)
+    except (RayStateApiException, OSError, RuntimeError) as error:  # requests' errors are OSErrors
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 @contextmanager

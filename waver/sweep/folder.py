@@ -89,7 +89,7 @@ def open_sweep(folder: Path, sweep: SweepConfig, base_yaml: str) -> None:
     """
     # Where the base lies does not matter: what it says stands in base.yaml.
     files = {"sweep.yaml": sweep.model_copy(update={"base": Path("base.yaml")}).to_yaml(), "base.yaml": base_yaml}
-    begun = (folder / "tune" / "tuner.pkl").exists()
+    begun = (folder / "trials").exists()
     for name, text in files.items():
         path = folder / name
         if begun and path.read_text(encoding="utf-8") != text:
@@ -105,10 +105,15 @@ def open_sweep(folder: Path, sweep: SweepConfig, base_yaml: str) -> None:
 
 
 def begin_trial(folder: Path, number: int, point: dict[str, Any]) -> Path:
-    """Makes the folder of a trial, and says in it what the trial tries."""
-    trial = trial_folder(folder, number)
+    """Makes the folder of a trial, and says in it what the trial tries.
+
+    What is there of another point goes: Optuna had drawn it for a sweep that was killed before it was noted.
+    """
+    trial, content = trial_folder(folder, number), {"number": number, "point": point}
+    if trial.exists() and read_json(trial / "trial.json") != content:
+        shutil.rmtree(trial)
     trial.mkdir(parents=True, exist_ok=True)
-    write_json(trial / "trial.json", {"number": number, "point": point})
+    write_json(trial / "trial.json", content)
     return trial
 
 

@@ -63,9 +63,9 @@ def trials_table(title: str, states: list[TrialState], sweep: SweepConfig) -> Ta
         states: the trials.
         sweep: theirs.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=0)
     for column in ("trial", "", sweep.objective.metric, "epochs", "seconds", *short_names(list(sweep.space))):
-        table.add_column(column, justify="left" if column == "" else "right")
+        table.add_column(column, justify="left" if column == "" else "right", no_wrap=column == "")
     for state in states:
         values = (_text(state.point.get(key, "")) for key in sweep.space)
         table.add_row(
