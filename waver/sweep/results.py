@@ -150,8 +150,9 @@ def write_results(
     best = best_config(folder, states, sweep)
     if best:
         write_text(folder / "best.yaml", _best_yaml(*best, sweep))
-    _write_hparams(folder / "events", states, sweep)
     show(trials_table(f"{sweep.name}: {sweep.objective.metric} on {sweep.objective.split}", states, sweep))
+    # Who is being ended has little time: the rest can be made again from what is there.
+    _write_hparams(folder / "events", states, sweep)
     rows = [_row(state, sweep, base) for state in states]
     for sentence in write_page(folder / "report.html", sweep, rows, read_json(folder / "shared.json") or []):
         say(sentence)
