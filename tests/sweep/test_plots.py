@@ -28,7 +28,7 @@ ROWS = [
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1]], ids=["four", "one"])
 def test_each_is_an_svg_that_names_what_it_shows(rows):
     plots = [
-        parallel_coordinates(rows, ["a", "b", "c"], "t2v/R@1"),
+        parallel_coordinates(rows, ["a", "b", "c"], "t2v/R@1", "max"),
         *(marginal(rows, key, "t2v/R@1") for key in ("a", "b", "c")),
         best_so_far(rows, "t2v/R@1", "max"),
         best_so_far(rows, "t2v/MnR", "min"),

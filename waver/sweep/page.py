@@ -44,9 +44,9 @@ def write_page(
     try:
         plots = [
             "<h2>Parallel coordinates</h2><p>A line a trial; dotted ones were not trained to the end.</p>",
-            parallel_coordinates(measured, keys, metric),
-            "<h2>Key by key</h2><p>Bars: deviation over seeds. Line and band: mean and deviation of one value's trials.</p>",
-            f'<div class="plots">{"".join(marginal(measured, key, metric) for key in keys)}</div>',
+            parallel_coordinates(measured, keys, metric, sweep.objective.mode),
+            "<h2>Key by key</h2><p>Coloured bars: deviation over seeds. Black: mean and deviation of one value's trials.</p>",
+            f'<div class="plots">{"".join(_marginals(measured, keys, metric))}</div>',
             "<h2>Best so far</h2>",
             best_so_far(measured, metric, sweep.objective.mode),
             f"<h2>Importance</h2><p>{escape(how)}. Stopped trials count with the figure that they had by then.</p>",
@@ -105,6 +105,12 @@ def _cells(row: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
     values = [_text(row["point"][key]) if key in row["point"] else "" for key in keys]
     figures = [row["objective_text"], row["epochs"], f"{row['seconds']:.0f}", f"{row['gpu_seconds']:.0f}"]
     return [row["number"], row["status"], *figures, *values]
+
+
+def _marginals(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], metric: str) -> list[str]:
+    """For each key over the trials in which it was varied."""
+    varied = {key: [row for row in rows if key in row["point"]] for key in keys}
+    return [marginal(chosen, key, metric) for key, chosen in varied.items() if chosen]
 
 
 def _failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -14,16 +14,17 @@ _COLOURS = {"finished": "#1f6fb4", "stopped": "#e08a1e", "running": "#888888"}
 Row = Mapping[str, Any]
 
 
-def parallel_coordinates(rows: Sequence[Row], keys: Sequence[str], metric: str) -> str:
-    """A line a trial through all keys to its objective; darker is better in the sense of higher figures."""
+def parallel_coordinates(rows: Sequence[Row], keys: Sequence[str], metric: str, mode: str) -> str:
+    """A line a trial through all keys to its objective; darker is better."""
     import matplotlib
 
     figure, axes = _figure(width=2.0 + 1.5 * len(keys), height=3.6)
     columns = [_positions([row["values"][key] for row in rows]) for key in keys]
     columns.append(_positions([row["objective"] for row in rows]))
     places = np.array([position for position, _ in columns])
-    for row in np.argsort(places[-1]):
-        colour = matplotlib.colormaps["viridis_r"](0.1 + 0.85 * places[-1, row])
+    goodness = places[-1] if mode == "max" else 1 - places[-1]
+    for row in np.argsort(goodness):
+        colour = matplotlib.colormaps["viridis_r"](0.1 + 0.85 * goodness[row])
         style = "-" if rows[row]["status"] == "finished" else ":"
         axes.plot(range(len(columns)), places[:, row], style, color=colour, linewidth=1.6)
     for x, (_, ticks) in enumerate(columns):
@@ -40,7 +41,7 @@ def parallel_coordinates(rows: Sequence[Row], keys: Sequence[str], metric: str) 
 def marginal(rows: Sequence[Row], key: str, metric: str) -> str:
     """The objective by the value of one key, with each trial's deviation over its seeds.
 
-    Where values come again, a line goes through their means, and a band shows the deviation between trials.
+    Where values come again, black bars show the mean and the deviation between trials of each.
     """
     figure, axes = _figure(width=4.2, height=3.0)
     values = [row["values"][key] for row in rows]
@@ -61,8 +62,8 @@ def marginal(rows: Sequence[Row], key: str, metric: str) -> str:
     if 1 < len(levels) < len(x):
         means = np.array([y[x == level].mean() for level in levels])
         spreads = np.array([y[x == level].std() for level in levels])
-        axes.plot(levels, means, color="#333333", linewidth=1)
-        axes.fill_between(levels, means - spreads, means + spreads, color="#333333", alpha=0.12, linewidth=0)
+        # No line between words: there is nothing between them.
+        axes.errorbar(levels, means, spreads, fmt="-" if numeric else "_", color="#333333", linewidth=1, capsize=4)
     if not numeric:
         axes.set_xticks(range(len(names)), names, fontsize=7)
     elif x.min() > 0 and x.max() / x.min() > 50:
@@ -81,6 +82,8 @@ def best_so_far(rows: Sequence[Row], metric: str, mode: str) -> str:
     y = np.array([row["objective"] for row in ended])
     for status, colour in _COLOURS.items():
         chosen = np.array([row["status"] == status for row in ended])
+        if not chosen.any():
+            continue
         axes.plot(minutes[chosen], y[chosen], "o", color=colour, markersize=4, label=status)
     best = np.maximum.accumulate(y) if mode == "max" else np.minimum.accumulate(y)
     axes.step(minutes, best, where="post", color="#333333", linewidth=1.2)
