@@ -155,7 +155,8 @@ def tune(
     overrides: Set = [],  # noqa: B006
 ) -> None:
     """Search any settings of an experiment with Ray Tune; run again, it goes on where it was."""
-    from waver.on_ray.tune import describe_plan, plan_sweep, run_sweep
+    from waver.on_ray.plan import describe_plan, plan_sweep
+    from waver.on_ray.tune import run_sweep
 
     plan = plan_sweep(sweep, parse_overrides(overrides))
     if dry_run:

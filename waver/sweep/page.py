@@ -45,7 +45,7 @@ def write_page(
         plots = [
             "<h2>Parallel coordinates</h2><p>A line a trial; dotted ones were not trained to the end.</p>",
             parallel_coordinates(measured, keys, metric, sweep.objective.mode),
-            "<h2>Key by key</h2><p>Coloured bars: deviation over seeds. Black: mean and deviation of one value's trials.</p>",
+            "<h2>Key by key</h2><p>Coloured: deviation over seeds. Black: mean and deviation of a value's trials.</p>",
             f'<div class="plots">{"".join(_marginals(measured, keys, metric))}</div>',
             "<h2>Best so far</h2>",
             best_so_far(measured, metric, sweep.objective.mode),

@@ -1,13 +1,15 @@
 """What a sweep knows before it needs Ray."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from waver.config import ConfigError
 from waver.on_ray.cluster import ClusterTooSmall, slots
+from waver.on_ray.plan import Plan, describe_plan, plan_sweep, trials_at_once
 from waver.on_ray.shared import survey
-from waver.on_ray.tune import Plan, describe_plan, plan_sweep, trials_at_once
+from waver.sweep.folder import SweepError
 
 REPOSITORY = Path(__file__).parents[1]
 SHIPPED = sorted((REPOSITORY / "experiments" / "sweeps").glob("*.yaml"))
@@ -18,11 +20,17 @@ NODE = {"CPU": 8.0, "GPU": 2.0, "memory": 1e9}
 def plan(tmp_path, load_tiny):
     """A sweep over the small experiment, with some settings of all trials."""
 
-    def make(*, space: str = "{train.lr: {choice: [1e-3, 2e-3, 3e-3, 4e-3]}}", rest: str = "", **settings) -> Plan:
+    def make(
+        *,
+        space: str = "{train.lr: {choice: [1e-3, 2e-3, 3e-3, 4e-3]}}",
+        rest: str = "",
+        search: str = "grid",
+        **settings,
+    ) -> Plan:
         load_tiny()  # writes the file
         pairs = ", ".join(f"{key}: {value}" for key, value in settings.items())
         path = tmp_path / "sweep.yaml"
-        path.write_text(f"name: s\nbase: tiny.yaml\nspace: {space}\nset: {{{pairs}}}\nsearch: grid\n{rest}\n")
+        path.write_text(f"name: s\nbase: tiny.yaml\nspace: {space}\nset: {{{pairs}}}\nsearch: {search}\n{rest}\n")
         return plan_sweep(path, {"storage.path": str(tmp_path / "storage")})
 
     return make
@@ -119,3 +127,9 @@ def test_experiments_that_mean_the_same_share_it(load_knowing):
     assert len({config.clip_store for config in configs}) == 1
     assert len({config.knowledge_store for config in configs}) == 1
     assert survey([]) == []
+
+
+def test_optuna_that_is_not_installed(plan, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SweepError, match=r"pip install 'waver\[tune\]'"):
+        plan(rest="", space="{train.lr: {uniform: [0.1, 1]}}", search="optuna")
