@@ -129,6 +129,15 @@ def test_experiments_that_mean_the_same_share_it(load_knowing):
     assert survey([]) == []
 
 
+def test_optuna_draws_nothing_that_must_be_made_first(plan):
+    with pytest.raises(SweepError, match=r"space.video.size: .*write a choice in place of randint"):
+        plan(space="{video.size: {randint: [8, 16]}}", search="optuna")
+    made = plan(space="{video.size: {choice: [8, 16]}, train.lr: {uniform: [0.1, 1]}}", search="optuna")
+    assert len({config.clip_store for config in made.configs}) == 2
+    assert made.points is None
+    assert made.num_trials == 16
+
+
 def test_optuna_that_is_not_installed(plan, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SweepError, match=r"pip install 'waver\[tune\]'"):

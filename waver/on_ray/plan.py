@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import torch
 
-from waver.config import ExperimentConfig, SweepConfig, load_config, load_sweep
+from waver.config import ExperimentConfig, SweepConfig, check_config, load_config, load_sweep
 from waver.engine import build_student
 from waver.on_ray.cluster import connect, gpus_per_worker, nodes, slots, too_small
 from waver.on_ray.experiment import local_cpus
@@ -55,7 +55,7 @@ def plan_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
 
     Raises:
         ConfigError: with every mistake, in the sweep or in what it would try.
-        SweepError: where Optuna is asked for and not installed.
+        SweepError: where Optuna is asked for what it cannot do here, or not installed.
     """
     sweep = load_sweep(path)
     if sweep.search == "optuna" and find_spec("optuna") is None:
@@ -64,7 +64,23 @@ def plan_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
     base = load_config(sweep.base, for_all)
     known = None if sweep.search == "optuna" else tuple(points(sweep, base))
     configs = point_configs(sweep, base, for_all, list(corners(sweep, base) if known is None else known))
+    if known is None:
+        _check_ranges(sweep, for_all)
     return Plan(sweep, sweep_folder(base.storage.path, sweep.name).absolute(), base, known, configs)
+
+
+def _check_ranges(sweep: SweepConfig, for_all: dict[str, Any]) -> None:
+    """What trials share is made before they start, so it must not depend on what Optuna draws from a range."""
+    for key, parameter in sweep.space.items():
+        if parameter.kind == "choice":
+            continue
+        ends = [check_config(sweep.base, {**for_all, key: value})[0] for value in parameter.values]
+        places = {(config.clip_store, config.dictionary, config.knowledge_store) for config in ends if config}
+        if len(places) > 1:
+            raise SweepError(
+                f"space.{key}: other clips or phrases belong to each of its values, and they are made before the first "
+                f"trial: with search: optuna write a choice in place of {parameter.kind}"
+            )
 
 
 def trials_at_once(plan: Plan, cluster: Sequence[Mapping[str, float]], gpus: float) -> int:

@@ -98,7 +98,8 @@ def train(
     if result := finished(folder):
         say(f"{folder} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name")
         return result
-    build_student(config)  # what cannot be built is said here, not by the workers
+    if not here:
+        build_student(config)  # what cannot be built is said here, not by the workers
     done = max(checkpoints(folder), default=0)
     say(
         f"{'continuing' if done else 'training'} {config.name}: epochs {done + 1} to {config.train.epochs} of "

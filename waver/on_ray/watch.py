@@ -1,6 +1,7 @@
 """Shows a sweep while it goes on: a live table on a terminal, a line for every trial that has ended elsewhere."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,8 +41,11 @@ def watch(folder: Path, sweep: SweepConfig, *, total: int, say: Callable[[str], 
                 say(f"trial {state.number} {_line(state, sweep)}; {_title(states, total)}")
 
     def follow(live: Live | None) -> None:
-        while not stop.wait(_POLL_S):
+        took = 0.0
+        while not stop.wait(max(_POLL_S, 20 * took)):  # a large sweep has many files
+            start = time.monotonic()
             update(live)
+            took = time.monotonic() - start
         update(live)
 
     # The table stays on the screen only while it changes; at the end the whole one is printed.
