@@ -105,8 +105,10 @@ def needs_dashboard(plan: Plan) -> bool:
 
 
 def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
-    # At the end Tune looks for logs that it was told not to write.
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    # Tune prints the traceback of every trial that failed, whose cause is recorded; and at the end it looks for logs that it
+    # was told not to write.
+    for name in ("execution.tune_controller", "analysis.experiment_analysis"):
+        logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
     sweep, resources = plan.sweep, plan.base.resources
     job = SweepJob(sweep, plan.folder, plan.points, gpus * resources.workers)
     alone = resources.workers == 1
