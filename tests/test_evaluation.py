@@ -73,7 +73,9 @@ def test_progress_is_told(captions, store, load_tiny):
 
 def test_empty_split_says_what_there_is(captions, store, load_tiny):
     train = captions.filter([split == "train" for split in captions["split"].to_pylist()])
-    with pytest.raises(ValueError, match=r"the test split has no captions; the data set has: \{'train': "):
+    with pytest.raises(
+        ValueError, match=r"the test split has no captions; choose another one .*: the data set has \{'train': "
+    ):
         evaluate(build_student(load_tiny()), train, store, load_tiny(), split="test")
 
 

@@ -48,11 +48,15 @@ def test_print_config_is_a_configuration(tmp_path, repository, monkeypatch):
         (["train", "data.yaml"], "there is no clip store in"),
         (["evaluate", "runs/typo"], "runs/typo is neither a run nor a checkpoint"),
         (["evaluate", "runs/typo", "--set", "text.max_words=5"], "text.max_words: a checkpoint is evaluated as it was"),
+        (["tune", "sweep.yaml", "--dry-run"], "train.lrr: unknown key; did you mean lr? (in 2 of 2 points)"),
     ],
 )
 def test_mistakes_end_in_a_sentence(tmp_path, arguments, expected):
     (tmp_path / "broken.yaml").write_text("name: [")
     (tmp_path / "good.yaml").write_text(DATA)
+    (tmp_path / "sweep.yaml").write_text(
+        "name: s\nbase: good.yaml\nspace: {train.lrr: {grid: [1, 2]}}\nnum_samples: 1\n"
+    )
     (tmp_path / "data.yaml").write_text(DATA.replace("captions.jsonl", "two.csv"))
     (tmp_path / "two.csv").write_text("video,caption\na.mp4,a cat\nb.mp4,a dog\nc.mp4,a cow\n")
     (tmp_path / "videos").mkdir()

@@ -151,6 +151,28 @@ def evaluate(
         _say(f"{result['num_missing_clips']} clips of the gallery could not be decoded and count as misses")
 
 
+@app.command()
+def tune(
+    sweep: Annotated[
+        Path, typer.Argument(help="YAML file of the sweep, as in experiments/sweeps/.", show_default=False)
+    ],
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be tried, how many at a time, and what is there; run nothing."),
+    ] = False,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Search any settings of an experiment with Ray Tune; run again, it goes on where it was."""
+    from waver.on_ray.plan import describe_plan, plan_sweep
+    from waver.on_ray.tune import run_sweep
+
+    plan = plan_sweep(sweep, parse_overrides(overrides))
+    if dry_run:
+        describe_plan(plan, say=_say)
+        return
+    run_sweep(plan, say=_say, show=_figures.print)
+
+
 def _load(config: Path, overrides: list[str], workers: int | None) -> ExperimentConfig:
     asked = {} if workers is None else {"resources.workers": workers}
     return load_config(config, asked | parse_overrides(overrides))

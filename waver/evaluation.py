@@ -157,7 +157,7 @@ def _embed_clips(
         torch.zeros(len(clip_ids), num_frames, device=device),
     )
     mine = fixed_batches(len(clip_ids), config.evaluate.batch_size)[parallel.rank() :: parallel.world_size()]
-    for done, (rows, clips) in enumerate(zip(mine, _read_ahead(store, [clip_ids[rows] for rows in mine]), strict=True)):
+    for done, (rows, clips) in enumerate(zip(mine, read_ahead(store, [clip_ids[rows] for rows in mine]), strict=True)):
         frames, mask = (tensor.to(device, non_blocking=True) for tensor in frames_to_tensor(*clips))
         phrases = None
         if knowledge:
@@ -177,7 +177,7 @@ def _embed_clips(
     return Embeddings(values, mask.bool(), weights)
 
 
-def _read_ahead(store: ClipStore, batches: list[list[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def read_ahead(store: ClipStore, batches: list[list[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Reads the next batch while this one is embedded."""
     with ThreadPoolExecutor(max_workers=1) as reader:
         coming = None

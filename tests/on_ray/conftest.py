@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import tempfile
 from pathlib import Path
 
@@ -38,12 +39,18 @@ from waver.video import Clip, ClipError
 def ray_session():
     import ray
 
+    # Early stopping asks the dashboard; other Rays on the machine, such as those that tests start, have their own.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     # Paths of sockets may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
         ray.init(
             address="local",
             num_cpus=6,
             include_dashboard=True,
+            dashboard_port=port,
             object_store_memory=200 * 2**20,
             log_to_driver=False,
             _temp_dir=folder,

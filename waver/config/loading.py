@@ -4,12 +4,15 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from waver.config.schema import CommonData, ExperimentConfig, MsrvttData, Section, TableData
+from waver.config.sweep import ParameterConfig, SweepConfig
+
+_Config = TypeVar("_Config", bound=Section)
 
 
 class ConfigError(ValueError):
@@ -26,16 +29,50 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: with every mistake in the file and the overrides.
     """
-    path = Path(path)
-    raw = _read_yaml(path)
+    config, problems = check_config(path, overrides)
+    if config is None:
+        raise _mistakes(path, problems)
+    return config
+
+
+def check_config(
+    path: Path | str, overrides: Mapping[str, Any] | None = None
+) -> tuple[ExperimentConfig | None, list[str]]:
+    """An experiment, or None and a line for each mistake in it; for those who try many overrides and report at the end.
+
+    Raises:
+        ConfigError: where the file itself cannot be read.
+    """
+    raw = _read_yaml(Path(path), "an experiment is a mapping of sections (name, data, train, ...)")
     for key, value in (overrides or {}).items():
         _set(raw, key, value)
+    return _validate(ExperimentConfig, raw)
+
+
+def load_sweep(path: Path | str) -> SweepConfig:
+    """Reads a sweep; the experiment that it varies is another file, which its `base` names relative to this one.
+
+    Raises:
+        ConfigError: with every mistake in the file.
+    """
+    path = Path(path)
+    raw = _read_yaml(path, "a sweep is a mapping (name, base, space, ...)")
+    sweep, problems = _validate(SweepConfig, raw)
+    if sweep is None:
+        raise _mistakes(path, problems)
+    return sweep.model_copy(update={"base": path.parent / sweep.base})
+
+
+def _validate(kind: type[_Config], raw: dict[str, Any]) -> tuple[_Config | None, list[str]]:
     try:
-        return ExperimentConfig.model_validate(raw)
+        return kind.model_validate(raw), []
     except ValidationError as error:
-        problems = list(dict.fromkeys(_describe(problem, raw) for problem in error.errors()))
-        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-        raise ConfigError(f"{path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems)) from None
+        return None, list(dict.fromkeys(_describe(problem, raw, kind) for problem in error.errors()))
+
+
+def _mistakes(path: Path | str, problems: list[str]) -> ConfigError:
+    count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+    return ConfigError(f"{path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
@@ -80,7 +117,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, what: str) -> dict[str, Any]:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
@@ -92,9 +129,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {_where(error)}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path}: an experiment is a mapping of sections (name, data, train, ...), this is {type(raw).__name__}"
-        )
+        raise ConfigError(f"{path}: {what}, this is {type(raw).__name__}")
     return raw
 
 
@@ -114,7 +149,7 @@ def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
     raw[last] = value
 
 
-def _describe(problem: Mapping[str, Any], raw: Any) -> str:
+def _describe(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> str:
     """One line for one mistake: dotted path, value, what is wrong, remedy."""
     # The name of the chosen variant of a union (the data set's format) stands in pydantic's path, not in the user's file.
     location = [str(part) for part in problem["loc"]]
@@ -122,21 +157,21 @@ def _describe(problem: Mapping[str, Any], raw: Any) -> str:
         del location[1]
     if location[:2] == ["model", "backbone"]:
         # A name or a mapping: pydantic says of each why it is not that.
-        return f"model.backbone: {raw['model']['backbone']!r}: is neither ({_doc_of(location[:2])})"
-    dotted, kind = ".".join(location), problem["type"]
-    if kind == "extra_forbidden":
-        known = list(_keys_of(location[:-1], raw))
+        return f"model.backbone: {raw['model']['backbone']!r}: is neither ({_doc_of(location[:2], kind)})"
+    dotted, mistake = ".".join(location), problem["type"]
+    if mistake == "extra_forbidden":
+        known = list(_keys_of(location[:-1], raw, kind))
         near = difflib.get_close_matches(location[-1], known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known keys here: {', '.join(known)}"
         return f"{dotted}: unknown key; {hint}"
-    if kind == "missing":
-        return f"{dotted}: is missing; {_doc_of(location) or 'add it'}"
-    if kind.startswith("union_tag"):
+    if mistake == "missing":
+        return f"{dotted}: is missing; {_doc_of(location, kind) or 'add it'}"
+    if mistake.startswith("union_tag"):
         return f"data.format: which data set this is; one of {', '.join(_formats())}"
     message = problem["msg"].removeprefix("Value error, ")
     if not dotted:
         return message
-    remedy = f" ({doc})" if (doc := _doc_of(location)) else ""
+    remedy = f" ({doc})" if (doc := _doc_of(location, kind)) else ""
     return f"{dotted}: {problem['input']!r}: {message[0].lower() + message[1:]}{remedy}"
 
 
@@ -144,23 +179,25 @@ def _formats() -> list[str]:
     return [variant.model_fields["format"].annotation.__args__[0] for variant in (MsrvttData, TableData)]
 
 
-def _section(location: list[str], raw: Any) -> type[Section] | None:
+def _section(location: list[str], raw: Any, kind: type[Section]) -> type[Section] | None:
     if not location:
-        return ExperimentConfig
+        return kind
+    if location[0] == "space":
+        return ParameterConfig if len(location) > 1 else None
     if location[0] == "data":
         chosen = raw.get("data", {}).get("format") if isinstance(raw.get("data"), dict) else None
         return {"msrvtt": MsrvttData, "table": TableData}.get(chosen, CommonData)
-    annotation = ExperimentConfig.model_fields.get(location[0])
+    annotation = kind.model_fields.get(location[0])
     annotation = annotation.annotation if annotation else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-def _keys_of(location: list[str], raw: Any) -> Iterator[str]:
-    section = _section(location, raw)
+def _keys_of(location: list[str], raw: Any, kind: type[Section]) -> Iterator[str]:
+    section = _section(location, raw, kind)
     yield from (section.model_fields if section else ())
 
 
-def _doc_of(location: list[str]) -> str:
-    section = _section(location[:-1], {}) if location else None
+def _doc_of(location: list[str], kind: type[Section]) -> str:
+    section = _section(location[:-1], {}, kind) if location else None
     field = section.model_fields.get(location[-1]) if section else None
     return (field.description or "").replace("\n", " ") if field else ""

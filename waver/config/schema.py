@@ -203,8 +203,8 @@ class ResourcesConfig(Section):
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: NotNegative | None = None
     """By default 1 where the cluster has GPUs, else 0."""
-    loaders_per_worker: Count = 2
-    """Batches read from the clip store at the same time, for each worker."""
+    loaders_per_worker: Annotated[int, Field(ge=0)] = 2
+    """Processes that read batches from the clip store ahead, for each worker; 0: a thread of the worker reads one ahead."""
     wait_s: NotNegative = 0.0
     """How long to wait for a cluster that is still growing before saying that it is too small."""
     max_failures: Annotated[int, Field(ge=0)] = 3

@@ -14,6 +14,11 @@ _DEFAULTS = {
     # A worker without GPUs leaves CUDA_VISIBLE_DEVICES alone (Ray's own coming default).
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # A trial stays in the folder of its user, to which paths are relative.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # What a sweep leaves behind is ours to write.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)

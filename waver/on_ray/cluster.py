@@ -4,8 +4,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import torch
@@ -43,7 +44,7 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
         yield f"using the Ray of this process ({_size()})"
         return
     # What workers print goes to Ray's log files; what a user must know comes back in results and errors.
-    quiet = {"logging_level": logging.WARNING, "configure_logging": True, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": True, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _check_reachable(address)
@@ -54,11 +55,17 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
         # Ray's core would print, for each pool of actors, that their arguments are kept in memory. Errors that matter are
         # exceptions.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        if dashboard:
+            # Ray's processes ask this one; where several Rays run on the machine they would not know which.
+            quiet["dashboard_port"] = _free_port()
+            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{_LOOPBACK}:{quiet['dashboard_port']}"
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, _node_ip_address=_LOOPBACK, **quiet)
     try:
         yield f"joined Ray at {address} ({_size()})" if address else f"started Ray on this machine ({_size()})"
     finally:
         ray.shutdown()
+        if "dashboard_port" in quiet:
+            del os.environ["RAY_API_SERVER_ADDRESS"]
 
 
 def require(workers: int, *, cpus_per_worker: float, gpus_per_worker: float = 0.0, wait_s: float = 0.0) -> None:
@@ -74,16 +81,34 @@ def require(workers: int, *, cpus_per_worker: float, gpus_per_worker: float = 0.
         ClusterTooSmall: if it has not, after `wait_s`.
     """
     deadline = time.monotonic() + wait_s
-    while (room := _room(cpus_per_worker, gpus_per_worker)) < workers:
+    while (room := slots(nodes(), cpus_per_worker, gpus_per_worker)) < workers:
         if time.monotonic() >= deadline:
-            each = f"{cpus_per_worker:g} CPU" + (f" and {gpus_per_worker:g} GPU" if gpus_per_worker else "")
-            waited = f" after {wait_s:g} s" if wait_s else ""
-            raise ClusterTooSmall(
-                f"{workers} workers with {each} each are asked for, and the cluster has room for {room}{waited} "
-                f"({_size()}): lower resources.workers or what each takes, or add nodes (and raise resources.wait_s "
-                "where the cluster grows by itself)"
-            )
+            raise too_small(workers, cpus_per_worker, gpus_per_worker, room, wait_s, _size())
         time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+
+
+def too_small(workers: int, cpus: float, gpus: float, room: int, wait_s: float, size: str) -> ClusterTooSmall:
+    """What to say of a cluster that has room for fewer workers."""
+    each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+    waited = f" after {wait_s:g} s" if wait_s else ""
+    return ClusterTooSmall(
+        f"{workers} workers with {each} each are asked for, and the cluster has room for {room}{waited} "
+        f"({size}): lower resources.workers or what each takes, or add nodes (and raise resources.wait_s "
+        "where the cluster grows by itself)"
+    )
+
+
+def slots(nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """Workers with so many CPUs and GPUs each that fit at the same time, none of them across nodes."""
+    wanted = {"CPU": cpus, "GPU": gpus}
+    return sum(
+        min(int(node.get(name, 0) / amount + 1e-9) for name, amount in wanted.items() if amount) for node in nodes
+    )
+
+
+def nodes() -> list[dict[str, float]]:
+    """Resources of each node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def gpus_per_worker(resources: ResourcesConfig) -> float:
@@ -116,17 +141,13 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _room(cpus: float, gpus: float) -> int:
-    wanted = {"CPU": cpus, "GPU": gpus}
-    return sum(
-        min(int(node["Resources"].get(name, 0) / amount + 1e-9) for name, amount in wanted.items() if amount)
-        for node in ray.nodes()
-        if node["Alive"]
-    )
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        return probe.getsockname()[1]
 
 
 def _size() -> str:
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    have = ray.cluster_resources()
-    nodes_text = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    num_nodes, have = len(nodes()), ray.cluster_resources()
+    nodes_text = "1 node" if num_nodes == 1 else f"{num_nodes} nodes"
     return f"{nodes_text}, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"

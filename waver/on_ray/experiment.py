@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -115,19 +116,31 @@ def run_match(config: ExperimentConfig, *, say: Say, progress: bool = True) -> K
         return match(config, clip_ids, store, dictionary, released=matches, say=say, progress=progress)
 
 
-def run_training(config: ExperimentConfig, *, say: Say) -> dict:
-    """Trains an experiment whose videos are ingested, or continues it. Returns what stands in its result.json."""
+def run_training(config: ExperimentConfig, *, say: Say, **how: Any) -> dict:
+    """Trains an experiment whose videos are ingested, or continues it. Returns what stands in its result.json.
+
+    Args:
+        config: of the experiment.
+        say: is told what is going on.
+        how: other arguments of `train`.
+    """
     captions = load_captions(config)
     store = open_store(config, captions)
-    knowledge = None
-    if config.uses_knowledge:
-        splits = ("train", "validation") if config.informed_at_inference else ("train",)
-        knowledge = open_knowledge(config, captions, store, splits)
-        if knowledge.leaky:
-            say(LEAKY)
+    knowledge = training_knowledge(config, captions, store)
+    if knowledge and knowledge.leaky:
+        say(LEAKY)
     with connect(num_cpus=local_cpus(config)) as where:
         say(where)
-        return train(config, captions, store, knowledge, say=say)
+        return train(config, captions, store, knowledge, say=say, **how)
+
+
+def training_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> Knowledge | None:
+    """The knowledge that training an experiment needs, see `open_knowledge`; None where it needs none."""
+    if not config.uses_knowledge:
+        return None
+    return open_knowledge(
+        config, captions, store, ("train", "validation") if config.informed_at_inference else ("train",)
+    )
 
 
 def run_evaluation(path: Path, config: ExperimentConfig, *, split: str, say: Say, output: Path | None = None) -> dict:

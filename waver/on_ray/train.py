@@ -6,7 +6,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.train
+import torch
+from ray.train import UserCallback
 from ray.train.torch import get_device
 
 from waver import parallel
@@ -27,7 +29,7 @@ from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
 from waver.engine import Training, build_student, build_training, make_batch, train_epoch
 from waver.epochs import epoch_batches
-from waver.evaluation import evaluate
+from waver.evaluation import evaluate, read_ahead
 from waver.files import write_json
 from waver.knowledge import Knowledge
 from waver.on_ray.progress import follow
@@ -43,9 +45,12 @@ from waver.run import (
 )
 from waver.tracking import Tracker
 
+Report = Callable[[Training, dict[str, float]], None]
+"""Is handed what was learned, and the validation metrics, after each epoch."""
+
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What a worker is handed."""
 
     config: ExperimentConfig
@@ -65,6 +70,9 @@ def train(
     knowledge: Knowledge | None = None,
     *,
     say: Callable[[str], None],
+    folder: Path | None = None,
+    callbacks: Sequence[UserCallback] = (),
+    here: Callable[[Job], dict] | None = None,
 ) -> dict:
     """Trains an experiment, or continues it where its last checkpoint was, on the connected Ray cluster.
 
@@ -74,6 +82,9 @@ def train(
         store: its clips.
         knowledge: of the clips, where config.uses_knowledge.
         say: is told, in sentences, what is going on.
+        folder: of the run; by default that of the configuration.
+        callbacks: of Ray Train, told of each report.
+        here: trains in this process, in place of workers that are started for it.
 
     Returns:
         What the run came to, as in its result.json.
@@ -82,7 +93,7 @@ def train(
         WorkerError: the run cannot go on; its last checkpoint is kept.
         ValueError: what was asked cannot be run at all.
     """
-    folder = config.run_folder.absolute()
+    folder = (folder or config.run_folder).absolute()
     for split in ("train", "validation"):  # rather now than after the first epoch
         _check_split(captions, store, split)
     rows = training_rows(captions, store)
@@ -97,7 +108,8 @@ def train(
     if result := finished(folder):
         say(f"{folder} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name")
         return result
-    build_student(config)  # what cannot be built is said here, not by the workers
+    if not here:
+        build_student(config)  # what cannot be built is said here, not by the workers
     done, newest = max(checkpoints(folder).items(), default=(0, None))
     if newest and knowledge:
         knowledge.check_taught(newest, learned_from(newest))
@@ -107,23 +119,21 @@ def train(
         f"everything goes to {folder}"
     )
     start = time.perf_counter()
-    with follow(folder, num_steps=config.train.epochs * steps_per_epoch, say=say):
-        outcome = run_on_workers(
-            _train_worker,
-            _Job(
-                config,
-                ray.put(captions),
-                rows,
-                store.path.absolute(),
-                knowledge.path.absolute() if knowledge else None,
-                folder,
-            ),
-            config.resources,
-            name=folder.name,
-            storage=folder.parent,
-            extra_cpus=config.resources.loaders_per_worker * CPUS_PER_LOADER,
-            selection_metric=SELECTION_METRIC,
-        )
+    job = Job(config, ray.put(captions), rows, store.path, knowledge.path if knowledge else None, folder)
+    if here:
+        outcome = here(job)
+    else:
+        with follow(folder, num_steps=config.train.epochs * steps_per_epoch, say=say):
+            outcome = run_on_workers(
+                _train_worker,
+                job,
+                config.resources,
+                name=folder.name,
+                storage=folder.parent,
+                extra_cpus=config.resources.loaders_per_worker * CPUS_PER_LOADER,
+                selection_metric=SELECTION_METRIC,
+                callbacks=callbacks,
+            )
     checkpoint, metrics = best_checkpoint(folder)
     result = {
         "epochs": config.train.epochs,
@@ -194,14 +204,34 @@ def worker_batches(
     rank, world_size = parallel.rank(), parallel.world_size()
     shares = [rows[parallel.shard(len(rows), rank, world_size)] for rows in plan]
     clip_ids = [captions["clip_id"].take(share).to_pylist() for share in shares]
-    clips = clip_stream(store, clip_ids, loaders=config.resources.loaders_per_worker)
+    loaders = config.resources.loaders_per_worker
+    clips = clip_stream(store, clip_ids, loaders=loaders) if loaders else read_ahead(store, clip_ids)
     for rows, share, frames in zip(plan, shares, clips, strict=True):
         assert len(share) == len(frames[1]), "a batch of the stream is a batch of the plan"
         yield make_batch(captions, share, frames, config, num_pairs=len(rows), knowledge=knowledge)
 
 
-def _train_worker(job: _Job) -> dict:
+def _train_worker(job: Job) -> dict:
     """Runs on every worker, from the last checkpoint to the last epoch."""
+    knowledge = Knowledge(job.knowledge) if job.knowledge else None
+
+    def report(training: Training, metrics: dict[str, float]) -> None:
+        _report(training, job.config, knowledge, metrics)
+
+    return train_job(job, device=get_device(), report=report)
+
+
+def train_job(job: Job, *, device: torch.device, report: Report) -> dict:
+    """This worker's part of a run, from its newest checkpoint to the last epoch.
+
+    Args:
+        job: the run.
+        device: of the model.
+        report: is called after each epoch.
+
+    Returns:
+        What result.json says of the workers.
+    """
     config, captions, rows, store = job.config, ray.get(job.captions), job.rows, ClipStore(job.store)
     knowledge = Knowledge(job.knowledge) if job.knowledge else None
     plans = [plan_epoch(config, captions, rows, epoch=epoch) for epoch in range(config.train.epochs)]
@@ -210,7 +240,7 @@ def _train_worker(job: _Job) -> dict:
     training = build_training(
         config,
         num_steps=sum(map(len, plans)),
-        device=get_device(),
+        device=device,
         phrases=knowledge.phrase_embeddings() if knowledge else None,
         pretrained=checkpoint is None,
     )
@@ -229,7 +259,7 @@ def _train_worker(job: _Job) -> dict:
             if tracker:
                 tracker.log(training.step, metrics, epoch=training.epoch, split="validation")
                 tracker.flush()
-            _report(training, config, knowledge, metrics)
+            report(training, metrics)
     return {
         "peak_memory_bytes_of_worker": max(parallel.gather_objects(_peak_memory())),
     }

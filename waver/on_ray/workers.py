@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import ray
 import ray.train
 import torch
 from ray.exceptions import RayError
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from waver.config import ResourcesConfig
@@ -56,6 +56,7 @@ def run_on_workers(
     storage: Path,
     extra_cpus: float = 0.0,
     selection_metric: str | None = None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> Any:
     """Calls `function(argument)` on every worker of a new process group (NCCL on GPUs, gloo on CPUs).
 
@@ -70,6 +71,7 @@ def run_on_workers(
         storage: folder in which Ray keeps a folder of that name.
         extra_cpus: taken beside each worker by what it starts.
         selection_metric: the checkpoint where this is highest is kept beside the last one.
+        callbacks: of Ray Train.
 
     Returns:
         What the function returned on rank 0.
@@ -106,6 +108,7 @@ def run_on_workers(
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=selection_metric, checkpoint_score_order="max"
             ),
+            callbacks=list(callbacks),
         ),
     )
     try:
@@ -149,13 +152,13 @@ def _guarded(config: dict) -> Any:
     except InStepError as error:
         return _Failure(str(error))
     except Exception as error:
-        if message := _to_stay(error):
+        if message := to_stay(error):
             with contextlib.suppress(OSError):  # the first error is the one to report
                 task.failure.write_text(message, encoding="utf-8")
         raise
 
 
-def _to_stay(error: Exception) -> str | None:
+def to_stay(error: Exception) -> str | None:
     """What to tell of an error that would come again in another worker; None for one that is worth another try."""
     if isinstance(error, torch.OutOfMemoryError):
         text = next(iter(str(error).splitlines()), "")
