@@ -96,7 +96,7 @@ class SchedulerConfig(Section):
     kind: Literal["asha", "none"] = "asha"
     """asha: after grace_epochs, and that times each power of reduction_factor, only the best 1/reduction_factor goes on."""
     grace_epochs: Count = 1
-    """Epochs that every trial may train."""
+    """Epochs that every trial may train. They are counted over all its seeds, one after the other."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3
 
 

@@ -5,8 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
 
 import ray
 import torch
@@ -15,6 +14,7 @@ from waver.config import ResourcesConfig
 
 _LOOPBACK = "127.0.0.1"
 _POLL_S = 1.0
+_DASHBOARD = "RAY_API_SERVER_ADDRESS"
 _CONNECT_S = 10.0
 
 
@@ -44,28 +44,40 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
         yield f"using the Ray of this process ({_size()})"
         return
     # What workers print goes to Ray's log files; what a user must know comes back in results and errors.
-    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": True, "log_to_driver": False}
+    quiet = {"logging_level": logging.WARNING, "configure_logging": True, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        _check_reachable(address)
-        ray.init(address=address, **quiet)
-    else:
-        # Nobody else can reach it, and a token of another cluster would only shut us out.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        # Ray's core would print, for each pool of actors, that their arguments are kept in memory. Errors that matter are
-        # exceptions.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        if dashboard:
-            # Ray's processes ask this one; where several Rays run on the machine they would not know which.
-            quiet["dashboard_port"] = _free_port()
-            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{_LOOPBACK}:{quiet['dashboard_port']}"
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, _node_ip_address=_LOOPBACK, **quiet)
+    with _own_dashboard() if dashboard and not address else nullcontext() as port:
+        if address:
+            _check_reachable(address)
+            ray.init(address=address, **quiet)
+        else:
+            # Nobody else can reach it, and a token of another cluster would only shut us out.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            # Ray's core would print, for each pool of actors, that their arguments are kept in memory. Errors that matter
+            # are exceptions.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            local = {"include_dashboard": dashboard, "dashboard_port": port, "_node_ip_address": _LOOPBACK}
+            ray.init(address="local", num_cpus=num_cpus, **local, **quiet)
+        try:
+            yield f"joined Ray at {address} ({_size()})" if address else f"started Ray on this machine ({_size()})"
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _own_dashboard() -> Iterator[int]:
+    """A free port, which Ray's processes are told: where several Rays run on a machine they would not know whom to ask."""
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        port = probe.getsockname()[1]
+    before = os.environ.get(_DASHBOARD)
+    os.environ[_DASHBOARD] = f"http://{_LOOPBACK}:{port}"
     try:
-        yield f"joined Ray at {address} ({_size()})" if address else f"started Ray on this machine ({_size()})"
+        yield port
     finally:
-        ray.shutdown()
-        if "dashboard_port" in quiet:
-            del os.environ["RAY_API_SERVER_ADDRESS"]
+        del os.environ[_DASHBOARD]
+        if before:
+            os.environ[_DASHBOARD] = before
 
 
 def require(workers: int, *, cpus_per_worker: float, gpus_per_worker: float = 0.0, wait_s: float = 0.0) -> None:
@@ -139,12 +151,6 @@ def _check_reachable(address: str) -> None:
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, correct the address, or unset "
             "RAY_ADDRESS to use this machine alone"
         ) from error
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        return probe.getsockname()[1]
 
 
 def _size() -> str:

@@ -17,6 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.util.state import list_placement_groups
 from ray.util.state.exception import RayStateApiException
 
+from waver.config import SweepConfig
 from waver.files import write_json
 from waver.on_ray.cluster import connect, gpus_per_worker, nodes, require
 from waver.on_ray.experiment import local_cpus
@@ -97,6 +98,7 @@ def _run_trials(plan: Plan, say: Say) -> None:
         say(f"{plan.num_trials} trials, {at_once} at a time; everything goes to {plan.folder}")
         with _terminated_like_interrupted(), watch(plan.folder, plan.sweep, total=plan.num_trials, say=say):
             _tuner(plan, at_once, gpus).fit()
+    _keep_best(plan.folder, plan.sweep)  # the workers of the last trial may have written while they were ended
 
 
 def needs_dashboard(plan: Plan) -> bool:
@@ -191,12 +193,15 @@ class _Outcomes(tune.Callback):
 
     def _end(self, trial: Any, status: str, error: str) -> None:
         write_json(self._folder(trial) / "outcome.json", {"status": status, "error": error})
-        ended = [state for state in read_trials(self._job.folder) if state.status != "running"]
-        kept = [state for state in ranked(ended, self._job.sweep) if state.status == "finished"]
-        best = {state.number for state in kept[: self._job.sweep.keep_best]}
-        for state in ended:
-            if state.number not in best:
-                drop_checkpoints(state.folder)
+        _keep_best(self._job.folder, self._job.sweep)
+
+
+def _keep_best(folder: Path, sweep: SweepConfig) -> None:
+    ended = [state for state in ranked(read_trials(folder), sweep) if state.status != "running"]
+    best = [state for state in ended if state.status == "finished"][: sweep.keep_best]
+    for state in ended:
+        if state not in best:
+            drop_checkpoints(state.folder)
 
 
 def _last_line(trial: Any) -> str:
