@@ -95,8 +95,9 @@ def test_workers_on_ray_evaluate_as_one_process_does(fitted):
     assert (on_ray.num_queries, on_ray.gallery_size, on_ray.missing_clips) == (24, 9, ("v20",))
 
 
-def test_the_loader_deals_the_plan(project):
-    config = experiment(project)
+@pytest.mark.parametrize("loaders", [0, 1], ids=["a thread", "a process"])
+def test_the_loader_deals_the_plan(project, loaders):
+    config = experiment(project, **{"resources.loaders_per_worker": loaders})
     captions, store = load_captions(config), ClipStore(config.clip_store)
     rows = training_rows(captions, store)
     assert set(captions["clip_id"].take(rows).to_pylist()) <= set(store.ok_clip_ids())
