@@ -31,7 +31,7 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
     """Joins Ray where it runs, or starts it on this machine and ends it afterwards.
 
     Already initialised Ray is used as it is; then the cluster of RAY_ADDRESS (a job has it); else a cluster of this
-    machine alone, that listens to no other.
+    machine alone. Ray opens its ports to the network, without a token unless RAY_AUTH_MODE=token is set.
 
     Args:
         num_cpus: of a cluster that is started; None for all CPUs of the machine.
@@ -51,13 +51,12 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
             _check_reachable(address)
             ray.init(address=address, **quiet)
         else:
-            # Nobody else can reach it, and a token of another cluster would only shut us out.
+            # Ray may have turned tokens on for a cluster of this user; without that token it would shut us out.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             # Ray's core would print, for each pool of actors, that their arguments are kept in memory. Errors that matter
             # are exceptions.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            local = {"include_dashboard": dashboard, "dashboard_port": port, "_node_ip_address": _LOOPBACK}
-            ray.init(address="local", num_cpus=num_cpus, **local, **quiet)
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, dashboard_port=port, **quiet)
         try:
             yield f"joined Ray at {address} ({_size()})" if address else f"started Ray on this machine ({_size()})"
         finally:
