@@ -176,14 +176,10 @@ def _seed() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Ray share one Ray, so they go to one process; those of sweeps, which take as long, to the other.
-
-    Tests that start workers of their own stay together too; all others fill what is left.
-    """
+    """Tests on Ray share one Ray, so they go to one process; all others fill the second, those that start workers last."""
     for item in items:
-        if item.path.name == "test_tune.py":
-            item.add_marker(pytest.mark.xdist_group("tune"))
-        elif "on_ray" in item.path.parts:
+        if "on_ray" in item.path.parts:
             item.add_marker(pytest.mark.xdist_group("ray"))
         elif "distributed" in item.path.parts:
             item.add_marker(pytest.mark.xdist_group("distributed"))
+    items.sort(key=lambda item: "distributed" in item.path.parts)
