@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,18 @@ def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:
     rows = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in kept]
     if not rows:
         raise CheckpointError(f"{folder / 'metrics.jsonl'} tells of no evaluation: name one of its checkpoints instead")
+    epoch, metrics = best_epoch(rows)
+    return kept[epoch], metrics
+
+
+def best_epoch(rows: Iterable[Mapping[str, Any]]) -> tuple[int, dict[str, float]]:
+    """(epoch, metrics) with the highest t2v/R@1, of equals the later.
+
+    Args:
+        rows: of validation, as `read_metrics` gives them; at least one.
+    """
     best = max(rows, key=lambda row: (row[SELECTION_METRIC], row["epoch"]))
-    return kept[best["epoch"]], {name: value for name, value in best.items() if "/" in name}
+    return best["epoch"], {name: value for name, value in best.items() if "/" in name}
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -73,13 +73,13 @@ def evaluate_on_workers(
 ) -> Evaluation:
     """The same metrics, by resources.workers of the connected cluster; they are the same for any number of them."""
     # Ray Train wants a folder that all nodes see for whatever it runs; here it has nothing to keep.
-    scratch = config.storage.path.absolute() / "tmp" / uuid.uuid4().hex
+    scratch = config.storage.path / "tmp" / uuid.uuid4().hex
     job = _Job(
         checkpoint.absolute(),
         config,
         ray.put(captions),
-        store.path.absolute(),
-        knowledge.path.absolute() if knowledge else None,
+        store.path,
+        knowledge.path if knowledge else None,
         split,
     )
     try:

@@ -54,7 +54,7 @@ def match(
         KnowledgeError: where the folder holds what was made from something else.
         ClusterTooSmall: for resources.workers.
     """
-    folder = config.knowledge_store.absolute()
+    folder = config.knowledge_store
     num_matches = min(config.knowledge.num_matches, len(dictionary.phrases))
     teacher = build_teacher(config).digest()  # the actors have their own
     source = "matched" if released is None else "released"
@@ -85,7 +85,7 @@ def match(
             pa.table({"clip_id": todo[first : first + _CLIPS_PER_BLOCK]})
             for first in range(0, len(todo), _CLIPS_PER_BLOCK)
         ]
-        arguments = (config, folder, store.path.absolute(), num_matches)
+        arguments = (config, folder, store.path, num_matches)
         with closing(map_blocks(_Matcher, arguments, blocks, **pool)) as done:
             for _ in show(done, doing="matching", unit="clips", total=len(todo), size=int, enabled=progress):
                 pass

@@ -66,7 +66,7 @@ def plan_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
     configs = point_configs(sweep, base, for_all, list(corners(sweep, base) if known is None else known))
     if known is None:
         _check_ranges(sweep, for_all)
-    return Plan(sweep, sweep_folder(base.storage.path, sweep.name).absolute(), base, known, configs)
+    return Plan(sweep, sweep_folder(base.storage.path, sweep.name), base, known, configs)
 
 
 def _check_ranges(sweep: SweepConfig, for_all: dict[str, Any]) -> None:

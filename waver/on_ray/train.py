@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -93,17 +94,12 @@ def train(
         WorkerError: the run cannot go on; its last checkpoint is kept.
         ValueError: what was asked cannot be run at all.
     """
-    folder = (folder or config.run_folder).absolute()
+    folder = folder or config.run_folder
     for split in ("train", "validation"):  # rather now than after the first epoch
         _check_split(captions, store, split)
     rows = training_rows(captions, store)
     steps_per_epoch = len(plan_epoch(config, captions, rows, epoch=0))
-    trained_on = captions.take(rows)
-    data = {
-        "num_train_clips": len(pc.unique(trained_on["clip_id"])),
-        "num_train_captions": len(rows),
-        "digest": _digest(trained_on),
-    }
+    data = _describe(captions.take(rows))
     open_run(folder, config, data)
     if result := finished(folder):
         say(f"{folder} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name")
@@ -164,10 +160,14 @@ def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
     return rows[np.argsort(clip_ids, kind="stable")]
 
 
-def _digest(captions: pa.Table) -> str:
-    """Short hash of clips and captions in their order, on which the plan of a run rests."""
+def _describe(captions: pa.Table) -> dict[str, Any]:
+    """What is trained on: counts, and a hash of clips and captions in their order, on which the plan of a run rests."""
     columns = (captions["clip_id"].to_pylist(), captions["caption"].to_pylist())
-    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:16]
+    return {
+        "num_train_clips": len(set(columns[0])),
+        "num_train_captions": len(captions),
+        "digest": hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:16],
+    }
 
 
 def _check_split(captions: pa.Table, store: ClipStore, split: str) -> None:

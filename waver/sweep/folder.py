@@ -23,7 +23,7 @@ from typing import Any
 
 from waver.config import SweepConfig
 from waver.files import write_json
-from waver.run import SELECTION_METRIC, finished
+from waver.run import best_epoch, finished
 from waver.tracking import read_metrics
 
 
@@ -150,13 +150,11 @@ def drop_checkpoints(trial: Path) -> None:
 
 def _read_run(folder: Path) -> Run:
     rows = [row for row in read_metrics(folder) if row.get("split") == "validation"]
-    # As `waver train` chooses: the highest t2v/R@1, of equals the later.
-    best = max(rows, key=lambda row: (row[SELECTION_METRIC], row["epoch"]), default={})
     return Run(
         seed=int(folder.name[5:]),
         folder=folder,
         epochs=max((row["epoch"] for row in rows), default=0),
-        metrics={name: value for name, value in best.items() if "/" in name},
+        metrics=best_epoch(rows)[1] if rows else {},
         finished=finished(folder) is not None,
     )
 
