@@ -25,8 +25,9 @@ from waver.config import ExperimentConfig
 from waver.engine import autocast
 from waver.epochs import fixed_batches
 from waver.knowledge import Knowledge
-from waver.metrics import Ranks, TopClips, direction_metrics, rank_tiles, retrieval_metrics, row_chunks
+from waver.metrics import Ranks, direction_metrics, rank_tiles, retrieval_metrics, row_chunks
 from waver.model import Student
+from waver.top import TopClips
 
 
 @dataclass(frozen=True)
