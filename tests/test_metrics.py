@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,32 +33,6 @@ def naive_ranks(similarity, clip_of_text, available, excused=()):
     return torch.tensor(t2v), torch.tensor(v2t)
 
 
-def on_workers(num_workers, work):
-    """What `work(worker=, num_workers=, all_reduce=)` returns on the last of some workers.
-
-    They run one after the other: each exchange is collected, then everything runs again with its result, to the next one.
-    """
-    reduced: list[torch.Tensor] = []
-    while True:
-        parts = []
-        for worker in range(num_workers):
-            calls = itertools.count()
-
-            def all_reduce(tensor, operation, calls=calls, parts=parts):
-                call = next(calls)
-                if call < len(reduced):
-                    return reduced[call].clone()
-                parts.append((tensor.clone(), operation)) if call == len(reduced) else None
-                return tensor
-
-            result = work(worker=worker, num_workers=num_workers, all_reduce=all_reduce)
-        if not parts:
-            return result
-        assert len(parts) == num_workers
-        stacked = torch.stack([tensor for tensor, _ in parts])
-        reduced.append(stacked.amax(0) if parts[0][1] == "max" else stacked.sum(0))
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=9),
@@ -70,7 +42,7 @@ def on_workers(num_workers, work):
     num_excused=st.integers(0, 4),
     seed=st.integers(0, 10**6),
 )
-def test_tiles_give_the_naive_ranks(sizes, chunk_size, levels, num_workers, num_excused, seed):
+def test_tiles_give_the_naive_ranks(sizes, chunk_size, levels, num_workers, num_excused, seed, on_workers):
     """With many ties, several captions a clip, missing clips, any tile size, any number of workers."""
     generator = torch.Generator().manual_seed(seed)
     clip_of_text = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
@@ -116,7 +88,7 @@ def test_tiles_give_the_naive_ranks(sizes, chunk_size, levels, num_workers, num_
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_top_clips_are_those_of_the_whole_matrix(num_workers):
+def test_top_clips_are_those_of_the_whole_matrix(num_workers, on_workers):
     similarity = torch.rand(60, 40)
     ranks = on_workers(
         num_workers,

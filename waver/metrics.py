@@ -230,6 +230,7 @@ def _rows_of(excused: Tensor | None, row: slice) -> Tensor | None:
     """Those of the excused pairs whose text is in a chunk of rows; they stand by text."""
     if excused is None or not len(excused):
         return None
+    assert bool((excused[:, 0].diff() >= 0).all()), "excused pairs must be sorted by text"
     ends = torch.tensor([row.start, row.stop], device=excused.device)
     start, stop = torch.searchsorted(excused[:, 0].contiguous(), ends).tolist()
     return excused[start:stop]
