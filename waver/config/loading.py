@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from waver.config.robustness import RobustnessConfig
 from waver.config.schema import CommonData, ExperimentConfig, MsrvttData, Section, TableData
 from waver.config.sweep import ParameterConfig, SweepConfig
 
@@ -61,6 +62,23 @@ def load_sweep(path: Path | str) -> SweepConfig:
     if sweep is None:
         raise _mistakes(path, problems)
     return sweep.model_copy(update={"base": path.parent / sweep.base})
+
+
+def load_robustness(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> RobustnessConfig:
+    """Reads the settings of a writing-style report.
+
+    Args:
+        path: the YAML file; None for the defaults.
+        overrides: key -> value, applied after reading.
+
+    Raises:
+        ConfigError: with every mistake in the file and the overrides.
+    """
+    raw = _read_yaml(Path(path), "the settings of a report are a mapping (split, tracks, ...)") if path else {}
+    settings, problems = _validate(RobustnessConfig, raw | dict(overrides or {}))
+    if settings is None:
+        raise _mistakes(path or "--set", problems)
+    return settings
 
 
 def _validate(kind: type[_Config], raw: dict[str, Any]) -> tuple[_Config | None, list[str]]:
