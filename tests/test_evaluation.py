@@ -40,6 +40,26 @@ def direct_ranks(
     return rank_similarity(similarity, clip_of_text, torch.tensor([clip != "v20" for clip in TEST_CLIPS]))
 
 
+def test_first_clips_of_each_query_are_named(captions, store, load_tiny):
+    config = load_tiny()
+    student = build_student(config).eval()
+    result = evaluate(student, captions, store, config, split="test", top_k=12)
+    rows = [row for row in captions.to_pylist() if row["split"] == "test"]
+    assert result.text_ids == tuple(f"{row['clip_id']}#{row['caption_index']}" for row in rows)
+    assert [result.clip_ids[clip] for clip in result.clip_of_text] == [row["clip_id"] for row in rows]
+    assert result.top.clips.shape == result.top.scores.shape == (len(rows), 12)
+    # Eight clips of nine are there, each once, in falling order; the place of the right one is its rank.
+    assert (result.top.clips[:, 8:] == -1).all()
+    assert (result.top.scores[:, :8].diff() <= 0).all()
+    for clips, right, rank in zip(
+        result.top.clips.tolist(), result.clip_of_text.tolist(), result.ranks.t2v, strict=True
+    ):
+        assert {result.clip_ids[clip] for clip in clips[:8]} == set(TEST_CLIPS) - {"v20"}
+        if rank != float("inf"):
+            assert clips.index(right) + 1 == rank
+    assert evaluate(student, captions, store, config, split="test").top is None
+
+
 @pytest.mark.parametrize("kind", ["dp", "wti", "xti"])
 def test_equals_a_direct_computation_of_the_whole_matrix(captions, store, load_tiny, kind):
     config = load_tiny(**{"similarity.kind": kind})

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,6 +32,32 @@ def naive_ranks(similarity, clip_of_text, available):
     return torch.tensor(t2v), torch.tensor(v2t)
 
 
+def on_workers(num_workers, work):
+    """What `work(worker=, num_workers=, all_reduce=)` returns on the last of some workers.
+
+    They run one after the other: each exchange is collected, then everything runs again with its result, to the next one.
+    """
+    reduced: list[torch.Tensor] = []
+    while True:
+        parts = []
+        for worker in range(num_workers):
+            calls = itertools.count()
+
+            def all_reduce(tensor, operation, calls=calls, parts=parts):
+                call = next(calls)
+                if call < len(reduced):
+                    return reduced[call].clone()
+                parts.append((tensor.clone(), operation)) if call == len(reduced) else None
+                return tensor
+
+            result = work(worker=worker, num_workers=num_workers, all_reduce=all_reduce)
+        if not parts:
+            return result
+        assert len(parts) == num_workers
+        stacked = torch.stack([tensor for tensor, _ in parts])
+        reduced.append(stacked.amax(0) if parts[0][1] == "max" else stacked.sum(0))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=9),
@@ -45,35 +73,44 @@ def test_tiles_give_the_naive_ranks(sizes, chunk_size, levels, num_workers, seed
     similarity = torch.randint(0, levels, (len(clip_of_text), len(sizes)), generator=generator).float()
     available = torch.rand(len(sizes), generator=generator) > 0.2
 
-    # Workers one after the other: each phase's reductions are collected, then the phase is run again with their result.
-    reduced: list[torch.Tensor] = []
-    for phase in range(4):
-        parts = []
-        for worker in range(num_workers):
-            calls = iter(range(10))
-
-            def all_reduce(tensor, operation, calls=calls, phase=phase, parts=parts):
-                call = next(calls)
-                if call < phase:
-                    return reduced[call]
-                parts.append((tensor, operation)) if call == phase else None
-                return tensor
-
-            ranks = rank_tiles(
-                lambda r, c: similarity[r, c],
-                clip_of_text,
-                available,
-                chunk_size=chunk_size,
-                worker=worker,
-                num_workers=num_workers,
-                all_reduce=all_reduce,
-            )
-        if parts:
-            stacked = torch.stack([tensor for tensor, _ in parts])
-            reduced.append(stacked.amax(0) if parts[0][1] == "max" else stacked.sum(0))
+    ranks = on_workers(
+        num_workers,
+        lambda **who: rank_tiles(
+            lambda r, c: similarity[r, c], clip_of_text, available, chunk_size=chunk_size, top_k=4, **who
+        ),
+    )
     t2v, v2t = naive_ranks(similarity, clip_of_text, available)
     torch.testing.assert_close(ranks.t2v, t2v.double())
     torch.testing.assert_close(ranks.v2t, v2t.double())
+    for text, (clips, scores) in enumerate(zip(ranks.top.clips.tolist(), ranks.top.scores.tolist(), strict=True)):
+        candidates = [c for c in range(len(sizes)) if available[c]]
+        best = sorted(candidates, key=lambda c: (-similarity[text, c].item(), c))[:4]
+        missing = 4 - len(best)
+        assert clips == best + [-1] * missing
+        assert scores == [similarity[text, c].item() for c in best] + [-INF] * missing
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_top_clips_are_those_of_the_whole_matrix(num_workers):
+    similarity = torch.rand(60, 40)
+    ranks = on_workers(
+        num_workers,
+        lambda **who: rank_tiles(
+            lambda r, c: similarity[r, c],
+            torch.arange(60) * 40 // 60,
+            torch.ones(40, dtype=torch.bool),
+            chunk_size=7,
+            top_k=10,
+            **who,
+        ),
+    )
+    expected = similarity.topk(10)
+    assert torch.equal(ranks.top.clips, expected.indices)
+    assert torch.equal(ranks.top.scores, expected.values)
+
+
+def test_without_being_asked_no_clip_is_named():
+    assert rank_similarity(torch.eye(3), torch.arange(3)).top is None
 
 
 def test_a_collapsed_model_is_no_better_than_chance():

@@ -25,7 +25,7 @@ from waver.config import ExperimentConfig
 from waver.engine import autocast
 from waver.epochs import fixed_batches
 from waver.knowledge import Knowledge
-from waver.metrics import Ranks, direction_metrics, rank_tiles, retrieval_metrics, row_chunks
+from waver.metrics import Ranks, TopClips, direction_metrics, rank_tiles, retrieval_metrics, row_chunks
 from waver.model import Student
 
 
@@ -40,6 +40,12 @@ class Evaluation:
     missing_clips: tuple[str, ...]
     """In the gallery without embedding: misses."""
     ranks: Ranks
+    clip_ids: tuple[str, ...]
+    """The gallery, in order."""
+    text_ids: tuple[str, ...]
+    """`<clip_id>#<caption_index>` of each query, in the order of ranks.t2v."""
+    clip_of_text: Int[Tensor, " texts"]
+    """Number, in the gallery, of each query's clip."""
     validation: str
     """Where the validation split comes from: the data set's own, or held out of train."""
     styles: dict[str, dict[str, float]]
@@ -48,6 +54,11 @@ class Evaluation:
     """Kind of device that computed: figures of another one differ in the last digits."""
     precision: str
     """Of the towers."""
+
+    @property
+    def top(self) -> TopClips | None:
+        """The clips that each query finds first, where they were asked for."""
+        return self.ranks.top
 
 
 @torch.no_grad()
@@ -59,6 +70,7 @@ def evaluate(
     *,
     split: str,
     knowledge: Knowledge | None = None,
+    top_k: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Exact metrics of a split, shared by the workers; identical for any number of them, on each of them.
@@ -70,6 +82,7 @@ def evaluate(
         config: of the experiment.
         split: train, validation or test.
         knowledge: of the clips, needed where config.informed_at_inference; else it is never looked at.
+        top_k: how many of the first clips of each query `Evaluation.top` names; 0 for none.
         on_progress: is told (clips embedded, clips to embed) of this worker.
 
     Raises:
@@ -77,7 +90,7 @@ def evaluate(
     """
     device = student.logit_scale.device
     student.eval()
-    texts, styles, clip_ids, clip_of_text = _gallery(captions, split)
+    texts, text_ids, styles, clip_ids, clip_of_text = _gallery(captions, split)
     # What the first worker sees: an ingest may be at work.
     decoded = set(parallel.broadcast_object(store.ok_clip_ids()))
     is_available = torch.tensor([clip in decoded for clip in clip_ids])
@@ -105,6 +118,7 @@ def evaluate(
         clip_of_text.to(device),
         is_available.to(device),
         chunk_size=config.evaluate.chunk_size,
+        top_k=top_k,
         worker=parallel.rank(),
         num_workers=parallel.world_size(),
         all_reduce=parallel.all_reduce,
@@ -117,6 +131,9 @@ def evaluate(
         num_queries=len(texts),
         missing_clips=tuple(clip for clip in clip_ids if clip not in decoded),
         ranks=ranks,
+        clip_ids=tuple(clip_ids),
+        text_ids=tuple(text_ids),
+        clip_of_text=clip_of_text,
         validation=validation_source(captions),
         styles={
             style: direction_metrics("t2v", ranks.t2v[torch.from_numpy(styles == style)], len(clip_ids))
@@ -127,8 +144,10 @@ def evaluate(
     )
 
 
-def _gallery(captions: pa.Table, split: str) -> tuple[list[str], np.ndarray, list[str], Int[Tensor, " texts"]]:
-    """(captions, their styles, clip ids, number of each caption's clip) of a split; captions of a clip are adjacent."""
+def _gallery(
+    captions: pa.Table, split: str
+) -> tuple[list[str], list[str], np.ndarray, list[str], Int[Tensor, " texts"]]:
+    """(captions, their ids, their styles, clip ids, number of each caption's clip) of a split; a clip's are adjacent."""
     rows = captions.filter(pa.compute.equal(captions["split"], split))
     if rows.num_rows == 0:
         counts = {row["values"]: row["counts"] for row in captions["split"].value_counts().to_pylist()}
@@ -136,7 +155,9 @@ def _gallery(captions: pa.Table, split: str) -> tuple[list[str], np.ndarray, lis
     rows = rows.sort_by([("clip_id", "ascending"), ("caption_index", "ascending")])
     clip_ids, clip_of_text = np.unique(np.array(rows["clip_id"].to_pylist()), return_inverse=True)
     styles = np.array(rows["style"].fill_null("").to_pylist(), dtype=object)
-    return rows["caption"].to_pylist(), styles, clip_ids.tolist(), torch.from_numpy(clip_of_text)
+    indices = rows["caption_index"].to_pylist()
+    text_ids = [f"{clip}#{index}" for clip, index in zip(rows["clip_id"].to_pylist(), indices, strict=True)]
+    return rows["caption"].to_pylist(), text_ids, styles, clip_ids.tolist(), torch.from_numpy(clip_of_text)
 
 
 def _embed_clips(

@@ -20,11 +20,28 @@ Tile = Callable[[slice, slice], Float[Tensor, "t c"]]
 
 
 @dataclass(frozen=True)
+class TopClips:
+    """The clips that each query finds first, best first, and their scores."""
+
+    clips: Int[Tensor, "queries k"]
+    """Numbers of clips in the gallery; of equal scores the earlier clip stands first. -1 where there is no k-th."""
+    scores: Float[Tensor, "queries k"]
+    """-inf where there is no clip."""
+
+
+@dataclass(frozen=True)
 class Ranks:
     """Rank of the right answer for every query, from 1; inf is a miss (the right clip has no embedding)."""
 
     t2v: Float[Tensor, " texts"]
     v2t: Float[Tensor, " clips"]
+    top: TopClips | None = None
+    """What each text finds first, where it was asked for."""
+
+    def cpu(self) -> "Ranks":
+        """The same in main memory."""
+        top = TopClips(self.top.clips.cpu(), self.top.scores.cpu()) if self.top else None
+        return Ranks(self.t2v.cpu(), self.v2t.cpu(), top)
 
 
 def rank_tiles(
@@ -33,6 +50,7 @@ def rank_tiles(
     available: Bool[Tensor, " clips"],
     *,
     chunk_size: int,
+    top_k: int = 0,
     worker: int = 0,
     num_workers: int = 1,
     all_reduce: Callable[[Tensor, Literal["sum", "max"]], Tensor] = lambda tensor, _: tensor,
@@ -46,6 +64,7 @@ def rank_tiles(
         clip_of_text: the clip of each text; texts of a clip are adjacent and clips come in ascending order.
         available: which clips have an embedding; scores of the others are ignored.
         chunk_size: side of a tile; a clip's captions are never parted, so a tile can be higher.
+        top_k: how many of the first clips of each text are wanted by name; 0 for none.
         worker, num_workers: who this is, among how many.
         all_reduce: sum or maximum of a tensor over the workers.
 
@@ -63,6 +82,7 @@ def rank_tiles(
 
     t2v = torch.zeros(2, len(clip_of_text), dtype=torch.long, device=device)  # (higher, equal) for each text
     v2t = torch.zeros(2, num_clips, dtype=torch.long, device=device)  # the same for each clip
+    top = _no_clips(len(clip_of_text), top_k, right_text)
     for row in rows:
         clips, group = torch.unique_consecutive(clip_of_text[row], return_inverse=True)
         for column in columns:
@@ -76,10 +96,19 @@ def rank_tiles(
             other = clips[:, None] != numbers
             v2t[0, column] += ((best > right_clip[column]) & other).sum(0)
             v2t[1, column] += ((best == right_clip[column]) & other).sum(0)
+            if top_k:
+                _push(top, row, scores, numbers.where(available[column], -1))
     t2v, v2t = all_reduce(t2v, "sum"), all_reduce(v2t, "sum")
+    if top_k:
+        # Every row is one worker's: the others add nothing to it.
+        mine = torch.zeros(len(clip_of_text), 1, dtype=torch.bool, device=device)
+        for row in rows:
+            mine[row] = True
+        top = TopClips(*(all_reduce(tensor.where(mine, 0), "sum") for tensor in (top.clips, top.scores)))
     return Ranks(
         (1 + t2v[0] + t2v[1] / 2).double().masked_fill(~available[clip_of_text], torch.inf),
         (1 + v2t[0] + v2t[1] / 2).double().masked_fill(~available, torch.inf),
+        top if top_k else None,
     )
 
 
@@ -154,6 +183,23 @@ def _right_scores(
                 right_text[row.start + inside] = scores[inside, clips[inside] - column.start]
     right_clip = right_clip.to(right_text.dtype).scatter_reduce(0, clip_of_text, right_text, "amax")
     return right_text, right_clip
+
+
+def _no_clips(num_queries: int, k: int, like: Tensor) -> TopClips:
+    shape = (num_queries, k)
+    return TopClips(
+        torch.full(shape, -1, device=like.device), torch.full(shape, -torch.inf, dtype=like.dtype, device=like.device)
+    )
+
+
+def _push(top: TopClips, queries: slice, scores: Tensor, numbers: Int[Tensor, " clips"]) -> None:
+    """Lets more clips compete for the places of some queries; they come in ascending order, -1 has no place."""
+    scores = torch.cat([top.scores[queries], scores], dim=1)
+    numbers = torch.cat([top.clips[queries], numbers.expand(len(scores), -1)], dim=1)
+    # Stable, which topk is not: of equal scores the one that came first stays first.
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    k = top.clips.shape[1]
+    top.scores[queries], top.clips[queries] = scores[:, :k], numbers.gather(1, order[:, :k])
 
 
 def _best_of_group(scores: Tensor, group: Tensor, num_groups: int) -> Tensor:

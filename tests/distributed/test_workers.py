@@ -61,4 +61,6 @@ def test_identical_metrics(results, step, split, world_size):
         assert together.metrics == alone.metrics
         assert torch.equal(together.ranks.t2v, alone.ranks.t2v)
         assert torch.equal(together.ranks.v2t, alone.ranks.v2t)
+        assert torch.equal(together.top.clips, alone.top.clips)
+        assert torch.equal(together.top.scores, alone.top.scores)
         assert (together.gallery_size, together.num_queries) == (alone.gallery_size, alone.num_queries)

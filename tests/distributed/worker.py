@@ -50,7 +50,7 @@ def main(rank: int, world_size: int, folder: Path) -> None:
         config = load_config(folder / "experiment.yaml", STEPS[name])
         student = build_student(config).eval()
         for split in ("test", "validation"):
-            results[name, split] = evaluate(student, captions, store, config, split=split, knowledge=knowledge)
+            results[name, split] = evaluate(student, captions, store, config, split=split, knowledge=knowledge, top_k=3)
     torch.save(results, folder / f"results-{world_size}-{rank}.pt")
     if world_size > 1:
         dist.destroy_process_group()

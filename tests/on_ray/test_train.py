@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from waver.checkpoint import load_student
@@ -89,9 +90,10 @@ def test_workers_on_ray_evaluate_as_one_process_does(fitted):
     config, _, _ = fitted
     captions, store = load_captions(config), ClipStore(config.clip_store)
     checkpoint = find_checkpoint(config.run_folder)
-    on_ray = evaluate_on_workers(checkpoint, config, captions, store, split="test")
-    here = evaluate(load_student(checkpoint, config), captions, store, config, split="test")
+    on_ray = evaluate_on_workers(checkpoint, config, captions, store, split="test", top_k=3)
+    here = evaluate(load_student(checkpoint, config), captions, store, config, split="test", top_k=3)
     assert on_ray.metrics == here.metrics
+    assert torch.equal(on_ray.top.clips, here.top.clips)
     assert (on_ray.num_queries, on_ray.gallery_size, on_ray.missing_clips) == (24, 9, ("v20",))
 
 

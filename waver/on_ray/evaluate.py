@@ -17,7 +17,6 @@ from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
 from waver.evaluation import Evaluation, evaluate
 from waver.knowledge import Knowledge
-from waver.metrics import Ranks
 from waver.on_ray.cluster import own_device
 from waver.on_ray.workers import run_on_workers
 
@@ -30,6 +29,7 @@ class _Job:
     store: Path
     knowledge: Path | None
     split: str
+    top_k: int
 
 
 def evaluate_here(
@@ -40,6 +40,7 @@ def evaluate_here(
     knowledge: Knowledge | None = None,
     *,
     split: str,
+    top_k: int = 0,
 ) -> Evaluation:
     """Exact metrics of a split, by this process, with a bar on a terminal.
 
@@ -50,6 +51,7 @@ def evaluate_here(
         store: clips.
         knowledge: of the clips, where config.informed_at_inference.
         split: train, validation or test.
+        top_k: how many of the first clips of each query are named in the answer; 0 for none.
     """
     student = load_student(checkpoint, config).to(own_device(config.resources))
     console = Console(stderr=True)
@@ -59,7 +61,9 @@ def evaluate_here(
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        return evaluate(student, captions, store, config, split=split, knowledge=knowledge, on_progress=show)
+        return evaluate(
+            student, captions, store, config, split=split, knowledge=knowledge, top_k=top_k, on_progress=show
+        )
 
 
 def evaluate_on_workers(
@@ -70,6 +74,7 @@ def evaluate_on_workers(
     knowledge: Knowledge | None = None,
     *,
     split: str,
+    top_k: int = 0,
 ) -> Evaluation:
     """The same metrics, by resources.workers of the connected cluster; they are the same for any number of them."""
     # Ray Train wants a folder that all nodes see for whatever it runs; here it has nothing to keep.
@@ -81,6 +86,7 @@ def evaluate_on_workers(
         store.path,
         knowledge.path if knowledge else None,
         split,
+        top_k,
     )
     try:
         return run_on_workers(_evaluate_worker, job, config.resources, name="evaluation", storage=scratch)
@@ -130,6 +136,12 @@ def _evaluate_worker(job: _Job) -> Evaluation:
     student = load_student(job.checkpoint, job.config).to(get_device())
     knowledge = Knowledge(job.knowledge) if job.knowledge else None
     evaluation = evaluate(
-        student, ray.get(job.captions), ClipStore(job.store), job.config, split=job.split, knowledge=knowledge
+        student,
+        ray.get(job.captions),
+        ClipStore(job.store),
+        job.config,
+        split=job.split,
+        knowledge=knowledge,
+        top_k=job.top_k,
     )
-    return dataclasses.replace(evaluation, ranks=Ranks(evaluation.ranks.t2v.cpu(), evaluation.ranks.v2t.cpu()))
+    return dataclasses.replace(evaluation, ranks=evaluation.ranks.cpu())
