@@ -12,7 +12,8 @@ from waver.robustness.queries import TRACKS
 from waver.robustness.report import ALL
 
 _STYLE = """
-td { white-space: nowrap } td:first-child, th:first-child { text-align: left }
+body { max-width: 80rem } table { font-size: 13.5px } td { white-space: nowrap }
+td:first-child, th:first-child { text-align: left }
 .text td { white-space: normal; text-align: left; max-width: 26rem }
 .headline td { font-size: 1.25rem } dt { font-weight: 600 } dd { margin: 0 0 0.4rem 1.5rem }
 """
@@ -117,7 +118,7 @@ def _styles(run: Mapping[str, Any]) -> str:
                 f"{entry['MdR']:g}",
                 "" if is_reference else _percent(entry["change_R@1"], sign="+"),
                 "" if is_reference else _number(entry["relative_robustness"]),
-                "" if is_reference else _percent(entry["AO@10"]),
+                "" if is_reference else f"{100 * entry['AO@10']['value']:.1f}",
                 "" if entry["hubness"] is None else f"{entry['hubness']:.2f}",
             ]
         )
