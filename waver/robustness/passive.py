@@ -1,22 +1,44 @@
 """`an onion is being cut by a man`: the passive of captions with a subject, a verb and an object."""
 
-from waver.robustness.syntax import body, render, root_of, span
+from waver.robustness.syntax import body, may_be_verb, render, root_of, span
 from waver.robustness.verbs import find_verb
+from waver.robustness.words import word_set
 
 _OBJECT_CASE = {"he": "him", "she": "her", "they": "them", "i": "me", "we": "us", "you": "you", "it": "it"}
 _SUBJECT_CASE = {"him": "he", "her": "she", "them": "they", "me": "I", "us": "we", "you": "you", "it": "it"}
 # Their owner would change: "his hair is being brushed by a man".
-_BOUND_PRONOUNS = frozenset(
-    """his her its their my our your himself herself itself themselves each other own one who which that what
-    himselfs theirselves them him he she they it""".split()
+_BOUND_PRONOUNS = word_set(
+    """
+    his her its their my our your himself herself itself themselves each other own one who which that what
+    himselfs theirselves them him he she they it
+    """
 )
 # Not done to anything: "makes fun", "takes turns"; and quantities whose number cannot be told.
-_IDIOMS = frozenset(
-    """way place turn turns fun care part time home lot number bunch couple variety pair place sense love something
-    anything nothing use off distance look mile miles minute minutes hour hours meter meters foot feet sort kind type
-    what how day night""".split()
+_IDIOMS = word_set(
+    """
+    way place turn turns fun care part time home lot number bunch couple variety pair place sense love something
+    anything nothing use off distance look mile miles minute minutes hour hours meter meters foot feet sort kind
+    type what how day night
+    """
 )
-_SCREENS = frozenset("video clip movie film scene camera picture image animation advertisement commercial".split())
+_SCREENS = word_set(
+    """
+    video clip movie film scene camera picture image animation advertisement commercial
+    """
+)
+# Behind an object these may belong to the verb, while "the door to a house" may not be torn apart.
+_OF_THE_VERB = word_set(
+    """
+    into onto in on at off out from through across along over down near under around during
+    """
+)
+_PLACING = word_set("add pour put place")
+_INSTRUMENTS = word_set(
+    """
+    knife fork spoon stick brush hammer sword spatula scissors machine blender whisk razor comb towel cloth axe
+    saw tool peeler grater pencil pen gun camera rope needle pin chopstick chopsticks tongs hands hand
+    """
+)
 _MODALS = frozenset({"can", "will", "could", "would", "may", "might", "must", "should"})
 _MASS_PLURALS = frozenset({"news", "gymnastics", "yoga", "karate", "tennis", "billiards"})
 
@@ -34,6 +56,8 @@ def passive(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
         if len(verbs) != 1:
             return None
         subject = tokens[: verbs[0].left_edge.i]
+        if len(subject) > 1 and subject[0].pos_ not in {"DET", "NUM"}:  # not "udon noodle making video"
+            return None
         subject_head, verb = verb, verbs[0]
     else:
         heads = [child for child in verb.lefts if child.dep_ == "nsubj"]
@@ -48,6 +72,8 @@ def passive(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
     particle = tokens[verb.i + 1 : thing[0].i]
     if not _is_in_place(verb, middle, particle, tail):
         return None
+    if verb.lemma_ in _PLACING and any(token.dep_ == "prep" and token.lower_ != "of" for token in thing):
+        return None
     verb_group = _passive_verb(verb, middle, _is_plural(thing_heads[0], thing))
     if verb_group is None:
         return None
@@ -59,6 +85,10 @@ def passive(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
 def _is_plain(subject: list, subject_head: "spacy.tokens.Token", thing: list, head: "spacy.tokens.Token") -> bool:
     """Whether subject and object are nouns that can change places."""
     if subject_head.pos_ not in {"NOUN", "PROPN", "PRON", "NUM"} or head.pos_ not in {"NOUN", "PROPN", "PRON"}:
+        return False
+    if any(may_be_verb(token) and token.tag_ in {"NNS", "NN"} for token in [*subject[1:], *thing[1:]]):
+        return False
+    if subject[-1].pos_ not in {"NOUN", "PROPN", "PRON", "NUM", "ADV", "ADJ"}:
         return False
     if subject_head.lower_ in _BOUND_PRONOUNS - set(_OBJECT_CASE) or subject_head.lemma_.lower() in _SCREENS:
         return False
@@ -86,10 +116,20 @@ def _is_in_place(verb: "spacy.tokens.Token", middle: list, particle: list, tail:
     if any(token.lower_ in _BOUND_PRONOUNS for token in tail):
         return False
     heads = [token for token in tail if token.head == verb]
+    if any(not _belongs_to_verb(head) for head in heads):
+        return False
     inside = {part.i for head in heads for part in head.subtree}
-    return all(token.i in inside for token in tail) and all(
-        head.dep_ == "prep" or (head.dep_ == "advmod" and head.lower_.endswith("ly")) for head in heads
-    )
+    return all(token.i in inside for token in tail)
+
+
+def _belongs_to_verb(head: "spacy.tokens.Token") -> bool:
+    """Whether a phrase behind the object says how or where it is done, not which object it is done to."""
+    if head.dep_ == "advmod":
+        return head.lower_.endswith("ly")
+    things = [child.lower_ for child in head.children if child.dep_ == "pobj"]
+    if head.dep_ != "prep" or head.lower_ not in _OF_THE_VERB | {"with"}:
+        return False
+    return head.lower_ != "with" or (len(things) == 1 and things[0] in _INSTRUMENTS)
 
 
 def _is_plural(head: "spacy.tokens.Token", thing: list) -> bool | None:

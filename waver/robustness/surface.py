@@ -4,6 +4,7 @@ import re
 import unicodedata
 
 from waver.robustness.rule import choose, number, shuffled
+from waver.robustness.words import word_set
 
 _TYPED = re.compile(r"(?<!\w)[A-Za-z]{4,}(?!\w)")
 _NEIGHBOURS = {
@@ -14,18 +15,18 @@ _NEIGHBOURS = {
 """Letters beside each other on a QWERTY keyboard."""
 
 _ARTICLES = frozenset({"a", "an", "the", "some"})
-_FUNCTION_WORDS = frozenset(
+_FUNCTION_WORDS = word_set(
     """
-    a an the this these those some any each every another
-    i you he she it we they me him us them my your his her its our their himself herself itself themselves
-    who which that whose whom what where when how why there here
-    is are was were am be been being has have had having will would shall should could can may might must
-    of in on at to from with by for into onto off out up down over under about through across around along near behind
-    beside between against towards toward upon after before during while as and or but so then if because than also s
-    """.split()
+    a an the this these those some any each every another i you he she it we they me him us them my your his her
+    its our their himself herself itself themselves who which that whose whom what where when how why there here
+    is are was were am be been being has have had having will would shall should could can may might must of in
+    on at to from with by for into onto off out up down over under about through across around along near behind
+    beside between against towards toward upon after before during while as and or but so then if because than
+    also s
+    """
 )
 # After these the next word is a noun: "the can".
-_BEFORE_NOUNS = _FUNCTION_WORDS & frozenset("a an the this each every another my your his her its our their of".split())
+_BEFORE_NOUNS = _FUNCTION_WORDS & word_set("a an the this each every another my your his her its our their of")
 
 _FRAMES = {
     "light": (
@@ -113,7 +114,7 @@ def _mistyped(word: str, key: str) -> str:
 
 def keywords(text: str, key: str, doc: object) -> str | None:
     """`man playing guitar street`: what one would type into a search box. No and not stay."""
-    words = re.findall(r"\w+(?:[-.,]\w+)*", text.replace("'s ", " ").replace("’s ", " "))
+    words = re.findall(r"\w+(?:[-.,]\w+)*", re.sub(r"['\u2019]s\b", "", text))
     kept = []
     for place, word in enumerate(words):
         is_noun = word.lower() == "can" and place > 0 and words[place - 1].lower() in _BEFORE_NOUNS

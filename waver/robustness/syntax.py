@@ -4,30 +4,53 @@ The parser was made for newspapers, and captions are lower case, short and missp
 sentences of which every word has its place.
 """
 
+import itertools
 import re
 
-_PUNCTUATION = re.compile(r"[^\w\s'’.!-]|[.!].|\bs\b|--")
-_FRONTED_PREPOSITIONS = frozenset(
-    """in on at near under behind beside inside outside along across through during beneath underneath between among
-    alongside after before""".split()
+from waver.robustness.words import word_set
+
+_PUNCTUATION = re.compile(r"[^\w\s'\u2019.!-]|[.!].|\bs\b|--")
+_FRONTED_PREPOSITIONS = word_set(
+    """
+    in on at near under behind beside inside outside along across through during beneath underneath between
+    among alongside after before
+    """
 )
-_FRONTED_ADVERBS = frozenset({"outside", "outdoors", "indoors", "backstage", "onstage", "underwater", "downstairs"})
+_FRONTED_ADVERBS = word_set(
+    """
+    outside outdoors indoors backstage onstage underwater downstairs upstairs slowly quickly rapidly suddenly
+    carefully gently quietly loudly happily briefly momentarily finally
+    """
+)
+# What the parser takes for nouns behind "and": "raises her hands and spins".
+_OFTEN_VERBS = word_set(
+    """
+    move talk turn walk look run jump dance ride fall go stand sit smile laugh wave point shake kick throw play
+    drink cook show spin step start stop leave swing bow roll slide clap pass push pull hit hug kiss watch
+    """
+)
 _CONJUNCTIONS = frozenset({"while", "when", "as", "because", "after", "before"})
 # Verbs whose "in" or "on" belongs to them: where something goes, what is aimed at, in which form it ends.
-_BOUND = frozenset(
-    """put place pour drop throw set lay add mix stir dip dunk cut jump dive fall get climb step load stuff insert roll
-    wrap turn try spread apply press stick hang write draw paint click land hop push pull kick hit lean rely focus
-    concentrate work knock tap bite stab peck punch shoot engage participate compete take bring lead dress cover blow
-    sprinkle scratch kiss pat slap smack rub arrive look stare point break slice fold split chop tear smile laugh bark wave
-    aim gaze glare yell shout scream throw toss fire dig pass drive run go come move walk crawl slide chop dice pick
-    keep leave stay remain live be have become seem appear end start begin trip crash bump slam collide bang
-    bounce brush clean wash wipe comb tie touch pet lick poke bathe sink submerge soak plunge join help believe
-    attach fix open close rip pack fill flip stamp tread pounce attack feed chew gnaw nibble drag carry""".split()
+_BOUND = word_set(
+    """
+    put place pour drop throw set lay add mix stir dip dunk cut jump dive fall get climb step load stuff insert
+    roll wrap turn try spread apply press stick hang write draw paint click land hop push pull kick hit lean
+    rely focus concentrate work knock tap bite stab peck punch shoot engage participate compete take bring lead
+    dress cover blow sprinkle scratch kiss pat slap smack rub arrive look stare point break slice fold split
+    chop tear smile laugh bark wave aim gaze glare yell shout scream throw toss fire dig pass drive run go come
+    move walk crawl slide chop dice pick keep leave stay remain live be have become seem appear end start begin
+    trip crash bump slam collide bang bounce brush clean wash wipe comb tie touch pet lick poke bathe sink
+    submerge soak plunge join help believe attach fix open close rip pack fill flip stamp cheer stack pile
+    center zoom pan tread pounce attack feed chew gnaw nibble drag carry
+    """
 )
-_MOVES_ALONG = frozenset("run walk go move drive crawl slide pass drag carry roll jump leap".split())
-_BODY = frozenset(
-    """head face back nose cheek leg arm hand belly stomach chest ear neck shoulder mouth eye foot finger lap forehead
-    hair tail half piece slice cube strip shape way part fact order case line favor charge use time""".split()
+_MOVES_ALONG = word_set("run walk go move drive crawl slide pass drag carry roll jump leap")
+_BODY = word_set(
+    """
+    head face back nose cheek leg arm hand belly stomach chest ear neck shoulder mouth eye foot finger lap
+    forehead hair tail half piece slice cube strip shape form way part fact order case line favor charge use
+    time
+    """
 )
 
 
@@ -40,6 +63,7 @@ def render(doc: "spacy.tokens.Doc", parts: "list[list[spacy.tokens.Token] | str]
             first.lower_ + text[len(first) :] if not isinstance(part, str) and part[0].i == 0 else text
             for part, text in zip(filter(None, parts), texts, strict=True)
         ]
+    if first.text[:1].isupper():
         texts[0] = texts[0][:1].upper() + texts[0][1:]
     return " ".join(texts).replace(" ,", ",") + "".join(token.text for token in _ending(doc))
 
@@ -51,9 +75,16 @@ def _ending(doc: "spacy.tokens.Doc") -> "list[spacy.tokens.Token]":
 def body(doc: "spacy.tokens.Doc") -> "list[spacy.tokens.Token]":
     """The tokens without a full stop at the end; none where there is other punctuation, or no one sentence."""
     roots = [token for token in doc if token.head == token]
+    if any(before.lower_ == "and" and may_be_verb(after) for before, after in itertools.pairwise(doc)):
+        return []
     if len(roots) != 1 or _PUNCTUATION.search(doc.text) or doc.text.isupper():
         return []
     return list(doc[: len(doc) - len(_ending(doc))])
+
+
+def may_be_verb(token: "spacy.tokens.Token") -> bool:
+    """Whether a word is often a verb where the parser sees a noun."""
+    return token.lower_ in _OFTEN_VERBS or token.lower_.removesuffix("s") in _OFTEN_VERBS
 
 
 def span(token: "spacy.tokens.Token") -> "list[spacy.tokens.Token] | None":
@@ -108,13 +139,15 @@ def _can_be_fronted(
     if phrase.dep_ == "advcl":
         return moved[0].lower_ in _CONJUNCTIONS and phrase.pos_ in {"VERB", "AUX"} and len(moved) > 1
     if phrase.dep_ == "advmod":
-        return len(moved) == 1 and (word in _FRONTED_ADVERBS or (word.endswith("ly") and phrase.pos_ == "ADV"))
+        return len(moved) == 1 and word in _FRONTED_ADVERBS
     if phrase.dep_ != "prep" or word not in _FRONTED_PREPOSITIONS or moved[0] != phrase:
         return False
     if word in {"after", "before"} and "pcomp" in deps:
         return True
     things = [child for child in phrase.children if child.dep_ == "pobj"]
-    if len(things) != 1 or things[0].pos_ != "NOUN" or things[0].lemma_.lower() in _BODY:
+    if len(things) != 1 or things[0].pos_ != "NOUN" or len(things[0]) == 1 or things[0].lemma_.lower() in _BODY:
+        return False
+    if any(token.pos_ == "CCONJ" or token.lower_ == "each" for token in moved):
         return False
     if any(token.pos_ == "VERB" or (token.pos_ == "PRON" and token.dep_ == "pobj") for token in moved):
         return False

@@ -22,7 +22,7 @@ class Verb:
 
 
 def find_verb(form: str, tag: str) -> Verb | None:
-    """The verb of which this is a form.
+    """The verb of which this is a form, of those that go into the passive.
 
     Args:
         form: in lower case.
@@ -47,18 +47,24 @@ _FORM_OF_TAG = {
 
 @cache
 def _verbs_by_form() -> dict[tuple[str, str], tuple[Verb, ...]]:
-    text = resources.files("waver.robustness").joinpath("participles.txt").read_text(encoding="utf-8")
+    text = resources.files("waver.robustness").joinpath("passive_verbs.txt").read_text(encoding="utf-8")
     by_form: dict[tuple[str, str], tuple[Verb, ...]] = {}
     for words in (line.split() for line in text.splitlines() if line and not line.startswith("#")):
-        verb = _inflected(*words)
+        verb = inflected(*words)
         for name in set(_FORM_OF_TAG.values()):
             key = (getattr(verb, name), name)
             by_form[key] = (*by_form.get(key, ()), verb)
     return by_form
 
 
-def _inflected(base: str, past: str | None = None, participle: str | None = None) -> Verb:
-    """Spelling by rule: stop, stopped, stopping; carry, carries, carried; tie, tying; wash, washes."""
+def inflected(base: str, past: str | None = None, participle: str | None = None) -> Verb:
+    """The forms of a verb, spelt by rule: stop, stopped, stopping; carry, carries, carried; tie, tying; wash, washes.
+
+    Args:
+        base: `cut`.
+        past: where it is irregular.
+        participle: likewise.
+    """
     after_consonant = len(base) > 1 and base[-2] not in "aeiou"
     if base.endswith("y") and after_consonant:
         third, regular = f"{base[:-1]}ies", f"{base[:-1]}ied"
@@ -78,5 +84,5 @@ def stem(base: str) -> str:
     """With the last consonant doubled where one short vowel stands before it: stop, chop, control, but not open."""
     vowels = sum(letter in "aeiou" for letter in base)
     closed = len(base) > 2 and base[-1] not in "aeiou" and base[-1] not in _NEVER_DOUBLED and base[-2] in "aeiou"
-    single = closed and (vowels == 1 or (vowels == 2 and base[-3:].startswith("u") and "qu" in base))
+    single = closed and vowels - base.count("qu") == 1
     return base + base[-1] if single or base in {"control", "unwrap"} else base

@@ -5,7 +5,14 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 
-_VOWEL_SOUND = re.compile(r"(?!uni|use|usu|uk|euro|ewe|one\b|once)[aeiou]|hour|honest|heir|tv\b|mp3|x-ray", re.IGNORECASE)
+_VOWEL_SOUND = re.compile(
+    r"(?!uni|use|usu|uk|euro|ewe|one\b|once)[aeiou]|hour|honest|heir|tv\b|mp3|x-ray", re.IGNORECASE
+)
+
+
+def word_set(words: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(words.split())
 
 
 @cache
