@@ -17,7 +17,7 @@ from waver.evaluation import Evaluation
 from waver.files import whole_file, write_json
 from waver.on_ray.evaluate import result_of
 from waver.on_ray.experiment import Say, evaluate_checkpoint
-from waver.rewriting import CONTROLS, RULES, Rule, available_rules, parse_captions, read_rewrites, rewrite
+from waver.rewriting import CONTROLS, RULES, Rule, available_rules, parse_captions, rewrite
 from waver.robustness.measures import DEPTH, Answers
 from waver.robustness.page import write_page
 from waver.robustness.queries import (
