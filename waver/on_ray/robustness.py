@@ -1,5 +1,6 @@
 """The writing-style report of finished runs: asks each of them the same queries, and writes what that says."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,16 @@ from waver.evaluation import Evaluation
 from waver.files import whole_file, write_json
 from waver.on_ray.evaluate import result_of
 from waver.on_ray.experiment import Say, evaluate_checkpoint
-from waver.rewriting import CONTROLS, RULES, Rule, available_rules, parse_captions, rewrite
+from waver.rewriting import (
+    CONTROLS,
+    RULES,
+    ImportedRewrite,
+    Rule,
+    available_rules,
+    parse_captions,
+    read_rewrites,
+    rewrite,
+)
 from waver.robustness.measures import DEPTH, Answers
 from waver.robustness.page import write_page
 from waver.robustness.queries import (
@@ -71,7 +81,8 @@ def run_robustness(
         RobustnessError: where the runs have not the same clips and captions, or there is nothing to ask.
     """
     sources = _open(runs, overrides, settings.split)
-    queries, references, notes = _queries(sources[0].captions, settings, say)
+    imported = _imported(sources[0].captions, settings)
+    queries, references, notes = _queries(sources[0].captions, settings, imported, say)
     say(_counts(queries))
     table = as_captions(queries, references)
     figures: list[RunFigures] = []
@@ -91,6 +102,7 @@ def run_robustness(
         "split": settings.split,
         "reference": settings.reference or "the first caption of each clip",
         "queries": queries_digest(queries),
+        "imported": _authors(imported),
         "notes": notes,
         "sources": described,
     }
@@ -139,7 +151,9 @@ def _open(runs: Sequence[Path], overrides: Mapping[str, Any], split: str) -> lis
     return sources
 
 
-def _queries(captions: pa.Table, settings: RobustnessConfig, say: Say) -> tuple[Queries, pa.Table, list[str]]:
+def _queries(
+    captions: pa.Table, settings: RobustnessConfig, imported: Mapping[Path, Sequence[ImportedRewrite]], say: Say
+) -> tuple[Queries, pa.Table, list[str]]:
     """The queries, the rows of the reference captions, and what a reader must know of what was not asked."""
     references = reference_rows(captions, settings.split, settings.reference)
     rules = _chosen_rules(settings)
@@ -163,7 +177,11 @@ def _queries(captions: pa.Table, settings: RobustnessConfig, say: Say) -> tuple[
         references,
         natural="natural" in settings.tracks,
         rules={rule.key: rewrite(texts, rule, seed=settings.seed, docs=docs) for rule in rules},
-        imported=_imported(captions, settings),
+        imported=[
+            Query(row.clip_id, row.text, "imported", row.style, row.caption_index)
+            for rows in imported.values()
+            for row in rows
+        ],
         controls={rule.key: rewrite(texts, rule, seed=settings.seed, docs=docs) for rule in controls},
     )
     if not len(queries.of_track(*settings.tracks)):
@@ -184,14 +202,20 @@ def _chosen_rules(settings: RobustnessConfig) -> list[Rule]:
     return [RULES[name] for name in settings.rules] if settings.rules is not None else list(RULES.values())
 
 
-def _imported(captions: pa.Table, settings: RobustnessConfig) -> list[Query]:
+def _imported(captions: pa.Table, settings: RobustnessConfig) -> dict[Path, list[ImportedRewrite]]:
+    """What each file gives of the split."""
     if "imported" not in settings.tracks:
-        return []
+        return {}
     split = captions.filter(pc.equal(captions["split"], settings.split))
+    return {path: read_rewrites(path, split) for path in settings.imported}
+
+
+def _authors(imported: Mapping[Path, Sequence[ImportedRewrite]]) -> list[dict[str, Any]]:
+    """Who wrote what was imported."""
     return [
-        Query(row.clip_id, row.text, "imported", row.style, row.caption_index)
-        for path in settings.imported
-        for row in read_rewrites(path, split)
+        {"file": str(path), "by": author, "queries": count}
+        for path, rows in imported.items()
+        for author, count in Counter(row.provenance.by for row in rows).items()
     ]
 
 
