@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -128,6 +129,39 @@ def read_csv(text: str, problems: Problems, of: str = "") -> tuple[list[str], li
         else:
             rows.append((line, dict(zip(header, values, strict=True))))
     return header, rows
+
+
+def read_jsonl(text: str, example: str, problems: Problems) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
+    """Reads an object a line.
+
+    Args:
+        text: the content.
+        example: how a line looks.
+        problems: receives what is wrong.
+
+    Returns:
+        The names in the objects, and for every object where it stands ("line 2") and itself.
+    """
+    if text.lstrip().startswith("["):
+        problems.add("JSON array", "write one object a line, without brackets and commas around them", "line 1")
+        return [], []
+    rows: list[tuple[str, dict[str, Any]]] = []
+    # Not splitlines: it also splits at characters that JSON allows inside a string (U+2028, U+0085).
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.add(
+                "line that is not JSON", "write one object a line", f"line {number} ({getattr(error, 'msg', error)})"
+            )
+            continue
+        if isinstance(row, dict):
+            rows.append((f"line {number}", row))
+        else:
+            problems.add("line that is not a JSON object", f"write {example}", f"line {number}")
+    return list({column: None for _, row in rows for column in row}), rows
 
 
 def _numbered(reader: Any, problems: Problems, of: str) -> Iterator[tuple[str, list[str]]]:

@@ -6,7 +6,9 @@ from functools import cache
 from waver.rewriting.rule import choose
 from waver.rewriting.words import exchange
 
-_THING = r"(?= (?:a|an|the|his|her|its|their|my|your|some|two|three|one|another|each|both|it|him|them|me|us)\b)"
+_THING = (
+    r"(?! the way\b)(?= (?:a|an|the|his|her|its|their|my|your|some|two|three|one|another|both|it|him|them|me|us)\b)"
+)
 _OWN = r"(?:the|his|her|its|their|my|your|our)"
 _CLOTHES = (
     r"(?= (?:a |his |her |the |their )?(?:\w+ )?"
@@ -14,19 +16,24 @@ _CLOTHES = (
 )
 _END = r"(?=$|[.,;!?]| (?:of|and|side|to|with|while|then)\b)"
 _MOTION = (
-    r"\b(?:walk|run|runn|climb|go|mov|move|driv|drive|rid|ride|crawl|jump|look|fly|fli|swim|swimm|slid|slide|roll|hik|hike|pan|"
-    r"pann|tilt|point|hop|hopp|ski|skat|skate|pac|pace)(?:s|es|ing|ed)?|\bwent|\bran|\bdrove|\brode|\bflew|\bswam"
+    r"\b(?:(?:walk|runn?|climb|go|mov|driv|rid|crawl|jump|look|fl(?:y|i)|swimm?|slid|roll|hik|pann?|tilt|point|hopp?|ski|"
+    r"skat|pac)(?:e|s|es|ing|ed)?|went|ran|drove|rode|flew|swam)"
 )
 _FROM_OR_TO = r"\b(?:pour|walk|run|jump|climb|div|crawl|com|step|fall|get|go|swim|fly|hop|mov|driv|pull|leap|rid)\w* "
-_WITHIN = r"(?:\w+ ){0,3}?"
+_WITHIN = r"(?:(?!and\b|then\b)\w+ ){0,3}?"
+# Up a street may be the way down.
+_LEVEL = (
+    r"(?:a|an|the|some) (?:[\w-]+ ){0,3}?(?:roads?|streets?|paths?|tracks?|court|field|hall|hallway|sidewalk|aisle|runway|"
+    r"river|lane|trail|beach|corridor|highway|alley|line)\b"
+)
 
 _CONTEXTS: tuple[tuple[str, str, str], ...] = (
     ("left to right", "right to left", r"\b(?P<word>WORD)\b"),
     ("left", "right", rf"\b(?:to|on|from|at|towards?) {_OWN} (?P<word>WORD){_END}"),
     ("left", "right", r"\b(?P<word>WORD)(?= (?:hand|side|arm|foot|leg|eye|ear|shoulder|turn|corner|edge|lane)\b)"),
     ("left", "right", rf"\b(?:turn|mov|look|go|pann?)(?:s|es|ed|ing)? (?P<word>WORD)(?! of\b){_END}"),
-    ("up", "down", rf"{_MOTION} (?P<word>WORD)(?=$|[.,;!?]| (?:a|an|the|some|from|at|towards?)\b)"),
-    ("up", "down", r"\b(?P<word>WORD)(?= (?:a|the|some) (?:\w+ )?(?:stairs?|steps|hill|ladder|slope|tree|rope|ramp)\b)"),
+    ("up", "down", rf"{_MOTION} (?P<word>WORD)(?=$|[.,;!?]| (?:a|an|the|some|from|at|towards?)\b)(?! {_LEVEL})"),
+    ("up", "down", r"\b(?P<word>WORD)(?= (?:a|the|some) (?:\w+ )?(?:stairs?|steps|hill|ladder|slope|ramp)\b)"),
     ("upstairs", "downstairs", r"\b(?P<word>WORD)\b"),
     ("uphill", "downhill", r"\b(?P<word>WORD)\b"),
     ("upwards", "downwards", r"\b(?P<word>WORD)\b"),
@@ -73,10 +80,14 @@ def _patterns() -> tuple[tuple[re.Pattern[str], str], ...]:
 
 def swapped_direction(text: str, key: str, doc: object) -> str | None:
     """`a man climbs down a ladder`: one word becomes its opposite, where it is certain which sense it has."""
-    found = {match.span("word"): other for pattern, other in _patterns() for match in pattern.finditer(text)}
-    whole = [span for span in found if found[span] in {"left to right", "right to left"}]
-    spans = whole or sorted(found)
-    if not spans or "up and down" in text.lower():
+    # Where both opposites are named, one cannot change without the other.
+    found = {
+        match.span("word"): other
+        for pattern, other in _patterns()
+        for match in pattern.finditer(text)
+        if not re.search(rf"\b{other}\b", text, re.IGNORECASE)
+    }
+    if not found:
         return None
-    start, end = choose(spans, key)
+    start, end = choose(sorted(found), key)
     return exchange(text, [(start, end, found[start, end])])

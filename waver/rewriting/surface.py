@@ -138,7 +138,7 @@ def no_determiners(text: str, key: str, doc: object) -> str:
 def wordy(text: str, key: str, doc: object, *, severity: str) -> str:
     """Around the caption, a frame that says nothing. A colon leaves open whether it is a sentence or a noun."""
     text = text.rstrip(" .")
-    return choose(_FRAMES[severity], key).format(text.replace("{", "(").replace("}", ")")) if text else ""
+    return choose(_FRAMES[severity], key).format(text) if text else ""
 
 
 def casual(text: str, key: str, doc: object, *, heavy: bool) -> str:
