@@ -70,7 +70,12 @@ def runs(queries):
 
 @pytest.fixture(scope="module")
 def report(queries, runs):
-    about = {"split": "test", "notes": ["a note"], "sources": [{"name": "a", "checkpoint": "somewhere"}]}
+    about = {
+        "split": "test",
+        "notes": ["a note"],
+        "imported": [],
+        "sources": [{"name": "a", "checkpoint": "somewhere"}],
+    }
     return make_report(runs, queries, about=about, resamples=200, permutations=499, seed=0)
 
 
@@ -147,7 +152,7 @@ def test_one_track_of_one_run_needs_no_comparison(tmp_path):
     table = captions(num_styles=2)
     references = reference_rows(table, "test", None)
     alone = build_queries(table, references, natural=True, rules={}, imported=[], controls={})
-    about = {"split": "test", "notes": [], "sources": []}
+    about = {"split": "test", "notes": [], "imported": [], "sources": []}
     run = run_figures("only", draw(alone, 3, 0), alone)
     report = make_report([run], alone, about=about, resamples=200, permutations=99, seed=0)
     assert list(report["runs"][0]["tracks"]) == ["natural"]

@@ -60,6 +60,7 @@ def test_permutation_test_is_the_sign_test_where_differences_are_alike():
 def test_permutation_test_of_equal_models_says_one():
     values = np.array([1.0, 0, 1, 1])
     assert permutation_p(of(values), of(values), resamples=999, seed=0) == 1
+    assert permutation_p(of(values), of([1.0, 1, 1, 1]), resamples=999, seed=0) == 1, "one video says nothing"
 
 
 def test_permutation_test_finds_a_clear_difference_and_does_not_find_noise():

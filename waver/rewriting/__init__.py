@@ -11,7 +11,17 @@ imported.py                 captions that somebody else rewrote
 """
 
 from waver.rewriting.controls import CONTROLS
+from waver.rewriting.imported import ImportedRewrite, read_rewrites
 from waver.rewriting.rewrites import RULES
 from waver.rewriting.rule import Rule, available_rules, parse_captions, rewrite
 
-__all__ = ["CONTROLS", "RULES", "Rule", "available_rules", "parse_captions", "rewrite"]
+__all__ = [
+    "CONTROLS",
+    "RULES",
+    "ImportedRewrite",
+    "Rule",
+    "available_rules",
+    "parse_captions",
+    "read_rewrites",
+    "rewrite",
+]

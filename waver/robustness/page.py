@@ -187,8 +187,9 @@ def _lost(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _about(report: Mapping[str, Any]) -> list[list[Any]]:
-    skipped = {"runs", "comparisons", "num_queries", "notes", "sources"}
+    skipped = {"runs", "comparisons", "num_queries", "notes", "imported", "sources"}
     rows = [[key.replace("_", " "), value] for key, value in report.items() if key not in skipped]
+    rows += [[f"imported from {one['file']}", f"{one['queries']} by {one['by']}"] for one in report["imported"]]
     for source in report["sources"]:
         rows += [[f"{source['name']}: {key}", value] for key, value in source.items() if key != "name"]
     return rows

@@ -35,9 +35,9 @@ def permutation_p(first: Figure, second: Figure, *, resamples: int, seed: int) -
     from scipy.stats import permutation_test
 
     assert np.array_equal(first.denominator, second.denominator), "not the same units"
-    # Videos on which both agree change nothing, whatever is drawn.
+    # Videos on which both agree change nothing, whatever is drawn; one alone is as far from 0 exchanged as not.
     different = first.numerator != second.numerator
-    if not different.any():
+    if different.sum() < 2:
         return 1.0
 
     result = permutation_test(
@@ -70,6 +70,8 @@ def _resampled(figure: Figure, drawn: np.ndarray) -> np.ndarray:
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    if not np.isfinite(values).all():
+        return float("nan"), float("nan")
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)
