@@ -15,7 +15,7 @@ _STYLE = """
 body { max-width: 80rem } table { font-size: 13.5px } td { white-space: nowrap }
 td:first-child, th:first-child { text-align: left }
 .text td { white-space: normal; text-align: left; max-width: 26rem }
-.headline td { font-size: 1.25rem } dt { font-weight: 600 } dd { margin: 0 0 0.4rem 1.5rem }
+.headline td { font-size: 1.1rem } dt { font-weight: 600 } dd { margin: 0 0 0.4rem 1.5rem }
 """
 DEFINITIONS: Mapping[str, str] = {
     "reference": "of each clip the one caption with which its other versions are compared",
@@ -64,10 +64,7 @@ def write_page(path: Path, report: Mapping[str, Any]) -> list[str]:
     body = [
         f"<p>{escape(_summary(report))}</p>",
         '<div class="headline">',
-        html_table(
-            ["run", *runs[0]["headline"]],
-            [[run["name"], *(_percent(figure) for figure in run["headline"].values())] for run in runs],
-        ),
+        _headline(runs),
         "</div>",
         "".join(f"<p>{escape(sentence)}</p>" for sentence in missing),
         "<h2>Style by style</h2>",
@@ -95,6 +92,20 @@ def _summary(report: Mapping[str, Any]) -> str:
         f"{report['num_clips']} clips of the {report['split']} split, each with one reference caption and other versions of "
         f"it: {asked}. A writing-style agnostic model has a worst case near its clean figure, and AO@10 near 100 %."
     )
+
+
+def _headline(runs: Sequence[Mapping[str, Any]]) -> str:
+    tracks = list(runs[0]["tracks"])
+    rows = [
+        [
+            run["name"],
+            _percent(run["headline"]["clean R@1"]),
+            *(_percent(run["tracks"][track]["worst_case_R@1"]) for track in tracks),
+            _percent(run["headline"]["AO@10"]),
+        ]
+        for run in runs
+    ]
+    return html_table(["run", "clean R@1", *(f"worst-case R@1, {track}" for track in tracks), "AO@10"], rows)
 
 
 def _styles(run: Mapping[str, Any]) -> str:
@@ -175,11 +186,13 @@ def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _lost(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    elements = ["<h2>Found by its reference, lost in other words</h2>"]
+    elements = [
+        "<h2>Found by its reference, lost in other words</h2><p>Of each style the versions that fell deepest.</p>"
+    ]
     for run in runs:
-        head = ["clip", "reference (rank 1)", "version", "style", "rank", "first answer"]
+        head = ["style", "reference (rank 1)", "version", "rank", "clip", "first answer"]
         rows = [
-            [one["clip"], one["reference"], one["version"], one["style"], f"{one['rank']:g}", one["answer"]]
+            [one["style"], one["reference"], one["version"], f"{one['rank']:g}", one["clip"], one["answer"]]
             for one in run["lost"]
         ]
         elements.append(f'<h3>{escape(run["name"])}</h3><div class="text">{html_table(head, rows)}</div>')

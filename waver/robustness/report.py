@@ -24,7 +24,8 @@ from waver.robustness.statistics import difference_interval, draws, holm, interv
 
 ALL = "all"
 """Name of all tracks together."""
-_EXAMPLES = 20
+_EXAMPLES = 2
+"""Of each style."""
 
 
 @dataclass(frozen=True)
@@ -167,19 +168,20 @@ def _run(run: RunFigures, queries: Queries, drawn: np.ndarray) -> dict[str, Any]
 
 
 def lost(run: RunFigures, queries: Queries) -> list[dict[str, Any]]:
-    """Versions that lost a clip which their reference found at once: those that fell deepest, one for each clip."""
-    rows = queries.of_track(*TRACKS)
+    """Of each style the versions that fell deepest, of those whose reference found the clip at once."""
     ranks, reference = run.answers.ranks, queries.reference
-    rows = rows[(ranks[reference[rows]] <= 1) & (ranks[rows] > 1)]
-    rows = rows[np.argsort(-ranks[rows], kind="stable")]
-    chosen = rows[np.sort(np.unique(queries.clip[rows], return_index=True)[1])][:_EXAMPLES]
+    chosen: list[int] = []
+    for track, style in run.styles:
+        rows = queries.of_style(track, style)
+        rows = rows[(ranks[reference[rows]] <= 1) & (ranks[rows] > 1)]
+        chosen += rows[np.argsort(-ranks[rows], kind="stable")][:_EXAMPLES].tolist()
     return [
         {
+            "style": f"{queries.rows[row].track}/{queries.rows[row].style}",
             "clip": queries.rows[row].clip_id,
             "reference": queries.rows[reference[row]].text,
             "version": queries.rows[row].text,
-            "style": f"{queries.rows[row].track}/{queries.rows[row].style}",
-            "rank": _finite_one(float(ranks[row])),
+            "rank": float(ranks[row]),
             "answer": queries.clip_ids[run.answers.top[row, 0]],
         }
         for row in chosen

@@ -7,16 +7,17 @@ from rich.table import Table
 
 
 def headline_table(report: Mapping[str, Any]) -> Table:
-    """A line a run: clean R@1, worst-case R@1, AO@10, with their intervals."""
+    """A line a run: clean R@1, worst-case R@1 of each track and of all, AO@10, with their intervals."""
     runs = report["runs"]
-    table = Table(
-        title=f"{report['split']} split, {report['num_clips']} clips", title_justify="left", title_style="bold"
-    )
-    table.add_column("")
-    for name in runs[0]["headline"]:
-        table.add_column(f"{name} (95 %)", justify="right")
+    tracks = list(runs[0]["tracks"])
+    title = f"{report['split']} split, {report['num_clips']} clips; in brackets 95 % over videos"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("", "clean R@1", *(f"worst case, {track}" for track in tracks), "AO@10"):
+        table.add_column(name, justify="right" if name else "left")
     for run in runs:
-        table.add_row(run["name"], *(_percent(figure) for figure in run["headline"].values()))
+        headline = run["headline"]
+        figures = [headline["clean R@1"], *(run["tracks"][t]["worst_case_R@1"] for t in tracks), headline["AO@10"]]
+        table.add_row(run["name"], *map(_percent, figures))
     return table
 
 
@@ -41,7 +42,7 @@ def styles_table(report: Mapping[str, Any]) -> Table:
 
 def _percent(figure: Mapping[str, Any]) -> str:
     low, high = figure["interval"]
-    ends = "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    ends = "" if low is None or high is None else f" ({100 * low:.0f}-{100 * high:.0f})"
     return f"{100 * figure['value']:.1f}{ends}"
 
 
