@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from waver.annotations.captions import Caption, caption_table, held_out
-from waver.annotations.reading import Problems, index_videos, is_text, read_csv, read_jsonl, read_text
+from waver.annotations.reading import Problems, is_text, read_csv, read_jsonl, read_text, show
+from waver.annotations.videos import index_videos
 
 REQUIRED = ("video", "caption")
 OPTIONAL = ("start_s", "end_s", "split", "style", "video_id")
@@ -204,7 +205,7 @@ def _text(row: Row, column: str, where: str, problems: Problems) -> str | None:
         return ""
     if is_text(value):
         return value
-    problems.add(f"{column} that is not text", "write a string", f"{where}: {value!r}")
+    problems.add(f"{column} that is not text", "write a string", f"{where}: {show(value)}")
     return None
 
 
@@ -218,7 +219,7 @@ def _seconds(row: Row, column: str, where: str, problems: Problems) -> float | N
         seconds = math.nan
     if math.isfinite(seconds):
         return seconds + 0.0  # -0.0 becomes 0.0
-    problems.add(f"{column} that is not a number", "write seconds, or nothing", f"{where}: {value!r}")
+    problems.add(f"{column} that is not a number", "write seconds, or nothing", f"{where}: {show(value)}")
     return None
 
 

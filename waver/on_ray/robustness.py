@@ -220,10 +220,10 @@ def _authors(imported: Mapping[Path, Sequence[ImportedRewrite]]) -> list[dict[st
 
 
 def _answers(evaluation: Evaluation) -> Answers:
-    missing = set(evaluation.missing_clips)
+    missing, ranks = set(evaluation.missing_clips), evaluation.ranks.cpu()
     return Answers(
-        ranks=evaluation.ranks.t2v.numpy(),
-        top=evaluation.top.clips.numpy(),
+        ranks=ranks.t2v.numpy(),
+        top=ranks.top.clips.numpy(),
         available=np.array([clip not in missing for clip in evaluation.clip_ids]),
     )
 
