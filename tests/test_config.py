@@ -62,7 +62,7 @@ def test_all_mistakes_at_once_with_path_value_and_remedy(tmp_path):
 
 @pytest.mark.parametrize("data", ["{format: msrvt, videos: v}", "{videos: v}"])
 def test_unknown_data_set_names_those_there_are(tmp_path, data):
-    with pytest.raises(ConfigError, match=r"data.format: .*msrvtt, table"):
+    with pytest.raises(ConfigError, match=r"data.format: .*msrvtt, msvd, vatex, didemo, table"):
         load_config(write(tmp_path, f"name: x\ndata: {data}\n"))
 
 

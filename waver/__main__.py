@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from waver.config import ConfigError, ExperimentConfig, load_config, parse_overrides
+from waver.config import ConfigError, ExperimentConfig, load_config, load_robustness, parse_overrides
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -149,6 +149,36 @@ def evaluate(
         _figures.print(styles_table("by style of the caption", {experiment.name: result["styles"]}))
     if result["num_missing_clips"]:
         _say(f"{result['num_missing_clips']} clips of the gallery could not be decoded and count as misses")
+
+
+@app.command()
+def robustness(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Runs, or checkpoints; all but the first are compared with the first.")
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file with the settings of the report.", show_default="all tracks and rules"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the report.", show_default="in the run's folder")
+    ] = None,
+    workers: Workers = None,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Report how much retrieval depends on how the query is written: style by style, and at worst."""
+    from waver.on_ray.robustness import run_robustness
+    from waver.robustness.tables import headline_table, styles_table
+
+    asked = parse_overrides(overrides)
+    places = {key: value for key, value in asked.items() if key.partition(".")[0] in _FREE_IN_EVALUATION}
+    settings = load_robustness(config, {key: value for key, value in asked.items() if key not in places})
+    if workers is not None:
+        places["resources.workers"] = workers
+    report, folder = run_robustness(runs, settings, places, say=_say, output=output)
+    _figures.print(headline_table(report))
+    _figures.print(styles_table(report))
+    _say(f"all figures, and what they mean: {folder / 'report.html'}")
 
 
 @app.command()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from waver import parallel
-from waver.annotations import load_msrvtt, load_table
+from waver.annotations import load_didemo, load_msrvtt, load_msvd, load_table, load_vatex
 from waver.backbone import VOCABULARY_SIZE, load_backbone, tokenize
 from waver.batch import Batch, frames_to_tensor
 from waver.clip_store import StoreSettings
@@ -34,14 +34,18 @@ class NonFiniteLossError(parallel.InStepError):
 def load_captions(config: ExperimentConfig) -> pa.Table:
     """The caption table of the experiment's data set."""
     data = config.data
-    common = {
-        "validation_fraction": data.validation_fraction,
-        "validation_seed": data.validation_seed,
-        "allow_missing_videos": data.allow_missing_videos,
+    # The loaders take what may stand in their section; a split that is the only one is not chosen.
+    settings = data.model_dump(exclude={"format", "annotations", "videos"})
+    if data.format in ("msvd", "didemo"):
+        del settings["split"]
+    loaders = {
+        "msrvtt": load_msrvtt,
+        "msvd": load_msvd,
+        "vatex": load_vatex,
+        "didemo": load_didemo,
+        "table": load_table,
     }
-    if data.format == "msrvtt":
-        return load_msrvtt(data.annotations, data.videos, split=data.split, **common)
-    return load_table(data.annotations, data.videos, **common)
+    return loaders[data.format](data.annotations, data.videos, **settings)
 
 
 def store_settings(config: ExperimentConfig) -> StoreSettings:

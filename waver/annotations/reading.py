@@ -1,19 +1,23 @@
 """Reading a data set's files while collecting what is wrong with them, for one error at the end."""
 
 import csv
+import gzip
 import io
-import os
+import json
 import re
-from collections.abc import Iterator
+import reprlib
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-VIDEO_SUFFIXES = frozenset(
-    [".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ts"]
-)
-
 _EXAMPLES = 5
 _EXAMPLE_LENGTH = 160
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = _shortened.maxlong = _EXAMPLE_LENGTH
 
 
 class AnnotationError(ValueError):
@@ -45,43 +49,58 @@ class Problems:
             shown = [text if len(text) <= _EXAMPLE_LENGTH else f"{text[:_EXAMPLE_LENGTH]}..." for text in examples]
             more = ", ..." if len(shown) > _EXAMPLES else ""
             lines += [f"  {len(shown)} x {kind}: {', '.join(shown[:_EXAMPLES])}{more}", f"      {remedy}"]
-        raise AnnotationError("\n".join(lines))
+        # Names of files can hold bytes that are not UTF-8, which could not be printed.
+        raise AnnotationError("\n".join(lines).encode("utf-8", "backslashreplace").decode())
+
+
+def show(value: Any) -> str:
+    """A value from a file as Python writes it, shortened; however large it is and however deeply nested."""
+    return _shortened.repr(value)
 
 
 def is_text(value: Any) -> bool:
     """Whether a value is a string that can be stored: JSON can hold halves of characters, UTF-8 cannot."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+    return isinstance(value, str) and not _HALF_CHARACTER.search(value)
 
 
-def index_videos(videos: Path, problems: Problems) -> list[Path]:
-    """Finds the video files in a folder and its subfolders, links included, sorted by path."""
-    if not videos.is_dir():
-        problems.add("missing folder of videos", "put the video files there, or say where they are", videos)
-        return []
-    found, pending, visited, num_problems = [], [videos], set(), len(problems)
-    while pending:
-        folder = pending.pop()
-        # A linked folder may contain the link.
-        if (real := folder.resolve()) in visited:
-            continue
-        visited.add(real)
-        try:
-            with os.scandir(folder) as scan:
-                entries = sorted((entry.name, entry.is_dir(), entry.is_file()) for entry in scan)
-        except OSError as error:
-            problems.add(
-                "unreadable folder of videos", "make it readable, or take it out", f"{folder} ({error.strerror})"
-            )
-            continue
-        for name, is_folder, is_file in entries:
-            if is_folder:
-                pending.append(folder / name)
-            elif is_file and Path(name).suffix.lower() in VIDEO_SUFFIXES:
-                found.append(folder / name)
-    if not found and len(problems) == num_problems:
-        suffixes = ", ".join(sorted(VIDEO_SUFFIXES))
-        problems.add("folder without video files", f"put the video files there ({suffixes})", videos)
-    return sorted(found)
+def caption_defect(caption: Any) -> str | None:
+    """The kind of problem that a caption has, None for one that can be used."""
+    if not isinstance(caption, str) or _HALF_CHARACTER.search(caption):
+        return "caption that is not text"
+    return None if caption.strip() else "empty caption"
+
+
+def check_folder(folder: Path, content: str, problems: Problems) -> None:
+    """Raises AnnotationError if a file stands where the folder of annotations should be; `content` is what it holds."""
+    if folder.is_file():
+        problems.add("file where the folder of annotations should be", f"it holds {content}", folder)
+        problems.raise_if_any(folder)
+
+
+def find_file(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of some files that is there, as it is or compressed (`.gz`)."""
+    candidates = (folder / f"{name}{ending}" for name in names for ending in ("", ".gz"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_json(path: Path, problems: Problems) -> tuple[bool, Any]:
+    """Whether a JSON file, plain or `.gz`, could be read, and its content."""
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return True, json.loads(data.decode("utf-8-sig"))
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        problems.add("unreadable JSON file", "copy or download it again", f"{path.name} ({error})")
+        return False, None
+
+
+def unknown_schema(path: Path, content: Any, understood: str, problems: Problems) -> None:
+    """Notes that a JSON file holds something else than what is `understood`."""
+    if isinstance(content, dict):
+        keys = ", ".join(list(content)[:5]) + (", ..." if len(content) > 5 else "")
+        found = f"keys {keys or '(none)'}"
+    else:
+        found = type(content).__name__
+    problems.add("unknown JSON schema", understood, f"{path.name} has {found}")
 
 
 def read_text(path: Path, problems: Problems) -> str | None:
@@ -128,6 +147,39 @@ def read_csv(text: str, problems: Problems, of: str = "") -> tuple[list[str], li
         else:
             rows.append((line, dict(zip(header, values, strict=True))))
     return header, rows
+
+
+def read_jsonl(text: str, example: str, problems: Problems) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
+    """Reads an object a line.
+
+    Args:
+        text: the content.
+        example: how a line looks.
+        problems: receives what is wrong.
+
+    Returns:
+        The names in the objects, and for every object where it stands ("line 2") and itself.
+    """
+    if text.lstrip().startswith("["):
+        problems.add("JSON array", "write one object a line, without brackets and commas around them", "line 1")
+        return [], []
+    rows: list[tuple[str, dict[str, Any]]] = []
+    # Not splitlines: it also splits at characters that JSON allows inside a string (U+2028, U+0085).
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.add(
+                "line that is not JSON", "write one object a line", f"line {number} ({getattr(error, 'msg', error)})"
+            )
+            continue
+        if isinstance(row, dict):
+            rows.append((f"line {number}", row))
+        else:
+            problems.add("line that is not a JSON object", f"write {example}", f"line {number}")
+    return list({column: None for _, row in rows for column in row}), rows
 
 
 def _numbered(reader: Any, problems: Problems, of: str) -> Iterator[tuple[str, list[str]]]:

@@ -1,7 +1,6 @@
 """A user's own data: a table in JSONL, CSV or Parquet, a row a caption."""
 
 import difflib
-import json
 import math
 import os
 from collections import Counter
@@ -14,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from waver.annotations.captions import Caption, caption_table, held_out
-from waver.annotations.reading import Problems, index_videos, is_text, read_csv, read_text
+from waver.annotations.reading import Problems, is_text, read_csv, read_jsonl, read_text, show
+from waver.annotations.videos import index_videos
 
 REQUIRED = ("video", "caption")
 OPTIONAL = ("start_s", "end_s", "split", "style", "video_id")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+_EXAMPLE = '{"video": ..., "caption": ...}'
 
 Row = Mapping[str, Any]
 
@@ -100,7 +101,11 @@ def _read_rows(path: Path, problems: Problems) -> tuple[list[str], list[tuple[st
     elif suffix == ".parquet":
         columns, rows = _read_parquet(path, problems)
     elif (text := read_text(path, problems)) is not None:
-        columns, rows = read_csv(text, problems) if suffix == ".csv" else _read_jsonl(text, problems)
+        columns, rows = (
+            read_csv(text, problems)
+            if suffix == ".csv"
+            else read_jsonl(text, '{"video": ..., "caption": ...}', problems)
+        )
     if not rows and len(problems) == num_problems:
         problems.add("table without rows", f"write a row a caption, with {' and '.join(REQUIRED)}", path.name)
     return columns, rows
@@ -114,29 +119,6 @@ def _read_parquet(path: Path, problems: Problems) -> tuple[list[str], list[tuple
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         problems.add("unreadable file", "it must exist, be readable and be Parquet", f"{path} ({error})")
         return [], []
-
-
-def _read_jsonl(text: str, problems: Problems) -> tuple[list[str], list[tuple[str, Row]]]:
-    if text.lstrip().startswith("["):
-        problems.add("JSON array", "write one object a line, without brackets and commas around them", "line 1")
-        return [], []
-    rows = []
-    # Not splitlines: it also splits at characters that JSON allows inside a string (U+2028, U+0085).
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.add(
-                "line that is not JSON", "write one object a line", f"line {number} ({getattr(error, 'msg', error)})"
-            )
-            continue
-        if isinstance(row, dict):
-            rows.append((f"line {number}", row))
-        else:
-            problems.add("line that is not a JSON object", 'write {"video": ..., "caption": ...}', f"line {number}")
-    return list({column: None for _, row in rows for column in row}), rows
 
 
 def _check_columns(columns: list[str], has_rows: bool, problems: Problems) -> bool:
@@ -223,7 +205,7 @@ def _text(row: Row, column: str, where: str, problems: Problems) -> str | None:
         return ""
     if is_text(value):
         return value
-    problems.add(f"{column} that is not text", "write a string", f"{where}: {value!r}")
+    problems.add(f"{column} that is not text", "write a string", f"{where}: {show(value)}")
     return None
 
 
@@ -237,7 +219,7 @@ def _seconds(row: Row, column: str, where: str, problems: Problems) -> float | N
         seconds = math.nan
     if math.isfinite(seconds):
         return seconds + 0.0  # -0.0 becomes 0.0
-    problems.add(f"{column} that is not a number", "write seconds, or nothing", f"{where}: {value!r}")
+    problems.add(f"{column} that is not a number", "write seconds, or nothing", f"{where}: {show(value)}")
     return None
 
 

@@ -1,10 +1,11 @@
-"""One experiment is one YAML file, one sweep another.
+"""One experiment is one YAML file, one sweep another, the settings of a report a third.
 
-`load_config` and `load_sweep` are the only readers of YAML. Values from `--set a.b=v` and from a search space go through the
-same function.
+`load_config`, `load_sweep` and `load_robustness` are the only readers of YAML. Values from `--set a.b=v` and from a search
+space go through the same function.
 """
 
-from waver.config.loading import ConfigError, check_config, load_config, load_sweep, parse_overrides
+from waver.config.loading import ConfigError, check_config, load_config, load_robustness, load_sweep, parse_overrides
+from waver.config.robustness import RobustnessConfig
 from waver.config.schema import ExperimentConfig, ResourcesConfig
 from waver.config.sweep import ParameterConfig, SweepConfig
 
@@ -13,9 +14,11 @@ __all__ = [
     "ExperimentConfig",
     "ParameterConfig",
     "ResourcesConfig",
+    "RobustnessConfig",
     "SweepConfig",
     "check_config",
     "load_config",
+    "load_robustness",
     "load_sweep",
     "parse_overrides",
 ]

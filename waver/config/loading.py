@@ -9,7 +9,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from waver.config.schema import CommonData, ExperimentConfig, MsrvttData, Section, TableData
+from waver.config.data import DATA_SETS, CommonData
+from waver.config.robustness import RobustnessConfig
+from waver.config.schema import ExperimentConfig
+from waver.config.section import Section
 from waver.config.sweep import ParameterConfig, SweepConfig
 
 _Config = TypeVar("_Config", bound=Section)
@@ -61,6 +64,23 @@ def load_sweep(path: Path | str) -> SweepConfig:
     if sweep is None:
         raise _mistakes(path, problems)
     return sweep.model_copy(update={"base": path.parent / sweep.base})
+
+
+def load_robustness(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> RobustnessConfig:
+    """Reads the settings of a writing-style report.
+
+    Args:
+        path: the YAML file; None for the defaults.
+        overrides: key -> value, applied after reading.
+
+    Raises:
+        ConfigError: with every mistake in the file and the overrides.
+    """
+    raw = _read_yaml(Path(path), "the settings of a report are a mapping (split, tracks, ...)") if path else {}
+    settings, problems = _validate(RobustnessConfig, raw | dict(overrides or {}))
+    if settings is None:
+        raise _mistakes(path or "--set", problems)
+    return settings
 
 
 def _validate(kind: type[_Config], raw: dict[str, Any]) -> tuple[_Config | None, list[str]]:
@@ -153,11 +173,11 @@ def _describe(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> str:
     """One line for one mistake: dotted path, value, what is wrong, remedy."""
     # The name of the chosen variant of a union (the data set's format) stands in pydantic's path, not in the user's file.
     location = [str(part) for part in problem["loc"]]
-    if len(location) > 1 and location[0] == "data" and location[1] in _formats():
+    if len(location) > 1 and location[0] == "data" and location[1] in DATA_SETS:
         del location[1]
     if location[:2] == ["model", "backbone"]:
         # A name or a mapping: pydantic says of each why it is not that.
-        return f"model.backbone: {raw['model']['backbone']!r}: is neither ({_doc_of(location[:2], kind)})"
+        return f"model.backbone: {raw['model']['backbone']!r}: is neither ({_doc_of(location[:2], raw, kind)})"
     dotted, mistake = ".".join(location), problem["type"]
     if mistake == "extra_forbidden":
         known = list(_keys_of(location[:-1], raw, kind))
@@ -165,18 +185,14 @@ def _describe(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> str:
         hint = f"did you mean {near[0]}?" if near else f"known keys here: {', '.join(known)}"
         return f"{dotted}: unknown key; {hint}"
     if mistake == "missing":
-        return f"{dotted}: is missing; {_doc_of(location, kind) or 'add it'}"
+        return f"{dotted}: is missing; {_doc_of(location, raw, kind) or 'add it'}"
     if mistake.startswith("union_tag"):
-        return f"data.format: which data set this is; one of {', '.join(_formats())}"
+        return f"data.format: which data set this is; one of {', '.join(DATA_SETS)}"
     message = problem["msg"].removeprefix("Value error, ")
     if not dotted:
         return message
-    remedy = f" ({doc})" if (doc := _doc_of(location, kind)) else ""
+    remedy = f" ({doc})" if (doc := _doc_of(location, raw, kind)) else ""
     return f"{dotted}: {problem['input']!r}: {message[0].lower() + message[1:]}{remedy}"
-
-
-def _formats() -> list[str]:
-    return [variant.model_fields["format"].annotation.__args__[0] for variant in (MsrvttData, TableData)]
 
 
 def _section(location: list[str], raw: Any, kind: type[Section]) -> type[Section] | None:
@@ -186,7 +202,7 @@ def _section(location: list[str], raw: Any, kind: type[Section]) -> type[Section
         return ParameterConfig if len(location) > 1 else None
     if location[0] == "data":
         chosen = raw.get("data", {}).get("format") if isinstance(raw.get("data"), dict) else None
-        return {"msrvtt": MsrvttData, "table": TableData}.get(chosen, CommonData)
+        return DATA_SETS.get(chosen, CommonData) if isinstance(chosen, str) else CommonData
     annotation = kind.model_fields.get(location[0])
     annotation = annotation.annotation if annotation else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
@@ -197,7 +213,7 @@ def _keys_of(location: list[str], raw: Any, kind: type[Section]) -> Iterator[str
     yield from (section.model_fields if section else ())
 
 
-def _doc_of(location: list[str], kind: type[Section]) -> str:
-    section = _section(location[:-1], {}, kind) if location else None
+def _doc_of(location: list[str], raw: Any, kind: type[Section]) -> str:
+    section = _section(location[:-1], raw, kind) if location else None
     field = section.model_fields.get(location[-1]) if section else None
     return (field.description or "").replace("\n", " ") if field else ""

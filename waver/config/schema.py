@@ -6,49 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-# Workers run in other folders, and a run may be evaluated from another one: paths mean the same everywhere.
-AnyPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, and nothing unknown may stand in it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class CommonData(Section):
-    """What every data set needs."""
-
-    annotations: AnyPath
-    """Where the captions are: a folder (msrvtt) or one file (table)."""
-    videos: AnyPath
-    """Folder of the video files; subfolders are searched too."""
-    allow_missing_videos: bool = False
-    """False: a video that is not on disk is an error. True: it is decoded as `missing` and counts as a miss."""
-    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Share of training videos held out for choosing the model, where the data set has no validation split."""
-    validation_seed: int = 0
-    """Which videos are held out. Apart from `seed`, so that repeats of a run validate on the same videos."""
-
-
-class MsrvttData(CommonData):
-    """MSR-VTT in its original files: `MSRVTT_data.json` and the csv files of the split."""
-
-    format: Literal["msrvtt"]
-    split: Literal["9k", "7k", "full"] = "9k"
-    """9k and 7k are tested on 1k-A (`MSRVTT_JSFUSION_test.csv`), full on the official 2,990."""
-
-
-class TableData(CommonData):
-    """The user's own data: one row a caption, in JSONL, CSV or Parquet."""
-
-    format: Literal["table"]
+from waver.config.data import AnyData
+from waver.config.section import AnyPath, Count, Fraction, NotNegative, Positive, Section
 
 
 class VideoConfig(Section):
@@ -238,7 +199,7 @@ class ExperimentConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names the folder of the run."""
     seed: int = 0
-    data: Annotated[MsrvttData | TableData, Field(discriminator="format")]
+    data: Annotated[AnyData, Field(discriminator="format")]
     video: VideoConfig = VideoConfig()
     ingest: IngestConfig = IngestConfig()
     text: TextConfig = TextConfig()

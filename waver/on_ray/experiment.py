@@ -14,6 +14,7 @@ from waver.checkpoint import learned_from
 from waver.clip_store import ClipStore, StoreError
 from waver.config import ExperimentConfig
 from waver.engine import load_captions, store_settings
+from waver.evaluation import Evaluation
 from waver.files import write_json
 from waver.knowledge import (
     Dictionary,
@@ -155,19 +156,7 @@ def run_evaluation(path: Path, config: ExperimentConfig, *, split: str, say: Say
             where one was named.
     """
     checkpoint = find_checkpoint(path)
-    captions = load_captions(config)
-    store = open_store(config, captions)
-    knowledge = None
-    if config.informed_at_inference:
-        knowledge = open_knowledge(config, captions, store, (split,))
-        knowledge.check_taught(checkpoint, learned_from(checkpoint))
-    say(f"evaluating {checkpoint} on the {split} split")
-    if config.resources.workers == 1 and "RAY_ADDRESS" not in os.environ:
-        evaluation = evaluate_here(checkpoint, config, captions, store, knowledge, split=split)
-    else:
-        with connect(num_cpus=local_cpus(config)) as where:
-            say(where)
-            evaluation = evaluate_on_workers(checkpoint, config, captions, store, knowledge, split=split)
+    evaluation, knowledge = evaluate_checkpoint(checkpoint, config, load_captions(config), split=split, say=say)
     is_best = path != checkpoint
     result = result_of(evaluation, checkpoint, config, knowledge, chosen_on="validation" if is_best else None)
     if result["leaky"]:
@@ -175,6 +164,44 @@ def run_evaluation(path: Path, config: ExperimentConfig, *, split: str, say: Say
     name = f"evaluation_{split}.json" if is_best else f"evaluation_{split}_{checkpoint.name}.json"
     write_json(output or checkpoint.parent / name, result)
     return result
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    config: ExperimentConfig,
+    captions: pa.Table,
+    *,
+    split: str,
+    say: Say,
+    queries: pa.Table | None = None,
+    top_k: int = 0,
+) -> tuple[Evaluation, Knowledge | None]:
+    """Evaluates a checkpoint, in this process or on workers.
+
+    Args:
+        checkpoint: folder.
+        config: that of the checkpoint, perhaps with other places and resources.
+        captions: the data set's.
+        split: train, validation or test.
+        say: is told what is going on.
+        queries: asked in place of the split's captions, of the same clips; a caption table too.
+        top_k: how many of the first clips of each query are named in the answer.
+
+    Returns:
+        The figures, and the knowledge that informed the videos; None for none.
+    """
+    store = open_store(config, captions)
+    knowledge = None
+    if config.informed_at_inference:
+        knowledge = open_knowledge(config, captions, store, (split,))
+        knowledge.check_taught(checkpoint, learned_from(checkpoint))
+    say(f"evaluating {checkpoint} on the {split} split")
+    asked = captions if queries is None else queries
+    if config.resources.workers == 1 and "RAY_ADDRESS" not in os.environ:
+        return evaluate_here(checkpoint, config, asked, store, knowledge, split=split, top_k=top_k), knowledge
+    with connect(num_cpus=local_cpus(config)) as where:
+        say(where)
+        return evaluate_on_workers(checkpoint, config, asked, store, knowledge, split=split, top_k=top_k), knowledge
 
 
 def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:

@@ -7,18 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from waver.config import SweepConfig
-from waver.files import write_text
+from waver.drawing import html_table, write_html
 from waver.sweep.importance import importance
 from waver.sweep.plots import bars, best_so_far, marginal, parallel_coordinates
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 0.5rem 0; display: block; overflow-x: auto }
-td, th { padding: 0.2rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right }
-th { border-bottom: 2px solid #888 } td:nth-child(2), th:nth-child(2) { text-align: left }
+td:nth-child(2), th:nth-child(2) { text-align: left }
 tr.finished td:nth-child(2) { color: #1f6fb4 } tr.stopped td:nth-child(2) { color: #b86b0b }
-tr.failed td:nth-child(2) { color: #b3261e } svg { max-width: 100%; height: auto }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem } pre { background: #f5f5f5; padding: 1rem; overflow-x: auto }
+tr.failed td:nth-child(2) { color: #b3261e }
 """
 
 
@@ -55,19 +51,17 @@ def write_page(
     except ImportError:
         sentence = "plots: not drawn, they need matplotlib: pip install 'waver[tune]', and run the same command again"
         plots, missing = [f"<p>{escape(sentence)}</p>"], [*missing, sentence]
-    title = f"Sweep {escape(sweep.name)}"
     body = [
-        f"<h1>{title}</h1>",
         f"<p>{_summary(sweep, rows)}</p>",
         "<h2>Trials</h2>",
-        _table(
+        html_table(
             ["trial", "", metric, "epochs", "seconds", "GPU-seconds", *keys],
             [_cells(row, keys) for row in rows],
             [row["status"] for row in rows],
         ),
         *plots,
         "<h2>Shared by the trials</h2>",
-        _table(
+        html_table(
             ["what", "where", "trials", "", "seconds"],
             [
                 [
@@ -83,9 +77,7 @@ def write_page(
         *_failures(rows),
         f"<h2>The sweep</h2><pre>{escape(sweep.to_yaml())}</pre>",
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    head = f"<head>{head}<style>{_STYLE}</style></head>"
-    write_text(path, f'<!doctype html><html lang="en">{head}<body>{"".join(body)}</body></html>\n')
+    write_html(path, f"Sweep {sweep.name}", body, _STYLE)
     return missing
 
 
@@ -115,15 +107,7 @@ def _marginals(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], metric: s
 
 def _failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     failed = [[row["number"], row["error"]] for row in rows if row["error"]]
-    return ["<h2>What went wrong</h2>", _table(["trial", "error"], failed)] if failed else []
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], classes: Sequence[str] = ()) -> str:
-    lines = [f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>"]
-    for number, row in enumerate(rows):
-        name = f' class="{classes[number]}"' if classes else ""
-        lines.append(f"<tr{name}>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>")
-    return f"<table>{''.join(lines)}</table>"
+    return ["<h2>What went wrong</h2>", html_table(["trial", "error"], failed)] if failed else []
 
 
 def _text(value: Any) -> str:

@@ -1,14 +1,11 @@
-"""Plots of a sweep, as SVG. matplotlib is an extra and is imported when the first one is drawn."""
+"""Plots of a sweep, as SVG."""
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from waver.drawing import new_figure, svg
 
 _COLOURS = {"finished": "#1f6fb4", "stopped": "#e08a1e", "running": "#888888"}
 Row = Mapping[str, Any]
@@ -18,7 +15,7 @@ def parallel_coordinates(rows: Sequence[Row], keys: Sequence[str], metric: str, 
     """A line a trial through all keys to its objective; darker is better."""
     import matplotlib
 
-    figure, axes = _figure(width=2.0 + 1.5 * len(keys), height=3.6)
+    figure, axes = new_figure(width=2.0 + 1.5 * len(keys), height=3.6)
     columns = [_positions([row["values"][key] for row in rows]) for key in keys]
     columns.append(_positions([row["objective"] for row in rows]))
     places = np.array([position for position, _ in columns])
@@ -35,7 +32,7 @@ def parallel_coordinates(rows: Sequence[Row], keys: Sequence[str], metric: str, 
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(columns) - 0.6)
     axes.set_frame_on(False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def marginal(rows: Sequence[Row], key: str, metric: str) -> str:
@@ -43,7 +40,7 @@ def marginal(rows: Sequence[Row], key: str, metric: str) -> str:
 
     Where values come again, black bars show the mean and the deviation between trials of each.
     """
-    figure, axes = _figure(width=4.2, height=3.0)
+    figure, axes = new_figure(width=4.2, height=3.0)
     values = [row["values"][key] for row in rows]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     names = sorted({str(value) for value in values})
@@ -71,12 +68,12 @@ def marginal(rows: Sequence[Row], key: str, metric: str) -> str:
     axes.set_xlabel(key)
     axes.set_ylabel(metric)
     axes.legend(fontsize=7)
-    return _svg(figure)
+    return svg(figure)
 
 
 def best_so_far(rows: Sequence[Row], metric: str, mode: str) -> str:
     """The best objective of the trials that had ended, by minutes since the first of them; points are the trials."""
-    figure, axes = _figure(width=6.0, height=3.0)
+    figure, axes = new_figure(width=6.0, height=3.0)
     ended = sorted((row for row in rows if row["ended_s"]), key=lambda row: row["ended_s"])
     minutes = np.array([(row["ended_s"] - ended[0]["ended_s"]) / 60 for row in ended])
     y = np.array([row["objective"] for row in ended])
@@ -90,15 +87,15 @@ def best_so_far(rows: Sequence[Row], metric: str, mode: str) -> str:
     axes.set_xlabel("minutes since the first trial ended")
     axes.set_ylabel(metric)
     axes.legend(fontsize=7)
-    return _svg(figure)
+    return svg(figure)
 
 
 def bars(shares: Mapping[str, float]) -> str:
     """The importance of each key."""
-    figure, axes = _figure(width=6.0, height=0.7 + 0.35 * len(shares))
+    figure, axes = new_figure(width=6.0, height=0.7 + 0.35 * len(shares))
     axes.barh(list(shares)[::-1], list(shares.values())[::-1], color="#1f6fb4")
     axes.set_xlim(0, 1)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _positions(values: Sequence[Any]) -> tuple[np.ndarray, list[tuple[float, str]]]:
@@ -113,19 +110,3 @@ def _positions(values: Sequence[Any]) -> tuple[np.ndarray, list[tuple[float, str
     names = sorted({str(value) for value in values})
     place = {name: index / max(1, len(names) - 1) for index, name in enumerate(names)}
     return np.array([place[str(value)] for value in values]), [(place[name], name) for name in names]
-
-
-def _figure(*, width: float, height: float) -> tuple["Figure", "Axes"]:
-    """A figure of its own, that no global state of matplotlib knows; inches."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _svg(figure: "Figure") -> str:
-    file = io.StringIO()
-    # Without the date the same results make the same page.
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    text = file.getvalue()
-    return text[text.index("<svg") :]

@@ -1,0 +1,193 @@
+"""The queries of a report: every clip's reference caption, and other versions of it by other writers and by rules."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Track = Literal["reference", "natural", "rules", "imported", "control"]
+TRACKS: Mapping[str, str] = {
+    "natural": "all human captions of a clip are versions of each other",
+    "rules": "the reference caption, rewritten by deterministic rules",
+    "imported": "captions rewritten by somebody else",
+}
+"""Tracks of versions that mean the same; `control` is no such track."""
+HUMAN = "another caption"
+"""Style of human captions where the data set tells no styles."""
+
+
+class RobustnessError(ValueError):
+    """The report cannot be made as asked."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query: a text that is meant to find a clip."""
+
+    clip_id: str
+    text: str
+    track: Track
+    style: str
+    """How it is written: a style of the data set, the name of a rule, or what the import says."""
+    original: int
+    """`caption_index` of the caption that it is a version of."""
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The queries of a report, sorted by clip; those of a clip begin with its reference caption."""
+
+    rows: tuple[Query, ...]
+    clip_ids: tuple[str, ...]
+    """The gallery, sorted."""
+    clip: np.ndarray
+    """(Q,) number of each query's clip in the gallery."""
+    video: np.ndarray
+    """(Q,) number of the video that each query's clip is a part of."""
+    reference: np.ndarray
+    """(Q,) the query that each is a version of; references refer to themselves."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of_track(self, *tracks: str) -> np.ndarray:
+        """The queries of some tracks, in order."""
+        return np.array([i for i, row in enumerate(self.rows) if row.track in tracks], dtype=np.int64)
+
+    def of_style(self, track: str, style: str) -> np.ndarray:
+        """The queries of a track in one style."""
+        return np.array([i for i, row in enumerate(self.rows) if (row.track, row.style) == (track, style)], np.int64)
+
+    def styles(self, *tracks: str) -> list[tuple[str, str]]:
+        """(track, style) of the queries of some tracks, track by track, styles in alphabetical order."""
+        found = {(row.track, row.style) for row in self.rows if row.track in tracks}
+        return sorted(found, key=lambda pair: (tracks.index(pair[0]), pair[1]))
+
+
+def reference_rows(captions: pa.Table, split: str, style: str | None) -> pa.Table:
+    """The reference caption of each clip: its first one, or its first one in a style.
+
+    Args:
+        captions: caption table.
+        split: whose clips.
+        style: of the reference captions; None for any.
+
+    Returns:
+        Rows of the table, sorted by clip.
+
+    Raises:
+        RobustnessError: where the split is empty, or a clip has no caption in that style.
+    """
+    chosen = captions.filter(pc.equal(captions["split"], split))
+    if chosen.num_rows == 0:
+        there = ", ".join(sorted(set(captions["split"].to_pylist())))
+        raise RobustnessError(f"split: the data set has no captions of {split}; choose one of {there}")
+    chosen = chosen.sort_by([("clip_id", "ascending"), ("caption_index", "ascending")])
+    clips = set(chosen["clip_id"].to_pylist())
+    if style is not None:
+        styles = sorted(set(chosen["style"].drop_null().to_pylist()))
+        chosen = chosen.filter(pc.equal(chosen["style"], style))
+        if absent := sorted(clips - set(chosen["clip_id"].to_pylist())):
+            raise RobustnessError(
+                f"reference: {len(absent)} of {len(clips)} clips of {split} have no caption in the style {style!r} "
+                f"({', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}); styles there are: "
+                f"{', '.join(styles) or '(none)'}. Leave it out, and each clip's first caption is taken"
+            )
+    ids = chosen["clip_id"].to_pylist()
+    return chosen.take([row for row in range(len(ids)) if row == 0 or ids[row] != ids[row - 1]])
+
+
+def build_queries(
+    captions: pa.Table,
+    references: pa.Table,
+    *,
+    natural: bool,
+    rules: Mapping[str, Sequence[str | None]],
+    imported: Sequence[Query],
+    controls: Mapping[str, Sequence[str | None]],
+) -> Queries:
+    """Puts all queries of a report together.
+
+    Args:
+        captions: caption table.
+        references: see `reference_rows`.
+        natural: whether the other human captions of the clips are versions.
+        rules: name -> each reference caption, in order, rewritten; None where the rule does not apply.
+        imported: versions of any caption of these clips.
+        controls: as `rules`, of versions that mean something else.
+    """
+    first = references.to_pylist()
+    clips = {row["clip_id"]: number for number, row in enumerate(first)}
+    reference_index = {row["clip_id"]: row["caption_index"] for row in first}
+    rows = [Query(row["clip_id"], row["caption"], "reference", "reference", row["caption_index"]) for row in first]
+    split = captions.filter(pc.equal(captions["split"], first[0]["split"])).to_pylist()
+    text_of = {(row["clip_id"], row["caption_index"]): row["caption"] for row in split}
+    if natural:
+        rows += [
+            Query(row["clip_id"], row["caption"], "natural", row["style"] or HUMAN, reference_index[row["clip_id"]])
+            for row in split
+            if row["caption_index"] != reference_index[row["clip_id"]]
+        ]
+    for track, texts_of in (("rules", rules), ("control", controls)):
+        for name, texts in texts_of.items():
+            rows += [
+                Query(row["clip_id"], text, track, name, row["caption_index"])
+                for row, text in zip(first, texts, strict=True)
+                if text is not None
+            ]
+    rows += imported
+    # Imported versions of other captions bring their originals, to be compared with.
+    originals = {(row.clip_id, row.original) for row in imported}
+    originals -= set(reference_index.items())
+    rows += [Query(clip, text_of[clip, index], "reference", "reference", index) for clip, index in sorted(originals)]
+
+    order = {track: place for place, track in enumerate(("reference", "natural", "rules", "imported", "control"))}
+
+    def place(row: Query) -> tuple:
+        is_other = row.track == "reference" and row.original != reference_index[row.clip_id]
+        return clips[row.clip_id], order[row.track], is_other, row.original, row.style, row.text
+
+    rows.sort(key=place)
+    position = {(row.clip_id, row.original): i for i, row in enumerate(rows) if row.track == "reference"}
+    _, video_of_clip = np.unique([row["video_id"] for row in first], return_inverse=True)
+    clip = np.array([clips[row.clip_id] for row in rows])
+    return Queries(
+        rows=tuple(rows),
+        clip_ids=tuple(clips),
+        clip=clip,
+        video=video_of_clip[clip],
+        reference=np.array([position[row.clip_id, row.original] for row in rows]),
+    )
+
+
+def as_captions(queries: Queries, references: pa.Table) -> pa.Table:
+    """The queries as a caption table, which can be evaluated as any other; in the same order.
+
+    Args:
+        queries: of the report.
+        references: what they were built with; gives videos, paths and segments.
+    """
+    table = references.take(queries.clip)
+    seen: dict[str, int] = {}
+    index = []
+    for row in queries.rows:
+        index.append(seen.get(row.clip_id, 0))
+        seen[row.clip_id] = index[-1] + 1
+    columns = {
+        "caption": pa.array([row.text for row in queries.rows], pa.string()),
+        "caption_index": pa.array(index, pa.int32()),
+        "style": pa.array([f"{row.track}/{row.style}" for row in queries.rows], pa.string()),
+    }
+    for name, values in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, values)
+    return table
+
+
+def queries_digest(queries: Queries) -> str:
+    """Hash of all queries, in order: reports with the same one asked the same."""
+    text = "\n".join(f"{row.clip_id}\t{row.track}\t{row.style}\t{row.original}\t{row.text}" for row in queries.rows)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

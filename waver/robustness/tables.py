@@ -1,0 +1,50 @@
+"""The report as people read it in a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+
+def headline_table(report: Mapping[str, Any]) -> Table:
+    """A line a run: clean R@1, worst-case R@1 of each track and of all, AO@10, with their intervals."""
+    runs = report["runs"]
+    tracks = list(runs[0]["tracks"])
+    title = f"{report['split']} split, {report['num_clips']} clips; in brackets 95 % over videos"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("", "clean R@1", *(f"worst case, {track}" for track in tracks), "AO@10"):
+        table.add_column(name, justify="right" if name else "left")
+    for run in runs:
+        headline = run["headline"]
+        figures = [headline["clean R@1"], *(run["tracks"][t]["worst_case_R@1"] for t in tracks), headline["AO@10"]]
+        table.add_row(run["name"], *map(_percent, figures))
+    return table
+
+
+def styles_table(report: Mapping[str, Any]) -> Table:
+    """R@1 and its change against the reference caption, a line a style, a column a run; controls below."""
+    runs = report["runs"]
+    table = Table(title="R@1, and its change against the reference caption", title_justify="left", title_style="bold")
+    table.add_column("")
+    for run in runs:
+        table.add_column(run["name"], justify="right")
+    table.add_row("reference", *(f"{100 * run['overall']['reference']['R@1']['value']:.1f}" for run in runs))
+    for number, entry in enumerate(runs[0]["styles"]):
+        name = f"{entry['track']}: {entry['style']}"
+        table.add_row(name, *(_change(run["styles"][number]) for run in runs))
+    if runs[0]["controls"]:
+        table.add_section()
+    for number, entry in enumerate(runs[0]["controls"]):
+        name = f"control: {entry['control']} (should fall)"
+        table.add_row(name, *(_change(run["controls"][number]) for run in runs))
+    return table
+
+
+def _percent(figure: Mapping[str, Any]) -> str:
+    low, high = figure["interval"]
+    ends = "" if low is None or high is None else f" ({100 * low:.0f}-{100 * high:.0f})"
+    return f"{100 * figure['value']:.1f}{ends}"
+
+
+def _change(entry: Mapping[str, Any]) -> str:
+    return f"{100 * entry['R@1']['value']:.1f} ({100 * entry['change_R@1']['value']:+.1f})"
