@@ -1,4 +1,4 @@
-"""What a run leaves behind for people to look at: metrics.jsonl and TensorBoard events.
+"""Writes metrics.jsonl and the events of TensorBoard.
 
 Only the first worker writes. A run that is resumed continues both files where its checkpoint was: what a killed run had
 logged beyond it is taken back first, so every step stands there once.
