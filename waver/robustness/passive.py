@@ -100,7 +100,7 @@ def _is_plain(subject: list, subject_head: "spacy.tokens.Token", thing: list, he
         return False
     if len(thing) == 1 and head.lower_ in _SUBJECT_CASE:
         return head.lower_ not in {"it"}
-    return not any(token.lower_ in _BOUND_PRONOUNS for token in thing)
+    return not any(token.lower_ in _BOUND_PRONOUNS | {"with"} for token in thing)
 
 
 def _is_in_place(verb: "spacy.tokens.Token", middle: list, particle: list, tail: list) -> bool:
@@ -127,6 +127,8 @@ def _belongs_to_verb(head: "spacy.tokens.Token") -> bool:
     if head.dep_ == "advmod":
         return head.lower_.endswith("ly")
     things = [child.lower_ for child in head.children if child.dep_ == "pobj"]
+    if head.lower_ == "to":
+        return len(things) == 1 and things[0] in {"left", "right"}
     if head.dep_ != "prep" or head.lower_ not in _OF_THE_VERB | {"with"}:
         return False
     return head.lower_ != "with" or (len(things) == 1 and things[0] in _INSTRUMENTS)

@@ -37,11 +37,11 @@ _BOUND = word_set(
     roll wrap turn try spread apply press stick hang write draw paint click land hop push pull kick hit lean
     rely focus concentrate work knock tap bite stab peck punch shoot engage participate compete take bring lead
     dress cover blow sprinkle scratch kiss pat slap smack rub arrive look stare point break slice fold split
-    chop tear smile laugh bark wave aim gaze glare yell shout scream throw toss fire dig pass drive run go come
-    move walk crawl slide chop dice pick keep leave stay remain live be have become seem appear end start begin
-    trip crash bump slam collide bang bounce brush clean wash wipe comb tie touch pet lick poke bathe sink
-    submerge soak plunge join help believe attach fix open close rip pack fill flip stamp cheer stack pile
-    center zoom pan tread pounce attack feed chew gnaw nibble drag carry
+    chop tear smile laugh bark wave aim gaze glare yell shout scream toss fire dig pass drive run go come move
+    walk crawl slide dice pick keep leave stay remain live be have become seem appear end start begin trip crash
+    bump slam collide bang bounce brush clean wash wipe comb tie touch pet lick poke bathe sink submerge soak
+    plunge join help believe attach fix open close rip pack fill flip stamp cheer stack pile sniff growl hiss
+    use center zoom pan tread pounce attack feed chew gnaw nibble drag carry
     """
 )
 _MOVES_ALONG = word_set("run walk go move drive crawl slide pass drag carry roll jump leap")
