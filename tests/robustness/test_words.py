@@ -25,9 +25,12 @@ def test_articles_and_case(text, word, other, expected):
     assert exchange(text, [(text.index(word), text.index(word) + len(word), other)]) == expected
 
 
+ONE = ("enormous", "delicious", "tennis", "bus", "rhinoceros", "hippopotamus")
+
+
 def is_plural(word):
     """Whether it ends as plurals and verbs of the third person do."""
-    return word.endswith(("men", "children")) or (word.endswith("s") and not word.endswith(("us", "os", "tennis")))
+    return word.endswith(("men", "children")) or (word.endswith("s") and word not in ONE)
 
 
 @pytest.mark.parametrize("name", TABLES)
