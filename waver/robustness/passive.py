@@ -1,6 +1,6 @@
 """`an onion is being cut by a man`: the passive of captions with a subject, a verb and an object."""
 
-from waver.robustness.syntax import body, may_be_verb, render, root_of, span
+from waver.robustness.syntax import agrees, body, may_be_verb, render, root_of, span
 from waver.robustness.verbs import find_verb
 from waver.robustness.words import word_set
 
@@ -73,6 +73,8 @@ def passive(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
     if not _is_in_place(verb, middle, particle, tail):
         return None
     if verb.lemma_ in _PLACING and any(token.dep_ == "prep" and token.lower_ != "of" for token in thing):
+        return None
+    if not agrees(verb, subject_head):
         return None
     verb_group = _passive_verb(verb, middle, _is_plural(thing_heads[0], thing))
     if verb_group is None:
