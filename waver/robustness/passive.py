@@ -32,6 +32,7 @@ _OF_THE_VERB = word_set(
     into onto in on at off out from through across along over down near under around during
     """
 )
+_WITHOUT_PARTICLE = frozenset({"perform", "play", "sing", "watch"})  # "performing out stage"
 _PLACING = word_set("add pour put place")
 _INSTRUMENTS = word_set(
     """
@@ -111,7 +112,7 @@ def _is_in_place(verb: "spacy.tokens.Token", middle: list, particle: list, tail:
         return False
     if any(token.dep_ == "advmod" and not token.lower_.endswith("ly") for token in middle):
         return False
-    if len(particle) > 1 or any(token.dep_ != "prt" for token in particle):
+    if len(particle) > 1 or any(token.dep_ != "prt" or verb.lemma_ in _WITHOUT_PARTICLE for token in particle):
         return False
     if len(tail) > 8 or any(token.pos_ in {"VERB", "AUX", "PRON", "CCONJ", "SCONJ"} for token in tail):
         return False

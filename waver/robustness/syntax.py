@@ -50,7 +50,7 @@ _NO_PLACES = word_set(
     """
     head face back nose cheek leg arm hand belly stomach chest ear neck shoulder mouth eye foot finger lap
     forehead hair tail half piece slice cube strip shape form way part fact order case line favor charge use
-    time microphone mic
+    time microphone mic person circle detail
     """
 )
 
