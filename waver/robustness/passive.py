@@ -80,12 +80,19 @@ def passive(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
     verb_group = _passive_verb(verb, middle, _is_plural(thing_heads[0], thing))
     if verb_group is None:
         return None
-    agent: list | str = _OBJECT_CASE.get(subject[0].lower_, subject) if len(subject) == 1 else subject
-    patient: list | str = _SUBJECT_CASE.get(thing[0].lower_, thing) if len(thing) == 1 else thing
+    agent: list[spacy.tokens.Token] | str = (
+        _OBJECT_CASE.get(subject[0].lower_, subject) if len(subject) == 1 else subject
+    )
+    patient: list[spacy.tokens.Token] | str = _SUBJECT_CASE.get(thing[0].lower_, thing) if len(thing) == 1 else thing
     return render(doc, [patient, verb_group, particle, tail, "by", agent])
 
 
-def _is_plain(subject: list, subject_head: "spacy.tokens.Token", thing: list, head: "spacy.tokens.Token") -> bool:
+def _is_plain(
+    subject: "list[spacy.tokens.Token]",
+    subject_head: "spacy.tokens.Token",
+    thing: "list[spacy.tokens.Token]",
+    head: "spacy.tokens.Token",
+) -> bool:
     """Whether subject and object are nouns that can change places."""
     if subject_head.pos_ not in {"NOUN", "PROPN", "PRON", "NUM"} or head.pos_ not in {"NOUN", "PROPN", "PRON"}:
         return False
@@ -106,7 +113,12 @@ def _is_plain(subject: list, subject_head: "spacy.tokens.Token", thing: list, he
     return not any(token.lower_ in _BOUND_PRONOUNS | {"with"} for token in thing)
 
 
-def _is_in_place(verb: "spacy.tokens.Token", middle: list, particle: list, tail: list) -> bool:
+def _is_in_place(
+    verb: "spacy.tokens.Token",
+    middle: "list[spacy.tokens.Token]",
+    particle: "list[spacy.tokens.Token]",
+    tail: "list[spacy.tokens.Token]",
+) -> bool:
     """Whether every word between and behind has a place in the passive."""
     if any(token.head != verb or token.dep_ not in {"aux", "advmod"} for token in middle):
         return False
@@ -137,7 +149,7 @@ def _belongs_to_verb(head: "spacy.tokens.Token") -> bool:
     return head.lower_ != "with" or (len(things) == 1 and things[0] in _INSTRUMENTS)
 
 
-def _is_plural(head: "spacy.tokens.Token", thing: list) -> bool | None:
+def _is_plural(head: "spacy.tokens.Token", thing: "list[spacy.tokens.Token]") -> bool | None:
     """Whether a verb with this subject is plural; None if that cannot be told."""
     if any(token.head == head and token.dep_ == "conj" for token in thing):
         return True if any(token.lower_ == "and" for token in thing) else None
@@ -153,7 +165,7 @@ def _is_plural(head: "spacy.tokens.Token", thing: list) -> bool | None:
     return plural
 
 
-def _passive_verb(verb: "spacy.tokens.Token", middle: list, plural: bool | None) -> str | None:
+def _passive_verb(verb: "spacy.tokens.Token", middle: "list[spacy.tokens.Token]", plural: bool | None) -> str | None:
     """`is being slowly cut`, in the time of the active; None if there is no plain one."""
     forms = find_verb(verb.lower_, verb.tag_)
     if forms is None or plural is None:
