@@ -7,9 +7,9 @@ answers that are wrong by the annotations alone.
 What is compared:
 
 - *Same caption*: equal after `normalise`.
-- *Near caption*: the same set of words, whatever their order, without articles and forms of *to be* (`content_words`): "A man
-  is playing the guitar" and "a man playing guitar". It is an equivalence, so captions fall into groups, found in one pass;
-  a threshold on the overlap of words is none, and finds quadratically many pairs among the short captions of these data sets.
+- *Near caption*: the same set of words, whatever their order, without articles and forms of *to be* (`content_words`):
+  "A man is playing the guitar" and "a man playing guitar". It is an equivalence, so captions fall into groups, found in
+  one pass. A threshold on the overlap of words is none, and finds quadratically many pairs among captions so short.
 - *Same video*: files that are equal byte by byte, or clips whose decoded frames are. A video that was encoded again is
   neither, and is not found.
 """
