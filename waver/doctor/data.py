@@ -96,14 +96,18 @@ def check_videos(config: ExperimentConfig, captions: pa.Table) -> Iterator[Findi
     names = [
         Path(p).relative_to(config.data.videos) if Path(p).is_relative_to(config.data.videos) else p for p in missing
     ]
+    if allowed and len(missing) > config.ingest.max_failed_fraction * len(paths):
+        remedy = f"more than ingest.max_failed_fraction = {config.ingest.max_failed_fraction:g} allows: raise it"
+    elif allowed:
+        remedy = "they count as misses, as data.allow_missing_videos asks"
+    else:
+        remedy = f"put them into {config.data.videos}, or set data.allow_missing_videos and they count as misses"
     yield Finding(
         "warning" if allowed else "error",
         "videos",
         f"{len(missing)} of {len(paths)} videos that the annotations name are missing ({by_split}): "
         + some(map(str, names)),
-        "they count as misses, as data.allow_missing_videos asks"
-        if allowed
-        else f"put them into {config.data.videos}, or set data.allow_missing_videos and they count as misses",
+        remedy,
         details=missing,
     )
 
@@ -114,7 +118,7 @@ def check_decoding(config: ExperimentConfig, captions: pa.Table, *, level: Level
     Args:
         config: of the experiment.
         captions: its caption table.
-        level: of a kind of file of which no clip decodes.
+        level: of a kind of file of which no clip decodes, if there are more of them than may fail.
     """
     clips = captions.select(["path", "start_s", "end_s"]).to_pylist()
     one_of_file = {clip["path"]: clip for clip in reversed(clips)}
@@ -140,8 +144,10 @@ def check_decoding(config: ExperimentConfig, captions: pa.Table, *, level: Level
             name = f"decoding {suffix or 'files without ending'}"
             of_all = f"{len(chosen)} of {len(files)} files tried"
             if failed:
+                # One bad file of its kind among many good ones does not stop an ingest.
+                many = len(files) > config.ingest.max_failed_fraction * sum(map(len, kinds.values()))
                 yield Finding(
-                    level if len(failed) == len(chosen) else "warning",
+                    level if many and len(failed) == len(chosen) else "warning",
                     name,
                     f"{of_all}, {len(failed)} cannot be decoded: {'; '.join(failed)}",
                     "replace them; ingest goes on if not more fail than ingest.max_failed_fraction = "
@@ -167,17 +173,17 @@ def check_duplicates(captions: pa.Table, store: ClipStore | None, *, say: Say) -
             continue
         counts = duplicates.counts
         lines = {
-            "queries_with_same_caption": f"queries have a caption that stands on another clip too "
+            "queries_with_same_caption": f"queries whose caption stands on another clip too "
             f"({counts['same_captions']} captions)",
-            "queries_with_near_caption": f"queries have one that differs only in order, articles or forms of to be "
-            f"({counts['near_captions']} captions)",
-            "surplus_rows": "rows repeat a caption of their clip, and count as queries",
-            "queries_in_train": "queries stand in train word for word",
-            "same_videos": f"pairs of clips are the same video ({what} compared)",
-            "same_videos_elsewhere": f"pairs of clips are the same video in another split ({what} compared)",
-            "shared_sources": "source videos have clips in another split too",
+            "queries_with_near_caption": "queries whose caption differs from another clip's in order, articles or forms of "
+            f"to be alone ({counts['near_captions']} captions)",
+            "surplus_rows": "rows that repeat a caption of their clip, each of them a query",
+            "queries_in_train": "queries that stand in train word for word",
+            "same_videos": f"pairs of clips that are the same video ({what} compared)",
+            "same_videos_elsewhere": f"pairs with a clip of another split that are the same video ({what} compared)",
+            "shared_sources": "source videos with clips in another split",
         }
-        there = [f"{counts[name]} {line}" for name, line in lines.items() if counts[name]]
+        there = [f"{counts[name]:6d} {line}" for name, line in lines.items() if counts[name]]
         name = f"duplicates in {split}"
         if not there:
             yield Finding(

@@ -94,6 +94,6 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(names[:_EXAMPLES]) + (f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else "")
 
 
-def size(num_bytes: float) -> str:
+def size(num_bytes: float | int) -> str:
     """Bytes as people read them."""
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 / 10 else f"{num_bytes / 2**20:.1f} MiB"

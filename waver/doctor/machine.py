@@ -102,23 +102,29 @@ def check_model_weights(config: ExperimentConfig, *, needed: bool) -> Iterator[F
 
 
 def check_disk(
-    config: ExperimentConfig, captions: pa.Table, store: ClipStore | None, model: ModelSize | None, *, trains: bool
+    config: ExperimentConfig,
+    captions: pa.Table | None,
+    store: ClipStore | None,
+    model: ModelSize | None,
+    *,
+    trains: bool,
 ) -> Iterator[Finding]:
     """Whether the storage can be written to and has room for what will be written.
 
     Args:
         config: of the experiment.
-        captions: its caption table.
+        captions: its caption table; None where it cannot be had.
         store: its clips; None where none can be used.
         model: its student; None where it cannot be built.
         trains: whether training is to start.
     """
-    storage = nearest_folder(config.storage.path)
-    if not os.access(storage, os.W_OK | os.X_OK):
-        yield Finding("error", "storage", f"{storage} cannot be written to", "change its rights, or set storage.path")
+    storage = next(path for path in (config.storage.path, *config.storage.path.parents) if path.exists())
+    if not storage.is_dir() or not os.access(storage, os.W_OK | os.X_OK):
+        what = "cannot be written to" if storage.is_dir() else "is a file, and no folder can be made below it"
+        yield Finding("error", "storage", f"{storage} {what}", "change its rights, or set storage.path")
         return
     yield Finding("ok", "storage", f"{config.storage.path}, {size(shutil.disk_usage(storage).free)} free")
-    if to_decode := _clips_to_decode(captions, store):
+    if captions is not None and (to_decode := _clips_to_decode(captions, store)):
         frame_bytes = 3 * config.video.size**2 * (1 if config.ingest.frame_format == "raw" else _JPEG_SHARE)
         most = to_decode * config.video.max_frames * frame_bytes
         free = shutil.disk_usage(storage).free
@@ -150,7 +156,7 @@ def _check_checkpoint_space(storage: Path, checkpoint: int, level: Level) -> Ite
 
 def check_memory(
     config: ExperimentConfig,
-    captions: pa.Table,
+    captions: pa.Table | None,
     model: ModelSize,
     *,
     num_phrases: int,
@@ -161,7 +167,7 @@ def check_memory(
 
     Args:
         config: of the experiment.
-        captions: its caption table.
+        captions: its caption table; None where it cannot be had.
         model: its student.
         num_phrases: in the dictionary; 0 without knowledge.
         gpus: memory of each GPU that workers will have, bytes; empty where they compute on CPUs.
@@ -172,7 +178,7 @@ def check_memory(
     batch = pairs * video.max_frames * 3 * video.size**2
     half = config.train.precision == "bf16" or (config.train.precision == "auto" and bool(gpus))
     activations = (model.activations or 0) * pairs // (2 if half else 1)
-    texts = pc.sum(pc.equal(captions["split"], "validation")).as_py() or 0
+    texts = 0 if captions is None else pc.sum(pc.equal(captions["split"], "validation")).as_py() or 0
     parts = {
         "weights, gradients, AdamW": 4 * (model.parameters + 3 * model.trained),
         "activations of the towers": activations,
@@ -215,11 +221,6 @@ def available_memory() -> int:
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
         pages = min(pages, int(text))
     return pages
-
-
-def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest above it that is there."""
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def _backbone(config: ExperimentConfig) -> str:

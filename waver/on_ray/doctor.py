@@ -91,7 +91,7 @@ def examine(config: ExperimentConfig, *, before: Before, say: Say) -> list[Findi
     findings += found
     store, model, trains = None, None, before == "train"
     if captions is None:
-        skipped = "splits, videos, decoding, duplicates, clips, the run, disk and memory"
+        skipped = "splits, videos, decoding, duplicates, clips and the run"
         findings.append(Finding("info", "not checked", f"without a caption table: {skipped}"))
     else:
         check("splits", data.check_splits, config, captions)
@@ -110,7 +110,7 @@ def examine(config: ExperimentConfig, *, before: Before, say: Say) -> list[Findi
     check("dictionary and knowledge", check_phrases, config, captions, store, before=before)
     if captions is not None:
         check("run", check_training, config, captions, store, needed=trains)
-        check("disk", machine.check_disk, config, captions, store, model, trains=trains)
+    check("disk", machine.check_disk, config, captions, store, model, trains=trains)
     check("cluster and memory", check_cluster, config, captions, model, before=before)
     return findings
 
@@ -143,7 +143,7 @@ def check_cluster(
         yield Finding(
             "warning", "cluster", found, "that takes days; is CUDA_VISIBLE_DEVICES set, is torch built with CUDA?"
         )
-    if model and captions is not None:
+    if model:
         num_phrases = 0
         if config.uses_knowledge and (config.knowledge_store / "manifest.json").exists():
             num_phrases = Knowledge(config.knowledge_store).num_phrases
