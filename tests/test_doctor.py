@@ -18,7 +18,6 @@ from waver.doctor import data, machine
 from waver.doctor.findings import Finding, attempt, can_start, findings_text, independently, some, summary
 from waver.engine import build_student, load_captions, store_settings
 from waver.on_ray.doctor import examine, next_step, run_doctor
-from waver.on_ray.ingest import _unique_clips
 from waver.quickstart.world import render_world
 from waver.run import open_run
 from waver.video import ClipError, read_clip
@@ -34,9 +33,13 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_config: ExperimentConfi
     folder = tmp_path_factory.mktemp("world")
     render_world(folder, num_train=7, num_validation=2, num_test=3, num_broken=1, seed=0)
     text = tiny_config.to_yaml()
-    for part in ("captions.jsonl", "videos"):
-        text = text.replace(str(getattr(tiny_config.data, "annotations" if part[0] == "c" else "videos")), part)
-    text = text.replace("videos: videos", "videos: .").replace(str(tiny_config.storage.path), "storage")
+    here = {
+        tiny_config.data.annotations: "captions.jsonl",
+        tiny_config.data.videos: ".",
+        tiny_config.storage.path: "storage",
+    }
+    for absolute, relative in here.items():
+        text = text.replace(f": {absolute}\n", f": {relative}\n")
     (folder / "experiment.yaml").write_text(text)
     return folder
 
@@ -56,7 +59,7 @@ def project(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def decode(config: ExperimentConfig) -> None:
     settings = store_settings(config)
     results = []
-    for clip in _unique_clips(load_captions(config)).to_pylist():
+    for clip in {row["clip_id"]: row for row in load_captions(config).to_pylist()}.values():
         try:
             outcome = read_clip(clip["path"], frames_per_second=1.0, max_frames=settings.max_frames, size=settings.size)
         except ClipError as error:
@@ -129,9 +132,9 @@ def test_what_is_ready_can_start_and_nothing_is_made(project):
     before = sorted(project.rglob("*"))
     found = look()
     assert errors(found) == set()
-    assert {check for check, f in found.items() if f[0].level == "warning"} == {"clip store", "decoding .mp4"} & set(
-        found
-    ) - {check for check in ("decoding .mp4",) if found[check][0].level == "ok"}
+    # Of the three files that are tried the broken one may be one.
+    warned = {check for check, f in found.items() if f[0].level == "warning"}
+    assert {"clip store"} <= warned <= {"clip store", "decoding .mp4"}
     assert "11 of 12 clips have frames" in found["clip store"][0].found
     assert "7 clips" in found["split train"][0].found
     assert (found["steps"][0].found, level(found, "run")) == ("2 epochs of 2 steps", "ok")
@@ -284,15 +287,11 @@ def test_splits_are_compared_with_the_published_ones(repository, captions, monke
     found = [f for f in data.check_splits(config, held_out) if f.level == "warning"]
     assert [f.check for f in found] == ["split train and validation", "split test"]
     assert "19 clips instead of 9000" in found[0].found
+    own = tmp_path / "own.yaml"
+    own.write_text("name: x\ndata: {format: table, annotations: a.csv, videos: v}\n")
     only_train = captions.filter(pa.compute.equal(captions["split"], "train"))
-    levels = {f.check: f.level for f in data.check_splits(load_config(tmp(tmp_path)), only_train)}
+    levels = {f.check: f.level for f in data.check_splits(load_config(own), only_train)}
     assert levels == {"split train": "ok", "split validation": "error", "split test": "info"}
-
-
-def tmp(folder: Path) -> Path:
-    path = folder / "table.yaml"
-    path.write_text("name: x\ndata: {format: table, annotations: a.csv, videos: v}\n")
-    return path
 
 
 def test_size_of_a_model_without_making_it(tiny_config, load_tiny):

@@ -297,7 +297,7 @@ def _read_weights(path: Path, *, sizes_only: bool = False) -> dict[str, Tensor]:
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     for name in ("input_resolution", "context_length", "vocab_size"):  # figures that OpenAI keeps beside the tensors
         state.pop(name, None)
-    return state
+    return {name: tensor.to("meta") for name, tensor in state.items()} if sizes_only else state
 
 
 def _channels(visual: nn.Module, name: str, default: tuple[float, ...]) -> Tensor:

@@ -86,7 +86,7 @@ def check_splits(config: ExperimentConfig, captions: pa.Table) -> Iterator[Findi
 def check_videos(config: ExperimentConfig, captions: pa.Table) -> Iterator[Finding]:
     """Every video that the annotations name and the disk lacks."""
     paths = pc.unique(captions["path"]).to_pylist()
-    missing = [path for path in paths if not Path(path).is_file()]
+    missing = [path for path in sorted(paths) if not Path(path).is_file()]
     if not missing:
         yield Finding("ok", "videos", f"all {len(paths)} are there, {size(sum(Path(p).stat().st_size for p in paths))}")
         return
