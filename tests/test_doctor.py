@@ -225,6 +225,11 @@ def test_mistakes_that_would_stop_training(project, teacher_weights, overrides, 
     assert expected in found[check][0].found
 
 
+def test_a_model_that_cannot_be_built_does_not_hide_its_weights(project):
+    frozen = {"train.backbone_lr_scale": 0, "model.temporal": "none", "similarity.kind": "dp"}
+    assert errors(look(**frozen, **{"model.weights": "nowhere.pt"})) == {"model", "weights"}
+
+
 def test_weights_that_fit_and_a_tag_that_is_downloaded(project, teacher_weights):
     assert level(look(**{"model.weights": str(teacher_weights)}), "weights") == "ok"
     found = look(**{"model.backbone": "RN50", "model.weights": "openai", "video.size": 16, "train.lr": 1})

@@ -104,15 +104,18 @@ def examine(config: ExperimentConfig, *, before: Before, say: Say) -> list[Findi
     say("checking the model")
     model, found = attempt("model", machine.measure_model, config, needed=before != "ingest")
     findings += found
-    if model:
-        resumes = trains and bool(checkpoints(config.run_folder))
-        check("weights", machine.check_model_weights, config, needed=before != "ingest" and not resumes)
+    check("weights", _check_weights, config, before=before)
     check("dictionary and knowledge", check_phrases, config, captions, store, before=before)
     if captions is not None:
         check("run", check_training, config, captions, store, needed=trains)
     check("disk", machine.check_disk, config, captions, store, model, trains=trains)
     check("cluster and memory", check_cluster, config, captions, model, before=before)
     return findings
+
+
+def _check_weights(config: ExperimentConfig, *, before: Before) -> Iterator[Finding]:
+    resumes = before == "train" and bool(checkpoints(config.run_folder))
+    yield from machine.check_model_weights(config, needed=before != "ingest" and not resumes)
 
 
 def check_cluster(
