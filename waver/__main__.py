@@ -28,6 +28,7 @@ PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the res
 _FREE_IN_EVALUATION = ("data", "ingest", "storage", "resources", "evaluate")
 """Sections that say where things are and how fast they are computed."""
 Split = Literal["train", "validation", "test"]
+Before = Literal["ingest", "match", "train"]
 
 
 @app.command()
@@ -201,6 +202,32 @@ def tune(
         describe_plan(plan, say=_say)
         return
     run_sweep(plan, say=_say, show=_figures.print)
+
+
+@app.command()
+def doctor(
+    config: Config,
+    before: Annotated[Before, typer.Option(help="The stage that is to start.")] = "train",
+    workers: Workers = None,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file for the report.", show_default="below the storage")
+    ] = None,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Look for all that could go wrong before anything runs; 0 only if the stage can start."""
+    from waver.doctor.findings import can_start, findings_text
+    from waver.on_ray.doctor import run_doctor
+
+    asked = {} if workers is None else {"resources.workers": workers}
+    findings = run_doctor(
+        config,
+        lambda: asked | parse_overrides(overrides),
+        before=before,
+        say=_say,
+        output=output,
+        show=lambda found: _figures.print(findings_text(found), end="", soft_wrap=True),
+    )
+    raise typer.Exit(0 if can_start(findings) else 1)
 
 
 def _load(config: Path, overrides: list[str], workers: int | None) -> ExperimentConfig:

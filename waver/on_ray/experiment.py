@@ -112,8 +112,7 @@ def run_match(config: ExperimentConfig, *, say: Say, progress: bool = True) -> K
         if config.knowledge.released:
             dictionary, matches = read_released(config.knowledge.released, sorted(asked), config.knowledge.num_matches)
         else:
-            dictionary, matches = read_dictionary(config.dictionary), None
-            _check_captions(dictionary.manifest, captions, config)
+            dictionary, matches = open_dictionary(config, captions), None
         return match(config, clip_ids, store, dictionary, released=matches, say=say, progress=progress)
 
 
@@ -231,6 +230,17 @@ def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
             f"({other[0]} from {there[other[0]]}, not {here[other[0]]}): run `waver ingest CONFIG`, which decodes them again"
         )
     return store
+
+
+def open_dictionary(config: ExperimentConfig, captions: pa.Table) -> Dictionary:
+    """The dictionary of an experiment.
+
+    Raises:
+        KnowledgeError: where it is not there, or was made of other captions.
+    """
+    dictionary = read_dictionary(config.dictionary)
+    _check_captions(dictionary.manifest, captions, config)
+    return dictionary
 
 
 def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStore, splits: Sequence[str]) -> Knowledge:

@@ -96,10 +96,10 @@ def train(
     """
     folder = folder or config.run_folder
     for split in ("train", "validation"):  # rather now than after the first epoch
-        _check_split(captions, store, split)
+        check_split(captions, store, split)
     rows = training_rows(captions, store)
     steps_per_epoch = len(plan_epoch(config, captions, rows, epoch=0))
-    data = _describe(captions.take(rows))
+    data = describe_data(captions.take(rows))
     open_run(folder, config, data)
     if result := finished(folder):
         say(f"{folder} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name")
@@ -160,7 +160,7 @@ def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
     return rows[np.argsort(clip_ids, kind="stable")]
 
 
-def _describe(captions: pa.Table) -> dict[str, Any]:
+def describe_data(captions: pa.Table) -> dict[str, Any]:
     """What is trained on: counts, and a hash of clips and captions in their order, on which the plan of a run rests."""
     columns = (captions["clip_id"].to_pylist(), captions["caption"].to_pylist())
     return {
@@ -170,7 +170,8 @@ def _describe(captions: pa.Table) -> dict[str, Any]:
     }
 
 
-def _check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
+def check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
+    """Raises ValueError where nothing could be learned from a split, or nothing chosen by it."""
     clips = pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], split)))
     if len(clips) == 0:
         raise ValueError(f"the {split} split has no captions")
