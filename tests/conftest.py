@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import itertools
 import os
 
 # Before anything imports torch or Ray: one thread each, so that tests in several processes share two cores.
@@ -168,6 +169,38 @@ def load_knowing(load_tiny, teacher_weights):
         return load_tiny(**{"model.weights": str(teacher_weights), **KNOWS, **overrides})
 
     return load
+
+
+@pytest.fixture(scope="session")
+def on_workers():
+    """Simulates workers in one process."""
+
+    def run(num_workers: int, work):
+        """What `work(worker=, num_workers=, all_reduce=)` returns on the last of some workers.
+
+        They run one after the other: each exchange is collected, then everything runs again with its result, to the next.
+        """
+        reduced: list[torch.Tensor] = []
+        while True:
+            parts = []
+            for worker in range(num_workers):
+                calls = itertools.count()
+
+                def all_reduce(tensor, operation, calls=calls, parts=parts):
+                    call = next(calls)
+                    if call < len(reduced):
+                        return reduced[call].clone()
+                    parts.append((tensor.clone(), operation)) if call == len(reduced) else None
+                    return tensor
+
+                result = work(worker=worker, num_workers=num_workers, all_reduce=all_reduce)
+            if not parts:
+                return result
+            assert len(parts) == num_workers
+            stacked = torch.stack([tensor for tensor, _ in parts])
+            reduced.append(stacked.amax(0) if parts[0][1] == "max" else stacked.sum(0))
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import torch
 from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
 from waver.engine import build_student, make_batch
-from waver.evaluation import evaluate
+from waver.evaluation import _bank, evaluate
 from waver.knowledge import Knowledge, create_knowledge, finish, make_dictionary, write_embeddings, write_matches
 from waver.metrics import Ranks, direction_metrics, rank_similarity, retrieval_metrics
 from waver.model import Student
@@ -17,11 +17,16 @@ from waver.vocabulary import VOCABULARY_SCHEMA
 TEST_CLIPS = [f"v{number:02}" for number in range(19, 28)]
 
 
-def direct_ranks(
-    student: Student, captions: pa.Table, store: ClipStore, config: ExperimentConfig, knowledge: Knowledge | None = None
-) -> Ranks:
-    """Of the test split, from the whole matrix: everything is embedded and compared by itself."""
-    rows = [row for row, split in enumerate(captions["split"].to_pylist()) if split == "test"]
+def direct_similarity(
+    student: Student,
+    captions: pa.Table,
+    store: ClipStore,
+    config: ExperimentConfig,
+    knowledge: Knowledge | None = None,
+    split: str = "test",
+) -> torch.Tensor:
+    """Of the captions of a split with the clips of test: everything is embedded and compared by itself."""
+    rows = [row for row, there in enumerate(captions["split"].to_pylist()) if there == split]
     videos, known = {}, knowledge.matches.to_pylist() if knowledge else []
     phrase_ids = {row["clip_id"]: row["phrase_ids"][: config.knowledge.top_k] for row in known}
     similarity = torch.full((len(rows), 9), -torch.inf)
@@ -36,8 +41,23 @@ def direct_ranks(
             for j, clip in enumerate(TEST_CLIPS):
                 if clip != "v20":
                     similarity[i, j] = student.similarity(text, videos[clip]).item()
-    clip_of_text = torch.tensor([TEST_CLIPS.index(captions["clip_id"][row].as_py()) for row in rows])
-    return rank_similarity(similarity, clip_of_text, torch.tensor([clip != "v20" for clip in TEST_CLIPS]))
+    return similarity
+
+
+AVAILABLE = torch.tensor([clip != "v20" for clip in TEST_CLIPS])
+
+
+def clips_of_texts(captions: pa.Table) -> torch.Tensor:
+    chosen = captions.filter([split == "test" for split in captions["split"].to_pylist()])
+    return torch.tensor([TEST_CLIPS.index(clip) for clip in chosen["clip_id"].to_pylist()])
+
+
+def direct_ranks(
+    student: Student, captions: pa.Table, store: ClipStore, config: ExperimentConfig, knowledge: Knowledge | None = None
+) -> Ranks:
+    """Of the test split, from the whole matrix."""
+    similarity = direct_similarity(student, captions, store, config, knowledge)
+    return rank_similarity(similarity, clips_of_texts(captions), AVAILABLE)
 
 
 def test_first_clips_of_each_query_are_named(captions, store, load_tiny):
@@ -81,6 +101,63 @@ def test_figures_do_not_depend_on_batch_and_tile_size(captions, store, load_tiny
     ]
     assert results[0].metrics == pytest.approx(results[1].metrics)
     assert results[0].metrics == pytest.approx(results[2].metrics)
+
+
+def test_excused_answers_stand_beside(captions, store, load_tiny):
+    config = load_tiny()
+    student = build_student(config).eval()
+    excused = torch.cartesian_prod(torch.arange(5), torch.arange(4))
+    result = evaluate(student, captions, store, config, split="test", excused=excused)
+    similarity = direct_similarity(student, captions, store, config)
+    expected = rank_similarity(similarity, clips_of_texts(captions), AVAILABLE, excused=excused)
+    assert result.variants == {"excused": pytest.approx(retrieval_metrics(expected))}
+    assert result.metrics == evaluate(student, captions, store, config, split="test").metrics
+    assert result.metrics != result.variants["excused"]
+
+
+def test_dsl_and_qb_norm_stand_beside(captions, store, load_tiny):
+    one_each = captions.filter([index == 0 for index in captions["caption_index"].to_pylist()])
+    asked = {"evaluate.dsl": True, "evaluate.dsl_temperature": 0.5, "evaluate.qb_norm": True, "similarity.kind": "dp"}
+    config = load_tiny(**asked)
+    student = build_student(config).eval()
+    result = evaluate(student, one_each, store, config, split="test", rescore=True)
+    plain = evaluate(student, one_each, store, config, split="test")
+    assert plain.variants == {}
+    assert result.metrics == plain.metrics
+    similarity = direct_similarity(student, one_each, store, config)[:, AVAILABLE].double()
+    logits = 2 * student.logit_scale.exp().item() * similarity
+
+    def ranks_of(scores: torch.Tensor) -> Ranks:
+        everywhere = torch.full((9, 9), -torch.inf, dtype=torch.float64)
+        everywhere[:, AVAILABLE] = scores
+        return rank_similarity(everywhere, torch.arange(9), AVAILABLE)
+
+    dsl = Ranks(ranks_of(similarity * logits.softmax(0)).t2v, ranks_of(similarity * logits.softmax(1)).v2t)
+    assert result.variants["dsl"] == pytest.approx(retrieval_metrics(dsl))
+    bank = direct_similarity(student, one_each, store, config, split="train")[:, AVAILABLE].double()
+    active = torch.isin(similarity.argmax(1), bank.argmax(1))[:, None]
+    inverted = (20 * similarity).exp() / (20 * bank).exp().sum(0)
+    qb_norm = ranks_of(inverted.where(active, similarity)).t2v
+    assert result.variants["qb_norm"] == pytest.approx(direction_metrics("t2v", qb_norm, 9))
+    assert len({str(metrics) for metrics in (result.metrics, *result.variants.values())}) == 3
+
+
+def test_what_a_split_cannot_give_is_refused_before_work(captions, store, load_tiny):
+    student = build_student(load_tiny())
+    config = load_tiny(**{"evaluate.dsl": True})
+    with pytest.raises(ValueError, match="captions stand for 9 clips"):
+        evaluate(student, captions, store, config, split="test", rescore=True)
+    assert evaluate(student, captions, store, config, split="test").variants == {}  # as training does, for validation
+    test = captions.filter([split == "test" for split in captions["split"].to_pylist()])
+    config = load_tiny(**{"evaluate.qb_norm": True})
+    with pytest.raises(ValueError, match="needs captions of train"):
+        evaluate(student, test, store, config, split="test", rescore=True)
+
+
+def test_a_bank_of_some_captions_is_spread_over_train(captions, store, load_tiny):
+    config = load_tiny(**{"evaluate.qb_norm": True, "evaluate.qb_norm_queries": 3})
+    train = captions.filter([split == "train" for split in captions["split"].to_pylist()])["caption"].to_pylist()
+    assert _bank(captions, config) == [train[0], train[round((len(train) - 1) / 2)], train[-1]]
 
 
 def test_progress_is_told(captions, store, load_tiny):

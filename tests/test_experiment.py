@@ -1,5 +1,6 @@
 """What the stages of an experiment check before they need Ray."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from waver.on_ray.experiment import (
     run_training,
     run_vocabulary,
 )
+from waver.protocols import Protocol
 from waver.video import Clip, ClipError
 
 SPLITS = ("train", "validation", "test")
@@ -292,3 +294,23 @@ def test_what_a_leaky_dictionary_touched_says_so(project, checkpoint, knowledge,
     assert result["leaky"] is True
     assert any("leaky" in text for text in said)
     assert json.loads((path.parent / "evaluation_test_checkpoint.json").read_text())["leaky"] is True
+
+
+def test_an_evaluation_names_its_protocol_and_exports_its_rankings(project, checkpoint, tmp_path):
+    config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1, "evaluate.qb_norm": True})
+    path, said = checkpoint(config), []
+    result = run_evaluation(path, config, split="test", say=said.append, trec=tmp_path / "trec", trec_depth=3)
+    written = json.loads((path.parent / "evaluation_test_checkpoint.json").read_text())
+    protocol = Protocol(**result["protocol"])
+    assert written["protocol"] == json.loads(json.dumps(dataclasses.asdict(protocol)))
+    assert (protocol.name, protocol.gallery_size, protocol.num_missing_clips) == ("own data", 9, 1)
+    assert protocol.captions_per_clip[::2] == (1, 4)
+    assert (protocol.chosen_on, protocol.variants) == (None, ("qb_norm",))
+    assert written["variants"]["qb_norm"].keys() == {name for name in result["metrics"] if name.startswith("t2v")}
+    runs = {name: (tmp_path / "trec" / name).read_text().splitlines() for name in ("t2v.run", "v2t.run")}
+    assert len(runs["t2v.run"]) == 3 * result["num_queries"]
+    assert len(runs["v2t.run"]) == 3 * 8
+    first = [line.split() for line in runs["t2v.run"] if line.split()[3] == "1"]
+    hits = sum(words[0].rpartition("#")[0] == words[2] for words in first)
+    assert 100 * hits / result["num_queries"] == pytest.approx(result["metrics"]["t2v/R@1"])
+    assert any("rankings, 3 deep" in text for text in said)

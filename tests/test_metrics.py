@@ -1,17 +1,15 @@
-import itertools
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from waver.metrics import chance, rank_similarity, rank_tiles, retrieval_metrics, row_chunks
+from waver.metrics import chance, excused_answers, rank_similarity, rank_tiles, retrieval_metrics, row_chunks
 
 INF = float("inf")
 
 
-def naive_ranks(similarity, clip_of_text, available):
-    """The definition in the module's docstring, word by word."""
+def naive_ranks(similarity, clip_of_text, available, excused=()):
+    """The definition in the module's docstring, word by word; `excused` are (text, clip)."""
     num_texts, num_clips = similarity.shape
 
     def rank(right, others):
@@ -23,39 +21,16 @@ def naive_ranks(similarity, clip_of_text, available):
     t2v, v2t = [], []
     for t in range(num_texts):
         right = clip_of_text[t].item()
-        others = [score(t, c) for c in range(num_clips) if c != right]
+        others = [score(t, c) for c in range(num_clips) if c != right and (t, c) not in excused]
         t2v.append(rank(score(t, right), others) if available[right] else INF)
     for c in range(num_clips):
-        groups = [max(score(t, c) for t in range(num_texts) if clip_of_text[t] == g) for g in range(num_clips)]
-        others = [score for g, score in enumerate(groups) if g != c]
-        v2t.append(rank(groups[c], others) if available[c] else INF)
+        own = max(score(t, c) for t in range(num_texts) if clip_of_text[t] == c)
+        groups = [
+            [t for t in range(num_texts) if clip_of_text[t] == g and (t, c) not in excused] for g in range(num_clips)
+        ]
+        others = [max(score(t, c) for t in group) for g, group in enumerate(groups) if g != c and group]
+        v2t.append(rank(own, others) if available[c] else INF)
     return torch.tensor(t2v), torch.tensor(v2t)
-
-
-def on_workers(num_workers, work):
-    """What `work(worker=, num_workers=, all_reduce=)` returns on the last of some workers.
-
-    They run one after the other: each exchange is collected, then everything runs again with its result, to the next one.
-    """
-    reduced: list[torch.Tensor] = []
-    while True:
-        parts = []
-        for worker in range(num_workers):
-            calls = itertools.count()
-
-            def all_reduce(tensor, operation, calls=calls, parts=parts):
-                call = next(calls)
-                if call < len(reduced):
-                    return reduced[call].clone()
-                parts.append((tensor.clone(), operation)) if call == len(reduced) else None
-                return tensor
-
-            result = work(worker=worker, num_workers=num_workers, all_reduce=all_reduce)
-        if not parts:
-            return result
-        assert len(parts) == num_workers
-        stacked = torch.stack([tensor for tensor, _ in parts])
-        reduced.append(stacked.amax(0) if parts[0][1] == "max" else stacked.sum(0))
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,22 +39,36 @@ def on_workers(num_workers, work):
     chunk_size=st.integers(1, 12),
     levels=st.integers(2, 6),
     num_workers=st.integers(1, 3),
+    num_excused=st.integers(0, 4),
     seed=st.integers(0, 10**6),
 )
-def test_tiles_give_the_naive_ranks(sizes, chunk_size, levels, num_workers, seed):
+def test_tiles_give_the_naive_ranks(sizes, chunk_size, levels, num_workers, num_excused, seed, on_workers):
     """With many ties, several captions a clip, missing clips, any tile size, any number of workers."""
     generator = torch.Generator().manual_seed(seed)
     clip_of_text = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     similarity = torch.randint(0, levels, (len(clip_of_text), len(sizes)), generator=generator).float()
     available = torch.rand(len(sizes), generator=generator) > 0.2
+    same_clips = torch.randint(len(sizes), (num_excused, 2), generator=generator)
+    same_texts = torch.stack([torch.randint(n, (num_excused,), generator=generator) for n in similarity.shape], dim=1)
+    excused = excused_answers(clip_of_text, same_clips=same_clips, same_texts=same_texts)
+    both = same_clips.tolist() + same_clips.flip(1).tolist()
+    pairs = {(t, b) for a, b in both for t, c in enumerate(clip_of_text.tolist()) if c == a}
+    pairs |= {(t, c) for t, c in same_texts.tolist()}
+    assert sorted(pairs) == list(map(tuple, excused.tolist()))
 
     ranks = on_workers(
         num_workers,
         lambda **who: rank_tiles(
-            lambda r, c: similarity[r, c], clip_of_text, available, chunk_size=chunk_size, top_k=4, **who
+            lambda r, c: similarity[r, c],
+            clip_of_text,
+            available,
+            chunk_size=chunk_size,
+            excused=excused,
+            top_k=4,
+            **who,
         ),
     )
-    t2v, v2t = naive_ranks(similarity, clip_of_text, available)
+    t2v, v2t = naive_ranks(similarity, clip_of_text, available, pairs)
     torch.testing.assert_close(ranks.t2v, t2v.double())
     torch.testing.assert_close(ranks.v2t, v2t.double())
     for text, (clips, scores) in enumerate(zip(ranks.top.clips.tolist(), ranks.top.scores.tolist(), strict=True)):
@@ -88,10 +77,18 @@ def test_tiles_give_the_naive_ranks(sizes, chunk_size, levels, num_workers, seed
         missing = 4 - len(best)
         assert clips == best + [-1] * missing
         assert scores == [similarity[text, c].item() for c in best] + [-INF] * missing
+    for clip, (groups, scores) in enumerate(
+        zip(ranks.top_groups.clips.tolist(), ranks.top_groups.scores.tolist(), strict=True)
+    ):
+        of_group = [similarity[clip_of_text == group, clip].max().item() for group in range(len(sizes))]
+        best = sorted(range(len(sizes)), key=lambda g: (-of_group[g], g))[:4] if available[clip] else []
+        missing = 4 - len(best)
+        assert groups == best + [-1] * missing
+        assert scores == [of_group[group] for group in best] + [-INF] * missing
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_top_clips_are_those_of_the_whole_matrix(num_workers):
+def test_top_clips_are_those_of_the_whole_matrix(num_workers, on_workers):
     similarity = torch.rand(60, 40)
     ranks = on_workers(
         num_workers,
@@ -107,6 +104,19 @@ def test_top_clips_are_those_of_the_whole_matrix(num_workers):
     expected = similarity.topk(10)
     assert torch.equal(ranks.top.clips, expected.indices)
     assert torch.equal(ranks.top.scores, expected.values)
+
+
+def test_an_excused_answer_is_neither_right_nor_wrong():
+    # Clips 0 and 1 are one video; caption 3 (of clip 2) also stands on clip 0.
+    similarity = torch.tensor([[5.0, 9, 7], [8, 4, 1], [6, 1, 5], [9, 8, 7]])
+    clip_of_text = torch.tensor([0, 1, 2, 2])
+    plain = rank_similarity(similarity, clip_of_text)
+    assert (plain.t2v.tolist(), plain.v2t.tolist()) == ([3, 2, 2, 3], [4 - 1, 3, 1.5])
+    excused = excused_answers(clip_of_text, same_clips=torch.tensor([[0, 1]]), same_texts=torch.tensor([[3, 0]]))
+    assert excused.tolist() == [[0, 1], [1, 0], [3, 0]]
+    ranks = rank_similarity(similarity, clip_of_text, excused=excused)
+    # Clip 0 finds caption 2 of clip 2 (6) before its own (5); clip 1 both captions' best (8) before its own (4).
+    assert (ranks.t2v.tolist(), ranks.v2t.tolist()) == ([2, 1, 2, 2], [2, 2, 1.5])
 
 
 def test_without_being_asked_no_clip_is_named():

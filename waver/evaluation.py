@@ -1,19 +1,22 @@
 """Exact evaluation of a split, shared by any number of workers, with the same figures for each number.
 
+Figures that were computed in another way (answers excused, DSL, QB-Norm) stand beside the plain ones, never in their place.
+
 Batches of clips and tiles of the similarity are cut without regard to the workers and then dealt to them: whoever computes
 one gets the same bits. Nothing is dropped and nothing counted twice.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from waver import parallel
@@ -25,8 +28,24 @@ from waver.config import ExperimentConfig
 from waver.engine import autocast
 from waver.epochs import fixed_batches
 from waver.knowledge import Knowledge
-from waver.metrics import Ranks, TopClips, direction_metrics, rank_tiles, retrieval_metrics, row_chunks
+from waver.metrics import Ranks, Tile, direction_metrics, rank_tiles, retrieval_metrics, row_chunks
 from waver.model import Student
+from waver.rescoring import Workers, check_one_to_one, dual_softmax_ranks, inverted_softmax_ranks, read_bank
+from waver.top import TopClips
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A split as it is evaluated: clips in the order of their ids, captions by clip."""
+
+    clip_ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    text_ids: tuple[str, ...]
+    """`<clip_id>#<caption_index>`."""
+    clip_of_text: Int[Tensor, " texts"]
+    """Number of each caption's clip."""
+    styles: np.ndarray
+    """Of the captions; empty where there is none."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,8 @@ class Evaluation:
     """Metrics of a split, and what they were computed over."""
 
     metrics: dict[str, float]
+    variants: dict[str, dict[str, float]]
+    """Metrics computed in another way, where it was asked for: `excused`, `dsl`, `qb_norm` (t2v only)."""
     split: str
     gallery_size: int
     num_queries: int
@@ -71,6 +92,8 @@ def evaluate(
     split: str,
     knowledge: Knowledge | None = None,
     top_k: int = 0,
+    excused: Int[Tensor, "pairs 2"] | None = None,
+    rescore: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Exact metrics of a split, shared by the workers; identical for any number of them, on each of them.
@@ -83,81 +106,135 @@ def evaluate(
         split: train, validation or test.
         knowledge: of the clips, needed where config.informed_at_inference; else it is never looked at.
         top_k: how many of the first clips of each query `Evaluation.top` names; 0 for none.
+        excused: (text, clip) that are not wrong, in the numbers of `gallery`, for figures under `excused`; see
+            `waver.metrics.excused_answers`.
+        rescore: whether config.evaluate.dsl and qb_norm are heeded; choosing a model does not need them.
         on_progress: is told (clips embedded, clips to embed) of this worker.
 
     Raises:
-        ValueError: empty split, no clip of it decoded, or NaN in a similarity.
+        ValueError: empty split, no clip of it decoded, NaN in a similarity, or figures asked for that the split cannot give.
     """
     device = student.logit_scale.device
     student.eval()
-    texts, text_ids, styles, clip_ids, clip_of_text = _gallery(captions, split)
+    queries = gallery(captions, split)
+    clip_ids, clip_of_text = queries.clip_ids, queries.clip_of_text.to(device)
+    bank = _bank(captions, config) if rescore and config.evaluate.qb_norm else ()
+    if rescore and config.evaluate.dsl:
+        check_one_to_one(clip_of_text, len(clip_ids))
     # What the first worker sees: an ingest may be at work.
     decoded = set(parallel.broadcast_object(store.ok_clip_ids()))
-    is_available = torch.tensor([clip in decoded for clip in clip_ids])
-    if not is_available.any():
+    available = torch.tensor([clip in decoded for clip in clip_ids], device=device)
+    if not available.any():
         raise ValueError(
             f"none of the {len(clip_ids)} clips of the {split} split could be decoded: see the ledger of the clip store"
         )
     if not config.informed_at_inference:
         knowledge = None
     assert knowledge or not config.informed_at_inference, "informed videos need the phrases of their clips"
-    available = [clip for clip in clip_ids if clip in decoded]
-    video = _embed_clips(student, available, store, config, knowledge, on_progress)
-    slot = (
-        (is_available.cumsum(0) - 1).clamp(min=0).to(device)
-    )  # row of a clip's embedding; of no meaning where it has none
+    video = _embed_clips(student, [clip for clip in clip_ids if clip in decoded], store, config, knowledge, on_progress)
+    # Row of a clip's embedding; of no meaning where it has none.
+    slot = (available.cumsum(0) - 1).clamp(min=0)
+    workers = Workers(parallel.rank(), parallel.world_size(), parallel.all_reduce)
+    chunks = row_chunks(clip_of_text, config.evaluate.chunk_size)[workers.worker :: workers.num_workers]
+    text = {chunk.start: _embed_texts(student, queries.texts[chunk], config) for chunk in chunks}
 
-    chunks = row_chunks(clip_of_text, config.evaluate.chunk_size)[parallel.rank() :: parallel.world_size()]
-    text = {chunk.start: _embed_texts(student, texts[chunk], config) for chunk in chunks}
+    @lru_cache(maxsize=1)
+    def bank_text(start: int) -> Embeddings:
+        return _embed_texts(student, bank[start : start + config.evaluate.chunk_size], config)
 
     def tile(rows: slice, columns: slice) -> Tensor:
         return student.similarity(text[rows.start], video.map(lambda tensor: tensor[slot[columns]]))
 
-    ranks = rank_tiles(
-        tile,
-        clip_of_text.to(device),
-        is_available.to(device),
-        chunk_size=config.evaluate.chunk_size,
-        top_k=top_k,
-        worker=parallel.rank(),
-        num_workers=parallel.world_size(),
-        all_reduce=parallel.all_reduce,
-    )
-    assert (len(ranks.t2v), len(ranks.v2t)) == (len(texts), len(clip_ids)), "every query is ranked exactly once"
+    def bank_tile(rows: slice, columns: slice) -> Tensor:
+        return student.similarity(bank_text(rows.start), video.map(lambda tensor: tensor[slot[columns]]))
+
+    how = {"chunk_size": config.evaluate.chunk_size, **vars(workers)}
+    ranks = rank_tiles(tile, clip_of_text, available, top_k=top_k, **how)
+    assert (len(ranks.t2v), len(ranks.v2t)) == (len(queries.texts), len(clip_ids)), "every query is ranked exactly once"
+    variants = {}
+    if excused is not None:
+        pairs = excused.to(device)
+        variants["excused"] = retrieval_metrics(rank_tiles(tile, clip_of_text, available, excused=pairs, **how))
+    if rescore:
+        scale = student.logit_scale.exp().item()
+        variants |= _rescored(tile, bank_tile, len(bank), clip_of_text, available, config, scale, workers)
     return Evaluation(
         metrics=retrieval_metrics(ranks),
+        variants=variants,
         split=split,
         gallery_size=len(clip_ids),
-        num_queries=len(texts),
+        num_queries=len(queries.texts),
         missing_clips=tuple(clip for clip in clip_ids if clip not in decoded),
         ranks=ranks,
-        clip_ids=tuple(clip_ids),
-        text_ids=tuple(text_ids),
-        clip_of_text=clip_of_text,
+        clip_ids=clip_ids,
+        text_ids=queries.text_ids,
+        clip_of_text=queries.clip_of_text,
         validation=validation_source(captions),
         styles={
-            style: direction_metrics("t2v", ranks.t2v[torch.from_numpy(styles == style)], len(clip_ids))
-            for style in sorted(set(styles) - {""})
+            style: direction_metrics("t2v", ranks.t2v[torch.from_numpy(queries.styles == style)], len(clip_ids))
+            for style in sorted(set(queries.styles) - {""})
         },
         device=device.type,
         precision="fp32" if isinstance(autocast(config, device), nullcontext) else "bf16",
     )
 
 
-def _gallery(
-    captions: pa.Table, split: str
-) -> tuple[list[str], list[str], np.ndarray, list[str], Int[Tensor, " texts"]]:
-    """(captions, their ids, their styles, clip ids, number of each caption's clip) of a split; a clip's are adjacent."""
+def gallery(captions: pa.Table, split: str) -> Gallery:
+    """A split as it is evaluated.
+
+    Raises:
+        ValueError: where it has no captions.
+    """
     rows = captions.filter(pa.compute.equal(captions["split"], split))
     if rows.num_rows == 0:
         counts = {row["values"]: row["counts"] for row in captions["split"].value_counts().to_pylist()}
         raise ValueError(f"the {split} split has no captions; choose another one (--split): the data set has {counts}")
     rows = rows.sort_by([("clip_id", "ascending"), ("caption_index", "ascending")])
     clip_ids, clip_of_text = np.unique(np.array(rows["clip_id"].to_pylist()), return_inverse=True)
-    styles = np.array(rows["style"].fill_null("").to_pylist(), dtype=object)
     indices = rows["caption_index"].to_pylist()
-    text_ids = [f"{clip}#{index}" for clip, index in zip(rows["clip_id"].to_pylist(), indices, strict=True)]
-    return rows["caption"].to_pylist(), text_ids, styles, clip_ids.tolist(), torch.from_numpy(clip_of_text)
+    return Gallery(
+        clip_ids=tuple(clip_ids.tolist()),
+        texts=tuple(rows["caption"].to_pylist()),
+        text_ids=tuple(f"{c}#{i}" for c, i in zip(rows["clip_id"].to_pylist(), indices, strict=True)),
+        clip_of_text=torch.from_numpy(clip_of_text),
+        styles=np.array(rows["style"].fill_null("").to_pylist(), dtype=object),
+    )
+
+
+def _bank(captions: pa.Table, config: ExperimentConfig) -> list[str]:
+    """The captions of train that QB-Norm asks for; never one of the split that is evaluated, unless that is train."""
+    train = captions["caption"].filter(pa.compute.equal(captions["split"], "train"))
+    if len(train) == 0:
+        raise ValueError(
+            "evaluate.qb_norm needs captions of train, and the data set has none: leave it out (--set "
+            "evaluate.qb_norm=false)"
+        )
+    num_queries = min(config.evaluate.qb_norm_queries or len(train), len(train))
+    return train.take(np.linspace(0, len(train) - 1, num_queries).round().astype(np.int64)).to_pylist()
+
+
+def _rescored(
+    tile: Tile,
+    bank_tile: Tile,
+    num_bank: int,
+    clip_of_text: Int[Tensor, " texts"],
+    available: Bool[Tensor, " clips"],
+    config: ExperimentConfig,
+    scale: float,
+    workers: Workers,
+) -> dict[str, dict[str, float]]:
+    """Metrics after DSL and QB-Norm, those that the configuration asks for."""
+    how, settings = {"chunk_size": config.evaluate.chunk_size, "workers": workers}, config.evaluate
+    found = {}
+    if settings.dsl:
+        ranks = dual_softmax_ranks(tile, clip_of_text, available, scale=scale / settings.dsl_temperature, **how)
+        found["dsl"] = retrieval_metrics(ranks)
+    if settings.qb_norm:
+        beta = settings.qb_norm_beta
+        bank = read_bank(bank_tile, num_bank, available, beta=beta, top_k=settings.qb_norm_top_k, **how)
+        t2v = inverted_softmax_ranks(tile, bank, clip_of_text, available, beta=beta, **how)
+        found["qb_norm"] = direction_metrics("t2v", t2v, len(available))
+    return found
 
 
 def _embed_clips(
@@ -210,9 +287,9 @@ def read_ahead(store: ClipStore, batches: list[list[str]]) -> Iterator[tuple[np.
             yield coming.result()
 
 
-def _embed_texts(student: Student, texts: list[str], config: ExperimentConfig) -> Embeddings:
+def _embed_texts(student: Student, texts: Sequence[str], config: ExperimentConfig) -> Embeddings:
     """Embeddings of some captions, as long as the longest of them."""
-    token_ids, mask = tokenize(texts, max_words=config.text.max_words, prompt=config.text.prompt)
+    token_ids, mask = tokenize(list(texts), max_words=config.text.max_words, prompt=config.text.prompt)
     longest, device = int(mask.sum(1).max()), student.logit_scale.device
     with autocast(config, device):
         text = student.encode_text(token_ids[:, :longest].to(device), mask[:, :longest].to(device))

@@ -5,6 +5,9 @@ expectation over a random order of the tied. From video to text a clip stands be
 the score of a group is that of its best caption, and a clip's rank is that of its own group.
 
 A clip without embedding (it could not be decoded) stays in the gallery: nothing finds it, and as a query it is a miss.
+
+An answer can be excused: the text also stands on that clip, or that clip is the same video under another id. It is then
+neither right nor wrong: it is left out of the count, for the text among clips and for the clip among captions.
 """
 
 from collections.abc import Callable
@@ -15,18 +18,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from waver.top import TopClips, join_clips, join_rows, no_clips, push
+
 # A tile of the similarity: (first text, last text + 1, first clip, last clip + 1) -> (texts, clips).
 Tile = Callable[[slice, slice], Float[Tensor, "t c"]]
-
-
-@dataclass(frozen=True)
-class TopClips:
-    """The clips that each query finds first, best first, and their scores."""
-
-    clips: Int[Tensor, "queries k"]
-    """Numbers of clips in the gallery; of equal scores the earlier clip stands first. -1 where there is no k-th."""
-    scores: Float[Tensor, "queries k"]
-    """-inf where there is no clip."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +32,13 @@ class Ranks:
     v2t: Float[Tensor, " clips"]
     top: TopClips | None = None
     """What each text finds first, where it was asked for."""
+    top_groups: TopClips | None = None
+    """What each clip finds first: clips whose captions it takes for its own, scored by the best of them."""
 
     def cpu(self) -> "Ranks":
         """The same in main memory."""
-        top = TopClips(self.top.clips.cpu(), self.top.scores.cpu()) if self.top else None
-        return Ranks(self.t2v.cpu(), self.v2t.cpu(), top)
+        tops = (top and top.map(Tensor.cpu) for top in (self.top, self.top_groups))
+        return Ranks(self.t2v.cpu(), self.v2t.cpu(), *tops)
 
 
 def rank_tiles(
@@ -50,6 +47,7 @@ def rank_tiles(
     available: Bool[Tensor, " clips"],
     *,
     chunk_size: int,
+    excused: Int[Tensor, "pairs 2"] | None = None,
     top_k: int = 0,
     worker: int = 0,
     num_workers: int = 1,
@@ -64,7 +62,8 @@ def rank_tiles(
         clip_of_text: the clip of each text; texts of a clip are adjacent and clips come in ascending order.
         available: which clips have an embedding; scores of the others are ignored.
         chunk_size: side of a tile; a clip's captions are never parted, so a tile can be higher.
-        top_k: how many of the first clips of each text are wanted by name; 0 for none.
+        excused: (text, clip) that are not counted as wrong, by text, see `excused_answers`; None for none.
+        top_k: how many of the first answers of each query are wanted by name, excused ones among them; 0 for none.
         worker, num_workers: who this is, among how many.
         all_reduce: sum or maximum of a tensor over the workers.
 
@@ -75,20 +74,30 @@ def rank_tiles(
         ValueError: where a score is NaN.
     """
     num_clips, device = len(available), clip_of_text.device
-    columns = [slice(start, min(start + chunk_size, num_clips)) for start in range(0, num_clips, chunk_size)]
+    who = {"worker": worker, "num_workers": num_workers, "all_reduce": all_reduce}
+    columns = column_chunks(num_clips, chunk_size)
     rows = row_chunks(clip_of_text, chunk_size)[worker::num_workers]
     right_text, right_clip = _right_scores(tile, clip_of_text, available, rows, columns)
     right_clip = all_reduce(right_clip, "max")
 
     t2v = torch.zeros(2, len(clip_of_text), dtype=torch.long, device=device)  # (higher, equal) for each text
     v2t = torch.zeros(2, num_clips, dtype=torch.long, device=device)  # the same for each clip
-    top = _no_clips(len(clip_of_text), top_k, right_text)
+    top, top_groups = (no_clips(num, top_k, like=right_text) for num in (len(clip_of_text), num_clips))
+    mine = torch.zeros(len(clip_of_text), dtype=torch.bool, device=device)
     for row in rows:
+        mine[row] = True
         clips, group = torch.unique_consecutive(clip_of_text[row], return_inverse=True)
+        hidden = _rows_of(excused, row)
         for column in columns:
-            scores = _checked(tile(row, column), row, column, available)
-            best = _best_of_group(scores, group, len(clips))
+            scores = checked(tile(row, column), row, column, available)
             numbers = torch.arange(column.start, column.stop, device=device)
+            if top_k:
+                push(top, row, scores, numbers)
+                push(top_groups, column, _best_of_group(scores, group, len(clips)).T, clips)
+            if hidden is not None:
+                text, clip = hidden[(hidden[:, 1] >= column.start) & (hidden[:, 1] < column.stop)].T
+                scores[text - row.start, clip - column.start] = -torch.inf
+            best = _best_of_group(scores, group, len(clips))
             # The right answer itself is neither higher nor equal.
             other = clip_of_text[row, None] != numbers
             t2v[0, row] += ((scores > right_text[row, None]) & other).sum(1)
@@ -96,20 +105,44 @@ def rank_tiles(
             other = clips[:, None] != numbers
             v2t[0, column] += ((best > right_clip[column]) & other).sum(0)
             v2t[1, column] += ((best == right_clip[column]) & other).sum(0)
-            if top_k:
-                _push(top, row, scores, numbers.where(available[column], -1))
     t2v, v2t = all_reduce(t2v, "sum"), all_reduce(v2t, "sum")
-    if top_k:
-        # Every row is one worker's: the others add nothing to it.
-        mine = torch.zeros(len(clip_of_text), 1, dtype=torch.bool, device=device)
-        for row in rows:
-            mine[row] = True
-        top = TopClips(*(all_reduce(tensor.where(mine, 0), "sum") for tensor in (top.clips, top.scores)))
     return Ranks(
         (1 + t2v[0] + t2v[1] / 2).double().masked_fill(~available[clip_of_text], torch.inf),
         (1 + v2t[0] + v2t[1] / 2).double().masked_fill(~available, torch.inf),
-        top if top_k else None,
+        join_rows(top, mine, all_reduce) if top_k else None,
+        join_clips(top_groups, **who) if top_k else None,
     )
+
+
+def excused_answers(
+    clip_of_text: Int[Tensor, " texts"],
+    *,
+    same_clips: Int[Tensor, "p 2"],
+    same_texts: Int[Tensor, "q 2"],
+) -> Int[Tensor, "pairs 2"]:
+    """The (text, clip) pairs that `rank_tiles` is to excuse.
+
+    Args:
+        clip_of_text: the clip of each text, ascending.
+        same_clips: pairs of clips that are the same video: each one's captions are excused on the other. Of three that are
+            the same, all three pairs must be named.
+        same_texts: (text, clip) where the same caption stands on another clip.
+
+    Returns:
+        Each pair once, by text.
+    """
+    clips = torch.cat([same_clips, same_clips.flip(1)])
+    first = torch.searchsorted(clip_of_text, clips[:, 0].contiguous())
+    counts = torch.searchsorted(clip_of_text, clips[:, 0].contiguous(), right=True) - first
+    texts = first.repeat_interleave(counts) + torch.arange(int(counts.sum()), device=clips.device)
+    texts = texts - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    pairs = torch.stack([texts, clips[:, 1].repeat_interleave(counts)], dim=1)
+    return torch.cat([pairs, same_texts]).unique(dim=0)
+
+
+def column_chunks(num_clips: int, chunk_size: int) -> list[slice]:
+    """Cuts the gallery into chunks."""
+    return [slice(start, min(start + chunk_size, num_clips)) for start in range(0, num_clips, chunk_size)]
 
 
 def row_chunks(clip_of_text: Int[Tensor, " texts"], chunk_size: int) -> list[slice]:
@@ -131,11 +164,14 @@ def rank_similarity(
     available: Bool[Tensor, " clips"] | None = None,
     *,
     chunk_size: int = 256,
+    excused: Int[Tensor, "pairs 2"] | None = None,
 ) -> Ranks:
     """Ranks from a whole similarity matrix."""
     if available is None:
         available = torch.ones(similarity.shape[1], dtype=torch.bool)
-    return rank_tiles(lambda rows, clips: similarity[rows, clips], clip_of_text, available, chunk_size=chunk_size)
+    return rank_tiles(
+        lambda rows, clips: similarity[rows, clips], clip_of_text, available, chunk_size=chunk_size, excused=excused
+    )
 
 
 def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
@@ -178,28 +214,11 @@ def _right_scores(
         for column in columns:
             inside = ((clips >= column.start) & (clips < column.stop)).nonzero().squeeze(1)
             if len(inside):
-                scores = _checked(tile(row, column), row, column, available)
+                scores = checked(tile(row, column), row, column, available)
                 right_text = right_text.to(scores.dtype)
                 right_text[row.start + inside] = scores[inside, clips[inside] - column.start]
     right_clip = right_clip.to(right_text.dtype).scatter_reduce(0, clip_of_text, right_text, "amax")
     return right_text, right_clip
-
-
-def _no_clips(num_queries: int, k: int, like: Tensor) -> TopClips:
-    shape = (num_queries, k)
-    return TopClips(
-        torch.full(shape, -1, device=like.device), torch.full(shape, -torch.inf, dtype=like.dtype, device=like.device)
-    )
-
-
-def _push(top: TopClips, queries: slice, scores: Tensor, numbers: Int[Tensor, " clips"]) -> None:
-    """Lets more clips compete for the places of some queries; they come in ascending order, -1 has no place."""
-    scores = torch.cat([top.scores[queries], scores], dim=1)
-    numbers = torch.cat([top.clips[queries], numbers.expand(len(scores), -1)], dim=1)
-    # Stable, which topk is not: of equal scores the one that came first stays first.
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    k = top.clips.shape[1]
-    top.scores[queries], top.clips[queries] = scores[:, :k], numbers.gather(1, order[:, :k])
 
 
 def _best_of_group(scores: Tensor, group: Tensor, num_groups: int) -> Tensor:
@@ -207,7 +226,24 @@ def _best_of_group(scores: Tensor, group: Tensor, num_groups: int) -> Tensor:
     return best.scatter_reduce(0, group[:, None].expand_as(scores), scores, "amax")
 
 
-def _checked(scores: Tensor, row: slice, column: slice, available: Tensor) -> Tensor:
+def _rows_of(excused: Tensor | None, row: slice) -> Tensor | None:
+    """Those of the excused pairs whose text is in a chunk of rows; they stand by text."""
+    if excused is None or not len(excused):
+        return None
+    assert bool((excused[:, 0].diff() >= 0).all()), "excused pairs must be sorted by text"
+    ends = torch.tensor([row.start, row.stop], device=excused.device)
+    start, stop = torch.searchsorted(excused[:, 0].contiguous(), ends).tolist()
+    return excused[start:stop]
+
+
+def checked(
+    scores: Float[Tensor, "t c"], row: slice, column: slice, available: Bool[Tensor, " clips"]
+) -> Float[Tensor, "t c"]:
+    """A copy of a tile, -inf for clips without embedding.
+
+    Raises:
+        ValueError: where another score is NaN.
+    """
     scores = scores.masked_fill(~available[column], -torch.inf)
     if scores.isnan().any():
         text, clip = scores.isnan().nonzero()[0].tolist()

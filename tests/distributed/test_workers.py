@@ -64,3 +64,11 @@ def test_identical_metrics(results, step, split, world_size):
         assert torch.equal(together.top.clips, alone.top.clips)
         assert torch.equal(together.top.scores, alone.top.scores)
         assert (together.gallery_size, together.num_queries) == (alone.gallery_size, alone.num_queries)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_identical_figures_beside(results, world_size):
+    alone = results[1, 0]["rescored"].variants
+    assert set(alone) == {"excused", "dsl", "qb_norm"}
+    for rank in range(world_size):
+        assert results[world_size, rank]["rescored"].variants == alone

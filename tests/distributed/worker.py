@@ -51,6 +51,18 @@ def main(rank: int, world_size: int, folder: Path) -> None:
         student = build_student(config).eval()
         for split in ("test", "validation"):
             results[name, split] = evaluate(student, captions, store, config, split=split, knowledge=knowledge, top_k=3)
+    asked = {"evaluate.dsl": True, "evaluate.qb_norm": True, "evaluate.chunk_size": 3}
+    config = load_config(folder / "experiment.yaml", STEPS["dp"] | asked)
+    one_each = captions.filter([index == 0 for index in captions["caption_index"].to_pylist()])
+    results["rescored"] = evaluate(
+        build_student(config).eval(),
+        one_each,
+        store,
+        config,
+        split="test",
+        rescore=True,
+        excused=torch.tensor([[0, 1], [1, 0]]),
+    )
     torch.save(results, folder / f"results-{world_size}-{rank}.pt")
     if world_size > 1:
         dist.destroy_process_group()

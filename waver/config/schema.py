@@ -149,12 +149,24 @@ class TrainConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Computing the metrics. The figures do not depend on these; memory and speed do."""
+    """Computing the metrics. No setting here changes a figure: some change memory and speed, some add figures beside."""
 
     batch_size: Count = 64
     """Clips, or captions, embedded at a time."""
     chunk_size: Count = 256
     """Side of the tiles in which the similarity is computed."""
+    dsl: bool = False
+    """`waver evaluate` also tells figures after dual softmax, which looks at all queries of the split at once."""
+    dsl_temperature: Positive = 1.0
+    """Divides the logits in that softmax; 1 is what its authors use for inference."""
+    qb_norm: bool = False
+    """`waver evaluate` also tells figures, from text to video, after QB-Norm with a bank of training captions."""
+    qb_norm_beta: Positive = 20.0
+    """Inverse temperature of QB-Norm, on similarities; 20 as published."""
+    qb_norm_top_k: Count = 1
+    """Clips that are among the first so many of some caption in the bank are in the activation set; 1 as published."""
+    qb_norm_queries: Count | None = None
+    """Captions in the bank, evenly spaced among those of train; null for all of them, as published."""
 
 
 class ResourcesConfig(Section):

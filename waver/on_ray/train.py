@@ -1,5 +1,6 @@
 """Training with Ray Train: DDP workers fed by Ray Data, checkpoints, resuming."""
 
+import dataclasses
 import hashlib
 import json
 import resource
@@ -30,12 +31,14 @@ from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
 from waver.engine import Training, build_student, build_training, make_batch, train_epoch
 from waver.epochs import epoch_batches
-from waver.evaluation import evaluate, read_ahead
+from waver.evaluation import evaluate, gallery, read_ahead
 from waver.files import write_json
 from waver.knowledge import Knowledge
+from waver.on_ray.evaluate import protocol_of_table
 from waver.on_ray.progress import follow
 from waver.on_ray.stream import CPUS_PER_LOADER, clip_stream
 from waver.on_ray.workers import run_on_workers
+from waver.protocols import Protocol
 from waver.run import (
     SELECTION_METRIC,
     best_checkpoint,
@@ -131,7 +134,9 @@ def train(
                 callbacks=callbacks,
             )
     checkpoint, metrics = best_checkpoint(folder)
+    leaky = bool(knowledge and knowledge.leaky)
     result = {
+        "protocol": dataclasses.asdict(_protocol_of_validation(config, captions, store, leaky=leaky)),
         "epochs": config.train.epochs,
         "steps": config.train.epochs * steps_per_epoch,
         "best_checkpoint": checkpoint.name,
@@ -142,13 +147,27 @@ def train(
             "at_inference": config.informed_at_inference,
             "learned_from": knowledge.summary() if knowledge else None,
         },
-        "leaky": bool(knowledge and knowledge.leaky),
+        "leaky": leaky,
         "config": config.digest(),
         "seconds": time.perf_counter() - start,
         **outcome,
     }
     write_json(folder / "result.json", result)
     return result
+
+
+def _protocol_of_validation(config: ExperimentConfig, captions: pa.Table, store: ClipStore, *, leaky: bool) -> Protocol:
+    """Of the figures by which the best checkpoint was found."""
+    validation = gallery(captions, "validation")
+    return protocol_of_table(
+        config,
+        captions,
+        "validation",
+        captions_per_clip=validation.clip_of_text.bincount().tolist(),
+        num_missing_clips=len(set(validation.clip_ids) - set(store.ok_clip_ids())),
+        chosen_on="validation",
+        leaky=leaky,
+    )
 
 
 def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
