@@ -140,6 +140,7 @@ def evaluate(
 ) -> None:
     """Compute exact retrieval metrics of a checkpoint, in both directions."""
     from waver.checkpoint import checkpoint_config
+    from waver.duplicates import describe_counts
     from waver.on_ray.experiment import run_evaluation
     from waver.report import metrics_table, rows_of, styles_table
     from waver.run import find_checkpoint
@@ -170,6 +171,9 @@ def evaluate(
         _figures.print(styles_table("by style of the caption", {experiment.name: result["styles"]}))
     if result["num_missing_clips"]:
         _say(f"{result['num_missing_clips']} clips of the gallery could not be decoded and count as misses")
+    if lines := describe_counts(result["duplicates"]):
+        _say("what stands twice (listed in duplicates_*.json; in the figures `excused`, it is not counted as wrong):")
+        _say("\n".join(lines))
 
 
 @app.command()

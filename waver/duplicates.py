@@ -18,7 +18,7 @@ import hashlib
 import itertools
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -146,6 +146,22 @@ def find_duplicates(captions: pa.Table, split: str, equivalent: Iterable[tuple[s
         same_videos_elsewhere=tuple(pair for pair in pairs if pair[1] not in own),
         shared_sources=tuple(sorted(set(rows["video_id"].to_pylist()) & set(elsewhere.to_pylist()))),
     )
+
+
+def describe_counts(counts: Mapping[str, int]) -> list[str]:
+    """`Duplicates.counts` in words, a line for each kind of which there is any."""
+    lines = {
+        "queries_with_same_caption": f"queries whose caption stands on another clip too "
+        f"({counts['same_captions']} captions)",
+        "queries_with_near_caption": "queries whose caption differs from another clip's in order, articles or forms of to "
+        f"be alone ({counts['near_captions']} captions)",
+        "surplus_rows": "rows that repeat a caption of their clip, each of them a query",
+        "queries_in_train": "queries that stand in train word for word",
+        "same_videos": "pairs of clips that are the same video",
+        "same_videos_elsewhere": "pairs with a clip of another split that are the same video",
+        "shared_sources": "source videos with clips in another split",
+    }
+    return [f"{counts[name]:6d} {line}" for name, line in lines.items() if counts[name]]
 
 
 def equivalent_clips(

@@ -16,7 +16,7 @@ from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
 from waver.decoder import Decoder
 from waver.doctor.findings import Finding, Level, size, some
-from waver.duplicates import equivalent_clips, find_duplicates
+from waver.duplicates import describe_counts, equivalent_clips, find_duplicates
 from waver.engine import load_captions
 from waver.video import ClipError
 
@@ -172,18 +172,7 @@ def check_duplicates(captions: pa.Table, store: ClipStore | None, *, say: Say) -
         if not duplicates.num_captions:
             continue
         counts = duplicates.counts
-        lines = {
-            "queries_with_same_caption": f"queries whose caption stands on another clip too "
-            f"({counts['same_captions']} captions)",
-            "queries_with_near_caption": "queries whose caption differs from another clip's in order, articles or forms of "
-            f"to be alone ({counts['near_captions']} captions)",
-            "surplus_rows": "rows that repeat a caption of their clip, each of them a query",
-            "queries_in_train": "queries that stand in train word for word",
-            "same_videos": f"pairs of clips that are the same video ({what} compared)",
-            "same_videos_elsewhere": f"pairs with a clip of another split that are the same video ({what} compared)",
-            "shared_sources": "source videos with clips in another split",
-        }
-        there = [f"{counts[name]:6d} {line}" for name, line in lines.items() if counts[name]]
+        there = describe_counts(counts)
         name = f"duplicates in {split}"
         if not there:
             yield Finding(
@@ -193,7 +182,7 @@ def check_duplicates(captions: pa.Table, store: ClipStore | None, *, say: Say) -
         yield Finding(
             "warning",
             name,
-            f"of {counts['captions']} captions and {counts['clips']} clips:\n" + "\n".join(there),
+            f"of {counts['captions']} captions and {counts['clips']} clips ({what} compared):\n" + "\n".join(there),
             "the report lists them; a query with several right answers costs recall that no model can reach"
             + (
                 "; take what also stands in another split out of one of them" if counts["same_videos_elsewhere"] else ""

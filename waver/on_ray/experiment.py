@@ -7,14 +7,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from waver.checkpoint import learned_from
 from waver.clip_store import ClipStore, StoreError
 from waver.config import ExperimentConfig
+from waver.duplicates import Duplicates, equivalent_clips, excused_pairs, find_duplicates
 from waver.engine import load_captions, store_settings
-from waver.evaluation import Evaluation, gallery
+from waver.evaluation import Evaluation, Gallery, gallery
 from waver.files import write_json
 from waver.knowledge import (
     Dictionary,
@@ -162,14 +167,16 @@ def run_evaluation(
         split: train, validation or test.
         say: is told what is going on.
         output: JSON file; by default `evaluation_<split>.json` in the folder of the run, with the checkpoint's name in it
-            where one was named.
+            where one was named. What stands twice in the split is listed beside it, in `duplicates_<split>.json`.
         trec: folder that receives the rankings in TREC's format, see `waver.trec`; None for none.
         trec_depth: answers of each query in them.
     """
     checkpoint, captions = find_checkpoint(path), load_captions(config)
-    top_k = min(trec_depth, len(gallery(captions, split).clip_ids)) if trec else 0
+    queries = gallery(captions, split)
+    duplicates, excused = _audit(config, captions, queries, split)
+    top_k = min(trec_depth, len(queries.clip_ids)) if trec else 0
     evaluation, knowledge = evaluate_checkpoint(
-        checkpoint, config, captions, split=split, say=say, top_k=top_k, rescore=True
+        checkpoint, config, captions, split=split, say=say, top_k=top_k, excused=excused, rescore=True
     )
     is_best = path != checkpoint
     chosen_on = "validation" if is_best else None
@@ -187,9 +194,22 @@ def run_evaluation(
         say(f"rankings, {top_k} deep, are in {trec}")
     if result["leaky"]:
         say(LEAKY)
-    name = f"evaluation_{split}.json" if is_best else f"evaluation_{split}_{checkpoint.name}.json"
-    write_json(output or checkpoint.parent / name, result)
+    result["duplicates"] = duplicates.counts
+    name = split if is_best else f"{split}_{checkpoint.name}"
+    write_json(output or checkpoint.parent / f"evaluation_{name}.json", result)
+    write_json((output or checkpoint).parent / f"duplicates_{split}.json", duplicates.as_json())
     return result
+
+
+def _audit(
+    config: ExperimentConfig, captions: pa.Table, queries: Gallery, split: str
+) -> tuple[Duplicates, Int[Tensor, "pairs 2"] | None]:
+    """What stands twice in a split, and which answers to its queries are therefore not wrong; None where all others are."""
+    own = captions.filter(pc.equal(captions["split"], split))
+    equivalent = equivalent_clips(own, open_store(config, captions))
+    texts, clips = excused_pairs(queries.texts, queries.clip_of_text.numpy(), queries.clip_ids, equivalent)
+    excused = torch.from_numpy(np.stack([texts, clips], axis=1)) if len(texts) else None
+    return find_duplicates(captions, split, equivalent), excused
 
 
 def evaluate_checkpoint(
