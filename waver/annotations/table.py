@@ -21,6 +21,8 @@ REQUIRED = ("video", "caption")
 OPTIONAL = ("start_s", "end_s", "split", "style", "video_id")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
+_MAX_NAME_BYTES = 255  # of common file systems
+
 Row = Mapping[str, Any]
 
 
@@ -168,12 +170,15 @@ def _locate_videos(
         if not is_text(video) or not video.strip() or video in seen:
             continue
         seen.add(video)
-        path, where = videos / video, f"{where}: {video!r}"  # an absolute `video` replaces the folder
-        # os.path, because a caption in the wrong column is too long a name: Path.is_file would raise.
-        is_there = path in indexed or os.path.isfile(path)  # noqa: PTH113
-        if ".." in Path(video).parts:
+        path, where = videos / video, f"{where}: {show(video)}"  # an absolute `video` replaces the folder
+        parts = Path(video).parts
+        if not parts or "\x00" in video or max(len(os.fsencode(part)) for part in parts) > _MAX_NAME_BYTES:
+            problems.add("video that is no path of a file", f"write paths below {videos}", where)
+            continue
+        if ".." in parts:
             problems.add("path that leaves the folder of videos", f"write paths below {videos}, without ..", where)
             continue
+        is_there = path in indexed or path.is_file()
         if Path(video).is_absolute() and not is_there:
             problems.add("absolute path without a file", f"write paths relative to {videos}", where)
         elif files and not is_there and not allow_missing:
