@@ -121,14 +121,14 @@ def encode(name, content):
     if name.endswith(".parquet"):
         stream = io.BytesIO()
         rows = [row for row in content if isinstance(row, dict)]
-        # As text where values of several types do not fit into one column.
         columns = {key: [row.get(key) for row in rows] for row in rows for key in row}
         arrays = {}
         for key, values in columns.items():
+            name_of_column = key.encode("utf-8", "replace").decode()
             try:
-                arrays[key] = pa.array(values)
-            except (pa.ArrowException, UnicodeEncodeError, OverflowError):
-                arrays[key] = pa.array([ascii(value) for value in values])
+                arrays[name_of_column] = pa.array([None if value == {} else value for value in values])
+            except (pa.ArrowException, UnicodeEncodeError, OverflowError):  # values of types that do not go together
+                arrays[name_of_column] = pa.array([ascii(value) for value in values])
         pq.write_table(pa.table(arrays), stream)
         return stream.getvalue()
     if isinstance(content, str):

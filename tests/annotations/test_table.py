@@ -279,6 +279,12 @@ def test_files_that_cannot_be_used(tmp_path, videos, name, content, expected):
     assert f" x {expected}" in fail(path, videos)
 
 
+def test_values_of_parquet_that_python_does_not_have(tmp_path, videos):
+    path = tmp_path / "captions.parquet"
+    pq.write_table(pa.table({"video": ["c.webm"], "caption": pa.array([2**62], pa.timestamp("us"))}), path)
+    assert "1 x unreadable file: " in fail(path, videos)
+
+
 def test_folder_of_videos_is_missing_or_empty(tmp_path, touch):
     path = write(tmp_path / "captions.csv", ROWS[:2])
     videos = tmp_path / "videos"

@@ -114,7 +114,12 @@ def _read_parquet(path: Path, problems: Problems) -> tuple[list[str], list[tuple
         with pq.ParquetFile(path) as file:
             table = file.read()
         return table.column_names, [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (
+        OSError,
+        pa.ArrowException,
+        ValueError,
+        OverflowError,
+    ) as error:  # text that is no UTF-8, years beyond Python's
         problems.add("unreadable file", "it must exist, be readable and be Parquet", f"{path} ({error})")
         return [], []
 
