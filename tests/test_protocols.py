@@ -105,4 +105,4 @@ def test_msvd_itself_is_as_published(tmp_path):
         leaky=False,
     )
     assert (protocol.name, protocol.published) == ("MSVD official, all captions", True)
-    assert (protocol.num_queries, protocol.gallery_size, protocol.captions_per_clip[::2]) == (27_763, 670, (18, 81))
+    assert (protocol.num_queries, protocol.gallery_size, protocol.captions_per_clip[::2]) == (27_763, 670, (21, 81))
