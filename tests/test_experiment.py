@@ -1,5 +1,6 @@
 """What the stages of an experiment check before they need Ray."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from waver.checkpoint import save_checkpoint
+from waver.checkpoint import load_student, save_checkpoint
 from waver.clip_store import Decoded, StoreError, create_store, write_block, write_manifest
 from waver.config import ExperimentConfig
 from waver.engine import build_training, load_captions, store_settings
-from waver.evaluation import evaluate
+from waver.evaluation import evaluate, gallery
 from waver.knowledge import Knowledge, KnowledgeError
 from waver.on_ray.experiment import (
     open_knowledge,
@@ -25,6 +26,7 @@ from waver.on_ray.experiment import (
     run_training,
     run_vocabulary,
 )
+from waver.protocols import Protocol
 from waver.video import Clip, ClipError
 
 SPLITS = ("train", "validation", "test")
@@ -292,3 +294,64 @@ def test_what_a_leaky_dictionary_touched_says_so(project, checkpoint, knowledge,
     assert result["leaky"] is True
     assert any("leaky" in text for text in said)
     assert json.loads((path.parent / "evaluation_test_checkpoint.json").read_text())["leaky"] is True
+
+
+def test_an_evaluation_names_its_protocol_and_exports_its_rankings(project, checkpoint, tmp_path):
+    config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1, "evaluate.qb_norm": True})
+    path, said = checkpoint(config), []
+    result = run_evaluation(path, config, split="test", say=said.append, trec=tmp_path / "trec", trec_depth=3)
+    written = json.loads((path.parent / "evaluation_test_checkpoint.json").read_text())
+    protocol = Protocol(**result["protocol"])
+    assert written["protocol"] == json.loads(json.dumps(dataclasses.asdict(protocol)))
+    assert (protocol.name, protocol.gallery_size, protocol.num_missing_clips) == ("own data", 9, 1)
+    assert protocol.captions_per_clip[::2] == (1, 4)
+    assert (protocol.chosen_on, protocol.variants) == (None, ("qb_norm",))
+    assert written["variants"]["qb_norm"].keys() == {name for name in result["metrics"] if name.startswith("t2v")}
+    runs = {name: (tmp_path / "trec" / name).read_text().splitlines() for name in ("t2v.run", "v2t.run")}
+    assert len(runs["t2v.run"]) == 3 * result["num_queries"]
+    assert len(runs["v2t.run"]) == 3 * 8
+    first = [line.split() for line in runs["t2v.run"] if line.split()[3] == "1"]
+    hits = sum(words[0].rpartition("#")[0] == words[2] for words in first)
+    assert 100 * hits / result["num_queries"] == pytest.approx(result["metrics"]["t2v/R@1"])
+    assert any("rankings, 3 deep" in text for text in said)
+
+
+def test_what_stands_twice_is_counted_listed_and_excused(project, checkpoint, tmp_path):
+    """One caption stands on two test clips, and two test clips are one video."""
+    config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1})
+    path = tmp_path / "captions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    clips = list(dict.fromkeys(row["video"] for row in rows if row["split"] == "test"))
+    first = {row["video"]: row for row in reversed(rows)}
+    first[clips[0]]["caption"], first[clips[1]]["caption"] = "The same thing.", "the  same thing"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    for clip in clips[2:4]:
+        (tmp_path / "videos" / clip).write_bytes(b"one video")
+    saved = checkpoint(config)
+    result = run_evaluation(saved, config, split="test", say=say)
+    assert result["duplicates"]["same_captions"] == 1
+    assert result["duplicates"]["queries_with_same_caption"] == 2
+    assert result["duplicates"]["same_videos"] == 1
+    listed = json.loads((tmp_path / "duplicates_test.json").read_text())
+    assert listed["counts"] == result["duplicates"]
+    assert listed["same_videos"] == [[clip.removesuffix(".mp4") for clip in clips[2:4]]]
+
+    captions = load_captions(config)
+    queries = gallery(captions, "test")
+    number = {clip: place for place, clip in enumerate(queries.clip_ids)}
+    a, b, c, d = (number[clip.removesuffix(".mp4")] for clip in clips[:4])
+    texts = {clip: [t for t, of in enumerate(queries.clip_of_text.tolist()) if of == clip] for clip in (a, b, c, d)}
+    pairs = [(texts[a][0], b), (texts[b][0], a), *((t, d) for t in texts[c]), *((t, c) for t in texts[d])]
+    student = load_student(saved, config)
+    store = open_store(config, captions)
+    expected = evaluate(student, captions, store, config, split="test", excused=torch.tensor(sorted(pairs)))
+    assert result["variants"] == expected.variants
+    assert result["metrics"] == expected.metrics
+    assert list(result["protocol"]["variants"]) == ["excused"]
+
+
+def test_where_nothing_stands_twice_there_is_nothing_beside_the_figures(project, checkpoint):
+    config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1})
+    result = run_evaluation(checkpoint(config), config, split="test", say=say)
+    assert result["duplicates"]["queries_with_same_caption"] == result["duplicates"]["same_videos"] == 0
+    assert result["variants"] == {}

@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 
 from waver.metrics import chance
-from waver.report import metrics_table, styles_table
+from waver.report import metrics_table, rows_of, styles_table
 
 
 def test_table_has_a_line_for_each_direction_and_row():
@@ -26,3 +26,18 @@ def test_table_of_styles_has_a_line_for_each():
     console.print(styles_table("by style", {"a": styles, "b": {style: {"t2v/R@1": 0.0} for style in styles}}))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines()[4:-1]]
     assert rows == [["plain", "50.0", "0.0"], ["chatty", "12.3", "0.0"]]
+
+
+def test_figures_beside_stand_under_the_plain_ones():
+    console = Console(width=100, record=True, file=io.StringIO())
+    one_way = {name: value for name, value in chance(10).items() if name.startswith("t2v")}
+    result = {"metrics": chance(50), "variants": {"dsl": chance(20), "qb_norm": one_way}}
+    console.print(metrics_table("title", rows_of(result)))
+    rows = [line.split("│")[1].strip() for line in console.export_text().splitlines() if " to " in line]
+    assert rows == [
+        "text to video, plain",
+        "text to video, DSL",
+        "text to video, QB-Norm",
+        "video to text, plain",
+        "video to text, DSL",
+    ]

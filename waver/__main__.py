@@ -1,8 +1,9 @@
 """The command line."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -28,6 +29,7 @@ PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the res
 _FREE_IN_EVALUATION = ("data", "ingest", "storage", "resources", "evaluate")
 """Sections that say where things are and how fast they are computed."""
 Split = Literal["train", "validation", "test"]
+Before = Literal["ingest", "match", "train"]
 
 
 @app.command()
@@ -107,6 +109,8 @@ def train(config: Config, workers: Workers = None, overrides: Set = [], print_co
     from waver.report import metrics_table
 
     result = run_training(experiment, say=_say)
+    if "protocol" in result:  # a run that an older version finished has none
+        _print_protocol(result)
     _figures.print(
         metrics_table(f"{experiment.name}, {result['best_checkpoint']}, validation split", {"": result["validation"]})
     )
@@ -123,12 +127,22 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="JSON file for the result.", show_default="in the run's folder")
     ] = None,
+    export: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(
+            metavar="trec DIR", help="Also write the rankings to a folder: run and qrels files.", show_default=False
+        ),
+    ] = None,
+    export_depth: Annotated[
+        int, typer.Option(min=1, help="Answers of each query in exported rankings, at most.")
+    ] = 1000,
     overrides: Set = [],  # noqa: B006
 ) -> None:
     """Compute exact retrieval metrics of a checkpoint, in both directions."""
     from waver.checkpoint import checkpoint_config
+    from waver.duplicates import describe_counts
     from waver.on_ray.experiment import run_evaluation
-    from waver.report import metrics_table, styles_table
+    from waver.report import metrics_table, rows_of, styles_table
     from waver.run import find_checkpoint
 
     asked = parse_overrides(overrides)
@@ -137,18 +151,29 @@ def evaluate(
             f"--set {', '.join(learned)}: a checkpoint is evaluated as it was trained; what may be set is in "
             f"{', '.join(_FREE_IN_EVALUATION)}"
         )
+    if export and export[0] != "trec":
+        raise ConfigError(f"--export {export[0]}: the format is trec, as in --export trec rankings/")
     checkpoint = find_checkpoint(run_or_checkpoint)
     # One process evaluates unless more are asked for: however many the run was trained with, the figures are the same.
     experiment = checkpoint_config(checkpoint, {"resources.workers": workers or 1} | asked)
-    result = run_evaluation(run_or_checkpoint, experiment, split=split, say=_say, output=output)
-    over = f"{result['num_queries']} captions, {result['gallery_size']} clips"
-    _figures.print(
-        metrics_table(f"{experiment.name}, {checkpoint.name}, {split} split: {over}", {"": result["metrics"]})
+    result = run_evaluation(
+        run_or_checkpoint,
+        experiment,
+        split=split,
+        say=_say,
+        output=output,
+        trec=export[1] if export else None,
+        trec_depth=export_depth,
     )
+    _print_protocol(result)
+    _figures.print(metrics_table(f"{experiment.name}, {checkpoint.name}, {split} split", rows_of(result)))
     if result["styles"]:
         _figures.print(styles_table("by style of the caption", {experiment.name: result["styles"]}))
     if result["num_missing_clips"]:
         _say(f"{result['num_missing_clips']} clips of the gallery could not be decoded and count as misses")
+    if lines := describe_counts(result["duplicates"]):
+        _say("what stands twice (listed in duplicates_*.json; in the figures `excused`, it is not counted as wrong):")
+        _say("\n".join(lines))
 
 
 @app.command()
@@ -203,6 +228,32 @@ def tune(
     run_sweep(plan, say=_say, show=_figures.print)
 
 
+@app.command()
+def doctor(
+    config: Config,
+    before: Annotated[Before, typer.Option(help="The stage that is to start.")] = "train",
+    workers: Workers = None,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file for the report.", show_default="below the storage")
+    ] = None,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Look for all that could go wrong before anything runs; 0 only if the stage can start."""
+    from waver.doctor.findings import can_start, findings_text
+    from waver.on_ray.doctor import run_doctor
+
+    asked = {} if workers is None else {"resources.workers": workers}
+    findings = run_doctor(
+        config,
+        lambda: asked | parse_overrides(overrides),
+        before=before,
+        say=_say,
+        output=output,
+        show=lambda found: _figures.print(findings_text(found), end="", soft_wrap=True),
+    )
+    raise typer.Exit(0 if can_start(findings) else 1)
+
+
 def _load(config: Path, overrides: list[str], workers: int | None) -> ExperimentConfig:
     asked = {} if workers is None else {"resources.workers": workers}
     return load_config(config, asked | parse_overrides(overrides))
@@ -210,6 +261,13 @@ def _load(config: Path, overrides: list[str], workers: int | None) -> Experiment
 
 def _print_config(experiment: ExperimentConfig) -> None:
     _figures.print(experiment.to_yaml(), end="", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_protocol(result: Mapping[str, Any]) -> None:
+    from waver.protocols import Protocol
+
+    for line in Protocol(**result["protocol"]).lines():
+        _figures.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _say(text: str) -> None:

@@ -13,6 +13,7 @@ import open_clip
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from open_clip.transformer import TextTransformer
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -113,13 +114,31 @@ def load_backbone(backbone: str | dict[str, Any], weights: str | None, *, image_
     architecture = _architecture(backbone)
     if weights is None:
         return Backbone(architecture, image_size)
-    path, quick_gelu = _resolve_weights(backbone, weights)
+    path, quick_gelu = _download(_find_weights(backbone, weights), backbone, weights)
     state = _read_weights(path)
     if quick_gelu or _is_torchscript(path):
         architecture["quick_gelu"] = True  # OpenAI trained with it; open_clip's plain names mean GELU
     model = Backbone(architecture, image_size)
     load_weights(model.clip, state, source=str(path))
     return model
+
+
+def check_weights(backbone: str | dict[str, Any], weights: str, *, image_size: int) -> Path | None:
+    """Checks that weights fit a backbone by the names and sizes of their tensors; downloads nothing, computes nothing.
+
+    Returns:
+        Their file; None where they are a pretrained tag: open_clip would take them from its cache or download them.
+
+    Raises:
+        BackboneError: as `load_backbone`.
+    """
+    found = _find_weights(backbone, weights)
+    if not isinstance(found, Path):
+        return None
+    with torch.device("meta"):
+        model = Backbone(_architecture(backbone), image_size)
+    load_weights(model.clip, _read_weights(found, sizes_only=True), source=str(found))
+    return found
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
@@ -208,11 +227,11 @@ def _build(architecture: dict[str, Any]) -> nn.Module:
         raise BackboneError(f"model.backbone: open_clip cannot build it: {error}") from error
 
 
-def _resolve_weights(backbone: str | dict[str, Any], weights: str) -> tuple[Path, bool]:
-    """(file, whether the tag says QuickGELU)."""
+def _find_weights(backbone: str | dict[str, Any], weights: str) -> Path | dict[str, Any]:
+    """The file, or what open_clip knows of the pretrained tag."""
     path = Path(weights).expanduser()
     if path.is_file():
-        return path, False
+        return path
     if path.suffix in {".pt", ".pth", ".bin", ".safetensors"} or "/" in weights:
         raise BackboneError(f"model.weights: no file {weights}")
     name = backbone.replace("/", "-") if isinstance(backbone, str) else ""
@@ -223,11 +242,18 @@ def _resolve_weights(backbone: str | dict[str, Any], weights: str) -> tuple[Path
             f"model.weights: {weights!r} is neither a file nor a pretrained tag of {name or 'this architecture'}"
             + (f"; its tags: {', '.join(tags)}" if tags else "; give a file, or null for random weights")
         )
+    return tag
+
+
+def _download(found: Path | dict[str, Any], backbone: str | dict[str, Any], weights: str) -> tuple[Path, bool]:
+    """(file, whether the tag says QuickGELU)."""
+    if isinstance(found, Path):
+        return found, False
     try:
-        return Path(open_clip.download_pretrained(tag)), bool(tag.get("quick_gelu"))
+        return Path(open_clip.download_pretrained(found)), bool(found.get("quick_gelu"))
     except Exception as error:  # whatever the network or the hub throws, the user's remedy is the same
         raise BackboneError(
-            f"model.weights: {weights!r} of {name} could not be downloaded ({type(error).__name__}: {error}); "
+            f"model.weights: {weights!r} of {backbone} could not be downloaded ({type(error).__name__}: {error}); "
             "on a machine without network, set model.weights to the path of the downloaded file"
         ) from error
 
@@ -240,10 +266,16 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("constants.pkl") for name in archive.namelist())
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a weights file by name, in open_clip's names (OpenAI's are the same). Nothing is unpickled."""
+def _read_weights(path: Path, *, sizes_only: bool = False) -> dict[str, Tensor]:
+    """Tensors of a weights file by name, in open_clip's names (OpenAI's are the same). Nothing is unpickled.
+
+    Where sizes are enough, tensors have no values, if the format allows to leave them where they are.
+    """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" and sizes_only:
+            with safe_open(path, "pt") as file:
+                state = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
+        elif path.suffix == ".safetensors":
             state = load_file(path)
         elif _is_torchscript(path):
             with warnings.catch_warnings():
@@ -251,7 +283,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 state = torch.jit.load(path, map_location="cpu").state_dict()
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="meta" if sizes_only else "cpu", weights_only=True)
     except Exception as error:  # each reader has its own exceptions for "this is not my format"
         raise BackboneError(
             f"model.weights: {path} cannot be read as weights ({type(error).__name__}: "
@@ -265,7 +297,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     for name in ("input_resolution", "context_length", "vocab_size"):  # figures that OpenAI keeps beside the tensors
         state.pop(name, None)
-    return state
+    return {name: tensor.to("meta") for name, tensor in state.items()} if sizes_only else state
 
 
 def _channels(visual: nn.Module, name: str, default: tuple[float, ...]) -> Tensor:

@@ -126,7 +126,7 @@ def build_training(
     student = build_student(config, config.model.weights if pretrained else None).to(device)
     if config.train.backbone_lr_scale == 0:
         student.backbone.requires_grad_(False)
-    optimizer = torch.optim.AdamW(_parameter_groups(student, config), betas=(0.9, 0.98), eps=1e-6, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(student, config), betas=(0.9, 0.98), eps=1e-6, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_cosine(step, num_steps=num_steps, warmup=config.train.warmup_fraction)
     )
@@ -250,8 +250,12 @@ def train_epoch(training: Training, batches: Iterable[Batch], config: Experiment
     training.epoch += 1
 
 
-def _parameter_groups(student: Student, config: ExperimentConfig) -> list[dict]:
-    """Backbone and new parameters, each with and without weight decay (biases, norms and the scale are not decayed)."""
+def parameter_groups(student: Student, config: ExperimentConfig) -> list[dict]:
+    """Backbone and new parameters, each with and without weight decay (biases, norms and the scale are not decayed).
+
+    Raises:
+        ValueError: where no parameter is trained.
+    """
     in_backbone = {id(parameter) for parameter in student.backbone.parameters()}
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     if not trainable:

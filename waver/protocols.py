@@ -120,7 +120,7 @@ def protocol_of(
         split=split,
         gallery_size=len(captions_per_clip),
         num_queries=sum(captions_per_clip),
-        captions_per_clip=(min(captions_per_clip), mean(captions_per_clip), max(captions_per_clip)),
+        captions_per_clip=(min(captions_per_clip), float(mean(captions_per_clip)), max(captions_per_clip)),
         num_missing_clips=num_missing_clips,
         chosen_on=chosen_on,
         validation=validation,

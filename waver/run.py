@@ -45,6 +45,21 @@ def open_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) ->
         RunError: where the folder holds what a run of another configuration, or on other data, has learned; says what
             differs.
     """
+    check_run(folder, config, data)
+    if finished(folder):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", config.to_yaml())
+    write_json(folder / "data.json", dict(data))
+    write_json(folder / "environment.json", environment())
+
+
+def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -> None:
+    """What `open_run` checks; writes nothing.
+
+    Raises:
+        RunError: see there.
+    """
     path = folder / "config.yaml"
     if path.exists() and (checkpoints(folder) or finished(folder)):
         there, asked = _flatten(load_config(path).identity()), _flatten(config.identity())
@@ -64,12 +79,6 @@ def open_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) ->
                 f"{folder} holds a run on other data ({before} then, {dict(data)} now): captions changed, or clips were "
                 "decoded or lost since; choose another name (--set name=...), or delete the folder"
             )
-    if finished(folder):
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, config.to_yaml())
-    write_json(folder / "data.json", dict(data))
-    write_json(folder / "environment.json", environment())
 
 
 def finished(folder: Path) -> dict | None:

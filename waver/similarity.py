@@ -1,8 +1,8 @@
 """How a text meets a video: (text tokens, video tokens) -> similarity of every text with every video.
 
-`dp`, `ti` and `wti` are pure functions of two `Embeddings`; `CrossEncoder` (xti) has weights of its own. Padding is filled
-with -inf before a maximum is taken, so that it can never win; multiplying by 0, as the original code does, lets it win
-wherever all similarities are negative.
+`dp`, `ti` and `wti` are pure functions of two `Embeddings`; `CrossEncoder` (xti) has weights of its own. Padding can never win
+a maximum: it repeats a valid token of its item. Multiplying by 0, as the original code does, lets it win wherever all
+similarities are negative.
 
 Source: Wang et al., "Disentangled Representation Learning for Text-Video Retrieval", 2022 (arXiv 2203.07111), whose
 interactions WAVER (arXiv 2312.09507) uses.
@@ -44,12 +44,21 @@ def wti(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
     With c the cosines of the text's tokens n and the video's frames f, and a, b the weights of both:
     1/2 (sum_n a_n max_f c_nf + sum_f b_f max_n c_nf). Uniform weights make it `ti`.
     """
-    cosines = torch.einsum("tnd,vfd->tvnf", F.normalize(text.values, dim=-1), F.normalize(video.values, dim=-1))
-    best_frame = cosines.masked_fill(~video.mask[None, :, None, :], -torch.inf).amax(dim=3)
-    best_token = cosines.masked_fill(~text.mask[:, None, :, None], -torch.inf).amax(dim=2)
+    # Videos last: the maxima are then taken between rows of memory, and cost little beside the product.
+    cosines = torch.einsum("tnd,fvd->tnfv", _normalised(text), _normalised(video).transpose(0, 1))
+    best_frame, best_token = cosines.amax(dim=2), cosines.amax(dim=1)
     return (
-        torch.einsum("tvn,tn->tv", best_frame, text.weights) + torch.einsum("tvf,vf->tv", best_token, video.weights)
+        torch.einsum("tnv,tn->tv", best_frame, text.weights) + torch.einsum("tfv,vf->tv", best_token, video.weights)
     ) / 2
+
+
+def _normalised(items: Embeddings) -> Float[Tensor, "M L D"]:
+    """Unit vectors, the padding of an item a copy of its first valid token.
+
+    A copy changes no maximum, and so spares the two masked copies of all cosines that filling with -inf would take.
+    """
+    first = items.values[torch.arange(len(items), device=items.values.device), items.mask.int().argmax(dim=1)]
+    return F.normalize(items.values.where(items.mask[..., None], first[:, None]), dim=-1)
 
 
 class WeightHead(nn.Sequential):

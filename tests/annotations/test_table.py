@@ -202,7 +202,8 @@ def test_one_error_has_every_kind_of_problem(tmp_path, videos, touch):
         "1 x start_s that is not a number: line 10: 'soon'\n",
         "2 x end_s that is not a number: line 11: True, line 12: inf\n",
         "1 x clip in two splits: a/1: train (line 1), test (line 13)\n",
-        "2 x video without a file: line 15: 'gone.mp4', line 17: 'no/xxx",
+        "1 x video without a file: line 15: 'gone.mp4'\n",
+        "1 x video that is no path of a file: line 17: 'no/xxx",
         f"put them into {videos} under this path",
         "1 x path that leaves the folder of videos: line 18: '../secret.mp4'\n",
         "1 x absolute path without a file: line 19: '/no/such.mp4'\n",
@@ -219,6 +220,16 @@ def test_one_error_has_every_kind_of_problem(tmp_path, videos, touch):
         "1 x line that is not UTF-8: captions.jsonl line 31 (byte 0xe9)\n",
     ):
         assert expected in message, (expected, message)
+
+
+@pytest.mark.parametrize("video", [".", "./", "a\x00.mp4", "é" * 130, "b/" + "x" * 256 + "/c.mp4"])
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
+def test_what_is_no_path_of_a_file_is_never_one(tmp_path, videos, name, video):
+    rows = [{"video": video, "caption": "x"}, {"video": "c.webm", "caption": "x"}, {"video": "d.MKV", "caption": "x"}]
+    message = fail(write(tmp_path / name, rows), videos, allow_missing_videos=True)
+    assert "1 problem\n" in message
+    if not (name == "captions.csv" and "\x00" in video):  # the csv of Python 3.10 refuses it by itself
+        assert "1 x video that is no path of a file: line " in message
 
 
 def test_at_most_five_examples_of_a_kind(tmp_path, videos):
@@ -266,6 +277,12 @@ def test_files_that_cannot_be_used(tmp_path, videos, name, content, expected):
     if content is not None:
         path.write_bytes(content)
     assert f" x {expected}" in fail(path, videos)
+
+
+def test_values_of_parquet_that_python_does_not_have(tmp_path, videos):
+    path = tmp_path / "captions.parquet"
+    pq.write_table(pa.table({"video": ["c.webm"], "caption": pa.array([2**62], pa.timestamp("us"))}), path)
+    assert "1 x unreadable file: " in fail(path, videos)
 
 
 def test_folder_of_videos_is_missing_or_empty(tmp_path, touch):

@@ -21,6 +21,8 @@ OPTIONAL = ("start_s", "end_s", "split", "style", "video_id")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _EXAMPLE = '{"video": ..., "caption": ...}'
 
+_MAX_NAME_BYTES = 255  # of common file systems
+
 Row = Mapping[str, Any]
 
 
@@ -116,7 +118,12 @@ def _read_parquet(path: Path, problems: Problems) -> tuple[list[str], list[tuple
         with pq.ParquetFile(path) as file:
             table = file.read()
         return table.column_names, [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (
+        OSError,
+        pa.ArrowException,
+        ValueError,
+        OverflowError,
+    ) as error:  # text that is no UTF-8, years beyond Python's
         problems.add("unreadable file", "it must exist, be readable and be Parquet", f"{path} ({error})")
         return [], []
 
@@ -149,12 +156,15 @@ def _locate_videos(
         if not is_text(video) or not video.strip() or video in seen:
             continue
         seen.add(video)
-        path, where = videos / video, f"{where}: {video!r}"  # an absolute `video` replaces the folder
-        # os.path, because a caption in the wrong column is too long a name: Path.is_file would raise.
-        is_there = path in indexed or os.path.isfile(path)  # noqa: PTH113
-        if ".." in Path(video).parts:
+        path, where = videos / video, f"{where}: {show(video)}"  # an absolute `video` replaces the folder
+        parts = Path(video).parts
+        if not parts or "\x00" in video or max(len(os.fsencode(part)) for part in parts) > _MAX_NAME_BYTES:
+            problems.add("video that is no path of a file", f"write paths below {videos}", where)
+            continue
+        if ".." in parts:
             problems.add("path that leaves the folder of videos", f"write paths below {videos}, without ..", where)
             continue
+        is_there = path in indexed or path.is_file()
         if Path(video).is_absolute() and not is_there:
             problems.add("absolute path without a file", f"write paths relative to {videos}", where)
         elif files and not is_there and not allow_missing:

@@ -153,7 +153,7 @@ class EvaluateConfig(Section):
 
     batch_size: Count = 64
     """Clips, or captions, embedded at a time."""
-    chunk_size: Count = 256
+    chunk_size: Count = 128
     """Side of the tiles in which the similarity is computed."""
     dsl: bool = False
     """`waver evaluate` also tells figures after dual softmax, which looks at all queries of the split at once."""

@@ -3,15 +3,19 @@
 import dataclasses
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.train.torch import get_device
 from rich.console import Console
 from rich.progress import Progress
 
+from waver.annotations import validation_source
 from waver.checkpoint import learned_from, load_student
 from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
@@ -19,6 +23,7 @@ from waver.evaluation import Evaluation, evaluate
 from waver.knowledge import Knowledge
 from waver.on_ray.cluster import own_device
 from waver.on_ray.workers import run_on_workers
+from waver.protocols import Protocol, protocol_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class _Job:
     store: Path
     knowledge: Path | None
     split: str
-    top_k: int
+    how: Mapping[str, Any]
 
 
 def evaluate_here(
@@ -40,7 +45,7 @@ def evaluate_here(
     knowledge: Knowledge | None = None,
     *,
     split: str,
-    top_k: int = 0,
+    **how: Any,
 ) -> Evaluation:
     """Exact metrics of a split, by this process, with a bar on a terminal.
 
@@ -51,7 +56,7 @@ def evaluate_here(
         store: clips.
         knowledge: of the clips, where config.informed_at_inference.
         split: train, validation or test.
-        top_k: how many of the first clips of each query are named in the answer; 0 for none.
+        how: other arguments of `waver.evaluation.evaluate`: top_k, excused, rescore.
     """
     student = load_student(checkpoint, config).to(own_device(config.resources))
     console = Console(stderr=True)
@@ -61,9 +66,7 @@ def evaluate_here(
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        return evaluate(
-            student, captions, store, config, split=split, knowledge=knowledge, top_k=top_k, on_progress=show
-        )
+        return evaluate(student, captions, store, config, split=split, knowledge=knowledge, on_progress=show, **how)
 
 
 def evaluate_on_workers(
@@ -74,7 +77,7 @@ def evaluate_on_workers(
     knowledge: Knowledge | None = None,
     *,
     split: str,
-    top_k: int = 0,
+    **how: Any,
 ) -> Evaluation:
     """The same metrics, by resources.workers of the connected cluster; they are the same for any number of them."""
     # Ray Train wants a folder that all nodes see for whatever it runs; here it has nothing to keep.
@@ -86,7 +89,7 @@ def evaluate_on_workers(
         store.path,
         knowledge.path if knowledge else None,
         split,
-        top_k,
+        how,
     )
     try:
         return run_on_workers(_evaluate_worker, job, config.resources, name="evaluation", storage=scratch)
@@ -99,6 +102,7 @@ def result_of(
     checkpoint: Path,
     config: ExperimentConfig,
     knowledge: Knowledge | None,
+    captions: pa.Table,
     *,
     chosen_on: str | None,
 ) -> dict:
@@ -109,27 +113,64 @@ def result_of(
         checkpoint: of the model.
         config: of the model.
         knowledge: that informed the videos; None for none.
+        captions: the data set's caption table.
         chosen_on: the split on which this checkpoint was found to be the best of its run; None where somebody named it.
     """
     learned = learned_from(checkpoint)
+    leaky = bool((learned and learned["leaky"]) or (knowledge and knowledge.leaky))
+    protocol = protocol_of_table(
+        config,
+        captions,
+        evaluation.split,
+        captions_per_clip=evaluation.clip_of_text.bincount().tolist(),
+        num_missing_clips=len(evaluation.missing_clips),
+        chosen_on=chosen_on,
+        leaky=leaky,
+        variants=list(evaluation.variants),
+    )
     return {
+        "protocol": dataclasses.asdict(protocol),
         "split": evaluation.split,
         "metrics": evaluation.metrics,
+        "variants": evaluation.variants,
         "gallery_size": evaluation.gallery_size,
         "num_queries": evaluation.num_queries,
         "num_missing_clips": len(evaluation.missing_clips),
         "missing_clips": list(evaluation.missing_clips),
-        "ties": "a tied answer has the average rank of those it is tied with",
+        "ties": protocol.ties,
         "checkpoint": str(checkpoint),
         "chosen_on": chosen_on,
         "validation": evaluation.validation,
         "styles": evaluation.styles,
         "knowledge": {"at_inference": config.informed_at_inference, "learned_from": learned},
-        "leaky": bool((learned and learned["leaky"]) or (knowledge and knowledge.leaky)),
+        "leaky": leaky,
         "device": evaluation.device,
         "precision": evaluation.precision,
         "config": config.digest(),
     }
+
+
+def protocol_of_table(config: ExperimentConfig, captions: pa.Table, split: str, **facts: Any) -> Protocol:
+    """The protocol of figures on a split of a data set.
+
+    Args:
+        config: of the experiment.
+        captions: the data set's caption table.
+        split: on which the figures are.
+        facts: other arguments of `waver.protocols.protocol_of`.
+    """
+    return protocol_of(
+        data_format=config.data.format,
+        data_split=getattr(config.data, "split", None),
+        split=split,
+        clip_ids={
+            part: pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], part))).to_pylist()
+            for part in ("train", "validation", "test")
+        },
+        validation=validation_source(captions),
+        knowledge_at_inference=config.informed_at_inference,
+        **facts,
+    )
 
 
 def _evaluate_worker(job: _Job) -> Evaluation:
@@ -142,6 +183,6 @@ def _evaluate_worker(job: _Job) -> Evaluation:
         job.config,
         split=job.split,
         knowledge=knowledge,
-        top_k=job.top_k,
+        **job.how,
     )
     return dataclasses.replace(evaluation, ranks=evaluation.ranks.cpu())

@@ -7,14 +7,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from waver.checkpoint import learned_from
 from waver.clip_store import ClipStore, StoreError
 from waver.config import ExperimentConfig
+from waver.duplicates import Duplicates, equivalent_clips, excused_pairs, find_duplicates
 from waver.engine import load_captions, store_settings
-from waver.evaluation import Evaluation
+from waver.evaluation import Evaluation, Gallery, gallery
 from waver.files import write_json
 from waver.knowledge import (
     Dictionary,
@@ -33,6 +38,7 @@ from waver.on_ray.train import train
 from waver.on_ray.vocabulary import make_vocabulary
 from waver.released import read_released
 from waver.run import find_checkpoint
+from waver.trec import DEPTH, write_trec
 
 Say = Callable[[str], None]
 _SHARES_OF_A_CPU = 4
@@ -112,8 +118,7 @@ def run_match(config: ExperimentConfig, *, say: Say, progress: bool = True) -> K
         if config.knowledge.released:
             dictionary, matches = read_released(config.knowledge.released, sorted(asked), config.knowledge.num_matches)
         else:
-            dictionary, matches = read_dictionary(config.dictionary), None
-            _check_captions(dictionary.manifest, captions, config)
+            dictionary, matches = open_dictionary(config, captions), None
         return match(config, clip_ids, store, dictionary, released=matches, say=say, progress=progress)
 
 
@@ -144,7 +149,16 @@ def training_knowledge(config: ExperimentConfig, captions: pa.Table, store: Clip
     )
 
 
-def run_evaluation(path: Path, config: ExperimentConfig, *, split: str, say: Say, output: Path | None = None) -> dict:
+def run_evaluation(
+    path: Path,
+    config: ExperimentConfig,
+    *,
+    split: str,
+    say: Say,
+    output: Path | None = None,
+    trec: Path | None = None,
+    trec_depth: int = DEPTH,
+) -> dict:
     """Evaluates a checkpoint, or the best one of a run; writes the result as JSON and returns it.
 
     Args:
@@ -153,17 +167,49 @@ def run_evaluation(path: Path, config: ExperimentConfig, *, split: str, say: Say
         split: train, validation or test.
         say: is told what is going on.
         output: JSON file; by default `evaluation_<split>.json` in the folder of the run, with the checkpoint's name in it
-            where one was named.
+            where one was named. What stands twice in the split is listed beside it, in `duplicates_<split>.json`.
+        trec: folder that receives the rankings in TREC's format, see `waver.trec`; None for none.
+        trec_depth: answers of each query in them.
     """
-    checkpoint = find_checkpoint(path)
-    evaluation, knowledge = evaluate_checkpoint(checkpoint, config, load_captions(config), split=split, say=say)
+    checkpoint, captions = find_checkpoint(path), load_captions(config)
+    queries = gallery(captions, split)
+    duplicates, excused = _audit(config, captions, queries, split)
+    top_k = min(trec_depth, len(queries.clip_ids)) if trec else 0
+    evaluation, knowledge = evaluate_checkpoint(
+        checkpoint, config, captions, split=split, say=say, top_k=top_k, excused=excused, rescore=True
+    )
     is_best = path != checkpoint
-    result = result_of(evaluation, checkpoint, config, knowledge, chosen_on="validation" if is_best else None)
+    chosen_on = "validation" if is_best else None
+    result = result_of(evaluation, checkpoint, config, knowledge, captions, chosen_on=chosen_on)
+    if trec:
+        write_trec(
+            trec,
+            clip_ids=evaluation.clip_ids,
+            text_ids=evaluation.text_ids,
+            clip_of_text=evaluation.clip_of_text.tolist(),
+            t2v=evaluation.top,
+            v2t=evaluation.ranks.top_groups,
+            tag=config.name,
+        )
+        say(f"rankings, {top_k} deep, are in {trec}")
     if result["leaky"]:
         say(LEAKY)
-    name = f"evaluation_{split}.json" if is_best else f"evaluation_{split}_{checkpoint.name}.json"
-    write_json(output or checkpoint.parent / name, result)
+    result["duplicates"] = duplicates.counts
+    name = split if is_best else f"{split}_{checkpoint.name}"
+    write_json(output or checkpoint.parent / f"evaluation_{name}.json", result)
+    write_json((output or checkpoint).parent / f"duplicates_{split}.json", duplicates.as_json())
     return result
+
+
+def _audit(
+    config: ExperimentConfig, captions: pa.Table, queries: Gallery, split: str
+) -> tuple[Duplicates, Int[Tensor, "pairs 2"] | None]:
+    """What stands twice in a split, and which answers to its queries are therefore not wrong; None where all others are."""
+    own = captions.filter(pc.equal(captions["split"], split))
+    equivalent = equivalent_clips(own, open_store(config, captions))
+    texts, clips = excused_pairs(queries.texts, queries.clip_of_text.numpy(), queries.clip_ids, equivalent)
+    excused = torch.from_numpy(np.stack([texts, clips], axis=1)) if len(texts) else None
+    return find_duplicates(captions, split, equivalent), excused
 
 
 def evaluate_checkpoint(
@@ -174,7 +220,7 @@ def evaluate_checkpoint(
     split: str,
     say: Say,
     queries: pa.Table | None = None,
-    top_k: int = 0,
+    **how: Any,
 ) -> tuple[Evaluation, Knowledge | None]:
     """Evaluates a checkpoint, in this process or on workers.
 
@@ -185,7 +231,7 @@ def evaluate_checkpoint(
         split: train, validation or test.
         say: is told what is going on.
         queries: asked in place of the split's captions, of the same clips; a caption table too.
-        top_k: how many of the first clips of each query are named in the answer.
+        how: other arguments of `waver.evaluation.evaluate`: top_k, excused, rescore.
 
     Returns:
         The figures, and the knowledge that informed the videos; None for none.
@@ -198,10 +244,10 @@ def evaluate_checkpoint(
     say(f"evaluating {checkpoint} on the {split} split")
     asked = captions if queries is None else queries
     if config.resources.workers == 1 and "RAY_ADDRESS" not in os.environ:
-        return evaluate_here(checkpoint, config, asked, store, knowledge, split=split, top_k=top_k), knowledge
+        return evaluate_here(checkpoint, config, asked, store, knowledge, split=split, **how), knowledge
     with connect(num_cpus=local_cpus(config)) as where:
         say(where)
-        return evaluate_on_workers(checkpoint, config, asked, store, knowledge, split=split, top_k=top_k), knowledge
+        return evaluate_on_workers(checkpoint, config, asked, store, knowledge, split=split, **how), knowledge
 
 
 def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
@@ -231,6 +277,17 @@ def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
             f"({other[0]} from {there[other[0]]}, not {here[other[0]]}): run `waver ingest CONFIG`, which decodes them again"
         )
     return store
+
+
+def open_dictionary(config: ExperimentConfig, captions: pa.Table) -> Dictionary:
+    """The dictionary of an experiment.
+
+    Raises:
+        KnowledgeError: where it is not there, or was made of other captions.
+    """
+    dictionary = read_dictionary(config.dictionary)
+    _check_captions(dictionary.manifest, captions, config)
+    return dictionary
 
 
 def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStore, splits: Sequence[str]) -> Knowledge:

@@ -95,7 +95,12 @@ def run_robustness(
         assert np.array_equal(evaluation.clip_of_text.numpy(), queries.clip)
         chosen_on = "validation" if source.path != source.checkpoint else None
         described.append(
-            _about(source, result_of(evaluation, source.checkpoint, source.config, knowledge, chosen_on=chosen_on))
+            _about(
+                source,
+                result_of(
+                    evaluation, source.checkpoint, source.config, knowledge, source.captions, chosen_on=chosen_on
+                ),
+            )
         )
         figures.append(run_figures(source.name, _answers(evaluation), queries))
     about = {

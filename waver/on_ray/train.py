@@ -1,5 +1,6 @@
 """Training with Ray Train: DDP workers fed by Ray Data, checkpoints, resuming."""
 
+import dataclasses
 import hashlib
 import json
 import resource
@@ -30,12 +31,14 @@ from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
 from waver.engine import Training, build_student, build_training, make_batch, train_epoch
 from waver.epochs import epoch_batches
-from waver.evaluation import evaluate, read_ahead
+from waver.evaluation import evaluate, gallery, read_ahead
 from waver.files import write_json
 from waver.knowledge import Knowledge
+from waver.on_ray.evaluate import protocol_of_table
 from waver.on_ray.progress import follow
 from waver.on_ray.stream import CPUS_PER_LOADER, clip_stream
 from waver.on_ray.workers import run_on_workers
+from waver.protocols import Protocol
 from waver.run import (
     SELECTION_METRIC,
     best_checkpoint,
@@ -96,10 +99,10 @@ def train(
     """
     folder = folder or config.run_folder
     for split in ("train", "validation"):  # rather now than after the first epoch
-        _check_split(captions, store, split)
+        check_split(captions, store, split)
     rows = training_rows(captions, store)
     steps_per_epoch = len(plan_epoch(config, captions, rows, epoch=0))
-    data = _describe(captions.take(rows))
+    data = describe_data(captions.take(rows))
     open_run(folder, config, data)
     if result := finished(folder):
         say(f"{folder} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name")
@@ -131,7 +134,9 @@ def train(
                 callbacks=callbacks,
             )
     checkpoint, metrics = best_checkpoint(folder)
+    leaky = bool(knowledge and knowledge.leaky)
     result = {
+        "protocol": dataclasses.asdict(_protocol_of_validation(config, captions, store, leaky=leaky)),
         "epochs": config.train.epochs,
         "steps": config.train.epochs * steps_per_epoch,
         "best_checkpoint": checkpoint.name,
@@ -142,13 +147,27 @@ def train(
             "at_inference": config.informed_at_inference,
             "learned_from": knowledge.summary() if knowledge else None,
         },
-        "leaky": bool(knowledge and knowledge.leaky),
+        "leaky": leaky,
         "config": config.digest(),
         "seconds": time.perf_counter() - start,
         **outcome,
     }
     write_json(folder / "result.json", result)
     return result
+
+
+def _protocol_of_validation(config: ExperimentConfig, captions: pa.Table, store: ClipStore, *, leaky: bool) -> Protocol:
+    """Of the figures by which the best checkpoint was found."""
+    validation = gallery(captions, "validation")
+    return protocol_of_table(
+        config,
+        captions,
+        "validation",
+        captions_per_clip=validation.clip_of_text.bincount().tolist(),
+        num_missing_clips=len(set(validation.clip_ids) - set(store.ok_clip_ids())),
+        chosen_on="validation",
+        leaky=leaky,
+    )
 
 
 def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
@@ -160,7 +179,7 @@ def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
     return rows[np.argsort(clip_ids, kind="stable")]
 
 
-def _describe(captions: pa.Table) -> dict[str, Any]:
+def describe_data(captions: pa.Table) -> dict[str, Any]:
     """What is trained on: counts, and a hash of clips and captions in their order, on which the plan of a run rests."""
     columns = (captions["clip_id"].to_pylist(), captions["caption"].to_pylist())
     return {
@@ -170,7 +189,8 @@ def _describe(captions: pa.Table) -> dict[str, Any]:
     }
 
 
-def _check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
+def check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
+    """Raises ValueError where nothing could be learned from a split, or nothing chosen by it."""
     clips = pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], split)))
     if len(clips) == 0:
         raise ValueError(f"the {split} split has no captions")

@@ -21,6 +21,7 @@ from waver.metrics import chance
 from waver.on_ray.cluster import connect
 from waver.on_ray.experiment import local_cpus, run_evaluation, run_ingest, run_match, run_training
 from waver.on_ray.ingest import describe_failures
+from waver.protocols import Protocol
 from waver.quickstart.dictionary import make_dictionary
 from waver.quickstart.experiment import quickstart_config
 from waver.quickstart.memory import peak_memory
@@ -123,6 +124,7 @@ def _example(config: ExperimentConfig, knowledge: Knowledge) -> str:
 def _results(results: dict[str, dict], measured: dict[str, Any]) -> dict[str, Any]:
     waver = results["with knowledge"]
     return {
+        "protocol": waver["protocol"],
         "metrics": waver["metrics"],
         "metrics_of_runs": {name: result["metrics"] for name, result in results.items()},
         "chance": chance(waver["gallery_size"]),
@@ -144,6 +146,8 @@ def _mean(result: dict, styles: tuple[str, ...]) -> float:
 
 
 def _show(found: dict, results: dict[str, dict], show: Callable[[object], None]) -> None:
+    for line in Protocol(**found["protocol"]).lines():
+        show(line)
     title = f"{found['num_queries']} captions in {found['gallery_size']} clips never seen in training"
     rows = {name: result["metrics"] for name, result in results.items()}
     show(metrics_table(title, rows | {"chance": found["chance"]}))

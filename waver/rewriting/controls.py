@@ -7,7 +7,7 @@ import re
 
 from waver.rewriting.directions import swapped_direction
 from waver.rewriting.rule import Rule, choose, keyed, shuffled
-from waver.rewriting.syntax import body, root_of
+from waver.rewriting.syntax import agrees, body, root_of
 from waver.rewriting.verbs import find_verb, inflected
 from waver.rewriting.words import exchange, find_words, load_words, word_set
 
@@ -34,7 +34,7 @@ def negation(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
     if not any(child.dep_ in {"nsubj", "nsubjpass", "expl"} for child in verb.lefts):
         return None
     auxiliaries = [child for child in verb.lefts if child.dep_ in {"aux", "auxpass"}]
-    if verb.pos_ == "AUX" and not auxiliaries:
+    if not auxiliaries and (verb.pos_ == "AUX" or verb.lower_ in {"is", "are", "was", "were"}):
         auxiliaries = [verb]
     if auxiliaries:
         first = auxiliaries[0]
@@ -43,7 +43,13 @@ def negation(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
     if verb.pos_ != "VERB" or any(child.dep_ in {"conj", "cc"} for child in verb.children):
         return None
     base = _base(verb)
-    if base is None or any(child.dep_ == "advmod" for child in verb.lefts):
+    subject = next(child for child in verb.lefts if child.dep_ in {"nsubj", "nsubjpass", "expl"})
+    if base is None or not agrees(verb, subject):
+        return None
+    # "burgers showcased" may be burgers that are shown.
+    if verb.tag_ == "VBD" and subject.left_edge.pos_ not in {"DET", "PRON", "PROPN", "NUM"}:
+        return None
+    if any(child.dep_ == "advmod" for child in verb.lefts) or any(token.lower_ == "then" for token in tokens):
         return None
     return _with(text, verb, f"{_DO[verb.tag_]} not {base}")
 

@@ -1,6 +1,6 @@
 """`an onion is being cut by a man`: the passive of captions with a subject, a verb and an object."""
 
-from waver.rewriting.syntax import body, may_be_verb, render, root_of, span
+from waver.rewriting.syntax import agrees, body, may_be_verb, render, root_of, span
 from waver.rewriting.verbs import find_verb
 from waver.rewriting.words import word_set
 
@@ -32,6 +32,7 @@ _OF_THE_VERB = word_set(
     into onto in on at off out from through across along over down near under around during
     """
 )
+_WITHOUT_PARTICLE = frozenset({"perform", "play", "sing", "watch"})  # "performing out stage"
 _PLACING = word_set("add pour put place")
 _INSTRUMENTS = word_set(
     """
@@ -74,15 +75,24 @@ def passive(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
         return None
     if verb.lemma_ in _PLACING and any(token.dep_ == "prep" and token.lower_ != "of" for token in thing):
         return None
+    if not agrees(verb, subject_head):
+        return None
     verb_group = _passive_verb(verb, middle, _is_plural(thing_heads[0], thing))
     if verb_group is None:
         return None
-    agent: list | str = _OBJECT_CASE.get(subject[0].lower_, subject) if len(subject) == 1 else subject
-    patient: list | str = _SUBJECT_CASE.get(thing[0].lower_, thing) if len(thing) == 1 else thing
+    agent: list[spacy.tokens.Token] | str = (
+        _OBJECT_CASE.get(subject[0].lower_, subject) if len(subject) == 1 else subject
+    )
+    patient: list[spacy.tokens.Token] | str = _SUBJECT_CASE.get(thing[0].lower_, thing) if len(thing) == 1 else thing
     return render(doc, [patient, verb_group, particle, tail, "by", agent])
 
 
-def _is_plain(subject: list, subject_head: "spacy.tokens.Token", thing: list, head: "spacy.tokens.Token") -> bool:
+def _is_plain(
+    subject: "list[spacy.tokens.Token]",
+    subject_head: "spacy.tokens.Token",
+    thing: "list[spacy.tokens.Token]",
+    head: "spacy.tokens.Token",
+) -> bool:
     """Whether subject and object are nouns that can change places."""
     if subject_head.pos_ not in {"NOUN", "PROPN", "PRON", "NUM"} or head.pos_ not in {"NOUN", "PROPN", "PRON"}:
         return False
@@ -100,16 +110,21 @@ def _is_plain(subject: list, subject_head: "spacy.tokens.Token", thing: list, he
         return False
     if len(thing) == 1 and head.lower_ in _SUBJECT_CASE:
         return head.lower_ not in {"it"}
-    return not any(token.lower_ in _BOUND_PRONOUNS for token in thing)
+    return not any(token.lower_ in _BOUND_PRONOUNS | {"with"} for token in thing)
 
 
-def _is_in_place(verb: "spacy.tokens.Token", middle: list, particle: list, tail: list) -> bool:
+def _is_in_place(
+    verb: "spacy.tokens.Token",
+    middle: "list[spacy.tokens.Token]",
+    particle: "list[spacy.tokens.Token]",
+    tail: "list[spacy.tokens.Token]",
+) -> bool:
     """Whether every word between and behind has a place in the passive."""
     if any(token.head != verb or token.dep_ not in {"aux", "advmod"} for token in middle):
         return False
     if any(token.dep_ == "advmod" and not token.lower_.endswith("ly") for token in middle):
         return False
-    if len(particle) > 1 or any(token.dep_ != "prt" for token in particle):
+    if len(particle) > 1 or any(token.dep_ != "prt" or verb.lemma_ in _WITHOUT_PARTICLE for token in particle):
         return False
     if len(tail) > 8 or any(token.pos_ in {"VERB", "AUX", "PRON", "CCONJ", "SCONJ"} for token in tail):
         return False
@@ -127,12 +142,14 @@ def _belongs_to_verb(head: "spacy.tokens.Token") -> bool:
     if head.dep_ == "advmod":
         return head.lower_.endswith("ly")
     things = [child.lower_ for child in head.children if child.dep_ == "pobj"]
+    if head.lower_ == "to":
+        return len(things) == 1 and things[0] in {"left", "right"}
     if head.dep_ != "prep" or head.lower_ not in _OF_THE_VERB | {"with"}:
         return False
     return head.lower_ != "with" or (len(things) == 1 and things[0] in _INSTRUMENTS)
 
 
-def _is_plural(head: "spacy.tokens.Token", thing: list) -> bool | None:
+def _is_plural(head: "spacy.tokens.Token", thing: "list[spacy.tokens.Token]") -> bool | None:
     """Whether a verb with this subject is plural; None if that cannot be told."""
     if any(token.head == head and token.dep_ == "conj" for token in thing):
         return True if any(token.lower_ == "and" for token in thing) else None
@@ -148,7 +165,7 @@ def _is_plural(head: "spacy.tokens.Token", thing: list) -> bool | None:
     return plural
 
 
-def _passive_verb(verb: "spacy.tokens.Token", middle: list, plural: bool | None) -> str | None:
+def _passive_verb(verb: "spacy.tokens.Token", middle: "list[spacy.tokens.Token]", plural: bool | None) -> str | None:
     """`is being slowly cut`, in the time of the active; None if there is no plain one."""
     forms = find_verb(verb.lower_, verb.tag_)
     if forms is None or plural is None:

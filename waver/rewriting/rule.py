@@ -1,7 +1,7 @@
 """What a rule is, and how one is applied to captions: without order, without state, with choices made by hashes."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,19 +40,21 @@ def keyed(*rules: Rule) -> dict[str, Rule]:
     return by_key
 
 
-def available_rules(rules: Sequence[Rule], *, parsed: bool) -> tuple[list[Rule], list[Rule]]:
+def available_rules(rules: Iterable[Rule], *, parsed: bool) -> tuple[list[Rule], list[Rule]]:
     """Parts rules into those that can be applied and those that cannot.
 
     Args:
         rules: any.
-        parsed: whether there are parses.
+        parsed: whether there are parses, which take spaCy and one of its models.
 
     Returns:
-        Available rules, unavailable rules.
+        Those that are available, those that are not.
     """
-    return [rule for rule in rules if parsed or not rule.needs_parse], [
-        rule for rule in rules if rule.needs_parse and not parsed
-    ]
+    rules = list(rules)
+    return (
+        [rule for rule in rules if parsed or not rule.needs_parse],
+        [rule for rule in rules if rule.needs_parse and not parsed],
+    )
 
 
 def parse_captions(captions: Sequence[str], parser: "spacy.language.Language") -> "list[spacy.tokens.Doc]":

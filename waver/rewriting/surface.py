@@ -35,13 +35,14 @@ _FRAMES = {
         "in this clip one can see the following: {}",
         "here is what the camera recorded: {}",
     ),
+    # Most of it behind the caption: models read so many words (32 tokens in the paper), and the caption must be among them.
     "heavy": (
-        "i am looking for a short video that somebody recorded, in which one can see the following: {}, and that is "
-        "basically all that is going on in it",
-        "what we have here is a recording of some length, and if one were to describe it in a sentence: {}, or at "
-        "least that is how it looks to me",
-        "among all the videos that there are, please find the one in which the following can be observed: {}, as far "
-        "as one can tell from watching it",
+        "i am looking for a video in which one can see this: {}, and that is basically all that is going on in it, as "
+        "far as i can tell from watching it",
+        "what somebody recorded here is the following: {}, or at least that is how it looks to me when i try to put it "
+        "into words",
+        "please find me the video that shows this: {}, which is how i would describe it to somebody who wants to know "
+        "what happens in it",
     ),
 }
 
@@ -90,7 +91,10 @@ def sentence_case(text: str, key: str, doc: object) -> str:
 
 
 def typos(text: str, key: str, doc: object, *, share: float) -> str:
-    """Mistakes in a share of the words of four letters or more, in one at least; first letters and numbers stay right."""
+    """Mistakes in a share of the words of four letters or more, in one at least; first letters and numbers stay right.
+
+    Of a hundred words of MSVD that are mistyped, less than one becomes another word that is common there (hose for horse).
+    """
     words = list(_TYPED.finditer(text))
     count = max(1, -int(-share * len(words) // 1))
     for word in sorted(shuffled(words, key)[:count], key=lambda word: -word.start()):

@@ -26,7 +26,7 @@ _FRONTED_ADVERBS = word_set(
 _OFTEN_VERBS = word_set(
     """
     move talk turn walk look run jump dance ride fall go stand sit smile laugh wave point shake kick throw play
-    drink cook show spin step start stop leave swing bow roll slide clap pass push pull hit hug kiss watch
+    drink cook show spin step start stop leave swing bow roll slide clap pass push pull hit hug kiss watch change
     """
 )
 _CONJUNCTIONS = frozenset({"while", "when", "as", "because", "after", "before"})
@@ -37,19 +37,20 @@ _BOUND = word_set(
     roll wrap turn try spread apply press stick hang write draw paint click land hop push pull kick hit lean
     rely focus concentrate work knock tap bite stab peck punch shoot engage participate compete take bring lead
     dress cover blow sprinkle scratch kiss pat slap smack rub arrive look stare point break slice fold split
-    chop tear smile laugh bark wave aim gaze glare yell shout scream throw toss fire dig pass drive run go come
-    move walk crawl slide chop dice pick keep leave stay remain live be have become seem appear end start begin
-    trip crash bump slam collide bang bounce brush clean wash wipe comb tie touch pet lick poke bathe sink
-    submerge soak plunge join help believe attach fix open close rip pack fill flip stamp cheer stack pile
-    center zoom pan tread pounce attack feed chew gnaw nibble drag carry
+    chop tear smile laugh bark wave aim gaze glare yell shout scream toss fire dig pass drive run go come move
+    walk crawl slide dice pick keep leave stay remain live be have become seem appear end start begin trip crash
+    bump slam collide bang bounce brush clean wash wipe comb tie touch pet lick poke bathe sink submerge soak
+    plunge join help believe attach fix open close rip pack fill flip stamp cheer stack pile sniff growl hiss
+    use center zoom pan tread pounce attack feed chew gnaw nibble drag carry
     """
 )
 _MOVES_ALONG = word_set("run walk go move drive crawl slide pass drag carry roll jump leap")
-_BODY = word_set(
+# Things in or on which something is done, not where it is done; and ways to do it.
+_NO_PLACES = word_set(
     """
     head face back nose cheek leg arm hand belly stomach chest ear neck shoulder mouth eye foot finger lap
     forehead hair tail half piece slice cube strip shape form way part fact order case line favor charge use
-    time
+    time microphone mic person circle detail
     """
 )
 
@@ -98,6 +99,13 @@ def root_of(tokens: "list[spacy.tokens.Token]") -> "spacy.tokens.Token":
     return next(token for token in tokens if token.head == token)
 
 
+def agrees(verb: "spacy.tokens.Token", subject: "spacy.tokens.Token") -> bool:
+    """Whether subject and verb have one number, as far as that shows; where not, one of them is likely another word."""
+    plural = subject.tag_ in {"NNS", "NNPS"} or any(child.dep_ == "conj" for child in subject.children)
+    singular = subject.tag_ in {"NN", "NNP"} and not plural
+    return not (plural and verb.tag_ == "VBZ") and not (singular and verb.tag_ == "VBP")
+
+
 def clause_order(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
     """`on the stage, a man is singing`: what stands last, if it tells where or when, comes first."""
     tokens = body(doc)
@@ -109,6 +117,9 @@ def clause_order(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
         if moved and moved[-1].i == tokens[-1].i and _can_be_fronted(phrase, verb, moved):
             rest = tokens[: moved[0].i]
             if rest[-1].pos_ in {"ADP", "PART", "CCONJ", "DET"} or rest[-1].dep_ in {"prt", "prep", "aux"}:
+                return None
+            # "talks to the people in the audience": who is in the audience?
+            if rest[-1].dep_ == "pobj" and rest[-1].head.lower_ in {"to", "of", "for", "from", "between"}:
                 return None
             return render(doc, [moved, ",", rest])
     return None
@@ -145,7 +156,7 @@ def _can_be_fronted(
     if word in {"after", "before"} and "pcomp" in deps:
         return True
     things = [child for child in phrase.children if child.dep_ == "pobj"]
-    if len(things) != 1 or things[0].pos_ != "NOUN" or len(things[0]) == 1 or things[0].lemma_.lower() in _BODY:
+    if len(things) != 1 or things[0].pos_ != "NOUN" or len(things[0]) == 1 or things[0].lemma_.lower() in _NO_PLACES:
         return False
     if any(token.pos_ == "CCONJ" or token.lower_ == "each" for token in moved):
         return False
