@@ -82,7 +82,7 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 def test_each_term_is_its_formula(batch, start, load_knowing, kind, at_inference):
     config = load_knowing(**ALL, **{"knowledge.at_inference": at_inference, "similarity.kind": kind})
     training = start(config)
-    terms = batch_terms(training, batch, config)
+    terms = batch_terms(training, batch, config)[0]
     full = matrices(training, batch)
     plain, informed = full["plain"], full["informed"]
 
@@ -124,7 +124,7 @@ def test_a_term_without_weight_is_absent_and_the_others_are_as_they_were(
     config = load_knowing(**{f"loss.{name}": weight for name, weight in weights.items()}, **mode)
     everything = load_knowing(**(ALL | mode))
     training = start(everything)
-    whole, terms = batch_terms(training, batch, everything), batch_terms(training, batch, config)
+    whole, terms = batch_terms(training, batch, everything)[0], batch_terms(training, batch, config)[0]
     assert terms.keys() == expected
     for name, term in terms.items():
         assert torch.equal(term, whole[name])
@@ -135,9 +135,9 @@ def test_plain_retrieval_without_distillation_never_sees_a_phrase(batch, start, 
     config = load_knowing(**{"knowledge.at_inference": False})
     training = start(config)
     assert training.student.fusion is None
-    before = batch_terms(training, batch, config)
+    before = batch_terms(training, batch, config)[0]
     training.phrases = torch.full_like(training.phrases, torch.nan)
-    assert batch_terms(training, batch, config) == before
+    assert batch_terms(training, batch, config)[0] == before
 
 
 @torch.no_grad()
@@ -145,9 +145,9 @@ def test_informed_retrieval_depends_on_the_phrases_and_plain_retrieval_does_not(
     for at_inference in RETRIEVED:
         config = load_knowing(**ALL, **{"knowledge.at_inference": at_inference})
         training = start(config)
-        before = batch_terms(training, batch, config)
+        before = batch_terms(training, batch, config)[0]
         training.phrases = training.phrases.flip(0)
-        after = batch_terms(training, batch, config)
+        after = batch_terms(training, batch, config)[0]
         same = {name for name in before if torch.equal(before[name], after[name])}
         assert same == (set() if at_inference else {"contrastive"})
 
@@ -178,7 +178,7 @@ def test_the_loss_reaches_every_parameter(captions, store, knowledge, load_knowi
         config = load_knowing(**chosen, **{"similarity.kind": kind, "model.temporal": temporal})
         training = start(config)
         batch = make_batch(captions, np.array([0, 1, 3]), store.read(clips), config, 3, knowledge)
-        terms = batch_terms(training, batch, config)
+        terms = batch_terms(training, batch, config)[0]
         sum(config.loss.weights[name] * term for name, term in terms.items()).backward()
         assert [name for name, p in training.student.named_parameters() if p.requires_grad and p.grad is None] == []
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from waver import parallel
 from waver.annotations import load_didemo, load_msrvtt, load_msvd, load_table, load_vatex
@@ -25,6 +26,7 @@ from waver.config import ExperimentConfig
 from waver.knowledge import Knowledge
 from waver.model import Encoded, Student
 from waver.objective import loss_terms
+from waver.profiling import BACKWARD, FORWARD, LOSS, OPTIMIZER
 
 
 class NonFiniteLossError(parallel.InStepError):
@@ -183,21 +185,23 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
     """One optimizer step over a global batch.
 
     Returns:
-        What to log: loss and terms of the global batch, learning rates, gradient norm before clipping, logit scale.
+        What to log: loss and terms of the global batch, what is watched beside them (see `waver.diagnostics`), learning
+        rates, gradient norm before clipping, logit scale.
 
     Raises:
         NonFiniteLossError: on every worker, before any weight is changed.
     """
     student = training.student
     student.train()
-    terms = batch_terms(training, batch, config)
+    terms, watched = batch_terms(training, batch, config)
     loss = sum(config.loss.weights[name] * term for name, term in terms.items())
     training.optimizer.zero_grad(set_to_none=True)
-    # DDP averages gradients over workers; our loss is a share of a sum.
-    (loss * parallel.world_size()).backward()
+    with record_function(BACKWARD):
+        # DDP averages gradients over workers; our loss is a share of a sum.
+        (loss * parallel.world_size()).backward()
     norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.train.clip_grad_norm)
 
-    logged = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": loss}
+    logged = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": loss} | watched
     sums = parallel.all_reduce(torch.stack([value.detach() for value in logged.values()]), "sum").tolist()
     logs = dict(zip(logged, sums, strict=True)) | {"grad_norm": norm.item()}
     rates = training.schedule.get_last_lr()
@@ -208,31 +212,35 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
             f"lr = {rates[-1]:.3g} (backbone {rates[0]:.3g}). No weight was changed by it; the last checkpoint is good. "
             "Lower train.lr, or raise train.warmup_fraction, and run the same command again under a new name"
         )
-    training.optimizer.step()
-    training.schedule.step()
-    student.clamp_logit_scale()
+    with record_function(OPTIMIZER):
+        training.optimizer.step()
+        training.schedule.step()
+        student.clamp_logit_scale()
     training.step += 1
     return logs
 
 
-def batch_terms(training: Training, batch: Batch, config: ExperimentConfig) -> dict[str, Float[Tensor, ""]]:
-    """This worker's share of each loss term of a global batch, see `waver.objective`."""
+def batch_terms(
+    training: Training, batch: Batch, config: ExperimentConfig
+) -> tuple[dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]:
+    """This worker's share of each loss term of a global batch, and of what is watched, see `waver.objective`."""
     device, weights = training.student.logit_scale.device, config.loss.weights
     retrieved = "informed" if config.informed_at_inference else "plain"
     needs_plain = retrieved == "plain" or weights["knowledge"] > 0 or weights["distill"] > 0
     batch = batch.to(device)
-    with autocast(config, device):
+    with record_function(FORWARD), autocast(config, device):
         phrases = training.phrases[batch.phrase_ids]
         encoded = training.forward(batch, phrases, plain=needs_plain, informed=config.uses_fusion)
-    return loss_terms(
-        training.student,
-        encoded,
-        batch,
-        training.phrases,
-        weights=weights,
-        temperature=config.loss.temperature,
-        retrieved=retrieved,
-    )
+    with record_function(LOSS):
+        return loss_terms(
+            training.student,
+            encoded,
+            batch,
+            training.phrases,
+            weights=weights,
+            temperature=config.loss.temperature,
+            retrieved=retrieved,
+        )
 
 
 def train_epoch(training: Training, batches: Iterable[Batch], config: ExperimentConfig) -> Iterator[dict[str, float]]:
@@ -246,7 +254,12 @@ def train_epoch(training: Training, batches: Iterable[Batch], config: Experiment
         waited = time.perf_counter() - start
         logs = train_step(training, batch, config)
         seconds = time.perf_counter() - start
-        yield logs | {"clips_per_s": batch.num_pairs / seconds, "data_wait_share": waited / seconds}
+        speed = batch.num_pairs / seconds
+        yield logs | {
+            "clips_per_s": speed,
+            "clips_per_s_per_worker": speed / parallel.world_size(),
+            "data_wait_share": waited / seconds,
+        }
     training.epoch += 1
 
 

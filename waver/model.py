@@ -62,6 +62,11 @@ class KnowledgeFusion(nn.Module):
         frames = self.attended_norm(frames + self.attended(seen.transpose(1, 2).flatten(2)))
         return self.output_norm(frames + self.output(F.gelu(self.hidden(frames))))
 
+    def attention(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B H F K"]:
+        """How much each frame looks at each phrase, in each head; sums to 1 over the phrases. For people to look at."""
+        query, key = self._heads(self.query(frames)), self._heads(self.key(phrases.to(frames.dtype)))
+        return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+
     def _heads(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B H L d"]:
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
@@ -119,6 +124,8 @@ class Encoded:
     text: Embeddings
     plain: Embeddings | None
     informed: Embeddings | None
+    attention: Float[Tensor, "B H F K"] | None
+    """Of the frames to several phrases, without gradient; see `KnowledgeFusion.attention`."""
 
 
 class Student(nn.Module):
@@ -201,10 +208,15 @@ class Student(nn.Module):
         """
         text = self.encode_text(batch.token_ids, batch.token_mask)
         frames = self.backbone.encode_frames(self.backbone.pixels(batch.frames), batch.frame_mask)
+        attention = None
+        if informed and phrases.shape[1] > 1:
+            with torch.no_grad():
+                attention = self.fusion.attention(frames, phrases)
         return Encoded(
             text,
             self.aggregate(frames, batch.frame_mask) if plain else None,
             self.aggregate(self.fusion(frames, phrases), batch.frame_mask) if informed else None,
+            attention,
         )
 
     def train(self, mode: bool = True) -> "Student":

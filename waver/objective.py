@@ -18,6 +18,7 @@ from torch import Tensor
 
 from waver import parallel
 from waver.batch import Batch, Embeddings
+from waver.diagnostics import agreement, watch
 from waver.losses import contrastive, distillation, shared_phrases
 from waver.model import Encoded, Student
 from waver.similarity import uniform_weights, wti
@@ -32,8 +33,10 @@ def loss_terms(
     weights: Mapping[str, float],
     temperature: float,
     retrieved: Literal["plain", "informed"],
-) -> dict[str, Float[Tensor, ""]]:
-    """This worker's share of each term that has a weight; the sum over workers is that of the global batch.
+) -> tuple[dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]:
+    """This worker's share of each term that has a weight, and of what is watched beside them (see `waver.diagnostics`).
+
+    The sum over workers is that of the global batch.
 
     Each worker compares its own rows with all columns, not the whole matrix.
 
@@ -58,10 +61,12 @@ def loss_terms(
         return _both_directions(student.similarity, text, videos[name])
 
     terms = {}
+    watched = watch(encoded, num_pairs=batch.num_pairs, learned_weights=student.text_weights is not None)
     if weights["contrastive"]:
         terms["contrastive"] = contrastive(*answers(retrieved), scale, offset=offset)
     if weights["distill"]:
         terms["distill"] = distillation(answers("plain"), answers("informed"), scale, temperature=temperature)
+        watched |= agreement(answers("plain")[0], answers("informed")[0], num_pairs=batch.num_pairs)
         if retrieved == "plain":
             terms["informed"] = contrastive(*answers("informed"), scale, offset=offset)
     if weights["knowledge"]:
@@ -70,7 +75,7 @@ def loss_terms(
         known = (_phrase_tokens(phrases, ids), _phrase_tokens(phrases, all_ids))
         rows = _both_directions(wti, known, videos["plain"])
         terms["knowledge"] = contrastive(*rows, scale, offset=offset, not_negative=shared_phrases(ids, all_ids))
-    return terms
+    return terms, watched
 
 
 _Gathered = tuple[Embeddings, Embeddings]

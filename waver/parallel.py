@@ -10,6 +10,9 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import record_function
+
+from waver.profiling import ALL_GATHER, ALL_REDUCE
 
 
 class InStepError(ValueError):
@@ -58,13 +61,15 @@ class _AllGather(torch.autograd.Function):
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
         gathered = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(gathered, padded.contiguous())
+        with record_function(ALL_GATHER):
+            dist.all_gather(gathered, padded.contiguous())
         return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
+        with record_function(ALL_REDUCE):
+            dist.all_reduce(gradient)
         return gradient[shard(ctx.num_rows, rank(), world_size())], None
 
 
@@ -72,7 +77,8 @@ def all_reduce(value: Tensor, operation: Literal["sum", "max"]) -> Tensor:
     """Sum or maximum over workers, the same on all; not differentiable."""
     value = value.detach().clone()
     if world_size() > 1:
-        dist.all_reduce(value, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[operation])
+        with record_function(ALL_REDUCE):
+            dist.all_reduce(value, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[operation])
     return value
 
 

@@ -79,7 +79,7 @@ def step(
     student = build_student(config).to(dtype)
     forward = DistributedDataParallel(student) if parallel.world_size() > 1 else student
     training = Training(student, forward, knowledge.phrase_embeddings().to(dtype), optimizer=None, schedule=None)
-    terms = batch_terms(training, batch, config)
+    terms = batch_terms(training, batch, config)[0]
     loss = sum(config.loss.weights[name] * term for name, term in terms.items())
     (loss * parallel.world_size()).backward()
     return parallel.all_reduce(loss, "sum"), {name: p.grad for name, p in student.named_parameters()}
