@@ -1,33 +1,49 @@
 """Writes metrics.jsonl and the events of TensorBoard.
 
-Only the first worker writes. A run that is resumed continues both files where its checkpoint was: what a killed run had
-logged beyond it is taken back first, so every step stands there once.
+Only the first worker writes. A run that is resumed continues both where its checkpoint was: what a killed run had logged
+beyond it is taken back first, so every step stands there once.
+
+Nothing of it stops training. Events that cannot be written are given up, with a warning; rows of metrics.jsonl, which the
+choice of the best checkpoint rests on, are kept until they can be.
 """
 
+import errno
 import json
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from waver.files import write_text
+from waver.tracking.tags import layout, pairs_tag_of, tag_of
 
 
 class Tracker:
-    """Writes scalars by optimizer step to `metrics.jsonl` and to TensorBoard.
+    """Writes what a run says of itself, by optimizer step.
 
     Args:
         folder: of the run; TensorBoard's events go to `events/` in it.
         resume_step: optimizer steps of the checkpoint that the run continues; later entries are removed.
+        resume_pairs: pairs seen by then.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int = 0):
+    def __init__(self, folder: Path, *, resume_step: int = 0, resume_pairs: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
-        _truncate(self._path, resume_step)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / "events"), purge_step=resume_step + 1)
+        self._rows: list[str] = []
+        self._events: SummaryWriter | None = None
+        self._by_pairs: SummaryWriter | None = None
+        self._charted: set[str] = set()
+        with self._or_warn("metrics.jsonl"):
+            _truncate(self._path, resume_step)
+        with self._or_give_up():
+            self._events = SummaryWriter(str(folder / "events"), purge_step=resume_step + 1)
+            # A run of its own to TensorBoard: what a resumed run takes back, it takes back in all of its series.
+            self._by_pairs = SummaryWriter(str(folder / "events" / "by_pairs"), purge_step=resume_pairs + 1)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -35,23 +51,72 @@ class Tracker:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def log(self, step: int, scalars: Mapping[str, float], **labels: str | int) -> None:
-        """Writes scalars of a step; labels (epoch, split) stand beside them in metrics.jsonl only."""
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
-        self._file.write(json.dumps({"step": step, **labels, **scalars}) + "\n")
-        self._file.flush()
+    def log(self, step: int, scalars: Mapping[str, float], *, pairs: int | None = None, **labels: str | int) -> None:
+        """Writes scalars of a step.
+
+        Args:
+            step: optimizer steps so far.
+            scalars: name -> value.
+            pairs: seen so far, for the second series of some scalars in TensorBoard.
+            labels: epoch, split; they stand beside the scalars in metrics.jsonl only.
+        """
+        self._rows.append(json.dumps({"step": step, **labels, **scalars}) + "\n")
+        self._write_rows()
+
+        def write(events: SummaryWriter) -> None:
+            if new := scalars.keys() - self._charted:
+                self._charted |= new
+                events.add_custom_scalars(layout(sorted(self._charted)))
+            for name, value in scalars.items():
+                events.add_scalar(tag_of(name), value, step)
+                if pairs is not None and (tag := pairs_tag_of(name)):
+                    self._by_pairs.add_scalar(tag, value, pairs)
+
+        self.draw(write)
+
+    def draw(self, write: Callable[[SummaryWriter], Any]) -> None:
+        """Lets a function write to the events, if they can be written at all."""
+        with self._or_give_up():
+            if self._events:
+                write(self._events)
 
     def flush(self) -> None:
         """Makes everything visible that was logged so far."""
-        self._events.flush()
-        os.fsync(self._file.fileno())
+        self._write_rows(sync=True)
+        self.draw(lambda events: (events.flush(), self._by_pairs.flush()))
 
     def close(self) -> None:
         """Nothing is logged after this."""
-        self.flush()
-        self._events.close()
-        self._file.close()
+        self._write_rows(sync=True)
+        self.draw(lambda events: (events.close(), self._by_pairs.close()))
+
+    def _write_rows(self, *, sync: bool = False) -> None:
+        if not self._rows and not sync:
+            return
+        with self._or_warn("metrics.jsonl"):
+            _append(self._path, "".join(self._rows), sync=sync)
+            self._rows.clear()
+
+    @contextmanager
+    def _or_warn(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            waiting = f"; {len(self._rows)} rows wait for the next try" if self._rows else ""
+            warnings.warn(f"{what} of {self._path.parent} cannot be written ({error}){waiting}. Training goes on", stacklevel=3)
+
+    @contextmanager
+    def _or_give_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._events = None
+            folder = self._path.parent
+            warnings.warn(
+                f"events of {folder} cannot be written ({error}): TensorBoard shows no more of this run until it is resumed. "
+                "Training goes on, and so does metrics.jsonl",
+                stacklevel=3,
+            )
 
 
 def read_metrics(folder: Path) -> Iterable[dict]:
@@ -59,6 +124,20 @@ def read_metrics(folder: Path) -> Iterable[dict]:
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     return [json.loads(line) for line in lines[:-1]]  # every whole line ends in a newline
+
+
+def _append(path: Path, text: str, *, sync: bool) -> None:
+    """All of it or, on a full disk, nothing."""
+    with path.open("ab", buffering=0) as file:  # what a buffer holds would be written later, wherever that is
+        size, content = file.seek(0, os.SEEK_END), text.encode()
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(size)
+            raise
+        if sync:
+            os.fsync(file.fileno())
 
 
 def _truncate(path: Path, step: int) -> None:
