@@ -62,6 +62,11 @@ class KnowledgeFusion(nn.Module):
         frames = self.attended_norm(frames + self.attended(seen.transpose(1, 2).flatten(2)))
         return self.output_norm(frames + self.output(F.gelu(self.hidden(frames))))
 
+    def attention(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B H F K"]:
+        """How much each frame looks at each phrase, in each head; sums to 1 over the phrases. For people to look at."""
+        query, key = self._heads(self.query(frames)), self._heads(self.key(phrases.to(frames.dtype)))
+        return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+
     def _heads(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B H L d"]:
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
