@@ -99,6 +99,25 @@ def test_fusion_is_its_formula():
     torch.testing.assert_close(fusion(frames[None], phrases[None])[0], torch.stack(expected))
 
 
+@pytest.mark.parametrize("width", [32, 128])
+@torch.no_grad()
+def test_attention_that_is_shown_is_the_one_that_is_used(width, monkeypatch):
+    fusion = strong_fusion(width)
+    frames, phrases = torch.randn(4, 3, width).double(), torch.randn(4, 5, width).double()
+    used = []
+    original = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda query, key, value: used.append((value, original(query, key, value))) or used[-1][1],
+    )
+    fusion(frames, phrases)
+    attention, (value, seen) = fusion.attention(frames, phrases), used[0]
+    assert attention.shape == (4, fusion.num_heads, 3, 5)
+    torch.testing.assert_close(attention.sum(-1), torch.ones(4, fusion.num_heads, 3).double())
+    torch.testing.assert_close(attention @ value, seen)
+
+
 @torch.no_grad()
 def test_fusion_sees_a_set_of_phrases():
     fusion, frames, phrases = strong_fusion(), torch.randn(4, 3, 32).double(), PHRASES.double()
