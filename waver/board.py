@@ -22,8 +22,7 @@ DEFAULT_PORT = 6006
 _HOST = "127.0.0.1"
 _RELOAD_S = 5.0
 _SAMPLES = {"scalars": 20_000, "images": 100, "histograms": 500, "text": 100, "pr_curves": 100}
-"""Kept of each tag of each run, which is all of 20,000 steps and 100 evaluations. By default TensorBoard keeps 1,000 steps of a
-curve and 10 images, drawn by lot."""
+"""Kept of each tag of each run. TensorBoard by itself keeps 1,000 steps of a curve and 10 images, drawn by lot."""
 _WAIT_S = 60.0
 
 
