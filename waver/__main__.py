@@ -254,6 +254,33 @@ def doctor(
     raise typer.Exit(0 if can_start(findings) else 1)
 
 
+@app.command()
+def board(
+    runs: Annotated[Path, typer.Argument(help="Folder of a run, of many, or of a sweep.", show_default=False)],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where it listens, on this machine alone; 0: any.")
+    ] = 6006,
+) -> None:
+    """Show runs in TensorBoard, until Ctrl-C."""
+    from waver.board import show_board
+
+    show_board(runs, port=port, say=_say)
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Folder of a run; a trial's seed is one too.", show_default=False)],
+    run_b: Annotated[Path, typer.Argument(help="Folder of another.", show_default=False)],
+    all_rows: Annotated[bool, typer.Option("--all", help="Also show what is equal.")] = False,
+) -> None:
+    """Say in what two runs differ: settings, data, environment, and what came of it."""
+    from waver.comparison import compare_runs
+    from waver.comparison.tables import comparison_tables
+
+    for part in comparison_tables(compare_runs(run_a, run_b), all_rows=all_rows):
+        _figures.print(part)
+
+
 def _load(config: Path, overrides: list[str], workers: int | None) -> ExperimentConfig:
     asked = {} if workers is None else {"resources.workers": workers}
     return load_config(config, asked | parse_overrides(overrides))

@@ -89,9 +89,7 @@ def _width(label: str) -> int:
     return int(font(12).getlength(one_line(label)))
 
 
-def _draw_cells(
-    image: Image.Image, draw: ImageDraw.ImageDraw, heat: HeatMap, left: int, top: int, cell: int
-) -> None:
+def _draw_cells(image: Image.Image, draw: ImageDraw.ImageDraw, heat: HeatMap, left: int, top: int, cell: int) -> None:
     filled = colours(heat.values, heat.low, heat.high)
     image.paste(Image.fromarray(filled.repeat(_ROW, 0).repeat(cell, 1)), (left, top))
     for row, column in np.ndindex(*heat.values.shape) if cell >= 30 else ():

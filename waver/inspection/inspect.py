@@ -190,9 +190,7 @@ def embed_subset(
         subset,
         token_ids,
         student.encode_text(token_ids, mask),
-        Embeddings(
-            *(torch.cat([getattr(video, name) for video in videos]) for name in ("values", "mask", "weights"))
-        ),
+        Embeddings(*(torch.cat([getattr(video, name) for video in videos]) for name in ("values", "mask", "weights"))),
         tuple(columns),
         np.concatenate(first_frames),
         tuple(attention),

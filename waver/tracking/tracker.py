@@ -103,7 +103,9 @@ class Tracker:
             yield
         except OSError as error:
             waiting = f"; {len(self._rows)} rows wait for the next try" if self._rows else ""
-            warnings.warn(f"{what} of {self._path.parent} cannot be written ({error}){waiting}. Training goes on", stacklevel=3)
+            warnings.warn(
+                f"{what} of {self._path.parent} cannot be written ({error}){waiting}. Training goes on", stacklevel=3
+            )
 
     @contextmanager
     def _or_give_up(self) -> Iterator[None]:
