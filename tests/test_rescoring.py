@@ -146,6 +146,6 @@ def largest(num_clips: int) -> int:
 
 
 def test_memory_grows_with_the_sides_not_with_the_area():
-    small, large = largest(50), largest(200)
+    small, large = largest(32), largest(128)
     assert large <= 4 * small
-    assert large < 2 * 200 * 200 / 20
+    assert large < 2 * 128 * 128 / 10
