@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from waver.metrics import rank_similarity
+from waver.metrics import rank_similarity, rank_tiles
 from waver.rescoring import Workers, dual_softmax_ranks, inverted_softmax_ranks, read_bank
 
 
@@ -114,3 +116,36 @@ def test_missing_clips_are_neither_active_nor_found():
         for text, clip in enumerate(own)
     ]
     assert ranks.tolist() == expected
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that anything computes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))])
+        return result
+
+
+def largest(num_clips: int) -> int:
+    """Over everything that ranks, two captions a clip, in tiles of 16."""
+    everything, clip_of_text = torch.ones(num_clips, dtype=torch.bool), torch.arange(num_clips).repeat_interleave(2)
+    excused = torch.stack([torch.arange(num_clips), torch.arange(num_clips).flip(0)], dim=1)
+
+    def tile(rows: slice, columns: slice) -> torch.Tensor:
+        return torch.rand(rows.stop - rows.start, columns.stop - columns.start)
+
+    with Largest() as seen:
+        rank_tiles(tile, clip_of_text, everything, chunk_size=16, top_k=3, excused=excused)
+        dual_softmax_ranks(tile, torch.arange(num_clips), everything, scale=9.0, chunk_size=16)
+        known = read_bank(tile, 2 * num_clips, everything, beta=20.0, top_k=1, chunk_size=16)
+        inverted_softmax_ranks(tile, known, clip_of_text, everything, beta=20.0, chunk_size=16)
+    return seen.elements
+
+
+def test_memory_grows_with_the_sides_not_with_the_area():
+    small, large = largest(32), largest(128)
+    assert large <= 4 * small
+    assert large < 2 * 128 * 128 / 10

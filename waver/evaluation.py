@@ -107,7 +107,7 @@ def evaluate(
         knowledge: of the clips, needed where config.informed_at_inference; else it is never looked at.
         top_k: how many of the first clips of each query `Evaluation.top` names; 0 for none.
         excused: (text, clip) that are not wrong, in the numbers of `gallery`, for figures under `excused`; see
-            `waver.metrics.excused_answers`.
+            `waver.duplicates.excused_pairs`.
         rescore: whether config.evaluate.dsl and qb_norm are heeded; choosing a model does not need them.
         on_progress: is told (clips embedded, clips to embed) of this worker.
 

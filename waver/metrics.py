@@ -62,7 +62,8 @@ def rank_tiles(
         clip_of_text: the clip of each text; texts of a clip are adjacent and clips come in ascending order.
         available: which clips have an embedding; scores of the others are ignored.
         chunk_size: side of a tile; a clip's captions are never parted, so a tile can be higher.
-        excused: (text, clip) that are not counted as wrong, by text, see `excused_answers`; None for none.
+        excused: (text, clip) that are not counted as wrong, by text, each once, see
+            `waver.duplicates.excused_pairs`; None for none.
         top_k: how many of the first answers of each query are wanted by name, excused ones among them; 0 for none.
         worker, num_workers: who this is, among how many.
         all_reduce: sum or maximum of a tensor over the workers.
@@ -112,32 +113,6 @@ def rank_tiles(
         join_rows(top, mine, all_reduce) if top_k else None,
         join_clips(top_groups, **who) if top_k else None,
     )
-
-
-def excused_answers(
-    clip_of_text: Int[Tensor, " texts"],
-    *,
-    same_clips: Int[Tensor, "p 2"],
-    same_texts: Int[Tensor, "q 2"],
-) -> Int[Tensor, "pairs 2"]:
-    """The (text, clip) pairs that `rank_tiles` is to excuse.
-
-    Args:
-        clip_of_text: the clip of each text, ascending.
-        same_clips: pairs of clips that are the same video: each one's captions are excused on the other. Of three that are
-            the same, all three pairs must be named.
-        same_texts: (text, clip) where the same caption stands on another clip.
-
-    Returns:
-        Each pair once, by text.
-    """
-    clips = torch.cat([same_clips, same_clips.flip(1)])
-    first = torch.searchsorted(clip_of_text, clips[:, 0].contiguous())
-    counts = torch.searchsorted(clip_of_text, clips[:, 0].contiguous(), right=True) - first
-    texts = first.repeat_interleave(counts) + torch.arange(int(counts.sum()), device=clips.device)
-    texts = texts - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    pairs = torch.stack([texts, clips[:, 1].repeat_interleave(counts)], dim=1)
-    return torch.cat([pairs, same_texts]).unique(dim=0)
 
 
 def column_chunks(num_clips: int, chunk_size: int) -> list[slice]:

@@ -1,7 +1,7 @@
 """How a text meets a video: (text tokens, video tokens) -> similarity of every text with every video.
 
-`dp`, `ti` and `wti` are pure functions of two `Embeddings`; `CrossEncoder` (xti) has weights of its own. Padding can never win
-a maximum: it repeats a valid token of its item. Multiplying by 0, as the original code does, lets it win wherever all
+`dp`, `ti` and `wti` are pure functions of two `Embeddings`; `CrossEncoder` (xti) has weights of its own. Padding can never
+win a maximum: it repeats a valid token of its item. Multiplying by 0, as the original code does, lets it win wherever all
 similarities are negative.
 
 Source: Wang et al., "Disentangled Representation Learning for Text-Video Retrieval", 2022 (arXiv 2203.07111), whose

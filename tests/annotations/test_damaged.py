@@ -248,7 +248,7 @@ def test_whole_files_are_read(kind):
 def test_damaged_files_give_a_table_or_an_error(kind):
     whole = {name: encode(name, content) for name, content in FILES[kind].items()}
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
     @given(damage=damaged(FILES[kind]))
     def check(damage):
         name, data = damage

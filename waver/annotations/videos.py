@@ -56,8 +56,8 @@ def find_videos(
 ) -> dict[str, str]:
     """The path of each clip's video, at any depth.
 
-    A file belongs to a clip if its name, as it is or without an ending of `VIDEO_SUFFIXES`, is the clip's id or its
-    published file name: `a.mov` may be `a.mp4` or `a.mov.mp4` on disk.
+    A file belongs to a clip if its name, but for an ending of `VIDEO_SUFFIXES`, is the clip's id or its published file name:
+    `a.mov` may be `a.mp4` or `a.mov.mp4` on disk.
 
     Args:
         file_name_of: clip id -> published name of its file. No name is another clip's id.
@@ -69,8 +69,7 @@ def find_videos(
     clip_of_name |= {clip_id: clip_id for clip_id in file_name_of}
     files: dict[str, list[Path]] = {}
     for path in (indexed := index_videos(videos, problems, names=clip_of_name)):
-        clip_id = clip_of_name.get(path.name) or clip_of_name.get(without_ending(path.name))
-        if clip_id is not None:
+        if clip_id := clip_of_name.get(without_ending(path.name)):
             files.setdefault(clip_id, []).append(path)
     path_of = {}
     for clip_id, name in file_name_of.items():
