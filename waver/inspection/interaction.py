@@ -62,9 +62,7 @@ def token_strings(token_ids: Sequence[int]) -> tuple[str, ...]:
     """Each token as CLIP's byte pairs spell it; a word's pieces but the last end in a hyphen."""
     pieces = [open_clip.decode(torch.tensor([token])) for token in token_ids]
     names = {"<start_of_text>": "<start>", "<end_of_text>": "<end>"}
-    return tuple(
-        names.get(piece.strip(), piece.strip() if piece.endswith(" ") else f"{piece}-") for piece in pieces
-    )
+    return tuple(names.get(piece.strip(), piece.strip() if piece.endswith(" ") else f"{piece}-") for piece in pieces)
 
 
 def interaction_map(

@@ -135,7 +135,9 @@ def _draw_row(image: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int)
             write_lines(draw, ["no frames: not decoded"], left=left + 10, top=top + 30, size=12)
         left += NUM_FRAMES * side + MARGIN
     width, max_lines = _WIDTH - MARGIN - left, 4 if row.frames is not None else 2
-    y = write_lines(draw, wrap(row.clip_id, width=width, size=11, max_lines=1), left=left, top=top, size=11, colour=PALE)
+    y = write_lines(
+        draw, wrap(row.clip_id, width=width, size=11, max_lines=1), left=left, top=top, size=11, colour=PALE
+    )
     write_lines(draw, wrap(row.text, width=width, size=12, max_lines=max_lines), left=left, top=y, size=12, colour=INK)
 
 
