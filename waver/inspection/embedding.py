@@ -51,17 +51,10 @@ class EmbeddedSubset:
     token_ids: Int[Tensor, "t N"]
     text: Embeddings
     sight: Sight
-
-    @property
-    def representatives(self) -> list[int]:
-        """The caption that stands for each clip: its first."""
-        return np.unique(self.clip_of_caption, return_index=True)[1].tolist()
-
-    @property
-    def pairs(self) -> Embeddings:
-        """Of the captions that stand for the clips, in the order of the clips."""
-        rows = self.representatives
-        return self.text.map(lambda tensor: tensor[rows])
+    representatives: tuple[int, ...]
+    """The caption that stands for each clip: its first."""
+    similarity: Float[np.ndarray, "n n"]
+    """Of those captions with the clips."""
 
 
 @torch.no_grad()
@@ -99,6 +92,9 @@ def embed_subset(
     chosen = list(itertools.chain(*subset.texts))
     captions = [split.texts[text] for text in chosen]
     token_ids, text = read_texts(student, captions, max_words=max_words, prompt=prompt)
+    # Every clip of a gallery has a caption.
+    first = np.cumsum([0, *(len(texts) for texts in subset.texts[:-1])]).tolist()
+    similarity = student.similarity(text.map(lambda tensor: tensor[first]), sight.video)
     return EmbeddedSubset(
         clip_ids=tuple(clip_ids),
         captions=tuple(captions),
@@ -107,6 +103,8 @@ def embed_subset(
         token_ids=token_ids,
         text=text,
         sight=sight,
+        representatives=tuple(first),
+        similarity=similarity.float().cpu().numpy(),
     )
 
 

@@ -20,6 +20,7 @@ from waver.inspection.pictures import (
     line_height,
     one_line,
     shrink,
+    text_width,
     wrap,
     write_lines,
 )
@@ -85,7 +86,7 @@ def draw_heat_map(heat: HeatMap, frames: UInt8[np.ndarray, "f s s 3"]) -> Pictur
 
 
 def _width(label: str) -> int:
-    return int(font(12).getlength(one_line(label)))
+    return int(text_width(one_line(label), 12))
 
 
 def _draw_cells(image: Image.Image, draw: ImageDraw.ImageDraw, heat: HeatMap, left: int, top: int, cell: int) -> None:

@@ -130,10 +130,9 @@ def inspect_run(
     embedding_s = time.perf_counter() - drawn
     histograms, pr_curves, point_sets = rank_distributions(evaluation.ranks), {}, {}
     if embedded:
-        similarity = student.similarity(embedded.pairs, embedded.sight.video).float().cpu().numpy()
-        images |= {"similarity/matrix": similarity_matrix(similarity)} | _maps(student, embedded)
-        histograms |= similarity_distributions(similarity)
-        pr_curves["similarity/pairs"] = pr_curve(similarity)
+        images |= {"similarity/matrix": similarity_matrix(embedded.similarity)} | _maps(student, embedded)
+        histograms |= similarity_distributions(embedded.similarity)
+        pr_curves["similarity/pairs"] = pr_curve(embedded.similarity)
         point_sets = _point_sets(student, embedded)
     drawing_s = time.perf_counter() - start - embedding_s
     return Inspection(images, histograms, pr_curves, point_sets, embedding_s, drawing_s)
