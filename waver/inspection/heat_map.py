@@ -1,6 +1,5 @@
 """Numbers of a clip's frames, a row a token or a phrase, below the frames themselves."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +20,12 @@ from waver.inspection.pictures import (
     line_height,
     one_line,
     shrink,
+    text_width,
     wrap,
     write_lines,
 )
 
-_ROW, _BARS, _MAX_LABEL, _WIDTH = 20, 60, 220, 820
+_ROW, _BARS, _MAX_LABEL, _MIN_WIDTH = 20, 60, 220, 540
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def draw_heat_map(heat: HeatMap, frames: UInt8[np.ndarray, "f s s 3"]) -> Pictur
     label_width = min(_MAX_LABEL, 10 + max((_width(label) for label in heat.labels), default=0))
     bars = _BARS if heat.row_weights is not None else 0
     left = MARGIN + label_width + bars
-    width = max(left + num_frames * cell + 2 * MARGIN + 60, _WIDTH // 2)
+    width = max(left + num_frames * cell + 2 * MARGIN + 60, _MIN_WIDTH)
     title = wrap(heat.title, width=width - 2 * MARGIN, size=14, max_lines=3)
     notes = [line for note in heat.notes for line in wrap(note, width=width - 2 * MARGIN, size=11, max_lines=2)]
     y = MARGIN + len(title) * line_height(14) + len(notes) * line_height(11) + MARGIN
@@ -86,16 +86,17 @@ def draw_heat_map(heat: HeatMap, frames: UInt8[np.ndarray, "f s s 3"]) -> Pictur
 
 
 def _width(label: str) -> int:
-    return int(font(12).getlength(one_line(label)))
+    return int(text_width(one_line(label), 12))
 
 
 def _draw_cells(image: Image.Image, draw: ImageDraw.ImageDraw, heat: HeatMap, left: int, top: int, cell: int) -> None:
     filled = colours(heat.values, heat.low, heat.high)
     image.paste(Image.fromarray(filled.repeat(_ROW, 0).repeat(cell, 1)), (left, top))
-    for row, column in np.ndindex(*heat.values.shape) if cell >= 30 else ():
+    digits = 2 if heat.high - heat.low >= 0.3 else 3
+    for row, column in np.ndindex(*heat.values.shape) if cell >= 36 else ():
         ink = INK if filled[row, column].sum() > 380 else PAPER
         place = (left + (column + 0.5) * cell, top + (row + 0.5) * _ROW)
-        draw.text(place, f"{heat.values[row, column]:.2f}", fill=ink, font=font(10), anchor="mm")
+        draw.text(place, f"{heat.values[row, column]:.{digits}f}", fill=ink, font=font(10), anchor="mm")
     if not heat.mark_best or not heat.values.size:
         return
     for row, column in enumerate(heat.values.argmax(1).tolist()):

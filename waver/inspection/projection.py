@@ -30,7 +30,6 @@ from waver.files import whole_file, write_text
 from waver.inspection.pictures import one_line
 from waver.similarity import last_token
 
-THUMBNAIL_SIZE = 48
 _BORDER = (255, 150, 0)
 
 

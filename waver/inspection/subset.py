@@ -1,10 +1,9 @@
-"""Which clips and captions of a split are looked at: the same ones in every evaluation, and in every run on the same data."""
+"""Which clips and captions of a split are looked at: the same in every evaluation, and in every run on the same data."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
