@@ -49,6 +49,9 @@ def test_print_config_is_a_configuration(tmp_path, repository, monkeypatch):
         (["evaluate", "runs/typo"], "runs/typo is neither a run nor a checkpoint"),
         (["evaluate", "runs/typo", "--set", "text.max_words=5"], "text.max_words: a checkpoint is evaluated as it was"),
         (["evaluate", "runs/typo", "--export", "csv", "out"], "--export csv: the format is trec"),
+        (["board", "runs/typo"], "runs/typo is not there"),
+        (["board", "videos"], "videos holds no events of TensorBoard"),
+        (["compare", "runs/typo", "videos"], "videos is no run, it has no config.yaml"),
         (["tune", "sweep.yaml", "--dry-run"], "train.lrr: unknown key; did you mean lr? (in 2 of 2 points)"),
     ],
 )

@@ -75,6 +75,8 @@ class Evaluation:
     """Kind of device that computed: figures of another one differ in the last digits."""
     precision: str
     """Of the towers."""
+    video: Embeddings | None
+    """Of the clips that are not missing, in the order of the gallery, where they were asked for."""
 
     @property
     def top(self) -> TopClips | None:
@@ -94,6 +96,7 @@ def evaluate(
     top_k: int = 0,
     excused: Int[Tensor, "pairs 2"] | None = None,
     rescore: bool = False,
+    keep_video: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Exact metrics of a split, shared by the workers; identical for any number of them, on each of them.
@@ -109,6 +112,7 @@ def evaluate(
         excused: (text, clip) that are not wrong, in the numbers of `gallery`, for figures under `excused`; see
             `waver.duplicates.excused_pairs`.
         rescore: whether config.evaluate.dsl and qb_norm are heeded; choosing a model does not need them.
+        keep_video: whether `Evaluation.video` is wanted.
         on_progress: is told (clips embedded, clips to embed) of this worker.
 
     Raises:
@@ -176,6 +180,7 @@ def evaluate(
         },
         device=device.type,
         precision="fp32" if isinstance(autocast(config, device), nullcontext) else "bf16",
+        video=video if keep_video else None,
     )
 
 

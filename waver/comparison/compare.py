@@ -183,9 +183,11 @@ def _evaluations(a: ReadRun, b: ReadRun, config: tuple[Row, ...]) -> list[Figure
 
 def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """The figures, and for each style of writing R@1 from text to video."""
-    by_style = evaluation.get("styles") or {}
+    by_style = evaluation.get("styles")
     return dict(evaluation["metrics"]) | {
-        f"t2v/R@1, {style}": metrics["t2v/R@1"] for style, metrics in by_style.items() if "t2v/R@1" in metrics
+        f"t2v/R@1, {style}": metrics["t2v/R@1"]
+        for style, metrics in (by_style if isinstance(by_style, dict) else {}).items()
+        if isinstance(metrics, dict) and "t2v/R@1" in metrics
     }
 
 
