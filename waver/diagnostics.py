@@ -1,4 +1,4 @@
-"""What is watched in training beside the loss: shares of a global batch, whose sum over workers is the mean over its pairs."""
+"""What is watched beside the loss: a worker's shares of a global batch, whose sum over workers is the mean over pairs."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,8 +17,8 @@ def watch(encoded: Encoded, *, num_pairs: int, learned_weights: bool) -> dict[st
         learned_weights: whether the interaction weighs its tokens, as wti does.
 
     Returns:
-        `entropy/text_weights` and `entropy/video_weights` of the interaction, `entropy/phrase_attention` of the fusion; those
-        that there are.
+        `entropy/text_weights` and `entropy/video_weights` of the interaction, `entropy/phrase_attention` of the fusion;
+        those that there are.
     """
     watched = {}
     if learned_weights:

@@ -122,7 +122,7 @@ def best_epoch(rows: Iterable[Mapping[str, Any]]) -> tuple[int, dict[str, float]
         rows: of validation, as `read_metrics` gives them; at least one.
     """
     best = max(rows, key=lambda row: (row[SELECTION_METRIC], row["epoch"]))
-    return best["epoch"], {name: value for name, value in best.items() if "/" in name}
+    return best["epoch"], {name: value for name, value in best.items() if name.startswith(("t2v/", "v2t/"))}
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -169,6 +169,33 @@ class EvaluateConfig(Section):
     """Captions in the bank, evenly spaced among those of train; null for all of them, as published."""
 
 
+MAX_PROFILED_STEPS = 50
+
+
+class TrackingConfig(Section):
+    """What a run shows of itself in TensorBoard. No figure depends on it."""
+
+    images: bool = True
+    """Whether to draw, after each evaluation, what the model finds and attends to, and to write points for the projector."""
+
+
+class ProfileConfig(Section):
+    """Where the time of some steps goes."""
+
+    steps: tuple[Count, Count] | None = None
+    """First and last optimizer step of a torch profiler trace, which the first worker writes to profile/ in the run."""
+
+    @field_validator("steps")
+    @classmethod
+    def _steps_are_in_order(cls, steps: tuple[int, int] | None) -> tuple[int, int] | None:
+        if steps and not steps[0] <= steps[1] < steps[0] + MAX_PROFILED_STEPS:
+            raise ValueError(
+                f"the first step must not be after the last, and at most {MAX_PROFILED_STEPS} are recorded: no viewer opens "
+                "a trace of more"
+            )
+        return steps
+
+
 class ResourcesConfig(Section):
     """What a run asks of the cluster."""
 
@@ -193,6 +220,9 @@ class StorageConfig(Section):
     """Folder that every node of the cluster sees: `clips/`, `dictionaries/`, `knowledge/` and `runs/`."""
 
 
+_CHANGE_NO_FIGURE = {"resources", "evaluate", "storage", "ingest", "tracking", "profile"}
+
+
 class ExperimentConfig(Section):
     """One experiment."""
 
@@ -210,6 +240,8 @@ class ExperimentConfig(Section):
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    profile: ProfileConfig = ProfileConfig()
     resources: ResourcesConfig = ResourcesConfig()
     storage: StorageConfig = Field(
         default_factory=StorageConfig
@@ -323,7 +355,7 @@ class ExperimentConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """The settings that a result depends on, without those that only say where and how fast it is computed."""
-        settings = self.model_dump(mode="json", exclude={"resources", "evaluate", "storage", "ingest"})
+        settings = self.model_dump(mode="json", exclude=_CHANGE_NO_FIGURE)
         return settings | {
             "ingest": {"frame_format": self.ingest.frame_format, "jpeg_quality": self.ingest.jpeg_quality}
         }

@@ -18,6 +18,8 @@ _NOT_SEARCHED = {
     "storage": "trials share what they do not change; write it in `set`",
     "resources": "they change no figure; write them in `set`",
     "evaluate": "they change no figure; write them in `set`",
+    "tracking": "it changes no figure; write it in `set`",
+    "profile": "it changes no figure; write it in `set`",
 }
 """Keys of an experiment that no sweep varies, with the remedy."""
 

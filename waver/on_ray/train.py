@@ -39,6 +39,7 @@ from waver.on_ray.progress import follow
 from waver.on_ray.stream import CPUS_PER_LOADER, clip_stream
 from waver.on_ray.workers import run_on_workers
 from waver.protocols import Protocol
+from waver.recording import LOOKED_AT, Recording
 from waver.run import (
     SELECTION_METRIC,
     best_checkpoint,
@@ -47,7 +48,6 @@ from waver.run import (
     finished,
     open_run,
 )
-from waver.tracking import Tracker
 
 Report = Callable[[Training, dict[str, float]], None]
 """Is handed what was learned, and the validation metrics, after each epoch."""
@@ -266,20 +266,33 @@ def train_job(job: Job, *, device: torch.device, report: Report) -> dict:
     )
     if checkpoint:
         restore_training(checkpoint, training)
+    recording = None
+    if parallel.rank() == 0:
+        steps = [batch for plan in plans for batch in plan]
+        # A run in another folder than its configuration names is one seed of a trial.
+        group = "" if job.run_folder == config.run_folder else job.run_folder.parent.name
+        recording = Recording(job.run_folder, config, captions, store, knowledge, training, steps, group=group)
     plans = plans[training.epoch :]
     batches = worker_batches([batch for plan in plans for batch in plan], captions, store, config, knowledge)
-    with Tracker(job.run_folder, resume_step=training.step) if parallel.rank() == 0 else nullcontext() as tracker:
+    with recording or nullcontext():
         for plan in plans:
-            for logs in train_epoch(training, islice(batches, len(plan)), config):
-                if tracker:
-                    tracker.log(training.step, logs, epoch=training.epoch + 1)
-            metrics = evaluate(
-                training.student, captions, store, config, split="validation", knowledge=knowledge
-            ).metrics
-            if tracker:
-                tracker.log(training.step, metrics, epoch=training.epoch, split="validation")
-                tracker.flush()
-            report(training, metrics)
+            coming = islice(batches, len(plan))
+            for logs in train_epoch(training, recording.watch(coming, training) if recording else coming, config):
+                if recording:
+                    recording.after_step(training, logs)
+            evaluation = evaluate(
+                training.student,
+                captions,
+                store,
+                config,
+                split="validation",
+                knowledge=knowledge,
+                top_k=LOOKED_AT if config.tracking.images else 0,
+                keep_video=config.tracking.images,
+            )
+            if recording:
+                recording.after_epoch(training, evaluation)
+            report(training, evaluation.metrics)
     return {
         "peak_memory_bytes_of_worker": max(parallel.gather_objects(_peak_memory())),
     }

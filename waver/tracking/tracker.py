@@ -115,8 +115,8 @@ class Tracker:
             self._events = None
             folder = self._path.parent
             warnings.warn(
-                f"events of {folder} cannot be written ({error}): TensorBoard shows no more of this run until it is resumed. "
-                "Training goes on, and so does metrics.jsonl",
+                f"events of {folder} cannot be written ({error}): TensorBoard shows no more of this run until it is "
+                "resumed. Training goes on, and so does metrics.jsonl",
                 stacklevel=3,
             )
 
