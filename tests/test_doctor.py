@@ -271,13 +271,6 @@ def test_a_storage_that_is_a_file(project):
     assert "is a file" in found["storage"][0].found
 
 
-def test_a_cluster_that_does_not_answer(project, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    found = look()
-    assert errors(found) == {"cluster"}
-    assert "no Ray cluster answers" in found["cluster"][0].found
-
-
 # ---- figures
 
 
@@ -351,16 +344,19 @@ def waver(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_the_command_finds_everything_at_once_and_writes_it_down(project):
+def test_the_command_finds_everything_at_once_and_writes_it_down(project, monkeypatch):
+    """A cluster that does not answer among it."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     done = waver("experiment.yaml", "--set", "train.global_batch_size=8", "--set", "model.weights=nowhere.pt")
     assert done.returncode == 1
+    assert "error    cluster: no Ray cluster answers" in done.stdout
     assert "error    batch: " in done.stdout
     assert "error    weights: " in done.stdout
     assert "cannot start" in done.stderr
     assert "Traceback" not in done.stderr
     report = json.loads(Path("storage/doctor/tiny.json").read_text())
     assert (report["can_start"], report["before"]) == (False, "train")
-    assert {f["check"] for f in report["findings"] if f["level"] == "error"} == {"batch", "weights"}
+    assert {f["check"] for f in report["findings"] if f["level"] == "error"} == {"batch", "weights", "cluster"}
 
 
 def test_the_report_goes_where_it_is_asked_and_a_wrong_configuration_is_a_finding(project):

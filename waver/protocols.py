@@ -4,8 +4,9 @@ experiments/PROTOCOLS.md tells where each protocol comes from and what is compar
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import mean
+from typing import Any
 
 from waver.annotations.official import OFFICIAL, OfficialSplit, split_digest
 
@@ -49,6 +50,10 @@ class Protocol:
     ties: str
     variants: tuple[str, ...]
     """Figures beside the plain ones, by name."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in a result."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def lines(self) -> list[str]:
         """The protocol in words."""

@@ -129,7 +129,7 @@ def result_of(
         variants=list(evaluation.variants),
     )
     return {
-        "protocol": dataclasses.asdict(protocol),
+        "protocol": protocol.as_json(),
         "split": evaluation.split,
         "metrics": evaluation.metrics,
         "variants": evaluation.variants,

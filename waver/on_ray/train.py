@@ -1,6 +1,5 @@
 """Training with Ray Train: DDP workers fed by Ray Data, checkpoints, resuming."""
 
-import dataclasses
 import hashlib
 import json
 import resource
@@ -136,7 +135,7 @@ def train(
     checkpoint, metrics = best_checkpoint(folder)
     leaky = bool(knowledge and knowledge.leaky)
     result = {
-        "protocol": dataclasses.asdict(_protocol_of_validation(config, captions, store, leaky=leaky)),
+        "protocol": _protocol_of_validation(config, captions, store, leaky=leaky).as_json(),
         "epochs": config.train.epochs,
         "steps": config.train.epochs * steps_per_epoch,
         "best_checkpoint": checkpoint.name,
