@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from waver.evaluation import Evaluation, _embed_clips, evaluate, gallery
 from waver.inspection import Amounts, Inspection, inspect_run, write_projection
 from waver.inspection import inspect as module
 from waver.inspection.subset import choose_subset
+from waver.knowledge import create_knowledge, finish, make_dictionary, write_embeddings, write_matches
 from waver.model import Student
 
 AMOUNTS = Amounts(clips=6, captions_per_clip=2, queries=3, worst=2, maps=2)
@@ -153,6 +155,27 @@ def test_similarities_are_those_of_single_pairs(look, captions, store, knowledge
             video = student.encode_video(frames, mask, table[knowledge.phrase_ids([clip], 3)])
             expected.append(student.similarity(student.encode_text(*tokenize([caption], max_words=12)), video).item())
     np.testing.assert_allclose(found.histograms["similarity/positive"], expected, atol=1e-5)
+
+
+def test_attention_without_informed_videos(look, captions, store, knowledge, tmp_path):
+    """As in distillation: the fusion is there, clips are embedded plain, and phrases may be known of other clips only."""
+    distilled = {"knowledge.at_inference": False, "loss.distill": 1.0}
+    found, evaluation, student = look(distilled)
+    assert "knowledge/attention_1" in found.images
+    create_knowledge(
+        tmp_path,
+        make_dictionary(pq.read_table(knowledge.path / "phrases.parquet"), leaky=False),
+        source="matched",
+        teacher="t",
+        num_matches=6,
+    )
+    write_embeddings(tmp_path, 0, knowledge.phrase_embeddings())
+    write_matches(tmp_path, knowledge.matches.slice(0, 10))
+    other = finish(tmp_path)
+    assert other.unknown(evaluation.clip_ids) == list(evaluation.clip_ids)
+    without, _, _ = look(distilled, (evaluation, student), knowledge=other)
+    assert found.images.keys() - without.images.keys() == {"knowledge/attention_1", "knowledge/attention_2"}
+    np.testing.assert_array_equal(without.point_sets["clips"].vectors, found.point_sets["clips"].vectors)
 
 
 def test_attention_of_a_clip_is_drawn_with_its_phrases(look, store, knowledge, monkeypatch):
