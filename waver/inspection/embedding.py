@@ -141,12 +141,14 @@ def see_clips(
         clip_ids: one or more; all have frames.
         store: has them.
         video: their embeddings, where they are known already; then only frames whose attention is wanted pass the backbone.
-        knowledge: of the clips; None for no attention.
+        knowledge: of the clips; where it is None, or knows not all that are mapped, there is no attention.
         top_k: phrases of a clip.
         informed: whether clips are embedded with their phrases.
         num_maps: how many of the first clips are looked at frame by frame.
     """
     device = student.logit_scale.device
+    if knowledge and not informed and knowledge.unknown(clip_ids[:num_maps]):
+        knowledge = None  # phrases were matched for the clips of train alone
     table = knowledge.phrase_embeddings().to(device) if knowledge else None
     embedded, columns, thumbnails, attention, phrases_of = [], [], [], [], []
     for first in range(0, len(clip_ids), _BATCH_SIZE):
@@ -160,10 +162,11 @@ def see_clips(
             continue
         frames, mask = (tensor.to(device) for tensor in frames_to_tensor(pixels[:needed], lengths[:needed]))
         values = student.backbone.encode_frames(student.backbone.pixels(frames), mask)
-        if knowledge:
-            phrase_ids = knowledge.phrase_ids(batch[:needed], top_k)
+        count = needed if informed else mapped
+        if knowledge and count:
+            phrase_ids = knowledge.phrase_ids(batch[:count], top_k)
             phrases = table[phrase_ids.to(device)]
-            seen = student.fusion.attention(values, phrases).mean(1).float().cpu().numpy()
+            seen = student.fusion.attention(values[:count], phrases).mean(1).float().cpu().numpy()
             attention += [seen[i, : lengths[i]] for i in range(mapped)]
             phrases_of += [tuple(knowledge.phrases[i] for i in ids) for ids in phrase_ids[:mapped].tolist()]
             values = student.fusion(values, phrases) if informed else values

@@ -112,15 +112,14 @@ def _draw_weights(
     draw: ImageDraw.ImageDraw, heat: HeatMap, left: int, top: int, cell: int, bars: int, columns: int
 ) -> None:
     if heat.row_weights is not None:
-        scale = (bars - 32) / max(float(heat.row_weights.max()), 1e-9)
-        for row, weight in enumerate(heat.row_weights.tolist()):
-            y, x = top + row * _ROW, left - 4
-            draw.rectangle((x - scale * weight, y + 4, x, y + _ROW - 5), fill=GIVEN)
-            place = (x - scale * weight - 2, y + _ROW / 2)
-            draw.text(place, f"{weight:.2f}", fill=PALE, font=font(10), anchor="rm")
+        lengths = (heat.row_weights * (bars - 32) / max(heat.row_weights.max(), 1e-9)).round().astype(int)
+        for row, (length, weight) in enumerate(zip(lengths.tolist(), heat.row_weights, strict=True)):
+            x, y = left - 4, top + row * _ROW
+            draw.rectangle((x - length, y + 4, x, y + _ROW - 5), fill=GIVEN)
+            draw.text((x - length - 2, y + _ROW / 2), f"{weight:.2f}", fill=PALE, font=font(10), anchor="rm")
     if heat.column_weights is not None:
-        scale = (columns - 16) / max(float(heat.column_weights.max()), 1e-9)
-        for column, weight in enumerate(heat.column_weights.tolist()):
+        lengths = (heat.column_weights * (columns - 16) / max(heat.column_weights.max(), 1e-9)).round().astype(int)
+        for column, (length, weight) in enumerate(zip(lengths.tolist(), heat.column_weights, strict=True)):
             x, y = left + column * cell, top - 3
-            draw.rectangle((x + 4, y - scale * weight, x + cell - 5, y), fill=GIVEN)
-            draw.text((x + cell / 2, y - scale * weight - 2), f"{weight:.2f}", fill=PALE, font=font(10), anchor="mb")
+            draw.rectangle((x + 4, y - length, x + cell - 5, y), fill=GIVEN)
+            draw.text((x + cell / 2, y - length - 2), f"{weight:.2f}", fill=PALE, font=font(10), anchor="mb")

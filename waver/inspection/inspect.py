@@ -84,14 +84,14 @@ def inspect_run(
 
     Args:
         student: the model, as the evaluation left it.
-        evaluation: with `top` of 5 or more, or there is less to show.
+        evaluation: with `top`; of 5 clips or more, or strips are shorter.
         captions: caption table; only rows of evaluation.split are looked at.
         store: its clips.
         max_words: tokens of a caption.
         prompt: sentence around a caption, if any.
         video: what the evaluation embedded, a row for every clip of the gallery that is not missing; None embeds the clips
             of the subset again, which takes a minute or two where a large backbone runs without a GPU.
-        knowledge: of the clips; None draws no attention.
+        knowledge: of the clips; None, or one of other clips only, draws no attention.
         top_k: phrases of a clip; 0 for none.
         informed: whether clips are embedded with their phrases.
         amounts: how much is looked at.

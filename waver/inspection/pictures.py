@@ -49,7 +49,7 @@ def one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
-def wrap(text: str, *, width: float, size: int, max_lines: int) -> list[str]:
+def wrap(text: str, *, width: int, size: int, max_lines: int) -> list[str]:
     """Cuts a text into lines that are not wider than some pixels, between words where possible.
 
     Args:
@@ -96,8 +96,8 @@ def blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def write_lines(
-    draw: ImageDraw.ImageDraw, lines: Sequence[str], *, left: float, top: float, size: int, colour: Colour = INK
-) -> float:
+    draw: ImageDraw.ImageDraw, lines: Sequence[str], *, left: int, top: int, size: int, colour: Colour = INK
+) -> int:
     """Draws lines, one below the other; returns where the next one would begin."""
     for line in lines:
         draw.text((left, top), line, fill=colour, font=font(size))
