@@ -6,6 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import (
+    EXPERIMENT_TAG,
+    SESSION_START_INFO_TAG,
+    parse_session_start_info_plugin_data,
+)
 
 from waver.config import load_config
 from waver.sweep.folder import read_trials
@@ -76,7 +81,13 @@ def test_everything_that_is_written(tmp_path, written, sweep):
 
     events = EventAccumulator(str(tmp_path / "events" / "trial_0001"))
     events.Reload()
-    assert {"objective", "epochs", "t2v/R@1"} <= set(events.Tags()["scalars"])
+    assert {"objective", "epochs", "best/t2v/R@1"} <= set(events.Tags()["scalars"])
+    about = {tag: metadata.plugin_data.content for tag, metadata in events.summary_metadata.items()}
+    assert EXPERIMENT_TAG not in about  # it would decide which settings of other runs TensorBoard shows
+    start = parse_session_start_info_plugin_data(about[SESSION_START_INFO_TAG])
+    assert start.group_name == "s/0001"
+    assert start.hparams["train.lr"].number_value == 0.02  # of the point
+    assert start.hparams["loss.contrastive"].number_value == 1.0  # of the base
     assert [path.name for path in sorted((tmp_path / "events").iterdir())] == [f"trial_000{n}" for n in (0, 1, 2, 4)]
 
     console = Console(width=100, record=True, quiet=False, file=io.StringIO())

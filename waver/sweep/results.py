@@ -19,6 +19,7 @@ from waver.files import whole_file, write_text
 from waver.sweep.folder import Run, TrialState, read_json, read_trials
 from waver.sweep.page import write_page
 from waver.sweep.space import lookup
+from waver.tracking.hparams import comparable_settings, finish_hparams, plain, write_best, write_hparams
 
 _ORDER = ("finished", "stopped", "running", "failed")
 
@@ -152,7 +153,7 @@ def write_results(
         write_text(folder / "best.yaml", _best_yaml(*best, sweep))
     show(trials_table(f"{sweep.name}: {sweep.objective.metric} on {sweep.objective.split}", states, sweep))
     # Who is being ended has little time: the rest can be made again from what is there.
-    _write_hparams(folder / "events", states, sweep)
+    _write_hparams(folder / "events", states, sweep, base)
     rows = [_row(state, sweep, base) for state in states]
     for sentence in write_page(folder / "report.html", sweep, rows, read_json(folder / "shared.json") or []):
         say(sentence)
@@ -172,19 +173,27 @@ def _best_yaml(best: TrialState, config: ExperimentConfig, sweep: SweepConfig) -
     )
 
 
-def _write_hparams(folder: Path, states: list[TrialState], sweep: SweepConfig) -> None:
-    """One TensorBoard run a trial, with its point and its figures. They are written anew: figures may have changed."""
+def _write_hparams(folder: Path, states: list[TrialState], sweep: SweepConfig, base: ExperimentConfig) -> None:
+    """One TensorBoard run a trial, with its settings and its figures. They are written anew: figures may have changed.
+
+    All settings, rather than the point alone: trials stand in one table with other runs, and with their own seeds, whose
+    group they share.
+    """
     shutil.rmtree(folder, ignore_errors=True)
+    settings = comparable_settings(base.model_dump(mode="json"))
     for state in states:
         value = objective(state, sweep)
         if value is None:
             continue
-        figures = {"objective": value, "epochs": state.epochs, "seconds": state.seconds}
-        names = state.runs[0].metrics if state.runs else ()
-        figures |= {name: mean(state.values(name)) for name in names}
+        figures = {name: mean(state.values(name)) for name in (state.runs[0].metrics if state.runs else ())}
+        chosen = settings | {key: plain(setting) for key, setting in state.point.items()}
         with SummaryWriter(str(folder / f"trial_{state.number:04d}")) as writer:
-            point = {key: _plain(state.point.get(key, "as in base")) for key in sweep.space}
-            writer.add_hparams(point | {"status": state.status}, figures, run_name=".")
+            start_s = max(0.0, state.ended_s - state.seconds)
+            write_hparams(writer, chosen, start_s=start_s, group=f"{sweep.name}/{state.number:04d}")
+            write_best(writer, state.epochs, figures)
+            for name, figure in (("objective", value), ("epochs", state.epochs), ("seconds", state.seconds)):
+                writer.add_scalar(name, figure, state.epochs)
+            finish_hparams(writer, end_s=state.ended_s, status=state.status)
 
 
 def _row(state: TrialState, sweep: SweepConfig, base: ExperimentConfig) -> dict[str, Any]:

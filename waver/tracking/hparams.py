@@ -59,7 +59,7 @@ def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Value]:
         file by its name, and what is unset `none`.
     """
     flat = dict(_flatten(settings))
-    return {key: _plain(value) for key, value in flat.items() if key.partition(".")[0] in _COMPARED or key in _ALSO}
+    return {key: plain(value) for key, value in flat.items() if key.partition(".")[0] in _COMPARED or key in _ALSO}
 
 
 def write_hparams(writer: SummaryWriter, settings: Mapping[str, Value], *, start_s: float, group: str = "") -> None:
@@ -125,13 +125,14 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
             yield f"{prefix}{key}", value
 
 
-def _plain(value: Any) -> Value:
+def plain(value: Any) -> Value:
+    """A setting as a number, a word or a truth value, see `comparable_settings`."""
     if value is None:
         return "none"
     if isinstance(value, Mapping):
         return f"own-{hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]}"
     if isinstance(value, list | tuple):
-        return ", ".join(str(_plain(item)) for item in value) or "none"
+        return ", ".join(str(plain(item)) for item in value) or "none"
     if isinstance(value, str) and PurePath(value).is_absolute():
         return PurePath(value).name
     return value
