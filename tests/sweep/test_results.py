@@ -81,7 +81,7 @@ def test_everything_that_is_written(tmp_path, written, sweep):
 
     events = EventAccumulator(str(tmp_path / "events" / "trial_0001"))
     events.Reload()
-    assert {"objective", "epochs", "best/t2v/R@1"} <= set(events.Tags()["scalars"])
+    assert {"objective", "epochs", "0 best/t2v R@1"} <= set(events.Tags()["scalars"])
     about = {tag: metadata.plugin_data.content for tag, metadata in events.summary_metadata.items()}
     assert EXPERIMENT_TAG not in about  # it would decide which settings of other runs TensorBoard shows
     start = parse_session_start_info_plugin_data(about[SESSION_START_INFO_TAG])

@@ -64,6 +64,8 @@ class Job:
     store: Path
     knowledge: Path | None
     run_folder: Path
+    group: str
+    """Runs of one group differ in their seed alone; empty for none."""
 
 
 def train(
@@ -74,6 +76,7 @@ def train(
     *,
     say: Callable[[str], None],
     folder: Path | None = None,
+    group: str = "",
     callbacks: Sequence[UserCallback] = (),
     here: Callable[[Job], dict] | None = None,
 ) -> dict:
@@ -86,6 +89,7 @@ def train(
         knowledge: of the clips, where config.uses_knowledge.
         say: is told, in sentences, what is going on.
         folder: of the run; by default that of the configuration.
+        group: runs of one group differ in their seed alone, and are one line in TensorBoard's HParams.
         callbacks: of Ray Train, told of each report.
         here: trains in this process, in place of workers that are started for it.
 
@@ -117,7 +121,7 @@ def train(
         f"everything goes to {folder}"
     )
     start = time.perf_counter()
-    job = Job(config, ray.put(captions), rows, store.path, knowledge.path if knowledge else None, folder)
+    job = Job(config, ray.put(captions), rows, store.path, knowledge.path if knowledge else None, folder, group)
     if here:
         outcome = here(job)
     else:
@@ -268,9 +272,7 @@ def train_job(job: Job, *, device: torch.device, report: Report) -> dict:
     recording = None
     if parallel.rank() == 0:
         steps = [batch for plan in plans for batch in plan]
-        # A run in another folder than its configuration names is one seed of a trial.
-        group = "" if job.run_folder == config.run_folder else job.run_folder.parent.name
-        recording = Recording(job.run_folder, config, captions, store, knowledge, training, steps, group=group)
+        recording = Recording(job.run_folder, config, captions, store, knowledge, training, steps, group=job.group)
     plans = plans[training.epoch :]
     batches = worker_batches([batch for plan in plans for batch in plan], captions, store, config, knowledge)
     with recording or nullcontext():

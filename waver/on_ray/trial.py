@@ -117,7 +117,7 @@ def run_trial(config: dict[str, Any], job: SweepJob) -> None:
         num_epochs = sum(config.train.epochs for config in configs)
         progress = Progress(trial, job.sweep.objective.metric, job.gpus, start, before, num_epochs)
         for config in configs:
-            _train(config, trial, progress)
+            _train(config, trial, progress, group=f"{job.sweep.name}/{trial.name}")
         tune.report(progress.measure())
     except Exception as error:
         lasting = to_stay(error)
@@ -132,8 +132,8 @@ def _config(job: SweepJob, trial: Path, point: Point, repeat: int) -> Experiment
     return load_config(base, point | {"name": f"{job.sweep.name}-{trial.name}-seed{seed}", "seed": seed})
 
 
-def _train(config: ExperimentConfig, trial: Path, progress: Progress) -> None:
-    how: dict[str, Any] = {"folder": run_folder(trial, config.seed)}
+def _train(config: ExperimentConfig, trial: Path, progress: Progress, *, group: str) -> None:
+    how: dict[str, Any] = {"folder": run_folder(trial, config.seed), "group": group}
     if config.resources.workers == 1:
         how["here"] = lambda job: _train_here(job, progress)
     else:

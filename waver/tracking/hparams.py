@@ -6,7 +6,7 @@ Found out with TensorBoard 2.21, for both of its loaders (tests/tracking/test_hp
   it, and settings that only others have are not shown. Without, it joins the settings of all runs, and puts those that
   differ first: five are shown until more are ticked.
 - Its metrics are then all scalars of the sessions, in alphabetical order, five of them shown; each with its last value. So
-  the best figures so far are scalars called `best/...`, which come first, and a run that is not finished has them too.
+  the best figures so far are scalars called `0 best/...`, which come first, and a run that is not finished has them too.
 - Of several declarations of one run the first counts, which makes a resumed run one session, but also keeps whatever end was
   told first. So only a run that is finished is told to have ended.
 - A setting that is a number in one run and a word in another is words in all; none of ours is.
@@ -27,7 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 Value = bool | int | float | str
 
-BEST = "best/"
+BEST = "0 best/"
 """Begins the names of the scalars that hold the best figures so far."""
 _COMPARED = ("train", "loss", "knowledge", "similarity", "model", "video", "text")
 """Sections whose settings all count."""
@@ -89,7 +89,7 @@ def write_best(writer: SummaryWriter, step: int, metrics: Mapping[str, float]) -
         metrics: name -> value.
     """
     for name, value in metrics.items():
-        writer.add_scalar(f"{BEST}{name}", value, step)
+        writer.add_scalar(f"{BEST}{name.replace('/', ' ')}", value, step)
 
 
 def finish_hparams(
