@@ -28,7 +28,7 @@ from waver.evaluation import Evaluation
 from waver.inspection import Inspection, inspect_run, to_png, write_projection
 from waver.knowledge import Knowledge
 from waver.profiling import DATA_WAIT, Profiler
-from waver.run import best_epoch, environment
+from waver.run import best_epoch, read_environment
 from waver.tracking import Tracker, read_metrics
 from waver.tracking.hparams import comparable_settings, finish_hparams, write_best, write_hparams
 from waver.tracking.texts import best_text, command_text, config_text, data_text, environment_text, model_text
@@ -125,7 +125,8 @@ class Recording:
 
     def _introduce(self, events: SummaryWriter, training: Training, group: str) -> None:
         """What is known at the start; of a run that is continued it stands there already, and stands there again."""
-        settings, place = self._config.model_dump(mode="json"), environment()
+        # The command of who started the run, not of this worker.
+        settings, place = self._config.model_dump(mode="json"), read_environment(self._folder)
         texts = {
             "configuration": config_text(settings),
             "command": command_text(place["command"]),

@@ -147,6 +147,12 @@ def environment() -> dict[str, str | int | list[str] | None]:
     }
 
 
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Where the run of a folder was started, as `open_run` wrote it down; where it is not written, here."""
+    path = folder / "environment.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else environment()
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

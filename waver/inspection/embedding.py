@@ -30,11 +30,11 @@ class Sight:
     """The clips of a subset."""
 
     video: Embeddings
-    columns: tuple[UInt8[np.ndarray, "f s s 3"], ...]
+    columns: tuple[UInt8[np.ndarray, "_ s s 3"], ...]
     """The valid frames of the first clips, as they stand above a heat map."""
     thumbnails: UInt8[np.ndarray, "n p p 3"]
     """A frame of every clip, from its middle, as the projector shows it."""
-    attention: tuple[Float[np.ndarray, "f K"], ...]
+    attention: tuple[Float[np.ndarray, "_ K"], ...]
     """Of the first clips' valid frames to their phrases, mean over the heads; empty where there are none."""
     phrases: tuple[tuple[str, ...], ...]
     """Of the first clips, best match first."""

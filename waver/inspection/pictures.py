@@ -112,7 +112,7 @@ def line_height(size: int) -> int:
 
 def read_thumbnails(
     store: ClipStore, clip_ids: Sequence[str], *, size: int, num_frames: int
-) -> dict[str, UInt8[np.ndarray, "f s s 3"]]:
+) -> dict[str, UInt8[np.ndarray, "_ s s 3"]]:
     """Some small frames of some clips, evenly over each clip; none of a clip that has no frames.
 
     Args:

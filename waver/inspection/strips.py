@@ -29,7 +29,7 @@ NUM_FOUND = 5
 _LABEL, _TEXT, _BORDER = 64, 250, 3
 _WIDTH = 2 * MARGIN + _LABEL + NUM_FRAMES * (FRAME_SIZE + 2 * _BORDER) + MARGIN + _TEXT
 
-Thumbnails = Mapping[str, UInt8[np.ndarray, "f s s 3"]]
+Thumbnails = Mapping[str, UInt8[np.ndarray, "_ s s 3"]]
 
 
 @dataclass(frozen=True)

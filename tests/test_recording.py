@@ -1,0 +1,178 @@
+"""What a run tells of itself, without Ray: a few steps of a tiny model."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from waver import recording as module
+from waver.engine import build_training, make_batch, train_epoch
+from waver.evaluation import evaluate
+from waver.profiling import PARTS
+from waver.recording import LOOKED_AT, Recording
+from waver.tracking import read_metrics
+
+STEPS, PAIRS = 3, 4
+
+
+def train(folder: Path, config, captions, store, knowledge=None, *, epochs=2, before=0):
+    """Epochs of three steps after `before` of them; each writes what a run would. Returns what was trained."""
+    phrases = knowledge.phrase_embeddings() if knowledge else None
+    training = build_training(config, num_steps=100, device=torch.device("cpu"), phrases=phrases)
+    training.step, training.epoch = before * STEPS, before
+    ok = [row for row, clip in enumerate(captions["clip_id"].to_pylist()) if clip in set(store.ok_clip_ids())]
+    train_rows = [row for row in ok if captions["split"][row].as_py() == "train"]
+    _, first = np.unique(captions["clip_id"].take(train_rows).to_numpy(), return_index=True)
+    rows = np.array(train_rows)[first][:PAIRS]
+    plan = [rows] * (STEPS * (before + epochs))
+    clips = store.read(captions["clip_id"].take(rows).to_pylist())
+    batch = make_batch(captions, rows, clips, config, len(rows), knowledge)
+    with Recording(folder, config, captions, store, knowledge, training, plan) as recording:
+        for _ in range(epochs):
+            for logs in train_epoch(training, recording.watch([batch] * STEPS, training), config):
+                recording.after_step(training, logs)
+            found = evaluate(
+                training.student,
+                captions,
+                store,
+                config,
+                split="validation",
+                knowledge=knowledge,
+                top_k=LOOKED_AT,
+                keep_video=True,
+            )
+            recording.after_epoch(training, found)
+    return training
+
+
+def read(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder / "events"), size_guidance={"images": 0, "histograms": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def age(folder: Path) -> None:
+    """Events written in the same second sort by chance; those of a run that was killed are older."""
+    for path in (folder / "events").rglob("*tfevents*"):
+        path.rename(path.with_name(path.name.replace("tfevents.", "tfevents.0")))
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory, captions, store, knowledge, tiny_config, teacher_weights):
+    """A run with knowledge, its folder and its events."""
+    folder = tmp_path_factory.mktemp("run")
+    settings = tiny_config.model_dump(mode="json")
+    settings["model"]["weights"] = str(teacher_weights)
+    settings["knowledge"] |= {"top_k": 3, "at_inference": True}
+    settings["profile"] = {"steps": [2, 3]}
+    config = type(tiny_config).model_validate(settings)
+    train(folder, config, captions, store, knowledge)
+    return folder, read(folder)
+
+
+def test_pictures_of_each_evaluation(told):
+    _, events = told
+    tags = events.Tags()["images"]
+    for start in ("t2v/query_1", "v2t/query_1", "similarity/matrix", "interaction/pair_1", "knowledge/attention_1"):
+        assert start in tags
+        images = events.Images(start)
+        assert [image.step for image in images] == [STEPS, 2 * STEPS]
+        for image in images:
+            assert image.encoded_image_string.startswith(b"\x89PNG")
+            assert min(image.width, image.height) > 20
+
+
+def test_distributions_of_each_evaluation(told):
+    _, events = told
+    assert set(events.Tags()["histograms"]) == {
+        "t2v/log2_rank",
+        "v2t/log2_rank",
+        "similarity/positive",
+        "similarity/negative",
+    }
+    for tag in events.Tags()["histograms"]:
+        assert [event.step for event in events.Histograms(tag)] == [STEPS, 2 * STEPS]
+    assert [event.step for event in events.Tensors("similarity/pairs")] == [STEPS, 2 * STEPS]
+
+
+def test_texts_say_what_runs(told):
+    _, events = told
+    texts = {
+        tag.removesuffix("/text_summary"): events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
+        for tag in events.Tags()["tensors"]
+        if tag.endswith("/text_summary")
+    }
+    assert set(texts) == {"configuration", "command", "environment", "data", "model", "best so far"}
+    assert "top&#95;k" in texts["configuration"]
+    assert "python" in texts["environment"]
+    assert "not decoded" in texts["data"]
+    assert "knowledge fusion" in texts["model"]
+    assert "R@1" in texts["best so far"]
+
+
+def test_the_run_is_a_line_of_hparams_with_its_best_figures(told):
+    folder, events = told
+    assert {"_hparams_/session_start_info", "_hparams_/session_end_info"} <= set(events.Tags()["tensors"])
+    rows = [row for row in read_metrics(folder) if row.get("split") == "validation"]
+    best = [max(row["t2v/R@1"] for row in rows[: n + 1]) for n in range(len(rows))]
+    assert [event.value for event in events.Scalars("0 best/t2v R@1")] == pytest.approx(best)
+
+
+def test_the_projector_has_points_and_thumbnails(told):
+    folder, _ = told
+    projector = folder / "events" / "projector"
+    config = (projector / "projector_config.pbtxt").read_text()
+    for name in ("clips", "clips_and_captions"):
+        assert f'"{name}.tsv"' in config
+        points = (projector / f"{name}.tsv").read_text().splitlines()
+        assert len((projector / f"{name}_metadata.tsv").read_text().splitlines()) == len(points) + 1
+        assert (projector / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_trace_has_the_steps_and_the_parts_of_each(told):
+    folder, _ = told
+    (trace,) = (folder / "profile").iterdir()
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    names = [event.get("name") for event in events if event.get("cat") == "user_annotation"]
+    assert {"step 2", "step 3"} <= set(names)
+    assert "step 4" not in names
+    for part in set(PARTS) - {"all-reduce"}:  # one worker exchanges nothing
+        assert names.count(part) == 2, part
+
+
+def test_clips_that_failed_are_counted(told, store, captions):
+    folder, _ = told
+    failed = len(store.ledger) - len(store.ok_clip_ids())
+    assert failed > 0
+    rows = [row for row in read_metrics(folder) if "split" in row]
+    assert {row["clips/failed"] for row in rows} == {failed}
+
+
+def test_a_resumed_run_has_each_step_once(tmp_path, captions, store, tiny_config):
+    """Killed after its second epoch, of which no checkpoint was kept, it goes on after the first."""
+    train(tmp_path, tiny_config, captions, store, epochs=2)
+    age(tmp_path)
+    train(tmp_path, tiny_config, captions, store, epochs=2, before=1)
+    events = read(tmp_path)
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert steps["3 loss/total"] == [*range(1, 3 * STEPS + 1)]
+    assert steps["1 retrieval/t2v R@1"] == steps["0 best/t2v R@1"] == [STEPS, 2 * STEPS, 3 * STEPS]
+    for tag in events.Tags()["images"]:
+        shown = [image.step for image in events.Images(tag)]
+        assert shown == sorted(set(shown)), tag
+    assert [image.step for image in events.Images("similarity/matrix")] == [STEPS, 2 * STEPS, 3 * STEPS]
+
+
+def test_what_cannot_be_drawn_costs_a_warning(tmp_path, captions, store, tiny_config, monkeypatch):
+    def broken(*arguments, **more):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(module, "inspect_run", broken)
+    with pytest.warns(UserWarning, match="nothing is drawn of step 3: RuntimeError: no font"):
+        training = train(tmp_path, tiny_config, captions, store, epochs=1)
+    assert training.step == STEPS
+    assert [row["step"] for row in read_metrics(tmp_path) if "split" in row] == [STEPS]
