@@ -25,6 +25,8 @@ from waver.annotations import CAPTIONS_SCHEMA
 from waver.backbone import load_backbone
 from waver.clip_store import ClipStore, Decoded, StoreSettings, create_store, write_block, write_manifest
 from waver.config import ExperimentConfig, load_config
+from waver.engine import Training, build_training, make_batch, train_epoch
+from waver.evaluation import evaluate
 from waver.knowledge import (
     Knowledge,
     create_knowledge,
@@ -33,6 +35,7 @@ from waver.knowledge import (
     write_embeddings,
     write_matches,
 )
+from waver.recording import LOOKED_AT, Recording
 from waver.video import Clip, ClipError
 from waver.vocabulary import VOCABULARY_SCHEMA, load_parser
 
@@ -199,6 +202,34 @@ def on_workers():
             assert len(parts) == num_workers
             stacked = torch.stack([tensor for tensor, _ in parts])
             reduced.append(stacked.amax(0) if parts[0][1] == "max" else stacked.sum(0))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def record_run(captions, store):
+    """Trains a tiny model for a few epochs of three steps, in this process, and writes what a run would."""
+
+    def run(
+        folder: Path, config: ExperimentConfig, knowledge: Knowledge | None = None, *, epochs=2, before=0
+    ) -> Training:
+        """`before` epochs are taken for done, as after a checkpoint."""
+        phrases = knowledge.phrase_embeddings() if knowledge else None
+        training = build_training(config, num_steps=100, device=torch.device("cpu"), phrases=phrases)
+        training.step, training.epoch = before * 3, before
+        clips, splits, ok = captions["clip_id"].to_pylist(), captions["split"].to_pylist(), set(store.ok_clip_ids())
+        first = {clip: row for row, clip in reversed(list(enumerate(clips))) if splits[row] == "train" and clip in ok}
+        rows = np.array(sorted(first.values())[:4])
+        frames = store.read([clips[row] for row in rows])
+        batch = make_batch(captions, rows, frames, config, len(rows), knowledge)
+        plan = [rows] * (3 * (before + epochs))
+        how = {"split": "validation", "knowledge": knowledge, "top_k": LOOKED_AT, "keep_video": True}
+        with Recording(folder, config, captions, store, knowledge, training, plan) as recording:
+            for _ in range(epochs):
+                for logs in train_epoch(training, recording.watch([batch] * 3, training), config):
+                    recording.after_step(training, logs)
+                recording.after_epoch(training, evaluate(training.student, captions, store, config, **how))
+        return training
 
     return run
 

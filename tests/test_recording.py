@@ -4,49 +4,15 @@ import gzip
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from waver import recording as module
-from waver.engine import build_training, make_batch, train_epoch
-from waver.evaluation import evaluate
 from waver.profiling import PARTS
-from waver.recording import LOOKED_AT, Recording
 from waver.tracking import read_metrics
 
-STEPS, PAIRS = 3, 4
-
-
-def train(folder: Path, config, captions, store, knowledge=None, *, epochs=2, before=0):
-    """Epochs of three steps after `before` of them; each writes what a run would. Returns what was trained."""
-    phrases = knowledge.phrase_embeddings() if knowledge else None
-    training = build_training(config, num_steps=100, device=torch.device("cpu"), phrases=phrases)
-    training.step, training.epoch = before * STEPS, before
-    ok = [row for row, clip in enumerate(captions["clip_id"].to_pylist()) if clip in set(store.ok_clip_ids())]
-    train_rows = [row for row in ok if captions["split"][row].as_py() == "train"]
-    _, first = np.unique(captions["clip_id"].take(train_rows).to_numpy(), return_index=True)
-    rows = np.array(train_rows)[first][:PAIRS]
-    plan = [rows] * (STEPS * (before + epochs))
-    clips = store.read(captions["clip_id"].take(rows).to_pylist())
-    batch = make_batch(captions, rows, clips, config, len(rows), knowledge)
-    with Recording(folder, config, captions, store, knowledge, training, plan) as recording:
-        for _ in range(epochs):
-            for logs in train_epoch(training, recording.watch([batch] * STEPS, training), config):
-                recording.after_step(training, logs)
-            found = evaluate(
-                training.student,
-                captions,
-                store,
-                config,
-                split="validation",
-                knowledge=knowledge,
-                top_k=LOOKED_AT,
-                keep_video=True,
-            )
-            recording.after_epoch(training, found)
-    return training
+STEPS = 3
+"""Of an epoch of `record_run`."""
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -62,7 +28,7 @@ def age(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory, captions, store, knowledge, tiny_config, teacher_weights):
+def told(tmp_path_factory, record_run, knowledge, tiny_config, teacher_weights):
     """A run with knowledge, its folder and its events."""
     folder = tmp_path_factory.mktemp("run")
     settings = tiny_config.model_dump(mode="json")
@@ -70,7 +36,7 @@ def told(tmp_path_factory, captions, store, knowledge, tiny_config, teacher_weig
     settings["knowledge"] |= {"top_k": 3, "at_inference": True}
     settings["profile"] = {"steps": [2, 3]}
     config = type(tiny_config).model_validate(settings)
-    train(folder, config, captions, store, knowledge)
+    record_run(folder, config, knowledge)
     return folder, read(folder)
 
 
@@ -152,11 +118,11 @@ def test_clips_that_failed_are_counted(told, store, captions):
     assert {row["clips/failed"] for row in rows} == {failed}
 
 
-def test_a_resumed_run_has_each_step_once(tmp_path, captions, store, tiny_config):
+def test_a_resumed_run_has_each_step_once(tmp_path, record_run, tiny_config):
     """Killed after its second epoch, of which no checkpoint was kept, it goes on after the first."""
-    train(tmp_path, tiny_config, captions, store, epochs=2)
+    record_run(tmp_path, tiny_config, epochs=2)
     age(tmp_path)
-    train(tmp_path, tiny_config, captions, store, epochs=2, before=1)
+    record_run(tmp_path, tiny_config, epochs=2, before=1)
     events = read(tmp_path)
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert steps["3 loss/total"] == [*range(1, 3 * STEPS + 1)]
@@ -167,12 +133,12 @@ def test_a_resumed_run_has_each_step_once(tmp_path, captions, store, tiny_config
     assert [image.step for image in events.Images("similarity/matrix")] == [STEPS, 2 * STEPS, 3 * STEPS]
 
 
-def test_what_cannot_be_drawn_costs_a_warning(tmp_path, captions, store, tiny_config, monkeypatch):
+def test_what_cannot_be_drawn_costs_a_warning(tmp_path, record_run, tiny_config, monkeypatch):
     def broken(*arguments, **more):
         raise RuntimeError("no font")
 
     monkeypatch.setattr(module, "inspect_run", broken)
     with pytest.warns(UserWarning, match="nothing is drawn of step 3: RuntimeError: no font"):
-        training = train(tmp_path, tiny_config, captions, store, epochs=1)
+        training = record_run(tmp_path, tiny_config, epochs=1)
     assert training.step == STEPS
     assert [row["step"] for row in read_metrics(tmp_path) if "split" in row] == [STEPS]

@@ -75,7 +75,7 @@ class Evaluation:
     """Kind of device that computed: figures of another one differ in the last digits."""
     precision: str
     """Of the towers."""
-    video: Embeddings | None
+    video: Embeddings | None = None
     """Of the clips that are not missing, in the order of the gallery, where they were asked for."""
 
     @property
