@@ -31,12 +31,12 @@ class Protocol:
     name: str
     published: bool
     """Whether gallery, queries and training videos are those of the published protocol, all of them decoded and honest."""
-    differences: tuple[str, ...]
+    differences: Sequence[str]
     """In what it is not the published one; empty for data that no protocol is published of."""
     split: str
     gallery_size: int
     num_queries: int
-    captions_per_clip: tuple[int, float, int]
+    captions_per_clip: Sequence[float]
     """Smallest, mean and largest number."""
     num_missing_clips: int
     """In the gallery without embedding: misses."""
@@ -48,7 +48,7 @@ class Protocol:
     leaky: bool
     """Whether captions of validation or test went into the dictionary."""
     ties: str
-    variants: tuple[str, ...]
+    variants: Sequence[str]
     """Figures beside the plain ones, by name."""
 
     def as_json(self) -> dict[str, Any]:
