@@ -304,8 +304,8 @@ def test_an_evaluation_names_its_protocol_and_exports_its_rankings(project, chec
     protocol = Protocol(**result["protocol"])
     assert written["protocol"] == json.loads(json.dumps(dataclasses.asdict(protocol)))
     assert (protocol.name, protocol.gallery_size, protocol.num_missing_clips) == ("own data", 9, 1)
-    assert protocol.captions_per_clip[::2] == (1, 4)
-    assert (protocol.chosen_on, protocol.variants) == (None, ("qb_norm",))
+    assert protocol.captions_per_clip[::2] == [1, 4]
+    assert (protocol.chosen_on, protocol.variants) == (None, ["qb_norm"])
     assert written["variants"]["qb_norm"].keys() == {name for name in result["metrics"] if name.startswith("t2v")}
     runs = {name: (tmp_path / "trec" / name).read_text().splitlines() for name in ("t2v.run", "v2t.run")}
     assert len(runs["t2v.run"]) == 3 * result["num_queries"]

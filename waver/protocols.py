@@ -36,7 +36,7 @@ class Protocol:
     split: str
     gallery_size: int
     num_queries: int
-    captions_per_clip: Sequence[float]
+    captions_per_clip: Sequence[int | float]
     """Smallest, mean and largest number."""
     num_missing_clips: int
     """In the gallery without embedding: misses."""
