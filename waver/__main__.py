@@ -114,7 +114,7 @@ def train(config: Config, workers: Workers = None, overrides: Set = [], print_co
     _figures.print(
         metrics_table(f"{experiment.name}, {result['best_checkpoint']}, validation split", {"": result["validation"]})
     )
-    _say(f"next: waver evaluate {experiment.run_folder}    look: tensorboard --logdir {experiment.run_folder.parent}")
+    _say(f"next: waver evaluate {experiment.run_folder}    look: waver board {experiment.run_folder.parent}")
 
 
 @app.command()

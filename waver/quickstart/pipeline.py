@@ -99,7 +99,7 @@ def run_quickstart(output: Path, *, workers: int, say: Callable[[str], None], sh
     say(f"{sum(report.reasons.values())} of {sum(report.counts.values())} clips could not be decoded, as was intended:")
     say(describe_failures(report))
     say(", ".join(f"{name} {value:.0f} s" for name, value in found["seconds"].items()))
-    say(f"results: {output / 'results.json'}\nlook at the runs: tensorboard --logdir {config.run_folder.parent}")
+    say(f"results: {output / 'results.json'}\nlook at the runs: waver board {config.run_folder.parent}")
     return found
 
 

@@ -158,7 +158,7 @@ def write_results(
     for sentence in write_page(folder / "report.html", sweep, rows, read_json(folder / "shared.json") or []):
         say(sentence)
     if best:
-        say(f"look: {folder / 'report.html'}, tensorboard --logdir {folder / 'events'}")
+        say(f"look: {folder / 'report.html'}, waver board {folder / 'events'}")
         say(f"next: waver train {folder / 'best.yaml'}")
     else:
         say("no trial is finished, so there is no best one yet")
