@@ -226,7 +226,7 @@ def record_run(captions, store):
         how = {"split": "validation", "knowledge": knowledge, "top_k": LOOKED_AT, "keep_video": True}
         with Recording(folder, config, captions, store, knowledge, training, plan) as recording:
             for _ in range(epochs):
-                for logs in train_epoch(training, recording.watch([batch] * 3, training), config):
+                for logs in train_epoch(training, recording.watch([batch] * 3, training, 3), config):
                     recording.after_step(training, logs)
                 recording.after_epoch(training, evaluate(training.student, captions, store, config, **how))
         return training

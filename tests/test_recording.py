@@ -34,7 +34,7 @@ def told(tmp_path_factory, record_run, knowledge, tiny_config, teacher_weights):
     settings = tiny_config.model_dump(mode="json")
     settings["model"]["weights"] = str(teacher_weights)
     settings["knowledge"] |= {"top_k": 3, "at_inference": True}
-    settings["profile"] = {"steps": [2, 3]}
+    settings["profile"] = {"steps": [2, 4]}  # an evaluation between them
     config = type(tiny_config).model_validate(settings)
     record_run(folder, config, knowledge)
     return folder, read(folder)
@@ -103,11 +103,16 @@ def test_the_trace_has_the_steps_and_the_parts_of_each(told):
     folder, _ = told
     (trace,) = (folder / "profile").iterdir()
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-    names = [event.get("name") for event in events if event.get("cat") == "user_annotation"]
-    assert {"step 2", "step 3"} <= set(names)
-    assert "step 4" not in names
+    spans = sorted((e for e in events if e.get("cat") == "user_annotation"), key=lambda event: float(event["ts"]))
+    names = [event["name"] for event in spans]
+    steps = {name: event for name, event in zip(names, spans, strict=True) if name.startswith("step ")}
+    assert list(steps) == [name for name in names if name.startswith("step ")] == ["step 2", "step 3", "step 4"]
+    begin, end = (float(steps["step 3"]["ts"]) + more for more in (0.0, float(steps["step 3"]["dur"])))
+    last = max(float(e["ts"]) for e in events if e.get("cat") == "cpu_op" and begin <= float(e["ts"]) <= end)
+    optimizer = next(e for e in spans if e["name"] == "optimizer" and begin <= float(e["ts"]) <= end)
+    assert last <= float(optimizer["ts"]) + float(optimizer["dur"]), "the evaluation after it belongs to no step"
     for part in set(PARTS) - {"all-reduce"}:  # one worker exchanges nothing
-        assert names.count(part) == 2, part
+        assert names.count(part) == 3, part
 
 
 def test_clips_that_failed_are_counted(told, store, captions):

@@ -78,6 +78,10 @@ class Profiler:
         elif self._profile is not None:
             self._write()
 
+    def pause(self) -> None:
+        """What comes now, such as an evaluation, belongs to no step."""
+        self._end_step()
+
     def _start(self) -> None:
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():

@@ -83,18 +83,18 @@ class Recording:
                 self._profiler.__exit__(None, None, None)
         self._tracker.close()
 
-    def watch(self, batches: Iterable[Batch], training: Training) -> Iterator[Batch]:
-        """The batches of an epoch, each of which begins a step of the trace."""
+    def watch(self, batches: Iterable[Batch], training: Training, num_steps: int) -> Iterator[Batch]:
+        """The batches of the `num_steps` steps of an epoch, each of which begins a step of the trace."""
         batches = iter(batches)
-        while True:
+        for _ in range(num_steps):
             if self._profiler:
                 with _or_warn("the trace"):
                     self._profiler.step(training.step + 1)
             with record_function(DATA_WAIT):
-                batch = next(batches, None)
-            if batch is None:
-                return
+                batch = next(batches)
             yield batch
+        if self._profiler:
+            self._profiler.pause()
 
     def after_step(self, training: Training, logs: Mapping[str, float]) -> None:
         """Logs an optimizer step."""

@@ -278,7 +278,9 @@ def train_job(job: Job, *, device: torch.device, report: Report) -> dict:
     with recording or nullcontext():
         for plan in plans:
             coming = islice(batches, len(plan))
-            for logs in train_epoch(training, recording.watch(coming, training) if recording else coming, config):
+            for logs in train_epoch(
+                training, recording.watch(coming, training, len(plan)) if recording else coming, config
+            ):
                 if recording:
                     recording.after_step(training, logs)
             evaluation = evaluate(
