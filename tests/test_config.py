@@ -160,6 +160,11 @@ def test_clip_store_is_shared_by_those_who_decode_alike(tmp_path):
     assert load_config(path, {"train.lr": 1.0, "ingest.jpeg_quality": 50}).clip_store == base
     assert load_config(path, {"video.size": 112}).clip_store != base
     assert load_config(path, {"ingest.frame_format": "jpeg"}).clip_store != base
+    didemo = load_config(
+        path, {"data": {"format": "didemo", "annotations": "a", "videos": str(load_config(path).data.videos)}}
+    )
+    assert didemo.data.videos == load_config(path).data.videos
+    assert didemo.clip_store != base, "the same ids mean the first 31 seconds"
 
 
 def test_the_experiments_on_msrvtt_differ_only_in_what_they_say(repository: Path):
