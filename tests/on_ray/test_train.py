@@ -156,6 +156,8 @@ def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted, fami
     last, expected = (read_metrics(path)[-1] for path in (folder, config.run_folder))
     assert last["split"] == expected["split"] == "validation"
     for name, value in expected.items():
+        if name == "memory_of_worker_gib":
+            continue
         assert last[name] == value if isinstance(value, str) else abs(last[name] - value) <= 1e-3 * max(1, abs(value))
 
 
