@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,12 @@ def test_imported_queries_are_a_track_and_their_authors_are_named(checkpoints, t
 def test_what_cannot_be_asked_is_a_sentence(checkpoints, settings, message):
     with pytest.raises(RobustnessError, match=message):
         report_on(checkpoints[:1], **settings)
+
+
+def test_without_the_extra_it_says_what_to_install(checkpoints, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(RobustnessError, match=r"pip install 'waver\[robustness\]'"):
+        report_on(checkpoints[:1])
 
 
 def test_a_run_is_not_compared_with_itself(checkpoints):

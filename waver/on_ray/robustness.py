@@ -1,5 +1,6 @@
 """The writing-style report of finished runs: asks each of them the same queries, and writes what that says."""
 
+import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,10 @@ def run_robustness(
     Raises:
         RobustnessError: where the runs have not the same clips and captions, or there is nothing to ask.
     """
+    if importlib.util.find_spec("scipy") is None:
+        raise RobustnessError(
+            "the report needs scipy for its tests, and matplotlib for its plots: pip install 'waver[robustness]'"
+        )
     sources = _open(runs, overrides, settings.split)
     imported = _imported(sources[0].captions, settings)
     queries, references, notes = _queries(sources[0].captions, settings, imported, say)
