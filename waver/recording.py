@@ -105,7 +105,7 @@ class Recording:
         """Logs an evaluation and shows what the model finds."""
         pairs = int(self._pairs[training.step])
         styles = {f"styles/{style}": metrics["t2v/R@1"] for style, metrics in evaluation.styles.items()}
-        here = {"clips/failed": self._num_failed, "memory_of_worker_gib": _peak_memory() / 2**30}
+        here = {"clips/failed": self._num_failed, "memory_of_worker_gib": peak_memory() / 2**30}
         self._tracker.log(
             training.step,
             {**evaluation.metrics, **styles, **here},
@@ -199,7 +199,7 @@ def _gpu(training: Training) -> dict[str, float]:
     return figures
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Largest resident size of this process so far, bytes."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else size * 1024

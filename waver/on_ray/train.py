@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +36,7 @@ from waver.on_ray.progress import follow
 from waver.on_ray.stream import CPUS_PER_LOADER, clip_stream
 from waver.on_ray.workers import run_on_workers
 from waver.protocols import Protocol
-from waver.recording import LOOKED_AT, Recording
+from waver.recording import LOOKED_AT, Recording, peak_memory
 from waver.run import (
     SELECTION_METRIC,
     best_checkpoint,
@@ -297,7 +295,7 @@ def train_job(job: Job, *, device: torch.device, report: Report) -> dict:
                 recording.after_epoch(training, evaluation)
             report(training, evaluation.metrics)
     return {
-        "peak_memory_bytes_of_worker": max(parallel.gather_objects(_peak_memory())),
+        "peak_memory_bytes_of_worker": max(parallel.gather_objects(peak_memory())),
     }
 
 
@@ -312,9 +310,3 @@ def _report(
             checkpoint=ray.train.Checkpoint.from_directory(folder) if parallel.rank() == 0 else None,
             checkpoint_dir_name=checkpoint_name(training.epoch),
         )
-
-
-def _peak_memory() -> int:
-    """Largest resident size of this process so far, bytes."""
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024
