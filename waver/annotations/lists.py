@@ -1,11 +1,12 @@
 """The lists of a published split: reading them, and comparing them and their captions with what is published."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from waver.annotations.captions import Caption
 from waver.annotations.official import OFFICIAL, split_digest
 from waver.annotations.reading import Problems, caption_defect, read_text, show
 
@@ -137,3 +138,20 @@ def check_captions(
             remedy = f"{ORIGINAL_FILE} of captions (a variation of the data set is written as a table)"
             found = f"{part} has {num_captions} captions instead of {expected}"
             problems.add("number of captions that differs from the published one", remedy, found)
+
+
+def youtube_captions(
+    lists: Mapping[str, Sequence[str]], captions_of: Mapping[str, Sequence[str]], path_of: Mapping[str, str]
+) -> Iterator[Caption]:
+    """All captions of clips whose ids are `<YouTube id>_<start>_<end>` and whose files are those segments already.
+
+    Args:
+        lists: part -> its clips.
+        captions_of: clip -> its captions.
+        path_of: clip -> its file.
+    """
+    for part, clips in lists.items():
+        for clip_id in clips:
+            video_id = clip_id.rsplit("_", 2)[0]
+            for caption in captions_of[clip_id]:
+                yield Caption(video_id, clip_id, path_of[clip_id], None, None, caption, part, None)

@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from waver.annotations.captions import Caption, caption_table
-from waver.annotations.lists import LIST_FILES, IdForm, check_captions, check_lists, read_captions, read_list
+from waver.annotations.captions import caption_table
+from waver.annotations.lists import (
+    LIST_FILES,
+    IdForm,
+    check_captions,
+    check_lists,
+    read_captions,
+    read_list,
+    youtube_captions,
+)
 from waver.annotations.reading import Problems, check_folder, find_file, read_json, unknown_schema
 from waver.annotations.videos import find_videos
 
@@ -56,13 +64,7 @@ def load_msvd(annotations: Path, videos: Path, *, allow_missing_videos: bool) ->
     path_of = find_videos(file_name_of, videos.absolute(), allow_missing=allow_missing_videos, problems=problems)
     problems.raise_if_any(annotations)
 
-    rows = (
-        Caption(clip_id.rsplit("_", 2)[0], clip_id, path_of[clip_id], None, None, caption, part, None)
-        for part, clips in lists.items()
-        for clip_id in clips
-        for caption in captions_of[clip_id]
-    )
-    return caption_table(rows, validation="own")
+    return caption_table(youtube_captions(lists, captions_of, path_of), validation="own")
 
 
 def _read_captions(folder: Path, clip_ids: list[str], problems: Problems) -> dict[str, list[str]] | None:
