@@ -1,6 +1,9 @@
 """Checkpoints: `model.safetensors` (weights), `training.pt` (everything else that resuming needs), `config.yaml`, and
 `knowledge.json`, which says what knowledge the model learned from (null for none).
 
+Where a run is in its data is a number of rows: the plan of every epoch follows from captions and seed (`waver.epochs`), so
+with the seed in the configuration it brings the run back there, on any number of workers.
+
 All are read without unpickling, so a checkpoint from somebody else can be opened safely.
 """
 
@@ -43,6 +46,7 @@ def save_checkpoint(
     state = {
         "epoch": training.epoch,
         "step": training.step,
+        "rows": training.rows,
         "optimizer": training.optimizer.state_dict(),
         "schedule": training.schedule.state_dict(),
         "rng": rng,
@@ -53,7 +57,7 @@ def save_checkpoint(
 
 
 def restore_training(folder: Path, training: Training) -> None:
-    """Puts a run back to where the checkpoint was written.
+    """Puts a run back to where the checkpoint was written, which may be within an epoch.
 
     Random states are restored where the number of workers is the same; with another number each worker keeps its own.
 
@@ -63,14 +67,14 @@ def restore_training(folder: Path, training: Training) -> None:
     _load_weights(training.student, folder)
     try:
         state = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
-        state = {name: state[name] for name in ("epoch", "step", "optimizer", "schedule", "rng")}
+        state = {name: state[name] for name in ("epoch", "step", "rows", "optimizer", "schedule", "rng")}
     except Exception as error:  # torch raises its own types, zipfile's, pickle's and OSError for a damaged file
         raise CheckpointError(
             f"{folder / 'training.pt'} cannot be read ({type(error).__name__}: {_first_line(error)})"
         ) from error
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])
-    training.epoch, training.step = state["epoch"], state["step"]
+    training.epoch, training.step, training.rows = state["epoch"], state["step"], state["rows"]
     if len(state["rng"]) == parallel.world_size():
         _set_rng_state(state["rng"][parallel.rank()])
 
