@@ -23,7 +23,8 @@ import torch
 
 from waver.checkpoint import CheckpointError, is_whole
 from waver.config import ExperimentConfig, load_config
-from waver.files import write_json, write_text
+from waver.files import read_json, write_json, write_text
+from waver.objects import exists, fetch, names, shown
 from waver.tracking import read_metrics
 
 SELECTION_METRIC = "t2v/R@1"
@@ -61,7 +62,7 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
         RunError: see there.
     """
     path = folder / "config.yaml"
-    if path.exists() and (checkpoints(folder) or finished(folder)):
+    if exists(path) and (checkpoints(folder) or finished(folder)):
         there, asked = _flatten(load_config(path).identity()), _flatten(config.identity())
         different = [
             f"{key}: {there.get(key)} there, {asked.get(key)} asked"
@@ -70,20 +71,20 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
         ]
         if different:
             raise RunError(
-                f"{folder} holds a run of another configuration ({'; '.join(different)}): "
+                f"{shown(folder)} holds a run of another configuration ({'; '.join(different)}): "
                 "choose another name (--set name=...), or delete the folder"
             )
-        before = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        before = read_json(folder / "data.json")
         if before != data and not finished(folder):
             raise RunError(
-                f"{folder} holds a run on other data ({before} then, {dict(data)} now): captions changed, or clips were "
-                "decoded or lost since; choose another name (--set name=...), or delete the folder"
+                f"{shown(folder)} holds a run on other data ({before} then, {dict(data)} now): captions changed, or clips "
+                "were decoded or lost since; choose another name (--set name=...), or delete the folder"
             )
 
 
 def finished(folder: Path) -> dict | None:
     """What the run came to, if it is finished."""
-    path = folder / "result.json"
+    path = fetch(folder / "result.json")
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
@@ -94,7 +95,7 @@ def checkpoint_name(epoch: int) -> str:
 
 def checkpoints(folder: Path) -> dict[int, Path]:
     """Epoch -> checkpoint, for those that are kept, oldest first; one that was being copied when the run died is none."""
-    found = sorted(folder.glob("checkpoint_epoch_*"))
+    found = [folder / name for name in names(folder, "checkpoint_epoch_*")]
     return {int(path.name.rpartition("_")[2]): path for path in found if is_whole(path)}
 
 
@@ -106,11 +107,13 @@ def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:
     """
     kept = checkpoints(folder)
     if not kept:
-        what = "has no checkpoint yet" if (folder / "config.yaml").exists() else "is neither a run nor a checkpoint"
-        raise CheckpointError(f"{folder} {what}: train it with `waver train CONFIG`")
+        what = "has no checkpoint yet" if exists(folder / "config.yaml") else "is neither a run nor a checkpoint"
+        raise CheckpointError(f"{shown(folder)} {what}: train it with `waver train CONFIG`")
     rows = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in kept]
     if not rows:
-        raise CheckpointError(f"{folder / 'metrics.jsonl'} tells of no evaluation: name one of its checkpoints instead")
+        raise CheckpointError(
+            f"{shown(folder / 'metrics.jsonl')} tells of no evaluation: name one of its checkpoints instead"
+        )
     epoch, metrics = best_epoch(rows)
     return kept[epoch], metrics
 
@@ -127,7 +130,7 @@ def best_epoch(rows: Iterable[Mapping[str, Any]]) -> tuple[int, dict[str, float]
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that is meant by a path: itself, or the best one of a run."""
-    return path if (path / "model.safetensors").exists() else best_checkpoint(path)[0]
+    return path if exists(path / "model.safetensors") else best_checkpoint(path)[0]
 
 
 def environment() -> dict[str, str | int | list[str] | None]:
@@ -149,7 +152,7 @@ def environment() -> dict[str, str | int | list[str] | None]:
 
 def read_environment(folder: Path) -> dict[str, Any]:
     """Where the run of a folder was started, as `open_run` wrote it down; where it is not written, here."""
-    path = folder / "environment.json"
+    path = fetch(folder / "environment.json")
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else environment()
 
 

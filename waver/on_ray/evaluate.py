@@ -21,6 +21,7 @@ from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
 from waver.evaluation import Evaluation, evaluate
 from waver.knowledge import Knowledge
+from waver.objects import shown
 from waver.on_ray.cluster import own_device
 from waver.on_ray.workers import run_on_workers
 from waver.protocols import Protocol, protocol_of
@@ -81,7 +82,7 @@ def evaluate_on_workers(
 ) -> Evaluation:
     """The same metrics, by resources.workers of the connected cluster; they are the same for any number of them."""
     # Ray Train wants a folder that all nodes see for whatever it runs; here it has nothing to keep.
-    scratch = config.storage.path / "tmp" / uuid.uuid4().hex
+    scratch = config.storage.folder / "tmp" / uuid.uuid4().hex
     job = _Job(
         checkpoint.absolute(),
         config,
@@ -138,7 +139,7 @@ def result_of(
         "num_missing_clips": len(evaluation.missing_clips),
         "missing_clips": list(evaluation.missing_clips),
         "ties": protocol.ties,
-        "checkpoint": str(checkpoint),
+        "checkpoint": shown(checkpoint),
         "chosen_on": chosen_on,
         "validation": evaluation.validation,
         "styles": evaluation.styles,

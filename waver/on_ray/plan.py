@@ -12,6 +12,7 @@ import torch
 
 from waver.config import ExperimentConfig, SweepConfig, check_config, load_config, load_sweep
 from waver.engine import build_student
+from waver.objects import remote_of
 from waver.on_ray.cluster import connect, gpus_per_worker, nodes, slots, too_small
 from waver.on_ray.experiment import local_cpus
 from waver.on_ray.shared import Shared, survey
@@ -62,11 +63,16 @@ def plan_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
         raise SweepError("search: optuna is an extra: pip install 'waver[tune]', or take search: random")
     for_all = base_overrides(sweep, overrides)
     base = load_config(sweep.base, for_all)
+    if remote_of(base.storage.folder):
+        raise SweepError(
+            f"storage.path = {base.storage.path}: the trials of a sweep meet in a folder of a disk that every node sees; "
+            "write the path of one (`set` in the sweep, or --set storage.path=...)"
+        )
     known = None if sweep.search == "optuna" else tuple(points(sweep, base))
     configs = point_configs(sweep, base, for_all, list(corners(sweep, base) if known is None else known))
     if known is None:
         _check_ranges(sweep, for_all)
-    return Plan(sweep, sweep_folder(base.storage.path, sweep.name), base, known, configs)
+    return Plan(sweep, sweep_folder(base.storage.folder, sweep.name), base, known, configs)
 
 
 def _check_ranges(sweep: SweepConfig, for_all: dict[str, Any]) -> None:
