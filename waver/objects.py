@@ -193,12 +193,11 @@ def remove(path: Path) -> None:
 
 
 def check_bucket(path: Path) -> None:
-    """Raises ObjectStoreError where the store of a path does not answer, or has no such bucket; asks no more than that."""
+    """Raises ObjectStoreError where the store of a path does not answer, has no such bucket, or refuses; with the reason."""
     if url := remote_of(path):
-        with _in_words(url):
+        with _in_words(url), suppress(FileNotFoundError):
             store, key = _open(url)
-            if store.get_file_info(key.partition("/")[0]).type == fs.FileType.NotFound:
-                raise OSError("NO_SUCH_BUCKET")
+            store.get_file_info(fs.FileSelector(key))  # of all questions the one that is answered with a reason
 
 
 def _open(url: str) -> tuple[fs.FileSystem, str]:
@@ -258,7 +257,7 @@ def _fits(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 _CAUSES = {
-    r"NO_SUCH_BUCKET|Bucket '.*' not found|ContainerNotFound|bucket does not exist": (
+    r"NO_SUCH_BUCKET|Bucket '' not found|ContainerNotFound|bucket does not exist": (
         "there is no such bucket: make it, or correct storage.path"
     ),
     r"NETWORK_CONNECTION|UNAVAILABLE|DEADLINE_EXCEEDED|resolve host|curlCode": (
@@ -269,7 +268,7 @@ _CAUSES = {
         "store wants) on every node, or give the nodes a role"
     ),
     r"ACCESS_DENIED|PERMISSION_DENIED|Authorization|HTTP status 403": (
-        "access is denied: the credentials of this machine must be allowed to list, read, write and delete there"
+        "access is denied: are the credentials of this machine right, and may they list, read, write and delete there?"
     ),
 }
 """What stores say -> what it means."""
@@ -284,5 +283,6 @@ def _in_words(url: str) -> Iterator[None]:
         if getattr(error, "errno", None):
             raise
         said = " ".join(str(error).split())
-        meaning = next((meaning for cause, meaning in _CAUSES.items() if re.search(cause, said)), said)
+        own_words = re.sub("'[^']*'", "''", said)  # names of files may contain any
+        meaning = next((meaning for cause, meaning in _CAUSES.items() if re.search(cause, own_words)), said)
         raise ObjectStoreError(f"{url}: {meaning}") from error
