@@ -4,7 +4,9 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import logging
 import os
+import urllib.request
 
 # Before anything imports torch or Ray: one thread each, so that tests in several processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -273,6 +275,43 @@ def record_run(captions, store):
         return training
 
     return run
+
+
+SECRET = "a-secret-that-nobody-may-see"
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3 server on loopback, with the bucket `waver`; its address."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    make = urllib.request.Request(f"{address}/waver", method="PUT")
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(make).close()
+    yield address
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """URL of a folder of its own on that server; the user's cache is in the folder of the test."""
+    for name, value in s3_environment(s3_server, tmp_path / "cache").items():
+        monkeypatch.setenv(name, value)
+    return f"s3://waver/{tmp_path.name}"
+
+
+def s3_environment(address: str, cache: Path) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "a-key",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "XDG_CACHE_HOME": str(cache),
+        "NO_PROXY": "127.0.0.1",
+    }
 
 
 @pytest.fixture(autouse=True)

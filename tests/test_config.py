@@ -193,8 +193,8 @@ def test_paths_mean_the_same_from_every_folder(tmp_path, monkeypatch):
     assert config.data.annotations == tmp_path / "a.jsonl"
     assert config.data.videos == tmp_path / "v"
     assert config.model.weights == str(tmp_path / "w.pt")
-    assert config.storage.path == Path.home() / "kept"
-    assert load_config(write(tmp_path, SMALL)).storage.path == tmp_path / "storage"
+    assert config.storage.folder == Path.home() / "kept"
+    assert load_config(write(tmp_path, SMALL)).storage.folder == tmp_path / "storage"
     assert load_config(write(tmp_path, SMALL)).model.weights == "openai"
 
 

@@ -36,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_config: ExperimentConfi
     here = {
         tiny_config.data.annotations: "captions.jsonl",
         tiny_config.data.videos: ".",
-        tiny_config.storage.path: "storage",
+        tiny_config.storage.folder: "storage",
     }
     for absolute, relative in here.items():
         text = text.replace(f": {absolute}\n", f": {relative}\n")

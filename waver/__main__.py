@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from waver.config import ConfigError, ExperimentConfig, load_config, load_robustness, parse_overrides
+from waver.objects import check_url, is_url, local_copy, shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,7 +56,7 @@ def ingest(config: Config, overrides: Set = [], print_config: PrintConfig = Fals
 
     report = run_ingest(experiment, say=_say)
     _say(
-        f"{report.counts.get('ok', 0)} of {sum(report.counts.values())} clips are in {experiment.clip_store}; "
+        f"{report.counts.get('ok', 0)} of {sum(report.counts.values())} clips are in {shown(experiment.clip_store)}; "
         f"this run decoded {report.num_decoded} in {report.seconds:.1f} s, {report.num_skipped} were there"
     )
     if report.reasons:
@@ -73,7 +74,7 @@ def vocabulary(config: Config, overrides: Set = [], print_config: PrintConfig = 
 
     dictionary = run_vocabulary(experiment, say=_say)
     commonest = ", ".join(dictionary.phrases["phrase"][:5].to_pylist())
-    _say(f"{len(dictionary.phrases)} phrases are in {experiment.dictionary}; the commonest: {commonest}")
+    _say(f"{len(dictionary.phrases)} phrases are in {shown(experiment.dictionary)}; the commonest: {commonest}")
     if dictionary.leaky:
         _say(LEAKY)
     _say(f"next: waver match {config}")
@@ -91,7 +92,7 @@ def match(config: Config, workers: Workers = None, overrides: Set = [], print_co
     knowledge = run_match(experiment, say=_say)
     _say(
         f"{len(knowledge.matches)} clips know their best {knowledge.manifest['num_matches']} of {knowledge.num_phrases} "
-        f"phrases, in {knowledge.path}"
+        f"phrases, in {shown(knowledge.path)}"
     )
     if knowledge.leaky:
         _say(LEAKY)
@@ -114,13 +115,14 @@ def train(config: Config, workers: Workers = None, overrides: Set = [], print_co
     _figures.print(
         metrics_table(f"{experiment.name}, {result['best_checkpoint']}, validation split", {"": result["validation"]})
     )
-    _say(f"next: waver evaluate {experiment.run_folder}    look: waver board {experiment.run_folder.parent}")
+    folder = experiment.run_folder
+    _say(f"next: waver evaluate {shown(folder)}    look: waver board {shown(folder.parent)}")
 
 
 @app.command()
 def evaluate(
     run_or_checkpoint: Annotated[
-        Path, typer.Argument(help="Folder of a run (its best checkpoint is taken) or of a checkpoint.")
+        str, typer.Argument(help="Folder or URL of a run (its best checkpoint is taken) or of a checkpoint.")
     ],
     split: Annotated[Split, typer.Option(help="What to evaluate on.")] = "test",
     workers: Workers = None,
@@ -153,11 +155,12 @@ def evaluate(
         )
     if export and export[0] != "trec":
         raise ConfigError(f"--export {export[0]}: the format is trec, as in --export trec rankings/")
-    checkpoint = find_checkpoint(run_or_checkpoint)
+    folder = _folder(run_or_checkpoint, asked)
+    checkpoint = find_checkpoint(folder)
     # One process evaluates unless more are asked for: however many the run was trained with, the figures are the same.
     experiment = checkpoint_config(checkpoint, {"resources.workers": workers or 1} | asked)
     result = run_evaluation(
-        run_or_checkpoint,
+        folder,
         experiment,
         split=split,
         say=_say,
@@ -179,7 +182,7 @@ def evaluate(
 @app.command()
 def robustness(
     runs: Annotated[
-        list[Path], typer.Argument(help="Runs, or checkpoints; all but the first are compared with the first.")
+        list[str], typer.Argument(help="Runs, or checkpoints; all but the first are compared with the first.")
     ],
     config: Annotated[
         Path | None,
@@ -200,10 +203,11 @@ def robustness(
     settings = load_robustness(config, {key: value for key, value in asked.items() if key not in places})
     if workers is not None:
         places["resources.workers"] = workers
-    report, folder = run_robustness(runs, settings, places, say=_say, output=output)
+    folders = [_folder(run, places) for run in runs]
+    report, folder = run_robustness(folders, settings, places, say=_say, output=output)
     _figures.print(headline_table(report))
     _figures.print(styles_table(report))
-    _say(f"all figures, and what they mean: {folder / 'report.html'}")
+    _say(f"all figures, and what they mean: {shown(folder / 'report.html')}")
 
 
 @app.command()
@@ -256,7 +260,7 @@ def doctor(
 
 @app.command()
 def board(
-    runs: Annotated[Path, typer.Argument(help="Folder of a run, of many, or of a sweep.", show_default=False)],
+    runs: Annotated[str, typer.Argument(help="Folder or URL of a run, of many, or of a sweep.", show_default=False)],
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Where it listens, on this machine alone; 0: any.")
     ] = 6006,
@@ -264,21 +268,31 @@ def board(
     """Show runs in TensorBoard, until Ctrl-C."""
     from waver.board import show_board
 
-    show_board(runs, port=port, say=_say)
+    show_board(_folder(runs), port=port, say=_say)
 
 
 @app.command()
 def compare(
-    run_a: Annotated[Path, typer.Argument(help="Folder of a run; a trial's seed is one too.", show_default=False)],
-    run_b: Annotated[Path, typer.Argument(help="Folder of another.", show_default=False)],
+    run_a: Annotated[
+        str, typer.Argument(help="Folder or URL of a run; a trial's seed is one too.", show_default=False)
+    ],
+    run_b: Annotated[str, typer.Argument(help="Folder or URL of another.", show_default=False)],
     all_rows: Annotated[bool, typer.Option("--all", help="Also show what is equal.")] = False,
 ) -> None:
     """Say in what two runs differ: settings, data, environment, and what came of it."""
     from waver.comparison import compare_runs
     from waver.comparison.tables import comparison_tables
 
-    for part in comparison_tables(compare_runs(run_a, run_b), all_rows=all_rows):
+    for part in comparison_tables(compare_runs(_folder(run_a), _folder(run_b)), all_rows=all_rows):
         _figures.print(part)
+
+
+def _folder(place: str, asked: Mapping[str, Any] | None = None) -> Path:
+    """The folder that is named by a path or a URL; its copy is where `asked` has storage.cache."""
+    if not is_url(place):
+        return Path(place)
+    cache = (asked or {}).get("storage.cache")
+    return local_copy(check_url(place), Path(cache) if cache else None)
 
 
 def _load(config: Path, overrides: list[str], workers: int | None) -> ExperimentConfig:

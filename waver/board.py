@@ -18,12 +18,16 @@ from pathlib import Path
 from tensorboard import default, program
 from tensorboard.util import tb_logging
 
+from waver.objects import ObjectStoreError, exists, fetch_folder, remote_of, shown
+
 DEFAULT_PORT = 6006
 _HOST = "127.0.0.1"
 _RELOAD_S = 5.0
 _SAMPLES = {"scalars": 20_000, "images": 100, "histograms": 500, "text": 100, "pr_curves": 100}
 """Kept of each tag of each run. TensorBoard by itself keeps 1,000 steps of a curve and 10 images, drawn by lot."""
 _WAIT_S = 60.0
+_EVENTS = "*events*"
+"""What is brought of runs in an object store: the folders `events`, and whatever is called so."""
 
 
 class BoardError(ValueError):
@@ -45,13 +49,14 @@ def event_folders(folder: Path) -> list[Path]:
     Raises:
         BoardError: where there is none; says whether the folder is there at all.
     """
-    if not folder.is_dir():
+    fetch_folder(folder, _EVENTS)
+    if not folder.is_dir() and (not exists(folder) or not remote_of(folder)):
         what = "is a file, not a folder" if folder.exists() else "is not there"
-        raise BoardError(f"{folder} {what}: name the folder of one run, or of many, such as storage/runs")
+        raise BoardError(f"{shown(folder)} {what}: name the folder of one run, or of many, such as storage/runs")
     found = sorted({path.parent for path in folder.rglob("*tfevents*") if path.is_file()})
     if not found:
         raise BoardError(
-            f"{folder} holds no events of TensorBoard, in none of its folders: a run has them in events/ as soon as "
+            f"{shown(folder)} holds no events of TensorBoard, in none of its folders: a run has them in events/ as soon as "
             "training has begun (`waver train CONFIG`)"
         )
     return found
@@ -89,6 +94,8 @@ def start_board(folder: Path, *, port: int = DEFAULT_PORT) -> Board:
         ) from error
     except program.TensorBoardServerException as error:
         raise BoardError(f"TensorBoard cannot listen on port {port}: {error}") from error
+    if remote_of(folder):
+        threading.Thread(target=_keep_fresh, args=(folder,), name="waver-board", daemon=True).start()
     return Board(url, _wait_for_runs(url, expected))
 
 
@@ -106,10 +113,17 @@ def show_board(folder: Path, *, port: int, say: Callable[[str], None]) -> None:
     try:
         board = start_board(folder, port=port)
         number = f"{len(board.runs)} run{'' if len(board.runs) == 1 else 's'}"
-        say(f"{number} of {folder} at {board.url}  (new ones are found every {_RELOAD_S:g} s; Ctrl-C ends it)")
+        say(f"{number} of {shown(folder)} at {board.url}  (new ones are found every {_RELOAD_S:g} s; Ctrl-C ends it)")
         threading.Event().wait()
     except KeyboardInterrupt:
         say("ended")
+
+
+def _keep_fresh(folder: Path) -> None:
+    while True:
+        time.sleep(_RELOAD_S)
+        with contextlib.suppress(ObjectStoreError):  # what was brought stays, and the store is asked again
+            fetch_folder(folder, _EVENTS)
 
 
 def _wait_for_runs(url: str, expected: int) -> tuple[str, ...]:

@@ -22,9 +22,9 @@ from waver import parallel
 from waver.backbone import BackboneError, load_weights
 from waver.config import ExperimentConfig, load_config
 from waver.engine import Training, build_student
-from waver.files import write_json
 from waver.knowledge import Knowledge
 from waver.model import Student
+from waver.objects import fetch, names, remote_of, shown
 
 
 class CheckpointError(ValueError):
@@ -53,7 +53,7 @@ def save_checkpoint(
     }
     torch.save(state, folder / "training.pt")
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    write_json(folder / "knowledge.json", knowledge.summary() if knowledge else None)
+    (folder / "knowledge.json").write_text(json.dumps(knowledge.summary() if knowledge else None), encoding="utf-8")
 
 
 def restore_training(folder: Path, training: Training) -> None:
@@ -65,12 +65,13 @@ def restore_training(folder: Path, training: Training) -> None:
         CheckpointError: see `load_student`.
     """
     _load_weights(training.student, folder)
+    path = fetch(folder / "training.pt")
     try:
-        state = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name: state[name] for name in ("epoch", "step", "rows", "optimizer", "schedule", "rng")}
     except Exception as error:  # torch raises its own types, zipfile's, pickle's and OSError for a damaged file
         raise CheckpointError(
-            f"{folder / 'training.pt'} cannot be read ({type(error).__name__}: {_first_line(error)})"
+            f"{shown(folder / 'training.pt')} cannot be read ({type(error).__name__}: {_first_line(error)})"
         ) from error
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])
@@ -97,9 +98,9 @@ def checkpoint_config(folder: Path, overrides: Mapping[str, Any] | None = None) 
         CheckpointError: where the folder holds none.
         ConfigError: where an override does not fit.
     """
-    path = folder / "config.yaml"
+    path = fetch(folder / "config.yaml")
     if not path.is_file():
-        raise CheckpointError(f"{folder} is no checkpoint: it has no config.yaml")
+        raise CheckpointError(f"{shown(folder)} is no checkpoint: it has no config.yaml")
     return load_config(path, overrides)
 
 
@@ -109,17 +110,20 @@ def learned_from(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: where the file that tells is missing or damaged.
     """
-    path = folder / "knowledge.json"
+    path = fetch(folder / "knowledge.json")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error}), and nobody knows what {folder} learned from: was it wholly copied?"
+            f"{shown(path)} cannot be read ({error}), and nobody knows what {shown(folder)} learned from: was it wholly "
+            "copied?"
         ) from error
 
 
 def is_whole(folder: Path) -> bool:
     """Whether a checkpoint is all there; both formats keep at their ends what tells."""
+    if remote_of(folder):  # an object is there as it was sent, or not at all
+        return set(names(folder)) >= {"model.safetensors", "training.pt", "knowledge.json", "config.yaml"}
     try:
         with safe_open(folder / "model.safetensors", "pt"):
             learned_from(folder)
@@ -129,15 +133,15 @@ def is_whole(folder: Path) -> bool:
 
 
 def _load_weights(student: Student, folder: Path) -> None:
-    path = folder / "model.safetensors"
+    path = fetch(folder / "model.safetensors")
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({_first_line(error)}); is {folder} a checkpoint, wholly copied?"
+            f"{shown(path)} cannot be read ({_first_line(error)}); is {shown(folder)} a checkpoint, wholly copied?"
         ) from error
     try:
-        load_weights(student, state, source=str(path))
+        load_weights(student, state, source=shown(path))
     except BackboneError as error:
         raise CheckpointError(str(error)) from error
 

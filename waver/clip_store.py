@@ -9,6 +9,8 @@ A store is a folder that any number of processes may write to and read from at t
 A block is complete once its ledger file is there, which is written last; every file is written under another name and
 renamed. The name of a block begins with the time and is unique, so that attempts never collide. Where several blocks
 know a clip, ok wins over a failure, then the newest block over the others.
+
+Of a store in an object store, a node brings the ledger whenever it is read, and a clips file when it first reads from it.
 """
 
 import contextlib
@@ -33,7 +35,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 import waver
-from waver.files import whole_file, write_json
+from waver.files import read_json, whole_file, write_json
+from waver.objects import ObjectStoreError, exists, fetch_folder, fetch_once, names, remote_of, shown
 from waver.video import Clip, ClipError
 
 CLIPS_SCHEMA = pa.schema(
@@ -110,7 +113,7 @@ def create_store(store: Path, settings: StoreSettings) -> None:
         with contextlib.suppress(FileNotFoundError):  # another run may be cleaning as well
             if time.time() - leftover.stat().st_mtime > _DAY_S:
                 leftover.unlink()
-    if not (store / "manifest.json").exists():
+    if not exists(store / "manifest.json"):
         write_json(store / "manifest.json", {"waver": waver.__version__, "settings": settings.key, "complete": False})
     there = _read_manifest(store)["settings"]
     different = [
@@ -120,7 +123,8 @@ def create_store(store: Path, settings: StoreSettings) -> None:
     ]
     if different:
         raise StoreError(
-            f"{store} was made with other settings ({'; '.join(different)}): choose another folder, or delete this one"
+            f"{shown(store)} was made with other settings ({'; '.join(different)}): choose another folder, or delete "
+            "this one"
         )
 
 
@@ -160,7 +164,10 @@ def read_ledger(store: Path) -> pa.Table:
         StoreError: if there is no store.
     """
     _read_manifest(store)
+    fetch_folder(store / "ledger", "*.parquet")
     blocks = sorted((file.name for file in (store / "ledger").glob("*.parquet")), reverse=True)
+    if remote_of(store):  # an object is there as it was sent or not at all, so its clips need not be looked at
+        blocks = sorted(set(blocks) & set(names(store / "clips")), reverse=True)
     with ThreadPoolExecutor() as pool:  # small files, perhaps on a network disk: waiting, not work
         tables = list(pool.map(partial(_read_block_ledger, store), blocks))
     empty = LEDGER_SCHEMA.append(pa.field("block", pa.string())).append(pa.field("row", pa.int32())).empty_table()
@@ -240,7 +247,7 @@ class ClipStore:
         unknown = [clip_id for clip_id in clip_ids if clip_id not in self._places]
         if unknown:
             raise StoreError(
-                f"{len(unknown)} of {len(clip_ids)} clips have no frames in {self.path} ({', '.join(unknown[:3])}"
+                f"{len(unknown)} of {len(clip_ids)} clips have no frames in {shown(self.path)} ({', '.join(unknown[:3])}"
                 f"{', ...' if len(unknown) > 3 else ''}): ask `ok_clip_ids` first, or run `waver ingest CONFIG`"
             )
         size = self.settings.size
@@ -260,6 +267,8 @@ class ClipStore:
             values = clip["frames"].chunk(0).flatten()
             for i, value in enumerate(values):
                 target[i] = _decode_frame(value.as_buffer(), self.settings)
+        except ObjectStoreError:
+            raise
         except (pa.ArrowException, OSError, ValueError) as error:
             raise StoreError(
                 f"{self.path / 'clips' / block} is damaged or gone ({error}): delete it and run `waver ingest CONFIG`, "
@@ -271,7 +280,7 @@ class ClipStore:
         if block not in self._files:
             if len(self._files) >= _MAX_OPEN_BLOCKS:
                 self._files.popitem(last=False)[1].close()
-            self._files[block] = pq.ParquetFile(self.path / "clips" / block, memory_map=True)
+            self._files[block] = pq.ParquetFile(fetch_once(self.path / "clips" / block), memory_map=True)
         self._files.move_to_end(block)
         return self._files[block]
 
@@ -323,7 +332,7 @@ def _read_block_ledger(store: Path, block: str) -> pa.Table | None:
     try:
         ledger = pq.read_table(store / "ledger" / block, schema=LEDGER_SCHEMA, memory_map=True)
         ok = pc.equal(ledger["status"], "ok").to_numpy()
-        num_clips = pq.read_metadata(store / "clips" / block).num_row_groups
+        num_clips = ok.sum() if remote_of(store) else pq.read_metadata(store / "clips" / block).num_row_groups
     except (pa.ArrowInvalid, OSError):
         return None
     if num_clips != ok.sum():
@@ -334,10 +343,12 @@ def _read_block_ledger(store: Path, block: str) -> pa.Table | None:
 
 def _read_manifest(store: Path) -> dict:
     try:
-        return json.loads((store / "manifest.json").read_text())
+        return read_json(store / "manifest.json")
     except FileNotFoundError:
-        raise StoreError(f"there is no clip store in {store}: run `waver ingest CONFIG` first") from None
+        raise StoreError(f"there is no clip store in {shown(store)}: run `waver ingest CONFIG` first") from None
+    except ObjectStoreError:
+        raise
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"{store / 'manifest.json'} cannot be read ({error}): delete the folder and ingest again"
+            f"{shown(store / 'manifest.json')} cannot be read ({error}): delete the folder and ingest again"
         ) from None

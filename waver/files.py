@@ -1,4 +1,7 @@
-"""Files that are never seen half-written, by whoever looks and after whatever ends this process."""
+"""Files that are never seen half-written, by whoever looks and after whatever ends this process.
+
+Those of an object store are read as they are there now, and sent as soon as they are written (see `waver.objects`).
+"""
 
 import contextlib
 import io
@@ -8,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from waver.objects import fetch, send
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[io.BufferedWriter]:
-    """A file that appears under its name only when it is complete; its folder is made where it is not there.
+    """A file that appears under its name, and in its object store, only when it is complete; its folder is made.
 
     It is not forced to the disk, which would stop the writer for as long. If the power fails, what is missing is the end of
     the file.
@@ -21,6 +26,7 @@ def whole_file(path: Path) -> Iterator[io.BufferedWriter]:
     try:
         with part.open("wb") as file:
             yield file
+        send(path, part)
         part.rename(path)
     except BaseException:
         with contextlib.suppress(OSError):  # the first error is the one to report
@@ -37,3 +43,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes a value as JSON, as people read it."""
     write_text(path, json.dumps(content, indent=2))
+
+
+def read_text(path: Path) -> str:
+    """Reads a text file, in UTF-8."""
+    return fetch(path).read_text(encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file."""
+    return json.loads(read_text(path))

@@ -12,7 +12,6 @@ which any number of processes may write to at the same time:
 """
 
 import hashlib
-import json
 import time
 import uuid
 from collections.abc import Sequence
@@ -30,7 +29,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from waver.files import whole_file, write_json
+from waver.files import read_json, whole_file, write_json
+from waver.objects import ObjectStoreError, exists, fetch, fetch_folder, names, shown
 from waver.vocabulary import VOCABULARY_SCHEMA
 
 MATCHES_SCHEMA = pa.schema(
@@ -89,10 +89,13 @@ def read_dictionary(folder: Path) -> Dictionary:
         KnowledgeError: where there is none.
     """
     manifest = _read_manifest(folder, "dictionary", "waver vocabulary CONFIG")
+    fetch(folder / "phrases.parquet")
     try:
         return Dictionary(pq.read_table(folder / "phrases.parquet", schema=VOCABULARY_SCHEMA), manifest)
     except (pa.ArrowException, OSError) as error:
-        raise KnowledgeError(f"{folder / 'phrases.parquet'} cannot be read ({error}): delete {folder}") from error
+        raise KnowledgeError(
+            f"{shown(folder / 'phrases.parquet')} cannot be read ({error}): delete {shown(folder)}"
+        ) from error
 
 
 class Knowledge:
@@ -123,17 +126,17 @@ class Knowledge:
     @cached_property
     def phrases(self) -> list[str]:
         """The dictionary, by phrase id."""
-        return pq.read_table(self.path / "phrases.parquet")["phrase"].to_pylist()
+        return pq.read_table(fetch(self.path / "phrases.parquet"))["phrase"].to_pylist()
 
     @cached_property
     def matches(self) -> pa.Table:
         """MATCHES_SCHEMA, sorted by clip_id; of a clip matched twice one row, they are the same."""
-        files = sorted((self.path / "matches").glob("*.parquet"))
+        files = sorted(fetch_folder(self.path / "matches").glob("*.parquet"))
         try:
             tables = [pq.read_table(file, schema=MATCHES_SCHEMA) for file in files]
         except (pa.ArrowException, OSError) as error:
             raise KnowledgeError(
-                f"{self.path / 'matches'} has a file that cannot be read ({error}): delete the file and run "
+                f"{shown(self.path / 'matches')} has a file that cannot be read ({error}): delete the file and run "
                 "`waver match CONFIG`, which matches its clips again"
             ) from error
         matches = pa.concat_tables([MATCHES_SCHEMA.empty_table(), *tables])
@@ -159,7 +162,7 @@ class Knowledge:
 
     def embedded(self) -> set[int]:
         """First phrase ids of the parts whose embeddings are there."""
-        return {int(path.stem) for path in (self.path / "embeddings").glob("*.safetensors")}
+        return {int(Path(name).stem) for name in names(self.path / "embeddings", "*.safetensors")}
 
     def phrase_embeddings(self) -> Float[Tensor, "P D"]:
         """The teacher's embeddings of all phrases, not normalised.
@@ -167,17 +170,17 @@ class Knowledge:
         Raises:
             KnowledgeError: where some are missing.
         """
-        files = sorted((self.path / "embeddings").glob("*.safetensors"))
+        files = sorted(fetch_folder(self.path / "embeddings").glob("*.safetensors"))
         try:
             parts = [load_file(file)["embeddings"] for file in files]
         except (SafetensorError, OSError) as error:
             raise KnowledgeError(
-                f"{self.path / 'embeddings'} has a file that cannot be read ({error}): delete the file and run "
+                f"{shown(self.path / 'embeddings')} has a file that cannot be read ({error}): delete the file and run "
                 "`waver match CONFIG`, which embeds its phrases again"
             ) from error
         if sum(map(len, parts)) != self.num_phrases:
             raise KnowledgeError(
-                f"{self.path} has embeddings of {sum(map(len, parts))} of {self.num_phrases} phrases: run "
+                f"{shown(self.path)} has embeddings of {sum(map(len, parts))} of {self.num_phrases} phrases: run "
                 "`waver match CONFIG`, which computes what is missing"
             )
         return torch.cat(parts)
@@ -200,7 +203,7 @@ class Knowledge:
         theirs = learned_from and learned_from["digest"]
         if theirs != self.summary()["digest"]:
             raise KnowledgeError(
-                f"{checkpoint} learned from another dictionary ({theirs}) than {self.path} was matched with "
+                f"{shown(checkpoint)} learned from another dictionary ({theirs}) than {shown(self.path)} was matched with "
                 f"({self.summary()['digest']}): its phrases would mean something else. Make that dictionary and match "
                 "again, or train under another name"
             )
@@ -218,7 +221,7 @@ def create_knowledge(folder: Path, dictionary: Dictionary, **settings: Any) -> K
         KnowledgeError: where it was made from others; says from what.
     """
     asked = {"dictionary": dictionary.manifest, **settings}
-    if not (folder / "manifest.json").exists():
+    if not exists(folder / "manifest.json"):
         for name in ("embeddings", "matches"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         with whole_file(folder / "phrases.parquet") as file:
@@ -235,7 +238,7 @@ def create_knowledge(folder: Path, dictionary: Dictionary, **settings: Any) -> K
     ]
     if different:
         raise KnowledgeError(
-            f"{folder} was made from something else ({'; '.join(different)}): delete the folder and match again. "
+            f"{shown(folder)} was made from something else ({'; '.join(different)}): delete the folder and match again. "
             "Runs that were trained with it can then not be continued"
         )
     if knowledge.manifest["dictionary"] != dictionary.manifest:
@@ -268,10 +271,12 @@ def finish(folder: Path) -> Knowledge:
 
 def _read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
     try:
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return read_json(folder / "manifest.json")
     except FileNotFoundError:
-        raise KnowledgeError(f"there is no {what} in {folder}: run `{remedy}` first") from None
+        raise KnowledgeError(f"there is no {what} in {shown(folder)}: run `{remedy}` first") from None
+    except ObjectStoreError:
+        raise
     except (OSError, ValueError) as error:
         raise KnowledgeError(
-            f"{folder / 'manifest.json'} cannot be read ({error}): delete the folder and run `{remedy}`"
+            f"{shown(folder / 'manifest.json')} cannot be read ({error}): delete the folder and run `{remedy}`"
         ) from None

@@ -113,7 +113,7 @@ class Recording:
             epoch=training.epoch,
             split=evaluation.split,
         )
-        rows = [row for row in read_metrics(self._folder) if row.get("split") == evaluation.split]
+        rows = [row for row in read_metrics(self._tracker.here) if row.get("split") == evaluation.split]
         if rows:
             epoch, metrics = best_epoch(rows)
             text = best_text(epoch, metrics, num_epochs=len(rows))
@@ -170,7 +170,7 @@ class Recording:
         )
         self._tracker.draw(lambda events: _write(events, inspection, training.step))
         with _or_warn("the projector's files"):
-            write_projection(self._folder / "events" / "projector", inspection.point_sets)
+            write_projection(self._tracker.here / "events" / "projector", inspection.point_sets)
 
     def _count_failed(self) -> int:
         ledger = self._store.ledger

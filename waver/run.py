@@ -9,11 +9,11 @@ checkpoint_*/       the best (by validation t2v/R@1) and the two newest; see `ch
 result.json         written when the run is finished
 """
 
+import contextlib
 import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,8 @@ import torch
 
 from waver.checkpoint import CheckpointError, is_whole
 from waver.config import ExperimentConfig, load_config
-from waver.files import write_json, write_text
+from waver.files import read_json, write_json, write_text
+from waver.objects import exists, fetch, names, remove, send_folder, shown
 from waver.tracking import read_metrics
 
 SELECTION_METRIC = "t2v/R@1"
@@ -63,7 +64,7 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
         RunError: see there.
     """
     path = folder / "config.yaml"
-    if path.exists() and (newest_checkpoint(folder) or finished(folder)):
+    if exists(path) and (newest_checkpoint(folder) or finished(folder)):
         there, asked = _flatten(load_config(path).identity()), _flatten(config.identity())
         different = [
             f"{key}: {there.get(key)} there, {asked.get(key)} asked"
@@ -72,20 +73,20 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
         ]
         if different:
             raise RunError(
-                f"{folder} holds a run of another configuration ({'; '.join(different)}): "
+                f"{shown(folder)} holds a run of another configuration ({'; '.join(different)}): "
                 "choose another name (--set name=...), or delete the folder"
             )
-        before = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        before = read_json(folder / "data.json")
         if before != data and not finished(folder):
             raise RunError(
-                f"{folder} holds a run on other data ({before} then, {dict(data)} now): captions changed, or clips were "
-                "decoded or lost since; choose another name (--set name=...), or delete the folder"
+                f"{shown(folder)} holds a run on other data ({before} then, {dict(data)} now): captions changed, or clips "
+                "were decoded or lost since; choose another name (--set name=...), or delete the folder"
             )
 
 
 def finished(folder: Path) -> dict | None:
     """What the run came to, if it is finished."""
-    path = folder / "result.json"
+    path = fetch(folder / "result.json")
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
@@ -119,17 +120,18 @@ def keep_checkpoint(folder: Path, part: Path, name: str) -> Path:
         name: of the checkpoint. One of that name was damaged, and is replaced.
     """
     target = folder / name
-    if target.exists():
-        shutil.rmtree(target)
+    remove(target)
     part.rename(target)
+    send_folder(target, last="config.yaml")
     kept = {path.name for path in _whole_checkpoints(folder)[-2:]}
     if ends := checkpoints(folder):
         evaluated = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in ends]
         # Until a disk that was full takes the metrics, all are kept.
         kept |= {ends[best_epoch(evaluated)[0]].name} if evaluated else {path.name for path in ends.values()}
-    for path in folder.glob("checkpoint_epoch_*"):
-        if path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True)  # what cannot be removed costs room, not the run
+    for old in names(folder, "checkpoint_epoch_*"):
+        if old not in kept:
+            with contextlib.suppress(OSError):  # what cannot be removed costs room, not the run
+                remove(folder / old)
     return target
 
 
@@ -141,7 +143,7 @@ def describe_checkpoint(path: Path) -> str:
 
 def _whole_checkpoints(folder: Path) -> list[Path]:
     """Oldest first; what was damaged by a crash, a full disk or a copy that was cut short is none."""
-    return [path for path in sorted(folder.glob("checkpoint_epoch_*")) if is_whole(path)]
+    return [folder / name for name in names(folder, "checkpoint_epoch_*") if is_whole(folder / name)]
 
 
 def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:
@@ -152,11 +154,13 @@ def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:
     """
     kept = checkpoints(folder)
     if not kept:
-        what = "has no checkpoint yet" if (folder / "config.yaml").exists() else "is neither a run nor a checkpoint"
-        raise CheckpointError(f"{folder} {what}: train it with `waver train CONFIG`")
+        what = "has no checkpoint yet" if exists(folder / "config.yaml") else "is neither a run nor a checkpoint"
+        raise CheckpointError(f"{shown(folder)} {what}: train it with `waver train CONFIG`")
     rows = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in kept]
     if not rows:
-        raise CheckpointError(f"{folder / 'metrics.jsonl'} tells of no evaluation: name one of its checkpoints instead")
+        raise CheckpointError(
+            f"{shown(folder / 'metrics.jsonl')} tells of no evaluation: name one of its checkpoints instead"
+        )
     epoch, metrics = best_epoch(rows)
     return kept[epoch], metrics
 
@@ -173,7 +177,7 @@ def best_epoch(rows: Iterable[Mapping[str, Any]]) -> tuple[int, dict[str, float]
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that is meant by a path: itself, or the best one of a run."""
-    return path if (path / "model.safetensors").exists() else best_checkpoint(path)[0]
+    return path if exists(path / "model.safetensors") else best_checkpoint(path)[0]
 
 
 def environment() -> dict[str, str | int | list[str] | None]:
@@ -195,7 +199,7 @@ def environment() -> dict[str, str | int | list[str] | None]:
 
 def read_environment(folder: Path) -> dict[str, Any]:
     """Where the run of a folder was started, as `open_run` wrote it down; where it is not written, here."""
-    path = folder / "environment.json"
+    path = fetch(folder / "environment.json")
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else environment()
 
 

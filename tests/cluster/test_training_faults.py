@@ -165,7 +165,12 @@ def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, undis
     """An elastic run: it begins with the one node that there is, grows, and shrinks again; the global batch stays."""
     here = cluster(nodes=1)
     run = Run(
-        here, project, "elastic", "resources.workers={min: 1, max: 2}", "resources.resize_every_s=5", "resources.max_failures=8"
+        here,
+        project,
+        "elastic",
+        "resources.workers={min: 1, max: 2}",
+        "resources.resize_every_s=5",
+        "resources.max_failures=8",
     )
     run.wait_until(30, wait_for)
     late, start = here.add_node(), time.monotonic()

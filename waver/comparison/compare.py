@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from waver.comparison.reading import ComparisonError, ReadRun, read_run
+from waver.objects import shown
 
 _DATA_KEYS = ("data.format", "data.split", "data.annotations", "data.videos")
 _HELD_OUT_KEYS = ("data.validation_fraction", "data.validation_seed")
@@ -92,7 +93,7 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     first, second = runs
     names = [run.config.name if run.config else run.folder.name for run in runs]
     if names[0] == names[1]:
-        names = [str(run.folder) for run in runs]
+        names = [shown(run.folder) for run in runs]
     config = _config_rows(first, second)
     return Comparison(
         *names,

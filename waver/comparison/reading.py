@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from waver.config import ConfigError, ExperimentConfig, load_config
+from waver.objects import exists, fetch_folder, shown
 from waver.run import SELECTION_METRIC, best_epoch
 from waver.tracking import read_metrics
 
@@ -62,7 +63,9 @@ def read_run(folder: Path) -> ReadRun:
     Raises:
         ComparisonError: where the folder is none of a run; says what it is, as far as that can be seen.
     """
+    fetch_folder(folder, "*.yaml")
     _check(folder)
+    fetch_folder(folder, "*.json*")
     problems: list[str] = []
     config = None
     try:
@@ -95,17 +98,17 @@ def read_run(folder: Path) -> ReadRun:
 def _check(folder: Path) -> None:
     if not folder.is_dir():
         raise ComparisonError(
-            f"{folder} {'is a file' if folder.exists() else 'is not there'}: name the folder of a run"
+            f"{shown(folder)} {'is a file' if folder.exists() else 'is not there'}: name the folder of a run"
         )
-    if (folder / "model.safetensors").exists():
-        raise ComparisonError(f"{folder} is a checkpoint: name its run, {folder.parent}")
+    if exists(folder / "model.safetensors"):
+        raise ComparisonError(f"{shown(folder)} is a checkpoint: name its run, {shown(folder.parent)}")
     if (folder / "config.yaml").exists():
         return
     inside = [
         path.parent for path in sorted(folder.glob("*/config.yaml")) + sorted(folder.glob("trials/*/*/config.yaml"))
     ]
-    hint = f": name one in it, such as {inside[0]}" if inside else ": train one with `waver train CONFIG`"
-    raise ComparisonError(f"{folder} is no run, it has no config.yaml{hint}")
+    hint = f": name one in it, such as {shown(inside[0])}" if inside else ": train one with `waver train CONFIG`"
+    raise ComparisonError(f"{shown(folder)} is no run, it has no config.yaml{hint}")
 
 
 def _read(path: Path, problems: list[str], *, optional: bool = False) -> Mapping[str, Any]:

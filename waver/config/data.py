@@ -14,7 +14,7 @@ class CommonData(Section):
     annotations: AnyPath
     """Where the captions are: a folder, or with table one file."""
     videos: AnyPath
-    """Folder of the video files; subfolders are searched too."""
+    """Folder of the video files, on a disk that every node of the cluster sees; subfolders are searched too."""
     allow_missing_videos: bool = False
     """False: a video that is not on disk is an error. True: it is decoded as `missing` and counts as a miss."""
 

@@ -14,6 +14,7 @@ from waver.config.robustness import RobustnessConfig
 from waver.config.schema import ExperimentConfig
 from waver.config.section import Section
 from waver.config.sweep import ParameterConfig, SweepConfig
+from waver.objects import fetch, hide_secrets
 
 _Config = TypeVar("_Config", bound=Section)
 
@@ -139,7 +140,7 @@ _Loader.add_implicit_resolver(
 
 def _read_yaml(path: Path, what: str) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        raw = yaml.load(fetch(path).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; in {path.parent} there is: {', '.join(siblings)}" if siblings else ""
@@ -180,7 +181,9 @@ def _describe(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> str:
         return f"model.backbone: {raw['model']['backbone']!r}: is neither ({_doc_of(location[:2], raw, kind)})"
     if location[:2] == ["resources", "workers"]:
         if "WorkersRange" not in location[2:3]:  # a number or a range: likewise
-            return f"resources.workers: {raw['resources']['workers']!r}: is neither ({_doc_of(location[:2], raw, kind)})"
+            return (
+                f"resources.workers: {raw['resources']['workers']!r}: is neither ({_doc_of(location[:2], raw, kind)})"
+            )
         del location[2]
     dotted, mistake = ".".join(location), problem["type"]
     if mistake == "extra_forbidden":
@@ -196,7 +199,7 @@ def _describe(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> str:
     if not dotted:
         return message
     remedy = f" ({doc})" if (doc := _doc_of(location, raw, kind)) else ""
-    return f"{dotted}: {problem['input']!r}: {message[0].lower() + message[1:]}{remedy}"
+    return f"{dotted}: {hide_secrets(repr(problem['input']))}: {message[0].lower() + message[1:]}{remedy}"
 
 
 def _section(location: list[str], raw: Any, kind: type[Section]) -> type[Section] | None:

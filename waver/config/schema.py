@@ -9,7 +9,8 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from waver.config.data import AnyData
-from waver.config.section import AnyPath, Count, Fraction, NotNegative, Positive, Section
+from waver.config.section import AnyPath, AnyPlace, Count, Fraction, NotNegative, Positive, Section
+from waver.objects import is_url, local_copy
 
 
 class VideoConfig(Section):
@@ -255,8 +256,16 @@ class ResourcesConfig(Section):
 class StorageConfig(Section):
     """Where everything is kept."""
 
-    path: Annotated[AnyPath, Field(validate_default=True)] = Path("storage")
-    """Folder that every node of the cluster sees: `clips/`, `dictionaries/`, `knowledge/` and `runs/`."""
+    path: Annotated[AnyPlace, Field(validate_default=True)] = "storage"
+    """Folder that every node of the cluster sees, or one in an object store, s3://bucket/folder (also gs:// and abfs://):
+    `clips/`, `dictionaries/`, `knowledge/` and `runs/`."""
+    cache: AnyPath | None = None
+    """Folder on the disk of each node for copies of what it uses of an object store; by default ~/.cache."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder to work in: that of the path, or the local copy of that of the URL."""
+        return local_copy(self.path, self.cache) if is_url(self.path) else Path(self.path)
 
 
 _CHANGE_NO_FIGURE = {"resources", "evaluate", "storage", "ingest", "checkpoint", "tracking", "profile"}
@@ -356,7 +365,7 @@ class ExperimentConfig(Section):
     @property
     def run_folder(self) -> Path:
         """Where the run keeps its configuration, checkpoints, events and metrics."""
-        return self.storage.path / "runs" / self.name
+        return self.storage.folder / "runs" / self.name
 
     @property
     def clip_store(self) -> Path:
@@ -371,7 +380,7 @@ class ExperimentConfig(Section):
         }
         if self.data.format == "didemo":
             key["clips"] = "first 31 seconds"  # under the id that another data set gives the whole file
-        return self.storage.path / "clips" / f"{self.data.videos.name}-{_digest(key)}"
+        return self.storage.folder / "clips" / f"{self.data.videos.name}-{_digest(key)}"
 
     @property
     def dictionary(self) -> Path:
@@ -381,7 +390,7 @@ class ExperimentConfig(Section):
             "annotations": str(self.data.annotations),
             "vocabulary": self.vocabulary.model_dump(mode="json"),
         }
-        return self.storage.path / "dictionaries" / f"{self.data.annotations.stem}-{_digest(key)}"
+        return self.storage.folder / "dictionaries" / f"{self.data.annotations.stem}-{_digest(key)}"
 
     @property
     def knowledge_store(self) -> Path:
@@ -393,7 +402,7 @@ class ExperimentConfig(Section):
             "teacher": (self.model.backbone, self.model.weights, self.knowledge.prompt),
             "num_matches": self.knowledge.num_matches,
         }
-        return self.storage.path / "knowledge" / f"{self.data.videos.name}-{_digest(key)}"
+        return self.storage.folder / "knowledge" / f"{self.data.videos.name}-{_digest(key)}"
 
     def identity(self) -> dict[str, Any]:
         """The settings that a result depends on, without those that only say where and how fast it is computed."""

@@ -1,16 +1,37 @@
 """What sections of the configuration are made of."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from waver.objects import check_url, is_url
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _text(place: Any) -> Any:
+    return os.fspath(place) if isinstance(place, Path) else place
+
+
+def _no_url(path: Any) -> Any:
+    if isinstance(path, str) and is_url(path):
+        raise ValueError("must be a path that every node sees; only storage.path can be in an object store")
+    return path
+
+
+def _place(place: str) -> str:
+    return check_url(place) if is_url(place) else str(Path(place).expanduser().absolute())
+
+
 # Workers run in other folders, and a run may be evaluated from another one: paths mean the same everywhere.
-AnyPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+AnyPath = Annotated[Path, BeforeValidator(_no_url), AfterValidator(lambda path: path.expanduser().absolute())]
+AnyPlace = Annotated[str, BeforeValidator(_text), AfterValidator(_place)]
+"""A path, or the URL of a folder in an object store."""
 
 
 class Section(BaseModel):

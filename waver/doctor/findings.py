@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeVar
 
 from rich.text import Text
 
+from waver.objects import ObjectStoreError
+
 Made = TypeVar("Made")
 Level = Literal["ok", "info", "warning", "error"]
 _STYLES: dict[Level, str] = {"ok": "green", "info": "cyan", "warning": "yellow", "error": "bold red"}
@@ -49,6 +51,8 @@ def attempt(
 
 
 def _failed(name: str, error: Exception) -> Finding:
+    if isinstance(error, ObjectStoreError):
+        return Finding("error", name, str(error))
     message = " ".join(str(error).split()) or "without a message"
     remedy = "whether all is well here is not known; if the message does not tell what to mend, report it"
     return Finding("error", name, f"this check itself failed ({type(error).__name__}: {message})", remedy)

@@ -17,6 +17,7 @@ from waver.config import ExperimentConfig
 from waver.doctor.findings import Finding, Level, size
 from waver.engine import build_student, parameter_groups
 from waver.model import Student
+from waver.objects import remote_of
 
 _JPEG_SHARE = 0.1
 """Of the bytes of raw frames, as measured (experiments/RESULTS.md)."""
@@ -118,12 +119,18 @@ def check_disk(
         model: its student; None where it cannot be built.
         trains: whether training is to start.
     """
-    storage = next(path for path in (config.storage.path, *config.storage.path.parents) if path.exists())
+    folder = config.storage.folder
+    setting = "storage.cache" if remote_of(folder) else "storage.path"
+    storage = next(path for path in (folder, *folder.parents) if path.exists())
     if not storage.is_dir() or not os.access(storage, os.W_OK | os.X_OK):
         what = "cannot be written to" if storage.is_dir() else "is a file, and no folder can be made below it"
-        yield Finding("error", "storage", f"{storage} {what}", "change its rights, or set storage.path")
+        remedy = f"change its rights, or set {setting}"
+        yield Finding("error", "storage", f"{storage} {what}", remedy)
         return
-    yield Finding("ok", "storage", f"{config.storage.path}, {size(shutil.disk_usage(storage).free)} free")
+    found = (
+        f"{config.storage.path} answers; its copies on this machine are in {folder}" if remote_of(folder) else folder
+    )
+    yield Finding("ok", "storage", f"{found}, {size(shutil.disk_usage(storage).free)} free")
     if captions is not None and (to_decode := _clips_to_decode(captions, store)):
         frame_bytes = 3 * config.video.size**2 * (1 if config.ingest.frame_format == "raw" else _JPEG_SHARE)
         most = to_decode * config.video.max_frames * frame_bytes
@@ -133,13 +140,14 @@ def check_disk(
             yield Finding("ok", "disk for clips", found)
         else:
             # Short clips have fewer frames, so a disk that is a little too small may do.
-            remedy = "make room, set ingest.frame_format = jpeg (a tenth), or storage.path to another disk"
+            remedy = f"make room, set ingest.frame_format = jpeg (a tenth), or {setting} to another disk"
             yield Finding("error" if most > 2 * free else "warning", "disk for clips", found, remedy)
     if model:
-        yield from _check_checkpoint_space(storage, model.checkpoint_bytes, "error" if trains else "warning")
+        level = "error" if trains else "warning"
+        yield from _check_checkpoint_space(storage, model.checkpoint_bytes, level, setting=setting)
 
 
-def _check_checkpoint_space(storage: Path, checkpoint: int, level: Level) -> Iterator[Finding]:
+def _check_checkpoint_space(storage: Path, checkpoint: int, level: Level, *, setting: str) -> Iterator[Finding]:
     temporary = Path(tempfile.gettempdir())
     wanted = {storage: _CHECKPOINTS * checkpoint, temporary: checkpoint}
     if storage.stat().st_dev == temporary.stat().st_dev:
@@ -150,7 +158,7 @@ def _check_checkpoint_space(storage: Path, checkpoint: int, level: Level) -> Ite
         if needed <= free:
             yield Finding("ok", "disk for checkpoints", found)
         else:
-            remedy = "make room, or set storage.path (for temporary files: TMPDIR) to another disk"
+            remedy = f"make room, or set {setting} (for temporary files: TMPDIR) to another disk"
             yield Finding(level, "disk for checkpoints", found, remedy)
 
 

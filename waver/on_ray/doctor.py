@@ -14,6 +14,7 @@ from waver.doctor import data, machine
 from waver.doctor.findings import Finding, as_json, attempt, can_start, independently, size, summary
 from waver.files import write_json
 from waver.knowledge import Knowledge
+from waver.objects import ObjectStoreError, check_bucket, exists, shown
 from waver.on_ray.cluster import ClusterUnreachable, connect, gpus_per_worker, nodes, slots, too_small
 from waver.on_ray.experiment import local_cpus
 from waver.on_ray.readiness import Before, check_phrases, check_training, find_store
@@ -50,7 +51,7 @@ def run_doctor(
     else:
         loaded = Finding("ok", "configuration", f"{path}, named {config.name}, digest {config.digest()}")
         findings = [loaded, *examine(config, before=before, say=say)]
-    report = output or (config and config.storage.path / "doctor" / f"{config.name}.json")
+    report = output or (config and config.storage.folder / "doctor" / f"{config.name}.json")
     if report:
         content = {
             "experiment": str(path),
@@ -64,7 +65,9 @@ def run_doctor(
             write_json(report, content)
         except OSError as error:
             remedy = "choose a place for it with --output"
-            findings.append(Finding("error", "report", f"{report} cannot be written ({error.strerror})", remedy))
+            findings.append(
+                Finding("error", "report", f"{shown(report)} cannot be written ({error.strerror or error})", remedy)
+            )
             report = None
     show(findings)
     verdict = (
@@ -72,7 +75,7 @@ def run_doctor(
     )
     say(f"{summary(findings)}: {verdict}")
     if report:
-        say(f"all in full: {report}")
+        say(f"all in full: {shown(report)}")
     if config and (step := next_step(config, findings)):
         say(f"next: waver {step} {path}")
     return findings
@@ -80,6 +83,10 @@ def run_doctor(
 
 def examine(config: ExperimentConfig, *, before: Before, say: Say) -> list[Finding]:
     """All that is found before a stage of an experiment starts."""
+    try:  # once, rather than each check by itself
+        check_bucket(config.storage.folder)
+    except ObjectStoreError as error:
+        return [Finding("error", "storage", str(error), "nothing else was checked")]
     findings: list[Finding] = []
 
     def check(name: str, function: Callable[..., Iterator[Finding]], *arguments: Any, **options: Any) -> None:
@@ -148,7 +155,7 @@ def check_cluster(
         )
     if model:
         num_phrases = 0
-        if config.uses_knowledge and (config.knowledge_store / "manifest.json").exists():
+        if config.uses_knowledge and exists(config.knowledge_store / "manifest.json"):
             num_phrases = Knowledge(config.knowledge_store).num_phrases
         # Of GPUs elsewhere nothing is known but their number.
         memory = [] if gpus == 0 else gpu_bytes
@@ -183,5 +190,5 @@ def next_step(config: ExperimentConfig, findings: list[Finding]) -> str:
     if not wanting or wanting - stages.keys():
         return ""
     step = stages[next(name for name in stages if name in wanting)]
-    no_dictionary = not config.knowledge.released and not (config.dictionary / "manifest.json").exists()
+    no_dictionary = not config.knowledge.released and not exists(config.dictionary / "manifest.json")
     return "vocabulary" if step == "match" and no_dictionary else step

@@ -19,6 +19,7 @@ from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
 from waver.evaluation import Evaluation, evaluate
 from waver.knowledge import Knowledge
+from waver.objects import shown
 from waver.on_ray.cluster import own_device
 from waver.on_ray.signals import signals
 from waver.on_ray.workers import run_on_workers
@@ -133,7 +134,7 @@ def result_of(
         "num_missing_clips": len(evaluation.missing_clips),
         "missing_clips": list(evaluation.missing_clips),
         "ties": protocol.ties,
-        "checkpoint": str(checkpoint),
+        "checkpoint": shown(checkpoint),
         "chosen_on": chosen_on,
         "validation": evaluation.validation,
         "styles": evaluation.styles,

@@ -29,6 +29,7 @@ from waver.knowledge import (
     read_dictionary,
     write_dictionary,
 )
+from waver.objects import exists, shown
 from waver.on_ray.cluster import connect
 from waver.on_ray.evaluate import evaluate_here, evaluate_on_workers, result_of
 from waver.on_ray.ingest import IngestReport, ingest
@@ -49,7 +50,7 @@ LEAKY = "leaky: the dictionary was made with captions of validation or test; no 
 def run_ingest(config: ExperimentConfig, *, say: Say, progress: bool = True) -> IngestReport:
     """Decodes the videos of an experiment into its clip store."""
     captions = load_captions(config)
-    say(f"decoding the clips of {len(captions)} captions into {config.clip_store}")
+    say(f"decoding the clips of {len(captions)} captions into {shown(config.clip_store)}")
     return ingest(
         captions,
         config.clip_store,
@@ -81,10 +82,10 @@ def run_vocabulary(config: ExperimentConfig, *, say: Say, progress: bool = True)
         "parser": settings.parser,
         "min_count": settings.min_count,
     }
-    if (config.dictionary / "manifest.json").exists():
+    if exists(config.dictionary / "manifest.json"):
         dictionary = read_dictionary(config.dictionary)
         if dictionary.manifest.items() >= source.items():
-            say(f"{config.dictionary} has the phrases of these {len(chosen)} captions")
+            say(f"{shown(config.dictionary)} has the phrases of these {len(chosen)} captions")
             return dictionary
     say(f"looking for phrases in {len(chosen)} captions of {', '.join(settings.splits)}")
     phrases = make_vocabulary(chosen, parser=settings.parser, min_count=settings.min_count, say=say, progress=progress)
@@ -241,7 +242,7 @@ def evaluate_checkpoint(
     if config.informed_at_inference:
         knowledge = open_knowledge(config, captions, store, (split,))
         knowledge.check_taught(checkpoint, learned_from(checkpoint))
-    say(f"evaluating {checkpoint} on the {split} split")
+    say(f"evaluating {shown(checkpoint)} on the {split} split")
     asked = captions if queries is None else queries
     if config.resources.max_workers == 1 and "RAY_ADDRESS" not in os.environ:
         return evaluate_here(checkpoint, config, asked, store, knowledge, split=split, **how), knowledge
@@ -260,12 +261,12 @@ def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
     if store.settings.key != store_settings(config).key:
         asked = dataclasses.asdict(store_settings(config))
         raise StoreError(
-            f"{config.clip_store} was decoded with {store.settings.key}, the configuration asks for {asked}"
+            f"{shown(config.clip_store)} was decoded with {store.settings.key}, the configuration asks for {asked}"
         )
     asked, known = set(captions["clip_id"].to_pylist()), set(store.ledger["clip_id"].to_pylist())
     if unknown := sorted(asked - known):
         raise StoreError(
-            f"{len(unknown)} of {len(asked)} clips were never ingested into {config.clip_store} "
+            f"{len(unknown)} of {len(asked)} clips were never ingested into {shown(config.clip_store)} "
             f"({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}): run `waver ingest CONFIG`, which decodes "
             "what is missing"
         )
@@ -273,7 +274,7 @@ def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
     there = dict(zip(store.ledger["clip_id"].to_pylist(), store.ledger["path"].to_pylist(), strict=True))
     if other := sorted(clip_id for clip_id in asked if here[clip_id] != there[clip_id]):
         raise StoreError(
-            f"{len(other)} of {len(asked)} clips were decoded from other files into {config.clip_store} "
+            f"{len(other)} of {len(asked)} clips were decoded from other files into {shown(config.clip_store)} "
             f"({other[0]} from {there[other[0]]}, not {here[other[0]]}): run `waver ingest CONFIG`, which decodes them again"
         )
     return store
@@ -305,13 +306,13 @@ def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStor
     knowledge = Knowledge(config.knowledge_store)
     if not knowledge.manifest["complete"]:
         raise KnowledgeError(
-            f"{knowledge.path} is not finished: run `waver match CONFIG` again, which goes on where it was"
+            f"{shown(knowledge.path)} is not finished: run `waver match CONFIG` again, which goes on where it was"
         )
     _check_captions(knowledge.manifest["dictionary"], captions, config)
     if config.knowledge.top_k > knowledge.manifest["num_matches"]:
         raise KnowledgeError(
             f"knowledge.top_k = {config.knowledge.top_k}, and each clip has {knowledge.manifest['num_matches']} phrases in "
-            f"{knowledge.path}: lower it"
+            f"{shown(knowledge.path)}: lower it"
         )
     decoded = set(store.ok_clip_ids())
     for split in splits:
@@ -326,7 +327,7 @@ def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStor
             )
             raise KnowledgeError(
                 f"nothing is known of {len(unknown)} of {len(clips)} clips of {split} ({', '.join(unknown[:3])}"
-                f"{', ...' if len(unknown) > 3 else ''}) in {knowledge.path}: {remedy}"
+                f"{', ...' if len(unknown) > 3 else ''}) in {shown(knowledge.path)}: {remedy}"
             )
     return knowledge
 
@@ -344,7 +345,7 @@ def _check_captions(dictionary: dict, captions: pa.Table, config: ExperimentConf
     if "captions" in dictionary and dictionary["captions"] != _digest(_captions_of(captions, dictionary["splits"])):
         raise KnowledgeError(
             f"the captions of {', '.join(dictionary['splits'])} are not those that the dictionary was made of: run "
-            f"`waver vocabulary CONFIG` again (it replaces {config.dictionary}), then `waver match CONFIG`"
+            f"`waver vocabulary CONFIG` again (it replaces {shown(config.dictionary)}), then `waver match CONFIG`"
         )
 
 

@@ -24,6 +24,7 @@ from waver.clip_store import (
     write_manifest,
 )
 from waver.decoder import Decoder
+from waver.objects import shown
 from waver.on_ray.blocks import BlockError, map_blocks
 from waver.on_ray.cluster import connect, num_cpus
 from waver.on_ray.progress import show
@@ -109,12 +110,12 @@ def ingest(
     except KeyboardInterrupt:
         num_left = len(_unfinished(clips, store))
         raise IngestInterrupted(
-            f"stopped. {len(clips) - num_left} of {len(clips)} clips are done and kept in {store}; "
+            f"stopped. {len(clips) - num_left} of {len(clips)} clips are done and kept in {shown(store)}; "
             "run the same command again to decode the others"
         ) from None
     except (BlockError, OSError, RayError) as error:
         raise IngestError(
-            f"the clips could not be decoded into {store}: {error}. What was decoded before is kept; "
+            f"the clips could not be decoded into {shown(store)}: {error}. What was decoded before is kept; "
             "run the same command again when this is mended"
         ) from error
     report = _report(clips, store, len(todo), time.monotonic() - started)
@@ -122,8 +123,8 @@ def ingest(
         raise IngestError(
             f"{sum(report.reasons.values())} of {len(clips)} clips could not be decoded, more than "
             f"ingest.max_failed_fraction = {max_failed_fraction:g} allows:\n{describe_failures(report)}\n"
-            f"Each of them is listed in {store / 'ledger'}. Replace the files and run the same command again, or allow "
-            "more failures: they count as misses in evaluation"
+            f"Each of them is listed in {shown(store / 'ledger')}. Replace the files and run the same command again, or "
+            "allow more failures: they count as misses in evaluation"
         )
     return report
 

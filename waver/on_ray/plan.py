@@ -12,6 +12,7 @@ import torch
 
 from waver.config import ExperimentConfig, SweepConfig, check_config, load_config, load_sweep
 from waver.engine import build_student
+from waver.objects import remote_of
 from waver.on_ray.cluster import connect, gpus_per_worker, nodes, slots, too_small
 from waver.on_ray.experiment import local_cpus
 from waver.on_ray.shared import Shared, survey
@@ -67,11 +68,16 @@ def plan_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
             "resources.workers is a range: how many trials fit at a time is only known where each has a fixed number of "
             "workers; set it, e.g. with --set resources.workers=1"
         )
+    if remote_of(base.storage.folder):
+        raise SweepError(
+            f"storage.path = {base.storage.path}: the trials of a sweep meet in a folder of a disk that every node sees; "
+            "write the path of one (`set` in the sweep, or --set storage.path=...)"
+        )
     known = None if sweep.search == "optuna" else tuple(points(sweep, base))
     configs = point_configs(sweep, base, for_all, list(corners(sweep, base) if known is None else known))
     if known is None:
         _check_ranges(sweep, for_all)
-    return Plan(sweep, sweep_folder(base.storage.path, sweep.name), base, known, configs)
+    return Plan(sweep, sweep_folder(base.storage.folder, sweep.name), base, known, configs)
 
 
 def _check_ranges(sweep: SweepConfig, for_all: dict[str, Any]) -> None:

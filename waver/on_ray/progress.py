@@ -7,14 +7,18 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from waver.objects import ObjectStoreError, exists, fetch, remote_of
+
 _POLL_S = 0.5
+_POLL_STORE_S = 5.0
+"""An object store is asked less often."""
 _LINE_EVERY_S = 10.0
 """How often progress is reported where there is no terminal to draw a bar on."""
 _T = TypeVar("_T")
@@ -69,7 +73,8 @@ def follow(folder: Path, *, num_steps: int, say: Callable[[str], None]) -> Itera
         say: is told of each epoch.
     """
     path, stop = folder / "metrics.jsonl", threading.Event()
-    start = path.stat().st_size if path.exists() else 0
+    poll_s = _POLL_STORE_S if remote_of(folder) else _POLL_S
+    start = fetch(path).stat().st_size if exists(path) else 0
     console = Console(stderr=True)
     with _bar("training", "steps, {task.fields[state]}", console, console.is_terminal) as bar:
         task = bar.add_task("", total=num_steps, state="starting the workers")
@@ -78,6 +83,8 @@ def follow(folder: Path, *, num_steps: int, say: Callable[[str], None]) -> Itera
             position, last = start, {}
             while True:
                 last_look = stop.is_set()
+                with suppress(ObjectStoreError):  # it is asked again
+                    fetch(path)
                 rows, position = _new_rows(path, position)
                 for row in rows:
                     if row.get("split") == "validation":
@@ -87,7 +94,7 @@ def follow(folder: Path, *, num_steps: int, say: Callable[[str], None]) -> Itera
                         bar.update(task, completed=row["step"], state=_step_line(row))
                 if last_look:
                     return
-                stop.wait(_POLL_S)
+                stop.wait(poll_s)
 
         watcher = threading.Thread(target=watch, name="waver-progress", daemon=True)
         watcher.start()

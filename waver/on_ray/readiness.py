@@ -17,6 +17,7 @@ from waver.config import ConfigError, ExperimentConfig
 from waver.doctor.findings import Finding, Level, some
 from waver.engine import store_settings
 from waver.knowledge import KnowledgeError
+from waver.objects import exists, shown
 from waver.on_ray.experiment import LEAKY, open_dictionary, open_store, training_knowledge
 from waver.on_ray.train import check_split, describe_data, plan_epoch, training_rows
 from waver.run import RunError, check_run, describe_checkpoint, finished, newest_checkpoint
@@ -34,11 +35,11 @@ def find_store(config: ExperimentConfig, captions: pa.Table, *, needed: bool) ->
         return None, [_unusable_store(config, error, needed=needed)]
     except (OSError, ValueError) as error:
         return None, [
-            Finding("error", name, f"{config.clip_store} cannot be read ({error})", "delete it and ingest again")
+            Finding("error", name, f"{shown(config.clip_store)} cannot be read ({error})", "delete it and ingest again")
         ]
     asked = set(captions["clip_id"].to_pylist())
     ok = set(store.ok_clip_ids()) & asked
-    found = f"{len(ok)} of {len(asked)} clips have frames in {store.path}"
+    found = f"{len(ok)} of {len(asked)} clips have frames in {shown(store.path)}"
     if not store.manifest["complete"]:
         found += "; the last ingest was not finished"
     failed = [row for row in store.ledger.to_pylist() if row["clip_id"] in asked - ok]
@@ -55,7 +56,7 @@ def find_store(config: ExperimentConfig, captions: pa.Table, *, needed: bool) ->
 def _unusable_store(config: ExperimentConfig, error: StoreError, *, needed: bool) -> Finding:
     level: Level = "error" if needed else "info"
     remedy = "next: waver ingest CONFIG"
-    if not needed and (config.clip_store / "manifest.json").exists():
+    if not needed and exists(config.clip_store / "manifest.json"):
         try:  # ingest goes on with a store that lacks clips, but not with one that was decoded otherwise
             if ClipStore(config.clip_store).settings.key != store_settings(config).key:
                 level, remedy = "error", "delete the folder, or set storage.path to another one"
@@ -108,7 +109,7 @@ def _check_dictionary(config: ExperimentConfig, captions: pa.Table, *, needed: b
             remedy = f"python -m spacy download {parser}"
             yield Finding("warning", "parser", f"spaCy's model {parser} is not installed", remedy)
         return
-    yield Finding("ok", name, f"{len(dictionary.phrases)} phrases in {config.dictionary}")
+    yield Finding("ok", name, f"{len(dictionary.phrases)} phrases in {shown(config.dictionary)}")
     if dictionary.leaky:
         yield Finding("warning", name, LEAKY)
 
@@ -125,7 +126,9 @@ def _check_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipSt
     except (KnowledgeError, CheckpointError) as error:
         yield Finding("error", name, str(error), "next: waver match CONFIG")
         return
-    found = f"{len(knowledge.matches)} clips, {knowledge.num_phrases} phrases of width {width} in {knowledge.path}"
+    found = (
+        f"{len(knowledge.matches)} clips, {knowledge.num_phrases} phrases of width {width} in {shown(knowledge.path)}"
+    )
     yield Finding("ok", name, found)
     if knowledge.leaky and not config.knowledge.released:
         yield Finding("warning", name, LEAKY)
@@ -143,7 +146,7 @@ def check_training(
                 f"train.global_batch_size = {config.train.global_batch_size} is more than the {clips} training clips"
             )
             yield Finding(level, "batch", f"{found}: no clip may stand in a batch twice", f"set it to {clips} at most")
-        yield Finding("info", "run", f"{folder} was not compared: there are no clips to compare with")
+        yield Finding("info", "run", f"{shown(folder)} was not compared: there are no clips to compare with")
         return
     for split in ("train", "validation"):
         try:
@@ -164,9 +167,9 @@ def check_training(
         yield Finding(level, "run", str(error), "--set name=..., or another storage.path")
         return
     if result := finished(folder):
-        found = f"{folder} is finished ({result['epochs']} epochs): train would say so and do nothing"
+        found = f"{shown(folder)} is finished ({result['epochs']} epochs): train would say so and do nothing"
         yield Finding("warning", "run", found, "evaluate it, or --set name=...")
     elif newest := newest_checkpoint(folder):
-        yield Finding("info", "run", f"{folder} will go on after {describe_checkpoint(newest)}")
+        yield Finding("info", "run", f"{shown(folder)} will go on after {describe_checkpoint(newest)}")
     else:
-        yield Finding("ok", "run", f"{folder} is free")
+        yield Finding("ok", "run", f"{shown(folder)} is free")

@@ -9,6 +9,7 @@ from waver.clip_store import StoreError
 from waver.config import ExperimentConfig
 from waver.engine import load_captions
 from waver.knowledge import KnowledgeError
+from waver.objects import exists
 from waver.on_ray.experiment import open_store, run_ingest, run_match, run_vocabulary, training_knowledge
 
 Say = Callable[[str], None]
@@ -84,6 +85,6 @@ def _make(what: str, config: ExperimentConfig, say: Say) -> None:
     if what == "clip store":
         run_ingest(config, say=say)
         return
-    if not config.knowledge.released and not (config.dictionary / "manifest.json").exists():
+    if not config.knowledge.released and not exists(config.dictionary / "manifest.json"):
         run_vocabulary(config, say=say)
     run_match(config, say=say)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from waver.drawing import html_table, write_html
+from waver.files import write_text
 from waver.robustness.measures import CUTOFFS
 from waver.robustness.plots import dispersion_histogram, style_bars
 from waver.robustness.queries import TRACKS
@@ -60,7 +61,7 @@ def write_page(path: Path, report: Mapping[str, Any]) -> list[str]:
         plots = {}
         missing.append("plots: not drawn, they need matplotlib: pip install 'waver[robustness]', and run this again")
     for name, plot in plots.items():
-        (path.parent / f"{name}.svg").write_text(plot, encoding="utf-8")
+        write_text(path.parent / f"{name}.svg", plot)
     body = [
         f"<p>{escape(_summary(report))}</p>",
         '<div class="headline">',

@@ -4,7 +4,7 @@ Only the first worker writes. A run that is resumed continues both where its che
 beyond it is taken back first, so every step stands there once.
 
 Nothing of it stops training. Events that cannot be written are given up, with a warning; rows of metrics.jsonl, which the
-choice of the best checkpoint rests on, are kept until they can be.
+choice of the best checkpoint rests on, are kept until they can be. An object store that does not answer is sent both later.
 """
 
 import errno
@@ -19,6 +19,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from waver.files import write_text
+from waver.objects import fetch, shown
+from waver.tracking.outbox import Outbox
 from waver.tracking.tags import layout, pairs_tag_of, tag_of
 
 
@@ -29,21 +31,26 @@ class Tracker:
         folder: of the run; TensorBoard's events go to `events/` in it.
         resume_step: optimizer steps of the checkpoint that the run continues; later entries are removed.
         resume_pairs: pairs seen by then.
+
+    Attributes:
+        here: folder on this machine that has both as they are now: that of the run, unless it is in an object store.
     """
 
     def __init__(self, folder: Path, *, resume_step: int = 0, resume_pairs: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.jsonl"
+        self._folder, self._outbox = folder, Outbox(folder)
+        self.here = self._outbox.here
+        self._path = self.here / "metrics.jsonl"
         self._rows: list[str] = []
         self._events: SummaryWriter | None = None
         self._by_pairs: SummaryWriter | None = None
         self._charted: set[str] = set()
         with self._or_warn("metrics.jsonl"):
-            _truncate(self._path, resume_step)
+            _truncate(folder, self._path, resume_step)
         with self._or_give_up():
-            self._events = SummaryWriter(str(folder / "events"), purge_step=resume_step + 1)
+            self._events = SummaryWriter(str(self.here / "events"), purge_step=resume_step + 1)
             # A run of its own to TensorBoard: what a resumed run takes back, it takes back in all of its series.
-            self._by_pairs = SummaryWriter(str(folder / "events" / "by_pairs"), purge_step=resume_pairs + 1)
+            self._by_pairs = SummaryWriter(str(self.here / "events" / "by_pairs"), purge_step=resume_pairs + 1)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -73,6 +80,8 @@ class Tracker:
                     self._by_pairs.add_scalar(tag, value, pairs)
 
         self.draw(write)
+        if self._outbox.is_due():
+            self.flush(wait=False)
 
     def draw(self, write: Callable[[SummaryWriter], Any]) -> None:
         """Lets a function write to the events, if they can be written at all."""
@@ -80,15 +89,19 @@ class Tracker:
             if self._events:
                 write(self._events)
 
-    def flush(self) -> None:
-        """Makes everything visible that was logged so far."""
+    def flush(self, *, wait: bool = True) -> None:
+        """Makes everything visible that was logged so far; what goes to an object store, soon, or before this returns."""
         self._write_rows(sync=True)
         self.draw(lambda events: (events.flush(), self._by_pairs.flush()))
+        with self._or_warn("what was logged"):
+            self._outbox.send(wait=wait)
 
     def close(self) -> None:
         """Nothing is logged after this."""
         self._write_rows(sync=True)
         self.draw(lambda events: (events.close(), self._by_pairs.close()))
+        with self._or_warn("what was logged"):
+            self._outbox.close()
 
     def _write_rows(self, *, sync: bool = False) -> None:
         if not self._rows and not sync:
@@ -104,7 +117,7 @@ class Tracker:
         except OSError as error:
             waiting = f"; {len(self._rows)} rows wait for the next try" if self._rows else ""
             warnings.warn(
-                f"{what} of {self._path.parent} cannot be written ({error}){waiting}. Training goes on", stacklevel=3
+                f"{what} of {shown(self._folder)} cannot be written ({error}){waiting}. Training goes on", stacklevel=3
             )
 
     @contextmanager
@@ -113,17 +126,16 @@ class Tracker:
             yield
         except OSError as error:
             self._events = None
-            folder = self._path.parent
             warnings.warn(
-                f"events of {folder} cannot be written ({error}): TensorBoard shows no more of this run until it is "
-                "resumed. Training goes on, and so does metrics.jsonl",
+                f"events of {shown(self._folder)} cannot be written ({error}): TensorBoard shows no more of this run "
+                "until it is resumed. Training goes on, and so does metrics.jsonl",
                 stacklevel=3,
             )
 
 
 def read_metrics(folder: Path) -> Iterable[dict]:
     """The rows of a run's metrics.jsonl, oldest first; a last line that a crash cut short is left out."""
-    path = folder / "metrics.jsonl"
+    path = fetch(folder / "metrics.jsonl")
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     return [json.loads(line) for line in lines[:-1]]  # every whole line ends in a newline
 
@@ -142,8 +154,8 @@ def _append(path: Path, text: str, *, sync: bool) -> None:
             os.fsync(file.fileno())
 
 
-def _truncate(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+def _truncate(folder: Path, target: Path, step: int) -> None:
+    if kept := [row for row in read_metrics(folder) if row["step"] <= step]:
+        write_text(target, "".join(json.dumps(row) + "\n" for row in kept))
+    else:
+        target.unlink(missing_ok=True)
