@@ -134,7 +134,7 @@ def workers_of(cluster, node) -> list[int]:
 
 
 def nodes_of(cluster):
-    return [node for node in cluster._cluster.worker_nodes]
+    return list(cluster._cluster.worker_nodes)
 
 
 def test_a_worker_is_killed_then_its_raylet_then_the_driver(cluster, project, undisturbed, wait_for):
