@@ -208,6 +208,16 @@ def test_old_leftovers_are_removed_and_young_ones_are_not(tmp_path):
     assert young.exists()
 
 
+def test_a_node_whose_clock_is_behind_is_still_the_newest(tmp_path, monkeypatch):
+    """The file of a clip is replaced by one of another name, and a node that lives in 1970 decodes it."""
+    make(tmp_path, [done("a", clip(1))])
+    monkeypatch.setattr("waver.clip_store.time.time_ns", lambda: 1)
+    write_block(tmp_path, RAW, [Decoded("a", "/videos/new.mp4", 0.5, clip(2))])
+    assert read_ledger(tmp_path)["path"].to_pylist() == ["/videos/new.mp4"]
+    frames, _ = ClipStore(tmp_path).read(["a"])
+    assert (frames[0, :3] == clip(2).frames).all()
+
+
 def test_several_writers_at_once(tmp_path):
     create_store(tmp_path, RAW)
 

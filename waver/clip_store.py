@@ -7,8 +7,9 @@ A store is a folder that any number of processes may write to and read from at t
     ledger/<block>.parquet   what became of each clip of the block; its ok rows are the rows of the clips file, in order
 
 A block is complete once its ledger file is there, which is written last; every file is written under another name and
-renamed. The name of a block begins with the time and is unique, so that attempts never collide. Where several blocks
-know a clip, ok wins over a failure, then the newest block over the others.
+renamed. The name of a block begins with the time, which is never before that of a block that is there (clocks of nodes
+differ), and is unique, so that attempts never collide. Where several blocks know a clip, ok wins over a failure, then the
+newest block over the others.
 
 Of a store in an object store, a node brings the ledger whenever it is read, and a clips file when it first reads from it.
 """
@@ -137,7 +138,7 @@ def write_block(store: Path, settings: StoreSettings, results: Iterable[Decoded]
     Raises:
         OSError: if it cannot be written, for example because the disk is full; then there is no block.
     """
-    block = f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}.parquet"
+    block = f"{_now(store):020d}-{uuid.uuid4().hex[:12]}.parquet"
     rows = []
     # Pixels do not compress, and their statistics are of no use: both only cost time.
     plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
@@ -283,6 +284,12 @@ class ClipStore:
             self._files[block] = pq.ParquetFile(fetch_once(self.path / "clips" / block), memory_map=True)
         self._files.move_to_end(block)
         return self._files[block]
+
+
+def _now(store: Path) -> int:
+    """Nanoseconds of this node's clock or, where that is behind those of others, after all that is in the store."""
+    newest = names(store / "ledger", "*.parquet")[-1:]
+    return max([time.time_ns(), *(int(name.partition("-")[0]) + 1 for name in newest)])
 
 
 def _ledger_row(result: Decoded) -> dict:
