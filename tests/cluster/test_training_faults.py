@@ -12,7 +12,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from waver.config import ExperimentConfig, load_config
@@ -127,8 +126,8 @@ def workers_of(cluster, node) -> list[int]:
     """Processes of a node that train."""
     found = []
     for pid in cluster.processes(node):
-        with contextlib.suppress(psutil.Error):
-            if "RayTrainWorker" in " ".join(psutil.Process(pid).cmdline()):
+        with contextlib.suppress(OSError):
+            if b"ray::RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return found
 
