@@ -12,6 +12,13 @@ Count = Annotated[int, Field(ge=1)]
 # Workers run in other folders, and a run may be evaluated from another one: paths mean the same everywhere.
 AnyPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+# Of Ray, which takes a prefix before a slash as well.
+NodeLabels = dict[
+    Annotated[str, Field(pattern=rf"^([A-Za-z0-9.-]{{1,253}}/)?{_LABEL}$")],
+    Annotated[str, Field(pattern=rf"^{_LABEL}$")],
+]
+
 
 class Section(BaseModel):
     """A part of the configuration: immutable, and nothing unknown may stand in it."""

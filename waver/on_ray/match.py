@@ -60,12 +60,18 @@ def match(
     source = "matched" if released is None else "released"
     knowledge = create_knowledge(folder, dictionary, source=source, teacher=teacher, num_matches=num_matches)
     resources = config.resources
-    pool = {"workers": resources.workers, "num_cpus": resources.cpus_per_worker, "num_gpus": gpus_per_worker(resources)}
+    pool = {
+        "workers": resources.workers,
+        "num_cpus": resources.cpus_per_worker,
+        "num_gpus": gpus_per_worker(resources),
+        "labels": resources.node_labels,
+    }
     require(
         resources.workers,
         cpus_per_worker=resources.cpus_per_worker,
         gpus_per_worker=pool["num_gpus"],
         wait_s=resources.wait_s,
+        labels=resources.node_labels,
     )
     embedded, starts = knowledge.embedded(), range(0, knowledge.num_phrases, _PHRASES_PER_PART)
     if parts := [pa.table({"first": [first]}) for first in starts if first not in embedded]:

@@ -1,7 +1,8 @@
 """Ray Data as the loader of a training worker: batches of clips from the store, in the order of the plan, read ahead."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,9 @@ _READ_AHEAD = 2
 _LONGEST_REST_S = 6 * 3600
 
 
-def clip_stream(store: ClipStore, batches: list[list[str]], *, loaders: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def clip_stream(
+    store: ClipStore, batches: list[list[str]], *, loaders: int, labels: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Reads batches of clips ahead of their use.
 
     One execution of Ray Data serves all batches of a run, across its epochs: starting one takes seconds, going on takes
@@ -26,6 +29,7 @@ def clip_stream(store: ClipStore, batches: list[list[str]], *, loaders: int) -> 
         store: where the clips are; every node must see it.
         batches: ids of the clips of each batch.
         loaders: batches read at the same time.
+        labels: of the nodes that read; none for all nodes.
 
     Yields:
         frames, uint8 (B, max_frames, size, size, 3), and num_frames, int32 (B,), for each batch in order.
@@ -45,6 +49,7 @@ def clip_stream(store: ClipStore, batches: list[list[str]], *, loaders: int) -> 
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=loaders),
         num_cpus=CPUS_PER_LOADER,
+        label_selector=dict(labels) or None,
     )
     shape = (store.settings.max_frames, store.settings.size, store.settings.size, 3)
     for block in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_READ_AHEAD):

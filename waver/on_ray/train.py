@@ -225,8 +225,8 @@ def worker_batches(
     rank, world_size = parallel.rank(), parallel.world_size()
     shares = [rows[parallel.shard(len(rows), rank, world_size)] for rows in plan]
     clip_ids = [captions["clip_id"].take(share).to_pylist() for share in shares]
-    loaders = config.resources.loaders_per_worker
-    clips = clip_stream(store, clip_ids, loaders=loaders) if loaders else read_ahead(store, clip_ids)
+    loaders, labels = config.resources.loaders_per_worker, config.resources.node_labels
+    clips = clip_stream(store, clip_ids, loaders=loaders, labels=labels) if loaders else read_ahead(store, clip_ids)
     for rows, share, frames in zip(plan, shares, clips, strict=True):
         assert len(share) == len(frames[1]), "a batch of the stream is a batch of the plan"
         yield make_batch(captions, share, frames, config, num_pairs=len(rows), knowledge=knowledge)

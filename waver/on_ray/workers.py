@@ -86,6 +86,7 @@ def run_on_workers(
         cpus_per_worker=resources.cpus_per_worker + extra_cpus,
         gpus_per_worker=gpus,
         wait_s=resources.wait_s,
+        labels=resources.node_labels,
     )
     storage.mkdir(parents=True, exist_ok=True)
     _set_damaged_notes_aside(storage / name)
@@ -97,6 +98,7 @@ def run_on_workers(
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=gpus > 0,
+            label_selector=resources.node_labels or None,
             resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
         ),
         run_config=RunConfig(
