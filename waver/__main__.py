@@ -1,5 +1,6 @@
 """The command line."""
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -236,6 +237,10 @@ def tune(
 def doctor(
     config: Config,
     before: Annotated[Before, typer.Option(help="The stage that is to start.")] = "train",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster whose nodes are tried as well.", show_default="RAY_ADDRESS, else none"),
+    ] = None,
     workers: Workers = None,
     output: Annotated[
         Path | None, typer.Option(help="JSON file for the report.", show_default="below the storage")
@@ -247,6 +252,8 @@ def doctor(
     from waver.on_ray.doctor import run_doctor
 
     asked = {} if workers is None else {"resources.workers": workers}
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address
     findings = run_doctor(
         config,
         lambda: asked | parse_overrides(overrides),

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 # Ray reads these while it is imported, here and in every process of a cluster.
@@ -54,6 +54,7 @@ class RayCluster:
 
         self.folder = folder
         """Ray's own, with its logs."""
+        self._started: list[subprocess.Popen] = []
         # The head has no agent of jobs and no dashboard, unless asked.
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 150 * 2**20, **head}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -79,10 +80,43 @@ class RayCluster:
         """
         return self._cluster.add_node(num_cpus=cpus, labels=dict(labels or {}), **arguments)
 
+    def start_node(self, cpus: int = 2, *, before: Sequence[str] = (), python_path: Sequence[Path] = ()) -> None:
+        """Starts a node by `ray start`, in surroundings of its own.
+
+        Args:
+            cpus: that it says to have.
+            before: a command that runs the one that is put behind it.
+            python_path: folders where this node finds packages first.
+        """
+        environment = self.environment
+        environment["PYTHONPATH"] = os.pathsep.join([*map(str, python_path), environment["PYTHONPATH"]])
+        command = [
+            *before,
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--block",
+            f"--address={self.address}",
+        ]
+        nodes = self.alive()
+        self._started.append(
+            subprocess.Popen(
+                [*command, f"--num-cpus={cpus}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+        )
+        while self.alive() == nodes:
+            assert self._started[-1].poll() is None, "ray start ended"
+            time.sleep(0.1)
+
+    def processes(self, node) -> list[int]:
+        """Of a node: its raylet, agents and workers, and what these started; children before their parents."""
+        raylets = [entry.process.pid for entry in node.all_processes["raylet"]]
+        return [process for raylet in raylets for process in _family(raylet)]
+
     def kill_node(self, node) -> None:
         """As if its machine lost power: raylet and workers end at once, without a word."""
-        raylets = [entry.process.pid for entry in node.all_processes["raylet"]]
-        _kill([process for raylet in raylets for process in _family(raylet)])
+        _kill(self.processes(node))
         self._cluster.remove_node(node, allow_graceful=False)
 
     def kill_raylet(self, node) -> None:
@@ -108,6 +142,9 @@ class RayCluster:
 
     def end(self) -> None:
         """Ends every process of it."""
+        for process in self._started:
+            _kill(_family(process.pid))
+            process.wait()
         self._cluster.shutdown()
 
 

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from waver.config.data import AnyData
-from waver.config.section import AnyPath, AnyPlace, Count, Fraction, NotNegative, Positive, Section
+from waver.config.section import AnyPath, AnyPlace, Count, Fraction, NodeLabels, NotNegative, Positive, Section
 from waver.objects import is_url, local_copy
 
 
@@ -29,13 +29,15 @@ class IngestConfig(Section):
     frame_format: Literal["raw", "jpeg"] = "raw"
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
     decoders: Count | None = None
-    """Clips decoded at the same time; by default one for every CPU of the cluster."""
+    """Clips decoded at the same time; by default one for every CPU of the cluster, also of nodes that join while it runs."""
     clips_per_block: Count = 32
     """Clips in one file of the store: what a killed run repeats at most, and the unit of memory."""
     timeout_s: Positive = 60.0
     """A clip that takes longer is given up."""
     max_failed_fraction: Fraction = 0.01
     """More failures than this and the command fails, after writing the ledger."""
+    node_labels: Annotated[NodeLabels, Field(default_factory=dict)]
+    """Labels, as given to `ray start --labels`, of the nodes that decode and parse captions; {} for all nodes."""
 
 
 class TextConfig(Section):
@@ -236,6 +238,8 @@ class ResourcesConfig(Section):
     """How often training goes on from its last checkpoint after a worker was lost."""
     timeout_s: Positive = 1800.0
     """How long workers wait for one another in an exchange before the silent one counts as lost."""
+    node_labels: Annotated[NodeLabels, Field(default_factory=dict)]
+    """Labels of the nodes that match, train and evaluate; {} for all nodes."""
 
     @property
     def is_elastic(self) -> bool:

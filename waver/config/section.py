@@ -33,6 +33,13 @@ AnyPath = Annotated[Path, BeforeValidator(_no_url), AfterValidator(lambda path: 
 AnyPlace = Annotated[str, BeforeValidator(_text), AfterValidator(_place)]
 """A path, or the URL of a folder in an object store."""
 
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+# Of Ray, which takes a prefix before a slash as well.
+NodeLabels = dict[
+    Annotated[str, Field(pattern=rf"^([A-Za-z0-9.-]{{1,253}}/)?{_LABEL}$")],
+    Annotated[str, Field(pattern=rf"^{_LABEL}$")],
+]
+
 
 class Section(BaseModel):
     """A part of the configuration: immutable, and nothing unknown may stand in it."""

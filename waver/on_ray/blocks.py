@@ -1,7 +1,7 @@
 """Work on blocks of rows by a pool of actors of Ray Data, with errors that a user can read."""
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,17 +18,23 @@ def map_blocks(
     blocks: Sequence[pa.Table],
     *,
     workers: int,
+    max_workers: int | None = None,
+    labels: Mapping[str, str],
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
     patience_s: float = 0.0,
 ) -> Iterator[Any]:
     """Yields what the actors make of the blocks, as each is done, in any order.
 
+    A block whose actor was lost is done again by another: what an actor does must bear being done twice.
+
     Args:
         worker: called with `arguments` in each actor, then with one block after the other. What it returns is pickled.
         arguments: of `worker`.
         blocks: of rows.
-        workers: actors.
+        workers: actors, for a start. Those that are lost with their node start again elsewhere, or are done without.
+        max_workers: actors that there may be when nodes join later; None for no more.
+        labels: of the nodes where they run.
         num_cpus: of an actor.
         num_gpus: of an actor.
         patience_s: how long a block may take, beyond what Ray Data allows by itself.
@@ -42,7 +48,13 @@ def map_blocks(
         fn_constructor_args=(worker, arguments),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1,
+            initial_size=min(workers, len(blocks)),
+            max_size=min(max_workers or workers, len(blocks)),
+            max_tasks_in_flight_per_actor=2,
+        ),
+        label_selector=dict(labels) or None,
         num_cpus=num_cpus,
         num_gpus=num_gpus or None,
     )

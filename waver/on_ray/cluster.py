@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from types import MappingProxyType
 
 import ray
 import torch
@@ -41,7 +42,7 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
         A sentence on where we are, for the user.
     """
     if ray.is_initialized():
-        yield f"using the Ray of this process ({_size()})"
+        yield f"using the Ray of this process ({cluster_size()})"
         return
     # What workers print goes to Ray's log files; what a user must know comes back in results and errors.
     quiet = {"logging_level": logging.WARNING, "configure_logging": True, "log_to_driver": False}
@@ -58,7 +59,8 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, dashboard_port=port, **quiet)
         try:
-            yield f"joined Ray at {address} ({_size()})" if address else f"started Ray on this machine ({_size()})"
+            where = f"joined Ray at {address}" if address else "started Ray on this machine"
+            yield f"{where} ({cluster_size()})"
         finally:
             ray.shutdown()
 
@@ -79,7 +81,18 @@ def _own_dashboard() -> Iterator[int]:
             os.environ[_DASHBOARD] = before
 
 
-def require(workers: int, *, cpus_per_worker: float, gpus_per_worker: float = 0.0, wait_s: float = 0.0) -> None:
+Labels = Mapping[str, str]
+"""Of nodes, as given to `ray start --labels`; none stand for every node."""
+
+
+def require(
+    workers: int,
+    *,
+    cpus_per_worker: float,
+    gpus_per_worker: float = 0.0,
+    wait_s: float = 0.0,
+    labels: Labels = MappingProxyType({}),
+) -> None:
     """Checks that the nodes of the cluster, idle, have room for all workers.
 
     Args:
@@ -87,14 +100,15 @@ def require(workers: int, *, cpus_per_worker: float, gpus_per_worker: float = 0.
         cpus_per_worker: of one node.
         gpus_per_worker: of the same node.
         wait_s: how long a cluster may take to grow to that size.
+        labels: of the nodes that count.
 
     Raises:
         ClusterTooSmall: if it has not, after `wait_s`.
     """
     deadline = time.monotonic() + wait_s
-    while (room := slots(nodes(), cpus_per_worker, gpus_per_worker)) < workers:
+    while (room := slots(nodes(labels), cpus_per_worker, gpus_per_worker)) < workers:
         if time.monotonic() >= deadline:
-            raise too_small(workers, cpus_per_worker, gpus_per_worker, room, wait_s, _size())
+            raise too_small(workers, cpus_per_worker, gpus_per_worker, room, wait_s, cluster_size(labels))
         time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
 
 
@@ -117,15 +131,16 @@ def slots(nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int
     )
 
 
-def nodes() -> list[dict[str, float]]:
-    """Resources of each node that is alive."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def nodes(labels: Labels = MappingProxyType({})) -> list[dict[str, float]]:
+    """Resources of each node that is alive and has these labels."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]
 
 
 def gpus_per_worker(resources: ResourcesConfig) -> float:
-    """GPUs that each worker takes: what was asked for, else 1 where the cluster has some."""
+    """GPUs that each worker takes: what was asked for, else 1 where its nodes have some."""
     asked = resources.gpus_per_worker
-    return float(ray.cluster_resources().get("GPU", 0) > 0) if asked is None else asked
+    have = any(node.get("GPU", 0) > 0 for node in nodes(resources.node_labels))
+    return float(have) if asked is None else asked
 
 
 def own_device(resources: ResourcesConfig) -> torch.device:
@@ -133,9 +148,23 @@ def own_device(resources: ResourcesConfig) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and resources.gpus_per_worker != 0 else "cpu")
 
 
-def num_cpus() -> int:
-    """CPUs of the whole cluster."""
-    return int(ray.cluster_resources().get("CPU", 0))
+def num_cpus(labels: Labels = MappingProxyType({}), *, wait_s: float = 0.0) -> int:
+    """CPUs of all nodes with these labels, at least 1.
+
+    Raises:
+        ClusterTooSmall: if they have none after `wait_s`.
+    """
+    deadline = time.monotonic() + wait_s
+    while not (cpus := sum(int(node.get("CPU", 0)) for node in nodes(labels))):
+        if time.monotonic() >= deadline:
+            waited = f" after {wait_s:g} s" if wait_s else ""
+            mend = "add such nodes or correct ingest.node_labels" if labels else "add nodes"
+            raise ClusterTooSmall(
+                f"the cluster has no CPU for this work{waited} ({cluster_size(labels)}): {mend} (and raise resources.wait_s "
+                "where the cluster grows by itself)"
+            )
+        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+    return cpus
 
 
 def _check_reachable(address: str) -> None:
@@ -152,7 +181,12 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _size() -> str:
-    num_nodes, have = len(nodes()), ray.cluster_resources()
-    nodes_text = "1 node" if num_nodes == 1 else f"{num_nodes} nodes"
-    return f"{nodes_text}, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
+def cluster_size(labels: Labels = MappingProxyType({})) -> str:
+    """Nodes, CPUs and GPUs of the cluster; with labels, of the nodes that have them."""
+    all_nodes, counted = nodes(), nodes(labels)
+    text = "1 node" if len(all_nodes) == 1 else f"{len(all_nodes)} nodes"
+    if labels:
+        wanted = ", ".join(f"{label}={value}" for label, value in labels.items())
+        text = f"of {text}, {len(counted)} {'has' if len(counted) == 1 else 'have'} {wanted}"
+    cpus, gpus = (sum(node.get(name, 0) for node in counted) for name in ("CPU", "GPU"))
+    return f"{text}, {cpus:g} CPUs, {gpus:g} GPUs"

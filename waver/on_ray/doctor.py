@@ -15,8 +15,19 @@ from waver.doctor.findings import Finding, as_json, attempt, can_start, independ
 from waver.files import write_json
 from waver.knowledge import Knowledge
 from waver.objects import ObjectStoreError, check_bucket, exists, shown
-from waver.on_ray.cluster import ClusterUnreachable, connect, gpus_per_worker, nodes, slots, too_small
+from waver.on_ray.cluster import (
+    ClusterTooSmall,
+    ClusterUnreachable,
+    cluster_size,
+    connect,
+    gpus_per_worker,
+    nodes,
+    num_cpus,
+    slots,
+    too_small,
+)
 from waver.on_ray.experiment import local_cpus
+from waver.on_ray.preflight import check_exchange, check_nodes
 from waver.on_ray.readiness import Before, check_phrases, check_training, find_store
 from waver.on_ray.stream import CPUS_PER_LOADER
 from waver.run import environment, newest_checkpoint
@@ -117,6 +128,12 @@ def examine(config: ExperimentConfig, *, before: Before, say: Say) -> list[Findi
         check("run", check_training, config, captions, store, needed=trains)
     check("disk", machine.check_disk, config, captions, store, model, trains=trains)
     check("cluster and memory", check_cluster, config, captions, model, before=before)
+    # What starts a Ray of its own has one node, and nothing to be tried on it.
+    if (ray.is_initialized() or "RAY_ADDRESS" in os.environ) and can_start(f for f in findings if f.check == "cluster"):
+        with connect():
+            check("nodes", check_nodes, config)
+            if before == "train" and model and can_start(f for f in findings if f.check in ("connections", "storage")):
+                check("all-reduce", check_exchange, config, gradient_bytes=4 * model.trained)
     return findings
 
 
@@ -135,19 +152,27 @@ def check_cluster(
     if elsewhere:
         try:
             with connect() as where:
-                cluster, gpus = nodes(), gpus_per_worker(config.resources)
-        except (ClusterUnreachable, ConnectionError, ray.exceptions.RayError) as error:
+                cluster, gpus = nodes(config.resources.node_labels), gpus_per_worker(config.resources)
+                have = cluster_size(config.resources.node_labels)
+                if before == "ingest":
+                    num_cpus(config.ingest.node_labels)
+        except (ClusterTooSmall, ClusterUnreachable, ConnectionError, ray.exceptions.RayError) as error:
             yield Finding("error", "cluster", str(error))
             return
         yield Finding("ok", "cluster", where)
     else:
         cluster = [{"CPU": float(local_cpus(config)), "GPU": float(len(gpu_bytes))}]
         gpus = float(bool(gpu_bytes)) if asked is None else asked
+        have = f"{cluster[0]['CPU']:g} CPUs and {cluster[0]['GPU']:g} GPUs"
         names = [f"{torch.cuda.get_device_name(i)}, {size(b)}" for i, b in enumerate(gpu_bytes)]
         found = f"this machine: {os.cpu_count()} CPUs, {'; '.join(names) if names else 'no GPU that torch sees'}"
         yield Finding("ok", "cluster", found)
+        labels = config.ingest.node_labels if before == "ingest" else config.resources.node_labels
+        if labels:
+            remedy = "set RAY_ADDRESS to that of a cluster, or the node_labels of ingest and resources to {}"
+            yield Finding("error", "cluster", f"this machine alone has no labels, and {labels} are asked for", remedy)
     if before != "ingest":
-        yield from _check_room(config, cluster, gpus, before=before)
+        yield from _check_room(config, cluster, gpus, have, before=before)
     if gpus == 0 and asked is None and model and model.trained > 5e7:
         found = f"no GPU: {model.trained / 1e6:.0f} M parameters would be trained on CPUs"
         yield Finding(
@@ -165,7 +190,7 @@ def check_cluster(
 
 
 def _check_room(
-    config: ExperimentConfig, cluster: list[dict[str, float]], gpus: float, *, before: Before
+    config: ExperimentConfig, cluster: list[dict[str, float]], gpus: float, have: str, *, before: Before
 ) -> Iterator[Finding]:
     resources = config.resources
     beside = resources.loaders_per_worker * CPUS_PER_LOADER if before == "train" else 0.0
@@ -176,7 +201,6 @@ def _check_room(
         asked = f"{resources.min_workers} to {resources.max_workers}" if resources.is_elastic else resources.max_workers
         yield Finding("ok", "workers", f"{asked} with {each} each; there is room for {room}")
         return
-    have = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in cluster)
     sentence = too_small(resources.min_workers, cpus, gpus, room, 0.0, have)
     waits = resources.wait_s > 0
     remedy = f"resources.wait_s = {resources.wait_s:g}: it will be waited for" if waits else ""

@@ -59,6 +59,8 @@ def run_ingest(config: ExperimentConfig, *, say: Say, progress: bool = True) -> 
         decoders=config.ingest.decoders,
         clips_per_block=config.ingest.clips_per_block,
         max_failed_fraction=config.ingest.max_failed_fraction,
+        node_labels=config.ingest.node_labels,
+        wait_s=config.resources.wait_s,
         progress=progress,
     )
 
@@ -88,7 +90,15 @@ def run_vocabulary(config: ExperimentConfig, *, say: Say, progress: bool = True)
             say(f"{shown(config.dictionary)} has the phrases of these {len(chosen)} captions")
             return dictionary
     say(f"looking for phrases in {len(chosen)} captions of {', '.join(settings.splits)}")
-    phrases = make_vocabulary(chosen, parser=settings.parser, min_count=settings.min_count, say=say, progress=progress)
+    phrases = make_vocabulary(
+        chosen,
+        parser=settings.parser,
+        min_count=settings.min_count,
+        node_labels=config.ingest.node_labels,
+        wait_s=config.resources.wait_s,
+        say=say,
+        progress=progress,
+    )
     if len(phrases) == 0:
         raise KnowledgeError(
             f"no phrase was found in {len(chosen)} captions: they need sentences with a subject, a verb and an object, in "

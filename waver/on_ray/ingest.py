@@ -6,10 +6,12 @@ travels back. So neither the object store nor this process ever holds a frame, a
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,6 +76,8 @@ def ingest(
     decoders: int | None = None,
     clips_per_block: int = 32,
     max_failed_fraction: float = 0.01,
+    node_labels: Mapping[str, str] = MappingProxyType({}),
+    wait_s: float = 0.0,
     progress: bool = True,
 ) -> IngestReport:
     """Decodes every clip of the captions that the store does not have yet.
@@ -86,15 +90,18 @@ def ingest(
         store: its folder; made where it is not there.
         settings: of the store.
         timeout_s: a clip that takes longer is given up.
-        decoders: clips decoded at the same time; None for one for every CPU of the cluster.
+        decoders: clips decoded at the same time; None for one for every CPU, also of nodes that join later.
         clips_per_block: clips in one file of the store; a killed run loses at most one such block for each decoder.
         max_failed_fraction: of the clips of these captions.
+        node_labels: of the nodes that decode; none for all nodes.
+        wait_s: how long a cluster may take to have such a node.
         progress: whether to show it, on standard error.
 
     Raises:
         IngestError: if more clips failed than that, after everything was written; or if the store cannot be written.
         IngestInterrupted: on Ctrl-C.
         StoreError: if the store has other settings.
+        ClusterTooSmall: if no such node has a CPU.
     """
     started = time.monotonic()
     clips = _unique_clips(captions)
@@ -104,8 +111,11 @@ def ingest(
         todo = _unfinished(clips, store)
         if len(todo):
             write_manifest(store, settings, complete=False)
-            with connect(), closing(_decode(todo, store, settings, timeout_s, decoders, clips_per_block)) as ledgers:
-                _exhaust(ledgers, len(todo), progress)
+            with connect():
+                cpus = num_cpus(node_labels, wait_s=wait_s)
+                how = {"workers": decoders or cpus, "max_workers": decoders or len(todo), "labels": node_labels}
+                with closing(_decode(todo, store, settings, timeout_s, clips_per_block, **how)) as ledgers:
+                    _exhaust(ledgers, len(todo), progress)
         write_manifest(store, settings, complete=True)
     except KeyboardInterrupt:
         num_left = len(_unfinished(clips, store))
@@ -192,16 +202,23 @@ class _BlockWriter:
 
 
 def _decode(
-    clips: pa.Table, store: Path, settings: StoreSettings, timeout_s: float, decoders: int | None, clips_per_block: int
+    clips: pa.Table,
+    store: Path,
+    settings: StoreSettings,
+    timeout_s: float,
+    clips_per_block: int,
+    *,
+    workers: int,
+    **where: Any,
 ) -> Iterator[pa.Table]:
     """Yields the ledger of each block as it is finished."""
-    decoders = decoders or num_cpus()
     # The last blocks should keep all decoders busy.
-    rows = max(1, min(clips_per_block, len(clips) // (2 * decoders)))
+    rows = max(1, min(clips_per_block, len(clips) // (2 * workers)))
     blocks = [clips.slice(first, rows) for first in range(0, len(clips), rows)]
     arguments = (store, settings, timeout_s)
     # A block in which every clip hangs takes so long, and Ray Data must not take it for dead.
-    return map_blocks(_BlockWriter, arguments, blocks, workers=decoders, patience_s=clips_per_block * timeout_s)
+    patience_s = clips_per_block * timeout_s
+    return map_blocks(_BlockWriter, arguments, blocks, workers=workers, patience_s=patience_s, **where)
 
 
 def _exhaust(ledgers: Iterator[pa.Table], num_clips: int, progress: bool) -> None:

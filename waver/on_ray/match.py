@@ -64,12 +64,14 @@ def match(
         "workers": resources.max_workers,
         "num_cpus": resources.cpus_per_worker,
         "num_gpus": gpus_per_worker(resources),
+        "labels": resources.node_labels,
     }
     require(
         resources.max_workers,
         cpus_per_worker=resources.cpus_per_worker,
         gpus_per_worker=pool["num_gpus"],
         wait_s=resources.wait_s,
+        labels=resources.node_labels,
     )
     embedded, starts = knowledge.embedded(), range(0, knowledge.num_phrases, _PHRASES_PER_PART)
     if parts := [pa.table({"first": [first]}) for first in starts if first not in embedded]:

@@ -13,7 +13,7 @@ import torch
 from waver.config import ExperimentConfig, SweepConfig, check_config, load_config, load_sweep
 from waver.engine import build_student
 from waver.objects import remote_of
-from waver.on_ray.cluster import connect, gpus_per_worker, nodes, slots, too_small
+from waver.on_ray.cluster import cluster_size, connect, gpus_per_worker, nodes, slots, too_small
 from waver.on_ray.experiment import local_cpus
 from waver.on_ray.shared import Shared, survey
 from waver.on_ray.stream import CPUS_PER_LOADER
@@ -121,14 +121,15 @@ def describe_plan(plan: Plan, *, say: Say) -> None:
     if "RAY_ADDRESS" in os.environ or ray.is_initialized():
         with connect() as where:
             say(where)
-            cluster, gpus = nodes(), gpus_per_worker(resources)
+            cluster, gpus = nodes(resources.node_labels), gpus_per_worker(resources)
+            size = cluster_size(resources.node_labels)
     else:
         cluster = local_nodes(plan)
         asked = resources.gpus_per_worker
         gpus = float(cluster[0]["GPU"] > 0) if asked is None else asked
+        size = f"{cluster[0]['CPU']:g} CPUs and {cluster[0]['GPU']:g} GPUs"
     at_once = trials_at_once(plan, cluster, gpus)
     if at_once == 0:
-        size = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in cluster)
         room = slots(cluster, plan.cpus_per_worker, gpus)
         raise too_small(resources.max_workers, plan.cpus_per_worker, gpus, room, 0.0, size)
     sweep = plan.sweep

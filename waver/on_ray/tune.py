@@ -88,7 +88,11 @@ def _run_trials(plan: Plan, say: Say) -> None:
         say(where)
         gpus = gpus_per_worker(resources)
         require(
-            resources.max_workers, cpus_per_worker=plan.cpus_per_worker, gpus_per_worker=gpus, wait_s=resources.wait_s
+            resources.max_workers,
+            cpus_per_worker=plan.cpus_per_worker,
+            gpus_per_worker=gpus,
+            wait_s=resources.wait_s,
+            labels=resources.node_labels,
         )
         if needs_dashboard(plan):
             _check_dashboard()
@@ -96,7 +100,7 @@ def _run_trials(plan: Plan, say: Say) -> None:
         if not (plan.folder / "shared.json").exists():  # a sweep that goes on finds what it made itself
             rows = [{**dataclasses.asdict(one), "path": str(one.path)} for one in shared]
             write_json(plan.folder / "shared.json", rows)
-        at_once = trials_at_once(plan, nodes(), gpus)
+        at_once = trials_at_once(plan, nodes(resources.node_labels), gpus)
         say(f"{plan.num_trials} trials, {at_once} at a time; everything goes to {plan.folder}")
         with _terminated_like_interrupted(), watch(plan.folder, plan.sweep, total=plan.num_trials, say=say):
             _tuner(plan, at_once, gpus).fit()
@@ -120,7 +124,8 @@ def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
         bundle = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     else:  # the process of the trial only waits for Ray Train, which asks for the workers; it must not take their place
         bundle = {"CPU": 0, "node:__internal_head__": 0.001}
-    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), PlacementGroupFactory([bundle]))
+    where = {"bundle_label_selector": [resources.node_labels]} if alone and resources.node_labels else {}
+    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), PlacementGroupFactory([bundle], **where))
     state = plan.folder / _TUNE
     if any(state.glob("experiment_state*.json")):
         return tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=False)

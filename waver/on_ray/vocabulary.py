@@ -1,8 +1,9 @@
 """Captions -> dictionary of phrases, through Ray Data: each actor holds a parser and counts the phrases of its blocks."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,14 @@ _CAPTIONS_PER_PARSER = 4000
 
 
 def make_vocabulary(
-    captions: list[str], *, parser: str, min_count: int, say: Callable[[str], None], progress: bool = True
+    captions: list[str],
+    *,
+    parser: str,
+    min_count: int,
+    node_labels: Mapping[str, str] = MappingProxyType({}),
+    wait_s: float = 0.0,
+    say: Callable[[str], None],
+    progress: bool = True,
 ) -> pa.Table:
     """Phrases of captions, the same for any number of workers.
 
@@ -26,6 +34,8 @@ def make_vocabulary(
         captions: in their order, by which ties are broken.
         parser: name of a spaCy model.
         min_count: phrases that occur less often are left out.
+        node_labels: of the nodes that parse; none for all nodes.
+        wait_s: how long a cluster may take to have such a node.
         say: is told what is going on.
         progress: whether to show it, on standard error.
 
@@ -34,17 +44,18 @@ def make_vocabulary(
 
     Raises:
         VocabularyError: where the parser is not installed.
+        ClusterTooSmall: where no such node has a CPU.
         BlockError: where it cannot be loaded on another node.
     """
     load_parser(parser)  # rather a sentence now than from the actors
     table = pa.table({"caption": captions, "row": np.arange(len(captions))})
     with connect() as where:
         say(where)
-        parsers = min(num_cpus(), -(-len(table) // _CAPTIONS_PER_PARSER))
+        parsers = min(num_cpus(node_labels, wait_s=wait_s), -(-len(table) // _CAPTIONS_PER_PARSER))
         # The last blocks should keep all parsers busy; identical captions stand near each other and are parsed once.
         size = max(1, min(_CAPTIONS_PER_BLOCK, len(table) // (2 * parsers)))
         blocks = [table.slice(first, size) for first in range(0, len(table), size)]
-        with closing(map_blocks(_Counter, (parser,), blocks, workers=parsers)) as results:
+        with closing(map_blocks(_Counter, (parser,), blocks, workers=parsers, labels=node_labels)) as results:
             counted = show(
                 results, doing="parsing", unit="captions", total=len(table), size=lambda part: part[0], enabled=progress
             )

@@ -82,8 +82,8 @@ def run_on_workers(
         WorkerError: with the cause in a sentence.
     """
     gpus, cpus = gpus_per_worker(resources), resources.cpus_per_worker + extra_cpus
-    least, most = resources.min_workers, resources.max_workers
-    require(least, cpus_per_worker=cpus, gpus_per_worker=gpus, wait_s=resources.wait_s)
+    least, most, labels = resources.min_workers, resources.max_workers, resources.node_labels
+    require(least, cpus_per_worker=cpus, gpus_per_worker=gpus, wait_s=resources.wait_s, labels=labels)
     # Ray Train wants a folder for checkpoints that it is handed; it is handed none.
     with tempfile.TemporaryDirectory(prefix="waver-", ignore_cleanup_errors=True) as scratch, _patience(resources):
         trainer = TorchTrainer(
@@ -93,6 +93,7 @@ def run_on_workers(
             scaling_config=ScalingConfig(
                 num_workers=(least, most) if resources.is_elastic else most,
                 use_gpu=gpus > 0,
+                label_selector=labels or None,
                 resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
                 elastic_resize_monitor_interval_s=resources.resize_every_s,
             ),

@@ -1,0 +1,162 @@
+"""Ingest loses nothing when a part of the cluster breaks, and repeats only what was not finished."""
+
+import json
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from waver.clip_store import ClipStore, StoreError, read_ledger
+from waver.config import load_config
+from waver.engine import load_captions
+from waver.on_ray.experiment import open_store
+
+NUM_CLIPS = 48
+
+
+@pytest.fixture
+def experiment(tmp_path) -> Path:
+    """Many small videos, a clip and a block each, and their experiment."""
+    (tmp_path / "videos").mkdir()
+    frames = [Image.fromarray(np.full((64, 64, 3), 5 * i, np.uint8)) for i in range(30)]
+    with (tmp_path / "captions.jsonl").open("w") as file:
+        for number in range(NUM_CLIPS):
+            path = tmp_path / f"videos/{number:03d}.mp4"
+            frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=100)
+            row = {"video": path.name, "caption": f"caption {number}", "split": "train" if number % 4 else "test"}
+            file.write(json.dumps(row) + "\n")
+    settings = {
+        "name": "faults",
+        "data": {
+            "format": "table",
+            "annotations": str(tmp_path / "captions.jsonl"),
+            "videos": str(tmp_path / "videos"),
+        },
+        "video": {"max_frames": 2, "size": 16},
+        "ingest": {"clips_per_block": 1},
+        "storage": {"path": str(tmp_path / "storage")},
+    }
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "experiment.yaml"
+
+
+_INGEST = """
+import sys
+from pathlib import Path
+import pyarrow as pa
+import yaml
+from waver.config import load_config
+from waver.engine import store_settings
+from waver.on_ray.ingest import ingest
+
+# `waver ingest` would refuse the pipes.
+config = load_config(sys.argv[1], yaml.safe_load(sys.argv[2]))
+paths = sorted(map(str, config.data.videos.glob("*.mp4")))
+none = pa.nulls(len(paths), pa.float64())
+captions = pa.table({"clip_id": paths, "path": paths, "start_s": none, "end_s": none})
+settings = config.ingest
+ingest(captions, config.clip_store, store_settings(config), timeout_s=settings.timeout_s, clips_per_block=1,
+       max_failed_fraction=settings.max_failed_fraction, node_labels=settings.node_labels)
+"""
+
+
+def times_done(experiment: Path) -> Counter:
+    """How often each video has a row in the ledger's files."""
+    files = sorted((load_config(experiment).clip_store / "ledger").glob("*.parquet"))
+    return Counter(Path(path).name for file in files for path in pq.read_table(file)["path"].to_pylist())
+
+
+def statuses(experiment: Path) -> Counter:
+    return Counter(read_ledger(load_config(experiment).clip_store)["status"].to_pylist())
+
+
+def stop_at(video: Path) -> Path:
+    """Puts a pipe in the place of a video: whoever decodes it stands still. Returns where the video is kept."""
+    kept = video.rename(video.with_suffix(".kept"))
+    os.mkfifo(video)
+    return kept
+
+
+def num_waiting(processes: list[int]) -> int:
+    """Decoders among these processes that wait at a pipe."""
+    waiting = 0
+    for process in processes:
+        try:
+            command, where = (Path(f"/proc/{process}/{name}").read_text() for name in ("cmdline", "wchan"))
+        except OSError:
+            continue
+        waiting += "waver.decoder" in command and "wait_for_partner" in where
+    return waiting
+
+
+@pytest.mark.parametrize("how", ["kill_node", "kill_raylet"])
+def test_a_lost_node_loses_no_clip_and_repeats_only_what_was_in_its_hands(cluster, experiment, wait_for, how):
+    pipe = experiment.parent / "videos/005.mp4"
+    kept = stop_at(pipe)
+    running = cluster(nodes=0)
+    nodes = [running.add_node() for _ in range(2)]
+    ingest = running.start("-c", _INGEST, experiment, "{ingest.timeout_s: 120}")
+    # All is done but the pipe, and the clip that is next in the same hands.
+    wait_for(lambda: len(times_done(experiment)) >= NUM_CLIPS - 2, of=ingest)
+    [lost] = [node for node in nodes if num_waiting(running.processes(node))]
+    kept.replace(pipe)
+    started = time.monotonic()
+    getattr(running, how)(lost)
+    _, output = ingest.communicate(timeout=150)
+    print(f"{how}: finished {time.monotonic() - started:.1f} s after it")
+    assert ingest.returncode == 0, output
+    assert statuses(experiment) == {"ok": NUM_CLIPS}
+    # Nothing that stood in the store was decoded again.
+    assert set(times_done(experiment).values()) == {1}
+
+
+def test_a_late_node_goes_on_where_the_first_hangs_and_a_hang_costs_its_clip_only(cluster, experiment, wait_for):
+    # An actor of Ray Data is given two clips at first; so each of the two stands still at one, with another behind it.
+    for number in range(4):
+        stop_at(experiment.parent / f"videos/{number:03d}.mp4")
+    running = cluster(nodes=0)
+    first = running.add_node()
+    overrides = "{ingest.timeout_s: 40, ingest.max_failed_fraction: 0.1}"
+    ingest = running.start("-c", _INGEST, experiment, overrides)
+    wait_for(lambda: num_waiting(running.processes(first)) == 2, of=ingest, timeout_s=120)
+    assert not times_done(experiment)
+    running.add_node()
+    joined = time.monotonic()
+    wait_for(lambda: statuses(experiment)["ok"] == NUM_CLIPS - 4, of=ingest)
+    print(f"late node: all but what hangs was done {time.monotonic() - joined:.1f} s after it joined")
+    # The first node does nothing else until the last of them is given up.
+    assert num_waiting(running.processes(first)) == 2
+    _, output = ingest.communicate(timeout=120)
+    assert ingest.returncode == 0, output
+    assert statuses(experiment) == {"ok": NUM_CLIPS - 4, "timeout": 4}
+
+
+def test_frames_do_not_pass_through_the_object_store_and_a_torn_file_is_made_again(cluster, experiment):
+    large = {"video.size": 224, "video.max_frames": 30, "video.frames_per_second": 10, "ingest.clips_per_block": 4}
+    config = load_config(experiment, large)
+    running = cluster(nodes=0, object_store_memory=80 * 2**20)
+    running.add_node(object_store_memory=80 * 2**20)
+    command = ["-m", "waver", "ingest", experiment, *(f"--set={key}={value}" for key, value in large.items())]
+    first = running.start(*command)
+    _, output = first.communicate(timeout=120)
+    assert first.returncode == 0, output
+    shards = sorted((config.clip_store / "clips").glob("*.parquet"))
+    assert sum(shard.stat().st_size for shard in shards) > 2 * 80 * 2**20
+
+    torn = shards[1]
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    with pytest.raises(StoreError, match=r"4 of 48 clips were never ingested(.|\n)*run `waver ingest CONFIG`"):
+        open_store(config, load_captions(config))
+    started = time.monotonic()
+    again = running.start(*command)
+    _, output = again.communicate(timeout=120)
+    assert "this run decoded 4 in" in output
+    assert "44 were there" in output
+    print(f"torn file: made again in {time.monotonic() - started:.1f} s, the command's start included")
+    assert len(ClipStore(config.clip_store).ok_clip_ids()) == NUM_CLIPS

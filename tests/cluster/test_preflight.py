@@ -1,0 +1,100 @@
+"""`waver doctor` on clusters of two nodes: one that is well, and one whose nodes are strangers to each other."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+
+@pytest.fixture
+def experiment(tmp_path) -> Path:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "storage").mkdir()
+    rows = []
+    for number in range(8):
+        frames = [Image.fromarray(np.full((32, 32, 3), 20 * number + i, np.uint8)) for i in range(10)]
+        name = f"{number}.mp4"
+        frames[0].save(tmp_path / "videos" / name, "GIF", save_all=True, append_images=frames[1:], duration=100)
+        rows.append({"video": name, "caption": f"caption {number}", "split": "train" if number else "test"})
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "name": "preflight",
+        "data": {"format": "table", "annotations": str(tmp_path / "captions.jsonl"), "videos": str(tmp_path / "videos")},
+        "video": {"max_frames": 2, "size": 16},
+        "model": {"weights": None, "temporal": "none", "backbone": {
+            "embed_dim": 32, "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 16},
+            "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}}},
+        "train": {"global_batch_size": 4},
+        "resources": {"workers": 2, "loaders_per_worker": 0},
+        "storage": {"path": str(tmp_path / "storage")},
+    }  # fmt: skip
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "experiment.yaml"
+
+
+def examine(cluster, experiment: Path) -> tuple[dict[str, list[dict]], str]:
+    """What is found, by what was looked at, and all that was said."""
+    doctor = cluster.start("-m", "waver", "doctor", experiment, "--address", cluster.address, env={"RAY_ADDRESS": ""})
+    shown, said = doctor.communicate(timeout=240)
+    report = json.loads((experiment.parent / "storage/doctor/preflight.json").read_text())
+    found: dict[str, list[dict]] = {}
+    for finding in report["findings"]:
+        found.setdefault(finding["check"], []).append(finding)
+    return found, shown + said
+
+
+def test_a_cluster_that_is_well(cluster, experiment):
+    running = cluster(nodes=1, labels=[{"waver.role": "train"}])
+    running.add_node(cpus=1)
+    found, said = examine(running, experiment)
+    tried = {name: [finding["level"] for finding in found.get(name, [])] for name in _TRIED}
+    assert tried == {name: ["ok"] for name in _TRIED} | {"clocks": ["info"]}, said
+    assert "the same on 3 nodes" in found["versions"][0]["found"]
+    exchange = found["all-reduce"][0]
+    assert "2 workers, gloo on cpu: the sum is right; 1.0 MiB in" in exchange["found"]
+    assert all(0 < seconds < 10 for _, seconds in exchange["details"]["times"])
+    print(exchange["found"])
+    assert not (experiment.parent / "storage/.preflight").exists()
+
+
+_TRIED = ("cluster", "versions", "storage", "connections", "clocks", "all-reduce")
+
+
+def test_what_labels_leave_is_counted(cluster, experiment):
+    running = cluster(nodes=2, labels=[{"waver.role": "train"}, {"waver.role": "decode"}])
+    settings = yaml.safe_load(experiment.read_text())
+    settings["resources"] |= {"workers": 3, "node_labels": {"waver.role": "train"}}
+    settings["train"]["global_batch_size"] = 6
+    experiment.write_text(yaml.safe_dump(settings))
+    found, said = examine(running, experiment)
+    sentence = found["workers"][0]["found"]
+    assert "3 workers with 1 CPU each are asked for, and the cluster has room for 2" in sentence, said
+    assert "of 3 nodes, 1 has waver.role=train, 2 CPUs" in sentence
+    assert "not tried: 3 workers" in found["all-reduce"][0]["found"]
+
+
+def _may_unshare() -> bool:
+    return subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not _may_unshare(), reason="a node with a disk of its own needs the rights of root")
+def test_a_node_with_another_disk_and_another_package(cluster, experiment, tmp_path):
+    package = tmp_path / "site/numpy-0.0.1.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.0.1\n")
+    running = cluster(nodes=1)
+    apart = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(tmp_path / "storage")]
+    running.start_node(before=apart, python_path=[package.parent])
+    found, said = examine(running, experiment)
+    assert found["storage"][0]["level"] == "error", said
+    assert "and this process do not see each other's files in" in found["storage"][0]["found"]
+    assert len(found["storage"][0]["details"]) == 4  # it misses the others, and they miss it
+    assert found["versions"][0]["level"] == "warning"
+    assert "numpy differs" in found["versions"][0]["found"]
+    assert "0.0.1 on" in found["versions"][0]["found"]
+    assert "all-reduce" not in found
+    print(said)

@@ -1,0 +1,352 @@
+"""What `waver doctor` tries on a cluster: that all nodes run the same code, see one storage, reach each other, add up.
+
+On each node sits an actor that takes no CPU. It says what is installed, writes and reads below the storage, and connects to
+the others. Only then do workers exchange tensors, since there a wall between two nodes shows as nothing but silence. Every
+step has a time limit.
+"""
+
+import os
+import socket
+import statistics
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.train.torch import get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from waver.config import ExperimentConfig
+from waver.doctor.findings import Finding, size, some
+from waver.objects import fetch, remove, send, shown
+from waver.on_ray.cluster import ClusterTooSmall
+from waver.on_ray.signals import signals
+from waver.on_ray.workers import WorkerError, run_on_workers
+from waver.run import environment
+
+_SAME = ("python", "ray", "torch", "waver", "open_clip_torch", "git_commit")
+"""What must be equal everywhere: other code, other figures, or no figures at all."""
+_BETTER_SAME = ("numpy", "pyarrow", "av", "decord")
+_STEP_S = 60.0
+"""For each step of all nodes; the first has a process to start on each."""
+_CONNECT_S = 5.0
+_SEEN_S = 10.0
+"""After so long what one node wrote is seen by the others: network disks remember for some seconds what was not there."""
+_EXCHANGE_S = 60
+_MEASURED = 20
+_MEASURING_S = 20.0
+_SKEW_S = 2.0
+
+
+@dataclass(frozen=True)
+class _Node:
+    name: str
+    actor: Any
+
+
+def check_nodes(config: ExperimentConfig) -> Iterator[Finding]:
+    """Asks every node of the connected cluster: versions, clocks, GPUs, storage, and who reaches whom."""
+    with _actors() as (nodes, silent):
+        if silent:
+            remedy = "look at them with `ray list nodes` and at their logs, or take them out of the cluster"
+            yield Finding("error", "nodes", f"{some(silent)} did not answer in {_STEP_S:g} s", remedy, details=silent)
+        yield from _check_versions(nodes)
+        yield from _check_storage(nodes, config.storage.folder)
+        yield from _check_connections(nodes)
+
+
+@contextmanager
+def _actors() -> Iterator[tuple[list[_Node], list[str]]]:
+    """An actor on each node that is alive, and the names of nodes where none would start."""
+    nodes = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            has_gpus = node["Resources"].get("GPU", 0) > 0
+            actor = _OnNode.options(scheduling_strategy=here).remote(has_gpus)
+            nodes.append(_Node(f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})", actor))
+    nodes.sort(key=lambda node: node.name)
+    try:
+        answers = [node.actor.ready.remote() for node in nodes]
+        there, _ = ray.wait(answers, num_returns=len(answers), timeout=_STEP_S)
+        answering = [
+            node for node, answer in zip(nodes, answers, strict=True) if answer in there and _succeeded(answer)
+        ]
+        yield answering, [node.name for node in nodes if node not in answering]
+    finally:
+        for node in nodes:
+            ray.kill(node.actor)
+
+
+def _succeeded(answer: ray.ObjectRef) -> bool:
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayError:
+        return False
+
+
+def _ask(nodes: Sequence[_Node], method: str, *arguments: Any) -> dict[str, Any]:
+    """Node -> what its actor answers, all asked at once.
+
+    Raises:
+        GetTimeoutError: after a step's time.
+    """
+    answers = [getattr(node.actor, method).remote(*arguments) for node in nodes]
+    return dict(zip([node.name for node in nodes], ray.get(answers, timeout=_STEP_S), strict=True))
+
+
+def _check_versions(nodes: Sequence[_Node]) -> Iterator[Finding]:
+    said = _ask(nodes, "environment")
+    here = environment()
+    different = False
+    for level, names in (("error", _SAME), ("warning", _BETTER_SAME)):
+        for name in names:
+            by_version: dict[str, list[str]] = {str(here[name]): ["this process"]}
+            for node, there in said.items():
+                by_version.setdefault(str(there[name]), []).append(node)
+            if len(by_version) > 1:
+                different = True
+                found = "; ".join(f"{version} on {some(where)}" for version, where in by_version.items())
+                remedy = "install the same on every node: the image, or the environment, of the node that differs"
+                yield Finding(level, "versions", f"{name} differs: {found}", remedy, details=by_version)
+    if not different:
+        versions = ", ".join(f"{name} {here[name]}" for name in _SAME[:4])
+        yield Finding("ok", "versions", f"the same on {len(said)} nodes: {versions}", details={"everywhere": here})
+    yield from _check_gpus(nodes, said)
+    skews = {}
+    for node in nodes:
+        before = time.time()
+        there = ray.get(node.actor.time.remote(), timeout=_STEP_S)
+        skews[node.name] = there - (before + time.time()) / 2
+    worst = max(skews, key=lambda name: abs(skews[name]))
+    found = f"at most {abs(skews[worst]):.3f} s apart ({worst})"
+    apart = abs(skews[worst]) > _SKEW_S
+    remedy = (
+        "let NTP run there: of two attempts at a block the newer wins, and curves are drawn over time" if apart else ""
+    )
+    yield Finding("warning" if apart else "info", "clocks", found, remedy, details=skews)
+
+
+def _check_gpus(nodes: Sequence[_Node], said: dict[str, Any]) -> Iterator[Finding]:
+    promised = [node for node in nodes if said[node.name]["ray_has_gpus"]]
+    if not promised:
+        return
+    seen = {node.name: said[node.name]["gpus"] for node in promised}
+    if blind := [name for name, gpus in seen.items() if not gpus]:
+        remedy = "is the driver installed there, torch built with CUDA, and the container started with its GPUs?"
+        yield Finding("error", "GPUs", f"Ray counts GPUs on {some(blind)}, torch sees none there", remedy, details=seen)
+    else:
+        kinds = sorted({gpu for gpus in seen.values() for gpu in gpus})
+        yield Finding("ok", "GPUs", f"torch sees them on {len(seen)} nodes: {', '.join(kinds)}", details=seen)
+
+
+def _check_storage(nodes: Sequence[_Node], storage: Path) -> Iterator[Finding]:
+    folder = storage / ".preflight" / uuid.uuid4().hex
+    me = "this process"
+    try:
+        _write(folder, me)
+        refused = {name: error for name, error in _ask(nodes, "write", folder).items() if error}
+        if refused:
+            name, error = next(iter(refused.items()))
+            found = f"{some(refused)} cannot write to {shown(storage)} ({name}: {error})"
+            yield Finding("error", "storage", found, "mount it there, writable for the user of Ray", details=refused)
+        wrote = [me, *(node.name for node in nodes if node.name not in refused)]
+        missing = {name: unseen for name, unseen in _ask(nodes, "read", folder, wrote).items() if unseen}
+        if unseen := _unseen(folder, wrote):
+            missing[me] = unseen
+        # A node apart misses what the others wrote, and the others miss what it wrote.
+        apart = sorted({name for name, unseen in missing.items() if me in unseen} | set(missing.get(me, ())))
+        if apart:
+            found = f"{some(apart)} and this process do not see each other's files in {shown(storage)}: it is not one storage"
+            remedy = "mount the same shared file system at this path on every node, or set storage.path to one"
+            yield Finding("error", "storage", found, remedy, details=missing)
+        elif missing:
+            found = f"what some nodes wrote into {shown(storage)} was not seen after {_SEEN_S:g} s by {some(missing)}"
+            yield Finding("error", "storage", found, "is it mounted alike everywhere?", details=missing)
+        elif not refused:
+            found = f"{shown(storage)} is written and read by {len(nodes)} nodes, each what the others wrote"
+            yield Finding("ok", "storage", found)
+    except OSError as error:
+        yield Finding(
+            "error", "storage", f"{shown(storage)} cannot be written here ({error})", "mount it, or set storage.path"
+        )
+    finally:
+        with suppress(ray.exceptions.RayError):
+            _ask(nodes, "remove", folder)
+        _remove(folder)
+
+
+def _check_connections(nodes: Sequence[_Node]) -> Iterator[Finding]:
+    places = _ask(nodes, "listen")
+    failed = {name: unreached for name, unreached in _ask(nodes, "connect", places).items() if unreached}
+    if not failed:
+        found = f"each of {len(nodes)} nodes reaches every other at a port of its choice"
+        yield Finding("ok", "connections", found, details=places)
+        return
+    pairs = [f"{name} does not reach {some(unreached)}" for name, unreached in failed.items()]
+    yield Finding(
+        "error",
+        "connections",
+        f"{'; '.join(pairs[:3])} (tried for {_CONNECT_S:g} s): training would wait for nothing",
+        "open all TCP ports from 1024 to 65535 between the nodes, or take nodes of one network; where a node has several, "
+        "name that which the others reach in NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME on every node",
+        details=failed,
+    )
+
+
+def check_exchange(config: ExperimentConfig, *, gradient_bytes: int) -> Iterator[Finding]:
+    """An all-reduce between as many workers as the experiment asks for, with the back end that training would take."""
+    limited = {"timeout_s": _EXCHANGE_S, "max_failures": 0, "wait_s": 0.0}
+    resources = config.resources.model_copy(update=limited)
+    try:
+        with signals() as actor:
+            measured = run_on_workers(_exchange, gradient_bytes, resources, signals=actor)
+    except ClusterTooSmall as error:
+        yield Finding("info", "all-reduce", f"not tried: {error}")
+        return
+    except WorkerError as error:
+        remedy = (
+            f"where it is a timeout (after {_EXCHANGE_S} s), workers do not reach each other: set NCCL_SOCKET_IFNAME and "
+            "GLOO_SOCKET_IFNAME to the network between the nodes, on every node, and NCCL_DEBUG=INFO to see what they try"
+        )
+        yield Finding("error", "all-reduce", str(error), remedy)
+        return
+    if measured is None:
+        yield Finding("ok", "all-reduce", "a single worker exchanges nothing")
+        return
+    times = "; ".join(f"{size(num_bytes)} in {1000 * seconds:.1f} ms" for num_bytes, seconds in measured["times"])
+    where = f"{measured['workers']} workers, {measured['backend']} on {measured['device']}"
+    yield Finding("ok", "all-reduce", f"{where}: the sum is right; {times} (median)", details=measured)
+
+
+def _exchange(gradient_bytes: int) -> dict[str, Any] | None:
+    """Runs on every worker: adds up, checks the sum, measures."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    rank, workers, device = dist.get_rank(), dist.get_world_size(), get_device()
+    known = torch.arange(1000, device=device, dtype=torch.float32) * (rank + 1)
+    dist.all_reduce(known)
+    expected = torch.arange(1000, device=device, dtype=torch.float32) * (workers * (workers + 1) // 2)
+    if not torch.equal(known, expected):
+        raise ValueError(
+            f"the all-reduce of worker {rank} is wrong: {int((known != expected).sum())} of 1000 sums differ"
+        )
+    times = []
+    for num_bytes in (2**20, gradient_bytes):
+        tensor = torch.ones(max(1, num_bytes // 4), device=device)
+        seconds: list[float] = []
+        deadline = time.monotonic() + _MEASURING_S
+        more = torch.ones(1, device=device)
+        while more.item():
+            start = time.perf_counter()
+            dist.all_reduce(tensor)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+            # All stop at the same count.
+            more.fill_(len(seconds) < _MEASURED and time.monotonic() < deadline)
+            dist.all_reduce(more, op=dist.ReduceOp.MIN)
+        times.append((num_bytes, statistics.median(seconds)))
+    return {"workers": workers, "backend": dist.get_backend(), "device": str(device), "times": times}
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class _OnNode:
+    """Answers for its node."""
+
+    def __init__(self, ray_has_gpus: bool):
+        self._has_gpus = ray_has_gpus
+
+    def ready(self) -> bool:
+        return True
+
+    def time(self) -> float:
+        return time.time()
+
+    def environment(self) -> dict[str, Any]:
+        return {**environment(), "ray_has_gpus": self._has_gpus}
+
+    def write(self, folder: Path) -> str:
+        """Returns what was refused."""
+        try:
+            _write(folder, _own_name())
+        except OSError as error:
+            return f"{type(error).__name__}: {error.strerror or error}"
+        return ""
+
+    def read(self, folder: Path, names: list[str]) -> list[str]:
+        """Returns the names whose files are not there."""
+        return _unseen(folder, names)
+
+    def remove(self, folder: Path) -> None:
+        _remove(folder)
+
+    def listen(self) -> tuple[str, int]:
+        self._listening = socket.create_server((ray.util.get_node_ip_address(), 0))
+        threading.Thread(target=_accept, args=(self._listening,), daemon=True).start()
+        return self._listening.getsockname()[:2]
+
+    def connect(self, places: dict[str, tuple[str, int]]) -> list[str]:
+        """Returns the names that are not reached."""
+        unreached: list[str] = []
+
+        def reach(name: str) -> None:
+            try:
+                socket.create_connection(places[name], timeout=_CONNECT_S).close()
+            except OSError:
+                unreached.append(name)
+
+        threads = [threading.Thread(target=reach, args=(name,)) for name in places]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sorted(unreached)
+
+
+def _own_name() -> str:
+    return f"{ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
+
+
+def _accept(server: socket.socket) -> None:
+    while True:
+        server.accept()[0].close()
+
+
+def _write(folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as file:
+        file.write(name)
+        file.flush()
+        os.fsync(file.fileno())
+    send(folder / name)
+
+
+def _unseen(folder: Path, names: Sequence[str]) -> list[str]:
+    deadline = time.monotonic() + _SEEN_S
+    while unseen := [name for name in names if not _holds(folder / name, name)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    return unseen
+
+
+def _holds(file: Path, text: str) -> bool:
+    try:
+        return fetch(file).read_text() == text
+    except OSError:
+        return False
+
+
+def _remove(folder: Path) -> None:
+    with suppress(OSError):
+        remove(folder)
+    with suppress(OSError):  # another preflight may be in it
+        folder.parent.rmdir()
