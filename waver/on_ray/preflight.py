@@ -70,7 +70,7 @@ def _actors() -> Iterator[tuple[list[_Node], list[str]]]:
         if node["Alive"]:
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             has_gpus = node["Resources"].get("GPU", 0) > 0
-            actor = _OnNode.options(scheduling_strategy=here).remote(has_gpus)
+            actor = ray.remote(_OnNode).options(num_cpus=0, scheduling_strategy=here).remote(has_gpus)
             nodes.append(_Node(f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})", actor))
     nodes.sort(key=lambda node: node.name)
     try:
@@ -164,7 +164,7 @@ def _check_storage(nodes: Sequence[_Node], storage: Path) -> Iterator[Finding]:
         # A node apart misses what the others wrote, and the others miss what it wrote.
         apart = sorted({name for name, unseen in missing.items() if me in unseen} | set(missing.get(me, ())))
         if apart:
-            found = f"{some(apart)} and this process do not see each other's files in {shown(storage)}: it is not one storage"
+            found = f"{some(apart)} and this process do not see each other's files in {shown(storage)}: it is two storages"
             remedy = "mount the same shared file system at this path on every node, or set storage.path to one"
             yield Finding("error", "storage", found, remedy, details=missing)
         elif missing:
@@ -257,7 +257,6 @@ def _exchange(gradient_bytes: int) -> dict[str, Any] | None:
     return {"workers": workers, "backend": dist.get_backend(), "device": str(device), "times": times}
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
 class _OnNode:
     """Answers for its node."""
 
