@@ -353,3 +353,20 @@ def test_places_are_below_the_storage(tmp_path):
     assert config.dictionary.name.startswith("mine-")
     assert config.knowledge_store.parent == Path("/s/knowledge")
     assert config.knowledge_store.name.startswith("v-")
+
+
+@pytest.mark.parametrize(
+    ("workers", "told"),
+    [
+        ("two", r"resources.workers: 'two': is neither \(A number, or \{min: 2, max: 8\}"),
+        ({"min": 3, "max": 2}, r"resources.workers.*min = 3 is more than max = 2"),
+        ({"min": 1, "max": 4}, r"resources.workers = 4 is more than half of train.global_batch_size = 6"),
+        ({"min": 1}, r"resources.workers"),
+    ],
+)
+def test_workers_are_a_number_or_a_range(load_tiny, workers, told):
+    assert load_tiny(**{"resources.workers": 2}).resources.is_elastic is False
+    resources = load_tiny(**{"resources.workers": {"min": 1, "max": 3}}).resources
+    assert (resources.is_elastic, resources.min_workers, resources.max_workers) == (True, 1, 3)
+    with pytest.raises(ConfigError, match=told):
+        load_tiny(**{"resources.workers": workers})

@@ -6,7 +6,18 @@ import torch
 
 from waver.checkpoint import CheckpointError, save_checkpoint
 from waver.engine import build_training
-from waver.run import RunError, best_checkpoint, checkpoint_name, checkpoints, find_checkpoint, finished, open_run
+from waver.run import (
+    RunError,
+    best_checkpoint,
+    checkpoint_name,
+    checkpoints,
+    describe_checkpoint,
+    find_checkpoint,
+    finished,
+    keep_checkpoint,
+    newest_checkpoint,
+    open_run,
+)
 from waver.tracking import Tracker
 
 DATA = {"num_train_clips": 13, "digest": "abc"}
@@ -86,3 +97,38 @@ def test_finished(run):
     assert finished(run) is None
     (run / "result.json").write_text('{"epochs": 3}')
     assert finished(run) == {"epochs": 3}
+
+
+def put(run, config, name):
+    """A new checkpoint of a run, as its first worker keeps it."""
+    save_checkpoint(run / ".part", build_training(config, num_steps=1, device=torch.device("cpu")), config)
+    keep_checkpoint(run, run / ".part", name)
+    return sorted(path.name for path in run.glob("*checkpoint*"))
+
+
+def test_the_best_and_the_newest_are_kept_in_whatever_order_they_come(run, tiny_config):
+    within = [checkpoint_name(3, 31 + number) for number in range(3)]
+    assert put(run, tiny_config, within[0]) == ["checkpoint_epoch_0003", within[0]]
+    assert put(run, tiny_config, within[1]) == ["checkpoint_epoch_0003", *within[:2]]
+    assert put(run, tiny_config, within[2]) == ["checkpoint_epoch_0003", *within[1:]]
+    assert newest_checkpoint(run).name == within[2]
+    with Tracker(run, resume_step=32) as tracker:
+        tracker.log(40, {"t2v/R@1": 1.0, "v2t/R@1": 1.0}, epoch=4, split="validation")
+    assert put(run, tiny_config, checkpoint_name(4)) == ["checkpoint_epoch_0003", within[2], "checkpoint_epoch_0004"]
+    with Tracker(run, resume_step=40) as tracker:
+        tracker.log(50, {"t2v/R@1": 9.0, "v2t/R@1": 1.0}, epoch=5, split="validation")
+    assert put(run, tiny_config, checkpoint_name(5)) == ["checkpoint_epoch_0004", "checkpoint_epoch_0005"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_replaced(run, tiny_config):
+    put(run, tiny_config, checkpoint_name(3, 31))
+    os.truncate(newest_checkpoint(run) / "training.pt", 100)
+    assert newest_checkpoint(run).name == "checkpoint_epoch_0003"
+    put(run, tiny_config, checkpoint_name(3, 31))
+    assert newest_checkpoint(run).name == checkpoint_name(3, 31)
+
+
+def test_where_a_checkpoint_was_written_in_words(tmp_path):
+    assert describe_checkpoint(tmp_path / checkpoint_name(3)) == "epoch 3"
+    assert describe_checkpoint(tmp_path / checkpoint_name(3, 31)) == "step 31, in epoch 4"
+    assert newest_checkpoint(tmp_path) is None

@@ -323,6 +323,8 @@ def main() -> None:
         # typer makes an exit of Ctrl-C; what was said with it is further down.
         if ended.code == 130:
             _say(_interrupt(ended) or "stopped; run the same command again to go on from what is kept")
+        elif message := getattr(ended, "message", ""):
+            _say(message)
         raise
     except ConfigError as error:
         _say(str(error))

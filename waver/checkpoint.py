@@ -1,6 +1,9 @@
 """Checkpoints: `model.safetensors` (weights), `training.pt` (everything else that resuming needs), `config.yaml`, and
 `knowledge.json`, which says what knowledge the model learned from (null for none).
 
+Where a run is in its data is a number of rows: the plan of every epoch follows from captions and seed (`waver.epochs`), so
+with the seed in the configuration it brings the run back there, on any number of workers.
+
 All are read without unpickling, so a checkpoint from somebody else can be opened safely.
 """
 
@@ -19,7 +22,6 @@ from waver import parallel
 from waver.backbone import BackboneError, load_weights
 from waver.config import ExperimentConfig, load_config
 from waver.engine import Training, build_student
-from waver.files import write_json
 from waver.knowledge import Knowledge
 from waver.model import Student
 from waver.objects import fetch, names, remote_of, shown
@@ -44,17 +46,18 @@ def save_checkpoint(
     state = {
         "epoch": training.epoch,
         "step": training.step,
+        "rows": training.rows,
         "optimizer": training.optimizer.state_dict(),
         "schedule": training.schedule.state_dict(),
         "rng": rng,
     }
     torch.save(state, folder / "training.pt")
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    write_json(folder / "knowledge.json", knowledge.summary() if knowledge else None)
+    (folder / "knowledge.json").write_text(json.dumps(knowledge.summary() if knowledge else None), encoding="utf-8")
 
 
 def restore_training(folder: Path, training: Training) -> None:
-    """Puts a run back to where the checkpoint was written.
+    """Puts a run back to where the checkpoint was written, which may be within an epoch.
 
     Random states are restored where the number of workers is the same; with another number each worker keeps its own.
 
@@ -65,14 +68,14 @@ def restore_training(folder: Path, training: Training) -> None:
     path = fetch(folder / "training.pt")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name: state[name] for name in ("epoch", "step", "optimizer", "schedule", "rng")}
+        state = {name: state[name] for name in ("epoch", "step", "rows", "optimizer", "schedule", "rng")}
     except Exception as error:  # torch raises its own types, zipfile's, pickle's and OSError for a damaged file
         raise CheckpointError(
             f"{shown(folder / 'training.pt')} cannot be read ({type(error).__name__}: {_first_line(error)})"
         ) from error
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])
-    training.epoch, training.step = state["epoch"], state["step"]
+    training.epoch, training.step, training.rows = state["epoch"], state["step"], state["rows"]
     if len(state["rng"]) == parallel.world_size():
         _set_rng_state(state["rng"][parallel.rank()])
 

@@ -76,6 +76,8 @@ class Training:
     """Epochs completed."""
     step: int = 0
     """Optimizer steps taken."""
+    rows: int = 0
+    """Rows of captions learned from, each as often as it came up."""
 
 
 def build_student(config: ExperimentConfig, weights: str | None = None) -> Student:
@@ -217,6 +219,7 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
         training.schedule.step()
         student.clamp_logit_scale()
     training.step += 1
+    training.rows += batch.num_pairs
     return logs
 
 
@@ -244,7 +247,9 @@ def batch_terms(
 
 
 def train_epoch(training: Training, batches: Iterable[Batch], config: ExperimentConfig) -> Iterator[dict[str, float]]:
-    """Runs one epoch; yields the logs of each step, with throughput and the share of time spent waiting for data."""
+    """Runs one epoch, or what is left of it; yields the logs of each step, with throughput and the share of time spent
+    waiting for data.
+    """
     batches = iter(batches)
     while True:
         start = time.perf_counter()

@@ -123,6 +123,10 @@ class Recording:
             self._show(training, evaluation)
         self._tracker.flush()
 
+    def flush(self) -> None:
+        """Makes everything visible that was logged so far."""
+        self._tracker.flush()
+
     def _introduce(self, events: SummaryWriter, training: Training, group: str) -> None:
         """What is known at the start; of a run that is continued it stands there already, and stands there again."""
         # The command of who started the run, not of this worker.

@@ -5,13 +5,15 @@ data.json           what it is trained on: counts, and a hash of the captions
 environment.json    versions, hardware, git commit, command line
 metrics.jsonl       a row a step, and one for each evaluation
 events/             the same for TensorBoard
-checkpoint_*/       the best (by validation t2v/R@1) and the last
+checkpoint_*/       the best (by validation t2v/R@1) and the two newest; see `checkpoint_name`
 result.json         written when the run is finished
 """
 
+import contextlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -24,7 +26,7 @@ import torch
 from waver.checkpoint import CheckpointError, is_whole
 from waver.config import ExperimentConfig, load_config
 from waver.files import read_json, write_json, write_text
-from waver.objects import exists, fetch, names, shown
+from waver.objects import exists, fetch, names, remove, send_folder, shown
 from waver.tracking import read_metrics
 
 SELECTION_METRIC = "t2v/R@1"
@@ -62,7 +64,7 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
         RunError: see there.
     """
     path = folder / "config.yaml"
-    if exists(path) and (checkpoints(folder) or finished(folder)):
+    if exists(path) and (newest_checkpoint(folder) or finished(folder)):
         there, asked = _flatten(load_config(path).identity()), _flatten(config.identity())
         different = [
             f"{key}: {there.get(key)} there, {asked.get(key)} asked"
@@ -88,15 +90,60 @@ def finished(folder: Path) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def checkpoint_name(epoch: int) -> str:
-    """Name of the checkpoint after `epoch` epochs."""
-    return f"checkpoint_epoch_{epoch:04d}"
+def checkpoint_name(epoch: int, step: int | None = None) -> str:
+    """Name of the checkpoint after `epoch` whole epochs or, within the next, after `step` optimizer steps of the run.
+
+    The names sort as the checkpoints were written.
+    """
+    return f"checkpoint_epoch_{epoch:04d}" + ("" if step is None else f"_step_{step:08d}")
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """Epoch -> checkpoint, for those that are kept, oldest first; one that was being copied when the run died is none."""
-    found = [folder / name for name in names(folder, "checkpoint_epoch_*")]
-    return {int(path.name.rpartition("_")[2]): path for path in found if is_whole(path)}
+    """Epoch -> the checkpoint at its end, for those that are kept, oldest first."""
+    ends = (re.fullmatch(r"checkpoint_epoch_(\d+)", path.name) for path in _whole_checkpoints(folder))
+    return {int(end[1]): folder / end[0] for end in ends if end}
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The one with which a run goes on, at the end of an epoch or within one; None where it has to begin."""
+    return next(iter(reversed(_whole_checkpoints(folder))), None)
+
+
+def keep_checkpoint(folder: Path, part: Path, name: str) -> Path:
+    """Puts a checkpoint into the folder of its run, and removes those that are neither the best nor the two newest.
+
+    The second newest is for a machine that loses power: what of the newest was not on the disk yet is then missing.
+
+    Args:
+        folder: of the run.
+        part: folder below it that holds a checkpoint; it is renamed, so nobody sees half of one.
+        name: of the checkpoint. One of that name was damaged, and is replaced.
+    """
+    target = folder / name
+    remove(target)
+    part.rename(target)
+    send_folder(target, last="config.yaml")
+    kept = {path.name for path in _whole_checkpoints(folder)[-2:]}
+    if ends := checkpoints(folder):
+        evaluated = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in ends]
+        # Until a disk that was full takes the metrics, all are kept.
+        kept |= {ends[best_epoch(evaluated)[0]].name} if evaluated else {path.name for path in ends.values()}
+    for old in names(folder, "checkpoint_epoch_*"):
+        if old not in kept:
+            with contextlib.suppress(OSError):  # what cannot be removed costs room, not the run
+                remove(folder / old)
+    return target
+
+
+def describe_checkpoint(path: Path) -> str:
+    """Where in its run a checkpoint was written, in words."""
+    epoch, _, step = path.name.removeprefix("checkpoint_epoch_").partition("_step_")
+    return f"step {int(step)}, in epoch {int(epoch) + 1}" if step else f"epoch {int(epoch)}"
+
+
+def _whole_checkpoints(folder: Path) -> list[Path]:
+    """Oldest first; what was damaged by a crash, a full disk or a copy that was cut short is none."""
+    return [folder / name for name in names(folder, "checkpoint_epoch_*") if is_whole(folder / name)]
 
 
 def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:

@@ -5,22 +5,26 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from waver.checkpoint import load_student
+from waver.checkpoint import CheckpointError, load_student
 from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig, load_config
 from waver.engine import load_captions
 from waver.evaluation import evaluate
 from waver.on_ray.cluster import ClusterTooSmall
 from waver.on_ray.evaluate import evaluate_on_workers
-from waver.on_ray.train import plan_epoch, train, training_rows, worker_batches
+from waver.on_ray.signals import Terminated
+from waver.on_ray.train import Job, plan_epoch, train, train_job, training_rows, worker_batches
 from waver.on_ray.workers import WorkerError
-from waver.run import checkpoints, find_checkpoint
+from waver.run import checkpoints, describe_checkpoint, find_checkpoint, newest_checkpoint
 from waver.tracking import read_metrics
 from waver.tracking.tags import tag_of
 
@@ -56,8 +60,8 @@ def test_the_folder_of_a_run_holds_what_it_should(fitted):
     kept = checkpoints(config.run_folder)
     assert EPOCHS in kept, "the last one"
     assert result["best_checkpoint"] in {path.name for path in kept.values()}
-    assert len(kept) <= 2
-    assert not list(config.run_folder.parent.glob(".failure*"))
+    assert len(kept) <= 3
+    assert not list(config.run_folder.glob(".checkpoint*"))
 
 
 def test_each_step_is_logged_once_and_tensorboard_says_the_same(fitted):
@@ -138,7 +142,7 @@ def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted, fami
     job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 200
-        while not checkpoints(folder) or not (folder / "checkpoint_manager_snapshot.json").exists():
+        while not checkpoints(folder):
             assert job.poll() is None, job.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -153,12 +157,56 @@ def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted, fami
     assert f"continuing killed after epoch {before}: 4 epochs" in said[0]
     rows = [row for row in read_metrics(folder) if "split" not in row]
     assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))
-    last, expected = (read_metrics(path)[-1] for path in (folder, config.run_folder))
+    assert_ends_alike(folder, config.run_folder)
+
+
+def assert_ends_alike(folder: Path, undisturbed: Path) -> None:
+    last, expected = (read_metrics(path)[-1] for path in (folder, undisturbed))
     assert last["split"] == expected["split"] == "validation"
     for name, value in expected.items():
         if name == "memory_of_worker_gib":
             continue
         assert last[name] == value if isinstance(value, str) else abs(last[name] - value) <= 1e-3 * max(1, abs(value))
+
+
+def take_a_step(job: Job) -> dict:
+    """Trains in this process, where somebody has asked to stop before it begins."""
+    asked = SimpleNamespace(wait_for_stop=SimpleNamespace(remote=lambda: ray.put(None)))
+    return train_job(replace(job, signals=asked), device=torch.device("cpu"), report=lambda metrics: None)
+
+
+def test_a_run_that_is_stopped_after_every_step_ends_like_one_that_was_not(project, fitted):
+    """Each time somebody asks it to stop before it begins; it takes a step, saves itself and ends."""
+    undisturbed, result, _ = fitted
+    config, said = experiment(project, name="stopped", **{"resources.workers": 1}), []
+    captions, store = load_captions(config), ClipStore(config.clip_store)
+    for step in range(1, result["steps"] + 1):
+        with pytest.raises(Terminated) as ended:
+            train(config, captions, store, say=said.append, here=take_a_step)
+        assert ended.value.code == 143
+        assert f"stopped, as asked, after step {step}; a checkpoint is in {config.run_folder}" in ended.value.message
+        newest = newest_checkpoint(config.run_folder)
+        assert describe_checkpoint(newest) == f"step {step}, in epoch {1 + (step - 1) // 3}"
+    train(config, captions, store, say=said.append, here=take_a_step)
+    assert "continuing stopped after step 5, in epoch 2: 4 epochs of 3 steps" in said[5]
+    rows = [row for row in read_metrics(config.run_folder) if "split" not in row]
+    assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))
+    assert [row["epoch"] for row in rows] == [1 + step // 3 for step in range(result["steps"])]
+    assert_ends_alike(config.run_folder, undisturbed.run_folder)
+    assert list(checkpoints(config.run_folder))[-1] == EPOCHS
+    assert len(list(config.run_folder.glob("*checkpoint*"))) <= 3
+
+
+def test_a_checkpoint_of_another_plan_is_refused(project, fitted):
+    config, _, _ = fitted
+    config = experiment(project, name="other-plan", **{"resources.workers": 1})
+    captions, store = load_captions(config), ClipStore(config.clip_store)
+    with pytest.raises(Terminated):
+        train(config, captions, store, say=lambda text: None, here=take_a_step)
+    path = newest_checkpoint(config.run_folder) / "training.pt"
+    torch.save(torch.load(path, weights_only=True) | {"rows": 2}, path)
+    with pytest.raises(CheckpointError, match=r"has seen 2 captions in 1 steps, and by this plan it would be 5"):
+        train(config, captions, store, say=lambda text: None, here=take_a_step)
 
 
 def test_infinite_loss_ends_the_run_in_a_sentence(project):

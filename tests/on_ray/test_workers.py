@@ -1,24 +1,30 @@
 import errno
-import json
 
 import pytest
+import ray
 import torch
 from safetensors import SafetensorError
 
 from waver.config import ResourcesConfig
 from waver.on_ray.cluster import ClusterUnreachable, _check_reachable
-from waver.on_ray.workers import WorkerError, _guarded, _set_damaged_notes_aside, _Task, run_on_workers
+from waver.on_ray.signals import signals
+from waver.on_ray.workers import WorkerError, _guarded, _Task, run_on_workers
 
 
 def fail(error: Exception) -> None:
     raise error
 
 
-def test_a_mistake_of_the_user_is_a_sentence_and_is_not_tried_again(tmp_path):
+@pytest.fixture
+def actor():
+    with signals() as handle:
+        yield handle
+
+
+def test_a_mistake_of_the_user_is_a_sentence_and_is_not_tried_again(actor):
     error = ValueError("the user should change this")
     with pytest.raises(WorkerError, match=r"^the user should change this$"):
-        run_on_workers(fail, error, ResourcesConfig(), name="fails", storage=tmp_path)
-    assert not list(tmp_path.glob(".failure*"))
+        run_on_workers(fail, error, ResourcesConfig(), signals=actor)
 
 
 @pytest.mark.parametrize(
@@ -32,31 +38,28 @@ def test_a_mistake_of_the_user_is_a_sentence_and_is_not_tried_again(tmp_path):
         (RuntimeError("a worker was lost"), None),
     ],
 )
-def test_what_would_come_again_is_told_to_the_worker_that_takes_over(tmp_path, error, told):
-    task = _Task(fail, error, tmp_path / "failure")
+def test_what_would_come_again_is_told_to_the_worker_that_takes_over(actor, error, told):
+    task = _Task(fail, error, actor)
     with pytest.raises(type(error)):
         _guarded({"task": task})
     if told is None:
-        assert not task.failure.exists()
+        assert ray.get(actor.failure.remote()) is None
     else:
         assert told in _guarded({"task": task}).message
 
 
-def test_a_disk_too_full_even_for_the_reason(tmp_path):
-    task = _Task(fail, ValueError("never called"), tmp_path / "failure")
-    task.failure.touch()
-    assert "no space is left on the disk" in _guarded({"task": task}).message
+def test_the_first_error_is_the_one_that_is_told(actor):
+    for message in ("first", "second"):
+        ray.get(actor.fail.remote(message))
+    assert _guarded({"task": _Task(fail, ValueError("never called"), actor)}).message == "first"
 
 
-def test_notes_of_ray_that_were_cut_short_do_not_stop_a_run(tmp_path):
-    notes = tmp_path / "checkpoint_manager_snapshot.json"
-    _set_damaged_notes_aside(tmp_path)
-    notes.write_text(json.dumps({"checkpoint_results": []}))
-    _set_damaged_notes_aside(tmp_path)
-    assert notes.exists()
-    notes.write_text('{"checkpoint_res')
-    _set_damaged_notes_aside(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_manager_snapshot.damaged"]
+def test_who_waits_for_a_stop_waits_until_it_is_asked_for(actor):
+    waiting = actor.wait_for_stop.remote()
+    assert not ray.wait([waiting], timeout=0.2)[0]
+    actor.ask_to_stop.remote()
+    assert ray.wait([waiting], timeout=60)[0]
+    assert ray.wait([actor.wait_for_stop.remote()], timeout=60)[0], "who asks later hears it as well"
 
 
 def test_a_cluster_that_does_not_answer_is_said_at_once():

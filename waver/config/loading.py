@@ -179,6 +179,12 @@ def _describe(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> str:
     if location[:2] == ["model", "backbone"]:
         # A name or a mapping: pydantic says of each why it is not that.
         return f"model.backbone: {raw['model']['backbone']!r}: is neither ({_doc_of(location[:2], raw, kind)})"
+    if location[:2] == ["resources", "workers"]:
+        if "WorkersRange" not in location[2:3]:  # a number or a range: likewise
+            return (
+                f"resources.workers: {raw['resources']['workers']!r}: is neither ({_doc_of(location[:2], raw, kind)})"
+            )
+        del location[2]
     dotted, mistake = ".".join(location), problem["type"]
     if mistake == "extra_forbidden":
         known = list(_keys_of(location[:-1], raw, kind))

@@ -197,10 +197,34 @@ class ProfileConfig(Section):
         return steps
 
 
+class CheckpointConfig(Section):
+    """When a run is saved, so that it can go on from there. No figure depends on it."""
+
+    every_steps: Count | None = None
+    """Optimizer steps between checkpoints within an epoch; null for none but those at the end of each epoch."""
+
+
+class WorkersRange(Section):
+    """As many workers as there is room for, within limits."""
+
+    min: Count
+    max: Count
+
+    @model_validator(mode="after")
+    def _is_in_order(self) -> "WorkersRange":
+        if self.min > self.max:
+            raise ValueError(f"min = {self.min} is more than max = {self.max}")
+        return self
+
+
 class ResourcesConfig(Section):
     """What a run asks of the cluster."""
 
-    workers: Count = 1
+    workers: Count | WorkersRange = 1
+    """A number, or {min: 2, max: 8}: training takes what there is room for, goes on with fewer when a node is lost and with
+    more when one comes. The global batch stays the same."""
+    resize_every_s: Positive = 60.0
+    """How often training looks whether there is room for more workers; growing costs a restart from the last checkpoint."""
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: NotNegative | None = None
     """By default 1 where the cluster has GPUs, else 0."""
@@ -212,6 +236,21 @@ class ResourcesConfig(Section):
     """How often training goes on from its last checkpoint after a worker was lost."""
     timeout_s: Positive = 1800.0
     """How long workers wait for one another in an exchange before the silent one counts as lost."""
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change while they work."""
+        return isinstance(self.workers, WorkersRange)
+
+    @property
+    def min_workers(self) -> int:
+        """Without so many nothing starts."""
+        return self.workers.min if isinstance(self.workers, WorkersRange) else self.workers
+
+    @property
+    def max_workers(self) -> int:
+        """More are never taken."""
+        return self.workers.max if isinstance(self.workers, WorkersRange) else self.workers
 
 
 class StorageConfig(Section):
@@ -229,7 +268,7 @@ class StorageConfig(Section):
         return local_copy(self.path, self.cache) if is_url(self.path) else Path(self.path)
 
 
-_CHANGE_NO_FIGURE = {"resources", "evaluate", "storage", "ingest", "tracking", "profile"}
+_CHANGE_NO_FIGURE = {"resources", "evaluate", "storage", "ingest", "checkpoint", "tracking", "profile"}
 
 
 class ExperimentConfig(Section):
@@ -248,6 +287,7 @@ class ExperimentConfig(Section):
     knowledge: KnowledgeConfig = KnowledgeConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
     profile: ProfileConfig = ProfileConfig()
@@ -293,14 +333,14 @@ class ExperimentConfig(Section):
                 "model.weights = null makes a teacher with random weights, who knows nothing: name a file or a pretrained "
                 "tag, or set knowledge.top_k to 0"
             )
-        if 0 < (self.resources.gpus_per_worker or 0) < 1 and self.resources.workers > 1:
+        if 0 < (self.resources.gpus_per_worker or 0) < 1 and self.resources.max_workers > 1:
             raise ValueError(
                 f"resources.gpus_per_worker = {self.resources.gpus_per_worker:g} would put several workers of a run on one "
                 "GPU, which NCCL refuses: take 1 GPU for each worker, or 1 worker"
             )
-        if 2 * self.resources.workers > self.train.global_batch_size:
+        if 2 * self.resources.max_workers > self.train.global_batch_size:
             raise ValueError(
-                f"resources.workers = {self.resources.workers} is more than half of train.global_batch_size = "
+                f"resources.workers = {self.resources.max_workers} is more than half of train.global_batch_size = "
                 f"{self.train.global_batch_size}: in a small batch some workers would have no pair; lower the former"
             )
         return self

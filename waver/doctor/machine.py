@@ -23,8 +23,8 @@ _JPEG_SHARE = 0.1
 """Of the bytes of raw frames, as measured (experiments/RESULTS.md)."""
 _PROCESS_BYTES = 2**30
 """Libraries of a worker or loader, about."""
-_CHECKPOINTS = 3
-"""The best, the last, and the one that is being written."""
+_CHECKPOINTS = 4
+"""The best, the two newest, and the one that is being written."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def check_memory(
         ram: of this machine, bytes; None where workers run elsewhere.
     """
     resources, video = config.resources, config.video
-    pairs = -(-config.train.global_batch_size // resources.workers)
+    pairs = -(-config.train.global_batch_size // resources.min_workers)
     batch = pairs * video.max_frames * 3 * video.size**2
     half = config.train.precision == "bf16" or (config.train.precision == "auto" and bool(gpus))
     activations = (model.activations or 0) * pairs // (2 if half else 1)
@@ -193,7 +193,7 @@ def check_memory(
         "frames of a batch": 5 * batch,  # uint8 and normalised
         "phrases": 4 * num_phrases * model.width,
         # Validation: every token of this worker's captions.
-        "captions of validation": 4 * model.width * config.text.max_words * texts // resources.workers,
+        "captions of validation": 4 * model.width * config.text.max_words * texts // resources.min_workers,
     }
     device = sum(parts.values())
     loaders = max(1, resources.loaders_per_worker)
@@ -208,13 +208,13 @@ def check_memory(
         yield Finding("ok" if fits else "warning", "memory of a GPU", found, "" if fits else remedy, details)
     else:
         host += device
-    found = f"estimate {size(resources.workers * host)} for {resources.workers} workers and their loaders"
+    found = f"estimate {size(resources.max_workers * host)} for {resources.max_workers} workers and their loaders"
     if not gpus:
         found += f" (each: {largest}){unknown}"
     if ram is None:
         yield Finding("info", "memory", f"{found}; compare it with the nodes of the cluster", details=details)
         return
-    fits = resources.workers * host <= ram
+    fits = resources.max_workers * host <= ram
     remedy = "fewer resources.workers or resources.loaders_per_worker, or a smaller train.global_batch_size"
     yield Finding("ok" if fits else "warning", "memory", f"{found}, of {size(ram)}", "" if fits else remedy, details)
 

@@ -19,7 +19,7 @@ from waver.on_ray.cluster import ClusterUnreachable, connect, gpus_per_worker, n
 from waver.on_ray.experiment import local_cpus
 from waver.on_ray.readiness import Before, check_phrases, check_training, find_store
 from waver.on_ray.stream import CPUS_PER_LOADER
-from waver.run import checkpoints, environment
+from waver.run import environment, newest_checkpoint
 
 Say = Callable[[str], None]
 
@@ -121,7 +121,7 @@ def examine(config: ExperimentConfig, *, before: Before, say: Say) -> list[Findi
 
 
 def _check_weights(config: ExperimentConfig, *, before: Before) -> Iterator[Finding]:
-    resumes = before == "train" and bool(checkpoints(config.run_folder))
+    resumes = before == "train" and newest_checkpoint(config.run_folder) is not None
     yield from machine.check_model_weights(config, needed=before != "ingest" and not resumes)
 
 
@@ -172,11 +172,12 @@ def _check_room(
     cpus = resources.cpus_per_worker + beside
     room = slots(cluster, cpus, gpus)
     each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-    if room >= resources.workers:
-        yield Finding("ok", "workers", f"{resources.workers} with {each} each; there is room for {room}")
+    if room >= resources.min_workers:
+        asked = f"{resources.min_workers} to {resources.max_workers}" if resources.is_elastic else resources.max_workers
+        yield Finding("ok", "workers", f"{asked} with {each} each; there is room for {room}")
         return
     have = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in cluster)
-    sentence = too_small(resources.workers, cpus, gpus, room, 0.0, have)
+    sentence = too_small(resources.min_workers, cpus, gpus, room, 0.0, have)
     waits = resources.wait_s > 0
     remedy = f"resources.wait_s = {resources.wait_s:g}: it will be waited for" if waits else ""
     yield Finding("warning" if waits else "error", "workers", str(sentence), remedy)

@@ -1,8 +1,6 @@
 """Evaluating a checkpoint: in this process, or on the workers of a cluster."""
 
 import dataclasses
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from waver.evaluation import Evaluation, evaluate
 from waver.knowledge import Knowledge
 from waver.objects import shown
 from waver.on_ray.cluster import own_device
+from waver.on_ray.signals import signals
 from waver.on_ray.workers import run_on_workers
 from waver.protocols import Protocol, protocol_of
 
@@ -81,8 +80,6 @@ def evaluate_on_workers(
     **how: Any,
 ) -> Evaluation:
     """The same metrics, by resources.workers of the connected cluster; they are the same for any number of them."""
-    # Ray Train wants a folder that all nodes see for whatever it runs; here it has nothing to keep.
-    scratch = config.storage.folder / "tmp" / uuid.uuid4().hex
     job = _Job(
         checkpoint.absolute(),
         config,
@@ -92,10 +89,8 @@ def evaluate_on_workers(
         split,
         how,
     )
-    try:
-        return run_on_workers(_evaluate_worker, job, config.resources, name="evaluation", storage=scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with signals() as actor:
+        return run_on_workers(_evaluate_worker, job, config.resources, signals=actor)
 
 
 def result_of(

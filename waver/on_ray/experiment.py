@@ -244,7 +244,7 @@ def evaluate_checkpoint(
         knowledge.check_taught(checkpoint, learned_from(checkpoint))
     say(f"evaluating {shown(checkpoint)} on the {split} split")
     asked = captions if queries is None else queries
-    if config.resources.workers == 1 and "RAY_ADDRESS" not in os.environ:
+    if config.resources.max_workers == 1 and "RAY_ADDRESS" not in os.environ:
         return evaluate_here(checkpoint, config, asked, store, knowledge, split=split, **how), knowledge
     with connect(num_cpus=local_cpus(config)) as where:
         say(where)
@@ -352,6 +352,6 @@ def _check_captions(dictionary: dict, captions: pa.Table, config: ExperimentConf
 def local_cpus(config: ExperimentConfig) -> int:
     """CPUs that a cluster of this machine alone is given. They are a count, not a reservation: workers may share one."""
     resources = config.resources
-    wanted = resources.workers * (resources.cpus_per_worker + resources.loaders_per_worker * CPUS_PER_LOADER)
+    wanted = resources.max_workers * (resources.cpus_per_worker + resources.loaders_per_worker * CPUS_PER_LOADER)
     cpus = os.cpu_count() or 1
     return min(max(cpus, int(-(-wanted // 1))), _SHARES_OF_A_CPU * cpus)

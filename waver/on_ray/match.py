@@ -60,9 +60,13 @@ def match(
     source = "matched" if released is None else "released"
     knowledge = create_knowledge(folder, dictionary, source=source, teacher=teacher, num_matches=num_matches)
     resources = config.resources
-    pool = {"workers": resources.workers, "num_cpus": resources.cpus_per_worker, "num_gpus": gpus_per_worker(resources)}
+    pool = {
+        "workers": resources.max_workers,
+        "num_cpus": resources.cpus_per_worker,
+        "num_gpus": gpus_per_worker(resources),
+    }
     require(
-        resources.workers,
+        resources.max_workers,
         cpus_per_worker=resources.cpus_per_worker,
         gpus_per_worker=pool["num_gpus"],
         wait_s=resources.wait_s,

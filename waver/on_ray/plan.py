@@ -63,6 +63,11 @@ def plan_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
         raise SweepError("search: optuna is an extra: pip install 'waver[tune]', or take search: random")
     for_all = base_overrides(sweep, overrides)
     base = load_config(sweep.base, for_all)
+    if base.resources.is_elastic:
+        raise SweepError(
+            "resources.workers is a range: how many trials fit at a time is only known where each has a fixed number of "
+            "workers; set it, e.g. with --set resources.workers=1"
+        )
     if remote_of(base.storage.folder):
         raise SweepError(
             f"storage.path = {base.storage.path}: the trials of a sweep meet in a folder of a disk that every node sees; "
@@ -97,7 +102,7 @@ def trials_at_once(plan: Plan, cluster: Sequence[Mapping[str, float]], gpus: flo
         cluster: resources of each node.
         gpus: of each worker.
     """
-    fit = slots(cluster, plan.cpus_per_worker, gpus) // plan.base.resources.workers
+    fit = slots(cluster, plan.cpus_per_worker, gpus) // plan.base.resources.max_workers
     return min(fit, plan.num_trials, plan.sweep.max_concurrent or fit)
 
 
@@ -125,7 +130,7 @@ def describe_plan(plan: Plan, *, say: Say) -> None:
     if at_once == 0:
         size = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in cluster)
         room = slots(cluster, plan.cpus_per_worker, gpus)
-        raise too_small(resources.workers, plan.cpus_per_worker, gpus, room, 0.0, size)
+        raise too_small(resources.max_workers, plan.cpus_per_worker, gpus, room, 0.0, size)
     sweep = plan.sweep
     drawn = (
         f"{plan.num_trials} trials that Optuna draws as it goes" if plan.points is None else f"{plan.num_trials} trials"
@@ -136,7 +141,7 @@ def describe_plan(plan: Plan, *, say: Say) -> None:
     for number, point in enumerate(plan.points or ()):
         say(f"  {number:4d}  {', '.join(f'{key}={value}' for key, value in point.items())}")
     say(
-        f"a trial takes {resources.workers} workers with {plan.cpus_per_worker:g} CPU and {gpus:g} GPU each; "
+        f"a trial takes {resources.max_workers} workers with {plan.cpus_per_worker:g} CPU and {gpus:g} GPU each; "
         f"{at_once} at a time"
     )
     say(memory_estimate(plan, at_once))
@@ -150,7 +155,7 @@ def memory_estimate(plan: Plan, at_once: int) -> str:
     for config in plan.configs:
         with torch.device("meta"):
             parameters = sum(p.numel() for p in build_student(config).parameters())
-        workers, video = config.resources.workers, config.video
+        workers, video = config.resources.max_workers, config.video
         pairs = -(-config.train.global_batch_size // workers)
         frames = pairs * video.max_frames * 3 * video.size**2
         # Weights, gradients and the two moments of AdamW; a batch in use and one that was read ahead.

@@ -20,7 +20,7 @@ from waver.knowledge import KnowledgeError
 from waver.objects import exists, shown
 from waver.on_ray.experiment import LEAKY, open_dictionary, open_store, training_knowledge
 from waver.on_ray.train import check_split, describe_data, plan_epoch, training_rows
-from waver.run import RunError, check_run, checkpoints, finished
+from waver.run import RunError, check_run, describe_checkpoint, finished, newest_checkpoint
 
 Before = Literal["ingest", "match", "train"]
 """A stage of an experiment."""
@@ -121,7 +121,7 @@ def _check_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipSt
         if knowledge is None:
             return
         width = knowledge.phrase_embeddings().shape[1]
-        for newest in [*checkpoints(config.run_folder).values()][-1:]:
+        if newest := newest_checkpoint(config.run_folder):
             knowledge.check_taught(newest, learned_from(newest))
     except (KnowledgeError, CheckpointError) as error:
         yield Finding("error", name, str(error), "next: waver match CONFIG")
@@ -169,7 +169,7 @@ def check_training(
     if result := finished(folder):
         found = f"{shown(folder)} is finished ({result['epochs']} epochs): train would say so and do nothing"
         yield Finding("warning", "run", found, "evaluate it, or --set name=...")
-    elif kept := checkpoints(folder):
-        yield Finding("info", "run", f"{shown(folder)} will go on after epoch {max(kept)}")
+    elif newest := newest_checkpoint(folder):
+        yield Finding("info", "run", f"{shown(folder)} will go on after {describe_checkpoint(newest)}")
     else:
         yield Finding("ok", "run", f"{shown(folder)} is free")

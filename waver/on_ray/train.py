@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import tempfile
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ray.train.torch import get_device
 from waver import parallel
 from waver.annotations import validation_source
 from waver.batch import Batch
-from waver.checkpoint import learned_from, restore_training, save_checkpoint
+from waver.checkpoint import CheckpointError, learned_from, restore_training, save_checkpoint
 from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
 from waver.engine import Training, build_student, build_training, make_batch, train_epoch
@@ -33,21 +33,20 @@ from waver.files import write_json
 from waver.knowledge import Knowledge
 from waver.on_ray.evaluate import protocol_of_table
 from waver.on_ray.progress import follow
+from waver.on_ray.signals import Orders, Terminated, signals, stop_on_sigterm
 from waver.on_ray.stream import CPUS_PER_LOADER, clip_stream
 from waver.on_ray.workers import run_on_workers
 from waver.protocols import Protocol
 from waver.recording import LOOKED_AT, Recording, peak_memory
 from waver.run import (
-    SELECTION_METRIC,
     best_checkpoint,
     checkpoint_name,
-    checkpoints,
+    describe_checkpoint,
     finished,
+    keep_checkpoint,
+    newest_checkpoint,
     open_run,
 )
-
-Report = Callable[[Training, dict[str, float]], None]
-"""Is handed what was learned, and the validation metrics, after each epoch."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,8 @@ class Job:
     run_folder: Path
     group: str
     """Runs of one group differ in their seed alone; empty for none."""
+    signals: Any = None
+    """Actor through which workers hear that they are to stop, see `waver.on_ray.signals`; None where nobody would say."""
 
 
 def train(
@@ -96,6 +97,7 @@ def train(
 
     Raises:
         WorkerError: the run cannot go on; its last checkpoint is kept.
+        Terminated: this process got SIGTERM; the run has written a checkpoint and goes on with the same command.
         ValueError: what was asked cannot be run at all.
     """
     folder = folder or config.run_folder
@@ -110,12 +112,12 @@ def train(
         return result
     if not here:
         build_student(config)  # what cannot be built is said here, not by the workers
-    done, newest = max(checkpoints(folder).items(), default=(0, None))
+    newest = newest_checkpoint(folder)
     if newest and knowledge:
         knowledge.check_taught(newest, learned_from(newest))
-    what = f"continuing {config.name} after epoch {done}" if done else f"training {config.name}"
+    what = f"continuing {config.name} after {describe_checkpoint(newest)}" if newest else f"training {config.name}"
     say(
-        f"{what}: {config.train.epochs} epochs of {steps_per_epoch} steps, {config.resources.workers} workers; "
+        f"{what}: {config.train.epochs} epochs of {steps_per_epoch} steps, {_describe_workers(config)}; "
         f"everything goes to {folder}"
     )
     start = time.perf_counter()
@@ -123,17 +125,21 @@ def train(
     if here:
         outcome = here(job)
     else:
-        with follow(folder, num_steps=config.train.epochs * steps_per_epoch, say=say):
+        num_steps = config.train.epochs * steps_per_epoch
+        with follow(folder, num_steps=num_steps, say=say), signals() as actor, stop_on_sigterm(actor):
             outcome = run_on_workers(
                 _train_worker,
-                job,
+                replace(job, signals=actor),
                 config.resources,
-                name=folder.name,
-                storage=folder.parent,
+                signals=actor,
                 extra_cpus=config.resources.loaders_per_worker * CPUS_PER_LOADER,
-                selection_metric=SELECTION_METRIC,
                 callbacks=callbacks,
             )
+    if "stopped_at" in outcome:
+        raise Terminated(
+            f"stopped, as asked, after step {outcome['stopped_at']}; a checkpoint is in {folder}. Run the same command "
+            "again to go on from there"
+        )
     checkpoint, metrics = best_checkpoint(folder)
     leaky = bool(knowledge and knowledge.leaky)
     result = {
@@ -155,6 +161,11 @@ def train(
     }
     write_json(folder / "result.json", result)
     return result
+
+
+def _describe_workers(config: ExperimentConfig) -> str:
+    least, most = config.resources.min_workers, config.resources.max_workers
+    return f"{least} workers" if least == most else f"{least} to {most} workers"
 
 
 def _protocol_of_validation(config: ExperimentConfig, captions: pa.Table, store: ClipStore, *, leaky: bool) -> Protocol:
@@ -234,53 +245,46 @@ def worker_batches(
 
 def _train_worker(job: Job) -> dict:
     """Runs on every worker, from the last checkpoint to the last epoch."""
-    knowledge = Knowledge(job.knowledge) if job.knowledge else None
-
-    def report(training: Training, metrics: dict[str, float]) -> None:
-        _report(training, job.config, knowledge, metrics)
-
-    return train_job(job, device=get_device(), report=report)
+    return train_job(job, device=get_device(), report=ray.train.report)
 
 
-def train_job(job: Job, *, device: torch.device, report: Report) -> dict:
-    """This worker's part of a run, from its newest checkpoint to the last epoch.
+def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, float]], Any]) -> dict:
+    """This worker's part of a run, from its newest checkpoint to the last epoch, or until it is to stop.
 
     Args:
         job: the run.
         device: of the model.
-        report: is called after each epoch.
+        report: is handed the validation metrics after each epoch, when its checkpoint is written.
 
     Returns:
-        What result.json says of the workers.
+        What result.json says of the workers; `stopped_at`, the step, where the run is not finished.
+
+    Raises:
+        CheckpointError: the newest checkpoint does not belong to this plan.
     """
-    config, captions, rows, store = job.config, ray.get(job.captions), job.rows, ClipStore(job.store)
+    config, captions, store = job.config, ray.get(job.captions), ClipStore(job.store)
     knowledge = Knowledge(job.knowledge) if job.knowledge else None
-    plans = [plan_epoch(config, captions, rows, epoch=epoch) for epoch in range(config.train.epochs)]
-    # The newest that is whole, rather than what Ray's own notes say: a disk that filled up may have damaged both.
-    checkpoint = parallel.broadcast_object(max(checkpoints(job.run_folder).items(), default=(0, None)))[1]
-    training = build_training(
-        config,
-        num_steps=sum(map(len, plans)),
-        device=device,
-        phrases=knowledge.phrase_embeddings() if knowledge else None,
-        pretrained=checkpoint is None,
-    )
-    if checkpoint:
-        restore_training(checkpoint, training)
+    plans = [plan_epoch(config, captions, job.rows, epoch=epoch) for epoch in range(config.train.epochs)]
+    steps = [batch for plan in plans for batch in plan]
+    training = _begin_or_go_on(job, knowledge, steps, device)
     recording = None
     if parallel.rank() == 0:
-        steps = [batch for plan in plans for batch in plan]
         recording = Recording(job.run_folder, config, captions, store, knowledge, training, steps, group=job.group)
-    plans = plans[training.epoch :]
-    batches = worker_batches([batch for plan in plans for batch in plan], captions, store, config, knowledge)
+    batches = worker_batches(steps[training.step :], captions, store, config, knowledge)
+    orders = Orders(job.signals, device) if job.signals else None
     with recording or nullcontext():
-        for plan in plans:
-            coming = islice(batches, len(plan))
-            for logs in train_epoch(
-                training, recording.watch(coming, training, len(plan)) if recording else coming, config
-            ):
+        for epoch in range(training.epoch, config.train.epochs):
+            left = sum(map(len, plans[: epoch + 1])) - training.step
+            coming = islice(batches, left)
+            for logs in train_epoch(training, recording.watch(coming, training, left) if recording else coming, config):
                 if recording:
                     recording.after_step(training, logs)
+                order = orders.next() if orders else "go on"
+                every = config.checkpoint.every_steps
+                if order != "go on" or (every and training.step % every == 0):
+                    _save(job, training, knowledge, checkpoint_name(epoch, training.step), recording)
+                if order == "stop":
+                    return {"stopped_at": training.step}
             evaluation = evaluate(
                 training.student,
                 captions,
@@ -293,20 +297,41 @@ def train_job(job: Job, *, device: torch.device, report: Report) -> dict:
             )
             if recording:
                 recording.after_epoch(training, evaluation)
-            report(training, evaluation.metrics)
+            _save(job, training, knowledge, checkpoint_name(training.epoch), recording)
+            report(evaluation.metrics)
     return {
         "peak_memory_bytes_of_worker": max(parallel.gather_objects(peak_memory())),
     }
 
 
-def _report(
-    training: Training, config: ExperimentConfig, knowledge: Knowledge | None, metrics: dict[str, float]
-) -> None:
-    """Hands a checkpoint to Ray Train, which copies it to the run's folder and drops those no longer needed."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), training, config, knowledge)
-        ray.train.report(
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(folder) if parallel.rank() == 0 else None,
-            checkpoint_dir_name=checkpoint_name(training.epoch),
-        )
+def _begin_or_go_on(job: Job, knowledge: Knowledge | None, steps: list[np.ndarray], device: torch.device) -> Training:
+    """Model and optimizer as the newest checkpoint that is whole left them, or as a run begins."""
+    # The first worker looks, for all: on a network disk others may not see the newest yet.
+    checkpoint = parallel.broadcast_object(newest_checkpoint(job.run_folder))
+    training = build_training(
+        job.config,
+        num_steps=len(steps),
+        device=device,
+        phrases=knowledge.phrase_embeddings() if knowledge else None,
+        pretrained=checkpoint is None,
+    )
+    if checkpoint:
+        restore_training(checkpoint, training)
+        planned = sum(map(len, steps[: training.step]))
+        if training.rows != planned:
+            raise CheckpointError(
+                f"{checkpoint} has seen {training.rows} captions in {training.step} steps, and by this plan it would be "
+                f"{planned}: it was trained on other captions, or in other batches; choose another name (--set name=...)"
+            )
+    return training
+
+
+def _save(job: Job, training: Training, knowledge: Knowledge | None, name: str, recording: Recording | None) -> None:
+    """Writes a checkpoint, with what was logged up to it. Every worker must call it; the first one writes."""
+    part = job.run_folder / ".checkpoint.part"
+    if recording:
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        recording.flush()  # a run that goes on from here finds its log complete up to here
+    save_checkpoint(part, training, job.config, knowledge)
+    if recording:
+        keep_checkpoint(job.run_folder, part, name)

@@ -4,7 +4,6 @@ A trial of one worker trains in the process that Tune gives it, and the next tri
 started for it. A trial of several workers is a run of Ray Train.
 """
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,11 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from waver.checkpoint import save_checkpoint
 from waver.config import ExperimentConfig, SweepConfig, load_config
-from waver.engine import Training
 from waver.files import write_json
-from waver.knowledge import Knowledge
 from waver.on_ray.experiment import run_training
 from waver.on_ray.train import Job, train_job
 from waver.on_ray.workers import to_stay
-from waver.run import best_checkpoint, checkpoint_name, checkpoints
 from waver.sweep.folder import begin_trial, read_json, read_trial, run_folder
 from waver.sweep.space import Point
 
@@ -134,7 +129,7 @@ def _config(job: SweepJob, trial: Path, point: Point, repeat: int) -> Experiment
 
 def _train(config: ExperimentConfig, trial: Path, progress: Progress, *, group: str) -> None:
     how: dict[str, Any] = {"folder": run_folder(trial, config.seed), "group": group}
-    if config.resources.workers == 1:
+    if config.resources.max_workers == 1:
         how["here"] = lambda job: _train_here(job, progress)
     else:
         how["callbacks"] = [_TellTune(progress)]
@@ -142,17 +137,9 @@ def _train(config: ExperimentConfig, trial: Path, progress: Progress, *, group: 
 
 
 def _train_here(job: Job, progress: Progress) -> dict:
-    """Trains a run of one worker in this process, from its last checkpoint; keeps the last checkpoint and the best."""
-    knowledge = Knowledge(job.knowledge) if job.knowledge else None
+    """Trains a run of one worker in this process, from its last checkpoint."""
 
-    def report(training: Training, metrics: dict[str, float]) -> None:
-        part = job.run_folder / ".checkpoint.part"
-        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-        save_checkpoint(part, training, job.config, knowledge)
-        part.rename(job.run_folder / checkpoint_name(training.epoch))
-        kept = checkpoints(job.run_folder)
-        for path in set(kept.values()) - {best_checkpoint(job.run_folder)[0], kept[max(kept)]}:
-            shutil.rmtree(path)
+    def report(metrics: dict[str, float]) -> None:
         if told := progress.after_epoch():
             tune.report(told)
 

@@ -87,7 +87,9 @@ def _run_trials(plan: Plan, say: Say) -> None:
     with connect(num_cpus=local_cpus(plan.base), dashboard=needs_dashboard(plan)) as where:
         say(where)
         gpus = gpus_per_worker(resources)
-        require(resources.workers, cpus_per_worker=plan.cpus_per_worker, gpus_per_worker=gpus, wait_s=resources.wait_s)
+        require(
+            resources.max_workers, cpus_per_worker=plan.cpus_per_worker, gpus_per_worker=gpus, wait_s=resources.wait_s
+        )
         if needs_dashboard(plan):
             _check_dashboard()
         shared = prepare(plan.configs, say=say, count=plan.points is not None)
@@ -103,7 +105,7 @@ def _run_trials(plan: Plan, say: Say) -> None:
 
 def needs_dashboard(plan: Plan) -> bool:
     """Whether Ray Train runs in trials that may be stopped: what these leave behind is found through the dashboard."""
-    return plan.base.resources.workers > 1
+    return plan.base.resources.max_workers > 1
 
 
 def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
@@ -112,8 +114,8 @@ def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
     for name in ("execution.tune_controller", "analysis.experiment_analysis"):
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
     sweep, resources = plan.sweep, plan.base.resources
-    job = SweepJob(sweep, plan.folder, plan.points, gpus * resources.workers)
-    alone = resources.workers == 1
+    job = SweepJob(sweep, plan.folder, plan.points, gpus * resources.max_workers)
+    alone = resources.max_workers == 1
     if alone:
         bundle = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     else:  # the process of the trial only waits for Ray Train, which asks for the workers; it must not take their place

@@ -1,23 +1,22 @@
 """Running a function on the workers of a process group, with Ray Train."""
 
-import contextlib
 import errno
-import json
+import os
 import signal
+import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
 from ray.exceptions import RayError
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from waver.config import ResourcesConfig
 from waver.on_ray.cluster import gpus_per_worker, require
@@ -32,14 +31,17 @@ _DISK_FULL = (
     "no space is left on the disk (of the run's folder, or of the folder for temporary files): make room and run the same "
     "command again, which goes on after the last checkpoint"
 )
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+_START_TIMEOUT_S = 60.0
+"""Ray Train's own, for workers to be placed and to start."""
 
 
 @dataclass(frozen=True)
 class _Task:
     function: Callable[[Any], Any]
     argument: Any
-    failure: Path
-    """Where a worker writes an error that would come again, for those that Ray starts in its place."""
+    signals: Any
+    """Where a worker leaves an error that would come again, for those that Ray starts in its place."""
 
 
 @dataclass(frozen=True)
@@ -52,25 +54,24 @@ def run_on_workers(
     argument: Any,
     resources: ResourcesConfig,
     *,
-    name: str,
-    storage: Path,
+    signals: Any,
     extra_cpus: float = 0.0,
-    selection_metric: str | None = None,
     callbacks: Sequence[UserCallback] = (),
 ) -> Any:
     """Calls `function(argument)` on every worker of a new process group (NCCL on GPUs, gloo on CPUs).
 
-    Workers that are lost are replaced, `resources.max_failures` times; the function starts again and finds the last
-    checkpoint with `ray.train.get_checkpoint()`. A ValueError is the user's to mend and is not tried again.
+    Workers that are lost are replaced, `resources.max_failures` times, and the function starts again on all of them. With a
+    range of workers the group shrinks where no room is left, and grows where there is more. A ValueError is the user's to
+    mend and is not tried again.
+
+    Ray Train keeps nothing: what the function makes, and with what it goes on, is its own business.
 
     Args:
-        function: may report checkpoints.
+        function: what the workers do.
         argument: is pickled.
         resources: of the experiment.
-        name: of the run; an earlier run of this name is continued.
-        storage: folder in which Ray keeps a folder of that name.
-        extra_cpus: taken beside each worker by what it starts.
-        selection_metric: the checkpoint where this is highest is kept beside the last one.
+        signals: actor of the run, see `waver.on_ray.signals`.
+        extra_cpus: taken beside each worker, on its node, by what it starts.
         callbacks: of Ray Train.
 
     Returns:
@@ -80,49 +81,53 @@ def run_on_workers(
         ClusterTooSmall: at once, or after resources.wait_s.
         WorkerError: with the cause in a sentence.
     """
-    gpus = gpus_per_worker(resources)
-    require(
-        resources.workers,
-        cpus_per_worker=resources.cpus_per_worker + extra_cpus,
-        gpus_per_worker=gpus,
-        wait_s=resources.wait_s,
-    )
-    storage.mkdir(parents=True, exist_ok=True)
-    _set_damaged_notes_aside(storage / name)
-    task = _Task(function, argument, storage / f".failure-{uuid.uuid4().hex}")
-    trainer = TorchTrainer(
-        _guarded,
-        train_loop_config={"task": task},
-        torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(storage),
-            failure_config=FailureConfig(
-                max_failures=resources.max_failures, controller_failure_limit=resources.max_failures
+    gpus, cpus = gpus_per_worker(resources), resources.cpus_per_worker + extra_cpus
+    least, most = resources.min_workers, resources.max_workers
+    require(least, cpus_per_worker=cpus, gpus_per_worker=gpus, wait_s=resources.wait_s)
+    # Ray Train wants a folder for checkpoints that it is handed; it is handed none.
+    with tempfile.TemporaryDirectory(prefix="waver-", ignore_cleanup_errors=True) as scratch, _patience(resources):
+        trainer = TorchTrainer(
+            _guarded,
+            train_loop_config={"task": _Task(function, argument, signals)},
+            torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
+            scaling_config=ScalingConfig(
+                num_workers=(least, most) if resources.is_elastic else most,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+                elastic_resize_monitor_interval_s=resources.resize_every_s,
             ),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=selection_metric, checkpoint_score_order="max"
+            run_config=RunConfig(
+                name="run",
+                storage_path=scratch,
+                failure_config=FailureConfig(
+                    max_failures=resources.max_failures, controller_failure_limit=resources.max_failures
+                ),
+                callbacks=list(callbacks),
             ),
-            callbacks=list(callbacks),
-        ),
-    )
-    try:
-        with _own_interrupt():
-            result = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        raise WorkerError(_cause(error)) from error
-    except RayError as error:
-        raise WorkerError(f"Ray could not run the workers: {_cause(error)}") from error
-    finally:
-        task.failure.unlink(missing_ok=True)
+        )
+        try:
+            with _own_interrupt():
+                result = trainer.fit().return_value
+        except ray.train.TrainingFailedError as error:
+            raise WorkerError(_cause(error)) from error
+        except RayError as error:
+            raise WorkerError(f"Ray could not run the workers: {_cause(error)}") from error
     if isinstance(result, _Failure):
         raise WorkerError(result.message)
     return result
+
+
+@contextmanager
+def _patience(resources: ResourcesConfig) -> Iterator[None]:
+    """How long a lost worker's successor may take to be placed: as long as the cluster is given to grow."""
+    before = os.environ.get(_START_TIMEOUT)
+    if before is None:
+        os.environ[_START_TIMEOUT] = str(max(_START_TIMEOUT_S, resources.wait_s))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_START_TIMEOUT]
 
 
 @contextmanager
@@ -144,17 +149,15 @@ def _own_interrupt() -> Iterator[None]:
 
 def _guarded(config: dict) -> Any:
     task: _Task = config["task"]
-    if task.failure.exists():
-        # Empty where the disk was too full for it.
-        return _Failure(task.failure.read_text(encoding="utf-8") or _DISK_FULL)
+    if message := ray.get(task.signals.failure.remote()):
+        return _Failure(message)
     try:
         return task.function(task.argument)
     except InStepError as error:
         return _Failure(str(error))
     except Exception as error:
         if message := to_stay(error):
-            with contextlib.suppress(OSError):  # the first error is the one to report
-                task.failure.write_text(message, encoding="utf-8")
+            ray.get(task.signals.fail.remote(message))
         raise
 
 
@@ -173,22 +176,17 @@ def _is_full_disk(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
-def _set_damaged_notes_aside(run: Path) -> None:
-    """Ray's notes on a run's checkpoints may have been cut short by a full disk; it would then refuse to start."""
-    notes = run / "checkpoint_manager_snapshot.json"
-    try:
-        json.loads(notes.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
-    except ValueError:
-        notes.replace(notes.with_suffix(".damaged"))
-
-
 def _cause(error: Exception) -> str:
     """The innermost reason of a failed run, in a line or two."""
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
     rank, cause = next(iter(failures.items()))
     while inner := getattr(cause, "cause", None) or cause.__cause__:
         cause = inner
+    if isinstance(cause, WorkerGroupStartupTimeoutError):
+        return (
+            "there was no room for the workers any more, however often it was tried: a node is lost or taken by others. Run "
+            "the same command again when it is back, which goes on after the last checkpoint; or let resources.workers be a "
+            "range, such as {min: 1, max: 2}, with which training goes on with those that are left"
+        )
     text = str(cause).strip().splitlines() or [""]
     return f"worker {rank} failed with {type(cause).__name__}: {text[-1]}"

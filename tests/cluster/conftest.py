@@ -1,0 +1,165 @@
+"""Real Ray clusters of several nodes on this machine, for what happens when some of it breaks.
+
+The commands under test run as a user runs them, in processes of their own that find the cluster by RAY_ADDRESS; so nothing
+here meets the Ray of tests/on_ray, and a cluster may die without taking the tests along.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+# Ray reads these while it is imported, here and in every process of a cluster.
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_DEDUP_LOGS="0",
+    RAY_DATA_USE_DATASOURCE_V2="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
+    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
+    RAY_TRAIN_METRICS_ENABLED="0",
+    OMP_NUM_THREADS="1",
+    # A node without a sign of life is taken for dead after 5 s; Ray's default is 15 s.
+    RAY_health_check_period_ms="1000",
+)
+os.environ.pop("RAY_ADDRESS", None)  # never a cluster that somebody uses
+
+import pytest
+
+import waver.on_ray  # noqa: F401  its environment, before Ray
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of this folder is `cluster`, and in one process: two clusters at a time would starve each other."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
+class RayCluster:
+    """A head without CPUs, and nodes that come and go. Every node is a raylet on this machine."""
+
+    def __init__(self, folder: Path, **head: object):
+        from ray.cluster_utils import Cluster
+
+        self.folder = folder
+        """Ray's own, with its logs."""
+        # The head has no agent of jobs and no dashboard, unless asked.
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 150 * 2**20, **head}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+
+    @property
+    def address(self) -> str:
+        """For RAY_ADDRESS."""
+        return self._cluster.address
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a process that is to use this cluster and this clone of waver."""
+        path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+        return {**os.environ, "RAY_ADDRESS": self.address, "PYTHONPATH": path}
+
+    def add_node(self, cpus: int = 2, labels: Mapping[str, str] | None = None, **arguments: object):
+        """Starts a node and waits until the cluster knows it. Only from the main thread.
+
+        Args:
+            cpus: that it says to have.
+            labels: of the node, such as {"waver.role": "train"}.
+            arguments: of `ray.cluster_utils.Cluster.add_node`.
+        """
+        return self._cluster.add_node(num_cpus=cpus, labels=dict(labels or {}), **arguments)
+
+    def kill_node(self, node) -> None:
+        """As if its machine lost power: raylet and workers end at once, without a word."""
+        raylets = [entry.process.pid for entry in node.all_processes["raylet"]]
+        _kill([process for raylet in raylets for process in _family(raylet)])
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def kill_raylet(self, node) -> None:
+        """Ends the process of a node that talks to the cluster; its workers notice, and end themselves."""
+        _kill([entry.process.pid for entry in node.all_processes["raylet"]])
+
+    def alive(self) -> int:
+        """Nodes that the cluster takes for alive, its head among them."""
+        return len(self._cluster.global_state._live_node_ids())
+
+    def start(self, *arguments: object, **options: object) -> subprocess.Popen:
+        """Starts `python *arguments` on this cluster; `-m waver train ...`, for example.
+
+        Args:
+            arguments: of Python.
+            options: of Popen; `env` is added to the environment.
+        """
+        options["env"] = self.environment | options.get("env", {})
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.Popen(
+            command, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        )
+
+    def end(self) -> None:
+        """Ends every process of it."""
+        self._cluster.shutdown()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Callable[..., RayCluster]]:
+    """Starts a cluster: `cluster(nodes=2, labels=[...])`; its nodes have 2 CPUs each. Ended after the test."""
+    with contextlib.ExitStack() as ends:
+
+        def start(nodes: int = 2, labels: list[Mapping[str, str]] | None = None, **head: object) -> RayCluster:
+            # Paths of sockets may have 107 characters.
+            folder = ends.enter_context(
+                tempfile.TemporaryDirectory(prefix="rc", dir="/tmp", ignore_cleanup_errors=True)
+            )
+            os.environ["RAY_TMPDIR"] = folder
+            ends.callback(os.environ.pop, "RAY_TMPDIR")
+            started = RayCluster(Path(folder), **head)
+            ends.callback(started.end)
+            for node in range(nodes):
+                started.add_node(labels=labels[node] if labels else None)
+            return started
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[..., None]:
+    """Waits until `condition()`, while the process `of` lives."""
+
+    def wait(condition: Callable[[], object], *, of: subprocess.Popen | None = None, timeout_s: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert of is None or of.poll() is None, f"it ended with {of.returncode}: {of.stderr.read()}"
+            assert time.monotonic() < deadline, "waited for nothing"
+            time.sleep(0.05)
+
+    return wait
+
+
+def _family(pid: int) -> list[int]:
+    """A process and its descendants, the oldest last, so that nobody is adopted before it is found."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for process in found:
+        found += [child for child, parent in parents.items() if parent == process]
+    return found[::-1]
+
+
+def _kill(processes: list[int]) -> None:
+    """Ends processes at once; those that have ended already are no error."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)

@@ -1,0 +1,329 @@
+"""What becomes of training when some of the cluster breaks: real nodes, real kills.
+
+Whatever happens, the run ends as one that nothing happened to, and each step stands in its log once. How long it took to go
+on is printed (`pytest -s`), for the table in cluster/README.md.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from waver.config import ExperimentConfig, load_config
+from waver.engine import load_captions
+from waver.on_ray.experiment import open_store
+from waver.on_ray.train import train, train_job
+from waver.run import describe_checkpoint, finished, newest_checkpoint
+from waver.tracking import read_metrics
+
+EVERY = 20
+"""Steps between checkpoints."""
+SETTINGS = {
+    "train": {"epochs": 2, "captions_per_clip": 150},  # 900 steps
+    "checkpoint": {"every_steps": EVERY},
+    "tracking": {"images": False},
+    "resources": {"workers": 2, "cpus_per_worker": 1, "loaders_per_worker": 1, "timeout_s": 60, "wait_s": 60},
+}
+NUM_STEPS = 900
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, build_project, captions) -> Path:
+    return build_project(tmp_path_factory.mktemp("project"), captions, **SETTINGS)
+
+
+def experiment(project: Path, name: str, **overrides) -> ExperimentConfig:
+    return load_config(project / "experiment.yaml", {"name": name, **overrides})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project) -> dict:
+    """What a run comes to that nothing happens to, in this process."""
+    import ray
+    import torch
+
+    config = experiment(project, "undisturbed", **{"resources.workers": 1, "resources.loaders_per_worker": 0})
+    captions = load_captions(config)
+
+    def here(job):
+        return train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
+
+    with contextlib.ExitStack() as ends:
+        if not ray.is_initialized():
+            ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+            ends.callback(ray.shutdown)
+        train(config, captions, open_store(config, captions), say=lambda text: None, here=here)
+    return read_metrics(config.run_folder)[-1]
+
+
+class Run:
+    """A `waver train` of its own on a cluster."""
+
+    def __init__(self, cluster, project: Path, name: str, *overrides: str):
+        self.config = experiment(project, name)
+        self.folder = self.config.run_folder
+        settings = [part for override in overrides for part in ("--set", override)]
+        self.command = ["-m", "waver", "train", project / "experiment.yaml", "--set", f"name={name}", *settings]
+        self.process = cluster.start(*self.command)
+
+    def steps(self) -> list[int]:
+        return [row["step"] for row in read_metrics(self.folder) if "split" not in row]
+
+    def step(self) -> int:
+        return max(self.steps(), default=0)
+
+    def saved(self) -> int:
+        """Step of the newest checkpoint."""
+        newest = newest_checkpoint(self.folder)
+        if newest is None:
+            return 0
+        _, _, step = newest.name.partition("_step_")
+        return int(step) if step else int(newest.name[-4:]) * NUM_STEPS // 2
+
+    def wait_until(self, step: int, wait_for) -> None:
+        wait_for(lambda: self.step() >= step, of=self.process, timeout_s=120)
+
+    def end(self, timeout_s: float = 240) -> str:
+        """Waits for it; returns what it said."""
+        said = self.process.communicate(timeout=timeout_s)[1]
+        assert self.process.returncode == 0, said
+        assert "Traceback" not in said
+        return said
+
+
+@contextlib.contextmanager
+def going_on_after(run: Run, fault: str, wait_for):
+    """The body breaks something; then the run takes new steps, having repeated at most one interval of checkpoints."""
+    before = run.step()
+    yield
+    start, lost = time.monotonic(), max(run.step(), before) - run.saved()
+    assert lost <= 2 * EVERY, "the newest checkpoint is further back than an interval"
+    wait_for(lambda: run.step() <= before + EVERY or run.step() > before + 2 * EVERY, timeout_s=5)
+    log = run.folder / "metrics.jsonl"
+    size = log.stat().st_size
+    # Who takes over first shortens the log to the checkpoint.
+    wait_for(lambda: log.stat().st_size < size, of=run.process, timeout_s=120)
+    taken_up = run.step()
+    wait_for(lambda: run.step() > taken_up, of=run.process, timeout_s=120)
+    print(f"\n{fault}: {time.monotonic() - start:.1f} s until the next step; {lost} steps repeated")
+
+
+def assert_ended_like(run: Run, undisturbed: dict) -> None:
+    assert finished(run.folder)
+    assert run.steps() == list(range(1, NUM_STEPS + 1)), "each step once"
+    last = read_metrics(run.folder)[-1]
+    for name, value in undisturbed.items():
+        if name not in ("memory_of_worker_gib", "split"):
+            assert last[name] == pytest.approx(value, abs=1e-3), name
+
+
+def workers_of(cluster, node) -> list[int]:
+    """Processes of a node that train."""
+    found = []
+    for pid in cluster.processes(node):
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(psutil.Process(pid).cmdline()):
+                found.append(pid)
+    return found
+
+
+def nodes_of(cluster):
+    return [node for node in cluster._cluster.worker_nodes]
+
+
+def test_a_worker_is_killed_then_its_raylet_then_the_driver(cluster, project, undisturbed, wait_for):
+    """Three faults of one run, one after the other; the lost node is replaced by one that joins late."""
+    here = cluster(nodes=2)
+    run = Run(here, project, "killed", "resources.max_failures=8")
+    run.wait_until(50, wait_for)
+    with going_on_after(run, "worker killed with -9", wait_for):
+        victim = next(pids[0] for node in nodes_of(here) if (pids := workers_of(here, node)))
+        os.kill(victim, signal.SIGKILL)
+    run.wait_until(run.step() + 30, wait_for)
+    with going_on_after(run, "raylet killed, another node joins", wait_for):
+        here.kill_raylet(nodes_of(here)[0])
+        here.add_node()
+    run.wait_until(run.step() + 30, wait_for)
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.communicate()
+    before, saved, start = run.step(), run.saved(), time.monotonic()
+    assert before - saved <= EVERY + 1
+    again = Run(here, project, "killed")
+    wait_for(lambda: again.step() > before, of=again.process, timeout_s=120)
+    print(f"\ndriver killed with -9, started again: {time.monotonic() - start:.1f} s; {before - saved} steps repeated")
+    assert f"continuing killed after step {saved}, in epoch" in again.end()
+    assert_ended_like(again, undisturbed)
+
+
+def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, undisturbed, wait_for):
+    """An elastic run: it begins with the one node that there is, grows, and shrinks again; the global batch stays."""
+    here = cluster(nodes=1)
+    run = Run(
+        here,
+        project,
+        "elastic",
+        "resources.workers={min: 1, max: 2}",
+        "resources.resize_every_s=5",
+        "resources.max_failures=8",
+    )
+    run.wait_until(30, wait_for)
+    late, start = here.add_node(), time.monotonic()
+    wait_for(lambda: workers_of(here, late), of=run.process, timeout_s=120)
+    taken_up = run.step()
+    wait_for(lambda: run.step() > taken_up + 20, of=run.process, timeout_s=120)
+    print(f"\na node joins late: {time.monotonic() - start:.1f} s until two workers train")
+    with going_on_after(run, "node lost for good, elastic", wait_for):
+        here.kill_node(late)
+    run.end()
+    assert_ended_like(run, undisturbed)
+
+
+def test_the_head_is_lost(cluster, project, undisturbed, wait_for):
+    """Everything of Ray is gone; another cluster takes the run up."""
+    first = cluster(nodes=2)
+    run = Run(first, project, "head")
+    run.wait_until(100, wait_for)
+    head = first._cluster.head_node
+    for processes in head.all_processes.values():
+        for entry in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(entry.process.pid, signal.SIGKILL)
+    start = time.monotonic()
+    try:
+        said = run.process.communicate(timeout=150)[1]
+    except subprocess.TimeoutExpired:
+        run.process.kill()
+        raise AssertionError("the driver waits for a head that is gone") from None
+    print(f"\nhead lost: the driver ends after {time.monotonic() - start:.1f} s with {run.process.returncode}")
+    assert run.process.returncode != 0
+    first.end()
+    before, saved, start = run.step(), run.saved(), time.monotonic()
+    again = Run(cluster(nodes=2), project, "head")
+    wait_for(lambda: again.step() > before, of=again.process, timeout_s=120)
+    print(f"head started again, run submitted again: {time.monotonic() - start:.1f} s; {before - saved} steps repeated")
+    again.end()
+    assert_ended_like(again, undisturbed)
+    assert said is not None
+
+
+FILLER = """
+import sys, time, numpy, ray
+ray.init()
+kept = [ray.put(numpy.zeros(2**20, numpy.uint8)) for _ in range(400)]
+print("full", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_object_store_is_full(cluster, project, undisturbed, wait_for):
+    """Somebody else's objects fill what every node has three times over: Ray spills them to the disk."""
+    here = cluster(nodes=2)
+    filler = here.start("-c", FILLER, stdin=subprocess.PIPE)
+    try:
+        assert filler.stdout.readline() == "full\n", filler.stderr.read()
+        run = Run(here, project, "full-store")
+        run.end()
+    finally:
+        filler.kill()
+        filler.communicate()
+    assert_ended_like(run, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], check=False).returncode:
+        pytest.skip("only root may mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_the_disk_is_full_at_a_checkpoint(cluster, project, undisturbed, small_disk, wait_for):
+    """The run's folder is on a disk that fills up; when there is room again the same command goes on."""
+    here = cluster(nodes=2)
+    folder = experiment(project, "full-disk").run_folder
+    folder.parent.mkdir(exist_ok=True)
+    folder.symlink_to(small_disk)
+    run = Run(here, project, "full-disk")
+    run.wait_until(50, wait_for)
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb") as file:
+        while True:
+            file.write(bytes(2**12))
+            file.flush()
+    said = run.process.communicate(timeout=120)[1]
+    assert run.process.returncode == 1
+    assert "no space is left on the disk" in said
+    assert "Traceback" not in said
+    saved = run.saved()
+    assert saved > 0
+    filler.unlink()
+    again = Run(here, project, "full-disk")
+    assert f"continuing full-disk after {describe_checkpoint(newest_checkpoint(folder))}" in again.end()
+    assert_ended_like(again, undisturbed)
+
+
+def test_a_checkpoint_is_half_written_and_a_shard_is_damaged(cluster, project, undisturbed, wait_for):
+    """The driver dies; what it left of its newest checkpoint is cut short, and so is a file of the clip store."""
+    here = cluster(nodes=2)
+    run = Run(here, project, "half")
+    run.wait_until(NUM_STEPS // 2 + 60, wait_for)
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.communicate()
+    newest = newest_checkpoint(run.folder)
+    os.truncate(newest / "model.safetensors", 1000)
+    (run.folder / ".checkpoint.part").mkdir(exist_ok=True)
+    (run.folder / ".checkpoint.part" / "training.pt").write_bytes(b"half of it")
+    before = newest_checkpoint(run.folder)
+    assert before.name < newest.name
+    shard = next((run.config.clip_store / "clips").glob("*.parquet"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    broken = Run(here, project, "half")
+    said = broken.process.communicate(timeout=120)[1]
+    assert broken.process.returncode == 1
+    assert "waver ingest CONFIG" in said
+    assert "Traceback" not in said
+    shard.write_bytes(content)
+    again = Run(here, project, "half")
+    assert f"continuing half after {describe_checkpoint(before)}" in again.end()
+    assert_ended_like(again, undisturbed)
+
+
+def test_sigterm_saves_the_step_it_hears_of(cluster, project, undisturbed, wait_for):
+    """As `ray job stop` does, and whoever takes a machine away."""
+    here = cluster(nodes=2)
+    run = Run(here, project, "asked", "checkpoint.every_steps=null")
+    run.wait_until(30, wait_for)
+    start = time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    said = run.process.communicate(timeout=60)[1]
+    took = time.monotonic() - start
+    assert run.process.returncode == 143, said
+    assert f"stopped, as asked, after step {run.step()}" in said
+    assert "Traceback" not in said
+    assert run.saved() == run.step()
+    print(f"\nSIGTERM: {took:.1f} s until a checkpoint is written and the process has ended")
+    again = Run(here, project, "asked")
+    assert f"continuing asked after step {run.step()}, in epoch 1" in again.end()
+    assert_ended_like(again, undisturbed)
+
+
+def test_a_group_without_room_gives_up_in_a_sentence(cluster, project, wait_for):
+    here = cluster(nodes=2)
+    run = Run(here, project, "no-room", "resources.wait_s=0", "resources.max_failures=1")
+    run.wait_until(30, wait_for)
+    here.kill_node(nodes_of(here)[0])
+    said = run.process.communicate(timeout=240)[1]
+    assert run.process.returncode == 1
+    assert "there was no room for the workers any more" in said
+    assert "Traceback" not in said
+    assert json.loads((run.folder / "data.json").read_text())
