@@ -147,6 +147,11 @@ def far(s3, tmp_path):
     return [local_copy(f"{s3}/run", tmp_path / machine) for machine in ("here", "there", "elsewhere")]
 
 
+def events_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    fetch_folder(folder)
+    return events(folder)
+
+
 def test_a_run_goes_on_another_machine(far):
     here, there, elsewhere = far
     killed = Tracker(here)
@@ -160,7 +165,7 @@ def test_a_run_goes_on_another_machine(far):
         resumed.log(4, {"loss": 4.5})
     expected = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.5)]
     assert [(row["step"], row["loss"]) for row in read_metrics(elsewhere)] == expected
-    assert events(fetch_folder(elsewhere))["loss"] == expected
+    assert events_of(elsewhere)["loss"] == expected
     assert not resumed.here.exists()
 
 
@@ -172,7 +177,7 @@ def test_what_is_logged_is_sent_now_and_then(far, monkeypatch):
             tracker.log(step, {"loss": 1.0})
             tracker._outbox._sending.result()
         assert len(read_metrics(there)) == 2
-        assert events(fetch_folder(there))["loss"] == [(1, 1.0), (2, 1.0)]
+        assert events_of(there)["loss"] == [(1, 1.0), (2, 1.0)]
 
 
 def test_what_has_not_changed_is_not_sent_again(far, monkeypatch):
@@ -201,7 +206,7 @@ def test_a_store_that_does_not_answer_is_sent_all_of_it_later(far, monkeypatch, 
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
         tracker.log(2, {"loss": 1.0})
     assert [row["step"] for row in read_metrics(there)] == [1, 2]
-    assert events(fetch_folder(there))["loss"] == [(1, 1.0), (2, 1.0)]
+    assert events_of(there)["loss"] == [(1, 1.0), (2, 1.0)]
 
 
 def test_what_could_not_be_sent_is_kept(far, monkeypatch):
