@@ -43,9 +43,6 @@ def there(s3, tmp_path) -> Path:
     return local_copy(s3, tmp_path / "there")
 
 
-SECRET = "a-secret-that-nobody-may-see"
-
-
 # ---- names
 
 
@@ -257,8 +254,8 @@ def _check_requests(server: str, *, after: str) -> None:
 @pytest.mark.parametrize(
     ("key", "secret", "message"),
     [
-        ("an-unknown-key", SECRET, "credentials are missing or not accepted: set AWS_ACCESS_KEY_ID"),
-        (None, SECRET, "credentials are missing or not accepted: set AWS_ACCESS_KEY_ID"),
+        ("an-unknown-key", "wrong-secret", "credentials are missing or not accepted: set AWS_ACCESS_KEY_ID"),
+        (None, "wrong-secret", "credentials are missing or not accepted: set AWS_ACCESS_KEY_ID"),
         (None, None, "access is denied: are the credentials .* may they list, read, write"),
     ],
     ids=["unknown key", "wrong secret", "no rights"],
@@ -272,9 +269,7 @@ def test_credentials_that_do_not_do(here, somebody, monkeypatch, key, secret, me
         write_text(here / "x", "1")
     with pytest.raises(ObjectStoreError, match="credentials"):
         fetch(here / "x")
-    for hidden in (SECRET, somebody["SecretAccessKey"]):
-        assert hidden not in str(raised.value)
-        assert hidden not in str(raised.value.__cause__)
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in f"{raised.value} {raised.value.__cause__}"
 
 
 def test_no_credentials_at_all(here, somebody, monkeypatch):
