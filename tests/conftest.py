@@ -277,9 +277,6 @@ def record_run(captions, store):
     return run
 
 
-SECRET = "a-secret-that-nobody-may-see"
-
-
 @pytest.fixture(scope="session")
 def s3_server():
     """An S3 server on loopback, with the bucket `waver`; its address."""
@@ -307,7 +304,7 @@ def s3_environment(address: str, cache: Path) -> dict[str, str]:
     return {
         "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "a-key",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_SECRET_ACCESS_KEY": "a-secret-that-nobody-may-see",
         "AWS_DEFAULT_REGION": "us-east-1",
         "XDG_CACHE_HOME": str(cache),
         "NO_PROXY": "127.0.0.1",

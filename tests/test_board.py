@@ -15,7 +15,11 @@ import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from waver import board as board_module
 from waver.board import BoardError, event_folders, start_board
+from waver.files import write_text
+from waver.objects import local_copy, remove
+from waver.tracking import Tracker
 
 NUM_STEPS, NUM_EVALUATIONS = 3000, 50
 """More than TensorBoard keeps by itself: 1,000 of a curve, 10 images."""
@@ -136,3 +140,29 @@ def test_a_port_in_use(runs):
         other.listen()
         with pytest.raises(BoardError, match=r"port \d+ is in use.*--port 0"):
             start_board(runs, port=other.getsockname()[1])
+
+
+def test_runs_in_an_object_store(s3, tmp_path, monkeypatch):
+    """Shown from another machine than the one that trains; what comes later is shown too, and what is deleted is not."""
+    monkeypatch.setattr(board_module, "_RELOAD_S", 0.2)
+    here, there = (local_copy(f"{s3}/runs", tmp_path / machine) for machine in ("here", "there"))
+    for name in ("a", "b"):
+        with Tracker(here / name) as tracker:
+            tracker.log(1, {"loss/total": 1.0})
+    url = start_board(there, port=0).url
+    assert ask(f"{url}data/runs") == ["a/events", "a/events/by_pairs", "b/events", "b/events/by_pairs"]
+    with Tracker(here / "c") as tracker:
+        tracker.log(1, {"loss/total": 1.0})
+    remove(here / "a")
+    deadline = time.monotonic() + 20
+    while (runs := {path.relative_to(there).parts[0] for path in event_folders(there)}) != {"b", "c"}:
+        assert time.monotonic() < deadline, runs
+        time.sleep(0.1)
+
+
+def test_an_object_store_without_runs(s3):
+    with pytest.raises(BoardError, match=r"s3://waver/.*/typo is not there"):
+        start_board(local_copy(f"{s3}/typo"))
+    write_text(local_copy(f"{s3}/empty/x"), "1")
+    with pytest.raises(BoardError, match=r"s3://waver/.*/empty holds no events"):
+        start_board(local_copy(f"{s3}/empty"))

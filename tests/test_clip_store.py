@@ -23,6 +23,7 @@ from waver.clip_store import (
     write_block,
     write_manifest,
 )
+from waver.objects import ObjectStoreError, local_copy, remove
 from waver.video import Clip, ClipError
 
 RAW = StoreSettings(frames_per_second=1.0, max_frames=5, size=16)
@@ -252,3 +253,55 @@ def test_import_is_light():
     code = "import sys, waver.clip_store; print({'torch', 'ray', 'decord', 'av'} & sys.modules.keys() or 'nothing')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "nothing"
+
+
+# ---- in an object store
+
+
+@pytest.fixture
+def far(s3, tmp_path):
+    """The copies of one store on two machines."""
+    return tuple(local_copy(f"{s3}/clips", tmp_path / machine) for machine in ("here", "there"))
+
+
+def test_a_store_in_an_object_store_is_read_from_another_machine(far):
+    here, there = far
+    make(here, [done("a", clip(1)), done("b", ClipError("corrupt", "x"))], [done("c", clip(2))])
+    write_manifest(here, RAW, complete=True)
+    store = pickle.loads(pickle.dumps(ClipStore(there)))
+    assert store.ok_clip_ids() == ["a", "c"]
+    assert store.ledger.drop_columns("seconds").equals(read_ledger(here).drop_columns("seconds"))
+    np.testing.assert_array_equal(store.read(["c"])[0][0, :3], clip(2).frames)
+    assert len(list((there / "clips").iterdir())) == 1  # a block is brought when it is read
+    np.testing.assert_array_equal(store.read(["a", "c"])[0], ClipStore(here).read(["a", "c"])[0])
+
+
+def test_a_block_whose_clips_object_is_gone_does_not_count(far):
+    here, there = far
+    make(here, [done("a", clip(1))], [done("b", clip(2))])
+    read_ledger(there)
+    remove(here / "clips" / read_ledger(here)["block"][0].as_py())
+    assert read_ledger(there)["clip_id"].to_pylist() == read_ledger(here)["clip_id"].to_pylist() == ["b"]
+
+
+def test_settings_are_those_in_the_object_store(far):
+    here, there = far
+    make(here)
+    with pytest.raises(StoreError, match=r"s3://waver/.*/clips was made with other settings"):
+        create_store(there, JPEG)
+
+
+def test_a_store_that_is_not_in_the_object_store(far):
+    with pytest.raises(StoreError, match=r"there is no clip store in s3://waver/.*/clips: run `waver ingest CONFIG`"):
+        ClipStore(far[0])
+
+
+def test_an_object_store_that_does_not_answer_is_no_damage(far, monkeypatch):
+    here, there = far
+    make(here, [done("a", clip(1))])
+    store = ClipStore(there)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(ObjectStoreError, match="nobody answers"):
+        store.read(["a"])
+    with pytest.raises(ObjectStoreError, match="nobody answers"):
+        ClipStore(there)

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from waver.config import ConfigError, ExperimentConfig, load_config, parse_overrides
+from waver.objects import remote_of
 
 SMALL = "name: x\ndata: {format: table, annotations: a.jsonl, videos: v}\n"
 
@@ -370,3 +371,36 @@ def test_workers_are_a_number_or_a_range(load_tiny, workers, told):
     assert (resources.is_elastic, resources.min_workers, resources.max_workers) == (True, 1, 3)
     with pytest.raises(ConfigError, match=told):
         load_tiny(**{"resources.workers": workers})
+
+
+# ---- storage in an object store
+
+
+def test_a_storage_in_an_object_store_is_worked_on_through_its_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = load_config(write(tmp_path, SMALL), {"storage.path": "s3://bucket/mine/"})
+    assert config.storage.path == "s3://bucket/mine"
+    assert config.run_folder == tmp_path / "cache/waver-objects/s3/bucket/mine/runs/x"
+    assert remote_of(config.clip_store) == f"s3://bucket/mine/clips/{config.clip_store.name}"
+    there = load_config(write(tmp_path, config.to_yaml()), {"storage.cache": "/disk"})
+    assert there.run_folder == Path("/disk/waver-objects/s3/bucket/mine/runs/x")
+    assert there.digest() == config.digest()
+
+
+@pytest.mark.parametrize("url", ["s3://key:hidden@bucket/mine", "s3://bucket/mine?secret_key=hidden"])
+@pytest.mark.parametrize("key", ["storage.path", "data.videos", "storage", "storage.pth"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(tmp_path, url, key):
+    with pytest.raises(ConfigError) as raised:
+        load_config(write(tmp_path, SMALL), {key: url})
+    assert "hidden" not in str(raised.value)
+    if key == "storage.path":
+        assert "environment of every node (AWS_ACCESS_KEY_ID" in str(raised.value)
+
+
+def test_places_that_are_none(tmp_path):
+    with pytest.raises(ConfigError, match=r"storage.path: 'ftp://x': no object store .* s3://, gs://, abfs://"):
+        load_config(write(tmp_path, SMALL), {"storage.path": "ftp://x"})
+    with pytest.raises(ConfigError, match=r"data.videos: 's3://b/v': must be a path that every node sees"):
+        load_config(write(tmp_path, SMALL), {"data.videos": "s3://b/v"})
+    with pytest.raises(ConfigError, match=r"storage.path: 3: input should be a valid string"):
+        load_config(write(tmp_path, SMALL), {"storage.path": 3})

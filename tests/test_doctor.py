@@ -271,6 +271,28 @@ def test_a_storage_that_is_a_file(project):
     assert "is a file" in found["storage"][0].found
 
 
+def test_a_storage_in_an_object_store(project, s3, monkeypatch):
+    asked = {"storage.path": s3}
+    assert errors(look("ingest", **asked)) == set()
+    found = look(**asked)
+    assert errors(found) == {"clip store"}
+    assert f"{s3} answers; its copies on this machine are in " in found["storage"][0].found
+    decode(load_config("experiment.yaml", asked))
+    found = look(**asked)
+    assert errors(found) == set()
+    assert f"frames in {s3}/clips/" in found["clip store"][0].found
+    assert found["run"][0].found == f"{s3}/runs/tiny is free"
+
+
+def test_an_object_store_that_cannot_be_used_is_said_once(project, s3, monkeypatch):
+    (finding,) = [f for fs in look(**{"storage.path": "s3://nowhere/x"}).values() for f in fs]
+    assert (finding.level, finding.check) == ("error", "storage")
+    assert "s3://nowhere/x: there is no such bucket" in finding.found
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    (finding,) = [f for fs in look(**{"storage.path": s3}).values() for f in fs]
+    assert "nobody answers" in finding.found
+
+
 # ---- figures
 
 

@@ -19,6 +19,7 @@ from waver.knowledge import (
     write_embeddings,
     write_matches,
 )
+from waver.objects import local_copy, remove
 from waver.vocabulary import VOCABULARY_SCHEMA
 
 SETTINGS = {"source": "matched", "teacher": "abc", "num_matches": 3}
@@ -270,3 +271,37 @@ def test_leaks_are_told_by_all_that_is_made_of_a_dictionary(tmp_path, leaky):
 def test_a_result_tells_what_was_known(folder):
     expected = {"num_phrases": 5, "leaky": False, "digest": FIVE.digest, "source": "matched"}
     assert Knowledge(folder).summary() == expected
+
+
+# ---- in an object store
+
+
+def test_knowledge_in_an_object_store_is_read_from_another_machine(s3, tmp_path):
+    here, there = (local_copy(s3, tmp_path / machine) for machine in ("here", "there"))
+    write_dictionary(here / "words", FIVE)
+    dictionary = read_dictionary(there / "words")
+    assert dictionary.phrases.equals(FIVE.phrases)
+    create_knowledge(here / "known", dictionary, **SETTINGS)
+    write_matches(here / "known", matches_of({"b": [1, 2, 3]}))
+    write_embeddings(here / "known", 0, torch.ones(2, 4))
+    assert create_knowledge(there / "known", dictionary, **SETTINGS).embedded() == {0}
+    write_embeddings(there / "known", 2, torch.zeros(3, 4))  # another machine goes on
+    write_matches(there / "known", matches_of({"a": [0, 4, 2]}))
+    for folder in (here / "known", there / "known"):
+        knowledge = finish(folder)
+        assert knowledge.manifest["num_clips"] == 2
+        assert knowledge.phrases == FIVE.phrases["phrase"].to_pylist()
+        assert knowledge.phrase_ids(["b", "a"], 2).tolist() == [[1, 2], [0, 4]]
+        assert knowledge.phrase_embeddings().sum() == 8
+
+
+def test_knowledge_that_was_made_anew_replaces_the_copy(s3, tmp_path):
+    here, there = (local_copy(s3, tmp_path / machine) for machine in ("here", "there"))
+    for value in (1, 2):
+        remove(here)
+        create_knowledge(here, FIVE, **SETTINGS)
+        write_embeddings(here, 0, torch.full((5, value), float(value)))
+        write_matches(here, matches_of({"a": [value, 0, 4]}))
+        knowledge = finish(there)
+        assert knowledge.phrase_embeddings().tolist() == [[value] * value] * 5
+        assert knowledge.phrase_ids(["a"], 1).tolist() == [[value]]

@@ -142,3 +142,10 @@ def test_optuna_that_is_not_installed(plan, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SweepError, match=r"pip install 'waver\[tune\]'"):
         plan(rest="", space="{train.lr: {uniform: [0.1, 1]}}", search="optuna")
+
+
+def test_a_sweep_needs_a_folder(tmp_path):
+    with pytest.raises(
+        SweepError, match=r"storage.path = s3://bucket/x: .* in a folder of a disk that every node sees"
+    ):
+        plan_sweep(SHIPPED[0], {"storage.path": "s3://bucket/x"})

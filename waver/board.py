@@ -49,7 +49,7 @@ def event_folders(folder: Path) -> list[Path]:
     Raises:
         BoardError: where there is none; says whether the folder is there at all.
     """
-    fetch_folder(folder, _EVENTS)
+    _bring_events(folder)
     if not folder.is_dir() and (not exists(folder) or not remote_of(folder)):
         what = "is a file, not a folder" if folder.exists() else "is not there"
         raise BoardError(f"{shown(folder)} {what}: name the folder of one run, or of many, such as storage/runs")
@@ -119,11 +119,20 @@ def show_board(folder: Path, *, port: int, say: Callable[[str], None]) -> None:
         say("ended")
 
 
+def _bring_events(folder: Path) -> None:
+    """Of runs in an object store; those of a run that was deleted go, lest they are shown with another of its name."""
+    if remote_of(folder):
+        there = fetch_folder(folder, _EVENTS)
+        here = {path for path in folder.rglob("*tfevents*") if path.suffix != ".part"}
+        for gone in here - set(there):
+            gone.unlink(missing_ok=True)
+
+
 def _keep_fresh(folder: Path) -> None:
     while True:
         time.sleep(_RELOAD_S)
         with contextlib.suppress(ObjectStoreError):  # what was brought stays, and the store is asked again
-            fetch_folder(folder, _EVENTS)
+            _bring_events(folder)
 
 
 def _wait_for_runs(url: str, expected: int) -> tuple[str, ...]:

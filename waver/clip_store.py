@@ -165,8 +165,7 @@ def read_ledger(store: Path) -> pa.Table:
         StoreError: if there is no store.
     """
     _read_manifest(store)
-    fetch_folder(store / "ledger", "*.parquet")
-    blocks = sorted((file.name for file in (store / "ledger").glob("*.parquet")), reverse=True)
+    blocks = sorted((file.name for file in fetch_folder(store / "ledger", "*.parquet")), reverse=True)
     if remote_of(store):  # an object is there as it was sent or not at all, so its clips need not be looked at
         blocks = sorted(set(blocks) & set(names(store / "clips")), reverse=True)
     with ThreadPoolExecutor() as pool:  # small files, perhaps on a network disk: waiting, not work

@@ -131,7 +131,7 @@ class Knowledge:
     @cached_property
     def matches(self) -> pa.Table:
         """MATCHES_SCHEMA, sorted by clip_id; of a clip matched twice one row, they are the same."""
-        files = sorted(fetch_folder(self.path / "matches").glob("*.parquet"))
+        files = fetch_folder(self.path / "matches", "*.parquet")
         try:
             tables = [pq.read_table(file, schema=MATCHES_SCHEMA) for file in files]
         except (pa.ArrowException, OSError) as error:
@@ -170,7 +170,7 @@ class Knowledge:
         Raises:
             KnowledgeError: where some are missing.
         """
-        files = sorted(fetch_folder(self.path / "embeddings").glob("*.safetensors"))
+        files = fetch_folder(self.path / "embeddings", "*.safetensors")
         try:
             parts = [load_file(file)["embeddings"] for file in files]
         except (SafetensorError, OSError) as error:

@@ -102,7 +102,7 @@ def fetch(path: Path) -> Path:
             store, key = _open(url)
             info = store.get_file_info(key)
             if info.type != fs.FileType.File:
-                _forget(path)
+                path.unlink(missing_ok=True)
             elif info.size <= _SMALL or not _is_copy(path, info):
                 _bring(store, info, path)
     return path
@@ -113,27 +113,29 @@ def fetch_once(path: Path) -> Path:
     return path if path.exists() else fetch(path)
 
 
-def fetch_folder(path: Path, *patterns: str) -> Path:
-    """Makes the copy of a folder, with all that is in it, what the store has now; returns the path.
+def fetch_folder(path: Path, pattern: str = "*") -> list[Path]:
+    """Brings the files of a folder, and of those in it, that have changed; the same paths elsewhere are only listed.
+
+    A copy that the store has no more stays, for it may be on its way there: what is returned is what counts.
 
     Args:
         path: of the folder.
-        patterns: only files whose path in the folder fits one of them; `*` stands for slashes too. By default all.
+        pattern: that their paths in the folder fit; `*` stands for slashes too.
+
+    Returns:
+        The paths of the files, sorted.
     """
-    if url := remote_of(path):
-        with _in_words(url):
-            store, key = _open(url)
-            listed = store.get_file_info(fs.FileSelector(key, allow_not_found=True, recursive=True))
-            there = {info.path[len(key) + 1 :]: info for info in listed if info.type == fs.FileType.File}
-            asked = {name: info for name, info in there.items() if _fits(name, patterns)}
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
-                todo = [(store, info, path / name) for name, info in asked.items() if not _is_copy(path / name, info)]
-                list(pool.map(lambda arguments: _bring(*arguments), todo))
-        for copy in [copy for copy in path.rglob("*") if copy.is_file()]:
-            name = copy.relative_to(path).as_posix()
-            if name not in there and _fits(name, patterns) and copy.suffix != ".part":
-                _forget(copy)
-    return path
+    if not (url := remote_of(path)):
+        found = (file for file in path.rglob("*") if fnmatch(file.relative_to(path).as_posix(), pattern))
+        return sorted(file for file in found if file.is_file())
+    with _in_words(url):
+        store, key = _open(url)
+        listed = store.get_file_info(fs.FileSelector(key, allow_not_found=True, recursive=True))
+        files = {path / info.path[len(key) + 1 :]: info for info in listed if info.type == fs.FileType.File}
+        files = {file: info for file, info in files.items() if fnmatch(file.relative_to(path).as_posix(), pattern)}
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda file: _is_copy(file, files[file]) or _bring(store, files[file], file), files))
+    return sorted(files)
 
 
 def send(path: Path, source: Path | None = None) -> None:
@@ -245,15 +247,6 @@ def _bring(store: fs.FileSystem, info: fs.FileInfo, path: Path) -> None:
 
 def _copy(source: str, target: str, from_store: fs.FileSystem, to_store: fs.FileSystem) -> None:
     fs.copy_files(source, target, source_filesystem=from_store, destination_filesystem=to_store, chunk_size=_CHUNK)
-
-
-def _forget(path: Path) -> None:
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
-
-
-def _fits(name: str, patterns: tuple[str, ...]) -> bool:
-    return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
 
 
 _CAUSES = {

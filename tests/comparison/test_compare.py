@@ -6,6 +6,7 @@ from rich.console import Console
 from waver.comparison import ComparisonError, compare_runs
 from waver.comparison.tables import comparison_tables
 from waver.files import write_json
+from waver.objects import local_copy
 from waver.run import open_run
 from waver.tracking import Tracker
 
@@ -224,3 +225,14 @@ def test_differences_have_a_sign_and_square_brackets_stay(make):
     }
     assert rows["t2v/R@1"] == ["50.00", "47.50", "-2.50"]
     assert rows["t2v/MnR"] == ["3.00", "3.50", "+0.50"]
+
+
+def test_runs_in_an_object_store(make, s3, tmp_path):
+    here, there = (local_copy(f"{s3}/runs", tmp_path / machine) for machine in ("here", "there"))
+    make("a", folder=here / "a", evaluation={})
+    make("b", folder=here / "b", finished=False, **{"train.lr": 0.5})
+    found, expected = compare_runs(there / "a", there / "b"), compare_runs(here / "a", here / "b")
+    assert printed(found, all_rows=True) == printed(expected, all_rows=True)
+    for name, message in (("typo", "is not there"), ("", r"is no run, .*such as s3://waver/.*/runs/a")):
+        with pytest.raises(ComparisonError, match=message):
+            compare_runs(there / name, there / "a")

@@ -6,7 +6,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from waver.tracking import Tracker, read_metrics
+from waver.objects import ObjectStoreError, fetch_folder, local_copy, remove
+from waver.tracking import Tracker, outbox, read_metrics
 
 
 def events(folder: Path, part: str = "") -> dict[str, list[tuple[int, float]]]:
@@ -135,3 +136,89 @@ def test_events_that_have_no_place_cost_a_warning(tmp_path):
     tracker.log(1, {"loss/total": 1.0})
     tracker.close()
     assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+
+
+# ---- in an object store
+
+
+@pytest.fixture
+def far(s3, tmp_path):
+    """The copies of one run on three machines."""
+    return [local_copy(f"{s3}/run", tmp_path / machine) for machine in ("here", "there", "elsewhere")]
+
+
+def events_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    fetch_folder(folder)
+    return events(folder)
+
+
+def test_a_run_goes_on_another_machine(far):
+    here, there, elsewhere = far
+    killed = Tracker(here)
+    for step in range(1, 5):
+        killed.log(step, {"loss": float(step)})
+    killed.flush()  # and then its machine was lost, after a checkpoint at step 3
+    age(killed.here)
+    remove(here / "events")
+    killed.flush()
+    with Tracker(there, resume_step=3) as resumed:
+        resumed.log(4, {"loss": 4.5})
+    expected = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.5)]
+    assert [(row["step"], row["loss"]) for row in read_metrics(elsewhere)] == expected
+    assert events_of(elsewhere)["loss"] == expected
+    assert not resumed.here.exists()
+
+
+def test_what_is_logged_is_sent_now_and_then(far, monkeypatch):
+    monkeypatch.setattr(outbox, "EVERY_S", 0)
+    here, there, _ = far
+    with Tracker(here) as tracker:
+        for step in (1, 2):
+            tracker.log(step, {"loss": 1.0})
+            tracker._outbox._sending.result()
+        assert len(read_metrics(there)) == 2
+        assert events_of(there)["loss"] == [(1, 1.0), (2, 1.0)]
+
+
+def test_what_has_not_changed_is_not_sent_again(far, monkeypatch):
+    tracker = Tracker(far[0])
+    tracker.log(1, {"loss": 1.0})
+    tracker.flush()
+    sent = []
+    monkeypatch.setattr(outbox, "send", lambda path, source: sent.append(path.name))
+    tracker.flush()
+    assert sent == []
+    tracker.log(2, {"loss": 1.0})
+    tracker.flush()
+    assert len(sent) == 2  # the series by pairs has nothing new
+    assert sent[1] == "metrics.jsonl"
+
+
+def test_a_store_that_does_not_answer_is_sent_all_of_it_later(far, monkeypatch, s3_server):
+    here, there, _ = far
+    with Tracker(here) as tracker:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        tracker.log(1, {"loss": 1.0})
+        with pytest.warns(
+            UserWarning, match=r"what was logged of s3://waver/.*/run .*nobody answers.*Training goes on"
+        ):
+            tracker.flush()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+        tracker.log(2, {"loss": 1.0})
+    assert [row["step"] for row in read_metrics(there)] == [1, 2]
+    assert events_of(there)["loss"] == [(1, 1.0), (2, 1.0)]
+
+
+def test_what_could_not_be_sent_is_kept(far, monkeypatch):
+    tracker = Tracker(far[0])
+    tracker.log(1, {"loss": 1.0})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.warns(UserWarning, match=f"It is kept in {tracker.here}"):
+        tracker.close()
+    assert len(read_metrics(tracker.here)) == 1
+
+
+def test_a_run_does_not_begin_where_it_cannot_see_what_was_before(far, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(ObjectStoreError, match="nobody answers"):
+        Tracker(far[0], resume_step=3)

@@ -1,6 +1,5 @@
 """What the files of a run say, as far as they are there and whole; a sentence for each that is not."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,8 @@ from statistics import median
 from typing import Any
 
 from waver.config import ConfigError, ExperimentConfig, load_config
-from waver.objects import exists, fetch_folder, shown
+from waver.files import read_json
+from waver.objects import ObjectStoreError, exists, names, shown
 from waver.run import SELECTION_METRIC, best_epoch
 from waver.tracking import read_metrics
 
@@ -63,9 +63,7 @@ def read_run(folder: Path) -> ReadRun:
     Raises:
         ComparisonError: where the folder is none of a run; says what it is, as far as that can be seen.
     """
-    fetch_folder(folder, "*.yaml")
     _check(folder)
-    fetch_folder(folder, "*.json*")
     problems: list[str] = []
     config = None
     try:
@@ -96,17 +94,16 @@ def read_run(folder: Path) -> ReadRun:
 
 
 def _check(folder: Path) -> None:
-    if not folder.is_dir():
+    if folder.is_file() or not exists(folder):
         raise ComparisonError(
             f"{shown(folder)} {'is a file' if folder.exists() else 'is not there'}: name the folder of a run"
         )
     if exists(folder / "model.safetensors"):
         raise ComparisonError(f"{shown(folder)} is a checkpoint: name its run, {shown(folder.parent)}")
-    if (folder / "config.yaml").exists():
+    if exists(folder / "config.yaml"):
         return
-    inside = [
-        path.parent for path in sorted(folder.glob("*/config.yaml")) + sorted(folder.glob("trials/*/*/config.yaml"))
-    ]
+    inside = [folder / name for name in names(folder) if exists(folder / name / "config.yaml")]
+    inside += [path.parent for path in sorted(folder.glob("trials/*/*/config.yaml"))]
     hint = f": name one in it, such as {shown(inside[0])}" if inside else ": train one with `waver train CONFIG`"
     raise ComparisonError(f"{shown(folder)} is no run, it has no config.yaml{hint}")
 
@@ -114,7 +111,9 @@ def _check(folder: Path) -> None:
 def _read(path: Path, problems: list[str], *, optional: bool = False) -> Mapping[str, Any]:
     """The object in a JSON file; empty where it is missing or damaged, which is noted."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
+    except ObjectStoreError:
+        raise
     except FileNotFoundError:
         if not optional:
             problems.append(f"{path} is missing: what it says is left out")
@@ -130,7 +129,7 @@ def _read(path: Path, problems: list[str], *, optional: bool = False) -> Mapping
 
 def _evaluations(folder: Path, problems: list[str]) -> dict[str, Mapping[str, Any]]:
     found = {}
-    for path in sorted(folder.glob("evaluation_*.json")):
+    for path in (folder / name for name in names(folder, "evaluation_*.json")):
         before = len(problems)
         content = _read(path, problems)
         metrics = content.get("metrics")

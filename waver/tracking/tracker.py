@@ -45,8 +45,10 @@ class Tracker:
         self._events: SummaryWriter | None = None
         self._by_pairs: SummaryWriter | None = None
         self._charted: set[str] = set()
+        # A store that does not tell what was before ends the run here: later it would be overwritten.
+        before = fetch(folder / "metrics.jsonl")
         with self._or_warn("metrics.jsonl"):
-            _truncate(folder, self._path, resume_step)
+            _truncate(before, self._path, resume_step)
         with self._or_give_up():
             self._events = SummaryWriter(str(self.here / "events"), purge_step=resume_step + 1)
             # A run of its own to TensorBoard: what a resumed run takes back, it takes back in all of its series.
@@ -135,7 +137,10 @@ class Tracker:
 
 def read_metrics(folder: Path) -> Iterable[dict]:
     """The rows of a run's metrics.jsonl, oldest first; a last line that a crash cut short is left out."""
-    path = fetch(folder / "metrics.jsonl")
+    return _read_rows(fetch(folder / "metrics.jsonl"))
+
+
+def _read_rows(path: Path) -> list[dict]:
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     return [json.loads(line) for line in lines[:-1]]  # every whole line ends in a newline
 
@@ -154,8 +159,7 @@ def _append(path: Path, text: str, *, sync: bool) -> None:
             os.fsync(file.fileno())
 
 
-def _truncate(folder: Path, target: Path, step: int) -> None:
-    if kept := [row for row in read_metrics(folder) if row["step"] <= step]:
+def _truncate(path: Path, target: Path, step: int) -> None:
+    if path.exists():
+        kept = [row for row in _read_rows(path) if row["step"] <= step]
         write_text(target, "".join(json.dumps(row) + "\n" for row in kept))
-    else:
-        target.unlink(missing_ok=True)
