@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import itertools
+import json
 import os
 
 # Before anything imports torch or Ray: one thread each, so that tests in several processes share two cores.
@@ -19,13 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from waver.annotations import CAPTIONS_SCHEMA
 from waver.backbone import load_backbone
 from waver.clip_store import ClipStore, Decoded, StoreSettings, create_store, write_block, write_manifest
 from waver.config import ExperimentConfig, load_config
-from waver.engine import Training, build_training, make_batch, train_epoch
+from waver.engine import Training, build_training, make_batch, store_settings, train_epoch
 from waver.evaluation import evaluate
 from waver.knowledge import (
     Knowledge,
@@ -127,6 +129,45 @@ def store(tmp_path_factory: pytest.TempPathFactory, captions: pa.Table) -> ClipS
     write_block(path, settings, results[15:])
     write_manifest(path, settings, complete=True)
     return ClipStore(path)
+
+
+@pytest.fixture(scope="session")
+def build_project(tiny_config, store):
+    """Makes a folder as a user has it: experiment.yaml, captions.jsonl, videos, and a finished clip store."""
+
+    def build(folder: Path, captions: pa.Table, **sections: dict) -> Path:
+        (folder / "videos").mkdir()
+        with (folder / "captions.jsonl").open("w") as file:
+            for row in captions.to_pylist():
+                (
+                    folder / "videos" / f"{row['video_id']}.mp4"
+                ).touch()  # decoded already: the store below has its frames
+                columns = {"video": f"{row['video_id']}.mp4", "caption": row["caption"], "split": row["split"]}
+                file.write(json.dumps(columns) + "\n")
+        raw = tiny_config.model_dump(mode="json")
+        raw["data"] |= {"annotations": str(folder / "captions.jsonl"), "videos": str(folder / "videos")}
+        raw["storage"] = {"path": str(folder / "storage")}
+        raw["resources"] |= {"workers": 2, "loaders_per_worker": 1, "timeout_s": 60}
+        for section, settings in sections.items():
+            raw[section] |= settings
+        (folder / "experiment.yaml").write_text(yaml.safe_dump(raw))
+
+        config = load_config(folder / "experiment.yaml")
+        create_store(config.clip_store, store_settings(config))
+        results = []
+        for row in store.ledger.to_pylist():
+            if row["status"] != "ok":
+                outcome = ClipError(row["status"], row["error"])
+            else:
+                frames, num_frames = store.read([row["clip_id"]])
+                times = tuple(float(i) for i in range(num_frames[0]))
+                outcome = Clip(frames[0, : num_frames[0]], times, 25.0, 16, 16, "test")
+            results.append(Decoded(row["clip_id"], str(folder / "videos" / f"{row['clip_id']}.mp4"), 0.0, outcome))
+        write_block(config.clip_store, store_settings(config), results)
+        write_manifest(config.clip_store, store_settings(config), complete=True)
+        return folder
+
+    return build
 
 
 NUM_PHRASES, NUM_MATCHES = 12, 6

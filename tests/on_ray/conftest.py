@@ -1,7 +1,6 @@
 """One small Ray for all tests of this folder: 4 s to start, so it is started once."""
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -23,16 +22,10 @@ os.environ.update(
 os.environ.pop("RAY_ADDRESS", None)  # never a cluster that somebody uses
 
 import numpy as np
-import pyarrow as pa
 import pytest
-import yaml
 from PIL import Image
 
 import waver.on_ray  # noqa: F401  its environment, before Ray
-from waver.clip_store import Decoded, create_store, write_block, write_manifest
-from waver.config import load_config
-from waver.engine import store_settings
-from waver.video import Clip, ClipError
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,45 +62,6 @@ def render_video():
         return path
 
     return render
-
-
-@pytest.fixture(scope="session")
-def build_project(tiny_config, store):
-    """Makes a folder as a user has it: experiment.yaml, captions.jsonl, videos, and a finished clip store."""
-
-    def build(folder: Path, captions: pa.Table, **sections: dict) -> Path:
-        (folder / "videos").mkdir()
-        with (folder / "captions.jsonl").open("w") as file:
-            for row in captions.to_pylist():
-                (
-                    folder / "videos" / f"{row['video_id']}.mp4"
-                ).touch()  # decoded already: the store below has its frames
-                columns = {"video": f"{row['video_id']}.mp4", "caption": row["caption"], "split": row["split"]}
-                file.write(json.dumps(columns) + "\n")
-        raw = tiny_config.model_dump(mode="json")
-        raw["data"] |= {"annotations": str(folder / "captions.jsonl"), "videos": str(folder / "videos")}
-        raw["storage"] = {"path": str(folder / "storage")}
-        raw["resources"] |= {"workers": 2, "loaders_per_worker": 1, "timeout_s": 60}
-        for section, settings in sections.items():
-            raw[section] |= settings
-        (folder / "experiment.yaml").write_text(yaml.safe_dump(raw))
-
-        config = load_config(folder / "experiment.yaml")
-        create_store(config.clip_store, store_settings(config))
-        results = []
-        for row in store.ledger.to_pylist():
-            if row["status"] != "ok":
-                outcome = ClipError(row["status"], row["error"])
-            else:
-                frames, num_frames = store.read([row["clip_id"]])
-                times = tuple(float(i) for i in range(num_frames[0]))
-                outcome = Clip(frames[0, : num_frames[0]], times, 25.0, 16, 16, "test")
-            results.append(Decoded(row["clip_id"], str(folder / "videos" / f"{row['clip_id']}.mp4"), 0.0, outcome))
-        write_block(config.clip_store, store_settings(config), results)
-        write_manifest(config.clip_store, store_settings(config), complete=True)
-        return folder
-
-    return build
 
 
 @pytest.fixture(scope="session")
