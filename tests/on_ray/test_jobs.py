@@ -1,11 +1,12 @@
 """What would be uploaded; jobs themselves are in tests/cluster/test_jobs.py."""
 
 import logging
+import socket
 
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
-from waver.on_ray.jobs import send_job, uploaded_files
+from waver.on_ray.jobs import JobError, send_job, uploaded_files
 from waver.submission import PackageError, Submission, SubmissionError, package_size
 
 
@@ -52,3 +53,11 @@ def test_nothing_is_sent_that_could_not_start_or_is_too_large(folder):
     with pytest.raises(PackageError, match=r"(?s)100\.0 MiB would be uploaded.*100\.0 MiB  weights\.bin") as refused:
         send_job(submission(folder), nobody, say=print)
     assert "--exclude 'weights.bin'" in str(refused.value)
+
+
+def test_an_address_where_nobody_answers_ends_in_a_sentence(folder):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    with pytest.raises(JobError, match=f"nobody answers at {closed} .*Is the cluster up"):
+        send_job(submission(folder), closed, say=print)
