@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from waver.config import ConfigError, ExperimentConfig, load_config, parse_overrides
+from waver.config import ConfigError, ExperimentConfig, as_written, load_config, parse_overrides
 from waver.objects import remote_of
 
 SMALL = "name: x\ndata: {format: table, annotations: a.jsonl, videos: v}\n"
@@ -197,6 +197,18 @@ def test_paths_mean_the_same_from_every_folder(tmp_path, monkeypatch):
     assert config.storage.folder == Path.home() / "kept"
     assert load_config(write(tmp_path, SMALL)).storage.folder == tmp_path / "storage"
     assert load_config(write(tmp_path, SMALL)).model.weights == "openai"
+
+
+def test_what_was_written_is_told_before_paths_are_resolved(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("name: x\ndata: {format: table, videos: videos}\nknowledge: {released: [a.json, ~/b.json]}\n")
+    assert as_written(path, {"data.videos": "/v", "storage.path": "s"}) == {
+        "name": "x",
+        "data.format": "table",
+        "data.videos": "/v",
+        "knowledge.released": ["a.json", "~/b.json"],
+        "storage.path": "s",
+    }
 
 
 def test_the_style_world_is_the_quickstart_for_longer(repository: Path):

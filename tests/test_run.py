@@ -12,6 +12,7 @@ from waver.run import (
     checkpoint_name,
     checkpoints,
     describe_checkpoint,
+    environment,
     find_checkpoint,
     finished,
     keep_checkpoint,
@@ -71,6 +72,15 @@ def test_the_folder_says_what_ran_and_where(run, tiny_config):
     assert environment["torch"]
     assert environment["ray"]
     assert environment["command"]
+
+
+def test_a_copy_of_a_checkout_tells_of_which(tmp_path, monkeypatch):
+    monkeypatch.setattr("waver.run.__file__", str(tmp_path / "waver" / "run.py"))
+    (tmp_path / "waver").mkdir()
+    assert (environment()["git_commit"], environment()["git_changes"]) == (None, None)
+    monkeypatch.setenv("WAVER_GIT_COMMIT", "abc123")
+    monkeypatch.setenv("WAVER_GIT_CHANGES", "")
+    assert (environment()["git_commit"], environment()["git_changes"]) == ("abc123", "")
 
 
 def test_a_name_is_not_reused_by_accident(run, load_tiny):

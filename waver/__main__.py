@@ -32,6 +32,7 @@ _FREE_IN_EVALUATION = ("data", "ingest", "storage", "resources", "evaluate")
 """Sections that say where things are and how fast they are computed."""
 Split = Literal["train", "validation", "test"]
 Before = Literal["ingest", "match", "train"]
+Stage = Literal["train", "tune", "ingest", "vocabulary", "match", "evaluate", "robustness", "doctor"]
 
 
 @app.command()
@@ -231,6 +232,67 @@ def tune(
         describe_plan(plan, say=_say)
         return
     run_sweep(plan, say=_say, show=_figures.print)
+
+
+@app.command()
+def submit(
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="What the stage is given: an experiment; for tune a sweep; for evaluate and robustness a run.",
+            show_default=False,
+        ),
+    ],
+    stage: Annotated[Stage, typer.Argument(help="What the job does.")] = "train",
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]", help="More for the stage, such as -- --split test.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Dashboard of the cluster, http://HEAD:8265.", show_default="RAY_API_SERVER_ADDRESS"),
+    ] = None,
+    follow: Annotated[bool, typer.Option(help="Show what the job prints, and end as it ends.")] = True,
+    workers: Workers = None,
+    overrides: Set = [],  # noqa: B006
+    working_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder that is uploaded.", show_default="the git clone, else the current folder"),
+    ] = None,
+    exclude: Annotated[
+        list[str], typer.Option(metavar="PATTERN", help="Not uploaded, as in .gitignore; again for more.")
+    ] = [],  # noqa: B006
+    env: Annotated[
+        list[str], typer.Option(metavar="NAME=VALUE", help="Environment variable of the job; again for more.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Run a stage on a cluster, as a job that goes on without this machine; submit again, it continues."""
+    from waver.on_ray.jobs import follow_job, send_job
+    from waver.submission import dashboard_address, default_working_dir, plan_submission
+
+    given = [config, *(arguments or [])]
+    given += [] if workers is None else ["--workers", str(workers)]
+    given += [part for override in overrides for part in ("--set", override)]
+    # The stage's own command reads them here, so that a mistake costs no job.
+    parsed = typer.main.get_command(app).commands[stage].make_context(f"waver {stage}", list(given)).params
+    asked = {"resources.workers": parsed["workers"]} if parsed.get("workers") else {}
+    cluster, here = dashboard_address(address, os.environ), Path.cwd()
+    submission = plan_submission(
+        stage,
+        given,
+        parsed,
+        folder=here,
+        working_dir=working_dir or default_working_dir(here),
+        address=cluster,
+        overrides=asked | parse_overrides(parsed["overrides"]),
+        excludes=exclude,
+        variables=env,
+        environ=os.environ,
+    )
+    job = send_job(submission, cluster, say=_say)
+    if not follow:
+        print(job)
+        return
+    raise typer.Exit(follow_job(job, cluster, say=_say, write=lambda text: print(text, end="", flush=True)))
 
 
 @app.command()

@@ -211,13 +211,16 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of waver's own checkout; None where it was installed without one."""
+    """What git says of waver's own checkout; None where it was installed without one.
+
+    A job computes with a copy of the checkout, without git; `waver submit` says in its environment what it is a copy of.
+    """
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get({"rev-parse": "WAVER_GIT_COMMIT", "status": "WAVER_GIT_CHANGES"}[arguments[0]])
     return done.stdout.strip()
 
 

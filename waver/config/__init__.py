@@ -4,7 +4,15 @@
 space go through the same function.
 """
 
-from waver.config.loading import ConfigError, check_config, load_config, load_robustness, load_sweep, parse_overrides
+from waver.config.loading import (
+    ConfigError,
+    as_written,
+    check_config,
+    load_config,
+    load_robustness,
+    load_sweep,
+    parse_overrides,
+)
 from waver.config.robustness import RobustnessConfig
 from waver.config.schema import ExperimentConfig, ResourcesConfig
 from waver.config.sweep import ParameterConfig, SweepConfig
@@ -16,6 +24,7 @@ __all__ = [
     "ResourcesConfig",
     "RobustnessConfig",
     "SweepConfig",
+    "as_written",
     "check_config",
     "load_config",
     "load_robustness",

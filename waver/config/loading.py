@@ -53,6 +53,18 @@ def check_config(
     return _validate(ExperimentConfig, raw)
 
 
+def as_written(path: Path | str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What stands in an experiment and its overrides, before defaults and paths are resolved: dotted key -> value.
+
+    Raises:
+        ConfigError: where the file itself cannot be read.
+    """
+    raw = _read_yaml(Path(path), "an experiment is a mapping of sections (name, data, train, ...)")
+    for key, value in (overrides or {}).items():
+        _set(raw, key, value)
+    return dict(_flat(raw))
+
+
 def load_sweep(path: Path | str) -> SweepConfig:
     """Reads a sweep; the experiment that it varies is another file, which its `base` names relative to this one.
 
@@ -168,6 +180,14 @@ def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
             raw[name] = {}
         raw = raw[name]
     raw[last] = value
+
+
+def _flat(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in raw.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _describe(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> str:

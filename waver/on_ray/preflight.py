@@ -164,7 +164,9 @@ def _check_storage(nodes: Sequence[_Node], storage: Path) -> Iterator[Finding]:
         # A node apart misses what the others wrote, and the others miss what it wrote.
         apart = sorted({name for name, unseen in missing.items() if me in unseen} | set(missing.get(me, ())))
         if apart:
-            found = f"{some(apart)} and this process do not see each other's files in {shown(storage)}: it is two storages"
+            found = (
+                f"{some(apart)} and this process do not see each other's files in {shown(storage)}: it is two storages"
+            )
             remedy = "mount the same shared file system at this path on every node, or set storage.path to one"
             yield Finding("error", "storage", found, remedy, details=missing)
         elif missing:
