@@ -4,12 +4,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 
 import ray
 import torch
+from ray.autoscaler.sdk import request_resources
 
 from waver.config import ResourcesConfig
 
@@ -105,11 +106,30 @@ def require(
     Raises:
         ClusterTooSmall: if it has not, after `wait_s`.
     """
+    bundle = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
+
+    def room() -> int:
+        return slots(nodes(labels), cpus_per_worker, gpus_per_worker)
+
+    if not _grows(lambda: room() >= workers, [bundle] * workers, labels, wait_s):
+        raise too_small(workers, cpus_per_worker, gpus_per_worker, room(), wait_s, cluster_size(labels))
+
+
+def _grows(is_enough: Callable[[], bool], bundles: list[dict[str, float]], labels: Labels, wait_s: float) -> bool:
+    """Whether a cluster is large enough, or becomes so in time; one that grows by itself is asked for what is missing."""
+    if is_enough():
+        return True
+    if not wait_s:
+        return False
     deadline = time.monotonic() + wait_s
-    while (room := slots(nodes(labels), cpus_per_worker, gpus_per_worker)) < workers:
-        if time.monotonic() >= deadline:
-            raise too_small(workers, cpus_per_worker, gpus_per_worker, room, wait_s, cluster_size(labels))
-        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+    request_resources(bundles=bundles, bundle_label_selectors=[dict(labels)] * len(bundles) if labels else None)
+    try:
+        while not (enough := is_enough()) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return enough
+    finally:
+        # It would outlive this process, and keep nodes that nobody uses. Those that came stay until they are idle for long.
+        request_resources(bundles=[])
 
 
 def too_small(workers: int, cpus: float, gpus: float, room: int, wait_s: float, size: str) -> ClusterTooSmall:
@@ -154,17 +174,18 @@ def num_cpus(labels: Labels = MappingProxyType({}), *, wait_s: float = 0.0) -> i
     Raises:
         ClusterTooSmall: if they have none after `wait_s`.
     """
-    deadline = time.monotonic() + wait_s
-    while not (cpus := sum(int(node.get("CPU", 0)) for node in nodes(labels))):
-        if time.monotonic() >= deadline:
-            waited = f" after {wait_s:g} s" if wait_s else ""
-            mend = "add such nodes or correct ingest.node_labels" if labels else "add nodes"
-            raise ClusterTooSmall(
-                f"the cluster has no CPU for this work{waited} ({cluster_size(labels)}): {mend} (and raise resources.wait_s "
-                "where the cluster grows by itself)"
-            )
-        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
-    return cpus
+
+    def cpus() -> int:
+        return sum(int(node.get("CPU", 0)) for node in nodes(labels))
+
+    if not _grows(lambda: cpus() > 0, [{"CPU": 1.0}], labels, wait_s):
+        waited = f" after {wait_s:g} s" if wait_s else ""
+        mend = "add such nodes or correct ingest.node_labels" if labels else "add nodes"
+        raise ClusterTooSmall(
+            f"the cluster has no CPU for this work{waited} ({cluster_size(labels)}): {mend} (and raise resources.wait_s "
+            "where the cluster grows by itself)"
+        )
+    return cpus()
 
 
 def _check_reachable(address: str) -> None:
