@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from waver.config import ExperimentConfig, SweepConfig, load_config, load_sweep
+from waver.objects import shown
 from waver.submission.address import is_loopback
 from waver.submission.places import ON_RUNS, named_paths, only_here, patterns_below
 from waver.sweep.folder import sweep_folder
@@ -125,7 +126,7 @@ def plan_submission(
     command = shlex.join(["python", "-m", "waver", stage, first, *others])
     if start != working_dir:
         command = f"cd {shlex.quote(str(start.relative_to(working_dir)))} && {command}"
-    kept = (config.storage.path, config.data.videos) if config else ()
+    kept = (config.storage.folder, config.data.videos) if config else ()
     return Submission(
         entrypoint=command,
         working_dir=working_dir,
@@ -149,8 +150,8 @@ def _load(stage: str, path: Path, overrides: Mapping[str, Any]) -> tuple[Experim
 
 def _written_folder(stage: str, config: ExperimentConfig | None, sweep: SweepConfig | None) -> str | None:
     if sweep:
-        return str(sweep_folder(config.storage.path, sweep.name))
-    return str(getattr(config, _FOLDERS[stage])) if stage in _FOLDERS else None
+        return shown(sweep_folder(config.storage.folder, sweep.name))
+    return shown(getattr(config, _FOLDERS[stage])) if stage in _FOLDERS else None
 
 
 def _environment(variables: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
