@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from waver.clip_store import ClipStore
+from waver.objects import fetch_once
 
 Progress = Callable[[int, int], None]
 _Key = TypeVar("_Key", bound=Hashable)
@@ -216,7 +217,7 @@ def same_frames(store: ClipStore, clip_ids: Iterable[str]) -> list[tuple[str, st
             rows_of_block[block].append((row, clip_id))
     outside: dict[tuple, list[tuple[str, int, str]]] = defaultdict(list)
     for block, rows in rows_of_block.items():
-        with pq.ParquetFile(store.path / "clips" / block, memory_map=True) as file:
+        with pq.ParquetFile(fetch_once(store.path / "clips" / block), memory_map=True) as file:
             table = file.read(["num_frames", "frame_times_s", "height", "width", "source_fps"]).to_pylist()
         for row, clip_id in rows:
             key = tuple(tuple(v) if isinstance(v, list) else v for v in table[row].values())
@@ -224,7 +225,7 @@ def same_frames(store: ClipStore, clip_ids: Iterable[str]) -> list[tuple[str, st
     alike = sorted(place for group in outside.values() if len(group) > 1 for place in group)
     digests = []
     for block, places in itertools.groupby(alike, key=lambda place: place[0]):
-        with pq.ParquetFile(store.path / "clips" / block, memory_map=True) as file:
+        with pq.ParquetFile(fetch_once(store.path / "clips" / block), memory_map=True) as file:
             digests += [(_frames_digest(file, row), clip_id) for _, row, clip_id in places]
     return _with_first(_grouped((digest for digest, _ in digests), (clip_id for _, clip_id in digests)).values())
 

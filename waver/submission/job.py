@@ -150,7 +150,7 @@ def _load(stage: str, path: Path, overrides: Mapping[str, Any]) -> tuple[Experim
 
 def _written_folder(stage: str, config: ExperimentConfig | None, sweep: SweepConfig | None) -> str | None:
     if sweep:
-        return str(sweep_folder(config.storage.folder, sweep.name))
+        return shown(sweep_folder(config.storage.folder, sweep.name))
     return shown(getattr(config, _FOLDERS[stage])) if stage in _FOLDERS else None
 
 
