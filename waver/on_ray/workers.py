@@ -17,10 +17,11 @@ import ray.train
 import torch
 from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from waver.config import ResourcesConfig
 from waver.on_ray.cluster import gpus_per_worker, require
+from waver.on_ray.loopback import torch_config
 from waver.parallel import InStepError
 
 
@@ -93,7 +94,7 @@ def run_on_workers(
     trainer = TorchTrainer(
         _guarded,
         train_loop_config={"task": task},
-        torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
+        torch_config=torch_config(timeout_s=int(resources.timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=gpus > 0,
