@@ -5,7 +5,6 @@ import copy
 import difflib
 import functools
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from open_clip.transformer import TextTransformer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from waver.archive import check_size, is_torchscript, without_actions
 
 VOCABULARY_SIZE = 49408
 """Of CLIP's tokenizer."""
@@ -42,9 +43,9 @@ class Backbone(nn.Module):
                 f"model.backbone: its vision tower {vision['timm_model_name']} takes images of "
                 f"{vision.get('image_size', 224)} pixels only: set video.size to that"
             )
-        if "hf_tokenizer_name" in words:
+        if foreign := words.get("hf_tokenizer_name", words.get("hf_model_name")):
             raise BackboneError(
-                f"model.backbone: its words need the tokenizer {words['hf_tokenizer_name']}, waver reads texts with CLIP's "
+                f"model.backbone: its words need the tokenizer {foreign}, waver reads texts with CLIP's "
                 "byte pairs; choose a model that does so too, such as ViT-B-32, ViT-L-14 or MobileCLIP-B"
             )
         vision["image_size"] = image_size
@@ -116,7 +117,7 @@ def load_backbone(backbone: str | dict[str, Any], weights: str | None, *, image_
         return Backbone(architecture, image_size)
     path, quick_gelu = _download(_find_weights(backbone, weights), backbone, weights)
     state = _read_weights(path)
-    if quick_gelu or _is_torchscript(path):
+    if quick_gelu or is_torchscript(path):
         architecture["quick_gelu"] = True  # OpenAI trained with it; open_clip's plain names mean GELU
     model = Backbone(architecture, image_size)
     load_weights(model.clip, state, source=str(path))
@@ -220,6 +221,11 @@ def _build(architecture: dict[str, Any]) -> nn.Module:
             "model.backbone: CoCa models have a caption decoder that retrieval does not use; choose a CLIP model"
         )
     if "timm_model_name" in config["vision_cfg"]:
+        if ":" in str(config["vision_cfg"]["timm_model_name"]):
+            raise BackboneError(
+                f"model.backbone: {config['vision_cfg']['timm_model_name']} would be fetched from a hub; name a model that "
+                "timm itself has"
+            )
         config["vision_cfg"]["timm_model_pretrained"] = False  # our weights come from model.weights alone
     try:
         return (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
@@ -258,16 +264,8 @@ def _download(found: Path | dict[str, Any], backbone: str | dict[str, Any], weig
         ) from error
 
 
-def _is_torchscript(path: Path) -> bool:
-    """Whether this is an archive like OpenAI's own ViT-B-32.pt: TorchScript keeps code beside the tensors."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
-
-
 def _read_weights(path: Path, *, sizes_only: bool = False) -> dict[str, Tensor]:
-    """Tensors of a weights file by name, in open_clip's names (OpenAI's are the same). Nothing is unpickled.
+    """Tensors of a weights file by name, in open_clip's names (OpenAI's are the same). Nothing of the file is run.
 
     Where sizes are enough, tensors have no values, if the format allows to leave them where they are.
     """
@@ -277,12 +275,13 @@ def _read_weights(path: Path, *, sizes_only: bool = False) -> dict[str, Tensor]:
                 state = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
         elif path.suffix == ".safetensors":
             state = load_file(path)
-        elif _is_torchscript(path):
+        elif is_torchscript(path):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # OpenAI ships nothing newer
                 warnings.simplefilter("ignore", DeprecationWarning)
-                state = torch.jit.load(path, map_location="cpu").state_dict()
+                state = torch.jit.load(without_actions(path), map_location="cpu").state_dict()
         else:
+            check_size(path)
             state = torch.load(path, map_location="meta" if sizes_only else "cpu", weights_only=True)
     except Exception as error:  # each reader has its own exceptions for "this is not my format"
         raise BackboneError(
@@ -294,10 +293,17 @@ def _read_weights(path: Path, *, sizes_only: bool = False) -> dict[str, Tensor]:
         raise BackboneError(
             f"model.weights: {path} holds something else than tensors by name; it should be a state dict"
         )
+    if hollow := [name for name, tensor in state.items() if not _is_whole(tensor)]:
+        raise BackboneError(f"model.weights: {path} does not hold all values of {hollow[0]}; it should be a state dict")
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     for name in ("input_resolution", "context_length", "vocab_size"):  # figures that OpenAI keeps beside the tensors
         state.pop(name, None)
     return {name: tensor.to("meta") for name, tensor in state.items()} if sizes_only else state
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """False for one that repeats its values: some bytes in a file can claim any size."""
+    return tensor.layout == torch.strided and tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
 
 
 def _channels(visual: nn.Module, name: str, default: tuple[float, ...]) -> Tensor:

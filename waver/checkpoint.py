@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from waver import parallel
+from waver.archive import check_size
 from waver.backbone import BackboneError, load_weights
 from waver.config import ExperimentConfig, load_config
 from waver.engine import Training, build_student
@@ -67,6 +68,7 @@ def restore_training(folder: Path, training: Training) -> None:
     _load_weights(training.student, folder)
     path = fetch(folder / "training.pt")
     try:
+        check_size(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name: state[name] for name in ("epoch", "step", "rows", "optimizer", "schedule", "rng")}
     except Exception as error:  # torch raises its own types, zipfile's, pickle's and OSError for a damaged file

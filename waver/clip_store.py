@@ -324,7 +324,10 @@ def _clip_row(clip_id: str, clip: Clip, settings: StoreSettings) -> pa.Table:
 def _decode_frame(value: pa.Buffer, settings: StoreSettings) -> np.ndarray:
     if settings.frame_format == "raw":
         return np.frombuffer(value, np.uint8).reshape(settings.size, settings.size, 3)
-    return np.asarray(Image.open(io.BytesIO(value)))
+    with Image.open(io.BytesIO(value), formats=["JPEG"]) as image:  # others of Pillow's formats start programs
+        if image.size != (settings.size, settings.size):
+            raise ValueError(f"a frame of {image.width} x {image.height} pixels")
+        return np.asarray(image)
 
 
 def _jpeg(frame: np.ndarray, quality: int) -> bytes:

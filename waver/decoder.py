@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import resource
 import select
 import signal
 import struct
@@ -29,6 +30,9 @@ _CLIPS_PER_CHILD = 1000
 """decord loses about 40 kB a clip; a new child now and then keeps that from adding up."""
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
 """No fault in the child ends it with these: somebody else did (memory ran out, a cluster was shut down)."""
+MEMORY_BYTES = 4 * 2**30
+"""Of the child, beyond what its libraries take, bytes: a small file can hold frames of gigabytes. Twelve frames of 8K, the
+largest that cameras make, take a third of it."""
 _LENGTHS = struct.Struct("!IQ")
 """What an answer begins with: bytes of the JSON header, bytes of pixels."""
 
@@ -44,10 +48,12 @@ class Decoder:
 
     Args:
         timeout_s: a clip that takes longer is given up.
+        memory_bytes: a clip that takes more is given up.
     """
 
-    def __init__(self, timeout_s: float):
+    def __init__(self, timeout_s: float, memory_bytes: int = MEMORY_BYTES):
         self._timeout_s = timeout_s
+        self._memory_bytes = memory_bytes
         self._child: subprocess.Popen | None = None
         self._resources = contextlib.ExitStack()  # of the child: its pipes, its error output, itself
 
@@ -111,7 +117,12 @@ class Decoder:
             search_path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
             try:
                 self._child = subprocess.Popen(
-                    [sys.executable, "-m", "waver.decoder", str(writing_end), str(self._timeout_s)],
+                    [
+                        sys.executable,
+                        "-m",
+                        "waver.decoder",
+                        *map(str, (writing_end, self._timeout_s, self._memory_bytes)),
+                    ],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=self._errors,
@@ -161,7 +172,7 @@ class Decoder:
         if code is None:
             return "hangs"
         if code < 0:
-            return f"died with signal {signal.Signals(-code).name}"
+            return ": ".join([f"died with signal {signal.Signals(-code).name}", *last_words])[:200]
         return f"ended with exit code {code}: {' '.join(last_words)[:200]}"
 
 
@@ -172,12 +183,13 @@ def _end(child: subprocess.Popen) -> None:
         child.stdin.close()
 
 
-def serve(send: Callable[[dict[str, Any], memoryview], None], timeout_s: float) -> None:
+def serve(send: Callable[[dict[str, Any], memoryview], None], timeout_s: float, memory_bytes: int) -> None:
     """The child: answers the requests on standard input until there are no more.
 
     Args:
         send: takes the header and the pixels of an answer.
         timeout_s: after twice this time on one clip the process ends itself.
+        memory_bytes: that decoding may take; Linux sees to it.
     """
     # At the start, so that a broken installation shows at once and no clip pays for it.
     import av
@@ -185,6 +197,7 @@ def serve(send: Callable[[dict[str, Any], memoryview], None], timeout_s: float) 
 
     decord.logging.set_level(decord.logging.QUIET)
     av.logging.set_level(None)
+    _limit_memory(memory_bytes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
     nothing = memoryview(b"")
     send({}, nothing)
@@ -195,14 +208,24 @@ def serve(send: Callable[[dict[str, Any], memoryview], None], timeout_s: float) 
             clip = read_clip(**json.loads(request))
         except ClipError as error:
             send({"status": error.status, "reason": error.reason}, nothing)
+        except MemoryError:
+            send({"status": "corrupt", "reason": f"takes more than {memory_bytes // 2**20} MiB to decode"}, nothing)
         else:
             header = {name: getattr(clip, name) for name in ("times_s", "source_fps", "height", "width", "decoder")}
             send({**header, "shape": clip.frames.shape}, memoryview(clip.frames).cast("B"))
         signal.alarm(0)
 
 
+def _limit_memory(memory_bytes: int) -> None:
+    statm = Path("/proc/self/statm")
+    if statm.exists():  # else nobody says what is taken already
+        limit = int(statm.read_text().split()[0]) * resource.getpagesize() + memory_bytes
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
+
+
 def main() -> None:
-    """`python -m waver.decoder FILE_DESCRIPTOR TIMEOUT_S`; only `Decoder` calls it."""
+    """`python -m waver.decoder FILE_DESCRIPTOR TIMEOUT_S MEMORY_BYTES`; only `Decoder` calls it."""
     with os.fdopen(int(sys.argv[1]), "wb", buffering=0) as answers:
 
         def send(header: dict[str, Any], pixels: memoryview) -> None:
@@ -212,7 +235,7 @@ def main() -> None:
                     part = part[answers.write(part) :]
 
         with contextlib.suppress(BrokenPipeError):  # the parent is gone, and with it the reason to be here
-            serve(send, float(sys.argv[2]))
+            serve(send, float(sys.argv[2]), int(sys.argv[3]))
 
 
 if __name__ == "__main__":

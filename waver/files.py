@@ -24,7 +24,7 @@ def whole_file(path: Path) -> Iterator[io.BufferedWriter]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:  # never through a link that somebody put there
             yield file
         send(path, part)
         part.rename(path)

@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<?xml", b"<MPD")
+"""What begins a file of text that names other files, or addresses, to be played: FFmpeg would open them."""
+
 
 class ClipError(Exception):
     """A clip cannot be had; an entry of the ledger, not a reason to stop.
@@ -107,7 +110,7 @@ def read_clip(
 
     try:
         return _read_with_decord(path, sampling, size)
-    except (decord.DECORDError, RuntimeError, ValueError, IndexError) as error:
+    except (decord.DECORDError, RuntimeError, ValueError, IndexError, MemoryError) as error:  # PyAV needs less memory
         decord_reason = _one_line(error, path)
     try:
         return _read_with_pyav(path, sampling, size)
@@ -125,8 +128,17 @@ def _check_file(path: Path) -> None:
         # Rights and lost mounts as well: they can be mended, and what is missing is tried again.
         reason = "no such file" if error.errno == errno.ENOENT else f"cannot be opened: {error.strerror}"
         raise ClipError("missing", reason) from None
-    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+    if not stat.S_ISREG(status.st_mode):
+        return
+    if status.st_size == 0:
         raise ClipError("empty", "the file has 0 bytes")
+    try:
+        with path.open("rb") as file:
+            begins = file.read(64)
+    except OSError as error:
+        raise ClipError("missing", f"cannot be opened: {error.strerror}") from None
+    if begins.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_PLAYLISTS):
+        raise ClipError("no_video", "the file is a list of others to be played, which are not opened")
 
 
 def _read_with_decord(path: Path, sampling: tuple, size: int) -> Clip:

@@ -3,13 +3,11 @@
 import contextlib
 import os
 import signal
-import socket
 import tempfile
 from pathlib import Path
 
 # Ray reads these while it is imported; what waver.on_ray would choose for users is overruled here.
 os.environ.update(
-    RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
     RAY_DEDUP_LOGS="0",
     RAY_DATA_USE_DATASOURCE_V2="0",
@@ -20,25 +18,25 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 os.environ.pop("RAY_ADDRESS", None)  # never a cluster that somebody uses
+os.environ.pop("RAY_AUTH_MODE", None)
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import waver.on_ray  # noqa: F401  its environment, before Ray
+from waver.on_ray.loopback import loopback_only
 
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_session():
     import ray
 
-    # Early stopping asks the dashboard; other Rays on the machine, such as those that tests start, have their own.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-    # Paths of sockets may have 107 characters.
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    # As a user's: early stopping asks the dashboard. Paths of sockets may have 107 characters.
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        loopback_only(dashboard=True) as port,
+    ):
         ray.init(
             address="local",
             num_cpus=6,

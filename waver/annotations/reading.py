@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+MAX_BYTES = 2**30
+"""What a compressed file may hold; the largest of a data set holds a tenth."""
 _EXAMPLES = 5
 _EXAMPLE_LENGTH = 160
 
@@ -86,7 +88,12 @@ def find_file(folder: Path, names: Sequence[str]) -> Path | None:
 def read_json(path: Path, problems: Problems) -> tuple[bool, Any]:
     """Whether a JSON file, plain or `.gz`, could be read, and its content."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                if len(data := file.read(MAX_BYTES + 1)) > MAX_BYTES:
+                    raise ValueError(f"it unpacks to more than {MAX_BYTES // 2**20} MiB")
+        else:
+            data = path.read_bytes()
         return True, json.loads(data.decode("utf-8-sig"))
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         problems.add("unreadable JSON file", "copy or download it again", f"{path.name} ({error})")

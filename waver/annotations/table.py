@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from waver.annotations.captions import Caption, caption_table, held_out
-from waver.annotations.reading import Problems, is_text, read_csv, read_jsonl, read_text, show
+from waver.annotations.reading import MAX_BYTES, Problems, is_text, read_csv, read_jsonl, read_text, show
 from waver.annotations.videos import index_videos
 
 REQUIRED = ("video", "caption")
@@ -21,6 +21,8 @@ OPTIONAL = ("start_s", "end_s", "split", "style", "video_id")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _EXAMPLE = '{"video": ..., "caption": ...}'
 
+_ROWS_AT_A_TIME = 256
+_MAX_ROWS = 20_000_000
 _MAX_NAME_BYTES = 255  # of common file systems
 
 Row = Mapping[str, Any]
@@ -116,8 +118,26 @@ def _read_rows(path: Path, problems: Problems) -> tuple[list[str], list[tuple[st
 def _read_parquet(path: Path, problems: Problems) -> tuple[list[str], list[tuple[str, Row]]]:
     try:
         with pq.ParquetFile(path) as file:
-            table = file.read()
-        return table.column_names, [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]
+            columns = file.schema_arrow.names
+            known = [name for name in columns if name in (*REQUIRED, *OPTIONAL)]
+            if len(set(known)) < len(known) or not {*REQUIRED} <= {*known}:  # `_check_columns` says so
+                return columns, []
+            _check_claims(file.metadata)
+            repeating = [name for name in known if name not in _with_deltas(file.metadata)]
+        # Equal texts are kept once: a small file can repeat a long one millions of times.
+        rows, size = [], 0
+        with pq.ParquetFile(path, read_dictionary=repeating) as file:
+            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=known):
+                values = {
+                    name: _as_python(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
+                }
+                size += sum(
+                    len(value) if isinstance(value, str) else 8 for column in values.values() for value in column
+                )
+                if size > MAX_BYTES:
+                    raise ValueError(f"it unpacks to more than {MAX_BYTES // 2**20} MiB")
+                rows += [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+        return columns, [(f"row {number}", row) for number, row in enumerate(rows, 1)]
     except (
         OSError,
         pa.ArrowException,
@@ -126,6 +146,31 @@ def _read_parquet(path: Path, problems: Problems) -> tuple[list[str], list[tuple
     ) as error:  # text that is no UTF-8, years beyond Python's
         problems.add("unreadable file", "it must exist, be readable and be Parquet", f"{path} ({error})")
         return [], []
+
+
+def _check_claims(metadata: pq.FileMetaData) -> None:
+    """What a file says of itself; reading stops at the same size of text, whatever it says."""
+    size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    if size > MAX_BYTES or metadata.num_rows > _MAX_ROWS:
+        raise ValueError(
+            f"its {metadata.num_rows} rows unpack to {size // 2**20} MiB; at most {_MAX_ROWS} rows and "
+            f"{MAX_BYTES // 2**20} MiB are read"
+        )
+
+
+def _with_deltas(metadata: pq.FileMetaData) -> set[str]:
+    """Columns whose texts are stored as what differs from the text before, which Arrow cannot read as a dictionary."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    return {column.path_in_schema for column in columns if any(name.startswith("DELTA") for name in column.encodings)}
+
+
+def _as_python(column: pa.Array) -> list[Any]:
+    """Its values; equal ones of a dictionary are one object."""
+    if not pa.types.is_dictionary(column.type):
+        return column.to_pylist()
+    values = column.dictionary.to_pylist()
+    return [None if index is None else values[index] for index in column.indices.to_pylist()]
 
 
 def _check_columns(columns: list[str], has_rows: bool, problems: Problems) -> bool:

@@ -17,6 +17,8 @@ from waver.config.sweep import ParameterConfig, SweepConfig
 from waver.objects import fetch, hide_secrets
 
 _Config = TypeVar("_Config", bound=Section)
+_MAX_VALUES = 10_000
+"""In one file: hundreds of times as many as an experiment has."""
 
 
 class ConfigError(ValueError):
@@ -117,7 +119,7 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
             problems.append(f"--set {assignment}: write it as section.key=value, for example train.lr=3e-5")
             continue
         try:
-            overrides[key] = yaml.load(value, _Loader)
+            overrides[key] = _parse_yaml(value)
         except yaml.YAMLError as error:
             problems.append(f"--set {assignment}: the value is not YAML ({_where(error)})")
     if problems:
@@ -152,7 +154,7 @@ _Loader.add_implicit_resolver(
 
 def _read_yaml(path: Path, what: str) -> dict[str, Any]:
     try:
-        raw = yaml.load(fetch(path).read_text(encoding="utf-8"), _Loader)
+        raw = _parse_yaml(fetch(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; in {path.parent} there is: {', '.join(siblings)}" if siblings else ""
@@ -164,6 +166,33 @@ def _read_yaml(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: {what}, this is {type(raw).__name__}")
     return raw
+
+
+def _parse_yaml(text: str) -> Any:
+    """Plain values only, which are not larger than they seem.
+
+    Raises:
+        yaml.YAMLError: for whatever it is that cannot be read.
+    """
+    try:
+        value = yaml.load(text, _Loader)
+        if _num_values(value, {}) > _MAX_VALUES:
+            raise yaml.YAMLError(f"its aliases (*) stand for more than {_MAX_VALUES} values; write out what is meant")
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply, or a part of itself") from None
+    except (ValueError, TypeError) as error:  # numbers, dates and keys that Python does not have
+        raise yaml.YAMLError(str(error)) from None
+    return value
+
+
+def _num_values(value: Any, known: dict[int, int]) -> int:
+    """As many as would be written out; a few lines of aliases can stand for billions."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _where(error: yaml.YAMLError) -> str:

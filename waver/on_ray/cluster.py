@@ -13,10 +13,9 @@ import torch
 from ray.autoscaler.sdk import request_resources
 
 from waver.config import ResourcesConfig
+from waver.on_ray.loopback import loopback_only
 
-_LOOPBACK = "127.0.0.1"
 _POLL_S = 1.0
-_DASHBOARD = "RAY_API_SERVER_ADDRESS"
 _CONNECT_S = 10.0
 
 
@@ -33,7 +32,7 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
     """Joins Ray where it runs, or starts it on this machine and ends it afterwards.
 
     Already initialised Ray is used as it is; then the cluster of RAY_ADDRESS (a job has it); else a cluster of this
-    machine alone. Ray opens its ports to the network, without a token unless RAY_AUTH_MODE=token is set.
+    machine alone, which nobody else can reach, see `loopback_only`.
 
     Args:
         num_cpus: of a cluster that is started; None for all CPUs of the machine.
@@ -48,13 +47,11 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
     # What workers print goes to Ray's log files; what a user must know comes back in results and errors.
     quiet = {"logging_level": logging.WARNING, "configure_logging": True, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
-    with _own_dashboard() if dashboard and not address else nullcontext() as port:
+    with nullcontext() if address else loopback_only(dashboard=dashboard) as port:
         if address:
             _check_reachable(address)
             ray.init(address=address, **quiet)
         else:
-            # Ray may have turned tokens on for a cluster of this user; without that token it would shut us out.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             # Ray's core would print, for each pool of actors, that their arguments are kept in memory. Errors that matter
             # are exceptions.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -64,22 +61,6 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
             yield f"{where} ({cluster_size()})"
         finally:
             ray.shutdown()
-
-
-@contextmanager
-def _own_dashboard() -> Iterator[int]:
-    """A free port, which Ray's processes are told: where several Rays run on a machine they would not know whom to ask."""
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        port = probe.getsockname()[1]
-    before = os.environ.get(_DASHBOARD)
-    os.environ[_DASHBOARD] = f"http://{_LOOPBACK}:{port}"
-    try:
-        yield port
-    finally:
-        del os.environ[_DASHBOARD]
-        if before:
-            os.environ[_DASHBOARD] = before
 
 
 Labels = Mapping[str, str]

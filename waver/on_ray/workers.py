@@ -15,11 +15,12 @@ import ray.train
 import torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from waver.config import ResourcesConfig
 from waver.on_ray.cluster import gpus_per_worker, require
+from waver.on_ray.loopback import torch_config
 from waver.parallel import InStepError
 
 
@@ -89,7 +90,7 @@ def run_on_workers(
         trainer = TorchTrainer(
             _guarded,
             train_loop_config={"task": _Task(function, argument, signals)},
-            torch_config=TorchConfig(timeout_s=int(resources.timeout_s)),
+            torch_config=torch_config(timeout_s=int(resources.timeout_s)),
             scaling_config=ScalingConfig(
                 num_workers=(least, most) if resources.is_elastic else most,
                 use_gpu=gpus > 0,
