@@ -69,7 +69,7 @@ def _actors() -> Iterator[tuple[list[_Node], list[str]]]:
         if node["Alive"]:
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             has_gpus = node["Resources"].get("GPU", 0) > 0
-            actor = _OnNode.options(scheduling_strategy=here).remote(has_gpus)
+            actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_OnNode).remote(has_gpus)
             nodes.append(_Node(f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})", actor))
     nodes.sort(key=lambda node: node.name)
     try:
@@ -155,7 +155,9 @@ def _check_storage(nodes: Sequence[_Node], storage: Path) -> Iterator[Finding]:
         if refused:
             name, error = next(iter(refused.items()))
             found = f"{some(refused)} cannot write to {storage} ({name}: {error})"
-            yield Finding("error", "storage", found, "mount it there, writable for the user of Ray", details=refused)
+            yield Finding(
+                "error", "shared storage", found, "mount it there, writable for the user of Ray", details=refused
+            )
         wrote = [me, *(node.name for node in nodes if node.name not in refused)]
         missing = {name: unseen for name, unseen in _ask(nodes, "read", folder, wrote).items() if unseen}
         if unseen := _unseen(folder, wrote):
@@ -165,16 +167,16 @@ def _check_storage(nodes: Sequence[_Node], storage: Path) -> Iterator[Finding]:
         if apart:
             found = f"{some(apart)} and this process do not see each other's files in {storage}: it is not one storage"
             remedy = "mount the same shared file system at this path on every node, or set storage.path to one"
-            yield Finding("error", "storage", found, remedy, details=missing)
+            yield Finding("error", "shared storage", found, remedy, details=missing)
         elif missing:
             found = f"what some nodes wrote into {storage} was not seen after {_SEEN_S:g} s by {some(missing)}"
-            yield Finding("error", "storage", found, "is it mounted alike everywhere?", details=missing)
+            yield Finding("error", "shared storage", found, "is it mounted alike everywhere?", details=missing)
         elif not refused:
             found = f"{storage} is written and read by {len(nodes)} nodes, each what the others wrote"
-            yield Finding("ok", "storage", found)
+            yield Finding("ok", "shared storage", found)
     except OSError as error:
         yield Finding(
-            "error", "storage", f"{storage} cannot be written here ({error})", "mount it, or set storage.path"
+            "error", "shared storage", f"{storage} cannot be written here ({error})", "mount it, or set storage.path"
         )
     finally:
         with suppress(ray.exceptions.RayError):
@@ -258,7 +260,6 @@ def _exchange(gradient_bytes: int) -> dict[str, Any] | None:
     return {"workers": workers, "backend": dist.get_backend(), "device": str(device), "times": times}
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
 class _OnNode:
     """Answers for its node."""
 
