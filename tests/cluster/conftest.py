@@ -27,6 +27,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     # A node without a sign of life is taken for dead after 5 s; Ray's default is 15 s.
     RAY_health_check_period_ms="1000",
+    RAY_raylet_start_wait_time_s="120",  # other tests may want the CPUs as well
 )
 os.environ.pop("RAY_ADDRESS", None)  # never a cluster that somebody uses
 

@@ -61,7 +61,7 @@ def test_a_cluster_that_is_well(cluster, experiment):
     assert not (experiment.parent / "storage/.preflight").exists()
 
 
-_TRIED = ("cluster", "versions", "storage", "connections", "clocks", "all-reduce")
+_TRIED = ("cluster", "versions", "shared storage", "connections", "clocks", "all-reduce")
 
 
 def test_what_labels_leave_is_counted(cluster, experiment):
@@ -90,9 +90,9 @@ def test_a_node_with_another_disk_and_another_package(cluster, experiment, tmp_p
     apart = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(tmp_path / "storage")]
     running.start_node(before=apart, python_path=[package.parent])
     found, said = examine(running, experiment)
-    assert found["storage"][0]["level"] == "error", said
-    assert "and this process do not see each other's files in" in found["storage"][0]["found"]
-    assert len(found["storage"][0]["details"]) == 4  # it misses the others, and they miss it
+    assert found["shared storage"][0]["level"] == "error", said
+    assert "and this process do not see each other's files in" in found["shared storage"][0]["found"]
+    assert len(found["shared storage"][0]["details"]) == 4  # it misses the others, and they miss it
     assert found["versions"][0]["level"] == "warning"
     assert "numpy differs" in found["versions"][0]["found"]
     assert "0.0.1 on" in found["versions"][0]["found"]

@@ -132,7 +132,11 @@ def examine(config: ExperimentConfig, *, before: Before, say: Say) -> list[Findi
     if (ray.is_initialized() or "RAY_ADDRESS" in os.environ) and can_start(f for f in findings if f.check == "cluster"):
         with connect():
             check("nodes", check_nodes, config)
-            if before == "train" and model and can_start(f for f in findings if f.check in ("connections", "storage")):
+            if (
+                before == "train"
+                and model
+                and can_start(f for f in findings if f.check in ("connections", "shared storage"))
+            ):
                 check("all-reduce", check_exchange, config, gradient_bytes=4 * model.trained)
     return findings
 

@@ -156,7 +156,9 @@ def _check_storage(nodes: Sequence[_Node], storage: Path) -> Iterator[Finding]:
         if refused:
             name, error = next(iter(refused.items()))
             found = f"{some(refused)} cannot write to {shown(storage)} ({name}: {error})"
-            yield Finding("error", "storage", found, "mount it there, writable for the user of Ray", details=refused)
+            yield Finding(
+                "error", "shared storage", found, "mount it there, writable for the user of Ray", details=refused
+            )
         wrote = [me, *(node.name for node in nodes if node.name not in refused)]
         missing = {name: unseen for name, unseen in _ask(nodes, "read", folder, wrote).items() if unseen}
         if unseen := _unseen(folder, wrote):
@@ -168,16 +170,19 @@ def _check_storage(nodes: Sequence[_Node], storage: Path) -> Iterator[Finding]:
                 f"{some(apart)} and this process do not see each other's files in {shown(storage)}: it is two storages"
             )
             remedy = "mount the same shared file system at this path on every node, or set storage.path to one"
-            yield Finding("error", "storage", found, remedy, details=missing)
+            yield Finding("error", "shared storage", found, remedy, details=missing)
         elif missing:
             found = f"what some nodes wrote into {shown(storage)} was not seen after {_SEEN_S:g} s by {some(missing)}"
-            yield Finding("error", "storage", found, "is it mounted alike everywhere?", details=missing)
+            yield Finding("error", "shared storage", found, "is it mounted alike everywhere?", details=missing)
         elif not refused:
             found = f"{shown(storage)} is written and read by {len(nodes)} nodes, each what the others wrote"
-            yield Finding("ok", "storage", found)
+            yield Finding("ok", "shared storage", found)
     except OSError as error:
         yield Finding(
-            "error", "storage", f"{shown(storage)} cannot be written here ({error})", "mount it, or set storage.path"
+            "error",
+            "shared storage",
+            f"{shown(storage)} cannot be written here ({error})",
+            "mount it, or set storage.path",
         )
     finally:
         with suppress(ray.exceptions.RayError):
