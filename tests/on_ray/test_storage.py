@@ -13,13 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from waver.clip_store import ClipStore
-from waver.config import load_config
 from waver.objects import fetch_folder, local_copy, names
 from waver.run import best_checkpoint, checkpoints, finished
 from waver.tracking import read_metrics
 
-EPOCHS = 4
+EPOCHS = 3
 
 
 @pytest.fixture
@@ -46,6 +44,7 @@ def waver(environment: dict[str, str], *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.timeout(600)
 def test_a_run_that_loses_its_machine_goes_on_on_another(s3, experiment, tmp_path, family, kill):
     run = local_copy(f"{s3}/runs/tiny", tmp_path / "observer")
     job = subprocess.Popen(
@@ -80,11 +79,7 @@ def test_a_run_that_loses_its_machine_goes_on_on_another(s3, experiment, tmp_pat
     result = json.loads(fetch_folder(run, "evaluation_test.json")[0].read_text())
     assert result["checkpoint"] == f"{s3}/runs/tiny/{best_checkpoint(run)[0].name}"
     assert (result["num_queries"], result["gallery_size"], result["missing_clips"]) == (24, 9, ["v20"])
-    said += waver(machine(tmp_path, "fourth"), "compare", f"{s3}/runs/tiny", f"{s3}/runs/tiny")
 
-    # Copies keep what was used: one machine has read clips, the other only small files.
-    store = ClipStore(load_config(experiment, {"storage.cache": str(tmp_path / "observer")}).clip_store)
-    assert (tmp_path / "third").joinpath("waver-objects", *store.path.parts[-5:]).exists()
     assert_hidden(os.environ["AWS_SECRET_ACCESS_KEY"], said, fetch_folder(local_copy(s3, tmp_path / "everything")))
 
 

@@ -89,7 +89,7 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     if mistakes:
         raise ComparisonError("\n".join(mistakes))
     if a.resolve() == b.resolve():
-        raise ComparisonError(f"{a} and {b} are the same run: name another one")
+        raise ComparisonError(f"{shown(a)} and {shown(b)} are the same run: name another one")
     first, second = runs
     names = [run.config.name if run.config else run.folder.name for run in runs]
     if names[0] == names[1]:
