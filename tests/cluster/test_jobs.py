@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # Ray reads this while it is imported: this process is one without the token.
@@ -36,8 +36,8 @@ class Head:
     """A head node on this machine, which lets in whoever has the token."""
 
     address: str
-    token: str
-    environment: dict[str, str]
+    token: str = field(repr=False)
+    environment: dict[str, str] = field(repr=False)
     """Of a user who has it."""
 
     def run(self, *command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -84,6 +84,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # what else this machine does is no reason to end a job
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(REPOSITORY),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -108,7 +109,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         finally:
             process.terminate()  # it ends all processes of its node
             try:
-                process.wait(30)
+                process.wait(10)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
             log.close()

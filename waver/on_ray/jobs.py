@@ -113,8 +113,8 @@ def follow_job(job_id: str, address: str, *, say: Say, write: Callable[[str], ob
         say(f"job {job_id} was stopped; submit it again to go on from what is kept")
         return _STOPPED
     status = job.driver_exit_code
-    if status is None:  # it never came to its command
-        say(f"job {job_id} failed: {job.message}")
+    if status is None:  # its command was never started, or the process that looked after it was lost
+        say(f"job {job_id} failed: {(job.message or 'without a word').strip().splitlines()[0]}")
         return 1
     say(f"job {job_id} failed with exit status {status}")
     if status == _NO_PYTHON:
