@@ -80,6 +80,15 @@ def test_it_answers_when_it_says_so(board):
     assert ask(f"{url}data/runs") == ["a/events", "b/events"]
 
 
+def test_it_and_its_data_server_listen_to_this_machine_alone(board):
+    pids = [board[0].pid, *children_of(board[0].pid)]
+    sockets = {str(file.readlink()) for pid in pids for file in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [row.split() for kind in ("tcp", "tcp6") for row in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
+    listening = [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+    assert listening
+    assert all(address.startswith("0100007F:") for address in listening), listening
+
+
 def test_nothing_is_left_out(board):
     url = board[1] + "data/plugin"
     run = "run=b/events&tag="

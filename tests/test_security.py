@@ -27,7 +27,7 @@ from waver.clip_store import ClipStore, Decoded, StoreError, StoreSettings, crea
 from waver.config import load_config
 from waver.config.loading import ConfigError, load_robustness, load_sweep, parse_overrides
 from waver.decoder import Decoder
-from waver.drawing import html_table, write_html
+from waver.drawing import html_table, new_figure, svg, write_html
 from waver.engine import build_training
 from waver.files import whole_file
 from waver.video import Clip, ClipError
@@ -329,6 +329,16 @@ def test_pages_show_captions_as_text(tmp_path):
     assert "<img" not in page
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 4
+
+
+def test_plots_show_names_as_text():
+    figure, axes = new_figure(width=3.0, height=2.0)
+    axes.plot([0, 1], label="$\\frac$")
+    axes.set_yticks([0], ["$\\undefined$ <script>"])
+    figure.legend()
+    drawn = svg(figure)
+    assert "<!-- $\\frac$ -->" in drawn
+    assert "<script" not in drawn
 
 
 def test_what_can_run_code_stands_where_it_is_guarded():

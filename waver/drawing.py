@@ -31,6 +31,10 @@ def new_figure(*, width: float, height: float) -> tuple["Figure", "Axes"]:
 
 def svg(figure: "Figure") -> str:
     """The figure as an element of a page."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # what users write may hold $
     file = io.StringIO()
     # Without the date the same results make the same page.
     figure.savefig(file, format="svg", metadata={"Date": None})
