@@ -368,7 +368,6 @@ def test_places_are_below_the_storage(tmp_path):
     assert config.knowledge_store.name.startswith("v-")
 
 
-<<<<<<< ours
 @pytest.mark.parametrize(
     ("workers", "told"),
     [
@@ -417,7 +416,8 @@ def test_places_that_are_none(tmp_path):
         load_config(write(tmp_path, SMALL), {"data.videos": "s3://b/v"})
     with pytest.raises(ConfigError, match=r"storage.path: 3: input should be a valid string"):
         load_config(write(tmp_path, SMALL), {"storage.path": 3})
-=======
+
+
 def test_labels_of_nodes_are_those_that_ray_takes_and_change_no_figure(tmp_path):
     path = write(tmp_path, SMALL)
     overrides = parse_overrides(["resources.node_labels={waver.role: train}", "ingest.node_labels={a/b: 'c-1'}"])
@@ -427,4 +427,3 @@ def test_labels_of_nodes_are_those_that_ray_takes_and_change_no_figure(tmp_path)
     assert load_config(path).ingest.node_labels == {}
     with pytest.raises(ConfigError, match=r"resources\.node_labels.*in\(a,b\)"):
         load_config(path, {"resources.node_labels": {"waver.role": "in(a,b)"}})
->>>>>>> theirs

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from waver.on_ray.train import train, train_job
 from waver.run import describe_checkpoint, finished, newest_checkpoint
 from waver.tracking import read_metrics
 
+REPOSITORY = Path(__file__).parents[2]
 EVERY = 10
 """Steps between checkpoints."""
 SETTINGS = {
@@ -62,14 +64,27 @@ def undisturbed(project) -> dict:
 
 
 class Run:
-    """A `waver train` of its own on a cluster."""
+    """A `waver train` of its own on a cluster, or a job with it where the address of a dashboard is given."""
 
-    def __init__(self, cluster, project: Path, name: str, *overrides: str):
+    def __init__(self, cluster, project: Path, name: str, *overrides: str, dashboard: str = ""):
         self.config = experiment(project, name)
         self.folder = self.config.run_folder
         settings = [part for override in overrides for part in ("--set", override)]
-        self.command = ["-m", "waver", "train", project / "experiment.yaml", "--set", f"name={name}", *settings]
-        self.process = cluster.start(*self.command)
+        train = ["-m", "waver", "train", project / "experiment.yaml", "--set", f"name={name}", *settings]
+        # A job computes with the copy of the clone that goes along.
+        submit = [
+            "-m",
+            "ray.scripts.scripts",
+            "job",
+            "submit",
+            "--address",
+            dashboard,
+            "--working-dir",
+            ".",
+            "--",
+            "python",
+        ]
+        self.process = cluster.start(*(submit if dashboard else []), *train, cwd=REPOSITORY)
 
     def steps(self) -> list[int]:
         return [row["step"] for row in read_metrics(self.folder) if "split" not in row]
@@ -162,6 +177,21 @@ def test_a_worker_is_killed_then_its_raylet_then_the_driver(cluster, project, un
     print(f"\ndriver killed with -9, started again: {time.monotonic() - start:.1f} s; {before - saved} steps repeated")
     assert f"continuing killed after step {saved}, in epoch" in again.end()
     assert_ended_like(again, undisturbed)
+
+
+def test_a_job_survives_the_loss_of_a_node(cluster, project, undisturbed, wait_for):
+    """As users start it: `ray job submit` from a clone, with paths that every node sees."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    here = cluster(nodes=2, include_dashboard=True, dashboard_port=port)
+    run = Run(here, project, "job", dashboard=f"http://127.0.0.1:{port}")
+    run.wait_until(15, wait_for)
+    with going_on_after(run, "a job loses a node, another joins", wait_for):
+        here.kill_node(nodes_of(here)[0])
+        here.add_node()
+    run.end()
+    assert_ended_like(run, undisturbed)
 
 
 def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, undisturbed, wait_for):
