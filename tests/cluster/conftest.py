@@ -160,7 +160,7 @@ def cluster() -> Iterator[Callable[..., RayCluster]]:
                 tempfile.TemporaryDirectory(prefix="rc", dir="/tmp", ignore_cleanup_errors=True)
             )
             os.environ["RAY_TMPDIR"] = folder
-            ends.callback(os.environ.pop, "RAY_TMPDIR")
+            ends.callback(os.environ.pop, "RAY_TMPDIR", None)  # a test may start two
             started = RayCluster(Path(folder), **head)
             ends.callback(started.end)
             for node in range(nodes):

@@ -45,21 +45,30 @@ def experiment(project: Path, name: str, **overrides) -> ExperimentConfig:
 
 @pytest.fixture(scope="module")
 def undisturbed(project) -> dict:
-    """What a run comes to that nothing happens to, in this process."""
+    """What a run comes to that nothing happens to."""
+    return train_here(experiment(project, "undisturbed"))
+
+
+def train_here(config: ExperimentConfig) -> dict:
+    """Trains in this process; returns the last validation."""
     import ray
     import torch
 
-    config = experiment(project, "undisturbed", **{"resources.workers": 1, "resources.loaders_per_worker": 0})
+    config = load_config(
+        config.run_folder.parents[2] / "experiment.yaml",
+        {"name": config.name, "train.captions_per_clip": config.train.captions_per_clip}
+        | {"resources.workers": 1, "resources.loaders_per_worker": 0},
+    )
     captions = load_captions(config)
 
     def here(job):
         return train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
 
-    with contextlib.ExitStack() as ends:
-        if not ray.is_initialized():
-            ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-            ends.callback(ray.shutdown)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
         train(config, captions, open_store(config, captions), say=lambda text: None, here=here)
+    finally:
+        ray.shutdown()
     return read_metrics(config.run_folder)[-1]
 
 
@@ -98,7 +107,8 @@ class Run:
         if newest is None:
             return 0
         _, _, step = newest.name.partition("_step_")
-        return int(step) if step else int(newest.name[-4:]) * NUM_STEPS // 2
+        epochs_end = {row["epoch"]: row["step"] for row in read_metrics(self.folder) if "split" in row}
+        return int(step) if step else epochs_end[int(newest.name[-4:])]
 
     def wait_until(self, step: int, wait_for) -> None:
         wait_for(lambda: self.step() >= step, of=self.process, timeout_s=120)
@@ -132,9 +142,9 @@ def going_on_after(run: Run, fault: str, wait_for):
     print(f"\n{fault}: {time.monotonic() - start:.1f} s until the next step; {lost} steps repeated")
 
 
-def assert_ended_like(run: Run, undisturbed: dict) -> None:
+def assert_ended_like(run: Run, undisturbed: dict, num_steps: int = NUM_STEPS) -> None:
     assert finished(run.folder)
-    assert run.steps() == list(range(1, NUM_STEPS + 1)), "each step once"
+    assert run.steps() == list(range(1, num_steps + 1)), "each step once"
     last = read_metrics(run.folder)[-1]
     for name, value in undisturbed.items():
         if name not in ("memory_of_worker_gib", "split"):
@@ -194,27 +204,23 @@ def test_a_job_survives_the_loss_of_a_node(cluster, project, undisturbed, wait_f
     assert_ended_like(run, undisturbed)
 
 
-def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, undisturbed, wait_for):
+def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, wait_for):
     """An elastic run: it begins with the one node that there is, grows, and shrinks again; the global batch stays."""
+    longer = {"train.captions_per_clip": 250}  # growing takes its time
+    undisturbed = train_here(experiment(project, "undisturbed-longer", **longer))
     here = cluster(nodes=1)
-    run = Run(
-        here,
-        project,
-        "elastic",
-        "resources.workers={min: 1, max: 2}",
-        "resources.resize_every_s=5",
-        "resources.max_failures=8",
-    )
+    elastic = ("resources.workers={min: 1, max: 2}", "resources.resize_every_s=5", "resources.max_failures=8")
+    run = Run(here, project, "elastic", "train.captions_per_clip=250", *elastic)
     run.wait_until(15, wait_for)
     late, start = here.add_node(), time.monotonic()
     wait_for(lambda: workers_of(here, late), of=run.process, timeout_s=120)
-    taken_up = run.step()
-    wait_for(lambda: run.step() > taken_up + 10, of=run.process, timeout_s=120)
+    first = run.step()
+    wait_for(lambda: run.step() > first + 10, of=run.process, timeout_s=120)
     print(f"\na node joins late: {time.monotonic() - start:.1f} s until two workers train")
     with going_on_after(run, "node lost for good, elastic", wait_for):
         here.kill_node(late)
     run.end()
-    assert_ended_like(run, undisturbed)
+    assert_ended_like(run, undisturbed, num_steps=1500)
 
 
 def test_the_head_is_lost(cluster, project, undisturbed, wait_for):
@@ -270,10 +276,10 @@ def test_the_object_store_is_full(cluster, project, undisturbed, wait_for):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 8 MiB."""
+    """A file system of 200 MiB: ten checkpoints."""
     place = tmp_path / "disk"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", place], check=False).returncode:
         pytest.skip("only root may mount a file system")
     yield place
     subprocess.run(["umount", "-l", place], check=True)

@@ -33,6 +33,10 @@ def test_a_mistake_of_the_user_is_a_sentence_and_is_not_tried_again(actor):
         (ValueError("change this"), "change this"),
         (OSError(errno.ENOSPC, "No space left on device"), "make room and run the same command again"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "make room and run the same"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4 vs 3"),
+            "make room and run the same",
+        ),
         (torch.OutOfMemoryError("CUDA out of memory."), "lower train.global_batch_size, or take more workers"),
         (OSError(errno.EIO, "a cable is loose"), None),
         (RuntimeError("a worker was lost"), None),

@@ -175,7 +175,8 @@ def to_stay(error: Exception) -> str | None:
 
 def _is_full_disk(error: Exception) -> bool:
     """Of the system's errors the one that stays; safetensors and torch tell it in words only."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    words = ("No space left on device", "file write failed", "unexpected pos")  # the last two are torch's
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(part in str(error) for part in words)
 
 
 def _cause(error: Exception) -> str:
