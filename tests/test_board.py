@@ -153,7 +153,7 @@ def test_a_port_in_use(runs):
 
 def test_runs_in_an_object_store(s3, tmp_path, monkeypatch):
     """Shown from another machine than the one that trains; what comes later is shown too, and what is deleted is not."""
-    monkeypatch.setattr(board_module, "_RELOAD_S", 0.2)
+    monkeypatch.setattr(board_module, "_RELOAD_S", 1.0)
     here, there = (local_copy(f"{s3}/runs", tmp_path / machine) for machine in ("here", "there"))
     for name in ("a", "b"):
         with Tracker(here / name) as tracker:

@@ -189,12 +189,17 @@ def test_a_worker_is_killed_then_its_raylet_then_the_driver(cluster, project, un
     assert_ended_like(again, undisturbed)
 
 
-def test_a_job_survives_the_loss_of_a_node(cluster, project, undisturbed, wait_for):
-    """As users start it: `ray job submit` from a clone, with paths that every node sees."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    here = cluster(nodes=2, include_dashboard=True, dashboard_port=port)
+        return probe.getsockname()[1]
+
+
+def test_a_job_survives_the_loss_of_a_node(cluster, project, undisturbed, wait_for):
+    """As users start it: `ray job submit` from a clone, with paths that every node sees."""
+    # Another Ray of this machine may have the usual ports, and without its agent's a head starts no job.
+    port, agent = free_port(), free_port()
+    here = cluster(nodes=2, include_dashboard=True, dashboard_port=port, dashboard_agent_listen_port=agent)
     run = Run(here, project, "job", dashboard=f"http://127.0.0.1:{port}")
     run.wait_until(15, wait_for)
     with going_on_after(run, "a job loses a node, another joins", wait_for):
