@@ -211,11 +211,11 @@ def test_a_job_survives_the_loss_of_a_node(cluster, project, undisturbed, wait_f
 
 def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, wait_for):
     """An elastic run: it begins with the one node that there is, grows, and shrinks again; the global batch stays."""
-    longer = {"train.captions_per_clip": 250}  # growing takes its time
+    longer = {"train.captions_per_clip": 150}  # growing takes its time
     undisturbed = train_here(experiment(project, "undisturbed-longer", **longer))
     here = cluster(nodes=1)
     elastic = ("resources.workers={min: 1, max: 2}", "resources.resize_every_s=5", "resources.max_failures=8")
-    run = Run(here, project, "elastic", "train.captions_per_clip=250", *elastic)
+    run = Run(here, project, "elastic", "train.captions_per_clip=150", *elastic)
     run.wait_until(15, wait_for)
     late, start = here.add_node(), time.monotonic()
     wait_for(lambda: workers_of(here, late), of=run.process, timeout_s=120)
@@ -225,7 +225,7 @@ def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, wait_
     with going_on_after(run, "node lost for good, elastic", wait_for):
         here.kill_node(late)
     run.end()
-    assert_ended_like(run, undisturbed, num_steps=1500)
+    assert_ended_like(run, undisturbed, num_steps=900)
 
 
 def test_the_head_is_lost(cluster, project, undisturbed, wait_for):
