@@ -31,6 +31,7 @@ from waver.epochs import epoch_batches
 from waver.evaluation import evaluate, gallery, read_ahead
 from waver.files import write_json
 from waver.knowledge import Knowledge
+from waver.objects import shown
 from waver.on_ray.evaluate import protocol_of_table
 from waver.on_ray.progress import follow
 from waver.on_ray.signals import Orders, Terminated, signals, stop_on_sigterm
@@ -108,7 +109,7 @@ def train(
     data = describe_data(captions.take(rows))
     open_run(folder, config, data)
     if result := finished(folder):
-        say(f"{folder} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name")
+        say(f"{shown(folder)} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name")
         return result
     if not here:
         build_student(config)  # what cannot be built is said here, not by the workers
@@ -118,7 +119,7 @@ def train(
     what = f"continuing {config.name} after {describe_checkpoint(newest)}" if newest else f"training {config.name}"
     say(
         f"{what}: {config.train.epochs} epochs of {steps_per_epoch} steps, {_describe_workers(config)}; "
-        f"everything goes to {folder}"
+        f"everything goes to {shown(folder)}"
     )
     start = time.perf_counter()
     job = Job(config, ray.put(captions), rows, store.path, knowledge.path if knowledge else None, folder, group)
@@ -137,8 +138,8 @@ def train(
             )
     if "stopped_at" in outcome:
         raise Terminated(
-            f"stopped, as asked, after step {outcome['stopped_at']}; a checkpoint is in {folder}. Run the same command "
-            "again to go on from there"
+            f"stopped, as asked, after step {outcome['stopped_at']}; a checkpoint is in {shown(folder)}. Run the same "
+            "command again to go on from there"
         )
     checkpoint, metrics = best_checkpoint(folder)
     leaky = bool(knowledge and knowledge.leaky)
@@ -208,7 +209,7 @@ def check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
         raise ValueError(f"the {split} split has no captions")
     if not pc.any(pc.is_in(clips, value_set=pa.array(store.ok_clip_ids(), pa.string()))).as_py():
         raise ValueError(
-            f"none of the {len(clips)} clips of the {split} split has frames: see the ledger in {store.path}"
+            f"none of the {len(clips)} clips of the {split} split has frames: see the ledger in {shown(store.path)}"
         )
 
 
