@@ -1,7 +1,6 @@
 """One small Ray for all tests of this folder: 4 s to start, so it is started once."""
 
 import contextlib
-import fcntl
 import os
 import signal
 import tempfile
@@ -38,18 +37,15 @@ def ray_session():
         tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder,
         loopback_only(dashboard=True) as port,
     ):
-        # Two that start in the same second may take the same free port.
-        with (Path(tempfile.gettempdir()) / "waver-tests-ray.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            ray.init(
-                address="local",
-                num_cpus=6,
-                include_dashboard=True,
-                dashboard_port=port,
-                object_store_memory=200 * 2**20,
-                log_to_driver=False,
-                _temp_dir=folder,
-            )
+        ray.init(
+            address="local",
+            num_cpus=6,
+            include_dashboard=True,
+            dashboard_port=port,
+            object_store_memory=200 * 2**20,
+            log_to_driver=False,
+            _temp_dir=folder,
+        )
         yield
         ray.shutdown()
 
