@@ -319,11 +319,10 @@ def _seed() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Ray share one Ray, so they go to one process; but for a few, which with all others fill the second."""
+    """Tests on Ray share one Ray, so they go to one process; two that start in the same second disturb each other."""
     for item in items:
         if "on_ray" in item.path.parts:
-            second = item.path.name in ("test_knowledge.py", "test_robustness.py", "test_doctor.py")
-            item.add_marker(pytest.mark.xdist_group("ray, in the second process" if second else "ray"))
+            item.add_marker(pytest.mark.xdist_group("ray"))
         elif "distributed" in item.path.parts:
             item.add_marker(pytest.mark.xdist_group("distributed"))
     items.sort(key=lambda item: "distributed" in item.path.parts)
