@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from waver.checkpoint import CheckpointError, is_whole
-from waver.config import ExperimentConfig, load_config
+from waver.config import ExperimentConfig, flat, load_config
 from waver.files import read_json, write_json, write_text
 from waver.objects import exists, fetch, names, remove, send_folder, shown
 from waver.tracking import read_metrics
@@ -65,7 +65,7 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
     """
     path = folder / "config.yaml"
     if exists(path) and (newest_checkpoint(folder) or finished(folder)):
-        there, asked = _flatten(load_config(path).identity()), _flatten(config.identity())
+        there, asked = flat(load_config(path).identity()), flat(config.identity())
         different = [
             f"{key}: {there.get(key)} there, {asked.get(key)} asked"
             for key in sorted(there.keys() | asked.keys())
@@ -100,13 +100,13 @@ def checkpoint_name(epoch: int, step: int | None = None) -> str:
 
 def checkpoints(folder: Path) -> dict[int, Path]:
     """Epoch -> the checkpoint at its end, for those that are kept, oldest first."""
-    ends = (re.fullmatch(r"checkpoint_epoch_(\d+)", path.name) for path in _whole_checkpoints(folder))
-    return {int(end[1]): folder / end[0] for end in ends if end}
+    return _epoch_ends(_whole_checkpoints(folder))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The one with which a run goes on, at the end of an epoch or within one; None where it has to begin."""
-    return next(iter(reversed(_whole_checkpoints(folder))), None)
+    newest_first = (folder / name for name in reversed(names(folder, "checkpoint_epoch_*")))
+    return next(filter(is_whole, newest_first), None)
 
 
 def keep_checkpoint(folder: Path, part: Path, name: str) -> Path:
@@ -123,8 +123,9 @@ def keep_checkpoint(folder: Path, part: Path, name: str) -> Path:
     remove(target)
     part.rename(target)
     send_folder(target, last="config.yaml")
-    kept = {path.name for path in _whole_checkpoints(folder)[-2:]}
-    if ends := checkpoints(folder):
+    whole = _whole_checkpoints(folder)
+    kept = {path.name for path in whole[-2:]}
+    if ends := _epoch_ends(whole):
         evaluated = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in ends]
         # Until a disk that was full takes the metrics, all are kept.
         kept |= {ends[best_epoch(evaluated)[0]].name} if evaluated else {path.name for path in ends.values()}
@@ -139,6 +140,11 @@ def describe_checkpoint(path: Path) -> str:
     """Where in its run a checkpoint was written, in words."""
     epoch, _, step = path.name.removeprefix("checkpoint_epoch_").partition("_step_")
     return f"step {int(step)}, in epoch {int(epoch) + 1}" if step else f"epoch {int(epoch)}"
+
+
+def _epoch_ends(whole: Iterable[Path]) -> dict[int, Path]:
+    ends = ((re.fullmatch(r"checkpoint_epoch_(\d+)", path.name), path) for path in whole)
+    return {int(end[1]): path for end, path in ends if end}
 
 
 def _whole_checkpoints(folder: Path) -> list[Path]:
@@ -222,10 +228,3 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return os.environ.get({"rev-parse": "WAVER_GIT_COMMIT", "status": "WAVER_GIT_CHANGES"}[arguments[0]])
     return done.stdout.strip()
-
-
-def _flatten(value: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, item in value.items():
-        flat |= _flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
-    return flat

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from waver.comparison.reading import ComparisonError, ReadRun, read_run
+from waver.config import flat
 from waver.objects import shown
 
 _DATA_KEYS = ("data.format", "data.split", "data.annotations", "data.videos")
@@ -98,7 +99,7 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     return Comparison(
         *names,
         config=config,
-        data=_rows(_flat(first.data), _flat(second.data)),
+        data=_rows(flat(first.data), flat(second.data)),
         environment=_rows(_environment(first), _environment(second)),
         training=_rows(_training(first), _training(second)),
         figures=(*_validation(first, second, config), *_evaluations(first, second, config)),
@@ -109,8 +110,8 @@ def compare_runs(a: Path, b: Path) -> Comparison:
 def _config_rows(a: ReadRun, b: ReadRun) -> tuple[Row, ...]:
     if not (a.config and b.config):
         return ()
-    counting = _flat(a.config.identity()).keys() | _flat(b.config.identity()).keys()
-    settings = [_flat(run.config.model_dump(mode="json", exclude={"name"})) for run in (a, b)]
+    counting = flat(a.config.identity()).keys() | flat(b.config.identity()).keys()
+    settings = [flat(run.config.model_dump(mode="json", exclude={"name"})) for run in (a, b)]
     rows = [Row(row.key, row.a, row.b, row.key in counting) for row in _rows(*settings)]
     return tuple(sorted(rows, key=lambda row: not row.counts))  # what counts comes first, else as they stand
 
@@ -213,10 +214,3 @@ def _different(config: tuple[Row, ...], keys: Iterable[str]) -> list[str]:
 def _rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Row, ...]:
     """In the order of the first; what only the second has comes after."""
     return tuple(Row(key, a.get(key), b.get(key)) for key in (*a, *(key for key in b if key not in a)))
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

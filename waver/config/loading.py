@@ -64,7 +64,7 @@ def as_written(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
     raw = _read_yaml(Path(path), "an experiment is a mapping of sections (name, data, train, ...)")
     for key, value in (overrides or {}).items():
         _set(raw, key, value)
-    return dict(_flat(raw))
+    return flat(raw)
 
 
 def load_sweep(path: Path | str) -> SweepConfig:
@@ -211,12 +211,12 @@ def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
     raw[last] = value
 
 
-def _flat(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in raw.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key: `{"train": {"lr": 1}}` is `{"train.lr": 1}`."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def _describe(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> str:
