@@ -6,7 +6,6 @@ here meets the Ray of tests/on_ray, and a cluster may die without taking the tes
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,17 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-# Ray reads these while it is imported, here and in every process of a cluster.
+from rays import SETTINGS, family, kill
+
 os.environ.update(
+    SETTINGS,
     RAY_AUTH_MODE="disabled",
-    RAY_USAGE_STATS_ENABLED="0",
-    RAY_DEDUP_LOGS="0",
-    RAY_DATA_USE_DATASOURCE_V2="0",
-    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
-    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
-    RAY_TRAIN_METRICS_ENABLED="0",
-    OMP_NUM_THREADS="1",
     # A node without a sign of life is taken for dead after 5 s; Ray's default is 15 s.
     RAY_health_check_period_ms="1000",
     RAY_raylet_start_wait_time_s="120",  # other tests may want the CPUs as well
@@ -113,16 +106,16 @@ class RayCluster:
     def processes(self, node) -> list[int]:
         """Of a node: its raylet, agents and workers, and what these started; children before their parents."""
         raylets = [entry.process.pid for entry in node.all_processes["raylet"]]
-        return [process for raylet in raylets for process in _family(raylet)]
+        return [process for raylet in raylets for process in family(raylet)]
 
     def kill_node(self, node) -> None:
         """As if its machine lost power: raylet and workers end at once, without a word."""
-        _kill(self.processes(node))
+        kill(self.processes(node))
         self._cluster.remove_node(node, allow_graceful=False)
 
     def kill_raylet(self, node) -> None:
         """Ends the process of a node that talks to the cluster; its workers notice, and end themselves."""
-        _kill([entry.process.pid for entry in node.all_processes["raylet"]])
+        kill([entry.process.pid for entry in node.all_processes["raylet"]])
 
     def alive(self) -> int:
         """Nodes that the cluster takes for alive, its head among them."""
@@ -144,7 +137,7 @@ class RayCluster:
     def end(self) -> None:
         """Ends every process of it."""
         for process in self._started:
-            _kill(_family(process.pid))
+            kill(family(process.pid))
             process.wait()
         self._cluster.shutdown()
 
@@ -182,22 +175,3 @@ def wait_for() -> Callable[..., None]:
             time.sleep(0.05)
 
     return wait
-
-
-def _family(pid: int) -> list[int]:
-    """A process and its descendants, the oldest last, so that nobody is adopted before it is found."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for process in found:
-        found += [child for child, parent in parents.items() if parent == process]
-    return found[::-1]
-
-
-def _kill(processes: list[int]) -> None:
-    """Ends processes at once; those that have ended already are no error."""
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)

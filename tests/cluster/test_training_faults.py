@@ -46,19 +46,15 @@ def experiment(project: Path, name: str, **overrides) -> ExperimentConfig:
 @pytest.fixture(scope="module")
 def undisturbed(project) -> dict:
     """What a run comes to that nothing happens to."""
-    return train_here(experiment(project, "undisturbed"))
+    return train_here(project, "undisturbed")
 
 
-def train_here(config: ExperimentConfig) -> dict:
+def train_here(project: Path, name: str, **overrides) -> dict:
     """Trains in this process; returns the last validation."""
     import ray
     import torch
 
-    config = load_config(
-        config.run_folder.parents[2] / "experiment.yaml",
-        {"name": config.name, "train.captions_per_clip": config.train.captions_per_clip}
-        | {"resources.workers": 1, "resources.loaders_per_worker": 0},
-    )
+    config = experiment(project, name, **{"resources.workers": 1, "resources.loaders_per_worker": 0}, **overrides)
     captions = load_captions(config)
 
     def here(job):
@@ -212,7 +208,7 @@ def test_a_job_survives_the_loss_of_a_node(cluster, project, undisturbed, wait_f
 def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, wait_for):
     """An elastic run: it begins with the one node that there is, grows, and shrinks again; the global batch stays."""
     longer = {"train.captions_per_clip": 150}  # growing takes its time
-    undisturbed = train_here(experiment(project, "undisturbed-longer", **longer))
+    undisturbed = train_here(project, "undisturbed-longer", **longer)
     here = cluster(nodes=1)
     elastic = ("resources.workers={min: 1, max: 2}", "resources.resize_every_s=5", "resources.max_failures=8")
     run = Run(here, project, "elastic", "train.captions_per_clip=150", *elastic)

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch.distributed
+from rays import family
 
 from waver.config import ResourcesConfig
 from waver.on_ray.cluster import connect
+from waver.on_ray.signals import signals
 from waver.on_ray.workers import run_on_workers
 
 _LISTENS = "0A"
@@ -26,17 +27,8 @@ except Exception as error:
 
 def listening(pid: int) -> dict[str, str]:
     """Addresses (hexadecimal, as the kernel writes them) at which a process and its descendants listen -> who."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    family = [pid]
-    for process in family:
-        family += [child for child, parent in parents.items() if parent == process]
     owners = {}
-    for process in family:
+    for process in family(pid):
         try:
             name = Path(f"/proc/{process}/cmdline").read_text().partition("\0")[0]
             for file in Path(f"/proc/{process}/fd").iterdir():
@@ -61,12 +53,12 @@ def work(driver: int) -> dict[str, str] | None:
 
 def main() -> None:
     before = dict(os.environ)
-    with connect(num_cpus=3, dashboard=True), tempfile.TemporaryDirectory() as folder:
+    with connect(num_cpus=3, dashboard=True), signals() as actor:
         import ray
 
         token = os.environ["RAY_AUTH_TOKEN"]
         resources = ResourcesConfig(workers=2, cpus_per_worker=1, timeout_s=60)
-        found = run_on_workers(work, os.getpid(), resources, name="alone", storage=Path(folder))
+        found = run_on_workers(work, os.getpid(), resources, signals=actor)
         address = ray.get_runtime_context().gcs_address
         answers = [
             subprocess.run(

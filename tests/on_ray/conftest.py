@@ -1,22 +1,12 @@
 """One small Ray for all tests of this folder: 4 s to start, so it is started once."""
 
-import contextlib
 import os
-import signal
 import tempfile
 from pathlib import Path
 
-# Ray reads these while it is imported; what waver.on_ray would choose for users is overruled here.
-os.environ.update(
-    RAY_USAGE_STATS_ENABLED="0",
-    RAY_DEDUP_LOGS="0",
-    RAY_DATA_USE_DATASOURCE_V2="0",
-    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
-    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
-    RAY_TRAIN_METRICS_ENABLED="0",
-    OMP_NUM_THREADS="1",
-)
+from rays import SETTINGS
+
+os.environ.update(SETTINGS)
 os.environ.pop("RAY_ADDRESS", None)  # never a cluster that somebody uses
 os.environ.pop("RAY_AUTH_MODE", None)
 
@@ -60,34 +50,3 @@ def render_video():
         return path
 
     return render
-
-
-@pytest.fixture(scope="session")
-def family():
-    """A process and its descendants, the oldest last, so that nobody is adopted before it is found."""
-
-    def find(pid: int) -> list[int]:
-        parents = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-        found = [pid]
-        for process in found:
-            found += [child for child, parent in parents.items() if parent == process]
-        return found[::-1]
-
-    return find
-
-
-@pytest.fixture(scope="session")
-def kill():
-    """Ends processes at once; those that have ended already are no error."""
-
-    def end(processes: list[int]) -> None:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-
-    return end

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from rays import family, kill
 
 from waver.clip_store import ClipStore, StoreError, StoreSettings
 from waver.on_ray.cluster import ClusterTooSmall, connect, require
@@ -166,7 +167,7 @@ def test_store_that_cannot_be_written(tmp_path, videos):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_in_the_middle_and_continued(tmp_path, videos, render_video, family, kill, how):
+def test_stopped_in_the_middle_and_continued(tmp_path, videos, render_video, how):
     store, pipe = tmp_path / "store", tmp_path / "videos/pipe.gif"
     os.mkfifo(pipe)  # the run stands still at this clip
     videos["pipe"] = pipe

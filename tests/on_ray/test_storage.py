@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rays import family, kill
 
 from waver.objects import fetch_folder, local_copy, names
 from waver.run import best_checkpoint, checkpoints, finished
@@ -45,7 +46,7 @@ def waver(environment: dict[str, str], *arguments: str) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_a_run_that_loses_its_machine_goes_on_on_another(s3, experiment, tmp_path, family, kill):
+def test_a_run_that_loses_its_machine_goes_on_on_another(s3, experiment, tmp_path):
     run = local_copy(f"{s3}/runs/tiny", tmp_path / "observer")
     job = subprocess.Popen(
         [sys.executable, "-m", "waver", "train", str(experiment)],

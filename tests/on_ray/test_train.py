@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 import torch
+from rays import family, kill
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from waver.checkpoint import CheckpointError, load_student
@@ -120,7 +121,7 @@ def test_the_loader_deals_the_plan(project, loaders):
     assert [batch.num_pairs for batch in batches] == [len(one) for one in plan]
 
 
-def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted, family, kill):
+def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted):
     """kill -9 of the whole job after a checkpoint: driver, Ray's daemons, worker.
 
     The job has one worker and the undisturbed run had two: the number must not matter either.

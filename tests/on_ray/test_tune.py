@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from rays import family, kill
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from waver.config import load_config
@@ -169,7 +170,7 @@ def test_trials_of_several_workers_are_runs_of_ray_train(project):
     assert states[0].epochs == 2
 
 
-def test_killed_and_run_again_the_sweep_goes_on(project, family, kill):
+def test_killed_and_run_again_the_sweep_goes_on(project):
     """kill -9 of the whole job, driver, Ray's daemons and trials, when one trial is finished and another has begun."""
     path = write_sweep(
         project,
