@@ -50,6 +50,15 @@ def test_the_model_comes_with_its_configuration(tmp_path, tiny_config):
         assert torch.equal(training.student.state_dict()[name], value)
 
 
+def test_a_checkpoint_does_not_say_where_to_write(tmp_path, tiny_config, load_tiny):
+    theirs = load_tiny(**{"storage.path": "s3://bucket/waver", "storage.cache": str(tmp_path / "theirs")})
+    save_checkpoint(tmp_path / "checkpoint", build_training(tiny_config, num_steps=10, device=CPU), theirs)
+    copies = checkpoint_config(tmp_path / "checkpoint").storage.folder
+    assert not copies.is_relative_to(tmp_path / "theirs")
+    mine = checkpoint_config(tmp_path / "checkpoint", {"storage.cache": str(tmp_path / "mine")})
+    assert mine.storage.folder.is_relative_to(tmp_path / "mine")
+
+
 def test_another_architecture_is_named_by_what_differs(tmp_path, tiny_config, load_tiny):
     save_checkpoint(tmp_path, build_training(tiny_config, num_steps=10, device=CPU), tiny_config)
     with pytest.raises(CheckpointError, match=r"missing from the file: text_weights\.4"):

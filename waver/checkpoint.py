@@ -96,6 +96,8 @@ def load_student(folder: Path, config: ExperimentConfig) -> Student:
 def checkpoint_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
     """The configuration that a checkpoint was trained with.
 
+    Its `storage.cache` is not taken over: where copies are written says who runs, not who trained.
+
     Raises:
         CheckpointError: where the folder holds none.
         ConfigError: where an override does not fit.
@@ -103,7 +105,7 @@ def checkpoint_config(folder: Path, overrides: Mapping[str, Any] | None = None) 
     path = fetch(folder / "config.yaml")
     if not path.is_file():
         raise CheckpointError(f"{shown(folder)} is no checkpoint: it has no config.yaml")
-    return load_config(path, overrides)
+    return load_config(path, {"storage.cache": None} | dict(overrides or {}))
 
 
 def learned_from(folder: Path) -> dict[str, Any] | None:

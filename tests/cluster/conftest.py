@@ -59,6 +59,16 @@ class RayCluster:
         return self._cluster.address
 
     @property
+    def head(self):
+        """The node where a driver of this machine is at home."""
+        return self._cluster.head_node
+
+    @property
+    def nodes(self) -> list:
+        """All but the head."""
+        return list(self._cluster.worker_nodes)
+
+    @property
     def environment(self) -> dict[str, str]:
         """Of a process that is to use this cluster and this clone of waver."""
         path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))

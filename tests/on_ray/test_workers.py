@@ -1,8 +1,13 @@
 import errno
+import os
+import signal
+from pathlib import Path
 
 import pytest
 import ray
 import torch
+from ray.exceptions import ActorDiedError
+from ray.train import UserCallback
 from safetensors import SafetensorError
 
 from waver.config import ResourcesConfig
@@ -50,6 +55,27 @@ def test_what_would_come_again_is_told_to_the_worker_that_takes_over(actor, erro
         assert ray.get(actor.failure.remote()) is None
     else:
         assert told in _guarded({"task": task}).message
+
+
+class LostWhileRayIsBusy(UserCallback):
+    """Makes of a lost worker what it is where Ray Train meets it in a call of its own, as while it starts a group."""
+
+    def after_exception(self, run_context, worker_exceptions):
+        raise ActorDiedError
+
+
+def die_once(marker: Path) -> int:
+    """Called in a worker."""
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 17
+
+
+def test_a_worker_lost_while_its_group_starts_is_replaced_as_well(actor, tmp_path):
+    resources = ResourcesConfig(max_failures=1, wait_s=0)
+    callbacks = [LostWhileRayIsBusy()]
+    assert run_on_workers(die_once, tmp_path / "marker", resources, signals=actor, callbacks=callbacks) == 17
 
 
 def test_the_first_error_is_the_one_that_is_told(actor):

@@ -16,9 +16,9 @@ import ray
 import ray.train
 import torch
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from waver import parallel
+from waver.on_ray.cluster import this_node
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit code of a process that ended because it was asked to."""
@@ -66,8 +66,7 @@ def signals() -> Iterator[Any]:
     Yields:
         Its handle.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor = ray.remote(Signals).options(num_cpus=0, scheduling_strategy=here).remote()
+    actor = ray.remote(Signals).options(num_cpus=0, label_selector=this_node()).remote()
     try:
         yield actor
     finally:

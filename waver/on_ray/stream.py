@@ -8,9 +8,9 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from waver.clip_store import ClipStore
+from waver.on_ray.cluster import this_node
 
 CPUS_PER_LOADER = 0.5
 """What a loader is counted as: it waits for the disk more than it works. Its worker brings room for it."""
@@ -47,7 +47,8 @@ def clip_stream(store: ClipStore, batches: list[list[str]], *, loaders: int) -> 
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=loaders),
         num_cpus=0,  # its worker has taken them, so that a group that grows leaves room for its loaders
-        scheduling_strategy=_on_this_node(),
+        # Frames need not cross the network, and a node that is lost takes nothing from workers on others.
+        label_selector=this_node(),
     )
     shape = (store.settings.max_frames, store.settings.size, store.settings.size, 3)
     for block in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_READ_AHEAD):
@@ -55,11 +56,6 @@ def clip_stream(store: ClipStore, batches: list[list[str]], *, loaders: int) -> 
         # A view of Ray's shared memory, copied so that the block can be freed while the batch is in use.
         pixels = np.frombuffer(block["frames"].combine_chunks().buffers()[2], np.uint8)
         yield pixels.reshape(len(num_frames), *shape).copy(), num_frames.copy()
-
-
-def _on_this_node() -> NodeAffinitySchedulingStrategy:
-    """Frames need not cross the network, and a node that is lost takes nothing from workers on others."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
 class _Loader:

@@ -13,8 +13,8 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.exceptions import RayActorError, RayError
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
@@ -34,7 +34,9 @@ _DISK_FULL = (
 )
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _START_TIMEOUT_S = 60.0
-"""Ray Train's own, for workers to be placed and to start."""
+"""Ray Train's own, for workers to be placed."""
+_ELASTIC_START_TIMEOUT_S = 20.0
+"""A group that may be smaller need not wait long for a node that is gone."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ def run_on_workers(
 ) -> Any:
     """Calls `function(argument)` on every worker of a new process group (NCCL on GPUs, gloo on CPUs).
 
-    Workers that are lost are replaced, `resources.max_failures` times, and the function starts again on all of them. With a
-    range of workers the group shrinks where no room is left, and grows where there is more. A ValueError is the user's to
-    mend and is not tried again.
+    Workers that are lost are replaced, `resources.max_failures` times for each kind of loss (of a worker, of its room,
+    of one that is just starting), and the function starts again on all of them. With a range of workers the group shrinks
+    where no room is left, and grows where there is more. A ValueError is the user's to mend and is not tried again.
 
     Ray Train keeps nothing: what the function makes, and with what it goes on, is its own business.
 
@@ -82,14 +84,32 @@ def run_on_workers(
         ClusterTooSmall: at once, or after resources.wait_s.
         WorkerError: with the cause in a sentence.
     """
+    task = _Task(function, argument, signals)
+    with _patience(resources):
+        for tries_left in range(resources.max_failures, -1, -1):
+            try:
+                result = _fit(task, resources, extra_cpus, callbacks)
+                break
+            except ray.train.TrainingFailedError as error:
+                if not (tries_left and _lost_between_groups(error)):
+                    raise WorkerError(_cause(error)) from error
+            except RayError as error:
+                raise WorkerError(f"Ray could not run the workers: {_cause(error)}") from error
+    if isinstance(result, _Failure):
+        raise WorkerError(result.message)
+    return result
+
+
+def _fit(task: _Task, resources: ResourcesConfig, extra_cpus: float, callbacks: Sequence[UserCallback]) -> Any:
+    """One `fit` of Ray Train: what the task returned on rank 0."""
     gpus, cpus = gpus_per_worker(resources), resources.cpus_per_worker + extra_cpus
     least, most, labels = resources.min_workers, resources.max_workers, resources.node_labels
     require(least, cpus_per_worker=cpus, gpus_per_worker=gpus, wait_s=resources.wait_s, labels=labels)
     # Ray Train wants a folder for checkpoints that it is handed; it is handed none.
-    with tempfile.TemporaryDirectory(prefix="waver-", ignore_cleanup_errors=True) as scratch, _patience(resources):
+    with tempfile.TemporaryDirectory(prefix="waver-", ignore_cleanup_errors=True) as scratch, _own_interrupt():
         trainer = TorchTrainer(
             _guarded,
-            train_loop_config={"task": _Task(function, argument, signals)},
+            train_loop_config={"task": task},
             torch_config=torch_config(timeout_s=int(resources.timeout_s)),
             scaling_config=ScalingConfig(
                 num_workers=(least, most) if resources.is_elastic else most,
@@ -107,24 +127,16 @@ def run_on_workers(
                 callbacks=list(callbacks),
             ),
         )
-        try:
-            with _own_interrupt():
-                result = trainer.fit().return_value
-        except ray.train.TrainingFailedError as error:
-            raise WorkerError(_cause(error)) from error
-        except RayError as error:
-            raise WorkerError(f"Ray could not run the workers: {_cause(error)}") from error
-    if isinstance(result, _Failure):
-        raise WorkerError(result.message)
-    return result
+        return trainer.fit().return_value
 
 
 @contextmanager
 def _patience(resources: ResourcesConfig) -> Iterator[None]:
-    """How long a lost worker's successor may take to be placed: as long as the cluster is given to grow."""
+    """How long a lost worker's successor may take to be placed: as long as the cluster is given to grow, or go without."""
     before = os.environ.get(_START_TIMEOUT)
     if before is None:
-        os.environ[_START_TIMEOUT] = str(max(_START_TIMEOUT_S, resources.wait_s))
+        waits = _ELASTIC_START_TIMEOUT_S if resources.is_elastic else max(_START_TIMEOUT_S, resources.wait_s)
+        os.environ[_START_TIMEOUT] = str(waits)
     try:
         yield
     finally:
@@ -179,12 +191,27 @@ def _is_full_disk(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(part in str(error) for part in words)
 
 
+def _lost_between_groups(error: Exception) -> bool:
+    """Whether a worker was lost while its group was built or ended.
+
+    Ray Train replaces what it loses while the function runs, and what it loses at most moments of the start; in the others
+    it takes the lost actor for a mistake of its own, and gives up.
+    """
+    return isinstance(error, ControllerError) and isinstance(_innermost(error.controller_failure), RayActorError)
+
+
+def _innermost(error: Exception) -> Exception:
+    """What an error was raised for, and that in turn."""
+    while inner := getattr(error, "cause", None) or error.__cause__:
+        error = inner
+    return error
+
+
 def _cause(error: Exception) -> str:
     """The innermost reason of a failed run, in a line or two."""
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
-    rank, cause = next(iter(failures.items()))
-    while inner := getattr(cause, "cause", None) or cause.__cause__:
-        cause = inner
+    rank, failure = next(iter(failures.items()))
+    cause = _innermost(failure)
     if isinstance(cause, WorkerGroupStartupTimeoutError):
         return (
             "there was no room for the workers any more, however often it was tried: a node is lost or taken by others. Run "
