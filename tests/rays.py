@@ -35,3 +35,13 @@ def kill(processes: list[int]) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
+
+
+def titled(processes: list[int], words: str) -> list[int]:
+    """Those of some processes that have these words in their title."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(OSError):
+            if words in Path(f"/proc/{process}/cmdline").read_text():
+                found.append(process)
+    return found

@@ -1,6 +1,8 @@
 """What one process can tell; tests/distributed has several."""
 
+import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,3 +23,16 @@ def test_one_worker_exchanges_nothing():
     assert torch.equal(parallel.all_reduce(rows, "sum"), rows)
     assert parallel.gather_objects("x") == ["x"]
     assert (parallel.rank(), parallel.world_size()) == (0, 1)
+
+
+def test_a_group_that_ends_leaves_no_worker_alone():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    with parallel.lasting_group():
+        assert (parallel.rank(), parallel.world_size()) == (0, 1)
+        dist.destroy_process_group()
+        for exchange in (parallel.rank, parallel.world_size, lambda: parallel.all_reduce(torch.ones(1), "sum")):
+            with pytest.raises(parallel.GroupEndedError, match="ended while its workers computed"):
+                exchange()
+    assert parallel.world_size() == 1
+    with parallel.lasting_group():
+        assert parallel.world_size() == 1

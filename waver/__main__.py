@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from waver.config import ConfigError, ExperimentConfig, load_config, load_robustness, parse_overrides
+from waver.errors import raised_by_waver
 from waver.objects import check_url, is_url, local_copy, shown
 
 app = typer.Typer(
@@ -398,8 +399,11 @@ def main() -> None:
     except ConfigError as error:
         _say(str(error))
         sys.exit(2)
-    except (ValueError, OSError) as error:
-        if not _is_users(error):
+    except OSError as error:  # the machine refused: a full disk, no permission
+        _say(f"error: {error}")
+        sys.exit(1)
+    except ValueError as error:
+        if not raised_by_waver(error):
             raise
         _say(f"error: {error}")
         sys.exit(1)
@@ -410,16 +414,6 @@ def _interrupt(error: BaseException | None) -> str:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return str(error or "")
-
-
-def _is_users(error: Exception) -> bool:
-    """Whether waver itself raised it with a remedy, or the machine refused (full disk, no permission)."""
-    if isinstance(error, OSError):
-        return True
-    traceback = error.__traceback__
-    while traceback.tb_next:
-        traceback = traceback.tb_next
-    return traceback.tb_frame.f_globals.get("__name__", "").startswith("waver")
 
 
 if __name__ == "__main__":

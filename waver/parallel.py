@@ -5,6 +5,8 @@ most one; `all_gather` brings all rows, in global order, to every worker and let
 from; and each worker's loss covers its own rows only, so that the sum over workers is the loss of the global batch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -19,14 +21,43 @@ class InStepError(ValueError):
     """An error that all workers meet in the same step: they can stop together, nobody waits for the others."""
 
 
+class GroupEndedError(RuntimeError):
+    """The process group was ended under a worker, as when others are lost and all are to start again."""
+
+
+_lasts = False
+
+
+@contextmanager
+def lasting_group() -> Iterator[None]:
+    """While the body runs, the end of the process group is an error.
+
+    Whoever starts workers anew ends their group while they still compute; one that then took itself for alone would go on
+    with the sums of a part, and might save what comes of them. Outside a process group this does nothing.
+    """
+    global _lasts
+    before, _lasts = _lasts, dist.is_initialized()
+    try:
+        yield
+    finally:
+        _lasts = before
+
+
 def world_size() -> int:
     """Number of workers."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _in_group() else 1
 
 
 def rank() -> int:
     """This worker's number, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _in_group() else 0
+
+
+def _in_group() -> bool:
+    there = dist.is_initialized()
+    if _lasts and not there:
+        raise GroupEndedError("the process group ended while its workers computed")
+    return there
 
 
 def shard(num_rows: int, rank: int, world_size: int) -> slice:

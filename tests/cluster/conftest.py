@@ -127,6 +127,20 @@ class RayCluster:
         """Ends the process of a node that talks to the cluster; its workers notice, and end themselves."""
         kill([entry.process.pid for entry in node.all_processes["raylet"]])
 
+    def drain_node(self, node, *, deadline_s: float) -> None:
+        """Tells the cluster that a node will be taken away after so many seconds."""
+        drain = ["drain-node", f"--address={self.address}", f"--node-id={node.node_id}"]
+        why = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test"]
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            *drain,
+            *why,
+            f"--deadline-remaining-seconds={deadline_s}",
+        ]
+        subprocess.run(command, env=self.environment, check=True, capture_output=True)
+
     def alive(self) -> int:
         """Nodes that the cluster takes for alive, its head among them."""
         return len(self._cluster.global_state._live_node_ids())

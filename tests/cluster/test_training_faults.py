@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from rays import kill
+from rays import kill, titled
 
 from waver.config import ExperimentConfig, load_config
 from waver.engine import load_captions
@@ -33,6 +33,8 @@ SETTINGS = {
     "resources": {"workers": 2, "cpus_per_worker": 1, "loaders_per_worker": 1, "timeout_s": 60, "wait_s": 60},
 }
 NUM_STEPS = 240
+LONGER = {"train.captions_per_clip": 150, "train.lr": 1e-4}
+"""900 steps, for what takes its time; with smaller ones, or the last bits of two workers' sums would become other ranks."""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,11 @@ def experiment(project: Path, name: str, **overrides) -> ExperimentConfig:
 def undisturbed(project) -> dict:
     """What a run comes to that nothing happens to."""
     return train_here(project, "undisturbed")
+
+
+@pytest.fixture(scope="module")
+def undisturbed_longer(project) -> dict:
+    return train_here(project, "undisturbed-longer", **LONGER)
 
 
 def train_here(project: Path, name: str, **overrides) -> dict:
@@ -72,7 +79,8 @@ def train_here(project: Path, name: str, **overrides) -> dict:
 class Run:
     """A `waver train` of its own on a cluster, or a job with it where the address of a dashboard is given."""
 
-    def __init__(self, cluster, project: Path, name: str, *overrides: str, dashboard: str = ""):
+    def __init__(self, cluster, project: Path, name: str, *overrides: str, dashboard: str = "", longer: bool = False):
+        overrides += tuple(f"{key}={value}" for key, value in LONGER.items()) if longer else ()
         self.config = experiment(project, name)
         self.folder = self.config.run_folder
         settings = [part for override in overrides for part in ("--set", override)]
@@ -124,7 +132,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def going_on_after(run: Run, fault: str, wait_for):
+def going_on_after(run: Run, fault: str, wait_for, *, interval: int = EVERY):
     """The body breaks something; then the run takes new steps, having repeated at most one interval of checkpoints."""
 
     def beginnings() -> int:
@@ -134,7 +142,7 @@ def going_on_after(run: Run, fault: str, wait_for):
     before, begun = run.step(), beginnings()
     yield
     start, lost = time.monotonic(), max(run.step(), before) - run.saved()
-    assert lost <= 2 * EVERY, "the newest checkpoint is further back than an interval"
+    assert lost <= 2 * interval, "the newest checkpoint is further back than an interval"
     wait_for(lambda: beginnings() > begun, of=run.process, timeout_s=120)
     first = run.step()
     wait_for(lambda: run.step() > first, of=run.process, timeout_s=120)
@@ -150,19 +158,9 @@ def assert_ended_like(run: Run, undisturbed: dict, num_steps: int = NUM_STEPS) -
             assert last[name] == pytest.approx(value, abs=1e-3), name
 
 
-def actors_of(cluster, node, title: str) -> list[int]:
-    """Processes of a node that have these words in their title."""
-    found = []
-    for pid in cluster.processes(node):
-        with contextlib.suppress(OSError):
-            if title in Path(f"/proc/{pid}/cmdline").read_text():
-                found.append(pid)
-    return found
-
-
 def workers_of(cluster, node) -> list[int]:
     """Processes of a node that train."""
-    return actors_of(cluster, node, "ray::RayTrainWorker")
+    return titled(cluster.processes(node), "ray::RayTrainWorker")
 
 
 def test_a_worker_is_killed_then_its_raylet_then_the_driver(cluster, project, undisturbed, wait_for):
@@ -171,10 +169,10 @@ def test_a_worker_is_killed_then_its_raylet_then_the_driver(cluster, project, un
     run = Run(here, project, "killed", "resources.max_failures=8")
     run.wait_until(25, wait_for)
     for node in here.nodes:
-        assert len(actors_of(here, node, "(_Loader)")) == len(workers_of(here, node)), (
+        assert len(titled(here.processes(node), "(_Loader)")) == len(workers_of(here, node)), (
             "loaders are where their workers are"
         )
-    assert actors_of(here, here.head, "ray::Signals"), "or the run would end with another node"
+    assert titled(here.processes(here.head), "ray::Signals"), "or the run would end with another node"
     with going_on_after(run, "worker killed with -9", wait_for):
         victim = next(pids[0] for node in here.nodes if (pids := workers_of(here, node)))
         os.kill(victim, signal.SIGKILL)
@@ -211,13 +209,11 @@ def test_a_job_survives_the_loss_of_a_node(cluster, project, undisturbed, wait_f
     assert_ended_like(run, undisturbed)
 
 
-def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, wait_for):
+def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, undisturbed_longer, wait_for):
     """An elastic run: it begins with the one node that there is, grows, and shrinks again; the global batch stays."""
-    longer = {"train.captions_per_clip": 150}  # growing takes its time
-    undisturbed = train_here(project, "undisturbed-longer", **longer)
     here = cluster(nodes=1)
     elastic = ("resources.workers={min: 1, max: 2}", "resources.resize_every_s=5", "resources.max_failures=8")
-    run = Run(here, project, "elastic", "train.captions_per_clip=150", *elastic)
+    run = Run(here, project, "elastic", *elastic, longer=True)
     run.wait_until(15, wait_for)
     late, start = here.add_node(), time.monotonic()
     wait_for(lambda: workers_of(here, late), of=run.process, timeout_s=120)
@@ -227,7 +223,7 @@ def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, wait_
     with going_on_after(run, "node lost for good, elastic", wait_for):
         here.kill_node(late)
     run.end()
-    assert_ended_like(run, undisturbed, num_steps=900)
+    assert_ended_like(run, undisturbed_longer, num_steps=900)
 
 
 def test_the_head_is_lost(cluster, project, undisturbed, wait_for, monkeypatch):
@@ -359,6 +355,23 @@ def test_sigterm_saves_the_step_it_hears_of(cluster, project, undisturbed, wait_
     again = Run(here, project, "asked")
     assert f"continuing asked after step {run.step()}, in epoch 1" in again.end()
     assert_ended_like(again, undisturbed)
+
+
+def test_a_node_that_will_be_taken_away_is_left_in_time(cluster, project, undisturbed_longer, wait_for, monkeypatch):
+    """As clouds announce it: Ray drains the node, training saves itself at once, and another node takes over."""
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")  # as Ray Train has it
+    here = cluster(nodes=2)
+    run = Run(here, project, "drained", "checkpoint.every_steps=null", longer=True)
+    run.wait_until(15, wait_for)
+    start, going = time.monotonic(), here.nodes[0]
+    with going_on_after(run, "a node is drained within 15 s, another joins", wait_for, interval=900):
+        here.drain_node(going, deadline_s=15)
+        here.add_node()
+        wait_for(lambda: list(run.folder.glob("checkpoint_*_step_*")), of=run.process)
+        print(f"\ndrained: {time.monotonic() - start:.1f} s until a checkpoint is written")
+    here.kill_node(going)
+    run.end()
+    assert_ended_like(run, undisturbed_longer, num_steps=900)
 
 
 def test_a_group_without_room_gives_up_in_a_sentence(cluster, project, wait_for, monkeypatch):

@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError
 from ray.train import UserCallback
 from safetensors import SafetensorError
 
-from waver.config import ResourcesConfig
+from waver.config import ResourcesConfig, parse_overrides
 from waver.on_ray.cluster import ClusterUnreachable, _check_reachable
 from waver.on_ray.signals import signals
 from waver.on_ray.workers import WorkerError, _guarded, _Task, run_on_workers
@@ -20,6 +20,16 @@ def fail(error: Exception) -> None:
     raise error
 
 
+def mistake(text: str) -> None:
+    """Raises as waver does where the user has to change something."""
+    parse_overrides([text])
+
+
+def without_group(_) -> None:
+    """Raises torch's ValueError."""
+    torch.distributed.get_backend()
+
+
 @pytest.fixture
 def actor():
     with signals() as handle:
@@ -27,29 +37,30 @@ def actor():
 
 
 def test_a_mistake_of_the_user_is_a_sentence_and_is_not_tried_again(actor):
-    error = ValueError("the user should change this")
-    with pytest.raises(WorkerError, match=r"^the user should change this$"):
-        run_on_workers(fail, error, ResourcesConfig(), signals=actor)
+    with pytest.raises(WorkerError, match=r"^--set nonsense: write it as section\.key=value"):
+        run_on_workers(mistake, "nonsense", ResourcesConfig(), signals=actor)
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("function", "argument", "told"),
     [
-        (ValueError("change this"), "change this"),
-        (OSError(errno.ENOSPC, "No space left on device"), "make room and run the same command again"),
-        (SafetensorError("I/O error: No space left on device (os error 28)"), "make room and run the same"),
+        (mistake, "nonsense", "write it as section.key=value"),
+        (fail, OSError(errno.ENOSPC, "No space left on device"), "make room and run the same command again"),
+        (fail, SafetensorError("I/O error: No space left on device (os error 28)"), "make room and run the same"),
         (
+            fail,
             RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4 vs 3"),
             "make room and run the same",
         ),
-        (torch.OutOfMemoryError("CUDA out of memory."), "lower train.global_batch_size, or take more workers"),
-        (OSError(errno.EIO, "a cable is loose"), None),
-        (RuntimeError("a worker was lost"), None),
+        (fail, torch.OutOfMemoryError("CUDA out of memory."), "lower train.global_batch_size, or take more workers"),
+        (fail, OSError(errno.EIO, "a cable is loose"), None),
+        (fail, RuntimeError("a worker was lost"), None),
+        (without_group, None, None),
     ],
 )
-def test_what_would_come_again_is_told_to_the_worker_that_takes_over(actor, error, told):
-    task = _Task(fail, error, actor)
-    with pytest.raises(type(error)):
+def test_what_would_come_again_is_told_to_the_worker_that_takes_over(actor, function, argument, told):
+    task = _Task(function, argument, actor)
+    with pytest.raises((ValueError, OSError, RuntimeError, SafetensorError)):
         _guarded({"task": task})
     if told is None:
         assert ray.get(actor.failure.remote()) is None

@@ -19,9 +19,10 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from waver.config import ResourcesConfig
+from waver.errors import raised_by_waver
 from waver.on_ray.cluster import gpus_per_worker, require
 from waver.on_ray.loopback import torch_config
-from waver.parallel import InStepError
+from waver.parallel import InStepError, lasting_group
 
 
 class WorkerError(ValueError):
@@ -65,7 +66,7 @@ def run_on_workers(
 
     Workers that are lost are replaced, `resources.max_failures` times for each kind of loss (of a worker, of its room,
     of one that is just starting), and the function starts again on all of them. With a range of workers the group shrinks
-    where no room is left, and grows where there is more. A ValueError is the user's to mend and is not tried again.
+    where no room is left, and grows where there is more. A ValueError of waver is the user's to mend and is not tried again.
 
     Ray Train keeps nothing: what the function makes, and with what it goes on, is its own business.
 
@@ -166,7 +167,8 @@ def _guarded(config: dict) -> Any:
     if message := ray.get(task.signals.failure.remote()):
         return _Failure(message)
     try:
-        return task.function(task.argument)
+        with lasting_group():
+            return task.function(task.argument)
     except InStepError as error:
         return _Failure(str(error))
     except Exception as error:
@@ -176,13 +178,18 @@ def _guarded(config: dict) -> Any:
 
 
 def to_stay(error: Exception) -> str | None:
-    """What to tell of an error that would come again in another worker; None for one that is worth another try."""
+    """What to tell of an error that would come again in another worker; None for one that is worth another try.
+
+    Args:
+        error: as it was caught, in the process that raised it.
+    """
     if isinstance(error, torch.OutOfMemoryError):
         text = next(iter(str(error).splitlines()), "")
         return f"the memory of a GPU is too small ({text}): lower train.global_batch_size, or take more workers"
     if _is_full_disk(error):
         return _DISK_FULL
-    return str(error) if isinstance(error, ValueError) else None
+    # Libraries raise ValueError for what passes, too: torch where the group was ended under a worker.
+    return str(error) if isinstance(error, ValueError) and raised_by_waver(error) else None
 
 
 def _is_full_disk(error: Exception) -> bool:

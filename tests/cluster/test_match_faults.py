@@ -1,0 +1,107 @@
+"""Matching loses nothing when a node is lost, and repeats only what was in its hands."""
+
+import json
+import os
+import signal
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from rays import titled
+from safetensors.torch import save_file
+
+from waver.backbone import load_backbone
+from waver.clip_store import Decoded, create_store, write_block, write_manifest
+from waver.config import ExperimentConfig, load_config
+from waver.engine import store_settings
+from waver.video import Clip
+
+NUM_CLIPS, CLIPS_PER_BLOCK, SIZE = 160, 16, 64
+# Large enough for a block to take about a second.
+BACKBONE = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": SIZE, "layers": 6, "width": 256, "head_width": 64, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+_MATCH = """
+import sys
+import pyarrow as pa
+from waver.clip_store import ClipStore
+from waver.config import load_config
+from waver.knowledge import make_dictionary
+from waver.on_ray.cluster import connect
+from waver.on_ray.match import match
+from waver.vocabulary import VOCABULARY_SCHEMA
+
+config = load_config(sys.argv[1])
+store = ClipStore(config.clip_store)
+columns = [range(50), [f"do {number} things" for number in range(50)], [1] * 50]
+dictionary = make_dictionary(pa.table(columns, names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA), leaky=False)
+with connect():
+    knowledge = match(config, store.ok_clip_ids(), store, dictionary, say=print, progress=False)
+print(len(knowledge.matches))
+"""
+
+
+@pytest.fixture
+def config(tmp_path) -> ExperimentConfig:
+    """An experiment whose clips are decoded, and a teacher with weights."""
+    (tmp_path / "videos").mkdir()
+    rows = [
+        {"video": f"{number:03}.mp4", "caption": f"caption {number}", "split": "train"} for number in range(NUM_CLIPS)
+    ]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_file(load_backbone(BACKBONE, None, image_size=SIZE).clip.state_dict(), tmp_path / "backbone.safetensors")
+    settings = {
+        "name": "matching",
+        "data": {
+            "format": "table",
+            "annotations": str(tmp_path / "captions.jsonl"),
+            "videos": str(tmp_path / "videos"),
+        },
+        "video": {"max_frames": 4, "size": SIZE},
+        "model": {"backbone": BACKBONE, "weights": str(tmp_path / "backbone.safetensors")},
+        "knowledge": {"top_k": 3, "num_matches": 5},
+        "resources": {"workers": 2, "cpus_per_worker": 2},
+        "storage": {"path": str(tmp_path / "storage")},
+    }
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    config = load_config(tmp_path / "experiment.yaml")
+    create_store(config.clip_store, store_settings(config))
+    random = np.random.default_rng(0)
+    clips = []
+    for row in rows:
+        frames = random.integers(0, 256, (4, SIZE, SIZE, 3)).astype(np.uint8)
+        clip = Clip(frames, (0.0, 1.0, 2.0, 3.0), 25.0, SIZE, SIZE, "test")
+        clips.append(Decoded(row["video"], str(tmp_path / "videos" / row["video"]), 0.0, clip))
+    write_block(config.clip_store, store_settings(config), clips)
+    write_manifest(config.clip_store, store_settings(config), complete=True)
+    return config
+
+
+def times_matched(config: ExperimentConfig) -> Counter:
+    """How often each clip has a row in the files of matches."""
+    files = (config.knowledge_store / "matches").glob("*.parquet")
+    return Counter(clip for file in files for clip in pq.read_table(file)["clip_id"].to_pylist())
+
+
+def test_a_lost_node_loses_no_match(cluster, config, wait_for):
+    here = cluster(nodes=2)
+    matching = here.start("-c", _MATCH, config.storage.folder.parent / "experiment.yaml")
+    wait_for(lambda: len(times_matched(config)) >= 2 * CLIPS_PER_BLOCK, of=matching, timeout_s=120)
+    lost = here.nodes[0]
+    [actor] = titled(here.processes(lost), "_Actor")
+    os.kill(actor, signal.SIGSTOP)
+    # Its own block, and the one that is next in the same hands.
+    wait_for(lambda: len(times_matched(config)) >= NUM_CLIPS - 2 * CLIPS_PER_BLOCK, of=matching, timeout_s=120)
+    assert len(times_matched(config)) < NUM_CLIPS
+    here.kill_node(lost)
+    printed, said = matching.communicate(timeout=120)
+    assert matching.returncode == 0, said
+    assert printed.splitlines()[-1] == str(NUM_CLIPS)
+    times = times_matched(config)
+    assert len(times) == NUM_CLIPS
+    # It may have been stopped between writing a block and saying so.
+    assert sum(times.values()) - NUM_CLIPS in (0, CLIPS_PER_BLOCK)
