@@ -54,6 +54,8 @@ free_port() {
 import socket, sys
 
 probe = socket.socket()
+# Connections of a head that was just ended linger for a minute; they are in nobody's way.
+probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 probe.bind(("127.0.0.1", int(sys.argv[1])))
 print(probe.getsockname()[1])
 PYTHON

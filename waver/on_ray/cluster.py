@@ -119,8 +119,8 @@ def too_small(workers: int, cpus: float, gpus: float, room: int, wait_s: float, 
     waited = f" after {wait_s:g} s" if wait_s else ""
     return ClusterTooSmall(
         f"{workers} workers with {each} each are asked for, and the cluster has room for {room}{waited} "
-        f"({size}): lower resources.workers or what each takes, or add nodes (and raise resources.wait_s "
-        "where the cluster grows by itself)"
+        f"({size}): lower resources.workers or what each takes (resources.cpus_per_worker, gpus_per_worker, "
+        "loaders_per_worker), or add nodes (and raise resources.wait_s where the cluster grows by itself)"
     )
 
 
