@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from waver.config import ConfigError
-from waver.on_ray.cluster import ClusterTooSmall, slots
 from waver.on_ray.plan import Plan, describe_plan, plan_sweep, trials_at_once
+from waver.on_ray.room import ClusterTooSmall, slots
 from waver.on_ray.shared import survey
 from waver.sweep.folder import SweepError
 

@@ -282,6 +282,7 @@ def _embed_clips(
 
 def read_ahead(store: ClipStore, batches: list[list[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Reads the next batch while this one is embedded."""
+    store = ClipStore(store.path)  # the thread's own: one may be read by one thread at a time
     with ThreadPoolExecutor(max_workers=1) as reader:
         coming = None
         for batch in batches:

@@ -19,6 +19,10 @@ def here(_=None):
 def of_all(_):
     return parallel.gather_objects(here())
 
+def run(**resources):
+    asked = ResourcesConfig(node_labels=train, **resources)
+    return run_on_workers(of_all, None, asked, signals=actor, say=lambda text: None)
+
 class Where:
     def __call__(self, block):
         return here()
@@ -30,9 +34,10 @@ with connect(), signals() as actor:
     where = {
         "driver": {here()},
         "blocks": set(map_blocks(Where, (), blocks, workers=2, labels=decode)),
-        "workers": set(run_on_workers(of_all, None, ResourcesConfig(workers=2, node_labels=train), signals=actor)),
+        "workers": run(workers=2),
+        "a range": run(workers={"min": 1, "max": 4}),
     }
-    print(json.dumps({what: sorted({roles[node] for node in nodes}) for what, nodes in where.items()}))
+    print(json.dumps({what: sorted(roles[node] for node in nodes) for what, nodes in where.items()}))
 """
 
 
@@ -41,4 +46,9 @@ def test_labels_say_where_videos_are_decoded_and_where_is_trained(cluster):
     process = here.start("-c", _WHERE)
     printed, said = process.communicate(timeout=180)
     assert process.returncode == 0, said
-    assert json.loads(printed) == {"driver": ["head"], "blocks": ["decode"], "workers": ["train"]}
+    assert json.loads(printed) == {
+        "driver": ["head"],
+        "blocks": ["decode"],
+        "workers": ["train"] * 2,
+        "a range": ["train"] * 2,  # of four, since only nodes with their label count
+    }

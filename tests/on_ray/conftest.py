@@ -1,5 +1,6 @@
 """One small Ray for all tests of this folder: 4 s to start, so it is started once."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -50,3 +51,21 @@ def render_video():
         return path
 
     return render
+
+
+@pytest.fixture
+def holding():
+    """Takes so many CPUs while the body runs, or until what it yields is called."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    @contextlib.contextmanager
+    def hold(cpus: int):
+        group = placement_group([{"CPU": cpus}])
+        ray.get(group.ready())
+        try:
+            yield lambda: remove_placement_group(group)
+        finally:
+            remove_placement_group(group)
+
+    return hold

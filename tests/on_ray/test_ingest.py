@@ -11,7 +11,6 @@ import pytest
 from rays import family, kill
 
 from waver.clip_store import ClipStore, StoreError, StoreSettings
-from waver.on_ray.cluster import ClusterTooSmall, connect, require
 from waver.on_ray.ingest import IngestError, IngestReport, ingest
 
 VIDEOS = Path(os.environ.get("WAVER_VIDEOS", Path(__file__).parents[2].parent / "shared/data/videos"))
@@ -220,16 +219,3 @@ except IngestInterrupted as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(130)
 """
-
-
-def test_cluster_that_is_too_small():
-    with connect() as where:
-        assert "using the Ray of this process (1 node, 6 CPUs, 0 GPUs)" in where
-        require(6, cpus_per_worker=1.0)
-        require(3, cpus_per_worker=2.0)
-        with pytest.raises(ClusterTooSmall, match="has room for 2 "):
-            require(3, cpus_per_worker=2.5)
-        with pytest.raises(ClusterTooSmall, match="1 CPU and 1 GPU each are asked for, and the cluster has room for 0"):
-            require(1, cpus_per_worker=1.0, gpus_per_worker=1.0)
-        with pytest.raises(ClusterTooSmall, match=r"after 0\.1 s"):
-            require(7, cpus_per_worker=1.0, wait_s=0.1)

@@ -20,9 +20,9 @@ from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig, load_config
 from waver.engine import load_captions
 from waver.evaluation import evaluate
-from waver.on_ray.cluster import ClusterTooSmall
 from waver.on_ray.evaluate import evaluate_on_workers
-from waver.on_ray.signals import Terminated
+from waver.on_ray.room import ClusterTooSmall
+from waver.on_ray.signals import Terminated, signals
 from waver.on_ray.train import Job, plan_epoch, train, train_job, training_rows, worker_batches
 from waver.on_ray.workers import WorkerError
 from waver.run import checkpoints, describe_checkpoint, find_checkpoint, newest_checkpoint
@@ -102,7 +102,7 @@ def test_workers_on_ray_evaluate_as_one_process_does(fitted):
     config, _, _ = fitted
     captions, store = load_captions(config), ClipStore(config.clip_store)
     checkpoint = find_checkpoint(config.run_folder)
-    on_ray = evaluate_on_workers(checkpoint, config, captions, store, split="test", top_k=3)
+    on_ray = evaluate_on_workers(checkpoint, config, captions, store, say=print, split="test", top_k=3)
     here = evaluate(load_student(checkpoint, config), captions, store, config, split="test", top_k=3)
     assert on_ray.metrics == here.metrics
     assert torch.equal(on_ray.top.clips, here.top.clips)
@@ -171,9 +171,14 @@ def assert_ends_alike(folder: Path, undisturbed: Path) -> None:
 
 
 def take_a_step(job: Job) -> dict:
-    """Trains in this process, where somebody has asked to stop before it begins."""
-    asked = SimpleNamespace(wait_for_stop=SimpleNamespace(remote=lambda: ray.put(None)))
-    return train_job(replace(job, signals=asked), device=torch.device("cpu"), report=lambda metrics: None)
+    """Trains in this process, where somebody has asked to stop before it begins; that there is room is less urgent."""
+    at_once = SimpleNamespace(remote=lambda: ray.put(None))
+    asked = SimpleNamespace(wait_for_stop=at_once, wait_for_room=at_once)
+    return take_steps(replace(job, signals=asked))
+
+
+def take_steps(job: Job) -> dict:
+    return train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
 
 
 def test_a_run_that_is_stopped_after_every_step_ends_like_one_that_was_not(project, fitted):
@@ -196,6 +201,25 @@ def test_a_run_that_is_stopped_after_every_step_ends_like_one_that_was_not(proje
     assert_ends_alike(config.run_folder, undisturbed.run_folder)
     assert list(checkpoints(config.run_folder))[-1] == EPOCHS
     assert len(list(config.run_folder.glob("*checkpoint*"))) <= 3
+
+
+def test_an_epoch_is_kept_before_it_is_evaluated(project, monkeypatch):
+    """Validation may take longer than a machine that is taken away allows."""
+    config = experiment(project, name="evaluating", **{"resources.workers": 1})
+    captions, store, said = load_captions(config), ClipStore(config.clip_store), []
+
+    def taken_away(*arguments, **options):
+        raise RuntimeError("the machine is taken away")
+
+    with monkeypatch.context() as patch, signals() as actor:
+        patch.setattr("waver.on_ray.train.evaluate", taken_away)
+        with pytest.raises(RuntimeError, match="taken away"):
+            train(config, captions, store, say=said.append, here=lambda job: take_steps(replace(job, signals=actor)))
+    with pytest.raises(Terminated):
+        train(config, captions, store, say=said.append, here=take_a_step)
+    assert "continuing evaluating after step 3, in epoch 1: 4 epochs of 3 steps" in said[1]
+    rows = [(row["step"], row.get("split")) for row in read_metrics(config.run_folder)]
+    assert rows == [(1, None), (2, None), (3, None), (3, "validation"), (4, None)]
 
 
 def test_a_checkpoint_of_another_plan_is_refused(project, fitted):

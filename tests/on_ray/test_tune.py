@@ -14,9 +14,9 @@ from rays import family, kill
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from waver.config import load_config
-from waver.on_ray.cluster import ClusterTooSmall
 from waver.on_ray.experiment import run_training
 from waver.on_ray.plan import Plan, describe_plan, plan_sweep
+from waver.on_ray.room import ClusterTooSmall
 from waver.on_ray.tune import run_sweep
 from waver.run import checkpoints
 from waver.sweep.folder import SweepError, TrialState, read_trials

@@ -1,6 +1,7 @@
 import errno
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from ray.exceptions import ActorDiedError
 from ray.train import UserCallback
 from safetensors import SafetensorError
 
+from waver import parallel
 from waver.config import ResourcesConfig, parse_overrides
 from waver.on_ray.cluster import ClusterUnreachable, _check_reachable
-from waver.on_ray.signals import signals
-from waver.on_ray.workers import WorkerError, _guarded, _Task, run_on_workers
+from waver.on_ray.signals import Terminated, signals
+from waver.on_ray.workers import Regroup, WorkerError, _guarded, _Task, run_on_workers
 
 
 def fail(error: Exception) -> None:
@@ -38,7 +40,7 @@ def actor():
 
 def test_a_mistake_of_the_user_is_a_sentence_and_is_not_tried_again(actor):
     with pytest.raises(WorkerError, match=r"^--set nonsense: write it as section\.key=value"):
-        run_on_workers(mistake, "nonsense", ResourcesConfig(), signals=actor)
+        run_on_workers(mistake, "nonsense", ResourcesConfig(), signals=actor, say=print)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,38 @@ def die_once(marker: Path) -> int:
 def test_a_worker_lost_while_its_group_starts_is_replaced_as_well(actor, tmp_path):
     resources = ResourcesConfig(max_failures=1, wait_s=0)
     callbacks = [LostWhileRayIsBusy()]
-    assert run_on_workers(die_once, tmp_path / "marker", resources, signals=actor, callbacks=callbacks) == 17
+    how = {"signals": actor, "say": print, "callbacks": callbacks}
+    assert run_on_workers(die_once, tmp_path / "marker", resources, **how) == 17
+
+
+def count_then_ask_for_more(job: tuple[Path, object]) -> int | Regroup:
+    """Called in each worker; with one of them, until there is room for another."""
+    marker, actor = job
+    num_workers = parallel.world_size()
+    if num_workers == 1:
+        ray.get(actor.wait_for_room.remote())
+        return Regroup()
+    if parallel.rank() == 0 and not marker.exists():  # Ray Train ends the other as well
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return num_workers
+
+
+def test_a_range_takes_what_there_is_then_more_and_bears_a_loss(actor, tmp_path, holding, monkeypatch):
+    monkeypatch.setattr("waver.on_ray.room._PATIENCE_S", 1.0)
+    asked = {"workers": {"min": 1, "max": 2}, "cpus_per_worker": 2, "resize_every_s": 1, "max_failures": 1}
+    said = []
+    with holding(3) as let_go:
+
+        def say(text: str) -> None:
+            if not said:
+                threading.Timer(3, let_go).start()
+            said.append(text)
+
+        job = (tmp_path / "marker", actor)
+        how = {"signals": actor, "say": say, "regroups": True}
+        assert run_on_workers(count_then_ask_for_more, job, ResourcesConfig(**asked), **how) == 2
+    assert said == ["1 of 1 to 2 workers begin", "2 of 1 to 2 workers begin", "2 of 1 to 2 workers begin"]
 
 
 def test_the_first_error_is_the_one_that_is_told(actor):
@@ -101,6 +134,19 @@ def test_who_waits_for_a_stop_waits_until_it_is_asked_for(actor):
     actor.ask_to_stop.remote()
     assert ray.wait([waiting], timeout=60)[0]
     assert ray.wait([actor.wait_for_stop.remote()], timeout=60)[0], "who asks later hears it as well"
+
+
+def test_who_asks_to_stop_while_there_is_no_room_is_heard(actor, holding):
+    said = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        actor.ask_to_stop.remote()
+
+    with holding(6), pytest.raises(Terminated) as stopped:
+        run_on_workers(die_once, None, ResourcesConfig(), signals=actor, say=say)
+    assert stopped.value.message.startswith("stopped, as asked, while it waited for room")
+    assert said == ["others use the cluster: of 1 workers with 1 CPU each, 0 have room now: waiting for them"]
 
 
 def test_a_cluster_that_does_not_answer_is_said_at_once():

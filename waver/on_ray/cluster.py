@@ -1,30 +1,25 @@
-"""Joining or starting a Ray cluster, and asking whether it is large enough."""
+"""Joining or starting a Ray cluster, and what is in it."""
 
 import logging
 import os
 import socket
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
+from typing import Any
 
 import ray
 import torch
-from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
 
 from waver.config import ResourcesConfig
 from waver.on_ray.loopback import loopback_only
 
-_POLL_S = 1.0
 _CONNECT_S = 10.0
 
 
 class ClusterUnreachable(ValueError):
-    """Nobody answers at the address of the cluster."""
-
-
-class ClusterTooSmall(ValueError):
-    """The cluster has not what the run asks for; the message says what there is."""
+    """Nobody answers at the address of the cluster, or does not let us in."""
 
 
 @contextmanager
@@ -40,17 +35,19 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
 
     Yields:
         A sentence on where we are, for the user.
+
+    Raises:
+        ClusterUnreachable: for the cluster of RAY_ADDRESS.
     """
     if ray.is_initialized():
         yield f"using the Ray of this process ({cluster_size()})"
         return
     # What workers print goes to Ray's log files; what a user must know comes back in results and errors.
     quiet = {"logging_level": logging.WARNING, "configure_logging": True, "log_to_driver": False}
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
     with nullcontext() if address else loopback_only(dashboard=dashboard) as port:
         if address:
-            _check_reachable(address)
-            ray.init(address=address, **quiet)
+            _join(address, **quiet)
         else:
             # Ray's core would print, for each pool of actors, that their arguments are kept in memory. Errors that matter
             # are exceptions.
@@ -63,73 +60,27 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
             ray.shutdown()
 
 
+def cluster_address() -> str | None:
+    """Of the cluster that RAY_ADDRESS names; None for none, and for `local`, which is what we do without."""
+    address = os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
+
+
+def _join(address: str, **how: Any) -> None:
+    _check_reachable(address)
+    try:
+        ray.init(address=address, **how)
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ClusterUnreachable(
+            f"the Ray cluster at RAY_ADDRESS={address} cannot be joined ({reason}): it is the address of a head, such as "
+            "10.0.0.1:6379, or `auto` on one of its nodes; one that wants a token finds it by RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH. Unset RAY_ADDRESS to use this machine alone"
+        ) from error
+
+
 Labels = Mapping[str, str]
 """Of nodes, as given to `ray start --labels`; none stand for every node."""
-
-
-def require(
-    workers: int,
-    *,
-    cpus_per_worker: float,
-    gpus_per_worker: float = 0.0,
-    wait_s: float = 0.0,
-    labels: Labels = MappingProxyType({}),
-) -> None:
-    """Checks that the nodes of the cluster, idle, have room for all workers.
-
-    Args:
-        workers: wanted at the same time.
-        cpus_per_worker: of one node.
-        gpus_per_worker: of the same node.
-        wait_s: how long a cluster may take to grow to that size.
-        labels: of the nodes that count.
-
-    Raises:
-        ClusterTooSmall: if it has not, after `wait_s`.
-    """
-    bundle = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
-
-    def room() -> int:
-        return slots(nodes(labels), cpus_per_worker, gpus_per_worker)
-
-    if not _grows(lambda: room() >= workers, [bundle] * workers, labels, wait_s):
-        raise too_small(workers, cpus_per_worker, gpus_per_worker, room(), wait_s, cluster_size(labels))
-
-
-def _grows(is_enough: Callable[[], bool], bundles: list[dict[str, float]], labels: Labels, wait_s: float) -> bool:
-    """Whether a cluster is large enough, or becomes so in time; one that grows by itself is asked for what is missing."""
-    if is_enough():
-        return True
-    if not wait_s:
-        return False
-    deadline = time.monotonic() + wait_s
-    request_resources(bundles=bundles, bundle_label_selectors=[dict(labels)] * len(bundles) if labels else None)
-    try:
-        while not (enough := is_enough()) and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
-        return enough
-    finally:
-        # It would outlive this process, and keep nodes that nobody uses. Those that came stay until they are idle for long.
-        request_resources(bundles=[])
-
-
-def too_small(workers: int, cpus: float, gpus: float, room: int, wait_s: float, size: str) -> ClusterTooSmall:
-    """What to say of a cluster that has room for fewer workers."""
-    each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-    waited = f" after {wait_s:g} s" if wait_s else ""
-    return ClusterTooSmall(
-        f"{workers} workers with {each} each are asked for, and the cluster has room for {room}{waited} "
-        f"({size}): lower resources.workers or what each takes (resources.cpus_per_worker, gpus_per_worker, "
-        "loaders_per_worker), or add nodes (and raise resources.wait_s where the cluster grows by itself)"
-    )
-
-
-def slots(nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int:
-    """Workers with so many CPUs and GPUs each that fit at the same time, none of them across nodes."""
-    wanted = {"CPU": cpus, "GPU": gpus}
-    return sum(
-        min(int(node.get(name, 0) / amount + 1e-9) for name, amount in wanted.items() if amount) for node in nodes
-    )
 
 
 def nodes(labels: Labels = MappingProxyType({})) -> list[dict[str, float]]:
@@ -155,26 +106,6 @@ def gpus_per_worker(resources: ResourcesConfig) -> float:
 def own_device(resources: ResourcesConfig) -> torch.device:
     """Where this process computes: on a GPU if it sees one, unless none was asked for."""
     return torch.device("cuda" if torch.cuda.is_available() and resources.gpus_per_worker != 0 else "cpu")
-
-
-def num_cpus(labels: Labels = MappingProxyType({}), *, wait_s: float = 0.0) -> int:
-    """CPUs of all nodes with these labels, at least 1.
-
-    Raises:
-        ClusterTooSmall: if they have none after `wait_s`.
-    """
-
-    def cpus() -> int:
-        return sum(int(node.get("CPU", 0)) for node in nodes(labels))
-
-    if not _grows(lambda: cpus() > 0, [{"CPU": 1.0}], labels, wait_s):
-        waited = f" after {wait_s:g} s" if wait_s else ""
-        mend = "add such nodes or correct ingest.node_labels" if labels else "add nodes"
-        raise ClusterTooSmall(
-            f"the cluster has no CPU for this work{waited} ({cluster_size(labels)}): {mend} (and raise resources.wait_s "
-            "where the cluster grows by itself)"
-        )
-    return cpus()
 
 
 def _check_reachable(address: str) -> None:

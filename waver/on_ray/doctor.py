@@ -15,20 +15,11 @@ from waver.doctor.findings import Finding, as_json, attempt, can_start, independ
 from waver.files import write_json
 from waver.knowledge import Knowledge
 from waver.objects import ObjectStoreError, check_bucket, exists, shown
-from waver.on_ray.cluster import (
-    ClusterTooSmall,
-    ClusterUnreachable,
-    cluster_size,
-    connect,
-    gpus_per_worker,
-    nodes,
-    num_cpus,
-    slots,
-    too_small,
-)
+from waver.on_ray.cluster import ClusterUnreachable, cluster_address, cluster_size, connect, gpus_per_worker, nodes
 from waver.on_ray.experiment import local_cpus
 from waver.on_ray.preflight import check_exchange, check_nodes
 from waver.on_ray.readiness import Before, check_phrases, check_training, find_store
+from waver.on_ray.room import ClusterTooSmall, Share, num_cpus, slots, too_small
 from waver.on_ray.stream import CPUS_PER_LOADER
 from waver.run import environment, newest_checkpoint
 
@@ -129,7 +120,7 @@ def examine(config: ExperimentConfig, *, before: Before, say: Say) -> list[Findi
     check("disk", machine.check_disk, config, captions, store, model, trains=trains)
     check("cluster and memory", check_cluster, config, captions, model, before=before)
     # What starts a Ray of its own has one node, and nothing to be tried on it.
-    if (ray.is_initialized() or "RAY_ADDRESS" in os.environ) and can_start(f for f in findings if f.check == "cluster"):
+    if (ray.is_initialized() or cluster_address()) and can_start(f for f in findings if f.check == "cluster"):
         with connect():
             check("nodes", check_nodes, config)
             if (
@@ -137,7 +128,7 @@ def examine(config: ExperimentConfig, *, before: Before, say: Say) -> list[Findi
                 and model
                 and can_start(f for f in findings if f.check in ("connections", "shared storage"))
             ):
-                check("all-reduce", check_exchange, config, gradient_bytes=4 * model.trained)
+                check("all-reduce", check_exchange, config, gradient_bytes=4 * model.trained, say=say)
     return findings
 
 
@@ -151,7 +142,7 @@ def check_cluster(
 ) -> Iterator[Finding]:
     """Whether the workers find room, on the cluster of RAY_ADDRESS or on this machine, where no Ray is started."""
     gpu_bytes = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
-    elsewhere = ray.is_initialized() or "RAY_ADDRESS" in os.environ
+    elsewhere = ray.is_initialized() or cluster_address()
     asked = config.resources.gpus_per_worker
     if elsewhere:
         try:
@@ -199,13 +190,12 @@ def _check_room(
     resources = config.resources
     beside = resources.loaders_per_worker * CPUS_PER_LOADER if before == "train" else 0.0
     cpus = resources.cpus_per_worker + beside
-    room = slots(cluster, cpus, gpus)
-    each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+    room, share = slots(cluster, cpus, gpus), Share(cpus, gpus)
     if room >= resources.min_workers:
         asked = f"{resources.min_workers} to {resources.max_workers}" if resources.is_elastic else resources.max_workers
-        yield Finding("ok", "workers", f"{asked} with {each} each; there is room for {room}")
+        yield Finding("ok", "workers", f"{asked} with {share} each; there is room for {room}")
         return
-    sentence = too_small(resources.min_workers, cpus, gpus, room, 0.0, have)
+    sentence = too_small(resources.min_workers, share, room, 0.0, have)
     waits = resources.wait_s > 0
     remedy = f"resources.wait_s = {resources.wait_s:g}: it will be waited for" if waits else ""
     yield Finding("warning" if waits else "error", "workers", str(sentence), remedy)

@@ -1,7 +1,7 @@
 """Evaluating a checkpoint: in this process, or on the workers of a cluster."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ def evaluate_on_workers(
     store: ClipStore,
     knowledge: Knowledge | None = None,
     *,
+    say: Callable[[str], None],
     split: str,
     **how: Any,
 ) -> Evaluation:
@@ -90,7 +91,7 @@ def evaluate_on_workers(
         how,
     )
     with signals() as actor:
-        return run_on_workers(_evaluate_worker, job, config.resources, signals=actor)
+        return run_on_workers(_evaluate_worker, job, config.resources, signals=actor, say=say)
 
 
 def result_of(

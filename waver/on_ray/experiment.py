@@ -30,7 +30,7 @@ from waver.knowledge import (
     write_dictionary,
 )
 from waver.objects import exists, shown
-from waver.on_ray.cluster import connect
+from waver.on_ray.cluster import cluster_address, connect
 from waver.on_ray.evaluate import evaluate_here, evaluate_on_workers, result_of
 from waver.on_ray.ingest import IngestReport, ingest
 from waver.on_ray.match import match
@@ -254,11 +254,11 @@ def evaluate_checkpoint(
         knowledge.check_taught(checkpoint, learned_from(checkpoint))
     say(f"evaluating {shown(checkpoint)} on the {split} split")
     asked = captions if queries is None else queries
-    if config.resources.max_workers == 1 and "RAY_ADDRESS" not in os.environ:
+    if config.resources.max_workers == 1 and not cluster_address():
         return evaluate_here(checkpoint, config, asked, store, knowledge, split=split, **how), knowledge
     with connect(num_cpus=local_cpus(config)) as where:
         say(where)
-        return evaluate_on_workers(checkpoint, config, asked, store, knowledge, split=split, **how), knowledge
+        return evaluate_on_workers(checkpoint, config, asked, store, knowledge, say=say, split=split, **how), knowledge
 
 
 def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:

@@ -28,8 +28,9 @@ from waver.clip_store import (
 from waver.decoder import Decoder
 from waver.objects import shown
 from waver.on_ray.blocks import BlockError, map_blocks
-from waver.on_ray.cluster import connect, num_cpus
+from waver.on_ray.cluster import connect
 from waver.on_ray.progress import show
+from waver.on_ray.room import num_cpus
 from waver.video import ClipError
 
 

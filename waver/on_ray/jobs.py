@@ -258,12 +258,18 @@ def _follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obj
 
 
 async def _show_logs(client: JobSubmissionClient, job_id: str, skip: int, show: Callable[[str], None]) -> bool:
-    """Shows what a job prints, but for so many characters that were shown before; False where the line broke."""
+    """Shows what a job prints, but for so many characters that were shown before; False where the line broke.
+
+    One that is silent for long counts as broken: of a machine that was lost nobody says so, and a new line will tell.
+    """
+    pieces = aiter(client.tail_job_logs(job_id))
     try:
-        async for text in client.tail_job_logs(job_id):
+        while True:
+            text = await asyncio.wait_for(anext(pieces), _LOST_S)
             if text[skip:]:
                 show(text[skip:])
             skip = max(0, skip - len(text))
-    except (RuntimeError, aiohttp.ClientError, OSError):
+    except StopAsyncIteration:
+        return True
+    except (RuntimeError, aiohttp.ClientError, OSError):  # of the last is TimeoutError
         return False
-    return True

@@ -20,8 +20,9 @@ from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
 from waver.knowledge import Dictionary, Knowledge, create_knowledge, finish, write_embeddings, write_matches
 from waver.on_ray.blocks import map_blocks
-from waver.on_ray.cluster import gpus_per_worker, own_device, require
+from waver.on_ray.cluster import gpus_per_worker, own_device
 from waver.on_ray.progress import show
+from waver.on_ray.room import Share, require
 from waver.teacher import Teacher, best_phrases
 
 _PHRASES_PER_PART = 1024
@@ -52,7 +53,7 @@ def match(
 
     Raises:
         KnowledgeError: where the folder holds what was made from something else.
-        ClusterTooSmall: for resources.workers.
+        ClusterTooSmall: for resources.workers, the fewest of them.
     """
     folder = config.knowledge_store
     num_matches = min(config.knowledge.num_matches, len(dictionary.phrases))
@@ -60,19 +61,15 @@ def match(
     source = "matched" if released is None else "released"
     knowledge = create_knowledge(folder, dictionary, source=source, teacher=teacher, num_matches=num_matches)
     resources = config.resources
+    share = Share(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
+    require(resources.min_workers, share, wait_s=resources.wait_s)
     pool = {
-        "workers": resources.max_workers,
-        "num_cpus": resources.cpus_per_worker,
-        "num_gpus": gpus_per_worker(resources),
-        "labels": resources.node_labels,
+        "workers": resources.min_workers,
+        "max_workers": resources.max_workers,
+        "num_cpus": share.cpus,
+        "num_gpus": share.gpus,
+        "labels": share.labels,
     }
-    require(
-        resources.max_workers,
-        cpus_per_worker=resources.cpus_per_worker,
-        gpus_per_worker=pool["num_gpus"],
-        wait_s=resources.wait_s,
-        labels=resources.node_labels,
-    )
     embedded, starts = knowledge.embedded(), range(0, knowledge.num_phrases, _PHRASES_PER_PART)
     if parts := [pa.table({"first": [first]}) for first in starts if first not in embedded]:
         num_phrases = min(len(parts) * _PHRASES_PER_PART, knowledge.num_phrases)

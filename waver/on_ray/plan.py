@@ -1,6 +1,5 @@
 """What a sweep will do: its trials, how many fit at a time, what they need and share. Nothing is started for it."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,8 +12,9 @@ import torch
 from waver.config import ExperimentConfig, SweepConfig, check_config, load_config, load_sweep
 from waver.engine import build_student
 from waver.objects import remote_of
-from waver.on_ray.cluster import cluster_size, connect, gpus_per_worker, nodes, slots, too_small
+from waver.on_ray.cluster import cluster_address, cluster_size, connect, gpus_per_worker, nodes
 from waver.on_ray.experiment import local_cpus
+from waver.on_ray.room import Share, slots, too_small
 from waver.on_ray.shared import Shared, survey
 from waver.on_ray.stream import CPUS_PER_LOADER
 from waver.sweep.folder import SweepError, sweep_folder
@@ -118,7 +118,7 @@ def describe_plan(plan: Plan, *, say: Say) -> None:
         ClusterTooSmall: where not one trial fits.
     """
     resources = plan.base.resources
-    if "RAY_ADDRESS" in os.environ or ray.is_initialized():
+    if cluster_address() or ray.is_initialized():
         with connect() as where:
             say(where)
             cluster, gpus = nodes(resources.node_labels), gpus_per_worker(resources)
@@ -131,7 +131,7 @@ def describe_plan(plan: Plan, *, say: Say) -> None:
     at_once = trials_at_once(plan, cluster, gpus)
     if at_once == 0:
         room = slots(cluster, plan.cpus_per_worker, gpus)
-        raise too_small(resources.max_workers, plan.cpus_per_worker, gpus, room, 0.0, size)
+        raise too_small(resources.max_workers, Share(plan.cpus_per_worker, gpus), room, 0.0, size)
     sweep = plan.sweep
     drawn = (
         f"{plan.num_trials} trials that Optuna draws as it goes" if plan.points is None else f"{plan.num_trials} trials"

@@ -11,7 +11,7 @@ import statistics
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from waver.config import ExperimentConfig
 from waver.doctor.findings import Finding, size, some
 from waver.objects import fetch, remove, send, shown
-from waver.on_ray.cluster import ClusterTooSmall
+from waver.on_ray.room import ClusterTooSmall
 from waver.on_ray.signals import signals
 from waver.on_ray.workers import WorkerError, run_on_workers
 from waver.run import environment
@@ -55,11 +55,26 @@ def check_nodes(config: ExperimentConfig) -> Iterator[Finding]:
     """Asks every node of the connected cluster: versions, clocks, GPUs, storage, and who reaches whom."""
     with _actors() as (nodes, silent):
         if silent:
-            remedy = "look at them with `ray list nodes` and at their logs, or take them out of the cluster"
-            yield Finding("error", "nodes", f"{some(silent)} did not answer in {_STEP_S:g} s", remedy, details=silent)
-        yield from _check_versions(nodes)
-        yield from _check_storage(nodes, config.storage.folder)
-        yield from _check_connections(nodes)
+            yield _silence(silent)
+        try:
+            yield from _check_versions(nodes)
+            yield from _check_storage(nodes, config.storage.folder)
+            yield from _check_connections(nodes)
+        except _Silent as error:
+            yield _silence(error.names)
+
+
+class _Silent(RuntimeError):
+    """Nodes did not answer in a step's time."""
+
+    def __init__(self, names: list[str]):
+        super().__init__(", ".join(names))
+        self.names = names
+
+
+def _silence(names: list[str]) -> Finding:
+    remedy = "look at them with `ray list nodes` and at their logs, or take them out of the cluster"
+    return Finding("error", "nodes", f"{some(names)} did not answer in {_STEP_S:g} s", remedy, details=names)
 
 
 @contextmanager
@@ -96,10 +111,13 @@ def _ask(nodes: Sequence[_Node], method: str, *arguments: Any) -> dict[str, Any]
     """Node -> what its actor answers, all asked at once.
 
     Raises:
-        GetTimeoutError: after a step's time.
+        _Silent: after a step's time.
     """
-    answers = [getattr(node.actor, method).remote(*arguments) for node in nodes]
-    return dict(zip([node.name for node in nodes], ray.get(answers, timeout=_STEP_S), strict=True))
+    answers = {getattr(node.actor, method).remote(*arguments): node.name for node in nodes}
+    _, waiting = ray.wait(list(answers), num_returns=len(answers), timeout=_STEP_S)
+    if waiting:
+        raise _Silent([answers[answer] for answer in waiting])
+    return dict(zip(answers.values(), ray.get(list(answers)), strict=True))
 
 
 def _check_versions(nodes: Sequence[_Node]) -> Iterator[Finding]:
@@ -123,7 +141,7 @@ def _check_versions(nodes: Sequence[_Node]) -> Iterator[Finding]:
     skews = {}
     for node in nodes:
         before = time.time()
-        there = ray.get(node.actor.time.remote(), timeout=_STEP_S)
+        there = _ask([node], "time")[node.name]
         skews[node.name] = there - (before + time.time()) / 2
     worst = max(skews, key=lambda name: abs(skews[name]))
     found = f"at most {abs(skews[worst]):.3f} s apart ({worst})"
@@ -185,7 +203,7 @@ def _check_storage(nodes: Sequence[_Node], storage: Path) -> Iterator[Finding]:
             "mount it, or set storage.path",
         )
     finally:
-        with suppress(ray.exceptions.RayError):
+        with suppress(ray.exceptions.RayError, _Silent):
             _ask(nodes, "remove", folder)
         _remove(folder)
 
@@ -208,13 +226,13 @@ def _check_connections(nodes: Sequence[_Node]) -> Iterator[Finding]:
     )
 
 
-def check_exchange(config: ExperimentConfig, *, gradient_bytes: int) -> Iterator[Finding]:
+def check_exchange(config: ExperimentConfig, *, gradient_bytes: int, say: Callable[[str], None]) -> Iterator[Finding]:
     """An all-reduce between as many workers as the experiment asks for, with the back end that training would take."""
     limited = {"timeout_s": _EXCHANGE_S, "max_failures": 0, "wait_s": 0.0}
     resources = config.resources.model_copy(update=limited)
     try:
         with signals() as actor:
-            measured = run_on_workers(_exchange, gradient_bytes, resources, signals=actor)
+            measured = run_on_workers(_exchange, gradient_bytes, resources, signals=actor, say=say, queues=False)
     except ClusterTooSmall as error:
         yield Finding("info", "all-reduce", f"not tried: {error}")
         return

@@ -1,7 +1,7 @@
 """What the driver of a run and its workers tell each other outside the process group.
 
 One small actor on the driver's node holds it, so that no file system has to be shared and a full disk is no hindrance: that
-the run should stop, and why it failed.
+the run should stop, that there is room for more workers, and why it failed.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit code of a process that ended because it was asked to."""
 _PREEMPTION_EVERY_S = 5.0
 """How often workers ask Ray whether one of their nodes is about to be taken away."""
-Order = Literal["go on", "save", "stop"]
-_GO_ON, _LOOK, _STOP = range(3)
+Order = Literal["go on", "save", "regroup", "stop"]
+_GO_ON, _LOOK, _REGROUP, _STOP = range(4)
 
 
 class Terminated(SystemExit):
@@ -40,7 +40,7 @@ class Signals:
     """The actor. Its methods are called with `.remote`; all are coroutines, so that any number of workers may wait."""
 
     def __init__(self) -> None:
-        self._stop, self._failure = asyncio.Event(), None
+        self._stop, self._room, self._failure = asyncio.Event(), asyncio.Event(), None
 
     async def ask_to_stop(self) -> None:
         """The run should save itself and end."""
@@ -49,6 +49,18 @@ class Signals:
     async def wait_for_stop(self) -> None:
         """Returns when the run should end; until then, never."""
         await self._stop.wait()
+
+    async def ask_to_regroup(self) -> None:
+        """The run should save itself and begin again, with more workers."""
+        self._room.set()
+
+    async def begin(self) -> None:
+        """A group begins, with the workers that there is room for."""
+        self._room.clear()
+
+    async def wait_for_room(self) -> None:
+        """Returns when there is room for more workers than the group has; until then, never."""
+        await self._room.wait()
 
     async def fail(self, message: str) -> None:
         """Keeps an error that would come again, for the workers that Ray starts in place of those that met it."""
@@ -115,27 +127,31 @@ class Orders:
 
     def __init__(self, actor: Any, device: torch.device):
         self._device = device
-        self._stop = actor.wait_for_stop.remote() if parallel.rank() == 0 else None
+        self._asked: dict[ray.ObjectRef, int] = {}
+        if parallel.rank() == 0:
+            self._asked = {actor.wait_for_stop.remote(): _STOP, actor.wait_for_room.remote(): _REGROUP}
         self._looked_s = time.monotonic()
         self._saved = False
 
     def next(self) -> Order:
-        """Stop where somebody asked for it; save, once, where a node of the workers is about to be taken away."""
+        """Stop or regroup where somebody asked for it; save, once, where a node of the workers is about to be taken away."""
         word = self._word() if parallel.rank() == 0 else _GO_ON
         word = int(parallel.all_reduce(torch.tensor(word, device=self._device), "max"))
         if word == _LOOK:
             preempted = ray.train.get_preemption_info() is not None
             save, self._saved = preempted and not self._saved, preempted
             return "save" if save else "go on"
-        return "stop" if word == _STOP else "go on"
+        return {_GO_ON: "go on", _REGROUP: "regroup", _STOP: "stop"}[word]
 
     def _word(self) -> int:
-        if self._stop is not None and ray.wait([self._stop], timeout=0)[0]:
-            try:
-                ray.get(self._stop)
-                return _STOP
-            except RayError:  # the actor is gone, and with it whoever could ask
-                self._stop = None
+        asked = list(self._asked)
+        said = ray.wait(asked, num_returns=len(asked), timeout=0)[0] if asked else []
+        try:
+            ray.get(said)
+        except RayError:  # the actor is gone, and with it whoever could ask
+            self._asked, said = {}, []
+        if said:
+            return max(self._asked[one] for one in said)
         if time.monotonic() - self._looked_s < _PREEMPTION_EVERY_S:
             return _GO_ON
         self._looked_s = time.monotonic()

@@ -36,7 +36,7 @@ from waver.on_ray.evaluate import protocol_of_table
 from waver.on_ray.progress import follow
 from waver.on_ray.signals import Orders, Terminated, signals, stop_on_sigterm
 from waver.on_ray.stream import CPUS_PER_LOADER, clip_stream
-from waver.on_ray.workers import run_on_workers
+from waver.on_ray.workers import Regroup, run_on_workers
 from waver.protocols import Protocol
 from waver.recording import LOOKED_AT, Recording, peak_memory
 from waver.run import (
@@ -133,6 +133,8 @@ def train(
                 replace(job, signals=actor),
                 config.resources,
                 signals=actor,
+                say=say,
+                regroups=True,
                 extra_cpus=config.resources.loaders_per_worker * CPUS_PER_LOADER,
                 callbacks=callbacks,
             )
@@ -244,12 +246,12 @@ def worker_batches(
         yield make_batch(captions, share, frames, config, num_pairs=len(rows), knowledge=knowledge)
 
 
-def _train_worker(job: Job) -> dict:
+def _train_worker(job: Job) -> dict | Regroup:
     """Runs on every worker, from the last checkpoint to the last epoch."""
     return train_job(job, device=get_device(), report=ray.train.report)
 
 
-def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, float]], Any]) -> dict:
+def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, float]], Any]) -> dict | Regroup:
     """This worker's part of a run, from its newest checkpoint to the last epoch, or until it is to stop.
 
     Args:
@@ -258,7 +260,7 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
         report: is handed the validation metrics after each epoch, when its checkpoint is written.
 
     Returns:
-        What result.json says of the workers; `stopped_at`, the step, where the run is not finished.
+        What result.json says of the workers; where the run is not finished, `stopped_at`, the step, or `Regroup`.
 
     Raises:
         CheckpointError: the newest checkpoint does not belong to this plan.
@@ -275,17 +277,22 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
     orders = Orders(job.signals, device) if job.signals else None
     with recording or nullcontext():
         for epoch in range(training.epoch, config.train.epochs):
-            left = sum(map(len, plans[: epoch + 1])) - training.step
+            ends_at = sum(map(len, plans[: epoch + 1]))
+            left = ends_at - training.step
             coming = islice(batches, left)
             for logs in train_epoch(training, recording.watch(coming, training, left) if recording else coming, config):
                 if recording:
                     recording.after_step(training, logs)
                 order = orders.next() if orders else "go on"
                 every = config.checkpoint.every_steps
-                if order != "go on" or (every and training.step % every == 0):
+                # Who asks to stop while the epoch is evaluated may not wait for its end: the epoch is kept before.
+                ends = orders and training.step == ends_at
+                if order != "go on" or ends or (every and training.step % every == 0):
                     _save(job, training, knowledge, checkpoint_name(epoch, training.step), recording)
                 if order == "stop":
                     return {"stopped_at": training.step}
+                if order == "regroup":
+                    return Regroup()
             evaluation = evaluate(
                 training.student,
                 captions,

@@ -19,9 +19,10 @@ from ray.util.state.exception import RayStateApiException
 
 from waver.config import SweepConfig
 from waver.files import write_json
-from waver.on_ray.cluster import connect, gpus_per_worker, nodes, require
+from waver.on_ray.cluster import connect, gpus_per_worker, nodes
 from waver.on_ray.experiment import local_cpus
 from waver.on_ray.plan import Plan, trials_at_once
+from waver.on_ray.room import Share, require
 from waver.on_ray.shared import prepare
 from waver.on_ray.trial import SweepJob, run_trial
 from waver.on_ray.watch import watch
@@ -87,13 +88,8 @@ def _run_trials(plan: Plan, say: Say) -> None:
     with connect(num_cpus=local_cpus(plan.base), dashboard=needs_dashboard(plan)) as where:
         say(where)
         gpus = gpus_per_worker(resources)
-        require(
-            resources.max_workers,
-            cpus_per_worker=plan.cpus_per_worker,
-            gpus_per_worker=gpus,
-            wait_s=resources.wait_s,
-            labels=resources.node_labels,
-        )
+        share = Share(plan.cpus_per_worker, gpus, resources.node_labels)
+        require(resources.max_workers, share, wait_s=resources.wait_s)
         if needs_dashboard(plan):
             _check_dashboard()
         shared = prepare(plan.configs, say=say, count=plan.points is not None)

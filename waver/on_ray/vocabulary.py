@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from waver.on_ray.blocks import map_blocks
-from waver.on_ray.cluster import connect, num_cpus
+from waver.on_ray.cluster import connect
 from waver.on_ray.progress import show
+from waver.on_ray.room import num_cpus
 from waver.vocabulary import count_phrases, load_parser, merge_counts
 
 _CAPTIONS_PER_BLOCK = 1000

@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,16 @@ import ray
 import ray.train
 import torch
 from ray.exceptions import RayActorError, RayError
-from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import ControllerError, FailureConfig, PreemptionError, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from waver.config import ResourcesConfig
 from waver.errors import raised_by_waver
-from waver.on_ray.cluster import gpus_per_worker, require
+from waver.on_ray.cluster import gpus_per_worker
 from waver.on_ray.loopback import torch_config
+from waver.on_ray.room import ClusterTooSmall, Share, room_for_more, wait_for_room
+from waver.on_ray.signals import Terminated
 from waver.parallel import InStepError, lasting_group
 
 
@@ -33,11 +35,21 @@ _DISK_FULL = (
     "no space is left on the disk (of the run's folder, or of the folder for temporary files): make room and run the same "
     "command again, which goes on after the last checkpoint"
 )
+_NO_ROOM = (
+    "there was no room for the workers any more, however long it was waited for: a node is lost or taken by others. Run the "
+    "same command again when it is back, which goes on after the last checkpoint; or let resources.workers be a range that "
+    "begins with fewer, such as {min: 1, max: 2}, with which training goes on with those that are left"
+)
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _START_TIMEOUT_S = 60.0
 """Ray Train's own, for workers to be placed."""
 _ELASTIC_START_TIMEOUT_S = 20.0
-"""A group that may be smaller need not wait long for a node that is gone."""
+"""A group that may be smaller need not wait long for a node that is gone and not yet missed."""
+
+
+@dataclass(frozen=True)
+class Regroup:
+    """What a function returns that was asked to let more workers take part: call it again, it will go on."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +71,11 @@ def run_on_workers(
     resources: ResourcesConfig,
     *,
     signals: Any,
+    say: Callable[[str], None],
     extra_cpus: float = 0.0,
     callbacks: Sequence[UserCallback] = (),
+    regroups: bool = False,
+    queues: bool = True,
 ) -> Any:
     """Calls `function(argument)` on every worker of a new process group (NCCL on GPUs, gloo on CPUs).
 
@@ -68,15 +83,20 @@ def run_on_workers(
     of one that is just starting), and the function starts again on all of them. With a range of workers the group shrinks
     where no room is left, and grows where there is more. A ValueError of waver is the user's to mend and is not tried again.
 
-    Ray Train keeps nothing: what the function makes, and with what it goes on, is its own business.
+    Ray Train keeps nothing: what the function makes, and with what it goes on, is its own business. Of a range, each group
+    has a fixed number for Ray Train, and how many is decided here: its own elastic groups count nodes without their labels
+    and what others use of them, and wait for ever where too few are left.
 
     Args:
         function: what the workers do.
         argument: is pickled.
         resources: of the experiment.
         signals: actor of the run, see `waver.on_ray.signals`.
+        say: is told what is waited for, and with how many workers of a range a group begins.
         extra_cpus: taken beside each worker, on its node, by what it starts.
         callbacks: of Ray Train.
+        regroups: whether the function listens to the actor for more room, and then returns `Regroup`.
+        queues: whether to wait for as long as others use what there is.
 
     Returns:
         What the function returned on rank 0.
@@ -84,28 +104,54 @@ def run_on_workers(
     Raises:
         ClusterTooSmall: at once, or after resources.wait_s.
         WorkerError: with the cause in a sentence.
+        Terminated: the run was asked to stop before its workers had room.
     """
-    task = _Task(function, argument, signals)
-    with _patience(resources):
-        for tries_left in range(resources.max_failures, -1, -1):
+    task, stop = _Task(function, argument, signals), signals.wait_for_stop.remote()
+    least, most = resources.min_workers, resources.max_workers
+    tries_left, begun, wait_s = resources.max_failures, False, resources.wait_s
+
+    def pause(seconds: float) -> None:
+        if ray.wait([stop], timeout=seconds)[0]:
+            raise Terminated("stopped, as asked, while it waited for room; run the same command again to go on")
+
+    with _start_timeout(resources) as patience_s:
+        while True:
+            share = Share(resources.cpus_per_worker + extra_cpus, gpus_per_worker(resources), resources.node_labels)
             try:
-                result = _fit(task, resources, extra_cpus, callbacks)
-                break
+                workers = wait_for_room(least, most, share, say=say, wait_s=wait_s, queues=queues, pause=pause)
+            except ClusterTooSmall as error:
+                if not begun:
+                    raise
+                raise WorkerError(f"{_NO_ROOM} ({error})") from error
+            if resources.is_elastic:
+                say(f"{workers} of {least} to {most} workers begin")
+            begun, wait_s = True, max(resources.wait_s, patience_s)
+            ray.get(signals.begin.remote())
+            more = nullcontext()
+            if regroups and workers < most:
+                more = room_for_more(signals.ask_to_regroup.remote, most, share, every_s=resources.resize_every_s)
+            try:
+                with more:
+                    result = _fit(task, workers, share, resources, callbacks)
+            except PreemptionError:  # only of a range, see _fit; announced, and no failure
+                continue
             except ray.train.TrainingFailedError as error:
-                if not (tries_left and _lost_between_groups(error)):
+                if not (tries_left and (resources.is_elastic or _lost_between_groups(error))):
                     raise WorkerError(_cause(error)) from error
+                tries_left -= 1
+                continue
             except RayError as error:
                 raise WorkerError(f"Ray could not run the workers: {_cause(error)}") from error
-    if isinstance(result, _Failure):
-        raise WorkerError(result.message)
-    return result
+            if isinstance(result, _Failure):
+                raise WorkerError(result.message)
+            if not isinstance(result, Regroup):
+                return result
 
 
-def _fit(task: _Task, resources: ResourcesConfig, extra_cpus: float, callbacks: Sequence[UserCallback]) -> Any:
+def _fit(task: _Task, workers: int, share: Share, resources: ResourcesConfig, callbacks: Sequence[UserCallback]) -> Any:
     """One `fit` of Ray Train: what the task returned on rank 0."""
-    gpus, cpus = gpus_per_worker(resources), resources.cpus_per_worker + extra_cpus
-    least, most, labels = resources.min_workers, resources.max_workers, resources.node_labels
-    require(least, cpus_per_worker=cpus, gpus_per_worker=gpus, wait_s=resources.wait_s, labels=labels)
+    # A fixed number is best replaced by Ray Train itself, which has everything at hand; of a range there may be fewer left.
+    tries = 0 if resources.is_elastic else resources.max_failures
     # Ray Train wants a folder for checkpoints that it is handed; it is handed none.
     with tempfile.TemporaryDirectory(prefix="waver-", ignore_cleanup_errors=True) as scratch, _own_interrupt():
         trainer = TorchTrainer(
@@ -113,17 +159,18 @@ def _fit(task: _Task, resources: ResourcesConfig, extra_cpus: float, callbacks: 
             train_loop_config={"task": task},
             torch_config=torch_config(timeout_s=int(resources.timeout_s)),
             scaling_config=ScalingConfig(
-                num_workers=(least, most) if resources.is_elastic else most,
-                use_gpu=gpus > 0,
-                label_selector=labels or None,
-                resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
-                elastic_resize_monitor_interval_s=resources.resize_every_s,
+                num_workers=workers,
+                use_gpu=share.gpus > 0,
+                label_selector=share.labels or None,
+                resources_per_worker=share.bundle,
             ),
             run_config=RunConfig(
                 name="run",
                 storage_path=scratch,
                 failure_config=FailureConfig(
-                    max_failures=resources.max_failures, controller_failure_limit=resources.max_failures
+                    max_failures=tries,
+                    controller_failure_limit=tries,
+                    max_preemption_failures=0 if resources.is_elastic else -1,
                 ),
                 callbacks=list(callbacks),
             ),
@@ -132,14 +179,18 @@ def _fit(task: _Task, resources: ResourcesConfig, extra_cpus: float, callbacks: 
 
 
 @contextmanager
-def _patience(resources: ResourcesConfig) -> Iterator[None]:
-    """How long a lost worker's successor may take to be placed: as long as the cluster is given to grow, or go without."""
+def _start_timeout(resources: ResourcesConfig) -> Iterator[float]:
+    """How long Ray Train tries to place a lost worker's successor: as long as the cluster is given to grow, or go without.
+
+    Yields:
+        Seconds that room is waited for after a loss.
+    """
     before = os.environ.get(_START_TIMEOUT)
     if before is None:
         waits = _ELASTIC_START_TIMEOUT_S if resources.is_elastic else max(_START_TIMEOUT_S, resources.wait_s)
         os.environ[_START_TIMEOUT] = str(waits)
     try:
-        yield
+        yield _START_TIMEOUT_S if before is None else float(before)
     finally:
         if before is None:
             del os.environ[_START_TIMEOUT]
@@ -220,10 +271,6 @@ def _cause(error: Exception) -> str:
     rank, failure = next(iter(failures.items()))
     cause = _innermost(failure)
     if isinstance(cause, WorkerGroupStartupTimeoutError):
-        return (
-            "there was no room for the workers any more, however often it was tried: a node is lost or taken by others. Run "
-            "the same command again when it is back, which goes on after the last checkpoint; or let resources.workers be a "
-            "range, such as {min: 1, max: 2}, with which training goes on with those that are left"
-        )
+        return _NO_ROOM
     text = str(cause).strip().splitlines() or [""]
     return f"worker {rank} failed with {type(cause).__name__}: {text[-1]}"

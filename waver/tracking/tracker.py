@@ -3,8 +3,9 @@
 Only the first worker writes. A run that is resumed continues both where its checkpoint was: what a killed run had logged
 beyond it is taken back first, so every step stands there once.
 
-Nothing of it stops training. Events that cannot be written are given up, with a warning; rows of metrics.jsonl, which the
-choice of the best checkpoint rests on, are kept until they can be. An object store that does not answer is sent both later.
+Once it has begun, nothing of it stops training. Events that cannot be written are given up, with a warning; rows of
+metrics.jsonl, which the choice of the best checkpoint rests on, are kept until they can be. An object store that does not
+answer is sent both later.
 """
 
 import errno
@@ -45,10 +46,9 @@ class Tracker:
         self._events: SummaryWriter | None = None
         self._by_pairs: SummaryWriter | None = None
         self._charted: set[str] = set()
-        # A store that does not tell what was before ends the run here: later it would be overwritten.
-        before = fetch(folder / "metrics.jsonl")
-        with self._or_warn("metrics.jsonl"):
-            _truncate(before, self._path, resume_step)
+        # Here a store that does not tell what was before ends the run, and so does a full disk: going on would overwrite
+        # what was logged, or log steps twice.
+        _truncate(fetch(folder / "metrics.jsonl"), self._path, resume_step)
         with self._or_give_up():
             self._events = SummaryWriter(str(self.here / "events"), purge_step=resume_step + 1)
             # A run of its own to TensorBoard: what a resumed run takes back, it takes back in all of its series.
@@ -161,5 +161,6 @@ def _append(path: Path, text: str, *, sync: bool) -> None:
 
 def _truncate(path: Path, target: Path, step: int) -> None:
     if path.exists():
-        kept = [row for row in _read_rows(path) if row["step"] <= step]
-        write_text(target, "".join(json.dumps(row) + "\n" for row in kept))
+        kept = "".join(json.dumps(row) + "\n" for row in _read_rows(path) if row["step"] <= step)
+        if path != target or path.read_text(encoding="utf-8") != kept:
+            write_text(target, kept)

@@ -1,0 +1,221 @@
+"""Whether a cluster has room for what a run asks of it, now or after a while.
+
+A worker has all that it takes on one node, so nodes are looked at one by one: what they have decides what could ever run,
+and what of it nobody uses decides what starts now.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
+
+from waver.on_ray.cluster import Labels, cluster_size, nodes
+
+_POLL_S = 0.5
+_PATIENCE_S = 20.0
+"""How long fewer workers than there might be are held back: a group that has just ended is about to leave its place."""
+_SAY_AFTER_S = 5.0
+
+
+class ClusterTooSmall(ValueError):
+    """The cluster has not what the run asks for; the message says what there is."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a worker takes, of one node."""
+
+    cpus: float
+    gpus: float = 0.0
+    labels: Labels = field(default_factory=dict)
+    """Of the nodes that count."""
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """As Ray wants it."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+    def there(self) -> int:
+        """Workers for which the nodes, idle, have room."""
+        return slots(nodes(self.labels), self.cpus, self.gpus)
+
+    def free(self) -> int:
+        """Workers for which there is room now."""
+        return slots(_free_nodes(self.labels), self.cpus, self.gpus)
+
+
+def slots(nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """Workers with so many CPUs and GPUs each that fit at the same time, none of them across nodes."""
+    wanted = {"CPU": cpus, "GPU": gpus}
+    return sum(
+        min(int(node.get(name, 0) / amount + 1e-9) for name, amount in wanted.items() if amount) for node in nodes
+    )
+
+
+def require(workers: int, share: Share, *, wait_s: float = 0.0) -> None:
+    """Checks that the nodes of the cluster, idle, have room for all workers.
+
+    Args:
+        workers: wanted at the same time.
+        share: of each.
+        wait_s: how long a cluster may take to grow to that size.
+
+    Raises:
+        ClusterTooSmall: if it has not, after `wait_s`.
+    """
+    if not _grows(lambda: share.there() >= workers, [share.bundle] * workers, share.labels, wait_s):
+        raise too_small(workers, share, share.there(), wait_s, cluster_size(share.labels))
+
+
+def wait_for_room(
+    least: int,
+    most: int,
+    share: Share,
+    *,
+    say: Callable[[str], None],
+    wait_s: float = 0.0,
+    queues: bool = True,
+    pause: Callable[[float], None] = time.sleep,
+) -> int:
+    """How many workers start now: as many as there is room for, after a while if need be.
+
+    Args:
+        least: workers; with fewer nothing starts.
+        most: workers.
+        share: of each.
+        say: is told, once, that others are waited for.
+        wait_s: how long a cluster that has not the nodes may take to get them.
+        queues: whether to wait, for as long as it takes, until others leave the nodes that there are.
+        pause: called with the seconds until the next look; what it raises ends the waiting.
+
+    Raises:
+        ClusterTooSmall: if not even `least` have room.
+    """
+    start, told = time.monotonic(), False
+    with _requests([share.bundle] * least, share.labels) as request:
+        while True:
+            there, free, waited = share.there(), share.free(), time.monotonic() - start
+            if free >= max(least, min(most, there)) or (free >= least and waited >= _PATIENCE_S):
+                return min(most, free)
+            if there < least:
+                if waited >= wait_s:
+                    raise too_small(least, share, there, wait_s, cluster_size(share.labels))
+                request()
+            elif not queues and waited >= _PATIENCE_S:
+                raise ClusterTooSmall(_taken(least, share, free))
+            elif queues and not told and free < least and waited >= _SAY_AFTER_S:
+                say(f"{_taken(least, share, free)}: waiting for them")
+                told = True
+            pause(_POLL_S)
+
+
+@contextmanager
+def room_for_more(tell: Callable[[], object], most: int, share: Share, *, every_s: float) -> Iterator[None]:
+    """While the body runs, looks whether another worker has room, and asks a cluster that grows by itself for it.
+
+    Args:
+        tell: called when there is room, after each look.
+        most: workers, with those that there are.
+        share: of each.
+        every_s: how often to look.
+    """
+    over = threading.Event()
+
+    def look() -> None:
+        with _requests([share.bundle] * most, share.labels) as request:
+            while not over.wait(every_s):
+                try:
+                    if share.free():
+                        tell()
+                    request()
+                except (RayError, RuntimeError, OSError):  # the cluster is lost, which the run itself will tell
+                    return
+
+    looker = threading.Thread(target=look, name="waver-room", daemon=True)
+    looker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        looker.join()
+
+
+def num_cpus(labels: Labels, *, wait_s: float = 0.0) -> int:
+    """CPUs of all nodes with these labels, at least 1.
+
+    Raises:
+        ClusterTooSmall: if they have none after `wait_s`.
+    """
+
+    def cpus() -> int:
+        return sum(int(node.get("CPU", 0)) for node in nodes(labels))
+
+    if not _grows(lambda: cpus() > 0, [{"CPU": 1.0}], labels, wait_s):
+        waited = f" after {wait_s:g} s" if wait_s else ""
+        mend = "add such nodes or correct ingest.node_labels" if labels else "add nodes"
+        raise ClusterTooSmall(
+            f"the cluster has no CPU for this work{waited} ({cluster_size(labels)}): {mend} (and raise resources.wait_s "
+            "where the cluster grows by itself)"
+        )
+    return cpus()
+
+
+def too_small(workers: int, share: Share, room: int, wait_s: float, size: str) -> ClusterTooSmall:
+    """What to say of a cluster that has room for fewer workers."""
+    waited = f" after {wait_s:g} s" if wait_s else ""
+    return ClusterTooSmall(
+        f"{workers} workers with {share} each are asked for, and the cluster has room for {room}{waited} "
+        f"({size}): lower resources.workers or what each takes (resources.cpus_per_worker, gpus_per_worker, "
+        "loaders_per_worker), or add nodes (and raise resources.wait_s where the cluster grows by itself)"
+    )
+
+
+def _taken(workers: int, share: Share, free: int) -> str:
+    return f"others use the cluster: of {workers} workers with {share} each, {free} have room now"
+
+
+def _grows(is_enough: Callable[[], bool], bundles: list[dict[str, float]], labels: Labels, wait_s: float) -> bool:
+    """Whether a cluster is large enough, or becomes so in time; one that grows by itself is asked for what is missing."""
+    deadline = time.monotonic() + wait_s
+    with _requests(bundles, labels) as request:
+        while not (enough := is_enough()) and time.monotonic() < deadline:
+            request()
+            time.sleep(_POLL_S)
+    return enough
+
+
+@contextmanager
+def _requests(bundles: list[dict[str, float]], labels: Labels) -> Iterator[Callable[[], None]]:
+    """Yields a function that asks a cluster which grows by itself for room; call it again and again.
+
+    Who asks last is heard, and Ray Data and Ray Train ask every 20 s for what they use.
+    """
+    asked = False
+
+    def request() -> None:
+        nonlocal asked
+        asked = True
+        request_resources(bundles=bundles, bundle_label_selectors=[dict(labels)] * len(bundles) if labels else None)
+
+    try:
+        yield request
+    finally:
+        # It would outlive this process, and keep nodes that nobody uses. Those that came stay until they are idle for long.
+        if asked:
+            request_resources(bundles=[])
+
+
+def _free_nodes(labels: Labels) -> list[dict[str, float]]:
+    """What nobody uses of each node that is alive and has these labels. Ray's public functions tell only the sum."""
+    free = available_resources_per_node()
+    alive = (node for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items())
+    return [free.get(node["NodeID"], {}) for node in alive]
