@@ -226,14 +226,15 @@ class ResourcesConfig(Section):
     """A number, or {min: 2, max: 8}: training takes what there is room for, goes on with fewer when a node is lost and with
     more when one comes. The global batch stays the same."""
     resize_every_s: Positive = 60.0
-    """How often training looks whether there is room for more workers; growing costs a restart from the last checkpoint."""
+    """How often training looks whether there is room for more workers; it saves itself and starts again with them."""
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: NotNegative | None = None
     """By default 1 where the cluster has GPUs, else 0."""
     loaders_per_worker: Annotated[int, Field(ge=0)] = 2
     """Processes that read batches from the clip store ahead, for each worker; 0: a thread of the worker reads one ahead."""
     wait_s: NotNegative = 0.0
-    """How long to wait for a cluster that is still growing before saying that it is too small."""
+    """How long to wait for a cluster that is still growing before saying that it is too small. What others use of one that
+    is large enough is waited for until they leave."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often training goes on from its last checkpoint after a worker was lost."""
     timeout_s: Positive = 1800.0

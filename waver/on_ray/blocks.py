@@ -1,11 +1,12 @@
 """Work on blocks of rows by a pool of actors of Ray Data, with errors that a user can read."""
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import ray.data
+from ray.exceptions import RayError, RayTaskError
 
 
 class BlockError(ValueError):
@@ -40,7 +41,7 @@ def map_blocks(
         patience_s: how long a block may take, beyond what Ray Data allows by itself.
 
     Raises:
-        BlockError: for a ValueError, OSError or RuntimeError of an actor.
+        BlockError: for a ValueError, OSError or RuntimeError of an actor; or where the cluster cannot do the blocks at all.
     """
     # from_arrow would run a task for each block, only to look at it.
     dataset = ray.data.from_blocks(list(blocks)).map_batches(
@@ -60,11 +61,25 @@ def map_blocks(
     )
     dataset.context.enable_progress_bars = False
     dataset.context.execution_no_progress_timeout_s += patience_s
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for block in _of_cluster(dataset.iter_batches(batch_size=None, batch_format="pyarrow")):
         for row in block.to_pylist():
             if row["error"] is not None:
                 raise BlockError(row["error"])
             yield pickle.loads(row["result"])
+
+
+def _of_cluster(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same blocks; what Ray lost for good is an error in words."""
+    try:
+        yield from blocks
+    except RayTaskError:  # a mistake of the actor's own, with its traceback
+        raise
+    except RayError as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise BlockError(
+            f"the cluster could not do it ({reason}): when it is well, run the same command again, which goes on from what "
+            "is kept"
+        ) from error
 
 
 class _Actor:

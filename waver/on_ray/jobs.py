@@ -271,5 +271,5 @@ async def _show_logs(client: JobSubmissionClient, job_id: str, skip: int, show: 
             skip = max(0, skip - len(text))
     except StopAsyncIteration:
         return True
-    except (RuntimeError, aiohttp.ClientError, OSError):  # of the last is TimeoutError
+    except (RuntimeError, aiohttp.ClientError, OSError, asyncio.TimeoutError):
         return False

@@ -72,7 +72,7 @@ def require(workers: int, share: Share, *, wait_s: float = 0.0) -> None:
     Raises:
         ClusterTooSmall: if it has not, after `wait_s`.
     """
-    if not _grows(lambda: share.there() >= workers, [share.bundle] * workers, share.labels, wait_s):
+    if not _grows(lambda: share.there() >= workers, workers, share, wait_s):
         raise too_small(workers, share, share.there(), wait_s, cluster_size(share.labels))
 
 
@@ -101,7 +101,7 @@ def wait_for_room(
         ClusterTooSmall: if not even `least` have room.
     """
     start, told = time.monotonic(), False
-    with _requests([share.bundle] * least, share.labels) as request:
+    with _requests(share) as request:
         while True:
             there, free, waited = share.there(), share.free(), time.monotonic() - start
             if free >= max(least, min(most, there)) or (free >= least and waited >= _PATIENCE_S):
@@ -109,36 +109,37 @@ def wait_for_room(
             if there < least:
                 if waited >= wait_s:
                     raise too_small(least, share, there, wait_s, cluster_size(share.labels))
-                request()
             elif not queues and waited >= _PATIENCE_S:
                 raise ClusterTooSmall(_taken(least, share, free))
             elif queues and not told and free < least and waited >= _SAY_AFTER_S:
                 say(f"{_taken(least, share, free)}: waiting for them")
                 told = True
+            request(there - free + least)
             pause(_POLL_S)
 
 
 @contextmanager
-def room_for_more(tell: Callable[[], object], most: int, share: Share, *, every_s: float) -> Iterator[None]:
+def room_for_more(tell: Callable[[], object], wanted: int, share: Share, *, every_s: float) -> Iterator[None]:
     """While the body runs, looks whether another worker has room, and asks a cluster that grows by itself for it.
 
     Args:
         tell: called when there is room, after each look.
-        most: workers, with those that there are.
+        wanted: workers, beside those that there are.
         share: of each.
         every_s: how often to look.
     """
     over = threading.Event()
 
     def look() -> None:
-        with _requests([share.bundle] * most, share.labels) as request:
-            while not over.wait(every_s):
-                try:
-                    if share.free():
+        try:
+            with _requests(share) as request:
+                while not over.wait(every_s):
+                    there, free = share.there(), share.free()
+                    if free:
                         tell()
-                    request()
-                except (RayError, RuntimeError, OSError):  # the cluster is lost, which the run itself will tell
-                    return
+                    request(there - free + wanted)
+        except (RayError, RuntimeError, OSError):  # the cluster is lost, which the run itself will tell
+            return
 
     looker = threading.Thread(target=look, name="waver-room", daemon=True)
     looker.start()
@@ -159,7 +160,7 @@ def num_cpus(labels: Labels, *, wait_s: float = 0.0) -> int:
     def cpus() -> int:
         return sum(int(node.get("CPU", 0)) for node in nodes(labels))
 
-    if not _grows(lambda: cpus() > 0, [{"CPU": 1.0}], labels, wait_s):
+    if not _grows(lambda: cpus() > 0, 1, Share(1.0, labels=labels), wait_s):
         waited = f" after {wait_s:g} s" if wait_s else ""
         mend = "add such nodes or correct ingest.node_labels" if labels else "add nodes"
         raise ClusterTooSmall(
@@ -183,28 +184,29 @@ def _taken(workers: int, share: Share, free: int) -> str:
     return f"others use the cluster: of {workers} workers with {share} each, {free} have room now"
 
 
-def _grows(is_enough: Callable[[], bool], bundles: list[dict[str, float]], labels: Labels, wait_s: float) -> bool:
-    """Whether a cluster is large enough, or becomes so in time; one that grows by itself is asked for what is missing."""
+def _grows(is_enough: Callable[[], bool], workers: int, share: Share, wait_s: float) -> bool:
+    """Whether a cluster is large enough, or becomes so in time; one that grows by itself is asked for room for workers."""
     deadline = time.monotonic() + wait_s
-    with _requests(bundles, labels) as request:
+    with _requests(share) as request:
         while not (enough := is_enough()) and time.monotonic() < deadline:
-            request()
+            request(workers)
             time.sleep(_POLL_S)
     return enough
 
 
 @contextmanager
-def _requests(bundles: list[dict[str, float]], labels: Labels) -> Iterator[Callable[[], None]]:
-    """Yields a function that asks a cluster which grows by itself for room; call it again and again.
+def _requests(share: Share) -> Iterator[Callable[[int], None]]:
+    """Yields a function that asks a cluster which grows by itself for nodes for so many workers, used or not; call it often.
 
     Who asks last is heard, and Ray Data and Ray Train ask every 20 s for what they use.
     """
     asked = False
 
-    def request() -> None:
+    def request(workers: int) -> None:
         nonlocal asked
         asked = True
-        request_resources(bundles=bundles, bundle_label_selectors=[dict(labels)] * len(bundles) if labels else None)
+        selectors = [dict(share.labels)] * workers if share.labels else None
+        request_resources(bundles=[share.bundle] * workers, bundle_label_selectors=selectors)
 
     try:
         yield request

@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,8 @@ def run_on_workers(
 
     Workers that are lost are replaced, `resources.max_failures` times for each kind of loss (of a worker, of its room,
     of one that is just starting), and the function starts again on all of them. With a range of workers the group shrinks
-    where no room is left, and grows where there is more. A ValueError of waver is the user's to mend and is not tried again.
+    where no room is left, and grows where there is more; it bears so many losses of any kind. A ValueError of waver is the
+    user's to mend and is not tried again.
 
     Ray Train keeps nothing: what the function makes, and with what it goes on, is its own business. Of a range, each group
     has a fixed number for Ray Train, and how many is decided here: its own elastic groups count nodes without their labels
@@ -112,28 +113,25 @@ def run_on_workers(
 
     def pause(seconds: float) -> None:
         if ray.wait([stop], timeout=seconds)[0]:
+            ray.get(stop)  # an error, where the actor is lost
             raise Terminated("stopped, as asked, while it waited for room; run the same command again to go on")
 
     with _start_timeout(resources) as patience_s:
         while True:
-            share = Share(resources.cpus_per_worker + extra_cpus, gpus_per_worker(resources), resources.node_labels)
             try:
+                share = Share(resources.cpus_per_worker + extra_cpus, gpus_per_worker(resources), resources.node_labels)
                 workers = wait_for_room(least, most, share, say=say, wait_s=wait_s, queues=queues, pause=pause)
+                if resources.is_elastic:
+                    say(f"{workers} of {least} to {most} workers begin")
+                begun, wait_s = True, max(resources.wait_s, patience_s)
+                ray.get(signals.begin.remote())
+                with _growing(signals, most - workers if regroups else 0, share, resources):
+                    result = _fit(task, workers, share, resources, callbacks)
             except ClusterTooSmall as error:
                 if not begun:
                     raise
                 raise WorkerError(f"{_NO_ROOM} ({error})") from error
-            if resources.is_elastic:
-                say(f"{workers} of {least} to {most} workers begin")
-            begun, wait_s = True, max(resources.wait_s, patience_s)
-            ray.get(signals.begin.remote())
-            more = nullcontext()
-            if regroups and workers < most:
-                more = room_for_more(signals.ask_to_regroup.remote, most, share, every_s=resources.resize_every_s)
-            try:
-                with more:
-                    result = _fit(task, workers, share, resources, callbacks)
-            except PreemptionError:  # only of a range, see _fit; announced, and no failure
+            except PreemptionError:  # only of a range, see _fit; it was announced, and is no failure
                 continue
             except ray.train.TrainingFailedError as error:
                 if not (tries_left and (resources.is_elastic or _lost_between_groups(error))):
@@ -146,6 +144,13 @@ def run_on_workers(
                 raise WorkerError(result.message)
             if not isinstance(result, Regroup):
                 return result
+
+
+def _growing(signals: Any, wanted: int, share: Share, resources: ResourcesConfig) -> AbstractContextManager:
+    """While the body runs, the workers hear of it when there is room for more of those that are wanted."""
+    if not wanted:
+        return nullcontext()
+    return room_for_more(signals.ask_to_regroup.remote, wanted, share, every_s=resources.resize_every_s)
 
 
 def _fit(task: _Task, workers: int, share: Share, resources: ResourcesConfig, callbacks: Sequence[UserCallback]) -> Any:
