@@ -7,6 +7,7 @@ on is printed (`pytest -s`), for the table in cluster/README.md.
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -222,7 +223,8 @@ def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, undis
     print(f"\na node joins late: {time.monotonic() - start:.1f} s until two workers train")
     with going_on_after(run, "node lost for good, elastic", wait_for):
         here.kill_node(late)
-    run.end()
+    groups = re.findall("([12]) of 1 to 2 workers begin", run.end())
+    assert groups == ["1", "2", "1"], "none for nothing"
     assert_ended_like(run, undisturbed_longer, num_steps=900)
 
 

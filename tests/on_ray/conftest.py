@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import time
 from pathlib import Path
 
 from rays import SETTINGS
@@ -63,6 +64,8 @@ def holding():
     def hold(cpus: int):
         group = placement_group([{"CPU": cpus}])
         ray.get(group.ready())
+        while ray.available_resources().get("CPU", 0) > 6 - cpus:  # what is told of it comes a little later
+            time.sleep(0.1)
         try:
             yield lambda: remove_placement_group(group)
         finally:

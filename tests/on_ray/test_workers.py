@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from waver import parallel
 from waver.config import ResourcesConfig, parse_overrides
-from waver.on_ray.cluster import ClusterUnreachable, _check_reachable
+from waver.on_ray.cluster import ClusterUnreachable, _check_reachable, nodes
 from waver.on_ray.signals import Terminated, signals
 from waver.on_ray.workers import Regroup, WorkerError, _guarded, _Task, run_on_workers
 
@@ -122,6 +122,21 @@ def test_a_range_takes_what_there_is_then_more_and_bears_a_loss(actor, tmp_path,
     assert said == ["1 of 1 to 2 workers begin", "2 of 1 to 2 workers begin", "2 of 1 to 2 workers begin"]
 
 
+def count(_) -> int:
+    """Called in each worker."""
+    return parallel.world_size()
+
+
+def test_a_range_goes_on_with_fewer_where_room_turns_out_to_be_none(actor, holding, monkeypatch):
+    """As on a node that is drained: what it has seems to be free, and nothing is placed there."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+    monkeypatch.setattr("waver.on_ray.room._free_nodes", nodes)
+    resources, said = ResourcesConfig(workers={"min": 1, "max": 2}, max_failures=0), []
+    with holding(5):
+        assert run_on_workers(count, None, resources, signals=actor, say=said.append, regroups=True) == 1
+    assert said == ["2 of 1 to 2 workers begin", "1 of 1 to 2 workers begin"]
+
+
 def test_the_first_error_is_the_one_that_is_told(actor):
     for message in ("first", "second"):
         ray.get(actor.fail.remote(message))
@@ -147,6 +162,16 @@ def test_who_asks_to_stop_while_there_is_no_room_is_heard(actor, holding):
         run_on_workers(die_once, None, ResourcesConfig(), signals=actor, say=say)
     assert stopped.value.message.startswith("stopped, as asked, while it waited for room")
     assert said == ["others use the cluster: of 1 workers with 1 CPU each, 0 have room now: waiting for them"]
+
+
+def test_room_that_is_seen_before_a_worker_listens_is_its_own(actor):
+    ray.get(actor.ask_to_regroup.remote())
+    waiting = actor.wait_for_room.remote()
+    assert not ray.wait([waiting], timeout=0.2)[0]
+    ray.get(actor.ask_to_regroup.remote())
+    assert ray.wait([waiting], timeout=60)[0]
+    ray.get([actor.begin.remote(), actor.ask_to_regroup.remote()])
+    assert not ray.wait([actor.wait_for_room.remote()], timeout=0.2)[0], "that of another group"
 
 
 def test_a_cluster_that_does_not_answer_is_said_at_once():

@@ -40,7 +40,7 @@ class Signals:
     """The actor. Its methods are called with `.remote`; all are coroutines, so that any number of workers may wait."""
 
     def __init__(self) -> None:
-        self._stop, self._room, self._failure = asyncio.Event(), asyncio.Event(), None
+        self._stop, self._room, self._listens, self._failure = asyncio.Event(), asyncio.Event(), False, None
 
     async def ask_to_stop(self) -> None:
         """The run should save itself and end."""
@@ -51,15 +51,21 @@ class Signals:
         await self._stop.wait()
 
     async def ask_to_regroup(self) -> None:
-        """The run should save itself and begin again, with more workers."""
-        self._room.set()
+        """The run should save itself and begin again, with more workers.
+
+        What was free before a worker listens may be its own group's, which is just taking its place.
+        """
+        if self._listens:
+            self._room.set()
 
     async def begin(self) -> None:
         """A group begins, with the workers that there is room for."""
         self._room.clear()
+        self._listens = False
 
     async def wait_for_room(self) -> None:
         """Returns when there is room for more workers than the group has; until then, never."""
+        self._listens = True
         await self._room.wait()
 
     async def fail(self, message: str) -> None:

@@ -45,6 +45,8 @@ _START_TIMEOUT_S = 60.0
 """Ray Train's own, for workers to be placed."""
 _ELASTIC_START_TIMEOUT_S = 20.0
 """A group that may be smaller need not wait long for a node that is gone and not yet missed."""
+_UNUSABLE_S = 600.0
+"""Room in which a group could not be placed, as on a node that is drained, is not tried again for so long."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def run_on_workers(
     task, stop = _Task(function, argument, signals), signals.wait_for_stop.remote()
     least, most = resources.min_workers, resources.max_workers
     tries_left, begun, wait_s = resources.max_failures, False, resources.wait_s
+    placeable, look_every_s = most, resources.resize_every_s
 
     def pause(seconds: float) -> None:
         if ray.wait([stop], timeout=seconds)[0]:
@@ -120,12 +123,13 @@ def run_on_workers(
         while True:
             try:
                 share = Share(resources.cpus_per_worker + extra_cpus, gpus_per_worker(resources), resources.node_labels)
-                workers = wait_for_room(least, most, share, say=say, wait_s=wait_s, queues=queues, pause=pause)
+                workers = wait_for_room(least, placeable, share, say=say, wait_s=wait_s, queues=queues, pause=pause)
                 if resources.is_elastic:
                     say(f"{workers} of {least} to {most} workers begin")
                 begun, wait_s = True, max(resources.wait_s, patience_s)
                 ray.get(signals.begin.remote())
-                with _growing(signals, most - workers if regroups else 0, share, resources):
+                with _growing(signals, most - workers if regroups else 0, share, look_every_s):
+                    placeable, look_every_s = most, resources.resize_every_s
                     result = _fit(task, workers, share, resources, callbacks)
             except ClusterTooSmall as error:
                 if not begun:
@@ -134,6 +138,9 @@ def run_on_workers(
             except PreemptionError:  # only of a range, see _fit; it was announced, and is no failure
                 continue
             except ray.train.TrainingFailedError as error:
+                if workers > least and _not_placed(error):
+                    placeable, look_every_s = workers - 1, max(resources.resize_every_s, _UNUSABLE_S)
+                    continue
                 if not (tries_left and (resources.is_elastic or _lost_between_groups(error))):
                     raise WorkerError(_cause(error)) from error
                 tries_left -= 1
@@ -146,11 +153,11 @@ def run_on_workers(
                 return result
 
 
-def _growing(signals: Any, wanted: int, share: Share, resources: ResourcesConfig) -> AbstractContextManager:
+def _growing(signals: Any, wanted: int, share: Share, every_s: float) -> AbstractContextManager:
     """While the body runs, the workers hear of it when there is room for more of those that are wanted."""
     if not wanted:
         return nullcontext()
-    return room_for_more(signals.ask_to_regroup.remote, wanted, share, every_s=resources.resize_every_s)
+    return room_for_more(signals.ask_to_regroup.remote, wanted, share, every_s=every_s)
 
 
 def _fit(task: _Task, workers: int, share: Share, resources: ResourcesConfig, callbacks: Sequence[UserCallback]) -> Any:
@@ -261,6 +268,13 @@ def _lost_between_groups(error: Exception) -> bool:
     it takes the lost actor for a mistake of its own, and gives up.
     """
     return isinstance(error, ControllerError) and isinstance(_innermost(error.controller_failure), RayActorError)
+
+
+def _not_placed(error: Exception) -> bool:
+    """Whether the nodes that seemed to have room had none after all."""
+    return isinstance(error, ControllerError) and isinstance(
+        _innermost(error.controller_failure), WorkerGroupStartupTimeoutError
+    )
 
 
 def _innermost(error: Exception) -> Exception:
