@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from waver import parallel
 from waver.config import ResourcesConfig, parse_overrides
+from waver.on_ray import room
 from waver.on_ray.cluster import ClusterUnreachable, _check_reachable, nodes
 from waver.on_ray.signals import Terminated, signals
 from waver.on_ray.workers import Regroup, WorkerError, _guarded, _Task, run_on_workers
@@ -106,7 +107,7 @@ def count_then_ask_for_more(job: tuple[Path, object]) -> int | Regroup:
 
 
 def test_a_range_takes_what_there_is_then_more_and_bears_a_loss(actor, tmp_path, holding, monkeypatch):
-    monkeypatch.setattr("waver.on_ray.room._PATIENCE_S", 1.0)
+    monkeypatch.setattr(room, "_PATIENCE_S", 1.0)
     asked = {"workers": {"min": 1, "max": 2}, "cpus_per_worker": 2, "resize_every_s": 1, "max_failures": 1}
     said = []
     with holding(3) as let_go:
@@ -130,11 +131,26 @@ def count(_) -> int:
 def test_a_range_goes_on_with_fewer_where_room_turns_out_to_be_none(actor, holding, monkeypatch):
     """As on a node that is drained: what it has seems to be free, and nothing is placed there."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
-    monkeypatch.setattr("waver.on_ray.room._free_nodes", nodes)
+    monkeypatch.setattr(room, "_free_nodes", nodes)
     resources, said = ResourcesConfig(workers={"min": 1, "max": 2}, max_failures=0), []
     with holding(5):
         assert run_on_workers(count, None, resources, signals=actor, say=said.append, regroups=True) == 1
     assert said == ["2 of 1 to 2 workers begin", "1 of 1 to 2 workers begin"]
+
+
+def test_of_two_runs_that_saw_the_same_room_the_slower_queues_again(actor, holding, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    looks, look = iter([nodes]), room._free_nodes  # the first look is before the other takes its place
+    monkeypatch.setattr(room, "_free_nodes", lambda labels: next(looks, look)(labels))
+    said = []
+    with holding(6) as let_go:
+
+        def say(text: str) -> None:
+            said.append(text)
+            let_go()
+
+        assert run_on_workers(count, None, ResourcesConfig(max_failures=1), signals=actor, say=say) == 1
+    assert said == ["others use the cluster: of 1 workers with 1 CPU each, 0 have room now: waiting for them"]
 
 
 def test_the_first_error_is_the_one_that_is_told(actor):

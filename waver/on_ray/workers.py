@@ -141,7 +141,9 @@ def run_on_workers(
                 if workers > least and _not_placed(error):
                     placeable, look_every_s = workers - 1, max(resources.resize_every_s, _UNUSABLE_S)
                     continue
-                if not (tries_left and (resources.is_elastic or _lost_between_groups(error))):
+                # Of two runs that saw the same room one was faster; the other queues again.
+                outrun = _not_placed(error) and share.there() >= least
+                if not (tries_left and (resources.is_elastic or outrun or _lost_between_groups(error))):
                     raise WorkerError(_cause(error)) from error
                 tries_left -= 1
                 continue
