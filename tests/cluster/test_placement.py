@@ -33,7 +33,7 @@ with connect(), signals() as actor:
     roles = {node["NodeID"]: node["Labels"].get("waver.role", "head") for node in ray.nodes()}
     where = {
         "driver": {here()},
-        "blocks": set(map_blocks(Where, (), blocks, workers=2, labels=decode)),
+        "blocks": set(map_blocks(Where, (), blocks, say=lambda text: None, workers=2, labels=decode)),
         "workers": run(workers=2),
         "a range": run(workers={"min": 1, "max": 4}),
     }

@@ -80,7 +80,7 @@ def test_what_differs_and_what_came_of_it(make):
     assert differing(comparison.environment) == {}
     assert differing(comparison.training) == {"best epoch": (1, 2)}
     training = {row.key: row.a for row in comparison.training}
-    assert training["seconds (since it was last started)"] == 12.5
+    assert training["seconds (since its workers were last started)"] == 12.5
     assert training["clips per second (median)"] == 119.0  # of steps 10, 19 and 20: the first waited for everything
     validation, test = comparison.figures
     assert differing(validation.rows) == {"t2v/R@1": (9.0, 11.0), "t2v/MnR": (1.0, -1.0)}

@@ -36,7 +36,13 @@ def captions(paths: dict[str, Path], captions_per_clip: int = 2) -> pa.Table:
 
 
 def run(paths: dict[str, Path], store: Path, **arguments) -> IngestReport:
-    arguments = {"settings": SMALL, "max_failed_fraction": 1.0, "progress": False, "decoders": 2} | arguments
+    arguments = {
+        "settings": SMALL,
+        "max_failed_fraction": 1.0,
+        "progress": False,
+        "decoders": 2,
+        "say": print,
+    } | arguments
     return ingest(captions(paths), store, **arguments)
 
 

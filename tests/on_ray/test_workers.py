@@ -44,6 +44,13 @@ def test_a_mistake_of_the_user_is_a_sentence_and_is_not_tried_again(actor):
         run_on_workers(mistake, "nonsense", ResourcesConfig(), signals=actor, say=print)
 
 
+def test_what_would_come_again_is_a_sentence_of_a_range_too_which_does_not_queue_with_it(actor):
+    resources, said = ResourcesConfig(workers={"min": 1, "max": 2}), []
+    with pytest.raises(WorkerError, match=r"^the memory of a GPU is too small"):
+        run_on_workers(fail, torch.OutOfMemoryError("CUDA."), resources, signals=actor, say=said.append)
+    assert said == ["2 of 1 to 2 workers begin"]
+
+
 @pytest.mark.parametrize(
     ("function", "argument", "told"),
     [
@@ -107,6 +114,7 @@ def count_then_ask_for_more(job: tuple[Path, object]) -> int | Regroup:
 
 
 def test_a_range_takes_what_there_is_then_more_and_bears_a_loss(actor, tmp_path, holding, monkeypatch):
+    patience_s = room._PATIENCE_S
     monkeypatch.setattr(room, "_PATIENCE_S", 1.0)
     asked = {"workers": {"min": 1, "max": 2}, "cpus_per_worker": 2, "resize_every_s": 1, "max_failures": 1}
     said = []
@@ -115,6 +123,7 @@ def test_a_range_takes_what_there_is_then_more_and_bears_a_loss(actor, tmp_path,
         def say(text: str) -> None:
             if not said:
                 threading.Timer(3, let_go).start()
+                monkeypatch.setattr(room, "_PATIENCE_S", patience_s)
             said.append(text)
 
         job = (tmp_path / "marker", actor)
@@ -129,7 +138,6 @@ def count(_) -> int:
 
 
 def test_a_range_goes_on_with_fewer_where_room_turns_out_to_be_none(actor, holding, monkeypatch):
-    """As on a node that is drained: what it has seems to be free, and nothing is placed there."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     monkeypatch.setattr(room, "_free_nodes", nodes)
     resources, said = ResourcesConfig(workers={"min": 1, "max": 2}, max_failures=0), []
@@ -138,8 +146,15 @@ def test_a_range_goes_on_with_fewer_where_room_turns_out_to_be_none(actor, holdi
     assert said == ["2 of 1 to 2 workers begin", "1 of 1 to 2 workers begin"]
 
 
-def test_of_two_runs_that_saw_the_same_room_the_slower_queues_again(actor, holding, monkeypatch):
+def test_a_fixed_number_for_which_room_turns_out_to_be_none_is_tried_again_and_given_up(actor, holding, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    monkeypatch.setattr(room, "_free_nodes", nodes)
+    with holding(6), pytest.raises(WorkerError, match="no room for the workers any more, however long it was waited"):
+        run_on_workers(count, None, ResourcesConfig(max_failures=1), signals=actor, say=print)
+
+
+def test_of_two_runs_that_saw_the_same_room_the_slower_queues_again(actor, holding, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     looks, look = iter([nodes]), room._free_nodes  # the first look is before the other takes its place
     monkeypatch.setattr(room, "_free_nodes", lambda labels: next(looks, look)(labels))
     said = []
@@ -149,7 +164,7 @@ def test_of_two_runs_that_saw_the_same_room_the_slower_queues_again(actor, holdi
             said.append(text)
             let_go()
 
-        assert run_on_workers(count, None, ResourcesConfig(max_failures=1), signals=actor, say=say) == 1
+        assert run_on_workers(count, None, ResourcesConfig(max_failures=0), signals=actor, say=say) == 1
     assert said == ["others use the cluster: of 1 workers with 1 CPU each, 0 have room now: waiting for them"]
 
 

@@ -132,7 +132,7 @@ def _training(run: ReadRun) -> dict[str, Any]:
         "status": run.progress,
         "steps": run.steps[-1]["step"] if run.steps else 0,
         "best epoch": best[0] if best else None,
-        "seconds (since it was last started)": run.result.get("seconds"),
+        "seconds (since its workers were last started)": run.result.get("seconds"),
         "clips per second (median)": run.median("clips_per_s"),
         "share of time waiting for data (median)": run.median("data_wait_share"),
         "peak memory of a worker (bytes)": run.result.get("peak_memory_bytes_of_worker"),

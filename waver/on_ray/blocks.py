@@ -1,12 +1,16 @@
 """Work on blocks of rows by a pool of actors of Ray Data, with errors that a user can read."""
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError
+
+from waver.on_ray.cluster import Labels
+from waver.on_ray.room import Share, wait_for_room
 
 
 class BlockError(ValueError):
@@ -18,9 +22,10 @@ def map_blocks(
     arguments: tuple,
     blocks: Sequence[pa.Table],
     *,
+    say: Callable[[str], None],
     workers: int,
     max_workers: int | None = None,
-    labels: Mapping[str, str],
+    labels: Labels,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
     patience_s: float = 0.0,
@@ -33,6 +38,7 @@ def map_blocks(
         worker: called with `arguments` in each actor, then with one block after the other. What it returns is pickled.
         arguments: of `worker`.
         blocks: of rows.
+        say: is told where others are waited for, until the first actor has room.
         workers: actors, for a start. Those that are lost with their node start again elsewhere, or are done without.
         max_workers: actors that there may be when nodes join later; None for no more.
         labels: of the nodes where they run.
@@ -42,7 +48,9 @@ def map_blocks(
 
     Raises:
         BlockError: for a ValueError, OSError or RuntimeError of an actor; or where the cluster cannot do the blocks at all.
+        ClusterTooSmall: if no node has room for an actor.
     """
+    wait_for_room(1, 1, Share(num_cpus, num_gpus, labels), say=say)
     # from_arrow would run a task for each block, only to look at it.
     dataset = ray.data.from_blocks(list(blocks)).map_batches(
         _Actor,
@@ -74,12 +82,9 @@ def _of_cluster(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield from blocks
     except RayTaskError:  # a mistake of the actor's own, with its traceback
         raise
-    except RayError as error:
+    except (RayError, ExecutionTimeoutError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BlockError(
-            f"the cluster could not do it ({reason}): when it is well, run the same command again, which goes on from what "
-            "is kept"
-        ) from error
+        raise BlockError(f"the cluster could not do it ({reason}): try again when it is well") from error
 
 
 class _Actor:

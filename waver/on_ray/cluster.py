@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import torch
+from ray._private.state import state
 from ray.exceptions import RayError
 
 from waver.config import ResourcesConfig
@@ -84,8 +85,21 @@ Labels = Mapping[str, str]
 
 
 def nodes(labels: Labels = MappingProxyType({})) -> list[dict[str, float]]:
-    """Resources of each node that is alive and has these labels."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]
+    """Resources of each node that has these labels."""
+    return list(nodes_by_id(labels).values())
+
+
+def nodes_by_id(labels: Labels = MappingProxyType({})) -> dict[str, dict[str, float]]:
+    """Resources of each node that is there to stay and has these labels, by Ray's id of it.
+
+    Nothing is placed on a node that is drained, as before a machine is taken away, though it is alive and may be idle.
+    """
+    leaving = state.get_draining_nodes()
+    return {
+        node["NodeID"]: node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in leaving and labels.items() <= node["Labels"].items()
+    }
 
 
 def this_node() -> dict[str, str]:

@@ -61,6 +61,7 @@ def run_ingest(config: ExperimentConfig, *, say: Say, progress: bool = True) -> 
         max_failed_fraction=config.ingest.max_failed_fraction,
         node_labels=config.ingest.node_labels,
         wait_s=config.resources.wait_s,
+        say=say,
         progress=progress,
     )
 

@@ -6,7 +6,7 @@ travels back. So neither the object store nor this process ever holds a frame, a
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +79,7 @@ def ingest(
     max_failed_fraction: float = 0.01,
     node_labels: Mapping[str, str] = MappingProxyType({}),
     wait_s: float = 0.0,
+    say: Callable[[str], None],
     progress: bool = True,
 ) -> IngestReport:
     """Decodes every clip of the captions that the store does not have yet.
@@ -96,6 +97,7 @@ def ingest(
         max_failed_fraction: of the clips of these captions.
         node_labels: of the nodes that decode; none for all nodes.
         wait_s: how long a cluster may take to have such a node.
+        say: is told where others are waited for.
         progress: whether to show it, on standard error.
 
     Raises:
@@ -114,8 +116,13 @@ def ingest(
             write_manifest(store, settings, complete=False)
             with connect():
                 cpus = num_cpus(node_labels, wait_s=wait_s)
-                how = {"workers": decoders or cpus, "max_workers": decoders or len(todo), "labels": node_labels}
-                with closing(_decode(todo, store, settings, timeout_s, clips_per_block, **how)) as ledgers:
+                pool = {
+                    "workers": decoders or cpus,
+                    "max_workers": decoders or len(todo),
+                    "labels": node_labels,
+                    "say": say,
+                }
+                with closing(_decode(todo, store, settings, timeout_s, clips_per_block, **pool)) as ledgers:
                     _exhaust(ledgers, len(todo), progress)
         write_manifest(store, settings, complete=True)
     except KeyboardInterrupt:
@@ -210,7 +217,7 @@ def _decode(
     clips_per_block: int,
     *,
     workers: int,
-    **where: Any,
+    **pool: Any,
 ) -> Iterator[pa.Table]:
     """Yields the ledger of each block as it is finished."""
     # The last blocks should keep all decoders busy.
@@ -219,7 +226,7 @@ def _decode(
     arguments = (store, settings, timeout_s)
     # A block in which every clip hangs takes so long, and Ray Data must not take it for dead.
     patience_s = clips_per_block * timeout_s
-    return map_blocks(_BlockWriter, arguments, blocks, workers=workers, patience_s=patience_s, **where)
+    return map_blocks(_BlockWriter, arguments, blocks, workers=workers, patience_s=patience_s, **pool)
 
 
 def _exhaust(ledgers: Iterator[pa.Table], num_clips: int, progress: bool) -> None:

@@ -232,7 +232,7 @@ def _writer(client: JobSubmissionClient, folder: str) -> str | None:
 
 
 def _follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], object]) -> JobDetails:
-    shown, seen_s = 0, time.monotonic()
+    shown, silent_since = 0, None
 
     def show(text: str) -> None:
         nonlocal shown
@@ -247,9 +247,10 @@ def _follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obj
                 if not whole:
                     show(client.get_job_logs(job_id)[shown:])
                 return job
-            seen_s = time.monotonic()
+            silent_since = None
         except (OSError, RuntimeError) as error:  # those of requests are OSErrors
-            if time.monotonic() - seen_s > _LOST_S:
+            silent_since = silent_since or time.monotonic()
+            if time.monotonic() - silent_since > _LOST_S:
                 raise JobError(
                     f"the dashboard at {client.get_address()} has not answered for {_LOST_S:g} s ({error}); job {job_id} "
                     f"may go on without it: ray job status {job_id} --address {client.get_address()}"

@@ -64,6 +64,7 @@ def match(
     share = Share(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
     require(resources.min_workers, share, wait_s=resources.wait_s)
     pool = {
+        "say": say,
         "workers": resources.min_workers,
         "max_workers": resources.max_workers,
         "num_cpus": share.cpus,

@@ -7,20 +7,21 @@ and what of it nobody uses decides what starts now.
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-import ray
 from ray._private.state import available_resources_per_node
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 
-from waver.on_ray.cluster import Labels, cluster_size, nodes
+from waver.on_ray.cluster import Labels, cluster_size, nodes, nodes_by_id
 
 _POLL_S = 0.5
 _PATIENCE_S = 20.0
 """How long fewer workers than there might be are held back: a group that has just ended is about to leave its place."""
 _SAY_AFTER_S = 5.0
+_ASK_EVERY_S = 5.0
+"""Who asks an autoscaler last is heard, and Ray Data and Ray Train ask every 20 s for what they use."""
 
 
 class ClusterTooSmall(ValueError):
@@ -93,21 +94,23 @@ def wait_for_room(
         most: workers.
         share: of each.
         say: is told, once, that others are waited for.
-        wait_s: how long a cluster that has not the nodes may take to get them.
+        wait_s: how long a cluster that has not the nodes, or has them no more, may take to get them.
         queues: whether to wait, for as long as it takes, until others leave the nodes that there are.
         pause: called with the seconds until the next look; what it raises ends the waiting.
 
     Raises:
         ClusterTooSmall: if not even `least` have room.
     """
-    start, told = time.monotonic(), False
+    start = short_since = time.monotonic()
+    told = False
     with _requests(share) as request:
         while True:
-            there, free, waited = share.there(), share.free(), time.monotonic() - start
+            there, free, now = share.there(), share.free(), time.monotonic()
+            waited, short_since = now - start, short_since if there < least else now
             if free >= max(least, min(most, there)) or (free >= least and waited >= _PATIENCE_S):
                 return min(most, free)
             if there < least:
-                if waited >= wait_s:
+                if now - short_since >= wait_s:
                     raise too_small(least, share, there, wait_s, cluster_size(share.labels))
             elif not queues and waited >= _PATIENCE_S:
                 raise ClusterTooSmall(_taken(least, share, free))
@@ -131,15 +134,17 @@ def room_for_more(tell: Callable[[], object], wanted: int, share: Share, *, ever
     over = threading.Event()
 
     def look() -> None:
-        try:
-            with _requests(share) as request:
-                while not over.wait(every_s):
+        looked_s = time.monotonic()
+        with _requests(share) as request:
+            while not over.wait(min(every_s, _ASK_EVERY_S)):
+                # Where the cluster is lost for good the run itself will tell; its head may only start again.
+                with suppress(RayError, RuntimeError, OSError):
                     there, free = share.there(), share.free()
-                    if free:
-                        tell()
                     request(there - free + wanted)
-        except (RayError, RuntimeError, OSError):  # the cluster is lost, which the run itself will tell
-            return
+                    if time.monotonic() - looked_s >= every_s:
+                        looked_s = time.monotonic()
+                        if free:
+                            tell()
 
     looker = threading.Thread(target=look, name="waver-room", daemon=True)
     looker.start()
@@ -196,10 +201,7 @@ def _grows(is_enough: Callable[[], bool], workers: int, share: Share, wait_s: fl
 
 @contextmanager
 def _requests(share: Share) -> Iterator[Callable[[int], None]]:
-    """Yields a function that asks a cluster which grows by itself for nodes for so many workers, used or not; call it often.
-
-    Who asks last is heard, and Ray Data and Ray Train ask every 20 s for what they use.
-    """
+    """Yields a function that asks a cluster which grows by itself for nodes for so many workers, used or not; ask often."""
     asked = False
 
     def request(workers: int) -> None:
@@ -213,11 +215,11 @@ def _requests(share: Share) -> Iterator[Callable[[int], None]]:
     finally:
         # It would outlive this process, and keep nodes that nobody uses. Those that came stay until they are idle for long.
         if asked:
-            request_resources(bundles=[])
+            with suppress(RayError, RuntimeError, OSError):  # the cluster is lost, and the request with it
+                request_resources(bundles=[])
 
 
 def _free_nodes(labels: Labels) -> list[dict[str, float]]:
     """What nobody uses of each node that is alive and has these labels. Ray's public functions tell only the sum."""
     free = available_resources_per_node()
-    alive = (node for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items())
-    return [free.get(node["NodeID"], {}) for node in alive]
+    return [free.get(node, {}) for node in nodes_by_id(labels)]

@@ -121,7 +121,6 @@ def train(
         f"{what}: {config.train.epochs} epochs of {steps_per_epoch} steps, {_describe_workers(config)}; "
         f"everything goes to {shown(folder)}"
     )
-    start = time.perf_counter()
     job = Job(config, ray.put(captions), rows, store.path, knowledge.path if knowledge else None, folder, group)
     if here:
         outcome = here(job)
@@ -159,7 +158,6 @@ def train(
         },
         "leaky": leaky,
         "config": config.digest(),
-        "seconds": time.perf_counter() - start,
         **outcome,
     }
     write_json(folder / "result.json", result)
@@ -265,6 +263,7 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
     Raises:
         CheckpointError: the newest checkpoint does not belong to this plan.
     """
+    start = time.perf_counter()
     config, captions, store = job.config, ray.get(job.captions), ClipStore(job.store)
     knowledge = Knowledge(job.knowledge) if job.knowledge else None
     plans = [plan_epoch(config, captions, job.rows, epoch=epoch) for epoch in range(config.train.epochs)]
@@ -308,6 +307,7 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
             _save(job, training, knowledge, checkpoint_name(training.epoch), recording)
             report(evaluation.metrics)
     return {
+        "seconds": time.perf_counter() - start,  # without what was waited for room
         "peak_memory_bytes_of_worker": max(parallel.gather_objects(peak_memory())),
     }
 

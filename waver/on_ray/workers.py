@@ -14,9 +14,9 @@ import ray
 import ray.train
 import torch
 from ray.exceptions import RayActorError, RayError
-from ray.train import ControllerError, FailureConfig, PreemptionError, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, PreemptionError, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from waver.config import ResourcesConfig
 from waver.errors import raised_by_waver
@@ -41,12 +41,12 @@ _NO_ROOM = (
     "begins with fewer, such as {min: 1, max: 2}, with which training goes on with those that are left"
 )
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-_START_TIMEOUT_S = 60.0
-"""Ray Train's own, for workers to be placed."""
-_ELASTIC_START_TIMEOUT_S = 20.0
-"""A group that may be smaller need not wait long for a node that is gone and not yet missed."""
+_START_TIMEOUT_S = 20.0
+"""How long Ray Train tries to place workers where there seemed to be room; it says nothing and hears nothing meanwhile."""
+_PATIENCE_S = 60.0
+"""How long a lost node is waited for at least."""
 _UNUSABLE_S = 600.0
-"""Room in which a group could not be placed, as on a node that is drained, is not tried again for so long."""
+"""Room in which a group could not be placed, though nobody took it, is not tried again for so long."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,18 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Failure:
+    """Of a group, told in a sentence."""
+
     message: str
+    error: Exception | None = None
+
+
+class _Lost(_Failure):
+    """Its workers, which may go better with the next."""
+
+
+class _NotPlaced(_Lost):
+    """The nodes that seemed to have room had none after all."""
 
 
 def run_on_workers(
@@ -119,40 +130,45 @@ def run_on_workers(
             ray.get(stop)  # an error, where the actor is lost
             raise Terminated("stopped, as asked, while it waited for room; run the same command again to go on")
 
-    with _start_timeout(resources) as patience_s:
+    with _start_timeout() as patience_s, _told_of_cluster():
+        # Once: a range that loses its nodes with GPUs does not go on without.
+        share = Share(resources.cpus_per_worker + extra_cpus, gpus_per_worker(resources), resources.node_labels)
         while True:
             try:
-                share = Share(resources.cpus_per_worker + extra_cpus, gpus_per_worker(resources), resources.node_labels)
                 workers = wait_for_room(least, placeable, share, say=say, wait_s=wait_s, queues=queues, pause=pause)
-                if resources.is_elastic:
-                    say(f"{workers} of {least} to {most} workers begin")
-                begun, wait_s = True, max(resources.wait_s, patience_s)
-                ray.get(signals.begin.remote())
-                with _growing(signals, most - workers if regroups else 0, share, look_every_s):
-                    placeable, look_every_s = most, resources.resize_every_s
-                    result = _fit(task, workers, share, resources, callbacks)
             except ClusterTooSmall as error:
                 if not begun:
                     raise
                 raise WorkerError(f"{_NO_ROOM} ({error})") from error
-            except PreemptionError:  # only of a range, see _fit; it was announced, and is no failure
-                continue
-            except ray.train.TrainingFailedError as error:
-                if workers > least and _not_placed(error):
+            if resources.is_elastic:
+                say(f"{workers} of {least} to {most} workers begin")
+            begun, wait_s = True, max(resources.wait_s, patience_s)
+            ray.get(signals.begin.remote())
+            with _growing(signals, most - workers if regroups else 0, share, look_every_s):
+                result = _fit(task, workers, share, resources, callbacks)
+            placeable, look_every_s = most, resources.resize_every_s
+            match result:
+                case Regroup():
+                    pass
+                case _NotPlaced() if share.free() < workers:
+                    pass  # another run was faster, or a node is lost: to be waited for, as at the start
+                case _NotPlaced() if workers > least:
                     placeable, look_every_s = workers - 1, max(resources.resize_every_s, _UNUSABLE_S)
-                    continue
-                # Of two runs that saw the same room one was faster; the other queues again.
-                outrun = _not_placed(error) and share.there() >= least
-                if not (tries_left and (resources.is_elastic or outrun or _lost_between_groups(error))):
-                    raise WorkerError(_cause(error)) from error
-                tries_left -= 1
-                continue
-            except RayError as error:
-                raise WorkerError(f"Ray could not run the workers: {_cause(error)}") from error
-            if isinstance(result, _Failure):
-                raise WorkerError(result.message)
-            if not isinstance(result, Regroup):
-                return result
+                case _Lost() if tries_left:
+                    tries_left -= 1
+                case _Failure():
+                    raise WorkerError(result.message) from result.error
+                case _:
+                    return result
+
+
+@contextmanager
+def _told_of_cluster() -> Iterator[None]:
+    """What Ray cannot do any more is told in words."""
+    try:
+        yield
+    except RayError as error:
+        raise WorkerError(f"Ray could not run the workers: {_cause(error)}") from error
 
 
 def _growing(signals: Any, wanted: int, share: Share, every_s: float) -> AbstractContextManager:
@@ -163,9 +179,7 @@ def _growing(signals: Any, wanted: int, share: Share, every_s: float) -> Abstrac
 
 
 def _fit(task: _Task, workers: int, share: Share, resources: ResourcesConfig, callbacks: Sequence[UserCallback]) -> Any:
-    """One `fit` of Ray Train: what the task returned on rank 0."""
-    # A fixed number is best replaced by Ray Train itself, which has everything at hand; of a range there may be fewer left.
-    tries = 0 if resources.is_elastic else resources.max_failures
+    """One `fit` of Ray Train: what the task returned on rank 0, or a _Failure."""
     # Ray Train wants a folder for checkpoints that it is handed; it is handed none.
     with tempfile.TemporaryDirectory(prefix="waver-", ignore_cleanup_errors=True) as scratch, _own_interrupt():
         trainer = TorchTrainer(
@@ -181,33 +195,45 @@ def _fit(task: _Task, workers: int, share: Share, resources: ResourcesConfig, ca
             run_config=RunConfig(
                 name="run",
                 storage_path=scratch,
+                # A fixed number is best replaced by Ray Train itself, which has all at hand; of a range there may be fewer.
                 failure_config=FailureConfig(
-                    max_failures=tries,
-                    controller_failure_limit=tries,
+                    max_failures=0 if resources.is_elastic else resources.max_failures,
                     max_preemption_failures=0 if resources.is_elastic else -1,
+                    controller_failure_limit=0,
                 ),
                 callbacks=list(callbacks),
             ),
         )
-        return trainer.fit().return_value
+        try:
+            return trainer.fit().return_value
+        except PreemptionError:  # only of a range; it was announced, and is no failure
+            return Regroup()
+        except ray.train.TrainingFailedError as error:
+            if message := ray.get(task.signals.failure.remote()):
+                return _Failure(message, error)
+            if _met(error, WorkerGroupStartupTimeoutError):
+                return _NotPlaced(_NO_ROOM, error)
+            # What is lost while a group is built or ended Ray Train does not replace; some of it it takes for its mistake.
+            if resources.is_elastic or _met(error, WorkerGroupStartupFailedError, RayActorError):
+                return _Lost(_cause(error), error)
+            return _Failure(_cause(error), error)
 
 
 @contextmanager
-def _start_timeout(resources: ResourcesConfig) -> Iterator[float]:
-    """How long Ray Train tries to place a lost worker's successor: as long as the cluster is given to grow, or go without.
+def _start_timeout() -> Iterator[float]:
+    """Has Ray Train give up soon where it cannot place workers, unless its own variable says otherwise.
 
     Yields:
         Seconds that room is waited for after a loss.
     """
-    before = os.environ.get(_START_TIMEOUT)
-    if before is None:
-        waits = _ELASTIC_START_TIMEOUT_S if resources.is_elastic else max(_START_TIMEOUT_S, resources.wait_s)
-        os.environ[_START_TIMEOUT] = str(waits)
+    if said := os.environ.get(_START_TIMEOUT):
+        yield float(said)
+        return
+    os.environ[_START_TIMEOUT] = str(_START_TIMEOUT_S)
     try:
-        yield _START_TIMEOUT_S if before is None else float(before)
+        yield _PATIENCE_S
     finally:
-        if before is None:
-            del os.environ[_START_TIMEOUT]
+        del os.environ[_START_TIMEOUT]
 
 
 @contextmanager
@@ -263,20 +289,10 @@ def _is_full_disk(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(part in str(error) for part in words)
 
 
-def _lost_between_groups(error: Exception) -> bool:
-    """Whether a worker was lost while its group was built or ended.
-
-    Ray Train replaces what it loses while the function runs, and what it loses at most moments of the start; in the others
-    it takes the lost actor for a mistake of its own, and gives up.
-    """
-    return isinstance(error, ControllerError) and isinstance(_innermost(error.controller_failure), RayActorError)
-
-
-def _not_placed(error: Exception) -> bool:
-    """Whether the nodes that seemed to have room had none after all."""
-    return isinstance(error, ControllerError) and isinstance(
-        _innermost(error.controller_failure), WorkerGroupStartupTimeoutError
-    )
+def _met(error: Exception, *kinds: type[Exception]) -> bool:
+    """Whether it is one of these for which Ray Train's controller gave up, rather than a worker."""
+    failure = getattr(error, "controller_failure", None)
+    return failure is not None and isinstance(_innermost(failure), kinds)
 
 
 def _innermost(error: Exception) -> Exception:
@@ -291,7 +307,5 @@ def _cause(error: Exception) -> str:
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
     rank, failure = next(iter(failures.items()))
     cause = _innermost(failure)
-    if isinstance(cause, WorkerGroupStartupTimeoutError):
-        return _NO_ROOM
     text = str(cause).strip().splitlines() or [""]
     return f"worker {rank} failed with {type(cause).__name__}: {text[-1]}"
