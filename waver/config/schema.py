@@ -226,7 +226,8 @@ class ResourcesConfig(Section):
     """A number, or {min: 2, max: 8}: training takes what there is room for, goes on with fewer when a node is lost and with
     more when one comes. The global batch stays the same."""
     resize_every_s: Positive = 60.0
-    """How often training looks whether there is room for more workers; it saves itself and starts again with them."""
+    """How often training looks whether there is room for more workers; it saves itself and starts again with them. Others
+    that wait for room may be faster then."""
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: NotNegative | None = None
     """By default 1 where the cluster has GPUs, else 0."""

@@ -43,8 +43,8 @@ _NO_ROOM = (
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _START_TIMEOUT_S = 20.0
 """How long Ray Train tries to place workers where there seemed to be room; it says nothing and hears nothing meanwhile."""
-_PATIENCE_S = 60.0
-"""How long a lost node is waited for at least."""
+_COMES_BACK_S = 60.0
+"""A lost node is waited for so long at least."""
 _UNUSABLE_S = 600.0
 """Room in which a group could not be placed, though nobody took it, is not tried again for so long."""
 
@@ -231,7 +231,7 @@ def _start_timeout() -> Iterator[float]:
         return
     os.environ[_START_TIMEOUT] = str(_START_TIMEOUT_S)
     try:
-        yield _PATIENCE_S
+        yield _COMES_BACK_S
     finally:
         del os.environ[_START_TIMEOUT]
 
