@@ -378,7 +378,7 @@ def test_a_node_that_will_be_taken_away_is_left_in_time(cluster, project, undist
 
 @pytest.mark.parametrize("workers", ["2", "{min: 2, max: 3}"])
 def test_a_group_without_room_gives_up_in_a_sentence(cluster, project, wait_for, monkeypatch, workers):
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")  # Ray Train's own: 60
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")  # else 20, and 60 for a lost node
     here = cluster(nodes=2)
     run = Run(
         here, project, "no-room", f"resources.workers={workers}", "resources.wait_s=0", "resources.max_failures=1"

@@ -28,6 +28,7 @@ def map_blocks(
     labels: Labels,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
+    wait_s: float = 0.0,
     patience_s: float = 0.0,
 ) -> Iterator[Any]:
     """Yields what the actors make of the blocks, as each is done, in any order.
@@ -44,13 +45,14 @@ def map_blocks(
         labels: of the nodes where they run.
         num_cpus: of an actor.
         num_gpus: of an actor.
+        wait_s: how long a cluster may take to have a node for an actor.
         patience_s: how long a block may take, beyond what Ray Data allows by itself.
 
     Raises:
         BlockError: for a ValueError, OSError or RuntimeError of an actor; or where the cluster cannot do the blocks at all.
-        ClusterTooSmall: if no node has room for an actor.
+        ClusterTooSmall: if after `wait_s` no node has room for an actor.
     """
-    wait_for_room(1, 1, Share(num_cpus, num_gpus, labels), say=say)
+    wait_for_room(1, 1, Share(num_cpus, num_gpus, labels), say=say, wait_s=wait_s)
     # from_arrow would run a task for each block, only to look at it.
     dataset = ray.data.from_blocks(list(blocks)).map_batches(
         _Actor,

@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 import torch
-from ray._private.state import state
 from ray.exceptions import RayError
 
 from waver.config import ResourcesConfig
@@ -85,21 +84,14 @@ Labels = Mapping[str, str]
 
 
 def nodes(labels: Labels = MappingProxyType({})) -> list[dict[str, float]]:
-    """Resources of each node that has these labels."""
+    """Resources of each node that is alive and has these labels."""
     return list(nodes_by_id(labels).values())
 
 
 def nodes_by_id(labels: Labels = MappingProxyType({})) -> dict[str, dict[str, float]]:
-    """Resources of each node that is there to stay and has these labels, by Ray's id of it.
-
-    Nothing is placed on a node that is drained, as before a machine is taken away, though it is alive and may be idle.
-    """
-    leaving = state.get_draining_nodes()
-    return {
-        node["NodeID"]: node["Resources"]
-        for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in leaving and labels.items() <= node["Labels"].items()
-    }
+    """The same, by Ray's id of the node."""
+    alive = (node for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items())
+    return {node["NodeID"]: node["Resources"] for node in alive}
 
 
 def this_node() -> dict[str, str]:
@@ -124,8 +116,13 @@ def own_device(resources: ResourcesConfig) -> torch.device:
 
 def _check_reachable(address: str) -> None:
     """Ray itself would try for minutes, and then abort the process."""
+    if address.startswith("ray://"):
+        raise ClusterUnreachable(
+            f"RAY_ADDRESS={address} is that of Ray's client, which knows too little of a cluster: run the command on one of "
+            "its nodes, with RAY_ADDRESS=HEAD:6379, or send it there with `waver submit`"
+        )
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:  # `auto`, `ray://...`
+    if not host or not port.isdigit() or "/" in host:  # `auto`, and what Ray itself refuses
         return
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()

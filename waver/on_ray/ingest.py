@@ -121,6 +121,7 @@ def ingest(
                     "max_workers": decoders or len(todo),
                     "labels": node_labels,
                     "say": say,
+                    "wait_s": wait_s,
                 }
                 with closing(_decode(todo, store, settings, timeout_s, clips_per_block, **pool)) as ledgers:
                     _exhaust(ledgers, len(todo), progress)

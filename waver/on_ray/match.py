@@ -65,6 +65,7 @@ def match(
     require(resources.min_workers, share, wait_s=resources.wait_s)
     pool = {
         "say": say,
+        "wait_s": resources.wait_s,
         "workers": resources.min_workers,
         "max_workers": resources.max_workers,
         "num_cpus": share.cpus,

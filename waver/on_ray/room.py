@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from ray._private.state import available_resources_per_node
+from ray._private.state import available_resources_per_node, state
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 
-from waver.on_ray.cluster import Labels, cluster_size, nodes, nodes_by_id
+from waver.on_ray.cluster import Labels, cluster_size, nodes_by_id
 
 _POLL_S = 0.5
 _PATIENCE_S = 20.0
@@ -47,7 +47,7 @@ class Share:
 
     def there(self) -> int:
         """Workers for which the nodes, idle, have room."""
-        return slots(nodes(self.labels), self.cpus, self.gpus)
+        return slots(_staying(self.labels).values(), self.cpus, self.gpus)
 
     def free(self) -> int:
         """Workers for which there is room now."""
@@ -134,17 +134,18 @@ def room_for_more(tell: Callable[[], object], wanted: int, share: Share, *, ever
     over = threading.Event()
 
     def look() -> None:
-        looked_s = time.monotonic()
+        is_over, tell_s = over.wait(every_s), 0.0
         with _requests(share) as request:
-            while not over.wait(min(every_s, _ASK_EVERY_S)):
+            while not is_over:
                 # Where the cluster is lost for good the run itself will tell; its head may only start again.
                 with suppress(RayError, RuntimeError, OSError):
                     there, free = share.there(), share.free()
                     request(there - free + wanted)
-                    if time.monotonic() - looked_s >= every_s:
-                        looked_s = time.monotonic()
+                    if time.monotonic() >= tell_s:
+                        tell_s = time.monotonic() + every_s
                         if free:
                             tell()
+                is_over = over.wait(min(every_s, _ASK_EVERY_S))
 
     looker = threading.Thread(target=look, name="waver-room", daemon=True)
     looker.start()
@@ -163,7 +164,7 @@ def num_cpus(labels: Labels, *, wait_s: float = 0.0) -> int:
     """
 
     def cpus() -> int:
-        return sum(int(node.get("CPU", 0)) for node in nodes(labels))
+        return sum(int(node.get("CPU", 0)) for node in _staying(labels).values())
 
     if not _grows(lambda: cpus() > 0, 1, Share(1.0, labels=labels), wait_s):
         waited = f" after {wait_s:g} s" if wait_s else ""
@@ -219,7 +220,16 @@ def _requests(share: Share) -> Iterator[Callable[[int], None]]:
                 request_resources(bundles=[])
 
 
+def _staying(labels: Labels) -> dict[str, dict[str, float]]:
+    """Resources of each node with these labels, by its id, but for those that are drained, as before they are taken away.
+
+    They are alive and may be idle, and nothing is placed there.
+    """
+    leaving = state.get_draining_nodes()
+    return {node: has for node, has in nodes_by_id(labels).items() if node not in leaving}
+
+
 def _free_nodes(labels: Labels) -> list[dict[str, float]]:
     """What nobody uses of each node that is alive and has these labels. Ray's public functions tell only the sum."""
     free = available_resources_per_node()
-    return [free.get(node, {}) for node in nodes_by_id(labels)]
+    return [free.get(node, {}) for node in _staying(labels)]

@@ -56,7 +56,8 @@ def make_vocabulary(
         # The last blocks should keep all parsers busy; identical captions stand near each other and are parsed once.
         size = max(1, min(_CAPTIONS_PER_BLOCK, len(table) // (2 * parsers)))
         blocks = [table.slice(first, size) for first in range(0, len(table), size)]
-        with closing(map_blocks(_Counter, (parser,), blocks, say=say, workers=parsers, labels=node_labels)) as results:
+        pool = {"workers": parsers, "labels": node_labels, "say": say, "wait_s": wait_s}
+        with closing(map_blocks(_Counter, (parser,), blocks, **pool)) as results:
             counted = show(
                 results, doing="parsing", unit="captions", total=len(table), size=lambda part: part[0], enabled=progress
             )

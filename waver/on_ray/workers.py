@@ -92,10 +92,10 @@ def run_on_workers(
 ) -> Any:
     """Calls `function(argument)` on every worker of a new process group (NCCL on GPUs, gloo on CPUs).
 
-    Workers that are lost are replaced, `resources.max_failures` times for each kind of loss (of a worker, of its room,
-    of one that is just starting), and the function starts again on all of them. With a range of workers the group shrinks
-    where no room is left, and grows where there is more; it bears so many losses of any kind. A ValueError of waver is the
-    user's to mend and is not tried again.
+    Workers that are lost are replaced, `resources.max_failures` times, and as often again where a group is lost while it
+    starts, and the function starts again on all of them. With a range of workers the group shrinks where no room is left,
+    and grows where there is more. Room that others took is waited for without limit. A ValueError
+    of waver is the user's to mend and is not tried again.
 
     Ray Train keeps nothing: what the function makes, and with what it goes on, is its own business. Of a range, each group
     has a fixed number for Ray Train, and how many is decided here: its own elastic groups count nodes without their labels
@@ -134,6 +134,7 @@ def run_on_workers(
         # Once: a range that loses its nodes with GPUs does not go on without.
         share = Share(resources.cpus_per_worker + extra_cpus, gpus_per_worker(resources), resources.node_labels)
         while True:
+            pause(0)
             try:
                 workers = wait_for_room(least, placeable, share, say=say, wait_s=wait_s, queues=queues, pause=pause)
             except ClusterTooSmall as error:
@@ -206,11 +207,11 @@ def _fit(task: _Task, workers: int, share: Share, resources: ResourcesConfig, ca
         )
         try:
             return trainer.fit().return_value
-        except PreemptionError:  # only of a range; it was announced, and is no failure
-            return Regroup()
         except ray.train.TrainingFailedError as error:
             if message := ray.get(task.signals.failure.remote()):
                 return _Failure(message, error)
+            if isinstance(error, PreemptionError):  # only of a range; it was announced, and is no failure
+                return Regroup()
             if _met(error, WorkerGroupStartupTimeoutError):
                 return _NotPlaced(_NO_ROOM, error)
             # What is lost while a group is built or ended Ray Train does not replace; some of it it takes for its mistake.
