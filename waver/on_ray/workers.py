@@ -134,7 +134,7 @@ def run_on_workers(
         # Once: a range that loses its nodes with GPUs does not go on without.
         share = Share(resources.cpus_per_worker + extra_cpus, gpus_per_worker(resources), resources.node_labels)
         while True:
-            pause(0)
+            pause(0.0)
             try:
                 workers = wait_for_room(least, placeable, share, say=say, wait_s=wait_s, queues=queues, pause=pause)
             except ClusterTooSmall as error:
