@@ -94,8 +94,8 @@ def run_on_workers(
 
     Workers that are lost are replaced, `resources.max_failures` times, and as often again where a group is lost while it
     starts, and the function starts again on all of them. With a range of workers the group shrinks where no room is left,
-    and grows where there is more. Room that others took is waited for without limit. A ValueError
-    of waver is the user's to mend and is not tried again.
+    and grows where there is more. Room that others took is waited for without limit. A ValueError of waver is the user's to
+    mend and is not tried again.
 
     Ray Train keeps nothing: what the function makes, and with what it goes on, is its own business. Of a range, each group
     has a fixed number for Ray Train, and how many is decided here: its own elastic groups count nodes without their labels
