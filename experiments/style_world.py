@@ -25,20 +25,23 @@ import ray
 import torch
 import typer
 
-from waver.batch import Batch
-from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig, load_config, parse_overrides
-from waver.engine import build_training, load_captions, make_batch, train_epoch
-from waver.evaluation import evaluate
-from waver.knowledge import Knowledge
-from waver.on_ray.cluster import connect
-from waver.on_ray.experiment import open_knowledge, open_store, run_ingest, run_match
-from waver.on_ray.progress import show
-from waver.on_ray.train import plan_epoch, training_rows
+from waver.data.batch import Batch
+from waver.data.clip_store import ClipStore
+from waver.evaluation.evaluate import evaluate
+from waver.knowledge.store import Knowledge
+from waver.on_ray.cluster.connection import connect
+from waver.on_ray.stages.ingest import run_ingest
+from waver.on_ray.stages.match import run_match
 from waver.quickstart.dictionary import make_dictionary
 from waver.quickstart.weights import write_backbone
 from waver.quickstart.world import SEEN_STYLES, UNSEEN_STYLES, WORLD, render_world
-from waver.run import SELECTION_METRIC
+from waver.runs.folder import SELECTION_METRIC
+from waver.runs.inputs import load_captions, open_knowledge, open_store
+from waver.tools.progress import show
+from waver.training.build import build_training
+from waver.training.plan import plan_epoch, training_rows
+from waver.training.step import make_batch, train_epoch
 
 _VISION_ONLY = {"knowledge.at_inference": False}
 _DISTILL = {"loss.distill": 4.0, "loss.temperature": 8.0}

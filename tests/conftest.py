@@ -25,23 +25,18 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from waver.annotations import CAPTIONS_SCHEMA
-from waver.backbone import load_backbone
-from waver.clip_store import ClipStore, Decoded, StoreSettings, create_store, write_block, write_manifest
 from waver.config import ExperimentConfig, load_config
-from waver.engine import Training, build_training, make_batch, store_settings, train_epoch
-from waver.evaluation import evaluate
-from waver.knowledge import (
-    Knowledge,
-    create_knowledge,
-    finish,
-    make_dictionary,
-    write_embeddings,
-    write_matches,
-)
-from waver.recording import LOOKED_AT, Recording
-from waver.video import Clip, ClipError
-from waver.vocabulary import VOCABULARY_SCHEMA, load_parser
+from waver.data.annotations import CAPTIONS_SCHEMA
+from waver.data.clip_store import ClipStore, Decoded, StoreSettings, create_store, write_block, write_manifest
+from waver.data.video import Clip, ClipError
+from waver.evaluation.evaluate import evaluate
+from waver.knowledge.phrases import VOCABULARY_SCHEMA, load_parser
+from waver.knowledge.store import Knowledge, create_knowledge, finish, make_dictionary, write_embeddings, write_matches
+from waver.model.backbone import load_backbone
+from waver.runs.inputs import store_settings
+from waver.runs.recording import LOOKED_AT, Recording
+from waver.training.build import Training, build_training
+from waver.training.step import make_batch, train_epoch
 
 BACKBONE = {
     "embed_dim": 32,

@@ -20,10 +20,10 @@ import torch
 import typer
 from torch import Tensor
 
-from waver.batch import Embeddings
-from waver.metrics import rank_tiles, row_chunks
-from waver.rescoring import inverted_softmax_ranks, read_bank
-from waver.similarity import uniform_weights, wti
+from waver.evaluation.ranking import rank_tiles, row_chunks
+from waver.evaluation.rescoring import inverted_softmax_ranks, read_bank
+from waver.model.embeddings import Embeddings
+from waver.model.interaction import uniform_weights, wti
 
 NUM_CLIPS, NUM_TEXTS, LEAST, MOST = 670, 27_763, 21, 81
 WIDTH, NUM_WORDS, NUM_FRAMES = 512, 32, 12

@@ -20,10 +20,10 @@ from typing import Annotated
 import pyarrow as pa
 import typer
 
-from waver.clip_store import StoreSettings
-from waver.on_ray.cluster import connect
-from waver.on_ray.ingest import ingest
-from waver.video import sample_positions
+from waver.data.clip_store import StoreSettings
+from waver.data.video import sample_positions
+from waver.on_ray.cluster.connection import connect
+from waver.on_ray.stages.ingest import ingest
 
 SETTINGS = StoreSettings(frames_per_second=1, max_frames=12, size=224)
 

@@ -21,14 +21,14 @@ import pyarrow as pa
 import typer
 from PIL import Image
 
-from waver.annotations import CAPTIONS_SCHEMA
-from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig, load_config
-from waver.engine import store_settings
-from waver.on_ray.cluster import connect
-from waver.on_ray.ingest import ingest
-from waver.on_ray.train import worker_batches
-from waver.video import sample_positions
+from waver.data.annotations import CAPTIONS_SCHEMA
+from waver.data.clip_store import ClipStore
+from waver.data.video import sample_positions
+from waver.on_ray.cluster.connection import connect
+from waver.on_ray.stages.ingest import ingest
+from waver.on_ray.stages.train_worker import worker_batches
+from waver.runs.inputs import store_settings
 
 EXPERIMENT = """
 name: loading

@@ -18,16 +18,16 @@ import torch
 import typer
 from safetensors.torch import save_file
 
-from waver.backbone import load_backbone
-from waver.clip_store import ClipStore, Decoded, create_store, write_block, write_manifest
 from waver.config import ExperimentConfig, load_config
-from waver.engine import store_settings
-from waver.knowledge import make_dictionary
-from waver.on_ray.cluster import connect
-from waver.on_ray.match import match
+from waver.data.clip_store import ClipStore, Decoded, create_store, write_block, write_manifest
+from waver.data.video import Clip
+from waver.knowledge.phrases import VOCABULARY_SCHEMA
+from waver.knowledge.store import make_dictionary
+from waver.model.backbone import load_backbone
+from waver.on_ray.cluster.connection import connect
+from waver.on_ray.stages.match import match
 from waver.quickstart.memory import peak_memory
-from waver.video import Clip
-from waver.vocabulary import VOCABULARY_SCHEMA
+from waver.runs.inputs import store_settings
 
 BACKBONE = {
     "embed_dim": 512,

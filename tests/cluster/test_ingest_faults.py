@@ -12,10 +12,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from waver.clip_store import ClipStore, StoreError, read_ledger
 from waver.config import load_config
-from waver.engine import load_captions
-from waver.on_ray.experiment import open_store
+from waver.data.clip_store import ClipStore, StoreError, read_ledger
+from waver.runs.inputs import load_captions, open_store
 
 NUM_CLIPS = 48
 
@@ -52,8 +51,8 @@ from pathlib import Path
 import pyarrow as pa
 import yaml
 from waver.config import load_config
-from waver.engine import store_settings
-from waver.on_ray.ingest import ingest
+from waver.training.step import store_settings
+from waver.on_ray.stages.ingest import ingest
 
 # `waver ingest` would refuse the pipes.
 config = load_config(sys.argv[1], yaml.safe_load(sys.argv[2]))
@@ -91,7 +90,7 @@ def num_waiting(processes: list[int]) -> int:
             command, where = (Path(f"/proc/{process}/{name}").read_text() for name in ("cmdline", "wchan"))
         except OSError:
             continue
-        waiting += "waver.decoder" in command and "wait_for_partner" in where
+        waiting += "waver.data.decoder" in command and "wait_for_partner" in where
     return waiting
 
 

@@ -22,8 +22,8 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 import pytest
 
 from waver.config import load_config
-from waver.on_ray.jobs import JobError, send_job
-from waver.submission import Submission
+from waver.on_ray.jobs import Submission
+from waver.on_ray.jobs.client import JobError, send_job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(300)]
 REPOSITORY = Path(__file__).parents[2]
@@ -217,7 +217,7 @@ def test_one_writer_and_one_stop(head, project):
     stopped = head.run("ray.scripts.scripts", "job", "stop", job_id, "--address", head.address, cwd=project)
     assert stopped.returncode == 0, stopped.stderr
     head.wait_for(job_id, "STOPPED")
-    again = "import sys; from waver.on_ray.jobs import *; sys.exit(follow_job(*sys.argv[1:], say=print, write=print))"
+    again = "import sys; from waver.on_ray.jobs.client import *; sys.exit(follow_job(*sys.argv[1:], say=print, write=print))"
     follow = subprocess.run(
         [sys.executable, "-c", again, job_id, head.address], env=head.environment, capture_output=True, text=True
     )

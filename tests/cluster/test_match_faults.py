@@ -12,11 +12,11 @@ import yaml
 from rays import titled
 from safetensors.torch import save_file
 
-from waver.backbone import load_backbone
-from waver.clip_store import Decoded, create_store, write_block, write_manifest
 from waver.config import ExperimentConfig, load_config
-from waver.engine import store_settings
-from waver.video import Clip
+from waver.data.clip_store import Decoded, create_store, write_block, write_manifest
+from waver.data.video import Clip
+from waver.model.backbone import load_backbone
+from waver.runs.inputs import store_settings
 
 NUM_CLIPS, CLIPS_PER_BLOCK, SIZE = 160, 16, 64
 # Large enough for a block to take about a second.
@@ -28,12 +28,12 @@ BACKBONE = {
 _MATCH = """
 import sys
 import pyarrow as pa
-from waver.clip_store import ClipStore
+from waver.data.clip_store import ClipStore
 from waver.config import load_config
-from waver.knowledge import make_dictionary
-from waver.on_ray.cluster import connect
-from waver.on_ray.match import match
-from waver.vocabulary import VOCABULARY_SCHEMA
+from waver.knowledge.store import make_dictionary
+from waver.on_ray.cluster.connection import connect
+from waver.on_ray.stages.match import match
+from waver.knowledge.phrases import VOCABULARY_SCHEMA
 
 config = load_config(sys.argv[1])
 store = ClipStore(config.clip_store)

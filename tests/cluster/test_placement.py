@@ -6,12 +6,12 @@ _WHERE = """
 import json
 import pyarrow as pa
 import ray
-from waver import parallel
+from waver.training import parallel
 from waver.config import ResourcesConfig
-from waver.on_ray.blocks import map_blocks
-from waver.on_ray.cluster import connect
-from waver.on_ray.signals import signals
-from waver.on_ray.workers import run_on_workers
+from waver.on_ray.cluster.blocks import map_blocks
+from waver.on_ray.cluster.connection import connect
+from waver.on_ray.cluster.signals import signals
+from waver.on_ray.cluster.workers import run_on_workers
 
 def here(_=None):
     return ray.get_runtime_context().get_node_id()

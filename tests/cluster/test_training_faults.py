@@ -18,11 +18,11 @@ import pytest
 from rays import kill, titled
 
 from waver.config import ExperimentConfig, load_config
-from waver.engine import load_captions
-from waver.on_ray.experiment import open_store
-from waver.on_ray.train import train, train_job
-from waver.run import describe_checkpoint, finished, newest_checkpoint
-from waver.tracking import read_metrics
+from waver.on_ray.stages.train import train
+from waver.on_ray.stages.train_worker import train_job
+from waver.runs.folder import describe_checkpoint, finished, newest_checkpoint
+from waver.runs.inputs import load_captions, open_store
+from waver.runs.tracking import read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
 EVERY = 10

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import waver.on_ray  # noqa: F401  its environment, before Ray
-from waver.on_ray.loopback import loopback_only
+from waver.on_ray.cluster.loopback import loopback_only
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from waver.backbone import load_backbone, tokenize
-from waver.losses import contrastive
-from waver.metrics import rank_similarity, retrieval_metrics
-from waver.model import Student
-from waver.similarity import last_token
+from waver.evaluation.metrics import retrieval_metrics
+from waver.evaluation.ranking import rank_similarity
+from waver.model.backbone import load_backbone, tokenize
+from waver.model.interaction import last_token
+from waver.model.student import Student
+from waver.training.losses import contrastive
 
 FIGURES = Path(os.environ.get("WAVER_PARITY", Path(__file__).parent))
 CASES = sorted(

@@ -3,13 +3,13 @@
 import pytest
 
 from waver.config import ExperimentConfig
-from waver.knowledge import read_dictionary
+from waver.knowledge.phrases import count_phrases, load_parser, merge_counts
+from waver.knowledge.store import read_dictionary
 from waver.quickstart import dictionary
 from waver.quickstart.dictionary import installed_parser, make_dictionary, shipped_dictionary
 from waver.quickstart.experiment import quickstart_config
 from waver.quickstart.scenes import split_scenes
 from waver.quickstart.world import WORLD, describe
-from waver.vocabulary import count_phrases, load_parser, merge_counts
 
 
 @pytest.fixture

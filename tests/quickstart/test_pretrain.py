@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from waver.backbone import Backbone, load_backbone, tokenize
 from waver.config import load_config
+from waver.model.backbone import Backbone, load_backbone, tokenize
 from waver.quickstart.alt_text import LESSONS, alt_text
 from waver.quickstart.captions import COLOUR_WORDS, MOTION_WORDS, SHAPE_WORDS, STYLES, caption, captions
 from waver.quickstart.pretrain import embed_frames, embed_texts, pretrain, pretraining_scenes, stills

@@ -4,6 +4,7 @@
 space go through the same function.
 """
 
+from waver.config.experiment import ExperimentConfig
 from waver.config.loading import (
     ConfigError,
     as_written,
@@ -14,8 +15,8 @@ from waver.config.loading import (
     load_sweep,
     parse_overrides,
 )
+from waver.config.resources import ResourcesConfig
 from waver.config.robustness import RobustnessConfig
-from waver.config.schema import ExperimentConfig, ResourcesConfig
 from waver.config.sweep import ParameterConfig, SweepConfig
 
 __all__ = [

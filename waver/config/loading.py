@@ -10,11 +10,11 @@ import yaml
 from pydantic import ValidationError
 
 from waver.config.data import DATA_SETS, CommonData
+from waver.config.experiment import ExperimentConfig
 from waver.config.robustness import RobustnessConfig
-from waver.config.schema import ExperimentConfig
 from waver.config.section import Section
 from waver.config.sweep import ParameterConfig, SweepConfig
-from waver.objects import fetch, hide_secrets
+from waver.tools.object_store import fetch, hide_secrets
 
 _Config = TypeVar("_Config", bound=Section)
 _MAX_VALUES = 10_000

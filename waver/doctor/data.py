@@ -9,16 +9,16 @@ from statistics import median
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from waver.annotations import AnnotationError, validation_source
-from waver.annotations.captions import SPLITS
-from waver.annotations.official import OFFICIAL, split_digest
-from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
-from waver.decoder import Decoder
+from waver.data.annotations import AnnotationError, validation_source
+from waver.data.annotations.captions import SPLITS
+from waver.data.annotations.official import OFFICIAL, split_digest
+from waver.data.clip_store import ClipStore
+from waver.data.decoder import Decoder
+from waver.data.duplicates import describe_counts, equivalent_clips, find_duplicates
+from waver.data.video import ClipError
 from waver.doctor.findings import Finding, Level, size, some
-from waver.duplicates import describe_counts, equivalent_clips, find_duplicates
-from waver.engine import load_captions
-from waver.video import ClipError
+from waver.runs.inputs import load_captions
 
 Say = Callable[[str], None]
 _FILES_PER_KIND = 3
@@ -159,7 +159,7 @@ def check_decoding(config: ExperimentConfig, captions: pa.Table, *, level: Level
 
 
 def check_duplicates(captions: pa.Table, store: ClipStore | None, *, say: Say) -> Iterator[Finding]:
-    """What stands twice in the splits that are evaluated, see `waver.duplicates`."""
+    """What stands twice in the splits that are evaluated, see `waver.data.duplicates`."""
     what = "files"
     if store:
         what = "files and decoded frames"

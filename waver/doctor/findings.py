@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from rich.text import Text
 
-from waver.objects import ObjectStoreError
+from waver.tools.object_store import ObjectStoreError
 
 Made = TypeVar("Made")
 Level = Literal["ok", "info", "warning", "error"]

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from waver.backbone import BackboneError, check_weights
-from waver.clip_store import ClipStore
 from waver.config import ExperimentConfig
+from waver.data.clip_store import ClipStore
 from waver.doctor.findings import Finding, Level, size
-from waver.engine import build_student, parameter_groups
-from waver.model import Student
-from waver.objects import remote_of
+from waver.model.backbone import BackboneError, check_weights
+from waver.model.student import Student
+from waver.tools.object_store import remote_of
+from waver.training.build import build_student, parameter_groups
 
 _JPEG_SHARE = 0.1
 """Of the bytes of raw frames, as measured (experiments/RESULTS.md)."""

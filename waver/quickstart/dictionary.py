@@ -13,8 +13,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from waver.config import ExperimentConfig
-from waver.knowledge import Dictionary, read_dictionary, write_dictionary
-from waver.on_ray.experiment import run_vocabulary
+from waver.knowledge.store import Dictionary, read_dictionary, write_dictionary
+from waver.on_ray.stages.vocabulary import run_vocabulary
 from waver.quickstart.experiment import quickstart_config
 from waver.quickstart.world import WORLD, render_world
 

@@ -14,20 +14,23 @@ from rich.console import Console
 from rich.progress import Progress
 
 from waver.config import ExperimentConfig
-from waver.engine import load_captions
-from waver.files import write_json
-from waver.knowledge import Knowledge
-from waver.metrics import chance
-from waver.on_ray.cluster import connect
-from waver.on_ray.experiment import local_cpus, run_evaluation, run_ingest, run_match, run_training
-from waver.on_ray.ingest import describe_failures
-from waver.protocols import Protocol
+from waver.evaluation.metrics import chance
+from waver.evaluation.protocols import Protocol
+from waver.evaluation.tables import metrics_table, styles_table
+from waver.knowledge.store import Knowledge
+from waver.on_ray.cluster.capacity import local_cpus
+from waver.on_ray.cluster.connection import connect
+from waver.on_ray.stages.evaluate import run_evaluation
+from waver.on_ray.stages.ingest import describe_failures, run_ingest
+from waver.on_ray.stages.match import run_match
+from waver.on_ray.stages.train import run_training
 from waver.quickstart.dictionary import make_dictionary
 from waver.quickstart.experiment import quickstart_config
 from waver.quickstart.memory import peak_memory
 from waver.quickstart.weights import write_backbone
 from waver.quickstart.world import SEEN_STYLES, UNSEEN_STYLES, WORLD, render_world
-from waver.report import metrics_table, styles_table
+from waver.runs.inputs import load_captions
+from waver.tools.files import write_json
 
 RUNS: dict[str, dict[str, Any]] = {
     "without knowledge": {"name": "without-knowledge", "knowledge.top_k": 0},

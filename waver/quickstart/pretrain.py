@@ -21,14 +21,14 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from waver.backbone import Backbone, tokenize
 from waver.config import load_config
+from waver.data.video import resize_and_crop
+from waver.model.backbone import Backbone, tokenize
+from waver.model.interaction import last_token
 from waver.quickstart.alt_text import LESSONS, AltText, alt_text
 from waver.quickstart.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, Scene, split_scenes
 from waver.quickstart.weights import pack
 from waver.quickstart.world import WORLD, draw
-from waver.similarity import last_token
-from waver.video import resize_and_crop
 
 _FRAMES, _TEXTS = 4, 12
 """Of each scene, texts of each lesson; a step pairs one of its frames with one of its texts."""

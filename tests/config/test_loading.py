@@ -1,0 +1,429 @@
+from pathlib import Path
+
+import pytest
+
+from waver.config import ConfigError, ExperimentConfig, as_written, load_config, parse_overrides
+from waver.tools.object_store import remote_of
+
+SMALL = "name: x\ndata: {format: table, annotations: a.jsonl, videos: v}\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "experiment.yaml"
+    path.write_text(text)
+    return path
+
+
+REPOSITORY = Path(__file__).parents[2]
+SHIPPED = sorted([*REPOSITORY.glob("experiments/*.yaml"), *REPOSITORY.glob("waver/**/*.yaml")])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_yaml_is_an_experiment(path: Path):
+    assert isinstance(load_config(path), ExperimentConfig)
+
+
+def test_published_recipe_of_msrvtt(repository: Path):
+    config = load_config(repository / "experiments" / "msrvtt.yaml")
+    assert (config.train.epochs, config.train.global_batch_size, config.train.lr) == (5, 128, 1e-4)
+    assert config.train.captions_per_clip == 20
+    assert (config.train.backbone_lr_scale, config.train.warmup_fraction, config.train.weight_decay) == (1e-3, 0.1, 0.2)
+    assert (config.text.max_words, config.video.max_frames, config.video.frames_per_second) == (32, 12, 1)
+    assert (config.similarity.kind, config.similarity.wti_layers, config.model.temporal) == ("wti", 2, "seqTransf")
+    assert config.text.prompt == "This is a video about {}."
+
+
+@pytest.mark.parametrize(
+    ("name", "captions_per_clip", "max_words", "max_frames"),
+    [("msvd", 41, 32, 12), ("vatex", 10, 32, 12), ("didemo", 1, 64, 64)],
+)
+def test_the_other_recipes_differ_from_that_of_msrvtt_only_in_what_they_say(
+    repository: Path, name, captions_per_clip, max_words, max_frames
+):
+    base, config = (load_config(repository / "experiments" / f"{each}.yaml").model_dump() for each in ("msrvtt", name))
+    assert (config.pop("name"), config["data"].pop("format")) == (name, name)
+    del base["name"], base["data"], config["data"]
+    base["train"]["captions_per_clip"] = captions_per_clip
+    base["text"]["max_words"], base["video"]["max_frames"] = max_words, max_frames
+    assert config == base
+
+
+def test_numbers_with_exponent_are_numbers(tmp_path):
+    path = write(tmp_path, SMALL + "train: {lr: 1e-4}\nmodel: {backbone: {embed_dim: 1e3}}\n")
+    assert load_config(path).train.lr == 1e-4
+    assert load_config(path).model.backbone == {"embed_dim": 1000.0}
+
+
+def test_all_mistakes_at_once_with_path_value_and_remedy(tmp_path):
+    path = write(
+        tmp_path,
+        "name: a b\ndata: {format: table, videos: v, splitt: 9k}\ntrain: {lr: abc, epoch: 3, epochs: 0}\ncolour: 1\n",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    for expected in (
+        "7 mistakes",
+        "name: 'a b'",
+        "data.annotations: is missing; Where the captions are",
+        "data.splitt: unknown key",
+        "train.lr: 'abc'",
+        "train.epoch: unknown key; did you mean epochs?",
+        "train.epochs: 0",
+        "colour: unknown key; known keys here: name, seed, data",
+    ):
+        assert expected in message
+    assert "data.table" not in message
+
+
+@pytest.mark.parametrize("data", ["{format: msrvt, videos: v}", "{videos: v}"])
+def test_unknown_data_set_names_those_there_are(tmp_path, data):
+    with pytest.raises(ConfigError, match=r"data.format: .*msrvtt, msvd, vatex, didemo, table"):
+        load_config(write(tmp_path, f"name: x\ndata: {data}\n"))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("format: msvd, split: hgr", "data.split: 'hgr': input should be 'official' "),
+        ("format: vatex, split: full", "data.split: 'full': input should be 'hgr' or '1k5' "),
+        ("format: vatex, splitt: hgr", "data.splitt: unknown key; did you mean split?"),
+        ("format: msvd, validation_seed: 1", "data.validation_seed: unknown key; "),
+        ("format: didemo, allow_missing_captions: some", "data.allow_missing_captions: 'some': "),
+        ("format: table, split: full", "data.split: unknown key; known keys here: annotations, videos, "),
+        ("format: msrvtt, validation_fraction: 1", "(Share of training videos held out for choosing the model"),
+        ("format: [msvd]", "data.format: which data set this is; one of msrvtt, msvd, "),
+    ],
+)
+def test_mistakes_in_a_data_set(tmp_path, data, expected):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, f"name: x\ndata: {{annotations: a, videos: v, {data}}}\n"))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: [", "not YAML: .* line 1, column"),
+        ("- a\n- b\n", "an experiment is a mapping"),
+        (SMALL + "name: y\n", "'name' stands twice in line 3"),
+        (SMALL + "text: {prompt: no place}\n", "text.prompt: 'no place': it must contain {}"),
+        (SMALL + "loss: {contrastive: 0}\n", "every weight is 0"),
+        (
+            SMALL + "train: {global_batch_size: 4}\nresources: {workers: 3}\n",
+            "more than half of train.global_batch_size",
+        ),
+        (SMALL + "train: {lr: .nan}\n", "train.lr: nan"),
+    ],
+)
+def test_one_mistake(tmp_path, text, expected):
+    with pytest.raises(ConfigError, match=expected):
+        load_config(write(tmp_path, text))
+
+
+def test_missing_file_names_its_neighbours(tmp_path):
+    write(tmp_path, SMALL)
+    with pytest.raises(ConfigError, match=r"no such file; in .* there is: experiment.yaml"):
+        load_config(tmp_path / "experimnt.yaml")
+
+
+def test_overrides_go_the_same_way(tmp_path):
+    path = write(tmp_path, SMALL)
+    overrides = parse_overrides(
+        ["train.lr=3e-5", "model.weights=null", "similarity.kind=ti", "model.backbone={embed_dim: 3}"]
+    )
+    config = load_config(path, overrides)
+    assert (config.train.lr, config.model.weights, config.similarity.kind) == (3e-5, None, "ti")
+    assert config.model.backbone == {"embed_dim": 3}
+    with pytest.raises(ConfigError, match=r"train.lrr: unknown key; did you mean lr\?"):
+        load_config(path, {"train.lrr": 1})
+    with pytest.raises(ConfigError, match=r"--set train.lr: write it as(.|\n)*--set a=\[: the value is not YAML"):
+        parse_overrides(["train.lr", "a=["])
+
+
+def test_frozen(tmp_path):
+    config = load_config(write(tmp_path, SMALL))
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.lr = 1.0
+
+
+def test_written_configuration_reads_as_itself(tmp_path):
+    config = load_config(write(tmp_path, SMALL), {"train.lr": 1e-7, "model.backbone": {"embed_dim": 3}})
+    again = load_config(write(tmp_path, config.to_yaml()))
+    assert again == config
+    assert again.digest() == config.digest()
+    assert load_config(write(tmp_path, SMALL)).digest() != config.digest()
+
+
+def test_clip_store_is_shared_by_those_who_decode_alike(tmp_path):
+    path = write(tmp_path, SMALL)
+    base = load_config(path).clip_store
+    assert load_config(path, {"train.lr": 1.0, "ingest.jpeg_quality": 50}).clip_store == base
+    assert load_config(path, {"video.size": 112}).clip_store != base
+    assert load_config(path, {"ingest.frame_format": "jpeg"}).clip_store != base
+    didemo = load_config(
+        path, {"data": {"format": "didemo", "annotations": "a", "videos": str(load_config(path).data.videos)}}
+    )
+    assert didemo.data.videos == load_config(path).data.videos
+    assert didemo.clip_store != base, "the same ids mean the first 31 seconds"
+
+
+def test_the_experiments_on_msrvtt_differ_only_in_what_they_say(repository: Path):
+    """Differences from the one without knowledge, by section."""
+    names = ("msrvtt", "msrvtt_wti", "msrvtt_waver", "msrvtt_waver_distilled")
+    configs = {name: load_config(repository / "experiments" / f"{name}.yaml").model_dump() for name in names}
+    for name, config in configs.items():
+        assert config.pop("name") == name
+    plain = configs["msrvtt_wti"]
+    different = {
+        name: {section for section in config if config[section] != plain[section]} for name, config in configs.items()
+    }
+    assert different == {
+        "msrvtt": set(),
+        "msrvtt_wti": set(),
+        "msrvtt_waver": {"knowledge"},
+        "msrvtt_waver_distilled": {"knowledge", "loss"},
+    }
+
+
+def test_paths_mean_the_same_from_every_folder(tmp_path, monkeypatch):
+    """Workers run in folders of their own, and so may who evaluates a run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pt").touch()
+    config = load_config(write(tmp_path, SMALL + "model: {weights: w.pt}\nstorage: {path: ~/kept}\n"))
+    assert config.data.annotations == tmp_path / "a.jsonl"
+    assert config.data.videos == tmp_path / "v"
+    assert config.model.weights == str(tmp_path / "w.pt")
+    assert config.storage.folder == Path.home() / "kept"
+    assert load_config(write(tmp_path, SMALL)).storage.folder == tmp_path / "storage"
+    assert load_config(write(tmp_path, SMALL)).model.weights == "openai"
+
+
+def test_what_was_written_is_told_before_paths_are_resolved(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("name: x\ndata: {format: table, videos: videos}\nknowledge: {released: [a.json, ~/b.json]}\n")
+    assert as_written(path, {"data.videos": "/v", "storage.path": "s"}) == {
+        "name": "x",
+        "data.format": "table",
+        "data.videos": "/v",
+        "knowledge.released": ["a.json", "~/b.json"],
+        "storage.path": "s",
+    }
+
+
+def test_the_style_world_is_the_quickstart_for_longer(repository: Path):
+    ours, theirs = (
+        load_config(repository / path).model_dump()
+        for path in ("experiments/style_world.yaml", "waver/quickstart/experiment.yaml")
+    )
+    places = {
+        "name",
+        "storage",
+        ("data", "annotations"),
+        ("data", "videos"),
+        ("model", "weights"),
+        ("resources", "workers"),
+        ("train", "epochs"),
+    }
+    different = {key for key in ours if ours[key] != theirs[key]}
+    nested = {
+        (key, inner) for key in different - places for inner in ours[key] if ours[key][inner] != theirs[key][inner]
+    }
+    assert (different & places) | nested == places
+
+
+KNOWS = {"knowledge.top_k": 3}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"loss.knowledge": 0.5}, r"loss.knowledge = 0.5 learns from phrases, and knowledge.top_k = 0 gives none"),
+        ({"loss.distill": 2}, r"loss.distill = 2 learns from phrases, and knowledge.top_k = 0 gives none"),
+        (
+            KNOWS | {"loss.distill": 1, "knowledge.fusion": "none"},
+            r"loss.distill = 1 .*knowledge.fusion = none informs none: set it to attention",
+        ),
+        (
+            KNOWS | {"loss.distill": 1, "loss.informed": 0, "knowledge.at_inference": False},
+            r"loss.informed = 0 would never learn anything themselves: set it to 1",
+        ),
+        ({"knowledge.top_k": 31}, r"top_k = 31 is more than knowledge.num_matches = 30.*raise the latter"),
+        (KNOWS | {"model.weights": None}, r"model.weights = null makes a teacher with random weights"),
+        (
+            KNOWS | {"model.weights": None, "knowledge.fusion": "none", "loss.knowledge": 1},
+            r"model.weights = null makes a teacher with random weights",
+        ),
+        (KNOWS | {"loss.contrastive": 0, "loss.knowledge": 1}, r"loss.contrastive = 0 leaves the videos"),
+        (KNOWS | {"loss.contrastive": 0, "loss.distill": 1}, r"loss.contrastive = 0 leaves the videos"),
+        (
+            KNOWS | {"loss.contrastive": 0, "loss.knowledge": 1, "knowledge.at_inference": False},
+            r"only with knowledge.at_inference = false can loss.distill take its place",
+        ),
+        ({"loss.contrastive": 0, "loss.informed": 1}, r"every weight is 0"),
+        ({"loss.temperature": 0}, r"loss.temperature: 0: .*greater than 0"),
+        ({"loss.distill": -1}, r"loss.distill: -1: .*greater than or equal to 0"),
+        ({"knowledge.top_k": -1}, r"knowledge.top_k: -1"),
+        ({"knowledge.num_matches": 0}, r"knowledge.num_matches: 0"),
+        ({"knowledge.prompt": "A video."}, r"knowledge.prompt: 'A video.': it must contain \{\} exactly once"),
+        ({"knowledge.prompt": "{} or {}"}, r"it must contain \{\} exactly once"),
+        ({"knowledge.fusion": "concat"}, r"knowledge.fusion: 'concat': .*'none' or 'attention'"),
+        ({"vocabulary.splits": []}, r"vocabulary.splits: \[\]"),
+        ({"vocabulary.splits": ["val"]}, r"vocabulary.splits.0: 'val'"),
+        ({"vocabulary.min_count": 0}, r"vocabulary.min_count: 0"),
+    ],
+)
+def test_knowledge_that_does_not_fit_together(tmp_path, overrides, expected):
+    with pytest.raises(ConfigError, match=expected):
+        load_config(write(tmp_path, SMALL), overrides)
+
+
+def test_weights_of_the_loss_that_do_fit_together(tmp_path):
+    for overrides in (
+        {"loss.informed": 0},
+        KNOWS | {"loss.distill": 1, "loss.informed": 0},  # with at_inference the term does not exist
+        KNOWS | {"loss.distill": 1, "loss.contrastive": 0, "knowledge.at_inference": False},
+        {"knowledge.top_k": 30},
+        {"model.weights": None},
+        KNOWS | {"model.weights": None, "knowledge.at_inference": False},  # nobody would look at a phrase
+    ):
+        config = load_config(write(tmp_path, SMALL), overrides)
+        assert config.loss.weights.keys() == {"contrastive", "knowledge", "distill", "informed"}
+
+
+@pytest.mark.parametrize(
+    ("top_k", "fusion", "at_inference", "knowledge", "distill", "expected"),
+    [  # expected: fusion, knowledge, informed at inference
+        (0, "attention", True, 0, 0, (False, False, False)),
+        (0, "none", False, 0, 0, (False, False, False)),
+        (3, "attention", True, 0, 0, (True, True, True)),
+        (3, "attention", True, 1, 0, (True, True, True)),
+        (3, "attention", True, 0, 1, (True, True, True)),
+        (3, "attention", False, 0, 0, (False, False, False)),
+        (3, "attention", False, 1, 0, (False, True, False)),
+        (3, "attention", False, 0, 1, (True, True, False)),
+        (3, "attention", False, 1, 1, (True, True, False)),
+        (3, "none", True, 0, 0, (False, False, False)),
+        (3, "none", True, 1, 0, (False, True, False)),
+        (3, "none", False, 1, 0, (False, True, False)),
+    ],
+)
+def test_who_needs_phrases_and_when(tmp_path, top_k, fusion, at_inference, knowledge, distill, expected):
+    overrides = {
+        "knowledge.top_k": top_k,
+        "knowledge.fusion": fusion,
+        "knowledge.at_inference": at_inference,
+        "loss.knowledge": knowledge,
+        "loss.distill": distill,
+    }
+    config = load_config(write(tmp_path, SMALL), overrides)
+    assert (config.uses_fusion, config.uses_knowledge, config.informed_at_inference) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "dictionary", "knowledge"),
+    [  # whether another dictionary, another knowledge is meant
+        ({"loss.contrastive": 0.5, "loss.knowledge": 1, "loss.distill": 2, "loss.temperature": 3}, False, False),
+        ({"knowledge.top_k": 7}, False, False),
+        ({"knowledge.at_inference": False, "knowledge.fusion": "none"}, False, False),
+        ({"train.lr": 1, "seed": 3, "similarity.kind": "ti", "text.prompt": None, "name": "y"}, False, False),
+        ({"resources.workers": 2, "evaluate.batch_size": 1, "data.allow_missing_videos": True}, False, False),
+        ({"vocabulary.parser": "en_core_web_md"}, True, True),
+        ({"vocabulary.splits": ["train", "test"]}, True, True),
+        ({"vocabulary.min_count": 2}, True, True),
+        ({"data.validation_seed": 1}, True, True),
+        ({"data.validation_fraction": 0.1}, True, True),
+        ({"data.annotations": "b.jsonl"}, True, True),
+        ({"data.videos": "w"}, False, True),
+        ({"knowledge.prompt": "{}"}, False, True),
+        ({"model.weights": "laion2b_e16"}, False, True),
+        ({"model.backbone": "ViT-B-16"}, False, True),
+        ({"knowledge.num_matches": 31}, False, True),
+        ({"video.size": 112}, False, True),
+        ({"video.max_frames": 8}, False, True),
+        ({"video.frames_per_second": 2}, False, True),
+        ({"ingest.frame_format": "jpeg"}, False, True),
+        ({"knowledge.released": ["a.json"]}, False, True),
+    ],
+)
+def test_dictionary_and_knowledge_are_shared_by_those_who_mean_the_same(tmp_path, overrides, dictionary, knowledge):
+    path = write(tmp_path, SMALL)
+    base, other = load_config(path, KNOWS), load_config(path, KNOWS | overrides)
+    assert (other.dictionary != base.dictionary) == dictionary
+    assert (other.knowledge_store != base.knowledge_store) == knowledge
+
+
+def test_released_knowledge_does_not_depend_on_a_dictionary_of_ones_own(tmp_path):
+    path, released = write(tmp_path, SMALL), {"knowledge.released": ["a.json", "b.json"]}
+    base = load_config(path, released)
+    assert load_config(path, released | {"vocabulary.min_count": 2}).knowledge_store == base.knowledge_store
+    assert load_config(path, {"knowledge.released": ["a.json"]}).knowledge_store != base.knowledge_store
+
+
+def test_places_are_below_the_storage(tmp_path):
+    config = load_config(write(tmp_path, SMALL), {"storage.path": "/s", "data.annotations": "sets/mine.jsonl"})
+    assert config.dictionary.parent == Path("/s/dictionaries")
+    assert config.dictionary.name.startswith("mine-")
+    assert config.knowledge_store.parent == Path("/s/knowledge")
+    assert config.knowledge_store.name.startswith("v-")
+
+
+@pytest.mark.parametrize(
+    ("workers", "told"),
+    [
+        ("two", r"resources.workers: 'two': is neither \(A number, or \{min: 2, max: 8\}"),
+        ({"min": 3, "max": 2}, r"resources.workers.*min = 3 is more than max = 2"),
+        ({"min": 1, "max": 4}, r"resources.workers = 4 is more than half of train.global_batch_size = 6"),
+        ({"min": 1}, r"resources.workers"),
+    ],
+)
+def test_workers_are_a_number_or_a_range(load_tiny, workers, told):
+    assert load_tiny(**{"resources.workers": 2}).resources.is_elastic is False
+    resources = load_tiny(**{"resources.workers": {"min": 1, "max": 3}}).resources
+    assert (resources.is_elastic, resources.min_workers, resources.max_workers) == (True, 1, 3)
+    with pytest.raises(ConfigError, match=told):
+        load_tiny(**{"resources.workers": workers})
+
+
+# ---- storage in an object store
+
+
+def test_a_storage_in_an_object_store_is_worked_on_through_its_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = load_config(write(tmp_path, SMALL), {"storage.path": "s3://bucket/mine/"})
+    assert config.storage.path == "s3://bucket/mine"
+    assert config.run_folder == tmp_path / "cache/waver-objects/s3/bucket/mine/runs/x"
+    assert remote_of(config.clip_store) == f"s3://bucket/mine/clips/{config.clip_store.name}"
+    there = load_config(write(tmp_path, config.to_yaml()), {"storage.cache": "/disk"})
+    assert there.run_folder == Path("/disk/waver-objects/s3/bucket/mine/runs/x")
+    assert there.digest() == config.digest()
+
+
+@pytest.mark.parametrize("url", ["s3://key:hidden@bucket/mine", "s3://bucket/mine?secret_key=hidden"])
+@pytest.mark.parametrize("key", ["storage.path", "data.videos", "storage", "storage.pth"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(tmp_path, url, key):
+    with pytest.raises(ConfigError) as raised:
+        load_config(write(tmp_path, SMALL), {key: url})
+    assert "hidden" not in str(raised.value)
+    if key == "storage.path":
+        assert "environment of every node (AWS_ACCESS_KEY_ID" in str(raised.value)
+
+
+def test_places_that_are_none(tmp_path):
+    with pytest.raises(ConfigError, match=r"storage.path: 'ftp://x': no object store .* s3://, gs://, abfs://"):
+        load_config(write(tmp_path, SMALL), {"storage.path": "ftp://x"})
+    with pytest.raises(ConfigError, match=r"data.videos: 's3://b/v': must be a path that every node sees"):
+        load_config(write(tmp_path, SMALL), {"data.videos": "s3://b/v"})
+    with pytest.raises(ConfigError, match=r"storage.path: 3: input should be a valid string"):
+        load_config(write(tmp_path, SMALL), {"storage.path": 3})
+
+
+def test_labels_of_nodes_are_those_that_ray_takes_and_change_no_figure(tmp_path):
+    path = write(tmp_path, SMALL)
+    overrides = parse_overrides(["resources.node_labels={waver.role: train}", "ingest.node_labels={a/b: 'c-1'}"])
+    labelled = load_config(path, overrides)
+    assert labelled.resources.node_labels == {"waver.role": "train"}
+    assert labelled.digest() == load_config(path).digest()
+    assert load_config(path).ingest.node_labels == {}
+    with pytest.raises(ConfigError, match=r"resources\.node_labels.*in\(a,b\)"):
+        load_config(path, {"resources.node_labels": {"waver.role": "in(a,b)"}})

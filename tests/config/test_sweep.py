@@ -1,0 +1,90 @@
+"""The YAML of sweeps."""
+
+from pathlib import Path
+
+import pytest
+
+from waver.config import ConfigError, load_sweep
+
+SWEEP = "name: s\nbase: experiment.yaml\nspace: {loss.distill: {uniform: [0, 2]}}\n"
+REPOSITORY = Path(__file__).parents[2]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_and_the_base_lies_beside_the_sweep(tmp_path):
+    sweep = load_sweep(write(tmp_path, SWEEP))
+    assert sweep.base == tmp_path / "experiment.yaml"
+    assert (sweep.search, sweep.repeats, sweep.scheduler.kind, sweep.objective.metric) == (
+        "random",
+        1,
+        "asha",
+        "t2v/R@1",
+    )
+    assert (sweep.space["loss.distill"].kind, sweep.space["loss.distill"].values) == ("uniform", (0, 2))
+
+
+def test_all_mistakes_at_once_with_path_value_and_remedy(tmp_path):
+    path = write(
+        tmp_path,
+        "name: a b\nspace:\n  loss.distill: {uniform: [2, 0]}\n  loss.knowledge: {unifrom: [0, 1]}\n"
+        "  train.lr: {loguniform: [0, 1]}\n  knowledge.top_k: {choice: []}\n  video.size: {grid: [1], choice: [1]}\n"
+        "objective: {split: test, metric: R@1}\nsamples: 3\nscheduler: {kind: pbt, reduction_factor: 1}\n",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(path)
+    message = str(caught.value)
+    for expected in (
+        "name: 'a b'",
+        "base: is missing; The YAML file of the experiment",
+        "the first must be less than the second",
+        "space.loss.knowledge.unifrom: unknown key; did you mean uniform?",
+        "both must be above 0",
+        "space.knowledge.top_k.choice: ",
+        "write exactly one of uniform, loguniform, randint, choice, grid (here: choice, grid)",
+        "objective.metric: 'R@1'",
+        "objective.split: 'test': a sweep that chooses on test reports a figure that it was chosen for",
+        "samples: unknown key; did you mean num_samples?",
+        "scheduler.kind: 'pbt'",
+        "scheduler.reduction_factor: 1",
+    ):
+        assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("space: {name: {choice: [a]}}", r"space.name: is not varied by a sweep"),
+        ("space: {seed: {choice: [1, 2]}}", r"space.seed: .*write repeats: N"),
+        ("space: {resources.workers: {choice: [1, 2]}}", r"resources.workers: .*they change no figure"),
+        ("space: {loss.distill: {uniform: [0, 1]}}\nset: {loss.distill: 1}", r"stands in `set` too"),
+        ("space: {loss.distill: {uniform: [0, 1]}}\nsearch: grid", r"uniform has no end of values"),
+        ("space: {loss.distill: {grid: [0, 1]}}\nsearch: optuna", r"write choice in place of grid"),
+        ("space: {'loss distill': {choice: [1]}}", r"write a dotted key"),
+        ("space: {}", r"space: \{\}"),
+        (
+            "space: {a.b: {choice: [1], when: {a.c: 1}}, a.c: {choice: [1], when: {a.b: 1}}}",
+            r"a.b, a.c depend on one another",
+        ),
+    ],
+)
+def test_one_mistake(tmp_path, text, expected):
+    with pytest.raises(ConfigError, match=expected):
+        load_sweep(write(tmp_path, f"name: s\nbase: e.yaml\n{text}\n"))
+
+
+def test_an_experiment_is_no_sweep(tmp_path):
+    with pytest.raises(ConfigError, match="a sweep is a mapping"):
+        load_sweep(write(tmp_path, "- 1"))
+    with pytest.raises(ConfigError, match="space: is missing; Dotted key -> the values"):
+        load_sweep(REPOSITORY / "experiments" / "msrvtt.yaml")
+
+
+def test_written_sweep_reads_as_itself(tmp_path):
+    sweep = load_sweep(write(tmp_path, SWEEP + "repeats: 2\nobjective: {metric: v2t/MnR}\n"))
+    assert sweep.objective.mode == "min"
+    assert load_sweep(write(tmp_path, sweep.to_yaml())) == sweep

@@ -1,0 +1,309 @@
+import dataclasses
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from waver.data.clip_store import (
+    CLIPS_SCHEMA,
+    LEDGER_SCHEMA,
+    ClipStore,
+    Decoded,
+    StoreError,
+    StoreSettings,
+    create_store,
+    read_ledger,
+    write_block,
+    write_manifest,
+)
+from waver.data.video import Clip, ClipError
+from waver.tools.object_store import ObjectStoreError, local_copy, remove
+
+RAW = StoreSettings(frames_per_second=1.0, max_frames=5, size=16)
+JPEG = StoreSettings(frames_per_second=1.0, max_frames=5, size=16, frame_format="jpeg", jpeg_quality=95)
+
+
+def clip(seed: int, num_frames: int = 3) -> Clip:
+    """A slope of colour, which JPEG keeps nearly as it is."""
+    slope = np.linspace(0, 200, 16 * 16 * 3).reshape(16, 16, 3)
+    frames = np.stack([slope + 3 * i + seed for i in range(num_frames)]).astype(np.uint8)
+    return Clip(frames, tuple(float(i) for i in range(num_frames)), 25.0, 240, 320, "decord")
+
+
+def done(clip_id: str, outcome: Clip | ClipError) -> Decoded:
+    return Decoded(clip_id, f"/videos/{clip_id}.mp4", 0.5, outcome)
+
+
+def make(folder: Path, *blocks: list[Decoded], settings: StoreSettings = RAW) -> Path:
+    create_store(folder, settings)
+    for block in blocks:
+        write_block(folder, settings, block)
+    return folder
+
+
+@pytest.mark.parametrize(("settings", "tolerance"), [(RAW, 0), (JPEG, 4)])
+def test_reads_what_was_written(tmp_path, settings, tolerance):
+    clips = {"a": clip(1), "b": clip(2, 5), "c": clip(3, 1)}
+    make(
+        tmp_path,
+        [done("a", clips["a"]), done("x", ClipError("corrupt", "torn")), done("b", clips["b"])],
+        [done("c", clips["c"])],
+        settings=settings,
+    )
+    store = ClipStore(tmp_path)
+    assert store.settings.key == settings.key
+    assert store.ok_clip_ids() == ["a", "b", "c"]
+    frames, num_frames = store.read(["c", "a", "b", "a"])
+    assert (frames.shape, frames.dtype) == ((4, 5, 16, 16, 3), np.uint8)
+    assert (num_frames.tolist(), num_frames.dtype) == ([1, 3, 5, 3], np.int32)
+    for row, clip_id in zip(frames, ["c", "a", "b", "a"], strict=True):
+        expected = clips[clip_id].frames
+        assert np.abs(row[: len(expected)].astype(int) - expected).max() <= tolerance
+        assert not row[len(expected) :].any()
+
+
+def test_ledger_has_a_row_for_every_clip(tmp_path):
+    make(tmp_path, [done("b", ClipError("missing", "no such file")), done("a", clip(1))])
+    assert ClipStore(tmp_path).ledger.select(LEDGER_SCHEMA.names).to_pylist() == [
+        {"clip_id": "a", "path": "/videos/a.mp4", "status": "ok", "error": None, "decoder": "decord", "seconds": 0.5},
+        {
+            "clip_id": "b",
+            "path": "/videos/b.mp4",
+            "status": "missing",
+            "error": "no such file",
+            "decoder": None,
+            "seconds": 0.5,
+        },
+    ]
+
+
+def test_files_are_as_designed(tmp_path):
+    make(tmp_path, [done("a", clip(1)), done("b", clip(2))])
+    (file,) = tmp_path.glob("clips/*.parquet")
+    assert pq.read_schema(file).equals(CLIPS_SCHEMA)
+    assert pq.read_metadata(file).num_row_groups == 2
+    assert pq.read_table(file)["frame_times_s"].to_pylist() == [[0.0, 1.0, 2.0]] * 2
+
+
+def test_ok_wins_then_the_newest(tmp_path):
+    failed, missing = ClipError("corrupt", "torn"), ClipError("missing", "no such file")
+    make(
+        tmp_path,
+        [done("a", clip(1)), done("b", missing), done("c", clip(3))],
+        [done("a", failed), done("b", failed), done("c", clip(4))],
+    )
+    store = ClipStore(tmp_path)
+    assert store.ledger["status"].to_pylist() == ["ok", "corrupt", "ok"]
+    frames, _ = store.read(["a", "c"])
+    assert frames[:, 0, 0, 0, 0].tolist() == [1, 4]
+
+
+def test_frames_are_those_of_the_file_that_was_asked_for_last(tmp_path):
+    """Another file under the same id replaces the first one, also where it cannot be decoded."""
+    other = dataclasses.replace(done("a", ClipError("corrupt", "torn")), path="/videos/other.mp4")
+    make(tmp_path, [done("a", clip(1)), done("b", clip(2))], [other])
+    store = ClipStore(tmp_path)
+    assert store.ledger["status"].to_pylist() == ["corrupt", "ok"]
+    assert store.ok_clip_ids() == ["b"]
+
+
+def test_pickled_reader_reads(tmp_path):
+    make(tmp_path, [done("a", clip(1))])
+    store = ClipStore(tmp_path)
+    expected, _ = store.read(["a"])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).read(["a"])[0], expected)
+
+
+def test_more_blocks_than_open_files(tmp_path):
+    make(tmp_path, *[[done(f"{i:03}", clip(i % 40))] for i in range(70)])
+    store = ClipStore(tmp_path)
+    for _ in range(2):
+        frames, _ = store.read(store.ok_clip_ids())
+        assert frames[:, 0, 0, 0, 0].tolist() == [i % 40 for i in range(70)]
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(StoreError, match="run `waver ingest CONFIG` first"):
+        ClipStore(tmp_path / "nowhere")
+
+
+def test_other_settings_are_refused(tmp_path):
+    make(tmp_path)
+    create_store(tmp_path, RAW)
+    with pytest.raises(StoreError, match="max_frames: 5 in the store, 8 asked; size: 16 in the store, 32 asked"):
+        create_store(tmp_path, StoreSettings(frames_per_second=1.0, max_frames=8, size=32))
+
+
+def test_unknown_clips_are_counted_and_named(tmp_path):
+    make(tmp_path, [done("a", clip(1)), done("b", ClipError("empty", "the file has 0 bytes"))])
+    with pytest.raises(StoreError, match=r"5 of 6 clips have no frames in .* \(b, u0, u1, \.\.\.\)"):
+        ClipStore(tmp_path).read(["a", "b", "u0", "u1", "u2", "u3"])
+
+
+def test_block_without_its_clips_is_unknown(tmp_path):
+    make(tmp_path, [done("a", clip(1))], [done("b", clip(2))])
+    first, second = sorted(tmp_path.glob("clips/*.parquet"))
+    first.unlink()
+    assert ClipStore(tmp_path).ok_clip_ids() == ["b"]
+    second.write_bytes(second.read_bytes()[:1000])
+    assert len(read_ledger(tmp_path)) == 0
+
+
+def test_damaged_block_is_named(tmp_path):
+    make(tmp_path, [done("a", clip(1))])
+    store = ClipStore(tmp_path)
+    (file,) = tmp_path.glob("clips/*.parquet")
+    file.write_bytes(b"\0" * 99)
+    with pytest.raises(StoreError, match=rf"{file.name} is damaged or gone .* delete it and run"):
+        store.read(["a"])
+
+
+def test_write_that_fails_leaves_nothing(tmp_path):
+    make(tmp_path)
+
+    def results():
+        yield done("a", clip(1))
+        raise RuntimeError("the decoder process does not start")
+
+    with pytest.raises(RuntimeError):
+        write_block(tmp_path, RAW, results())
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["manifest.json"]
+
+
+def test_full_disk_leaves_nothing(tmp_path):
+    """A limit on the size of files stands in for the disk: the kernel refuses the write in the same way."""
+    make(tmp_path)
+    code = f"""
+import resource
+from pathlib import Path
+import numpy as np
+from waver.data.clip_store import *
+from waver.data.video import Clip
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, {resource.RLIM_INFINITY}))
+clip = Clip(np.zeros((3, 16, 16, 3), np.uint8), (0.0, 1.0, 2.0), 25.0, 240, 320, "decord")
+try:
+    write_block(Path({str(tmp_path)!r}), StoreSettings(1.0, 5, 16), [Decoded("a", "a.mp4", 0.5, clip)])
+except OSError as error:
+    print("refused:", error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "refused: [Errno 27] File too large" in result.stdout
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["manifest.json"]
+
+
+def test_old_leftovers_are_removed_and_young_ones_are_not(tmp_path):
+    make(tmp_path)
+    old, young = tmp_path / "clips/old.parquet.part", tmp_path / "clips/young.parquet.part"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    create_store(tmp_path, RAW)
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_a_node_whose_clock_is_behind_is_still_the_newest(tmp_path, monkeypatch):
+    """The file of a clip is replaced by one of another name, and a node that lives in 1970 decodes it."""
+    make(tmp_path, [done("a", clip(1))])
+    monkeypatch.setattr("waver.data.clip_store.time.time_ns", lambda: 1)
+    write_block(tmp_path, RAW, [Decoded("a", "/videos/new.mp4", 0.5, clip(2))])
+    assert read_ledger(tmp_path)["path"].to_pylist() == ["/videos/new.mp4"]
+    frames, _ = ClipStore(tmp_path).read(["a"])
+    assert (frames[0, :3] == clip(2).frames).all()
+
+
+def test_several_writers_at_once(tmp_path):
+    create_store(tmp_path, RAW)
+
+    def write(writer: int) -> None:
+        for i in range(5):
+            write_block(tmp_path, RAW, [done(f"{i}", clip(i)), done(f"{writer}-{i}", clip(i))])
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store = ClipStore(tmp_path)
+    assert len(store.ok_clip_ids()) == 5 + 4 * 5
+    frames, _ = store.read(["0", "3-4", "2"])
+    assert frames[:, 0, 0, 0, 0].tolist() == [0, 4, 2]
+
+
+def test_manifest_counts_and_is_the_same_for_the_same_content(tmp_path):
+    results = [done("a", clip(1)), done("b", clip(2)), done("c", ClipError("empty", "the file has 0 bytes"))]
+    stores = [make(tmp_path / "one", results), make(tmp_path / "two", results[2:], results[:2])]
+    for store in stores:
+        write_manifest(store, RAW, complete=True)
+    one, two = (ClipStore(store).manifest for store in stores)
+    assert one == two
+    assert one["counts"] == {"empty": 1, "ok": 2}
+    assert one["num_clips"] == 3
+    assert one["complete"]
+
+
+def test_import_is_light():
+    code = (
+        "import sys, waver.data.clip_store; print({'torch', 'ray', 'decord', 'av'} & sys.modules.keys() or 'nothing')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "nothing"
+
+
+# ---- in an object store
+
+
+@pytest.fixture
+def far(s3, tmp_path):
+    """The copies of one store on two machines."""
+    return tuple(local_copy(f"{s3}/clips", tmp_path / machine) for machine in ("here", "there"))
+
+
+def test_a_store_in_an_object_store_is_read_from_another_machine(far):
+    here, there = far
+    make(here, [done("a", clip(1)), done("b", ClipError("corrupt", "x"))], [done("c", clip(2))])
+    write_manifest(here, RAW, complete=True)
+    store = pickle.loads(pickle.dumps(ClipStore(there)))
+    assert store.ok_clip_ids() == ["a", "c"]
+    assert store.ledger.drop_columns("seconds").equals(read_ledger(here).drop_columns("seconds"))
+    np.testing.assert_array_equal(store.read(["c"])[0][0, :3], clip(2).frames)
+    assert len(list((there / "clips").iterdir())) == 1  # a block is brought when it is read
+    np.testing.assert_array_equal(store.read(["a", "c"])[0], ClipStore(here).read(["a", "c"])[0])
+
+
+def test_a_block_whose_clips_object_is_gone_does_not_count(far):
+    here, there = far
+    make(here, [done("a", clip(1))], [done("b", clip(2))])
+    read_ledger(there)
+    remove(here / "clips" / read_ledger(here)["block"][0].as_py())
+    assert read_ledger(there)["clip_id"].to_pylist() == read_ledger(here)["clip_id"].to_pylist() == ["b"]
+
+
+def test_settings_are_those_in_the_object_store(far):
+    here, there = far
+    make(here)
+    with pytest.raises(StoreError, match=r"s3://waver/.*/clips was made with other settings"):
+        create_store(there, JPEG)
+
+
+def test_a_store_that_is_not_in_the_object_store(far):
+    with pytest.raises(StoreError, match=r"there is no clip store in s3://waver/.*/clips: run `waver ingest CONFIG`"):
+        ClipStore(far[0])
+
+
+def test_an_object_store_that_does_not_answer_is_no_damage(far, monkeypatch):
+    here, there = far
+    make(here, [done("a", clip(1))])
+    store = ClipStore(there)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(ObjectStoreError, match="nobody answers"):
+        store.read(["a"])
+    with pytest.raises(ObjectStoreError, match="nobody answers"):
+        ClipStore(there)

@@ -1,0 +1,66 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from waver.data.epochs import epoch_batches, fixed_batches
+
+settings.register_profile("quick", max_examples=50, deadline=None)
+settings.load_profile("quick")
+
+
+def clips(sizes: list[int]) -> np.ndarray:
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=4, max_size=40),
+    batch=st.integers(2, 4),
+    passes=st.integers(1, 4),
+    epoch=st.integers(0, 5),
+    seed=st.integers(0, 2**31),
+)
+def test_an_epoch_visits_each_clip_as_often_as_asked(sizes, batch, passes, epoch, seed):
+    clip = clips(sizes)
+    batches = epoch_batches(clip, epoch=epoch, seed=seed, global_batch_size=batch, captions_per_clip=passes)
+    rows = np.concatenate(batches)
+    assert Counter(clip[rows].tolist()) == dict.fromkeys(range(len(sizes)), passes)
+    for one in batches:
+        assert len(set(clip[one].tolist())) == len(one) <= batch, "two captions of a clip in a batch"
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    # Another caption at each visit, until all have come up.
+    for number, size in enumerate(sizes):
+        taken = rows[clip[rows] == number]
+        assert len(set(taken.tolist())) == min(size, passes)
+
+
+@given(size=st.integers(1, 7), seed=st.integers(0, 1000))
+def test_all_captions_come_up_before_any_comes_again(size, seed):
+    clip = clips([size, 2])
+    taken = []
+    for epoch in range(2 * size):
+        rows = np.concatenate(epoch_batches(clip, epoch=epoch, seed=seed, global_batch_size=2))
+        taken += rows[clip[rows] == 0].tolist()
+    assert sorted(taken[:size]) == sorted(taken[size:]) == list(range(size))
+
+
+def test_order_differs_by_epoch_and_seed_and_is_repeatable():
+    def plan(**changes):
+        return np.concatenate(
+            epoch_batches(clips([2] * 50), **{"epoch": 1, "seed": 2, "global_batch_size": 10, **changes})
+        )
+
+    assert np.array_equal(plan(), plan())
+    assert not np.array_equal(plan(), plan(epoch=2))
+    assert not np.array_equal(plan(), plan(seed=3))
+
+
+def test_a_batch_larger_than_the_split_is_an_error():
+    with pytest.raises(ValueError, match=r"train.global_batch_size = 4 is more than the 3 training clips.*set it to 3"):
+        epoch_batches(clips([1, 2, 3]), epoch=0, seed=0, global_batch_size=4)
+
+
+def test_fixed_batches_cover_all_rows():
+    assert fixed_batches(7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]

@@ -1,0 +1,221 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from waver.data.video import ClipError, _read_with_decord, _read_with_pyav, read_clip, resize_and_crop, sample_positions
+
+SHARED = Path(__file__).parents[2].parent / "shared/data"
+VIDEOS = Path(os.environ.get("WAVER_VIDEOS", SHARED / "videos"))
+REFERENCE = Path(os.environ.get("WAVER_CLIPS_REFERENCE", SHARED / "clips_reference"))
+needs_videos = pytest.mark.skipif(not VIDEOS.is_dir(), reason="no real videos here: set WAVER_VIDEOS")
+needs_reference = pytest.mark.skipif(
+    not (VIDEOS.is_dir() and REFERENCE.is_dir()), reason="no reference clips here: set WAVER_CLIPS_REFERENCE"
+)
+
+ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 12, "size": 224}
+# Mean and standard deviation of OpenAI's CLIP: the reference is normalised.
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
+STD = np.array([0.26862954, 0.26130258, 0.27577711])
+
+
+def reference_clips() -> list:
+    file = REFERENCE / "clips.json"
+    return json.loads(file.read_text()) if file.is_file() else []
+
+
+def render(
+    path: Path, num_frames: int, fps: int = 10, size: tuple[int, int] = (64, 48), codec: str = "libx264"
+) -> Path:
+    """Frame i is a grey of 8 * i, with a white pixel field at the top left."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(fps))
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for i in range(num_frames):
+            pixels = np.full((size[1], size[0], 3), 8 * i, np.uint8)
+            pixels[:8, :8] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("clip", reference_clips(), ids=lambda clip: clip["clip"])
+@needs_reference
+def test_positions_and_pixels_equal_the_reference(clip):
+    start_s, end_s = (None if clip[end] is None else float(clip[end]) for end in ("start", "end"))
+    assert sample_positions(clip["num_frames_in_file"], clip["fps"], 1.0, 12, start_s, end_s) == clip["positions"]
+    path = VIDEOS / clip["clip"].split("@")[0]
+    if not clip["positions"]:
+        with pytest.raises(ClipError) as caught:
+            read_clip(path, start_s=start_s, end_s=end_s, **ONE_A_SECOND)
+        assert caught.value.status == "too_short"
+        return
+    ours = read_clip(path, start_s=start_s, end_s=end_s, **ONE_A_SECOND)
+    assert len(ours.frames) == clip["num_sampled"]
+    assert ours.times_s == tuple(position / clip["fps"] for position in clip["positions"])
+    expected = load_file(REFERENCE / "clips.safetensors")[clip["clip"]]  # first and last frame
+    normalised = ((ours.frames[[0, -1]] / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
+    assert np.abs(normalised - expected).mean() <= 0.01
+
+
+def test_positions_by_hand():
+    assert sample_positions(300, 29.97, 1.0, 12) == list(range(0, 300, 30))
+    assert sample_positions(10, 25.0, 1.0, 12) == [0]
+    assert sample_positions(100, 10.0, 100.0, 4) == [0, 33, 66, 99]  # never more often than the video, then thinned
+    assert sample_positions(100, 10.0, 1.0, 12, start_s=2.0, end_s=4.0) == [20, 30, 40]
+    assert sample_positions(100, 10.0, 1.0, 12, start_s=9.5) == [95]
+    assert sample_positions(100, 10.0, 1.0, 12, start_s=10.0) == []
+    assert sample_positions(0, 10.0, 1.0, 12) == []
+    for fps in (0.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="no frame rate"):
+            sample_positions(100, fps, 1.0, 12)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(48, 64), (64, 48), (480, 640), (272, 640), (101, 77), (32, 32), (1, 1), (3, 500)]
+)
+def test_resizing_only_what_is_seen_equals_resizing_all(height, width):
+    size = 32
+    frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
+    short = min(height, width)
+    full = (int(size * width / short), int(size * height / short))
+    left, top = (round((length - size) / 2) for length in full)
+    expected = [
+        np.asarray(Image.fromarray(f).resize(full, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size)))
+        for f in frames
+    ]
+    difference = np.abs(resize_and_crop(frames, size).astype(int) - np.stack(expected))
+    # PIL computes with 8-bit weights that depend on the last bit of the box.
+    assert difference.max() <= 2
+    assert difference.mean() < 0.02
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", ".mp4"), ("mpeg4", ".mp4"), ("libvpx-vp9", ".webm")])
+def test_frames_are_those_of_the_positions(tmp_path, codec, suffix):
+    path = render(tmp_path / f"video{suffix}", 30, codec=codec)
+    clip = read_clip(path, frames_per_second=2.0, max_frames=4, size=16)
+    # stride 5: 0 5 10 15 20 25, thinned to 4
+    assert clip.times_s == (0.0, 0.5, 1.5, 2.5)
+    assert (clip.height, clip.width, clip.source_fps) == (48, 64, 10.0)
+    assert clip.frames.shape == (4, 16, 16, 3)
+    assert np.abs(clip.frames[:, 8, 8, 0] - np.array([0.0, 40, 120, 200])).max() <= 4
+
+
+def test_both_readers_agree(tmp_path):
+    path = render(tmp_path / "video.mp4", 30)
+    sampling = (4.0, 12, 0.5, 2.2)
+    ours, fallback = (read(path, sampling, 16) for read in (_read_with_decord, _read_with_pyav))
+    assert (ours.decoder, fallback.decoder) == ("decord", "pyav")
+    assert ours.times_s == fallback.times_s
+    assert np.abs(ours.frames.astype(int) - fallback.frames).max() <= 1
+
+
+def test_what_decord_cannot_be_trusted_with_goes_to_pyav(tmp_path):
+    # H.264 in AVI has no presentation times; decord then returns frames of other positions, without an error.
+    path = render(tmp_path / "video.avi", 30)
+    clip = read_clip(path, frames_per_second=1.0, max_frames=12, size=16)
+    assert clip.decoder == "pyav"
+    assert np.abs(clip.frames[:, 8, 8, 0] - np.array([0.0, 80, 160])).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "status"),
+    [("absent.mp4", None, "missing"), ("empty.mp4", b"", "empty"), ("text.mp4", b"no video" * 99, "corrupt")],
+)
+def test_bad_files_have_a_status_and_a_reason(tmp_path, name, content, status):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ClipError) as caught:
+        read_clip(path, **ONE_A_SECOND)
+    assert caught.value.status == status
+    assert caught.value.reason
+    assert str(tmp_path) not in caught.value.reason
+
+
+def test_truncated_file(tmp_path):
+    path = render(tmp_path / "video.mp4", 30)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # the index stood at the end
+    with pytest.raises(ClipError) as caught:
+        read_clip(path, **ONE_A_SECOND)
+    assert caught.value.status == "corrupt"
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(ClipError, match="the file holds audio") as caught:
+        read_clip(path, **ONE_A_SECOND)
+    assert caught.value.status == "no_video"
+
+
+def test_segment_outside_the_video(tmp_path):
+    with pytest.raises(ClipError, match=r"30 frames, 3\.00 s") as caught:
+        read_clip(render(tmp_path / "video.mp4", 30), start_s=5.0, end_s=6.0, **ONE_A_SECOND)
+    assert caught.value.status == "too_short"
+
+
+@needs_videos
+@pytest.mark.parametrize(
+    ("name", "decoder", "num_frames"),
+    [
+        ("av1_video.mkv", "pyav", 5),
+        ("big_buck_bunny_432_433.webm", "decord", 1),
+        ("bikes.mp4", "decord", 10),
+        ("bitmap.mp4", "pyav", 5),
+        ("dataflow_test_video.avi", "pyav", 10),
+        ("flipping_a_pancake.mkv", "decord", 11),
+        ("h265_video.mp4", "decord", 1),
+        ("mmaction2_demo.mp4", "decord", 10),
+        ("test_video_66x50.mov", "decord", 2),
+        ("video7500.mp4", "decord", 12),
+        ("video_90.mov", "decord", 1),
+        ("broken/corrupted.mp4", "pyav", 5),
+        ("broken/no_duration.webm", "pyav", 5),
+        ("broken/video_with_failing_audio.mp4", "decord", 12),
+    ],
+)
+def test_real_files_decode(name, decoder, num_frames):
+    clip = read_clip(VIDEOS / name, **ONE_A_SECOND)
+    assert (clip.decoder, clip.frames.shape) == (decoder, (num_frames, 224, 224, 3))
+
+
+@needs_videos
+@pytest.mark.parametrize(
+    "name",
+    ["video_90.mov", "bikes.mp4", "flipping_a_pancake.mkv", "big_buck_bunny_432_433.webm", "video7500.mp4"],
+)
+def test_both_readers_agree_on_real_files(name):
+    """Rotation and colours among them."""
+    sampling = (2.0, 12, None, None)
+    ours, fallback = (read(VIDEOS / name, sampling, 224) for read in (_read_with_decord, _read_with_pyav))
+    assert (ours.height, ours.width, ours.times_s) == (fallback.height, fallback.width, fallback.times_s)
+    assert np.abs(ours.frames.astype(int) - fallback.frames).mean() < 0.5
+
+
+@needs_videos
+def test_positions_that_do_not_decode_are_left_out():
+    # The container has 50 packets, the last is damaged; and 87, of which 82 are shown.
+    assert len(read_clip(VIDEOS / "broken/corrupted.mp4", frames_per_second=10.0, max_frames=99, size=8).frames) == 49
+    assert len(_read_with_pyav(VIDEOS / "test_video_66x50.mov", (60.0, 99, None, None), 8).frames) == 82
+
+
+def test_import_is_light():
+    code = "import sys, waver.data.video; print({'torch', 'ray', 'decord', 'av'} & sys.modules.keys() or 'nothing')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "nothing"

@@ -1,0 +1,400 @@
+"""Every kind of finding, on a small world of real files; and the command line as a user meets it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from waver.config import ExperimentConfig, load_config
+from waver.data.clip_store import Decoded, create_store, write_block, write_manifest
+from waver.data.video import ClipError, read_clip
+from waver.doctor import data, machine
+from waver.doctor.findings import Finding, attempt, can_start, findings_text, independently, some, summary
+from waver.on_ray.doctor.examine import examine, next_step, run_doctor
+from waver.quickstart.world import render_world
+from waver.runs.folder import open_run
+from waver.runs.inputs import load_captions, store_settings
+from waver.training.build import build_student
+
+
+def nothing(_: object) -> None:
+    pass
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_config: ExperimentConfig) -> Path:
+    """experiment.yaml, captions.jsonl, videos (one of test is broken) and a finished clip store, below `storage`."""
+    folder = tmp_path_factory.mktemp("world")
+    render_world(folder, num_train=7, num_validation=2, num_test=3, num_broken=1, seed=0)
+    text = tiny_config.to_yaml()
+    here = {
+        tiny_config.data.annotations: "captions.jsonl",
+        tiny_config.data.videos: ".",
+        tiny_config.storage.folder: "storage",
+    }
+    for absolute, relative in here.items():
+        text = text.replace(f": {absolute}\n", f": {relative}\n")
+    (folder / "experiment.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def project(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the world, ready to be trained on, in which the test runs."""
+    folder = tmp_path / "project"
+    shutil.copytree(world, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config("experiment.yaml")
+    decode(config)
+    return folder
+
+
+def decode(config: ExperimentConfig) -> None:
+    settings = store_settings(config)
+    results = []
+    for clip in {row["clip_id"]: row for row in load_captions(config).to_pylist()}.values():
+        try:
+            outcome = read_clip(clip["path"], frames_per_second=1.0, max_frames=settings.max_frames, size=settings.size)
+        except ClipError as error:
+            outcome = error
+        results.append(Decoded(clip["clip_id"], clip["path"], 0.0, outcome))
+    create_store(config.clip_store, settings)
+    write_block(config.clip_store, settings, results)
+    write_manifest(config.clip_store, settings, complete=True)
+
+
+def look(before="train", **overrides) -> dict[str, list[Finding]]:
+    """Findings by check."""
+    by_check: dict[str, list[Finding]] = {}
+    for finding in examine(load_config("experiment.yaml", overrides), before=before, say=nothing):
+        by_check.setdefault(finding.check, []).append(finding)
+    return by_check
+
+
+def errors(by_check: dict[str, list[Finding]]) -> set[str]:
+    return {check for check, found in by_check.items() if any(finding.level == "error" for finding in found)}
+
+
+def level(by_check: dict[str, list[Finding]], check: str) -> str:
+    (finding,) = by_check[check]
+    return finding.level
+
+
+def rows() -> list[dict]:
+    return [json.loads(line) for line in Path("captions.jsonl").read_text().splitlines()]
+
+
+def write_rows(rows: list[dict]) -> None:
+    Path("captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+# ---- what findings are
+
+
+def test_a_check_that_fails_is_a_finding_and_hides_nothing():
+    def check():
+        yield Finding("ok", "one", "well")
+        raise KeyError("two\nlines")
+
+    first, second = independently("name", check)
+    assert (first.check, second.check, second.level) == ("one", "name", "error")
+    assert "this check itself failed (KeyError: 'two" in second.found
+    assert attempt("name", lambda: 1 / 0)[0] is None
+    assert "ZeroDivisionError" in attempt("name", lambda: 1 / 0)[1][0].found
+
+
+def test_findings_are_lines_with_what_to_do_below():
+    findings = [
+        Finding("ok", "a", "fine"),
+        Finding("error", "b", "two\nlines", "do [this]"),
+        Finding("error", "c", "x"),
+    ]
+    assert findings_text(findings).plain == (
+        "ok       a: fine\nerror    b: two\n         lines\n         -> do [this]\nerror    c: x\n"
+    )
+    assert summary(findings) == "2 errors, 1 ok"
+    assert not can_start(findings)
+    assert can_start([Finding("warning", "a", "b")])
+    assert some("abcde") == "a, b, c and 2 more"
+
+
+# ---- an experiment that is ready
+
+
+def test_what_is_ready_can_start_and_nothing_is_made(project):
+    before = sorted(project.rglob("*"))
+    found = look()
+    assert errors(found) == set()
+    # Of the three files that are tried the broken one may be one.
+    warned = {check for check, f in found.items() if f[0].level == "warning"}
+    assert {"clip store"} <= warned <= {"clip store", "decoding .mp4"}
+    assert "11 of 12 clips have frames" in found["clip store"][0].found
+    assert "7 clips" in found["split train"][0].found
+    assert (found["steps"][0].found, level(found, "run")) == ("2 epochs of 2 steps", "ok")
+    assert sorted(project.rglob("*")) == before
+
+
+def test_before_ingest_a_missing_store_is_no_error(project):
+    shutil.rmtree("storage")
+    assert errors(look("ingest")) == set()
+    found = look()
+    assert errors(found) == {"clip store"}
+    config = load_config("experiment.yaml")
+    assert next_step(config, [f for fs in found.values() for f in fs]) == "ingest"
+    assert "12 clips are still to be decoded" in found["disk for clips"][0].found
+
+
+def test_a_store_that_was_decoded_otherwise_stops_ingest_too(project):
+    config = load_config("experiment.yaml")
+    manifest = json.loads((config.clip_store / "manifest.json").read_text())
+    manifest["settings"]["max_frames"] = 7
+    (config.clip_store / "manifest.json").write_text(json.dumps(manifest))
+    assert errors(look("ingest")) == errors(look()) == {"clip store"}
+
+
+def test_every_missing_video_is_listed(project):
+    gone = sorted({row["video"] for row in rows() if row["split"] != "test"})
+    for video in gone:
+        Path(video).unlink()
+    found = look()
+    (finding,) = found["videos"]
+    assert (finding.level, finding.details) == ("error", [str(project / video) for video in gone])
+    assert "9 of 12" in finding.found
+    assert "(7 of train, 2 of validation)" in finding.found
+    (finding,) = look(**{"data.allow_missing_videos": True})["videos"]
+    assert (finding.level, "ingest.max_failed_fraction" in finding.remedy) == ("warning", True)
+
+
+def test_annotations_that_cannot_be_read_do_not_hide_the_rest(project):
+    write_rows([{"video": "nowhere.mp4", "capton": "x"}])
+    found = look(**{"model.weights": "nowhere.safetensors"})
+    assert errors(found) == {"annotations", "weights"}
+    assert "did you mean caption?" in found["annotations"][0].found
+    assert {"not checked", "storage", "memory"} <= set(found)
+
+
+def test_files_that_do_not_decode(project):
+    Path("videos/note.mkv").write_text("no video")
+    write_rows([*rows(), {"video": "videos/note.mkv", "caption": "a note", "split": "train"}])
+    assert level(look("ingest"), "decoding .mkv") == "error"
+    assert level(look("ingest", **{"ingest.max_failed_fraction": 0.5}), "decoding .mkv") == "warning"
+    (finding,) = look()["decoding .mkv"]
+    assert finding.level == "warning"
+    assert list(finding.details) == [str(project / "videos/note.mkv")]
+    assert finding.details[str(project / "videos/note.mkv")].startswith("corrupt: ")
+
+
+def test_duplicates_are_warnings_with_all_of_them_in_the_details(project):
+    table = rows()
+    train, test = (next(row for row in table[8:] if row["split"] == split) for split in ("train", "test"))
+    shutil.copy(train["video"], "videos/copy.mp4")
+    write_rows([*table, {"video": "videos/copy.mp4", "caption": test["caption"].upper(), "split": "test"}])
+    (finding,) = look()["duplicates in test"]
+    assert finding.level == "warning"
+    copy_of = [str(Path(train["video"]).with_suffix(""))]
+    assert finding.details["same_videos_elsewhere"] == (("videos/copy", *copy_of),)
+    assert finding.details["counts"]["queries_with_same_caption"] == 2
+    json.dumps(finding.details)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "check", "expected"),
+    [
+        ({"train.global_batch_size": 8}, "batch", "more than the 7 training clips"),
+        ({"resources.gpus_per_worker": 99}, "workers", "the cluster has room for 0"),
+        ({"model.backbone": "ViT-B-3"}, "model", "near: ViT-B-32"),
+        ({"text.max_words": 12, "model.backbone.text_cfg.context_length": 10}, "model", "knows 10 positions"),
+        ({"model.weights": "nowhere.pt"}, "weights", "no file nowhere.pt"),
+        ({"model.weights": "other.safetensors"}, "weights", "holds another architecture"),
+        ({"model.weights": "cut.safetensors"}, "weights", "cannot be read as weights"),
+        ({"train.backbone_lr_scale": 0, "model.temporal": "none", "similarity.kind": "dp"}, "model", "nothing can be"),
+    ],
+)
+def test_mistakes_that_would_stop_training(project, teacher_weights, overrides, check, expected):
+    save_file({"visual.conv1.weight": torch.zeros(2, 3, 4, 4)}, "other.safetensors")
+    Path("cut.safetensors").write_bytes(teacher_weights.read_bytes()[:-10])
+    found = look(**overrides)
+    assert errors(found) == {check}
+    assert expected in found[check][0].found
+
+
+def test_a_model_that_cannot_be_built_does_not_hide_its_weights(project):
+    frozen = {"train.backbone_lr_scale": 0, "model.temporal": "none", "similarity.kind": "dp"}
+    assert errors(look(**frozen, **{"model.weights": "nowhere.pt"})) == {"model", "weights"}
+
+
+def test_weights_that_fit_and_a_tag_that_is_downloaded(project, teacher_weights):
+    assert level(look(**{"model.weights": str(teacher_weights)}), "weights") == "ok"
+    found = look(**{"model.backbone": "RN50", "model.weights": "openai", "video.size": 16, "train.lr": 1})
+    assert level(found, "weights") == "warning"
+    assert "downloads it" in found["weights"][0].found
+
+
+def test_the_folder_of_the_run(project):
+    config = load_config("experiment.yaml")
+    open_run(config.run_folder, config, {"num_train_clips": 1})
+    assert level(look(), "run") == "ok"
+    (config.run_folder / "result.json").write_text('{"epochs": 2}')
+    assert level(look(), "run") == "warning"
+    found = look(**{"train.lr": 0.5})
+    assert errors(found) == {"run"}
+    assert "train.lr: 0.001 there, 0.5 asked" in found["run"][0].found
+    assert level(look("match", **{"train.lr": 0.5}), "run") == "info"
+
+
+def test_knowledge_that_is_not_there_and_what_makes_it_leaky(project, teacher_weights):
+    asked = {"knowledge.top_k": 3, "model.weights": str(teacher_weights)}
+    found = look(**asked)
+    assert errors(found) == {"knowledge"}
+    findings = [f for fs in found.values() for f in fs]
+    assert next_step(load_config("experiment.yaml", asked), findings) == "vocabulary"
+    assert errors(look("ingest", **asked)) == set()
+    assert errors(look("match", **asked)) == {"dictionary"}
+    leaky = {**asked, "vocabulary.splits": ["train", "test"]}
+    assert level(look(**leaky), "vocabulary.splits") == "warning"
+    found = look(**asked, **{"knowledge.released": ["nowhere.json"]})
+    assert errors(found) == {"released phrases", "knowledge"}
+    assert [f.level for f in found["released phrases"]] == ["error", "warning"]
+    assert "teacher" in errors(look("match"))
+
+
+def test_a_storage_that_is_a_file(project):
+    found = look(**{"storage.path": "experiment.yaml"})
+    assert errors(found) == {"clip store", "storage"}
+    assert "is a file" in found["storage"][0].found
+
+
+def test_a_storage_in_an_object_store(project, s3, monkeypatch):
+    asked = {"storage.path": s3}
+    assert errors(look("ingest", **asked)) == set()
+    found = look(**asked)
+    assert errors(found) == {"clip store"}
+    assert f"{s3} answers; its copies on this machine are in " in found["storage"][0].found
+    decode(load_config("experiment.yaml", asked))
+    found = look(**asked)
+    assert errors(found) == set()
+    assert f"frames in {s3}/clips/" in found["clip store"][0].found
+    assert found["run"][0].found == f"{s3}/runs/tiny is free"
+
+
+def test_an_object_store_that_cannot_be_used_is_said_once(project, s3, monkeypatch):
+    (finding,) = [f for fs in look(**{"storage.path": "s3://nowhere/x"}).values() for f in fs]
+    assert (finding.level, finding.check) == ("error", "storage")
+    assert "s3://nowhere/x: there is no such bucket" in finding.found
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    (finding,) = [f for fs in look(**{"storage.path": s3}).values() for f in fs]
+    assert "nobody answers" in finding.found
+
+
+# ---- figures
+
+
+def test_splits_are_compared_with_the_published_ones(repository, captions, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(repository / "experiments/msrvtt.yaml", {"data.split": "full"})
+    found = [f for f in data.check_splits(config, captions) if f.level == "warning"]
+    assert [f.check for f in found] == ["split train", "split validation", "split test"]
+    assert "14 clips instead of 6513; 27 captions instead of 130260" in found[0].found
+    held_out = captions.replace_schema_metadata({"validation": "held out of train"})
+    config = load_config(repository / "experiments/msrvtt.yaml")
+    found = [f for f in data.check_splits(config, held_out) if f.level == "warning"]
+    assert [f.check for f in found] == ["split train and validation", "split test"]
+    assert "19 clips instead of 9000" in found[0].found
+    own = tmp_path / "own.yaml"
+    own.write_text("name: x\ndata: {format: table, annotations: a.csv, videos: v}\n")
+    only_train = captions.filter(pa.compute.equal(captions["split"], "train"))
+    levels = {f.check: f.level for f in data.check_splits(load_config(own), only_train)}
+    assert levels == {"split train": "ok", "split validation": "error", "split test": "info"}
+
+
+def test_size_of_a_model_without_making_it(tiny_config, load_tiny):
+    found = machine.model_size(tiny_config)
+    student = build_student(tiny_config)
+    assert found.parameters == found.trained == sum(p.numel() for p in student.parameters())
+    assert found.width == 32
+    frozen = machine.model_size(load_tiny(**{"train.backbone_lr_scale": 0}))
+    backbone = sum(p.numel() for p in student.backbone.parameters())
+    assert (frozen.trained, frozen.activations) == (found.trained - backbone, 0)
+    # A layer keeps at least its normalised input, attention's and the MLP's hidden values for each of 5 tokens.
+    a_frame = 4 * 5 * 32 * (1 + 3 + 4)
+    six = machine.model_size(load_tiny(**{"video.max_frames": 6})).activations
+    assert six - found.activations > 3 * a_frame
+
+
+def test_disk_that_is_too_small(project):
+    config = load_config("experiment.yaml", {"video.size": 10**6})
+    captions = load_captions(config)
+    huge = machine.ModelSize(10**15, 10**15, 32, 0)
+    found = {f.check: f.level for f in machine.check_disk(config, captions, None, huge, trains=True)}
+    assert found == {"storage": "ok", "disk for clips": "error", "disk for checkpoints": "error"}
+    found = {f.check: f.level for f in machine.check_disk(config, None, None, huge, trains=False)}
+    assert found == {"storage": "ok", "disk for checkpoints": "warning"}
+    assert machine.ModelSize(10, 4, 1, None).checkpoint_bytes == 40 + 32
+
+
+def test_memory_is_an_estimate_that_warns(tiny_config, captions):
+    def levels(model, **where) -> dict[str, str]:
+        found = machine.check_memory(tiny_config, captions, model, num_phrases=0, **where)
+        return {f.check: f.level for f in found}
+
+    small, large = machine.ModelSize(10**6, 10**6, 32, 1000), machine.ModelSize(10**12, 10**12, 32, None)
+    assert levels(small, gpus=[], ram=2**34) == {"memory": "ok"}
+    assert levels(large, gpus=[], ram=2**34) == {"memory": "warning"}
+    assert levels(large, gpus=[2**34], ram=2**34) == {"memory of a GPU": "warning", "memory": "ok"}
+    assert levels(large, gpus=[], ram=None) == {"memory": "info"}
+    assert machine.available_memory() > 0
+
+
+# ---- the command
+
+
+def waver(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "waver", "doctor", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+
+
+def test_the_command_finds_everything_at_once_and_writes_it_down(project, monkeypatch):
+    """A cluster that does not answer among it."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    done = waver("experiment.yaml", "--set", "train.global_batch_size=8", "--set", "model.weights=nowhere.pt")
+    assert done.returncode == 1
+    assert "error    cluster: no Ray cluster answers" in done.stdout
+    assert "error    batch: " in done.stdout
+    assert "error    weights: " in done.stdout
+    assert "cannot start" in done.stderr
+    assert "Traceback" not in done.stderr
+    report = json.loads(Path("storage/doctor/tiny.json").read_text())
+    assert (report["can_start"], report["before"]) == (False, "train")
+    assert {f["check"] for f in report["findings"] if f["level"] == "error"} == {"batch", "weights", "cluster"}
+
+
+def test_the_report_goes_where_it_is_asked_and_a_wrong_configuration_is_a_finding(project):
+    shown: list[Finding] = []
+
+    def ask(overrides: dict, output: Path | None) -> list[Finding]:
+        return run_doctor(
+            Path("experiment.yaml"), lambda: overrides, before="train", say=nothing, show=shown.extend, output=output
+        )
+
+    assert can_start(ask({}, Path("report.json")))
+    assert json.loads(Path("report.json").read_text())["can_start"]
+    assert not Path("storage/doctor").exists()
+    (finding,) = ask({"trian.lr": 1, "model.temporal": "x"}, None)
+    assert finding.level == "error"
+    assert "2 mistakes" in finding.found
+    assert not can_start(ask({}, Path("experiment.yaml/report.json")))
+    assert shown[-1].check == "report"

@@ -1,0 +1,137 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from waver.evaluation.robustness.measures import (
+    Answers,
+    average_overlap,
+    hubness,
+    jaccard,
+    log_rank,
+    mean_figure,
+    quotient_figure,
+    style_figures,
+    version_figures,
+)
+
+INF = float("inf")
+
+
+def answers_of(ranks, num_clips=20, seed=0):
+    """Lists of the first ten answers that agree with ranks; clip i is asked for by query i // 3."""
+    rng = np.random.default_rng(seed)
+    top = np.stack([rng.permutation(num_clips)[:10] for _ in ranks])
+    return Answers(np.array(ranks, dtype=float), top, np.ones(num_clips, dtype=bool))
+
+
+def naive_overlap(first, second, depth):
+    return sum(len(set(first[:d]) & set(second[:d])) / d for d in range(1, depth + 1)) / depth
+
+
+def test_average_overlap_by_hand():
+    first = np.array([[0, 1, 2]])
+    assert average_overlap(first, np.array([[0, 1, 2]]), 3) == pytest.approx([1])
+    assert average_overlap(first, np.array([[3, 4, 5]]), 3) == pytest.approx([0])
+    # Depth 1: nothing shared; 2: both; 3: two of three.
+    assert average_overlap(first, np.array([[1, 0, 5]]), 3) == pytest.approx([(0 + 1 + 2 / 3) / 3])
+    assert jaccard(first, np.array([[1, 0, 5]]), 3) == pytest.approx([2 / 4])
+
+
+def test_agreement_is_that_of_a_naive_computation():
+    rng = np.random.default_rng(0)
+    first, second = (np.stack([rng.permutation(15)[:10] for _ in range(50)]) for _ in range(2))
+    for a, b, overlap, share in zip(first, second, average_overlap(first, second), jaccard(first, second), strict=True):
+        assert overlap == pytest.approx(naive_overlap(a, b, 10))
+        assert share == pytest.approx(len(set(a) & set(b)) / len(set(a) | set(b)))
+
+
+def test_a_gallery_smaller_than_the_depth_can_still_agree():
+    first, second = np.array([[0, 1, 2, -1, -1]]), np.array([[0, 2, 1, -1, -1]])
+    assert average_overlap(first, first, 5) == pytest.approx([1])
+    assert average_overlap(first, second, 5) == pytest.approx([naive_overlap([0, 1, 2], [0, 2, 1], 3)])
+    assert jaccard(first, second, 5) == pytest.approx([1])
+
+
+def test_a_miss_ranks_last_in_logarithms():
+    assert log_rank(np.array([1.0, 3.0, INF]), 7) == pytest.approx([1, 2, 3])
+
+
+def test_figures_are_means_and_quotients_of_sums_over_videos():
+    video = np.array([0, 0, 2])
+    figure = mean_figure(np.array([1.0, 0.0, 1.0]), video, 4)
+    assert figure.numerator.tolist() == [1, 0, 1, 0]
+    assert figure.denominator.tolist() == [2, 0, 1, 0]
+    assert figure.value == pytest.approx(2 / 3)
+    below = mean_figure(np.array([1.0, 1.0, 1.0]), video, 4)
+    assert quotient_figure(figure, below).value == pytest.approx(2 / 3)
+    assert np.isnan(mean_figure(np.zeros(0), np.zeros(0, dtype=int), 4).value)
+
+
+#           references       versions: of clip 0 two, of clip 1 one, of clip 2 two
+RANKS = [1.0, 4.0, 20.0, 1.0, 2.0, 1.0, INF, 7.0]
+CLIP = np.array([0, 1, 2, 0, 0, 1, 2, 2])
+VIDEO = np.array([0, 1, 1, 0, 0, 1, 1, 1])
+REFERENCE = np.array([0, 1, 2, 0, 0, 1, 2, 2])
+VERSIONS = np.arange(3, 8)
+
+
+def test_versions_of_a_caption_by_hand():
+    figures = version_figures(answers_of(RANKS), VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
+    assert (figures.num_clips, figures.num_versions) == (3, 5)
+    assert {k: figure.value for k, figure in figures.clean.items()} == pytest.approx({1: 1 / 3, 5: 2 / 3, 10: 2 / 3})
+    assert {k: f.value for k, f in figures.worst_case.items()} == pytest.approx({1: 0, 5: 2 / 3, 10: 2 / 3})
+    assert {k: f.value for k, f in figures.best_case.items()} == pytest.approx({1: 2 / 3, 5: 2 / 3, 10: 1})
+    # Clip 0: one of two versions changed; clip 1: its only one; clip 2: none.
+    assert figures.flip_rate.value == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert {k: f.value for k, f in figures.consistent.items()} == pytest.approx(
+        {1: (1 / 2 + 0 + 0) / 3, 5: (1 + 1 + 0) / 3, 10: (1 + 1 + 0) / 3}
+    )
+    spreads = [np.std(np.log2([2, 2, 3])), np.std(np.log2([5, 2])), np.std(np.log2([21, 21, 8]))]
+    assert figures.spread == pytest.approx(spreads)
+    assert figures.dispersion.value == pytest.approx(np.mean(spreads))
+
+
+def test_agreement_of_versions_is_a_mean_over_clips():
+    answers = answers_of(RANKS)
+    figures = version_figures(answers, VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
+    by_clip = [
+        np.mean([naive_overlap(answers.top[v], answers.top[REFERENCE[v]], 10) for v in VERSIONS if CLIP[v] == clip])
+        for clip in range(3)
+    ]
+    assert figures.overlap.value == pytest.approx(np.mean(by_clip))
+
+
+def test_a_collapsed_model_agrees_with_itself_and_is_not_correct():
+    top = np.tile(np.arange(10), (8, 1))
+    collapsed = Answers(np.full(8, 10.5), top, np.ones(20, dtype=bool))
+    figures = version_figures(collapsed, VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
+    assert figures.overlap.value == figures.jaccard.value == 1
+    assert figures.flip_rate.value == 0
+    assert figures.dispersion.value == pytest.approx(0, abs=1e-9)
+    assert figures.consistent[10].value == figures.worst_case[10].value == 0
+
+
+def test_a_style_by_hand():
+    answers = answers_of(RANKS)
+    figures = style_figures(answers, VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
+    assert (figures.num_queries, figures.num_clips) == (5, 3)
+    assert {k: figure.value for k, figure in figures.recall.items()} == pytest.approx({1: 2 / 5, 5: 3 / 5, 10: 4 / 5})
+    assert {k: f.value for k, f in figures.reference_recall.items()} == pytest.approx({1: 2 / 5, 5: 3 / 5, 10: 3 / 5})
+    assert figures.change[10].value == pytest.approx(1 / 5)
+    assert figures.relative.value == pytest.approx(1)
+    assert figures.mrr.value == pytest.approx((1 + 1 / 2 + 1 + 0 + 1 / 7) / 5)
+    assert figures.median_rank == 2
+    same = [answers.top[v, 0] == answers.top[REFERENCE[v], 0] for v in VERSIONS]
+    assert figures.first_kept.value == pytest.approx(np.mean(same))
+
+
+def test_hubness_is_the_skewness_of_how_often_a_clip_is_answered():
+    # Clip 0 is among the answers of all four queries, five others once or twice, the last cannot be answered.
+    top = np.array([[0, 1], [0, 2], [0, 3], [0, 4]])
+    available = np.array([True] * 6 + [False])
+    counts = np.array([4, 1, 1, 1, 1, 0])
+    expected = np.mean((counts - counts.mean()) ** 3) / np.std(counts) ** 3
+    assert hubness(top, available) == pytest.approx(expected)
+    every_pair = np.array(list(itertools.permutations(range(3), 2)))
+    assert np.isnan(hubness(every_pair, np.ones(3, dtype=bool)))

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from waver.evaluation.robustness.measures import Figure, mean_figure
+from waver.evaluation.robustness.statistics import difference_interval, draws, holm, interval, permutation_p
+
+
+def of(values):
+    """A figure with one unit a video."""
+    values = np.asarray(values, dtype=float)
+    return mean_figure(values, np.arange(len(values)), len(values))
+
+
+def test_draws_are_videos_with_replacement_and_the_same_for_a_seed():
+    drawn = draws(30, resamples=200, seed=1)
+    assert drawn.shape == (200, 30)
+    assert (drawn.sum(1) == 30).all()
+    assert np.array_equal(drawn, draws(30, resamples=200, seed=1))
+    assert not np.array_equal(drawn, draws(30, resamples=200, seed=2))
+
+
+def test_interval_of_a_mean_is_about_that_of_the_normal_distribution():
+    values = np.random.default_rng(0).random(400) < 0.3
+    low, high = interval(of(values), draws(400, resamples=4000, seed=0))
+    error = np.sqrt(values.mean() * (1 - values.mean()) / 400)
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.006)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.006)
+
+
+def test_whole_videos_are_drawn():
+    """Ten equal queries of a video are worth one."""
+    rng = np.random.default_rng(0)
+    found = rng.random(100) < 0.5
+    once = interval(of(found), draws(100, resamples=2000, seed=0))
+    ten_times = mean_figure(np.repeat(found, 10), np.repeat(np.arange(100), 10), 100)
+    assert interval(ten_times, draws(100, resamples=2000, seed=0)) == pytest.approx(once)
+
+
+def test_difference_is_paired():
+    """Two models that differ by a constant differ by it in every draw, however much videos vary."""
+    hard = np.random.default_rng(0).random(50)
+    drawn = draws(50, resamples=500, seed=0)
+    assert difference_interval(of(hard), of(hard + 0.1), drawn) == pytest.approx((0.1, 0.1))
+
+
+def test_a_figure_of_nothing_has_no_interval():
+    rare = Figure(np.zeros(5), np.array([1.0, 0, 0, 0, 0]))
+    assert all(np.isnan(end) for end in interval(rare, draws(5, resamples=200, seed=0)))
+
+
+def test_permutation_test_is_the_sign_test_where_differences_are_alike():
+    first = np.zeros(12)
+    second = np.array([1] * 9 + [-1] * 1 + [0, 0], dtype=float)
+    p = permutation_p(of(first), of(second), resamples=9999, seed=0)
+    # With 2^10 sign patterns scipy counts all of them: it is exact.
+    assert p == pytest.approx(binomtest(9, 10).pvalue)
+
+
+def test_permutation_test_of_equal_models_says_one():
+    values = np.array([1.0, 0, 1, 1])
+    assert permutation_p(of(values), of(values), resamples=999, seed=0) == 1
+    assert permutation_p(of(values), of([1.0, 1, 1, 1]), resamples=999, seed=0) == 1, "one video says nothing"
+
+
+def test_permutation_test_finds_a_clear_difference_and_does_not_find_noise():
+    rng = np.random.default_rng(0)
+    one = (rng.random(300) < 0.5).astype(float)
+    other = (rng.random(300) < 0.5).astype(float)
+    better = np.maximum(one, rng.random(300) < 0.3)
+    assert permutation_p(of(one), of(better), resamples=999, seed=0) <= 0.002
+    assert permutation_p(of(one), of(other), resamples=999, seed=0) > 0.05
+
+
+def test_different_units_are_not_compared():
+    with pytest.raises(AssertionError, match="units"):
+        permutation_p(Figure(np.ones(2), np.ones(2)), Figure(np.ones(2), np.array([1.0, 2.0])), resamples=99, seed=0)
+
+
+def test_holm_by_hand():
+    assert holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm(np.array([0.9, 0.8])) == pytest.approx([1, 1])
+    assert holm(np.array([0.02])) == pytest.approx([0.02])

@@ -1,0 +1,108 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from waver.config import load_config
+from waver.data.annotations import load_msvd
+from waver.data.annotations.official import OFFICIAL, OfficialSplit, split_digest
+from waver.evaluation.protocols import NAMES, OWN, VARIANTS, protocol_of
+from waver.runs.results import protocol_of_table
+
+SHARED = Path(os.environ.get("WAVER_SHARED", Path(__file__).parents[2].parent / "shared"))
+TRAIN, TEST = [f"train{i}" for i in range(6)], [f"test{i}" for i in range(4)]
+HONEST = {
+    "data_format": "msrvtt",
+    "data_split": "9k",
+    "split": "test",
+    "clip_ids": {"train": TRAIN[:5], "validation": TRAIN[5:], "test": TEST},
+    "captions_per_clip": [1, 1, 1, 1],
+    "num_missing_clips": 0,
+    "chosen_on": "validation",
+    "validation": "held out of train",
+    "knowledge_at_inference": True,
+    "leaky": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def _published(monkeypatch):
+    """A small data set with the name of a large one."""
+    parts = {"train": OfficialSplit(6, 6, split_digest(TRAIN)), "test": OfficialSplit(4, 4, split_digest(TEST))}
+    monkeypatch.setitem(OFFICIAL, ("msrvtt", "9k"), parts)
+
+
+def test_what_is_published_has_a_name_and_no_difference():
+    protocol = protocol_of(**HONEST)
+    assert (protocol.name, protocol.published, protocol.differences) == ("MSR-VTT 1k-A, 9k train", True, ())
+    assert protocol.captions_per_clip == (1, 1, 1)
+    assert protocol.lines() == [
+        "protocol: MSR-VTT 1k-A, 9k train, test split (exactly as published)",
+        "  4 captions against 4 clips, 1 a clip; a tied answer has the average rank of those it is tied with",
+        "  model chosen on validation; validation: held out of train; phrases at inference: yes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"clip_ids": HONEST["clip_ids"] | {"test": TEST[:3]}, "captions_per_clip": [1, 1, 2]},
+         "another gallery: 3 clips, published are 4"),
+        ({"clip_ids": HONEST["clip_ids"] | {"test": [*TEST[:3], "x"]}},
+         "another gallery: 4 clips, published are others of the same number"),
+        ({"captions_per_clip": [1, 1, 1, 20]}, "23 queries, not the 4 published ones"),
+        ({"validation": "own"}, "other training videos: 5 clips, published are 6"),
+        ({"num_missing_clips": 2}, "2 clips of the gallery could not be decoded and count as misses"),
+        ({"leaky": True}, "captions of validation or test went into the dictionary (leaky)"),
+        ({"split": "validation", "captions_per_clip": [1]},
+         "no validation split is published; this one was held out of train"),
+    ],
+)  # fmt: skip
+def test_what_differs_is_said(changes, difference):
+    protocol = protocol_of(**HONEST | changes)
+    assert (protocol.published, protocol.differences) == (False, (difference,))
+    assert f"  differs: {difference}" in protocol.lines()
+    assert "not as published" in protocol.lines()[0]
+
+
+def test_own_data_is_compared_with_nothing():
+    protocol = protocol_of(**HONEST | {"data_format": "table", "data_split": None, "captions_per_clip": [1, 2, 4, 9]})
+    assert (protocol.name, protocol.published, protocol.differences) == (OWN, False, ())
+    assert protocol.captions_per_clip == (1, 4, 9)
+    assert "16 captions against 4 clips, 1 to 9 (mean 4.0) a clip" in protocol.lines()[1]
+
+
+def test_figures_beside_are_explained():
+    lines = protocol_of(**HONEST, variants=["dsl", "qb_norm"]).lines()
+    assert lines[-2:] == [f"  {VARIANTS['dsl']}", f"  {VARIANTS['qb_norm']}"]
+    assert "all queries of the split at once" in lines[-2]
+
+
+def test_every_published_split_has_a_name(repository):
+    assert NAMES.keys() == OFFICIAL.keys()
+    described = (repository / "experiments/PROTOCOLS.md").read_text()
+    assert all(name in described for name in NAMES.values())
+
+
+def test_msvd_itself_is_as_published(tmp_path):
+    annotations = SHARED / "data/annotations/msvd"
+    if not annotations.is_dir():
+        pytest.skip(f"{annotations} is not there: set WAVER_SHARED")
+    (tmp_path / "msvd.yaml").write_text(
+        f"name: x\ndata: {{format: msvd, annotations: {annotations}, videos: {tmp_path}, allow_missing_videos: true}}"
+    )
+    (tmp_path / "other.avi").touch()
+    captions = load_msvd(annotations, tmp_path, allow_missing_videos=True)
+    test = captions.filter([split == "test" for split in captions["split"].to_pylist()])
+    counts = [row["counts"] for row in test["clip_id"].value_counts().to_pylist()]
+    protocol = protocol_of_table(
+        load_config(tmp_path / "msvd.yaml"),
+        captions,
+        "test",
+        captions_per_clip=counts,
+        num_missing_clips=0,
+        chosen_on="validation",
+        leaky=False,
+    )
+    assert (protocol.name, protocol.published) == ("MSVD official, all captions", True)
+    assert (protocol.num_queries, protocol.gallery_size, protocol.captions_per_clip[::2]) == (27_763, 670, (21, 81))

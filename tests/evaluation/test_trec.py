@@ -1,0 +1,67 @@
+"""Rankings as TREC's own tools judge them."""
+
+import pytest
+import pytrec_eval
+import torch
+
+from waver.evaluation.metrics import retrieval_metrics
+from waver.evaluation.ranking import rank_tiles
+from waver.evaluation.trec import write_trec
+
+SIZES = torch.tensor([1, 4, 2, 3, 1, 5, 2, 1, 3, 2, 1, 4, 2, 2, 1])
+CLIP_OF_TEXT = torch.repeat_interleave(torch.arange(15), SIZES)
+CLIP_IDS = [f"video {number}%" for number in range(15)]
+TEXT_IDS = [f"{CLIP_IDS[clip]}#{text}" for text, clip in enumerate(CLIP_OF_TEXT.tolist())]
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    """Without ties; clip 6 has no embedding."""
+    similarity = torch.randn(len(CLIP_OF_TEXT), 15, generator=torch.Generator().manual_seed(3))
+    similarity[torch.arange(len(CLIP_OF_TEXT)), CLIP_OF_TEXT] += 1
+    assert len(similarity.unique()) == similarity.numel()
+    available = torch.arange(15) != 6
+    return rank_tiles(lambda r, c: similarity[r, c], CLIP_OF_TEXT, available, chunk_size=4, top_k=15)
+
+
+@pytest.fixture(scope="module")
+def folder(ranks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trec") / "new"
+    write_trec(
+        folder,
+        clip_ids=CLIP_IDS,
+        text_ids=TEXT_IDS,
+        clip_of_text=CLIP_OF_TEXT.tolist(),
+        t2v=ranks.top,
+        v2t=ranks.top_groups,
+        tag="a run",
+    )
+    return folder
+
+
+@pytest.mark.parametrize("direction", ["t2v", "v2t"])
+def test_trec_eval_finds_our_figures(ranks, folder, direction):
+    with (folder / f"{direction}.qrels").open() as qrels, (folder / f"{direction}.run").open() as run:
+        qrels, run = pytrec_eval.parse_qrel(qrels), pytrec_eval.parse_run(run)
+    judged = pytrec_eval.RelevanceEvaluator(qrels, {"success_1,5,10", "recall_1,5,10", "recip_rank"}).evaluate(run)
+    places = getattr(ranks, direction)
+    assert len(qrels) == len(places)
+    metrics = retrieval_metrics(ranks)
+    for k in (1, 5, 10):
+        for measure in ("success", "recall"):
+            mean = sum(of_query[f"{measure}_{k}"] for of_query in judged.values()) / len(qrels)
+            assert 100 * mean == pytest.approx(metrics[f"{direction}/R@{k}"])
+    # A miss of ours (the missing clip) is found by nobody: a reciprocal rank of 0.
+    mean = sum(of_query["recip_rank"] for of_query in judged.values()) / len(qrels)
+    assert mean == pytest.approx((1 / places).mean().item())
+    assert 0 < mean < 1
+
+
+def test_lines_are_six_and_four_words_whatever_the_ids(folder):
+    assert (folder / "t2v.qrels").read_text().splitlines()[0] == "video%200%25#0 0 video%200%25 1"
+    lines = (folder / "v2t.run").read_text().splitlines()
+    assert {len(line.split(" ")) for line in lines} == {6}
+    assert lines[0].split(" ")[::5] == ["video%200%25", "a%20run"]
+    # 14 clips that are there rank the captions of all 15.
+    assert len(lines) == 14 * 15
+    assert len((folder / "t2v.run").read_text().splitlines()) == len(CLIP_OF_TEXT) * 14

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from waver.knowledge.teacher import Teacher, best_phrases
+from waver.model.backbone import load_backbone, tokenize
+
+PROMPT = "This is a video about {}."
+PHRASES = ["riding a horse", "run", "putting a very small cake into an old oven", "playing!", "é"]
+
+
+@pytest.fixture
+def backbone(tiny_config, teacher_weights):
+    return load_backbone(tiny_config.model.backbone, str(teacher_weights), image_size=16)
+
+
+@pytest.fixture
+def teacher(backbone) -> Teacher:
+    return Teacher(backbone, PROMPT)
+
+
+@pytest.fixture
+def exact(backbone) -> Teacher:
+    """In float64, where what is the same differs by less than 1e-12."""
+    return Teacher(backbone.double(), PROMPT)
+
+
+def frames_of(num_frames: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (num_frames, 3, 16, 16), dtype=torch.uint8, generator=generator)
+
+
+@torch.no_grad()
+def test_a_phrase_is_the_end_token_of_its_sentence(backbone, exact):
+    embedded = exact.embed_phrases(PHRASES)
+    assert embedded.shape == (5, 32)
+    for phrase, values in zip(PHRASES, embedded, strict=True):
+        ids, mask = tokenize([f"This is a video about {phrase}."], max_words=77)
+        # open_clip's own way: the text tower over the whole context, then the token with the highest number, the end.
+        torch.testing.assert_close(values, backbone.clip.encode_text(ids)[0], rtol=0, atol=1e-12)
+        alone = backbone.encode_tokens(ids[:, : int(mask.sum())])[0, -1]
+        torch.testing.assert_close(values, alone, rtol=0, atol=1e-12)
+
+
+def test_a_phrase_does_not_see_its_company(exact):
+    together = exact.embed_phrases(PHRASES)
+    for number, phrase in enumerate(PHRASES):
+        torch.testing.assert_close(exact.embed_phrases([phrase])[0], together[number], rtol=0, atol=1e-12)
+    torch.testing.assert_close(exact.embed_phrases(PHRASES[::-1]).flip(0), together, rtol=0, atol=1e-12)
+
+
+def test_single_precision_is_as_exact_as_it_can_be(backbone, teacher):
+    single = F.normalize(teacher.embed_phrases(PHRASES), dim=-1)
+    double = F.normalize(Teacher(backbone.double(), PROMPT).embed_phrases(PHRASES), dim=-1)
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-6)
+
+
+def test_the_prompt_matters(backbone, teacher):
+    assert not torch.allclose(Teacher(backbone, "{}").embed_phrases(PHRASES), teacher.embed_phrases(PHRASES), atol=1e-3)
+
+
+def test_a_phrase_that_is_too_long_keeps_its_end(backbone, teacher):
+    long = teacher.embed_phrases(["very " * 200 + "long"])
+    with torch.no_grad():
+        ids, _ = tokenize(["This is a video about " + "very " * 200 + "long."], max_words=77)
+        torch.testing.assert_close(long, backbone.clip.encode_text(ids), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_frames", [1, 3])
+@torch.no_grad()
+def test_a_clip_is_the_mean_of_its_frames_directions(backbone, teacher, num_frames):
+    frames = frames_of(num_frames)
+    expected = torch.zeros(32)
+    for frame in frames:
+        pixels = (frame / 255 - backbone.pixel_mean) / backbone.pixel_std
+        embedded = backbone.clip.encode_image(pixels[None])[0]
+        expected += embedded / embedded.norm() / num_frames
+    torch.testing.assert_close(teacher.embed_clip(frames), expected)
+
+
+def naive_best(clip: torch.Tensor, phrases: torch.Tensor, num_matches: int) -> list[int]:
+    scores = [float(phrase @ clip) for phrase in phrases]
+    return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:num_matches]
+
+
+@pytest.mark.parametrize("num_matches", [1, 7, 50])
+def test_best_phrases_are_those_of_a_naive_sort(num_matches):
+    phrases, clip = F.normalize(torch.randn(50, 16, dtype=torch.float64), dim=-1), torch.randn(16, dtype=torch.float64)
+    ids, scores = best_phrases(clip, phrases, num_matches)
+    assert ids.tolist() == naive_best(clip, phrases, num_matches)
+    torch.testing.assert_close(scores, torch.stack([phrases[i] @ clip for i in ids]))
+
+
+def test_of_equally_near_phrases_the_first_comes_first():
+    """Exact in binary: unit vectors and a clip of powers of two, in 5 groups of 40 equal scores."""
+    group = torch.arange(200) % 5
+    phrases = F.one_hot(group, 8).float()
+    clip = torch.tensor([0.25, 1.0, 0.5, 1.0, -2.0, 0, 0, 0])
+    ids, scores = best_phrases(clip, phrases, 100)
+    ones = [i for i in range(200) if i % 5 in (1, 3)]
+    assert ids.tolist() == naive_best(clip, phrases, 100)
+    assert ids.tolist() == ones + [i for i in range(200) if i % 5 == 2][:20]
+    assert scores.tolist() == [1.0] * 80 + [0.5] * 20
+
+
+def test_the_teacher_is_frozen(backbone):
+    assert all(p.requires_grad for p in backbone.parameters())
+    backbone.train()
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    teacher = Teacher(backbone, PROMPT)
+    embedded = [teacher.embed_phrases(PHRASES), teacher.embed_clip(frames_of(3))]
+    assert not any(p.requires_grad for p in backbone.parameters())
+    assert not any(module.training for module in backbone.modules())
+    assert not any(tensor.requires_grad for tensor in embedded)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
+
+
+def test_the_digest_is_of_the_weights(tiny_config, teacher_weights, backbone, teacher):
+    digest = teacher.digest()
+    again = load_backbone(tiny_config.model.backbone, str(teacher_weights), image_size=16)
+    assert Teacher(again, "another {}").digest() == digest
+    teacher.embed_phrases(PHRASES)
+    assert teacher.digest() == digest
+    for parameter in (backbone.clip.logit_scale, backbone.clip.ln_final.bias, backbone.clip.token_embedding.weight):
+        with torch.no_grad():
+            flat = parameter.view(-1)
+            kept = flat[-1].clone()
+            flat[-1] = torch.nextafter(kept, torch.tensor(9.0))
+            assert teacher.digest() != digest
+            flat[-1] = kept
+    assert teacher.digest() == digest
+
+
+def test_a_clip_meets_as_many_phrases_as_the_largest_dictionary_has():
+    """VATEX has 108,596."""
+    rng = np.random.default_rng(0)
+    phrases = rng.standard_normal((110_000, 512), dtype=np.float32)
+    phrases /= np.linalg.norm(phrases, axis=1, keepdims=True)
+    clip = rng.standard_normal(512, dtype=np.float32) / 25
+    ids, scores = best_phrases(torch.from_numpy(clip), torch.from_numpy(phrases), 30)
+    expected = np.concatenate([part @ clip for part in np.array_split(phrases, 11)])
+    assert ids.tolist() == np.argsort(-expected, kind="stable")[:30].tolist()
+    np.testing.assert_allclose(scores.numpy(), np.sort(expected)[::-1][:30], rtol=1e-5)

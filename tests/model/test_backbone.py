@@ -1,0 +1,191 @@
+import copy
+import warnings
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from waver.model.backbone import BackboneError, check_weights, load_backbone, tokenize
+
+ARCHITECTURE = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
+    "text_cfg": {"context_length": 20, "vocab_size": 100, "width": 64, "heads": 1, "layers": 1},
+}
+TOKENS = torch.tensor([[98, 5, 7, 99, 0, 0], [98, 1, 2, 3, 4, 99]])
+
+
+@pytest.fixture
+def clip() -> open_clip.CLIP:
+    torch.manual_seed(3)
+    return open_clip.CLIP(**copy.deepcopy(ARCHITECTURE))
+
+
+def encode(backbone) -> torch.Tensor:
+    with torch.no_grad():
+        return backbone.encode_tokens(TOKENS)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "state dict", "training checkpoint"])
+def test_weights_from_a_file(clip, tmp_path, form):
+    path = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pt")
+    if form == "safetensors":
+        save_file(clip.state_dict(), path)
+    elif form == "state dict":
+        torch.save(clip.state_dict(), path)
+    else:
+        torch.save({"epoch": 3, "state_dict": {f"module.{name}": v for name, v in clip.state_dict().items()}}, path)
+    backbone = load_backbone(ARCHITECTURE, str(path), image_size=16)
+    assert not torch.equal(encode(backbone), encode(load_backbone(ARCHITECTURE, None, image_size=16)))
+    for name, value in backbone.clip.state_dict().items():
+        assert torch.equal(value, clip.state_dict()[name])
+    assert check_weights(ARCHITECTURE, str(path), image_size=16) == path
+
+
+def test_openai_archive_is_a_torchscript_file_in_half_precision_and_means_quickgelu(clip, tmp_path):
+    class Archive(nn.Module):
+        """Like ViT-B-32.pt: parameters in half precision under OpenAI's names, and three figures beside them."""
+
+        def __init__(self):
+            super().__init__()
+            for name, module in clip.named_children():
+                self.add_module(name, copy.deepcopy(module).half())
+            for name in ("positional_embedding", "text_projection", "logit_scale"):
+                self.register_parameter(name, nn.Parameter(getattr(clip, name).detach().half()))
+            for name, value in {"input_resolution": 16, "context_length": 20, "vocab_size": 100}.items():
+                self.register_buffer(name, torch.tensor(value))
+
+        def forward(self, x):
+            return x * self.logit_scale
+
+    path = tmp_path / "ViT-B-32.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(Archive(), torch.ones(1)), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check_weights(ARCHITECTURE, str(path), image_size=16) == path
+    backbone = load_backbone(ARCHITECTURE, str(path), image_size=16)
+    assert backbone.architecture["quick_gelu"]
+    assert isinstance(backbone.clip.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
+    assert backbone.clip.ln_final.weight.dtype == torch.float32
+    torch.testing.assert_close(backbone.clip.text_projection, clip.text_projection.half().float())
+
+
+def test_tokens_equal_the_pooled_text_of_open_clip(clip):
+    """The end token of ours is what open_clip pools, though we stop at the longest text."""
+    backbone = load_backbone(ARCHITECTURE, None, image_size=16)
+    backbone.clip.load_state_dict(clip.state_dict())
+    padded = torch.nn.functional.pad(TOKENS, (0, 14))
+    with torch.no_grad():
+        expected = backbone.clip.encode_text(padded)
+    torch.testing.assert_close(encode(backbone)[[0, 1], [3, 5]], expected)
+
+
+def test_frames_equal_open_clips_images():
+    backbone = load_backbone(ARCHITECTURE, None, image_size=16).eval()
+    frames = torch.randint(0, 256, (2, 3, 3, 16, 16), dtype=torch.uint8)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    with torch.no_grad():
+        ours = backbone.encode_frames(backbone.pixels(frames), mask)
+        for clip_number, frame in mask.nonzero().tolist():
+            theirs = backbone.clip.encode_image(((frames[clip_number, frame] / 255 - mean) / std)[None])[0]
+            torch.testing.assert_close(ours[clip_number, frame], theirs)
+    assert (ours[~mask] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size"), [("ViT-B-32-quickgelu", 64), ("RN50", 64), ("MobileCLIP-B", 224), ("EVA02-B-16", 224)]
+)
+def test_models_of_open_clip(name, image_size):
+    """Of several kinds: a vision transformer, a ResNet, towers from timm, text towers with and without a causal mask."""
+    backbone = load_backbone(name, None, image_size=image_size)
+    size = backbone.architecture["vision_cfg"]["image_size"]
+    with torch.no_grad():
+        mask = torch.ones(1, 1, dtype=torch.bool)
+        frames = backbone.encode_frames(torch.zeros(1, 1, 3, size, size), mask)
+        words = backbone.encode_tokens(torch.ones(1, 5, dtype=torch.long))
+    assert frames.shape == (1, 1, backbone.width)
+    assert words.shape == (1, 5, backbone.width)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights", "expected"),
+    [
+        ("ViT-B-31", None, "open_clip knows no 'ViT-B-31'; near: .*ViT-B-32"),
+        ("coca_ViT-B-32", None, "CoCa models have a caption decoder"),
+        ("MobileCLIP-B", None, "takes images of 224 pixels only: set video.size to that"),
+        ("ViT-B-16-SigLIP", None, "takes images of 224 pixels only"),
+        ("xlm-roberta-base-ViT-B-32", None, "its words need the tokenizer xlm-roberta-base"),
+        ({"embed_dim": 3}, None, "missing: text_cfg, vision_cfg"),
+        ({**ARCHITECTURE, "text_cfg": {"widht": 3}}, None, "open_clip cannot build it"),
+        (ARCHITECTURE, "nowhere.pt", "model.weights: no file nowhere.pt"),
+        ("ViT-B-32", "opanai", "neither a file nor a pretrained tag of ViT-B-32; its tags: openai, laion"),
+        (ARCHITECTURE, "openai", "neither a file nor a pretrained tag of this architecture; give a file"),
+    ],
+)
+def test_mistakes(backbone, weights, expected):
+    with pytest.raises(BackboneError, match=expected):
+        load_backbone(backbone, weights, image_size=16)
+    if weights:
+        with pytest.raises(BackboneError, match=expected):
+            check_weights(backbone, weights, image_size=16)
+
+
+def test_weights_of_another_architecture_name_the_sizes(clip, tmp_path):
+    save_file(clip.state_dict(), tmp_path / "weights.safetensors")
+    other = copy.deepcopy(ARCHITECTURE) | {"embed_dim": 25}
+    with pytest.raises(BackboneError, match=r"text_projection: the file has \(64, 24\), the model \(64, 25\)"):
+        load_backbone(other, str(tmp_path / "weights.safetensors"), image_size=16)
+    with pytest.raises(BackboneError, match=r"text_projection: the file has \(64, 24\), the model \(64, 25\)"):
+        check_weights(other, str(tmp_path / "weights.safetensors"), image_size=16)
+    deeper = copy.deepcopy(ARCHITECTURE)
+    deeper["text_cfg"]["layers"] = 2
+    with pytest.raises(BackboneError, match=r"12 missing from the file: transformer.resblocks.1"):
+        load_backbone(deeper, str(tmp_path / "weights.safetensors"), image_size=16)
+    wider = copy.deepcopy(ARCHITECTURE)
+    wider["text_cfg"]["width"] = 128
+    with pytest.raises(BackboneError, match=r"positional_embedding: the file has \(20, 64\), the model \(20, 128\)"):
+        load_backbone(wider, str(tmp_path / "weights.safetensors"), image_size=16)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_a_file_that_is_no_weights(tmp_path, name):
+    (tmp_path / name).write_bytes(b"<html>404</html>" * 9)
+    for read in (load_backbone, check_weights):
+        with pytest.raises(BackboneError, match="cannot be read as weights"):
+            read(ARCHITECTURE, str(tmp_path / name), image_size=16)
+
+
+def test_position_embeddings_follow_the_image_size(clip, tmp_path):
+    save_file(clip.state_dict(), tmp_path / "weights.safetensors")
+    backbone = load_backbone(ARCHITECTURE, str(tmp_path / "weights.safetensors"), image_size=32)
+    assert backbone.clip.visual.positional_embedding.shape[0] == 1 + (32 // 8) ** 2
+    assert check_weights(ARCHITECTURE, str(tmp_path / "weights.safetensors"), image_size=32)
+
+
+def test_a_pretrained_tag_is_not_downloaded_to_be_checked():
+    assert check_weights("ViT-B-32", "openai", image_size=224) is None
+
+
+def test_mask_ends_at_the_end_token_and_an_exclamation_mark_is_a_word():
+    ids, mask = tokenize(["!©", "a " * 50], max_words=8, prompt=None)
+    assert ids[0].tolist()[:2] == [49406, 0]  # the exclamation mark, not padding
+    assert mask.sum(1).tolist() == [int((ids[0] == 49407).int().argmax()) + 1, 8]
+    assert mask[0, 1]
+    assert ids[1, 7] == 49407  # cut, and still with its end
+
+
+def test_a_caption_that_holds_the_words_of_the_end_token_is_read_to_its_own_end():
+    ids, mask = tokenize(["see <end_of_text> here"], max_words=12)
+    assert mask.sum() == 5
+    assert ids[0, mask[0]].tolist()[-1] == 49407
+
+
+def test_prompt():
+    with_prompt, _ = tokenize(["a cat"], max_words=16, prompt="see {}.")
+    as_written, _ = tokenize(["see a cat."], max_words=16)
+    assert torch.equal(with_prompt, as_written)

@@ -1,0 +1,20 @@
+import pyarrow as pa
+
+from waver.on_ray.cluster.blocks import map_blocks
+
+
+class Doubled:
+    def __call__(self, block: pa.Table) -> int:
+        return 2 * block["number"][0].as_py()
+
+
+def test_blocks_queue_behind_others_and_say_so(holding):
+    said, blocks = [], [pa.table({"number": [number]}) for number in range(3)]
+    with holding(6) as let_go:
+
+        def say(text: str) -> None:
+            said.append(text)
+            let_go()
+
+        assert sorted(map_blocks(Doubled, (), blocks, say=say, workers=2, labels={})) == [0, 2, 4]
+    assert said == ["others use the cluster: of 1 workers with 1 CPU each, 0 have room now: waiting for them"]

@@ -1,0 +1,214 @@
+import errno
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray.exceptions import ActorDiedError
+from ray.train import UserCallback
+from safetensors import SafetensorError
+
+from waver.config import ResourcesConfig, parse_overrides
+from waver.on_ray.cluster import capacity as room
+from waver.on_ray.cluster.connection import ClusterUnreachable, _check_reachable, nodes
+from waver.on_ray.cluster.failures import WorkerError
+from waver.on_ray.cluster.signals import Terminated, signals
+from waver.on_ray.cluster.workers import Regroup, _guarded, _Task, run_on_workers
+from waver.training import parallel
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def mistake(text: str) -> None:
+    """Raises as waver does where the user has to change something."""
+    parse_overrides([text])
+
+
+def without_group(_) -> None:
+    """Raises torch's ValueError."""
+    torch.distributed.get_backend()
+
+
+@pytest.fixture
+def actor():
+    with signals() as handle:
+        yield handle
+
+
+def test_a_mistake_of_the_user_is_a_sentence_and_is_not_tried_again(actor):
+    with pytest.raises(WorkerError, match=r"^--set nonsense: write it as section\.key=value"):
+        run_on_workers(mistake, "nonsense", ResourcesConfig(), signals=actor, say=print)
+
+
+def test_what_would_come_again_is_a_sentence_of_a_range_too_which_does_not_queue_with_it(actor):
+    resources, said = ResourcesConfig(workers={"min": 1, "max": 2}), []
+    with pytest.raises(WorkerError, match=r"^the memory of a GPU is too small"):
+        run_on_workers(fail, torch.OutOfMemoryError("CUDA."), resources, signals=actor, say=said.append)
+    assert said == ["2 of 1 to 2 workers begin"]
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "told"),
+    [
+        (mistake, "nonsense", "write it as section.key=value"),
+        (fail, OSError(errno.ENOSPC, "No space left on device"), "make room and run the same command again"),
+        (fail, SafetensorError("I/O error: No space left on device (os error 28)"), "make room and run the same"),
+        (
+            fail,
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4 vs 3"),
+            "make room and run the same",
+        ),
+        (fail, torch.OutOfMemoryError("CUDA out of memory."), "lower train.global_batch_size, or take more workers"),
+        (fail, OSError(errno.EIO, "a cable is loose"), None),
+        (fail, RuntimeError("a worker was lost"), None),
+        (without_group, None, None),
+    ],
+)
+def test_what_would_come_again_is_told_to_the_worker_that_takes_over(actor, function, argument, told):
+    task = _Task(function, argument, actor)
+    with pytest.raises((ValueError, OSError, RuntimeError, SafetensorError)):
+        _guarded({"task": task})
+    if told is None:
+        assert ray.get(actor.failure.remote()) is None
+    else:
+        assert told in _guarded({"task": task}).message
+
+
+class LostWhileRayIsBusy(UserCallback):
+    """Makes of a lost worker what it is where Ray Train meets it in a call of its own, as while it starts a group."""
+
+    def after_exception(self, run_context, worker_exceptions):
+        raise ActorDiedError
+
+
+def die_once(marker: Path) -> int:
+    """Called in a worker."""
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 17
+
+
+def test_a_worker_lost_while_its_group_starts_is_replaced_as_well(actor, tmp_path):
+    resources = ResourcesConfig(max_failures=1, wait_s=0)
+    callbacks = [LostWhileRayIsBusy()]
+    how = {"signals": actor, "say": print, "callbacks": callbacks}
+    assert run_on_workers(die_once, tmp_path / "marker", resources, **how) == 17
+
+
+def count_then_ask_for_more(job: tuple[Path, object]) -> int | Regroup:
+    """Called in each worker; with one of them, until there is room for another."""
+    marker, actor = job
+    num_workers = parallel.world_size()
+    if num_workers == 1:
+        ray.get(actor.wait_for_room.remote())
+        return Regroup()
+    if parallel.rank() == 0 and not marker.exists():  # Ray Train ends the other as well
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return num_workers
+
+
+def test_a_range_takes_what_there_is_then_more_and_bears_a_loss(actor, tmp_path, holding, monkeypatch):
+    patience_s = room._PATIENCE_S
+    monkeypatch.setattr(room, "_PATIENCE_S", 1.0)
+    asked = {"workers": {"min": 1, "max": 2}, "cpus_per_worker": 2, "resize_every_s": 1, "max_failures": 1}
+    said = []
+    with holding(3) as let_go:
+
+        def say(text: str) -> None:
+            if not said:
+                threading.Timer(3, let_go).start()
+                monkeypatch.setattr(room, "_PATIENCE_S", patience_s)
+            said.append(text)
+
+        job = (tmp_path / "marker", actor)
+        how = {"signals": actor, "say": say, "regroups": True}
+        assert run_on_workers(count_then_ask_for_more, job, ResourcesConfig(**asked), **how) == 2
+    assert said == ["1 of 1 to 2 workers begin", "2 of 1 to 2 workers begin", "2 of 1 to 2 workers begin"]
+
+
+def count(_) -> int:
+    """Called in each worker."""
+    return parallel.world_size()
+
+
+def test_a_range_goes_on_with_fewer_where_room_turns_out_to_be_none(actor, holding, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+    monkeypatch.setattr(room, "_free_nodes", nodes)
+    resources, said = ResourcesConfig(workers={"min": 1, "max": 2}, max_failures=0), []
+    with holding(5):
+        assert run_on_workers(count, None, resources, signals=actor, say=said.append, regroups=True) == 1
+    assert said == ["2 of 1 to 2 workers begin", "1 of 1 to 2 workers begin"]
+
+
+def test_a_fixed_number_for_which_room_turns_out_to_be_none_is_tried_again_and_given_up(actor, holding, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    monkeypatch.setattr(room, "_free_nodes", nodes)
+    with holding(6), pytest.raises(WorkerError, match="no room for the workers any more, however long it was waited"):
+        run_on_workers(count, None, ResourcesConfig(max_failures=1), signals=actor, say=print)
+
+
+def test_of_two_runs_that_saw_the_same_room_the_slower_queues_again(actor, holding, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+    looks, look = iter([nodes]), room._free_nodes  # the first look is before the other takes its place
+    monkeypatch.setattr(room, "_free_nodes", lambda labels: next(looks, look)(labels))
+    said = []
+    with holding(6) as let_go:
+
+        def say(text: str) -> None:
+            said.append(text)
+            let_go()
+
+        assert run_on_workers(count, None, ResourcesConfig(max_failures=0), signals=actor, say=say) == 1
+    assert said == ["others use the cluster: of 1 workers with 1 CPU each, 0 have room now: waiting for them"]
+
+
+def test_the_first_error_is_the_one_that_is_told(actor):
+    for message in ("first", "second"):
+        ray.get(actor.fail.remote(message))
+    assert _guarded({"task": _Task(fail, ValueError("never called"), actor)}).message == "first"
+
+
+def test_who_waits_for_a_stop_waits_until_it_is_asked_for(actor):
+    waiting = actor.wait_for_stop.remote()
+    assert not ray.wait([waiting], timeout=0.2)[0]
+    actor.ask_to_stop.remote()
+    assert ray.wait([waiting], timeout=60)[0]
+    assert ray.wait([actor.wait_for_stop.remote()], timeout=60)[0], "who asks later hears it as well"
+
+
+def test_who_asks_to_stop_while_there_is_no_room_is_heard(actor, holding):
+    said = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        actor.ask_to_stop.remote()
+
+    with holding(6), pytest.raises(Terminated) as stopped:
+        run_on_workers(die_once, None, ResourcesConfig(), signals=actor, say=say)
+    assert stopped.value.message.startswith("stopped, as asked, while it waited for room")
+    assert said == ["others use the cluster: of 1 workers with 1 CPU each, 0 have room now: waiting for them"]
+
+
+def test_room_that_is_seen_before_a_worker_listens_is_its_own(actor):
+    ray.get(actor.ask_to_regroup.remote())
+    waiting = actor.wait_for_room.remote()
+    assert not ray.wait([waiting], timeout=0.2)[0]
+    ray.get(actor.ask_to_regroup.remote())
+    assert ray.wait([waiting], timeout=60)[0]
+    ray.get([actor.begin.remote(), actor.ask_to_regroup.remote()])
+    assert not ray.wait([actor.wait_for_room.remote()], timeout=0.2)[0], "that of another group"
+
+
+def test_a_cluster_that_does_not_answer_is_said_at_once():
+    _check_reachable("auto")  # Ray's own to find
+    with pytest.raises(ClusterUnreachable, match=r"ray://127\.0\.0\.1:9 .*send it there with `waver submit`"):
+        _check_reachable("ray://127.0.0.1:9")
+    with pytest.raises(ClusterUnreachable, match=r"RAY_ADDRESS=127\.0\.0\.1:9 .*unset RAY_ADDRESS"):
+        _check_reachable("127.0.0.1:9")

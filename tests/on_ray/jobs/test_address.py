@@ -1,0 +1,53 @@
+import pytest
+
+from waver.on_ray.jobs import AddressError, dashboard_address, is_loopback
+
+
+@pytest.mark.parametrize(
+    ("asked", "environ", "expected"),
+    [
+        ("http://head:8265/", {}, "http://head:8265"),
+        ("http://head:8265", {"RAY_API_SERVER_ADDRESS": "http://other:8265"}, "http://head:8265"),
+        (None, {"RAY_API_SERVER_ADDRESS": "http://other:8265"}, "http://other:8265"),
+        (None, {"RAY_ADDRESS": "https://ray.example.com"}, "https://ray.example.com"),
+        (None, {"RAY_ADDRESS": "http://a:1", "RAY_API_SERVER_ADDRESS": "http://b:2"}, "http://b:2"),
+    ],
+)
+def test_address_is_what_was_asked_or_the_environment(asked, environ, expected):
+    assert dashboard_address(asked, environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "environ", "expected"),
+    [
+        (None, {}, "--address is missing: jobs are sent to the dashboard"),
+        (None, {"RAY_ADDRESS": "10.0.0.1:6379"}, r"--address is missing \(RAY_ADDRESS=10.0.0.1:6379 is not that"),
+        ("head:6379", {}, "--address head:6379: write .* as in http://head:8265"),
+        (
+            "ray://head:10001",
+            {},
+            "--address ray://head:10001: jobs are sent to the dashboard, .* as in http://head:8265",
+        ),
+        ("http://", {}, "as in http://HEAD:8265"),
+        ("http://head:many", {}, "--address http://head:many: "),
+        ("http://me:opensesame@head:8265", {}, "has a password in it"),
+    ],
+)
+def test_addresses_of_something_else_are_refused(asked, environ, expected):
+    with pytest.raises(AddressError, match=expected) as refused:
+        dashboard_address(asked, environ)
+    assert "opensesame" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("http://127.0.0.1:8265", True),
+        ("http://localhost:1", True),
+        ("http://[::1]:8265", True),
+        ("http://10.0.0.1:8265", False),
+        ("http://localhost.example.com", False),
+    ],
+)
+def test_loopback(address, expected):
+    assert is_loopback(address) is expected

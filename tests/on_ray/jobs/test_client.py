@@ -1,0 +1,63 @@
+"""What would be uploaded; jobs themselves are in tests/cluster/test_jobs.py."""
+
+import logging
+import socket
+
+import pytest
+from ray._private.runtime_env.packaging import create_package
+
+from waver.on_ray.jobs import PackageError, Submission, SubmissionError, package_size
+from waver.on_ray.jobs.client import JobError, send_job, uploaded_files
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with what belongs into an upload, and what does not."""
+    root = tmp_path / "project"
+    for name in (
+        "experiments/a.yaml",
+        "storage/clips/x.parquet",
+        "notes.txt",
+        "drafts/b.yaml",
+        "sub/c.log",
+        ".git/HEAD",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x" * 1000)
+    (root / ".gitignore").write_text("notes.txt\n")
+    (root / "sub" / ".rayignore").write_text("*.log\n")
+    return root
+
+
+def submission(folder, **what):
+    settings = {"needs": (), "excludes": ("/storage",), "environment": {}, "metadata": {}, "runs": None}
+    return Submission(entrypoint="true", working_dir=folder, **settings | what)
+
+
+def test_what_is_measured_is_what_ray_packs(folder, tmp_path):
+    files = uploaded_files(folder, ("/storage", "/drafts"))
+    assert set(files) == {"experiments/a.yaml", ".gitignore", "sub/.rayignore"}
+    excludes = ["/storage", "/drafts", ".git"]
+    create_package(
+        str(folder), tmp_path / "all.zip", True, excludes=excludes, logger=logging.getLogger("quiet in this test")
+    )
+    assert package_size(files) == (tmp_path / "all.zip").stat().st_size
+
+
+def test_nothing_is_sent_that_could_not_start_or_is_too_large(folder):
+    nobody = "http://127.0.0.1:9"  # these checks come before anybody is asked
+    with pytest.raises(SubmissionError, match=r"notes\.txt would not be uploaded: .* \.gitignore, \.rayignore"):
+        send_job(submission(folder, needs=("experiments/a.yaml", "notes.txt")), nobody, say=print)
+    with (folder / "weights.bin").open("wb") as file:
+        file.truncate(100 * 2**20)
+    with pytest.raises(PackageError, match=r"(?s)100\.0 MiB would be uploaded.*100\.0 MiB  weights\.bin") as refused:
+        send_job(submission(folder), nobody, say=print)
+    assert "--exclude 'weights.bin'" in str(refused.value)
+
+
+def test_an_address_where_nobody_answers_ends_in_a_sentence(folder):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    with pytest.raises(JobError, match=f"nobody answers at {closed} .*Is the cluster up"):
+        send_job(submission(folder), closed, say=print)

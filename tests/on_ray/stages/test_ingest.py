@@ -1,0 +1,227 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from rays import family, kill
+
+from waver.data.clip_store import ClipStore, StoreError, StoreSettings
+from waver.on_ray.stages.ingest import IngestError, IngestReport, ingest
+
+VIDEOS = Path(os.environ.get("WAVER_VIDEOS", Path(__file__).parents[3].parent / "shared/data/videos"))
+SMALL = StoreSettings(frames_per_second=1.0, max_frames=4, size=16)
+SCHEMA = pa.schema(
+    {
+        "clip_id": pa.string(),
+        "path": pa.string(),
+        "start_s": pa.float64(),
+        "end_s": pa.float64(),
+        "caption": pa.string(),
+    }
+)
+
+
+def captions(paths: dict[str, Path], captions_per_clip: int = 2) -> pa.Table:
+    rows = [
+        {"clip_id": clip_id, "path": str(path), "caption": f"caption {i}"}
+        for i in range(captions_per_clip)
+        for clip_id, path in paths.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def run(paths: dict[str, Path], store: Path, **arguments) -> IngestReport:
+    arguments = {
+        "settings": SMALL,
+        "max_failed_fraction": 1.0,
+        "progress": False,
+        "decoders": 2,
+        "say": print,
+    } | arguments
+    return ingest(captions(paths), store, **arguments)
+
+
+def statuses(store: Path) -> dict[str, str]:
+    return {row["clip_id"]: row["status"] for row in ClipStore(store).ledger.to_pylist()}
+
+
+def files(store: Path) -> set[str]:
+    return {path.name for path in store.glob("*/*")}
+
+
+@pytest.fixture
+def videos(tmp_path, render_video) -> dict[str, Path]:
+    (tmp_path / "videos").mkdir()
+    return {f"clip{i}": render_video(tmp_path / f"videos/{i}.gif", grey=10 * i) for i in range(5)}
+
+
+@pytest.mark.skipif(not VIDEOS.is_dir(), reason="no real videos here: set WAVER_VIDEOS")
+def test_real_videos(tmp_path):
+    paths = {str(path.relative_to(VIDEOS)): path for path in VIDEOS.rglob("*") if path.suffix not in ("", ".md")}
+    assert len(paths) == 15
+    report = run(paths, tmp_path, settings=StoreSettings(frames_per_second=1.0, max_frames=12, size=224))
+    assert report.counts == {"ok": 14, "empty": 1}
+    assert report.reasons == {"empty: the file has 0 bytes": 1}
+    store = ClipStore(tmp_path)
+    failed = [row for row in store.ledger.to_pylist() if row["status"] != "ok"]
+    assert [row["clip_id"] for row in failed] == ["broken/zero_bytes_result.webm"]
+    frames, num_frames = store.read(["bikes.mp4", "broken/corrupted.mp4", "bitmap.mp4"])
+    assert frames.shape == (3, 12, 224, 224, 3)
+    assert num_frames.tolist() == [10, 5, 5]
+
+
+def test_each_clip_is_decoded_once(tmp_path, videos):
+    store = tmp_path / "store"
+    report = run(videos, store, clips_per_block=2)
+    assert (report.counts, report.num_decoded, report.num_skipped) == ({"ok": 5}, 5, 0)
+    frames, num_frames = ClipStore(store).read(list(videos))
+    assert num_frames.tolist() == [3] * 5
+    assert frames[:, :3, 8, 8, 0].tolist() == [[10 * i, 10 * i + 10, 10 * i + 20] for i in range(5)]
+    assert ClipStore(store).manifest["complete"]
+
+    before = files(store)
+    again = run(videos, store)
+    assert (again.counts, again.num_decoded, again.num_skipped) == ({"ok": 5}, 0, 5)
+    assert files(store) == before
+
+
+def test_more_clips_only_add_to_the_store(tmp_path, videos):
+    store = tmp_path / "store"
+    run(dict(list(videos.items())[:3]), store)
+    before = files(store)
+    assert run(videos, store).num_decoded == 2
+    assert before < files(store)
+
+
+def test_lost_block_is_decoded_again(tmp_path, videos):
+    store = tmp_path / "store"
+    run(videos, store, clips_per_block=1)
+    lost, damaged, *_ = sorted(store.glob("clips/*.parquet"))
+    lost.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    assert run(videos, store).num_decoded == 2
+    assert len(ClipStore(store).read(list(videos))[0]) == 5
+
+
+def test_failures_are_rows_and_are_tried_again_when_their_file_changes(tmp_path, videos, render_video):
+    store, folder = tmp_path / "store", tmp_path / "videos"
+    videos["late"] = folder / "late.gif"
+    videos["torn"] = folder / "torn.gif"
+    videos["torn"].write_bytes(b"GIF89a and no more")
+    assert run(videos, store).counts == {"ok": 5, "missing": 1, "corrupt": 1}
+    before = files(store)
+    assert run(videos, store).num_decoded == 0
+    assert files(store) == before
+
+    render_video(videos["late"])
+    render_video(videos["torn"])
+    # As if the failed attempt were longer ago than the clock of the disk can tell.
+    for ledger in store.glob("ledger/*"):
+        os.utime(ledger, (0, 0))
+    report = run(videos, store)
+    assert (report.counts, report.num_decoded) == ({"ok": 7}, 2)
+
+
+def test_budget_is_checked_after_the_ledger_is_written(tmp_path, videos):
+    videos |= {f"absent{i}": tmp_path / f"{i}.mp4" for i in range(3)}
+    with pytest.raises(IngestError, match=r"3 of 8 clips could not be decoded(.|\n)*3 x missing: no such file"):
+        run(videos, tmp_path / "store", max_failed_fraction=0.3)
+    assert sorted(statuses(tmp_path / "store").values()) == ["missing"] * 3 + ["ok"] * 5
+    assert ClipStore(tmp_path / "store").manifest["complete"]
+    assert run(videos, tmp_path / "store", max_failed_fraction=0.4).num_decoded == 0
+
+
+def test_hanging_clip_ends_as_timeout(tmp_path, videos):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    videos["pipe"] = tmp_path / "pipe.mp4"
+    report = run(videos, tmp_path / "store", timeout_s=2.0)
+    assert report.counts == {"ok": 5, "timeout": 1}
+    assert report.reasons == {"timeout: not decoded after 2 s": 1}
+
+
+def test_two_runs_at_once(tmp_path, videos):
+    reports = []
+    threads = [threading.Thread(target=lambda: reports.append(run(videos, tmp_path / "store"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [report.counts for report in reports] == [{"ok": 5}] * 2
+    frames, _ = ClipStore(tmp_path / "store").read(list(videos))
+    assert frames[:, 0, 8, 8, 0].tolist() == [0, 10, 20, 30, 40]
+
+
+def test_other_settings_are_refused(tmp_path, videos):
+    run(videos, tmp_path / "store")
+    with pytest.raises(StoreError, match="size: 16 in the store, 32 asked"):
+        run(videos, tmp_path / "store", settings=StoreSettings(frames_per_second=1.0, max_frames=4, size=32))
+
+
+def test_store_that_cannot_be_written(tmp_path, videos):
+    """A path with room for the manifest but not for the longer names of blocks stands in for a disk that refuses."""
+    store = tmp_path
+    while (left := 4095 - len(f"{store}/clips/{'x' * 40}")) > 0:
+        store /= "x" * min(left, 200)
+    with pytest.raises(IngestError, match=r"could not be decoded into .* \[Errno 36\] File name too long"):
+        run(videos, store)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_in_the_middle_and_continued(tmp_path, videos, render_video, how):
+    store, pipe = tmp_path / "store", tmp_path / "videos/pipe.gif"
+    os.mkfifo(pipe)  # the run stands still at this clip
+    videos["pipe"] = pipe
+    driver = subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, str(store), str(SMALL), *videos, *map(str, videos.values())],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while len(list(store.glob("ledger/*.parquet"))) < 5:
+            assert driver.poll() is None, driver.stderr.read()
+            time.sleep(0.1)
+    finally:
+        processes = family(driver.pid)
+        driver.send_signal(how)
+    _, output = driver.communicate()
+    # The actor outlives its driver for a moment, and would write down what it finds in the pipe.
+    kill(processes)
+    pipe.unlink()
+    if how == signal.SIGINT:
+        assert "stopped. 5 of 6 clips are done and kept in" in output
+        assert driver.returncode == 130
+    assert set(statuses(store)) == {f"clip{i}" for i in range(5)}
+    assert not ClipStore(store).manifest["complete"]
+
+    render_video(pipe)
+    report = run(videos, store)
+    assert (report.counts, report.num_decoded, report.num_skipped) == ({"ok": 6}, 1, 5)
+
+
+_DRIVER = """
+import signal
+import sys
+from pathlib import Path
+import pyarrow as pa
+from waver.data.clip_store import StoreSettings
+from waver.on_ray.cluster.connection import connect
+from waver.on_ray.stages.ingest import IngestInterrupted, ingest
+
+# A test run in the background of a shell inherits that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+store, settings, *rest = sys.argv[1:]
+ids, paths = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+none = pa.nulls(len(ids), pa.float64())
+captions = pa.table({"clip_id": ids, "path": paths, "start_s": none, "end_s": none})
+try:
+    with connect(num_cpus=1):
+        ingest(captions, Path(store), eval(settings), timeout_s=60, decoders=1, clips_per_block=1, say=print, progress=False)
+except IngestInterrupted as stopped:
+    print(stopped, file=sys.stderr)
+    sys.exit(130)
+"""

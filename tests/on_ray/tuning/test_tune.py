@@ -1,0 +1,211 @@
+"""Sweeps on Ray Tune. One small sweep serves most tests."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from rays import family, kill
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from waver.config import load_config
+from waver.on_ray.cluster.capacity import ClusterTooSmall
+from waver.on_ray.stages.train import run_training
+from waver.on_ray.tuning.plan import Plan, describe_plan, plan_sweep
+from waver.on_ray.tuning.tune import run_sweep
+from waver.runs.folder import checkpoints
+from waver.runs.tracking import read_metrics
+from waver.sweeps.folder import SweepError, TrialState, read_trials
+
+EPOCHS, REPEATS = 3, 2
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, build_project, captions) -> Path:
+    """A folder as a user has it, whose experiment trains with one worker."""
+    return build_project(
+        tmp_path_factory.mktemp("sweeps"), captions, train={"epochs": EPOCHS}, resources={"workers": 1}
+    )
+
+
+def write_sweep(project: Path, name: str, **settings) -> Path:
+    path = project / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"name": name, "base": "experiment.yaml", **settings}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def swept(project) -> tuple[Plan, list[TrialState], list[str], list]:
+    """A grid of six points, two of which must fail, with two seeds each; what it said and showed."""
+    path = write_sweep(
+        project,
+        "grid",
+        space={
+            "train.lr": {"choice": [1e-3, 1e30]},
+            "similarity.kind": {"choice": ["wti", "dp"]},
+            "similarity.wti_layers": {"choice": [1, 2], "when": {"similarity.kind": "wti", "train.lr": 1e-3}},
+            "train.warmup_fraction": {"choice": [0.7], "when": {"train.lr": 1e30}},
+        },
+        search="grid",
+        repeats=REPEATS,
+        scheduler={"reduction_factor": 2},
+    )
+    said, shown = [], []
+    plan = plan_sweep(path)
+    return plan, run_sweep(plan, say=said.append, show=shown.append), said, shown
+
+
+def test_every_trial_ends_and_failures_are_recorded_with_their_cause(swept):
+    plan, states, _, _ = swept
+    assert [state.number for state in sorted(states, key=lambda state: state.number)] == list(range(5))
+    for state in states:
+        if state.point["train.lr"] == 1e30:
+            assert state.status == "failed"
+            assert "Lower train.lr" in state.error
+        else:
+            assert state.status in ("finished", "stopped")
+            assert (state.epochs == EPOCHS * REPEATS) == (state.status == "finished")
+    assert states[0].status == "finished"
+    assert states[-1].status == "failed"
+    assert plan.points is not None
+
+
+def test_the_objective_is_the_mean_over_seeds_of_the_best_checkpoint(swept):
+    plan, states, _, _ = swept
+    best = states[0]
+    assert [run.seed for run in best.runs] == [0, 1]
+    results = [json.loads((run.folder / "result.json").read_text())["validation"]["t2v/R@1"] for run in best.runs]
+    rows = [row for row in pq.read_table(plan.folder / "results.parquet").to_pylist() if row["trial"] == best.number]
+    assert [row["t2v/R@1"] for row in rows] == results
+    assert all(row["objective"] == pytest.approx(sum(results) / 2) for row in rows)
+    assert all(row["deviation"] == pytest.approx(abs(results[0] - results[1]) / 2**0.5) for row in rows)
+
+
+def test_only_the_best_keeps_its_checkpoints(swept):
+    _, states, _, _ = swept
+    for state in states:
+        kept = {run.seed: checkpoints(run.folder) for run in state.runs}
+        assert any(kept.values()) == (state is states[0])
+    for run in states[0].runs:
+        assert 1 <= len(checkpoints(run.folder)) <= 3
+        assert EPOCHS in checkpoints(run.folder)
+
+
+def test_all_results_are_there(swept):
+    plan, states, said, shown = swept
+    there = {path.name for path in plan.folder.iterdir()}
+    assert {"sweep.yaml", "base.yaml", "results.csv", "results.parquet", "best.yaml", "report.html"} <= there
+    assert (plan.folder / "results.csv").read_text().count("\n") > len(states)
+    assert len(shown) == 1
+    assert shown[0].row_count == len(states)
+    page = (plan.folder / "report.html").read_text()
+    assert page.count("<svg") >= 5
+    assert "clip store" in page
+    assert "Lower train.lr" in page
+    assert 'src="' not in page, "it needs no other file"
+    assert 'href="http' not in page
+    assert any("found" in line for line in said), "nothing was decoded twice"
+    for state in states:
+        if state.status != "failed":
+            events = EventAccumulator(str(plan.folder / "events" / f"trial_{state.number:04d}"))
+            events.Reload()
+            assert "objective" in events.Tags()["scalars"]
+            assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_best_yaml_gives_the_metric_again(swept):
+    plan, states, _, _ = swept
+    config = load_config(plan.folder / "best.yaml")
+    assert config.seed == states[0].runs[0].seed
+    result = run_training(config, say=lambda text: None)
+    for name, value in states[0].runs[0].metrics.items():
+        assert result["validation"][name] == pytest.approx(value, abs=1e-3)
+
+
+def test_a_finished_sweep_says_so_and_another_under_its_name_is_refused(swept, project):
+    plan, states, _, _ = swept
+    said = []
+    again = run_sweep(plan, say=said.append, show=lambda table: None)
+    assert [state.number for state in again] == [state.number for state in states]
+    assert "is finished" in said[0]
+    other = write_sweep(project, "other", space={"similarity.kind": {"choice": ["wti", "dp"]}}, search="grid")
+    other.write_text(other.read_text().replace("name: other", "name: grid"))
+    with pytest.raises(SweepError, match=r"holds a sweep whose sweep.yaml differs"):
+        run_sweep(plan_sweep(other), say=said.append, show=lambda table: None)
+
+
+def test_a_trial_that_can_never_fit_is_an_error_before_the_start(project):
+    path = write_sweep(
+        project, "large", space={"train.lr": {"choice": [1e-3, 1e-4]}}, set={"resources.cpus_per_worker": 7}
+    )
+    plan = plan_sweep(path)
+    with pytest.raises(ClusterTooSmall, match=r"1 workers with 7 CPU each are asked for.*6 CPUs"):
+        run_sweep(plan, say=lambda text: None, show=lambda table: None)
+    with pytest.raises(ClusterTooSmall, match=r"room for 0"):
+        describe_plan(plan, say=lambda text: None)
+    assert read_trials(plan.folder) == []
+
+
+def test_trials_of_several_workers_are_runs_of_ray_train(project):
+    path = write_sweep(
+        project,
+        "wide",
+        space={"similarity.kind": {"choice": ["wti", "dp"]}},
+        search="grid",
+        set={"resources.workers": 2, "train.epochs": 2},
+        scheduler={"reduction_factor": 2},
+        keep_best=2,
+    )
+    said = []
+    states = run_sweep(plan_sweep(path), say=said.append, show=lambda table: None)
+    assert any("2 trials, 2 at a time" in line for line in said)
+    assert {state.status for state in states} <= {"finished", "stopped"}
+    assert states[0].status == "finished"
+    assert len(checkpoints(states[0].runs[0].folder)) >= 1
+    assert states[0].epochs == 2
+
+
+def test_killed_and_run_again_the_sweep_goes_on(project):
+    """kill -9 of the whole job, driver, Ray's daemons and trials, when one trial is finished and another has begun."""
+    path = write_sweep(
+        project,
+        "killed",
+        space={"loss.contrastive": {"uniform": [0.5, 1]}, "similarity.kind": {"choice": ["wti", "dp"]}},
+        search="optuna",
+        num_samples=3,
+        set={"train.epochs": 25},
+        scheduler={"kind": "none"},
+        max_concurrent=1,
+    )
+    plan = plan_sweep(path)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    job = subprocess.Popen(
+        [sys.executable, "-m", "waver", "tune", str(path)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while sum(state.epochs > 1 for state in read_trials(plan.folder)) < 2:
+            assert job.poll() is None, job.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        kill(family(job.pid))
+        job.communicate()
+    before = read_trials(plan.folder)
+    assert [state.status for state in before] == ["finished", "running"]
+    first = (before[0].runs[0].folder / "metrics.jsonl").read_bytes()
+    assert not (plan.folder / "results.csv").exists()
+
+    states = run_sweep(plan, say=lambda text: None, show=lambda table: None)
+    assert [state.status for state in states] == ["finished"] * 3
+    by_number = {state.number: state for state in states}
+    assert (by_number[0].runs[0].folder / "metrics.jsonl").read_bytes() == first, "a finished trial is not run again"
+    assert [by_number[n].point for n in (0, 1)] == [state.point for state in before]
+    steps = [row["step"] for row in read_metrics(by_number[1].runs[0].folder) if "split" not in row]
+    assert steps == list(range(1, len(steps) + 1)), "it went on from its checkpoint"
+    assert by_number[1].seconds > before[1].seconds

@@ -1,0 +1,238 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from waver.runs.comparison import ComparisonError, compare_runs
+from waver.runs.comparison.tables import comparison_tables
+from waver.runs.folder import open_run
+from waver.runs.tracking import Tracker
+from waver.tools.files import write_json
+from waver.tools.object_store import local_copy
+
+DATA = {"num_train_clips": 13, "digest": "abc"}
+EVALUATION = {
+    "split": "test",
+    "metrics": {"t2v/R@1": 50.0, "t2v/MnR": 3.0},
+    "gallery_size": 9,
+    "num_queries": 24,
+    "missing_clips": ["v20"],
+    "chosen_on": "validation",
+    "validation": "own",
+    "ties": "average",
+    "styles": {"plain": {"t2v/R@1": 40.0}},
+    "leaky": False,
+    "device": "cpu",
+    "precision": "fp32",
+}
+
+
+@pytest.fixture
+def make(tmp_path, load_tiny):
+    """Makes a run; `recall` of each epoch, finished or not, with an evaluation or without."""
+
+    def make(name, recalls=(9.0, 5.0), *, finished=True, evaluation=None, data=DATA, folder=None, **overrides):
+        folder = folder or tmp_path / "runs" / name
+        open_run(folder, load_tiny(name=name, **overrides), data)
+        with Tracker(folder) as tracker:
+            for epoch, recall in enumerate(recalls, 1):
+                for step in (10 * epoch - 1, 10 * epoch):
+                    tracker.log(step, {"loss/total": 1.0, "clips_per_s": 100.0 + step}, epoch=epoch)
+                metrics = {"t2v/R@1": recall, "t2v/MnR": 10.0 - recall}
+                tracker.log(10 * epoch, metrics, epoch=epoch, split="validation")
+        if finished:
+            result = {"epochs": 2, "validation_split": "own", "seconds": 12.5, "peak_memory_bytes_of_worker": 7}
+            write_json(folder / "result.json", result)
+        if evaluation is not None:
+            write_json(folder / "evaluation_test.json", EVALUATION | evaluation)
+        return folder
+
+    return make
+
+
+def differing(rows):
+    return {row.key: (row.a, row.b) for row in rows if row.differs}
+
+
+def printed(comparison, **how):
+    console = Console(width=200, record=True, file=io.StringIO())
+    for part in comparison_tables(comparison, **how):
+        console.print(part)
+    return console.export_text()
+
+
+def test_what_differs_and_what_came_of_it(make):
+    a = make("a", (9.0, 5.0), evaluation={})
+    b = make(
+        "b",
+        (4.0, 11.0),
+        evaluation={"metrics": {"t2v/R@1": 62.5, "t2v/MnR": 2.0}},
+        data=DATA | {"digest": "xyz"},
+        **{"train.lr": 3e-3, "resources.workers": 2},
+    )
+    comparison = compare_runs(a, b)
+    assert (comparison.a, comparison.b) == ("a", "b")
+    assert differing(comparison.config) == {"train.lr": (1e-3, 3e-3), "resources.workers": (1, 2)}
+    counts = {row.key: row.counts for row in comparison.config}
+    assert counts["train.lr"]
+    assert not counts["resources.workers"]
+    assert differing(comparison.data) == {"digest": ("abc", "xyz")}
+    assert differing(comparison.environment) == {}
+    assert differing(comparison.training) == {"best epoch": (1, 2)}
+    training = {row.key: row.a for row in comparison.training}
+    assert training["seconds (since its workers were last started)"] == 12.5
+    assert training["clips per second (median)"] == 119.0  # of steps 10, 19 and 20: the first waited for everything
+    validation, test = comparison.figures
+    assert differing(validation.rows) == {"t2v/R@1": (9.0, 11.0), "t2v/MnR": (1.0, -1.0)}
+    assert differing(test.rows) == {"t2v/R@1": (50.0, 62.5), "t2v/MnR": (3.0, 2.0)}
+    assert ("t2v/R@1, plain", 40.0, 40.0) in [(row.key, row.a, row.b) for row in test.rows]
+    assert validation.not_comparable == test.not_comparable == ()
+    assert test.cautions == ("one query of 24 is 4.17 points of R@K from text to video",)
+    assert comparison.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"gallery_size": 8}, "another gallery: 9 and 8"),
+        ({"num_queries": 9}, "other queries: 24 and 9"),
+        ({"ties": "lucky"}, "ties are counted in another way"),
+        ({"split": "validation"}, "another split: test and validation"),
+    ],
+)
+def test_figures_of_something_else_are_not_comparable(make, other, reason):
+    comparison = compare_runs(make("a", evaluation={}), make("b", evaluation=other))
+    assert any(reason in sentence for sentence in comparison.figures[1].not_comparable)
+    assert reason in printed(comparison)
+    assert "+0.00" not in printed(comparison).partition("evaluation_test")[2]
+
+
+def test_figures_on_other_data_are_not_comparable(make):
+    comparison = compare_runs(
+        make("a", evaluation={}), make("b", evaluation={}, **{"data.annotations": "/other.jsonl"})
+    )
+    assert all("data.annotations" in figures.not_comparable[0] for figures in comparison.figures)
+
+
+def test_other_held_out_videos_make_validation_incomparable_where_it_is_held_out(make):
+    a, b = make("a"), make("b", **{"data.validation_seed": 1})
+    assert compare_runs(a, b).figures[0].not_comparable == ()  # the data set has a split of its own
+    for folder in (a, b):
+        write_json(folder / "result.json", {"validation_split": "5% of train, held out"})
+    assert "data.validation_seed = 0 and 1" in compare_runs(a, b).figures[0].not_comparable[0]
+
+
+def test_cautions(make):
+    comparison = compare_runs(make("a", evaluation={}), make("b", evaluation={"missing_clips": ["v1"], "leaky": True}))
+    assert "leaky dictionary: False and True" in comparison.figures[1].cautions
+    assert any("2 clips of the gallery were lost to one" in caution for caution in comparison.figures[1].cautions)
+
+
+def test_runs_that_are_not_finished(make):
+    a, b, c = make("a"), make("b", (4.0,), finished=False), make("c", (), finished=False)
+    comparison = compare_runs(a, b)
+    assert differing(comparison.training)["status"] == ("finished", "not finished: step 10, epoch 1 of 2")
+    assert comparison.figures[0].cautions == ("b not finished: the best so far",)
+    comparison = compare_runs(a, c)
+    assert comparison.figures == ()
+    assert comparison.notes == ("validation is not compared: c has no evaluation yet",)
+    assert "not finished: no step yet" in printed(comparison)
+
+
+def test_an_evaluation_of_one_alone(make):
+    assert compare_runs(make("a", evaluation={}), make("b")).notes == (
+        "evaluation_test is there for a alone: make the other with `waver evaluate`",
+    )
+
+
+def test_all_that_is_damaged_is_said_and_the_rest_is_compared(make):
+    a, b = make("a", evaluation={}), make("b", evaluation={})
+    (b / "data.json").unlink()
+    (b / "environment.json").write_text("{")
+    (b / "evaluation_test.json").write_text("[]")
+    (b / "evaluation_train.json").write_text('{"metrics": 3}')
+    (b / "config.yaml").write_text("name: b\nsurprise: 1\n")
+    with (b / "metrics.jsonl").open("a") as file:
+        file.write("{}\n")
+    comparison = compare_runs(a, b)
+    text = "\n".join(comparison.notes)
+    for said in (
+        "data.json is missing",
+        "environment.json is damaged",
+        "evaluation_test.json holds no object but a list",
+        "evaluation_train.json holds no metrics",
+        "surprise",
+        "1 lines without a step",
+        "settings are not compared",
+    ):
+        assert said in text
+    assert comparison.config == ()
+    assert [figures.title for figures in comparison.figures] == ["best validation (epochs 1 and 1)"]
+    assert "data.json is missing" in printed(comparison)
+
+
+def test_curves_that_cannot_be_read(make):
+    a, b = make("a"), make("b")
+    (b / "metrics.jsonl").write_text("garbage\n")
+    notes = "\n".join(compare_runs(a, b).notes)
+    assert "metrics.jsonl is damaged" in notes
+    assert "b has no evaluation yet" in notes
+
+
+def test_seeds_of_a_trial_are_runs(make, tmp_path):
+    trial = tmp_path / "sweeps" / "s" / "trials" / "0001"
+    a = make("s-0001-seed0", folder=trial / "seed_0")
+    b = make("s-0001-seed1", folder=trial / "seed_1", seed=1)
+    assert differing(compare_runs(a, b).config) == {"seed": (0, 1)}
+    with pytest.raises(ComparisonError, match=r"0001 is no run.*such as .*0001/seed_0"):
+        compare_runs(trial, b)
+    with pytest.raises(ComparisonError, match=r"s is no run.*such as .*0001/seed_0"):
+        compare_runs(tmp_path / "sweeps" / "s", b)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(make, tmp_path):
+    comparison = compare_runs(make("a"), make("a", folder=tmp_path / "elsewhere"))
+    assert (comparison.a, comparison.b) == (str(tmp_path / "runs" / "a"), str(tmp_path / "elsewhere"))
+
+
+def test_what_is_no_run_is_said_of_both_at_once(make, tmp_path):
+    a = make("a")
+    (a / "checkpoint_epoch_0001").mkdir()
+    (a / "checkpoint_epoch_0001" / "model.safetensors").touch()
+    with pytest.raises(ComparisonError) as caught:
+        compare_runs(tmp_path / "typo", a / "checkpoint_epoch_0001")
+    assert "typo is not there" in str(caught.value)
+    assert f"is a checkpoint: name its run, {a}" in str(caught.value)
+    with pytest.raises(ComparisonError, match="are the same run"):
+        compare_runs(a, a / ".." / "a")
+
+
+def test_tables_show_what_differs_or_everything(make):
+    comparison = compare_runs(make("a", evaluation={}), make("b"))
+    short, long = printed(comparison), printed(comparison, all_rows=True)
+    assert "configuration: equal in all" in short
+    assert "train.lr" not in short
+    assert "train.lr" in long
+
+
+def test_differences_have_a_sign_and_square_brackets_stay(make):
+    a = make("a", evaluation={})
+    b = make("b", evaluation={"metrics": {"t2v/R@1": 47.5, "t2v/MnR": 3.5}}, **{"text.prompt": "[red]{}"})
+    text = printed(compare_runs(a, b))
+    assert "[red]{}" in text
+    rows = {
+        line.split()[0]: line.split()[1:] for line in text.partition("evaluation_test")[2].splitlines() if "/" in line
+    }
+    assert rows["t2v/R@1"] == ["50.00", "47.50", "-2.50"]
+    assert rows["t2v/MnR"] == ["3.00", "3.50", "+0.50"]
+
+
+def test_runs_in_an_object_store(make, s3, tmp_path):
+    here, there = (local_copy(f"{s3}/runs", tmp_path / machine) for machine in ("here", "there"))
+    make("a", folder=here / "a", evaluation={})
+    make("b", folder=here / "b", finished=False, **{"train.lr": 0.5})
+    found, expected = compare_runs(there / "a", there / "b"), compare_runs(here / "a", here / "b")
+    assert printed(found, all_rows=True) == printed(expected, all_rows=True)
+    for name, message in (("typo", "is not there"), ("", r"is no run, .*such as s3://waver/.*/runs/a")):
+        with pytest.raises(ComparisonError, match=message):
+            compare_runs(there / name, there / "a")

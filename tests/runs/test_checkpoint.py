@@ -1,0 +1,107 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from waver.runs.checkpoint import (
+    CheckpointError,
+    checkpoint_config,
+    is_whole,
+    learned_from,
+    load_student,
+    restore_training,
+    save_checkpoint,
+)
+from waver.training.build import build_training
+from waver.training.step import make_batch, train_step
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def batch(captions, store, tiny_config):
+    rows = np.array([0, 1, 3])
+    return make_batch(captions, rows, store.read(["v00", "v01", "v02"]), tiny_config, 3)
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path, batch, tiny_config):
+    training = build_training(tiny_config, num_steps=10, device=CPU)
+    train_step(training, batch, tiny_config)
+    training.epoch = 1
+    save_checkpoint(tmp_path, training, tiny_config)
+    expected = [train_step(training, batch, tiny_config), torch.rand(1), np.random.rand()]
+
+    torch.manual_seed(99)
+    again = build_training(tiny_config, num_steps=10, device=CPU)
+    restore_training(tmp_path, again)
+    assert (again.epoch, again.step) == (1, 1)
+    resumed = [train_step(again, batch, tiny_config), torch.rand(1), np.random.rand()]
+    assert resumed == expected
+    for name, value in training.student.state_dict().items():
+        assert torch.equal(again.student.state_dict()[name], value)
+
+
+def test_the_model_comes_with_its_configuration(tmp_path, tiny_config):
+    training = build_training(tiny_config, num_steps=10, device=CPU)
+    save_checkpoint(tmp_path, training, tiny_config)
+    config = checkpoint_config(tmp_path)
+    assert config == tiny_config
+    for name, value in load_student(tmp_path, config).state_dict().items():
+        assert torch.equal(training.student.state_dict()[name], value)
+
+
+def test_a_checkpoint_does_not_say_where_to_write(tmp_path, tiny_config, load_tiny):
+    theirs = load_tiny(**{"storage.path": "s3://bucket/waver", "storage.cache": str(tmp_path / "theirs")})
+    save_checkpoint(tmp_path / "checkpoint", build_training(tiny_config, num_steps=10, device=CPU), theirs)
+    copies = checkpoint_config(tmp_path / "checkpoint").storage.folder
+    assert not copies.is_relative_to(tmp_path / "theirs")
+    mine = checkpoint_config(tmp_path / "checkpoint", {"storage.cache": str(tmp_path / "mine")})
+    assert mine.storage.folder.is_relative_to(tmp_path / "mine")
+
+
+def test_another_architecture_is_named_by_what_differs(tmp_path, tiny_config, load_tiny):
+    save_checkpoint(tmp_path, build_training(tiny_config, num_steps=10, device=CPU), tiny_config)
+    with pytest.raises(CheckpointError, match=r"missing from the file: text_weights\.4"):
+        load_student(tmp_path, load_tiny(**{"similarity.wti_layers": 3}))
+    wider = dict(tiny_config.model.backbone) | {"embed_dim": 48}
+    with pytest.raises(CheckpointError, match=r"the file has \(32, 32\), the model \(32, 48\)"):
+        load_student(tmp_path, load_tiny(**{"model.backbone": wider}))
+
+
+@pytest.mark.parametrize("damage", ["model.safetensors", "training.pt"])
+def test_damaged_files_are_named(tmp_path, damage, tiny_config):
+    training = build_training(tiny_config, num_steps=10, device=CPU)
+    save_checkpoint(tmp_path, training, tiny_config)
+    os.truncate(tmp_path / damage, 100)
+    with pytest.raises(CheckpointError, match=f"{damage} cannot be read"):
+        restore_training(tmp_path, training)
+
+
+def test_what_a_model_learned_from_is_part_of_its_checkpoint(tmp_path, tiny_config):
+    """Without it nobody knows whether its results are honest."""
+    save_checkpoint(tmp_path, build_training(tiny_config, num_steps=10, device=CPU), tiny_config)
+    assert is_whole(tmp_path)
+    assert learned_from(tmp_path) is None
+    (tmp_path / "knowledge.json").unlink()
+    assert not is_whole(tmp_path)
+    with pytest.raises(CheckpointError, match=r"nobody knows what .* learned from"):
+        learned_from(tmp_path)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path, tiny_config):
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    training = build_training(tiny_config, num_steps=10, device=CPU)
+    save_checkpoint(tmp_path, training, tiny_config)
+    torch.save({"epoch": Bomb()}, tmp_path / "training.pt")
+    with pytest.raises(CheckpointError, match=r"training.pt cannot be read"):
+        restore_training(tmp_path, training)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        checkpoint_config(tmp_path)

@@ -1,0 +1,144 @@
+import json
+import os
+
+import pytest
+import torch
+
+from waver.runs.checkpoint import CheckpointError, save_checkpoint
+from waver.runs.environment import environment
+from waver.runs.folder import (
+    RunError,
+    best_checkpoint,
+    checkpoint_name,
+    checkpoints,
+    describe_checkpoint,
+    find_checkpoint,
+    finished,
+    keep_checkpoint,
+    newest_checkpoint,
+    open_run,
+)
+from waver.runs.tracking import Tracker
+from waver.training.build import build_training
+
+DATA = {"num_train_clips": 13, "digest": "abc"}
+
+
+@pytest.fixture
+def run(tmp_path, tiny_config):
+    """Three evaluated epochs, of which the checkpoints of the second and third are kept."""
+    open_run(tmp_path, tiny_config, DATA)
+    tracker = Tracker(tmp_path)
+    for epoch, recall in ((1, 9.0), (2, 5.0), (3, 5.0)):
+        tracker.log(epoch * 10, {"t2v/R@1": recall, "v2t/R@1": 1.0}, epoch=epoch, split="validation")
+        if epoch > 1:
+            folder = tmp_path / checkpoint_name(epoch)
+            save_checkpoint(folder, build_training(tiny_config, num_steps=1, device=torch.device("cpu")), tiny_config)
+    tracker.close()
+    return tmp_path
+
+
+def test_best_is_chosen_among_those_kept_and_the_later_of_equals(run):
+    path, metrics = best_checkpoint(run)
+    assert path == run / "checkpoint_epoch_0003"
+    assert metrics == {"t2v/R@1": 5.0, "v2t/R@1": 1.0}
+    assert list(checkpoints(run)) == [2, 3]
+
+
+def test_a_checkpoint_that_was_being_copied_is_none(run):
+    os.truncate(run / "checkpoint_epoch_0003" / "model.safetensors", 1000)
+    assert best_checkpoint(run)[0] == run / "checkpoint_epoch_0002"
+    os.truncate(run / "checkpoint_epoch_0002" / "training.pt", 1000)
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        best_checkpoint(run)
+
+
+def test_a_run_or_a_checkpoint_may_be_named(run):
+    assert find_checkpoint(run) == run / "checkpoint_epoch_0003"
+    assert find_checkpoint(run / "checkpoint_epoch_0002") == run / "checkpoint_epoch_0002"
+
+
+def test_what_is_neither(tmp_path, tiny_config):
+    with pytest.raises(CheckpointError, match="is neither a run nor a checkpoint"):
+        find_checkpoint(tmp_path / "typo")
+    open_run(tmp_path, tiny_config, DATA)
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        find_checkpoint(tmp_path)
+
+
+def test_the_folder_says_what_ran_and_where(run, tiny_config):
+    assert (run / "config.yaml").read_text() == tiny_config.to_yaml()
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["torch"]
+    assert environment["ray"]
+    assert environment["command"]
+
+
+def test_a_copy_of_a_checkout_tells_of_which(tmp_path, monkeypatch):
+    monkeypatch.setattr("waver.runs.folder.__file__", str(tmp_path / "waver" / "run.py"))
+    (tmp_path / "waver").mkdir()
+    assert (environment()["git_commit"], environment()["git_changes"]) == (None, None)
+    monkeypatch.setenv("WAVER_GIT_COMMIT", "abc123")
+    monkeypatch.setenv("WAVER_GIT_CHANGES", "")
+    assert (environment()["git_commit"], environment()["git_changes"]) == ("abc123", "")
+
+
+def test_a_name_is_not_reused_by_accident(run, load_tiny):
+    with pytest.raises(RunError, match=r"train.lr: 0.001 there, 0.5 asked.*--set name="):
+        open_run(run, load_tiny(**{"train.lr": 0.5}), DATA)
+
+
+def test_a_name_is_free_while_nothing_was_learned_under_it(tmp_path, tiny_config, load_tiny):
+    open_run(tmp_path, tiny_config, DATA)
+    open_run(tmp_path, load_tiny(**{"train.lr": 0.5}), DATA)
+
+
+def test_a_run_does_not_go_on_with_other_data(run, tiny_config):
+    open_run(run, tiny_config, DATA)
+    with pytest.raises(RunError, match=r"on other data .*'num_train_clips': 13.*'num_train_clips': 14.*--set name="):
+        open_run(run, tiny_config, DATA | {"num_train_clips": 14})
+
+
+def test_resources_may_change_when_a_run_is_continued(run, load_tiny, tiny_config):
+    open_run(run, tiny_config.model_copy(update={"resources": load_tiny(**{"resources.workers": 2}).resources}), DATA)
+
+
+def test_finished(run):
+    assert finished(run) is None
+    (run / "result.json").write_text('{"epochs": 3}')
+    assert finished(run) == {"epochs": 3}
+
+
+def put(run, config, name):
+    """A new checkpoint of a run, as its first worker keeps it."""
+    save_checkpoint(run / ".part", build_training(config, num_steps=1, device=torch.device("cpu")), config)
+    keep_checkpoint(run, run / ".part", name)
+    return sorted(path.name for path in run.glob("*checkpoint*"))
+
+
+def test_the_best_and_the_newest_are_kept_in_whatever_order_they_come(run, tiny_config):
+    within = [checkpoint_name(3, 31 + number) for number in range(3)]
+    assert put(run, tiny_config, within[0]) == ["checkpoint_epoch_0003", within[0]]
+    assert put(run, tiny_config, within[1]) == ["checkpoint_epoch_0003", *within[:2]]
+    assert put(run, tiny_config, within[2]) == ["checkpoint_epoch_0003", *within[1:]]
+    assert newest_checkpoint(run).name == within[2]
+    with Tracker(run, resume_step=32) as tracker:
+        tracker.log(40, {"t2v/R@1": 1.0, "v2t/R@1": 1.0}, epoch=4, split="validation")
+    assert put(run, tiny_config, checkpoint_name(4)) == ["checkpoint_epoch_0003", within[2], "checkpoint_epoch_0004"]
+    with Tracker(run, resume_step=40) as tracker:
+        tracker.log(50, {"t2v/R@1": 9.0, "v2t/R@1": 1.0}, epoch=5, split="validation")
+    assert put(run, tiny_config, checkpoint_name(5)) == ["checkpoint_epoch_0004", "checkpoint_epoch_0005"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_replaced(run, tiny_config):
+    put(run, tiny_config, checkpoint_name(3, 31))
+    os.truncate(newest_checkpoint(run) / "training.pt", 100)
+    assert newest_checkpoint(run).name == "checkpoint_epoch_0003"
+    put(run, tiny_config, checkpoint_name(3, 31))
+    assert newest_checkpoint(run).name == checkpoint_name(3, 31)
+
+
+def test_where_a_checkpoint_was_written_in_words(tmp_path):
+    assert describe_checkpoint(tmp_path / checkpoint_name(3)) == "epoch 3"
+    assert describe_checkpoint(tmp_path / checkpoint_name(3, 31)) == "step 31, in epoch 4"
+    assert newest_checkpoint(tmp_path) is None

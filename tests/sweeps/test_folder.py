@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from waver.sweeps.folder import SweepError, begin_trial, drop_checkpoints, open_sweep, read_trials
+
+
+def test_trials_are_read_from_their_files(tmp_path, written):
+    states = read_trials(tmp_path)
+    assert [state.number for state in states] == [0, 1, 2, 3, 4]
+    assert [state.status for state in states] == ["finished", "finished", "stopped", "failed", "running"]
+    assert [state.epochs for state in states] == [4, 4, 1, 0, 3]
+    assert states[0].values("t2v/R@1") == [20.0, 30.0], "of the best epoch of each seed"
+    assert states[0].values("v2t/R@1") == [20.05, 30.05], "of the same epoch"
+    assert [run.finished for run in states[4].runs] == [True, False]
+    assert (states[3].values("t2v/R@1"), states[3].error) == ([], "loss = nan <at> step 3")
+    assert (states[2].seconds, states[2].gpu_seconds) == (12.0, 5.0)
+
+
+def test_checkpoints_go_and_figures_stay(tmp_path, written):
+    before = read_trials(tmp_path)
+    drop_checkpoints(before[0].folder)
+    assert list(before[0].folder.rglob("checkpoint_*")) == []
+    assert list(before[1].folder.rglob("checkpoint_*"))
+    assert read_trials(tmp_path) == before
+
+
+def test_another_point_under_the_same_number_starts_anew(tmp_path: Path):
+    trial = begin_trial(tmp_path, 3, {"a": 1})
+    (trial / "seed_0").mkdir()
+    assert begin_trial(tmp_path, 3, {"a": 1}) == trial
+    assert (trial / "seed_0").exists()
+    begin_trial(tmp_path, 3, {"a": 2})
+    assert not (trial / "seed_0").exists()
+    assert read_trials(tmp_path)[0].point == {"a": 2}
+
+
+def test_a_folder_holds_one_sweep(tmp_path, sweep):
+    folder = tmp_path / "s"
+    open_sweep(folder, sweep, "name: x\n")
+    open_sweep(folder, sweep.model_copy(update={"num_samples": 3}), "name: x\n")  # nothing has been tried yet
+    begin_trial(folder, 0, {})
+    open_sweep(folder, sweep.model_copy(update={"num_samples": 3, "base": Path("elsewhere.yaml")}), "name: x\n")
+    with pytest.raises(SweepError, match=r"sweep.yaml differs \(asked now: num_samples: 4\): choose another name"):
+        open_sweep(folder, sweep.model_copy(update={"num_samples": 4}), "name: x\n")
+    with pytest.raises(SweepError, match=r"base.yaml differs \(asked now: name: y\)"):
+        open_sweep(folder, sweep.model_copy(update={"num_samples": 3}), "name: y\n")

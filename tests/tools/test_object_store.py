@@ -1,0 +1,293 @@
+"""Local copies, against a real S3 server on loopback."""
+
+import os
+import pickle
+import time
+import urllib.request
+import uuid
+from pathlib import Path
+
+import boto3
+import pytest
+
+from waver.tools import object_store as objects
+from waver.tools.files import read_json, read_text, write_json, write_text
+from waver.tools.object_store import (
+    ObjectStoreError,
+    check_bucket,
+    check_url,
+    exists,
+    fetch,
+    fetch_folder,
+    fetch_once,
+    hide_secrets,
+    local_copy,
+    names,
+    remote_of,
+    remove,
+    send,
+    send_folder,
+    shown,
+)
+
+
+@pytest.fixture
+def here(s3, tmp_path) -> Path:
+    """The copy of the folder on this machine."""
+    return local_copy(s3, tmp_path / "here")
+
+
+@pytest.fixture
+def there(s3, tmp_path) -> Path:
+    """The copy on another."""
+    return local_copy(s3, tmp_path / "there")
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    ("url", "same"),
+    [
+        ("s3://bucket", "s3://bucket"),
+        ("s3://bucket/a/b/", "s3://bucket/a/b"),
+        ("gs://bucket/a", "gs://bucket/a"),
+        ("abfs://box@account.dfs.core.windows.net/a", "abfs://box@account.dfs.core.windows.net/a"),
+    ],
+)
+def test_a_url_and_its_copy(url, same, tmp_path):
+    copy = local_copy(check_url(url), tmp_path)
+    assert copy.is_relative_to(tmp_path)
+    assert remote_of(copy) == shown(copy) == same
+    assert remote_of(pickle.loads(pickle.dumps(copy / "x.json"))) == f"{same}/x.json"
+
+
+def test_another_path_is_no_copy(tmp_path):
+    assert remote_of(tmp_path) is None
+    assert shown(tmp_path) == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("ftp://host/x", "s3://, gs://, abfs://"),
+        ("s3://key:secret@bucket/x", "credentials .* environment"),
+        ("s3://key:sec/ret@bucket/x", "credentials .* environment"),
+        ("s3://bucket/x?secret=1", "credentials .* environment"),
+        ("abfs://box:secret@account/x", "credentials .* environment"),
+        ("s3://", "s3://bucket/folder"),
+        ("s3://bucket//x", "s3://bucket/folder"),
+        ("s3://bucket/../x", "s3://bucket/folder"),
+    ],
+)
+def test_urls_that_are_refused(url, message):
+    with pytest.raises(ValueError, match=message):
+        check_url(url)
+
+
+def test_what_a_url_should_not_hold_is_not_repeated():
+    assert hide_secrets("'s3://key:sec/r?t@bucket/x'") == "'s3://...@bucket/x'"
+    assert hide_secrets("'s3://bucket/x?token=secret'") == "'s3://bucket/x?...'"
+    assert hide_secrets("'which one? s3://bucket'") == "'which one? s3://bucket'"
+
+
+# ---- files
+
+
+def test_a_file_travels(here, there):
+    write_json(here / "a" / "x.json", {"n": 1})
+    assert read_json(there / "a" / "x.json") == {"n": 1}
+    write_json(there / "a" / "x.json", {"n": 2})  # of the same size, perhaps in the same second
+    assert read_json(here / "a" / "x.json") == {"n": 2}
+
+
+def test_what_is_gone_from_the_store_is_gone_from_the_copy(here, there):
+    write_text(here / "x", "1")
+    fetch(there / "x")
+    remove(there / "x")
+    assert not exists(here / "x")
+    assert not fetch(here / "x").exists()
+    with pytest.raises(FileNotFoundError):
+        read_text(here / "x")
+
+
+def test_a_large_file_that_is_the_same_is_not_brought_again(here, there, monkeypatch):
+    here.mkdir(parents=True)
+    (here / "large").write_bytes(bytes(2 * 2**20))
+    send(here / "large")
+    assert fetch(there / "large").stat().st_size == 2 * 2**20
+    monkeypatch.setattr(objects, "_bring", lambda *arguments: pytest.fail("it is here"))
+    fetch(there / "large")
+    fetch(here / "large")
+    fetch_folder(there)
+
+
+def test_a_file_that_never_changes_is_asked_for_once(here, there, monkeypatch):
+    write_text(here / "block", "1")
+    fetch_once(there / "block")
+    monkeypatch.setattr(objects, "_open", lambda url: pytest.fail("nothing needs to be asked"))
+    assert fetch_once(there / "block").read_text() == "1"
+
+
+def test_a_file_that_was_not_sent_is_not_there(here, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(ObjectStoreError):
+        write_text(here / "x", "1")
+    assert not list(here.iterdir())
+
+
+# ---- folders
+
+
+def test_a_folder_travels(here, there):
+    for name in ("b", "config.yaml", "z/deep"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    send_folder(here, last="config.yaml")
+    assert names(there) == names(here) == ["b", "config.yaml", "z"]
+    assert names(there, "*.yaml") == ["config.yaml"]
+    fetch_folder(there)
+    assert (there / "z" / "deep").read_text() == "z/deep"
+    assert sorted(path.name for path in there.rglob("*")) == ["b", "config.yaml", "deep", "z"]
+
+
+def test_the_last_file_of_a_folder_is_sent_last(here, monkeypatch):
+    sent = []
+    monkeypatch.setattr(objects, "send", lambda path: sent.append(path.name))
+    here.mkdir(parents=True)
+    for name in ("a", "config.yaml", "z"):
+        (here / name).touch()
+    send_folder(here, last="config.yaml")
+    assert sent == ["a", "z", "config.yaml"]
+
+
+def test_a_folder_follows_the_store(here, there):
+    for name in ("run/events/a", "run/events/b", "run/model"):
+        write_text(here / name, "1")
+    fetch_folder(there, "*events*")
+    (there / "run/checkpoint").mkdir()
+    (there / "run/checkpoint/events").touch()  # another process is about to send it
+    remove(here / "run/events/a")
+    write_text(here / "run/events/b", "12")
+    assert fetch_folder(there, "*events*") == [there / "run/events/b"]
+    assert (there / "run/events/b").read_text() == "12"
+    assert (there / "run/checkpoint/events").exists()
+    assert not (there / "run/model").exists()
+
+
+def test_a_folder_is_removed(here, there):
+    for name in ("kept/a", "run/a", "run/b/c"):
+        write_text(here / name, "1")
+    fetch_folder(there)
+    remove(there / "run")
+    assert names(here) == ["kept"]
+    assert not (there / "run").exists()
+    remove(there / "run")  # nothing is there
+
+
+def test_what_is_not_there(here):
+    assert names(here) == []
+    assert not exists(here)
+    assert fetch_folder(here) == []
+
+
+# ---- a folder of this machine
+
+
+def test_local_paths_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(objects, "_open", lambda url: pytest.fail("a local path has no store"))
+    write_text(tmp_path / "a" / "x", "1")
+    assert fetch(tmp_path / "a" / "x") == fetch_once(tmp_path / "a" / "x") == tmp_path / "a" / "x"
+    assert fetch_folder(tmp_path, "*/x") == [tmp_path / "a" / "x"]
+    assert fetch_folder(tmp_path, "b*") == []
+    assert names(tmp_path) == ["a"]
+    assert exists(tmp_path / "a")
+    assert not exists(tmp_path / "b")
+    send(tmp_path / "a" / "x")
+    send_folder(tmp_path, last="x")
+    check_bucket(tmp_path)
+    remove(tmp_path / "a")
+    remove(tmp_path / "a")
+    assert names(tmp_path) == []
+
+
+# ---- stores that refuse
+
+
+def test_a_bucket_that_is_not_there(here, tmp_path):
+    nowhere = local_copy("s3://nowhere/x", tmp_path)
+    with pytest.raises(ObjectStoreError, match=r"s3://nowhere/x/y: there is no such bucket: make it"):
+        write_text(nowhere / "y", "1")
+    with pytest.raises(ObjectStoreError, match="there is no such bucket"):
+        check_bucket(nowhere)
+    check_bucket(here)
+
+
+def test_a_store_that_does_not_answer(here, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    start = time.monotonic()
+    for ask in (fetch, names, exists, remove, fetch_folder, check_bucket):
+        with pytest.raises(ObjectStoreError, match=r"s3://waver/.*: nobody answers: .*AWS_ENDPOINT_URL"):
+            ask(here)
+    assert time.monotonic() - start < 60
+
+
+@pytest.fixture
+def somebody(s3, s3_server, monkeypatch):
+    """A user who may do nothing, at a server that checks."""
+    iam = boto3.client("iam", endpoint_url=s3_server)
+    user = iam.create_user(UserName=uuid.uuid4().hex)["User"]
+    key = iam.create_access_key(UserName=user["UserName"])["AccessKey"]
+    _check_requests(s3_server, after="0")
+    objects._store.cache_clear()  # other credentials are another process
+    yield key
+    _check_requests(s3_server, after="inf")
+    objects._store.cache_clear()
+
+
+def _check_requests(server: str, *, after: str) -> None:
+    url, content = f"{server}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener.open(urllib.request.Request(url, after.encode(), content, method="POST")).close()
+
+
+@pytest.mark.parametrize(
+    ("key", "secret", "message"),
+    [
+        ("an-unknown-key", "wrong-secret", "credentials are missing or not accepted: set AWS_ACCESS_KEY_ID"),
+        (None, "wrong-secret", "credentials are missing or not accepted: set AWS_ACCESS_KEY_ID"),
+        (None, None, "access is denied: are the credentials .* may they list, read, write"),
+    ],
+    ids=["unknown key", "wrong secret", "no rights"],
+)
+def test_credentials_that_do_not_do(here, somebody, monkeypatch, key, secret, message):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key or somebody["AccessKeyId"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret or somebody["SecretAccessKey"])
+    with pytest.raises(ObjectStoreError, match=message) as raised:
+        check_bucket(here)
+    with pytest.raises(ObjectStoreError, match=message):
+        write_text(here / "x", "1")
+    with pytest.raises(ObjectStoreError, match="credentials"):
+        fetch(here / "x")
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in f"{raised.value} {raised.value.__cause__}"
+
+
+def test_no_credentials_at_all(here, somebody, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # whatever machine the tests run on
+    with pytest.raises(ObjectStoreError, match="credentials"):
+        check_bucket(here)
+
+
+def test_a_full_disk_is_not_the_fault_of_the_store(here, there, monkeypatch):
+    write_text(here / "x", "1")
+
+    def full(*arguments):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(objects, "_copy", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        fetch(there / "x")
+    assert not isinstance(raised.value, ObjectStoreError)
+    assert not [path for path in there.rglob("*") if path.is_file()]

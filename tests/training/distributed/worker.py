@@ -1,0 +1,90 @@
+"""One worker of a process group, run by test_workers.py as a process of its own: a step and an evaluation."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from waver.config import ExperimentConfig, load_config
+from waver.data.clip_store import ClipStore
+from waver.evaluation.evaluate import evaluate
+from waver.knowledge.store import Knowledge
+from waver.training import parallel
+from waver.training.build import Training, build_student
+from waver.training.step import batch_terms, make_batch
+
+# Overrides of each step: every interaction and aggregator, and every use of knowledge.
+STEPS = {
+    "wti seqTransf": {"similarity.kind": "wti", "model.temporal": "seqTransf"},
+    "dp": {"similarity.kind": "dp", "model.temporal": "none"},
+    "ti seqLSTM": {"similarity.kind": "ti", "model.temporal": "seqLSTM"},
+    "xti": {"similarity.kind": "xti", "model.temporal": "none"},
+    "informed": {"knowledge.top_k": 2, "loss.knowledge": 0.5},
+    "distilled": {
+        "knowledge.top_k": 1,
+        "knowledge.at_inference": False,
+        "loss.knowledge": 0.3,
+        "loss.distill": 2.0,
+        "loss.temperature": 2.0,
+    },
+}
+
+
+def main(rank: int, world_size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous-{world_size}", rank=rank, world_size=world_size
+        )
+    captions, store, knowledge = pickle.loads((folder / "experiment.pickle").read_bytes())
+    results = {}
+    for name, overrides in STEPS.items():
+        config = load_config(folder / "experiment.yaml", overrides)
+        for dtype in (torch.float32, torch.float64):
+            results[name, dtype] = step(config, captions, store, knowledge, dtype)
+    for name in ("wti seqTransf", "informed"):
+        config = load_config(folder / "experiment.yaml", STEPS[name])
+        student = build_student(config).eval()
+        for split in ("test", "validation"):
+            results[name, split] = evaluate(student, captions, store, config, split=split, knowledge=knowledge, top_k=3)
+    asked = {"evaluate.dsl": True, "evaluate.qb_norm": True, "evaluate.chunk_size": 3}
+    config = load_config(folder / "experiment.yaml", STEPS["dp"] | asked)
+    one_each = captions.filter([index == 0 for index in captions["caption_index"].to_pylist()])
+    results["rescored"] = evaluate(
+        build_student(config).eval(),
+        one_each,
+        store,
+        config,
+        split="test",
+        rescore=True,
+        excused=torch.tensor([[0, 1], [1, 0]]),
+    )
+    torch.save(results, folder / f"results-{world_size}-{rank}.pt")
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def step(
+    config: ExperimentConfig, captions: pa.Table, store: ClipStore, knowledge: Knowledge, dtype: torch.dtype
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(loss of the global batch, gradient of each parameter) of 7 pairs, a number that no worker count divides."""
+    clip_ids = store.ok_clip_ids()[:7]
+    rows = np.array([captions["clip_id"].to_pylist().index(clip_id) for clip_id in clip_ids])
+    mine = parallel.shard(7, parallel.rank(), parallel.world_size())
+    batch = make_batch(captions, rows[mine], store.read(clip_ids[mine]), config, num_pairs=7, knowledge=knowledge)
+    student = build_student(config).to(dtype)
+    forward = DistributedDataParallel(student) if parallel.world_size() > 1 else student
+    training = Training(student, forward, knowledge.phrase_embeddings().to(dtype), optimizer=None, schedule=None)
+    terms = batch_terms(training, batch, config)[0]
+    loss = sum(config.loss.weights[name] * term for name, term in terms.items())
+    (loss * parallel.world_size()).backward()
+    return parallel.all_reduce(loss, "sum"), {name: p.grad for name, p in student.named_parameters()}
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

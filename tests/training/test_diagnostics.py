@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+
+from waver.model.embeddings import Embeddings
+from waver.model.student import Encoded
+from waver.training.diagnostics import agreement, relative_entropy, watch
+
+
+def embeddings(weights, mask):
+    weights, mask = torch.tensor(weights), torch.tensor(mask)
+    return Embeddings(torch.zeros(*mask.shape, 4), mask, weights)
+
+
+def test_entropy_is_between_one_for_all_and_all_alike():
+    weights = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0]])
+    mask = torch.tensor([[True] * 4, [True] * 4, [True] * 4, [True, True, False, False]])
+    expected = [1, 0, math.log(2) / math.log(4), 1]
+    torch.testing.assert_close(relative_entropy(weights, mask), torch.tensor(expected))
+
+
+def test_one_token_has_no_entropy():
+    assert relative_entropy(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)).item() == 0
+
+
+def test_shares_of_workers_sum_to_the_mean_over_pairs():
+    text = embeddings([[0.5, 0.5], [1.0, 0.0]], [[True, True], [True, True]])
+    video = embeddings([[1.0, 0.0], [1.0, 0.0]], [[True, False], [True, True]])
+    whole = watch(Encoded(text, video, None, None), num_pairs=2, learned_weights=True)
+    parts = [
+        watch(Encoded(text[rows], video[rows], None, None), num_pairs=2, learned_weights=True)
+        for rows in (slice(0, 1), slice(1, 2))
+    ]
+    assert {name: value.item() for name, value in whole.items()} == {
+        "entropy/text_weights": pytest.approx(0.5),
+        "entropy/video_weights": 0,
+    }
+    for name, value in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts), value)
+
+
+def test_weights_that_are_not_learned_are_not_watched():
+    text = embeddings([[0.5, 0.5]], [[True, True]])
+    assert watch(Encoded(text, text, None, None), num_pairs=1, learned_weights=False) == {}
+
+
+def test_attention_to_phrases_counts_valid_frames_alone():
+    text = embeddings([[1.0, 0.0]], [[True, True]])
+    video = embeddings([[0.5, 0.5, 0.0]], [[True, True, False]])
+    attention = torch.tensor([[[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]], [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]])[None]
+    encoded = Encoded(text, None, video, attention)  # (B, H, F, K) = (1, 2, 3, 2)
+    watched = watch(encoded, num_pairs=1, learned_weights=False)
+    assert watched["entropy/phrase_attention"].item() == pytest.approx((1 + 0.5) / 2)
+
+
+def test_agreement_is_the_share_of_equal_first_answers():
+    plain = torch.tensor([[3.0, 1, 0], [0, 1, 2], [0, 5, 1]])
+    informed = torch.tensor([[9.0, 1, 0], [4, 1, 2], [0, 5, 1]])
+    assert agreement(plain, informed, num_pairs=4)["agreement/first_answer"].item() == pytest.approx(2 / 4)

@@ -1,0 +1,129 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from waver.data.annotations import AnnotationError
+from waver.data.epochs import epoch_batches
+from waver.runs.inputs import load_captions
+from waver.training.build import build_training, warmup_cosine
+from waver.training.step import NonFiniteLossError, make_batch, train_epoch, train_step
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def batches(captions, store, tiny_config):
+    rows = np.array(
+        [r for r, c in enumerate(captions["clip_id"].to_pylist()) if c in store.ok_clip_ids() and c < "v14"]
+    )
+    _, clips = np.unique(captions["clip_id"].take(rows).to_numpy(), return_inverse=True)
+
+    def plan(epoch: int):
+        for chosen in epoch_batches(clips, epoch=epoch, seed=0, global_batch_size=6):
+            share = rows[chosen]
+            yield make_batch(
+                captions, share, store.read(captions["clip_id"].take(share).to_pylist()), tiny_config, len(share)
+            )
+
+    return plan
+
+
+def test_batch_joins_captions_with_their_clips(captions, store, tiny_config):
+    rows = np.array([5, 0, 9])
+    clip_ids = captions["clip_id"].take(rows).to_pylist()
+    batch = make_batch(captions, rows, store.read(clip_ids), tiny_config, num_pairs=8)
+    assert batch.clip_ids == tuple(clip_ids)
+    assert batch.captions == tuple(captions["caption"].take(rows).to_pylist())
+    assert (batch.frames.shape, batch.frames.dtype, batch.num_pairs) == ((3, 3, 3, 16, 16), torch.uint8, 8)
+    frames, num_frames = store.read(clip_ids)
+    assert torch.equal(batch.frames[1, :, 2], torch.from_numpy(frames[1, ..., 2]))
+    assert batch.frame_mask.sum(1).tolist() == num_frames.tolist()
+
+
+@pytest.mark.parametrize("kind", ["dp", "ti", "wti", "xti"])
+def test_training_lowers_the_loss(batches, load_tiny, kind):
+    config = load_tiny(**{"similarity.kind": kind, "train.warmup_fraction": 0.0, "train.lr": 3e-3})
+    training = build_training(config, num_steps=60, device=CPU)
+    losses = [logs["loss/total"] for epoch in range(20) for logs in train_epoch(training, batches(epoch), config)]
+    assert (training.epoch, training.step) == (20, len(losses))
+    assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3])
+
+
+def test_logs_say_what_happened(batches, load_tiny):
+    config = load_tiny(**{"train.backbone_lr_scale": 0.01})
+    training = build_training(config, num_steps=10, device=CPU)
+    logs = next(train_epoch(training, batches(0), config))
+    assert logs["loss/total"] == pytest.approx(logs["loss/contrastive"])
+    assert logs["lr/backbone"] == pytest.approx(0.01 * logs["lr/new"])
+    assert logs["logit_scale"] == pytest.approx(1 / 0.07)
+    assert logs["grad_norm"] > 0
+    assert logs["clips_per_s"] > 0
+    assert 0 <= logs["data_wait_share"] <= 1
+
+
+def test_weight_decay_spares_vectors_and_the_scale(load_tiny):
+    training = build_training(load_tiny(), num_steps=10, device=CPU)
+    groups = training.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.2, 0.0, 0.2, 0.0]
+    assert all(p.ndim > 1 for group in groups[::2] for p in group["params"])
+    assert sum(len(group["params"]) for group in groups) == len(list(training.student.parameters()))
+
+
+def test_backbone_can_be_frozen(batches, load_tiny):
+    config = load_tiny(**{"train.backbone_lr_scale": 0, "train.warmup_fraction": 0.0})
+    training = build_training(config, num_steps=10, device=CPU)
+    before = copy.deepcopy(training.student.state_dict())
+    train_step(training, next(batches(0)), config)
+    changed = {name for name, value in training.student.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert not any(name.startswith("backbone") for name in changed)
+
+
+def test_nothing_to_learn_is_an_error(load_tiny):
+    config = load_tiny(**{"train.backbone_lr_scale": 0, "model.temporal": "none", "similarity.kind": "dp"})
+    with pytest.raises(ValueError, match="nothing can be learned"):
+        build_training(config, num_steps=10, device=CPU)
+
+
+def test_nan_stops_before_any_weight_changes(batches, tiny_config):
+    training = build_training(tiny_config, num_steps=10, device=CPU)
+    with torch.no_grad():
+        training.student.text_weights[0].weight[0, 0] = torch.nan
+    before = copy.deepcopy(training.student.state_dict())
+    with pytest.raises(NonFiniteLossError, match=r"step 1: loss = nan.* lr = .*Lower train.lr"):
+        train_step(training, next(batches(0)), tiny_config)
+    for name, value in training.student.state_dict().items():
+        assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
+    assert training.step == 0
+
+
+def test_schedule():
+    factors = [warmup_cosine(step, num_steps=100, warmup=0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 45 / 90)))
+    assert factors[9] == max(factors) == 1
+    assert 0 < factors[-1] < 0.001
+    assert [warmup_cosine(step, num_steps=4, warmup=0.0) for step in range(2)] == pytest.approx(
+        [1, 0.5 * (1 + math.cos(math.pi / 4))]
+    )
+    assert warmup_cosine(4, num_steps=4, warmup=1.0) >= 0
+
+
+@pytest.mark.parametrize(
+    ("data", "missing"),
+    [
+        ({"format": "msrvtt", "split": "7k"}, "MSRVTT_train.7k.csv"),
+        ({"format": "msvd"}, "captions_msvd.json"),
+        ({"format": "vatex", "split": "1k5"}, "test1k5_sec_list.txt"),
+        ({"format": "didemo", "allow_missing_captions": True}, "val_list.txt"),
+        ({"format": "table"}, "unknown kind of file"),
+    ],
+)
+def test_every_data_set_has_its_loader(load_tiny, tmp_path, data, missing):
+    config = load_tiny(data={"annotations": str(tmp_path / "none"), "videos": str(tmp_path), **data})
+    with pytest.raises(AnnotationError) as caught:
+        load_captions(config)
+    assert missing in str(caught.value)

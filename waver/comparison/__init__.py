@@ -1,6 +1,0 @@
-"""Two runs side by side: in what they differ, and what came of it."""
-
-from waver.comparison.compare import Comparison, Figures, Row, compare_runs
-from waver.comparison.reading import ComparisonError
-
-__all__ = ["Comparison", "ComparisonError", "Figures", "Row", "compare_runs"]

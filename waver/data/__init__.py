@@ -1,0 +1,1 @@
+"""Captions, clips and batches."""

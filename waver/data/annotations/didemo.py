@@ -1,0 +1,168 @@
+"""DiDeMo in its original files, as video-paragraph retrieval.
+
+All descriptions of a video, in the order of the file and joined by one space, are its one caption, and its first 31 seconds
+are the clip (CLIP4Clip, arXiv 2104.08860; annotators saw 30 seconds at most). The descriptions are in the original JSON
+files, or already joined in the csv files of T-MASS.
+"""
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from waver.data.annotations.captions import Caption, caption_table
+from waver.data.annotations.lists import LIST_FILES, ORIGINAL_FILE, IdForm, check_lists, read_list
+from waver.data.annotations.reading import (
+    Problems,
+    caption_defect,
+    check_folder,
+    find_file,
+    read_csv,
+    read_json,
+    read_text,
+    show,
+    unknown_schema,
+)
+from waver.data.annotations.videos import find_videos
+
+CAPTION_FILES: Mapping[str, tuple[str, str]] = {
+    "train": ("train_data.json", "didemo_train_label.csv"),
+    "validation": ("val_data.json", "didemo_val_label.csv"),
+    "test": ("test_data.json", "didemo_test_label.csv"),
+}
+"""Part of the split -> the original file, which is taken where both are there, and the one of T-MASS."""
+
+NUM_LEFT_OUT: Mapping[str, int] = {"train": 30, "validation": 3, "test": 0}
+"""Videos of the lists that T-MASS's files lack."""
+
+_NAME = IdForm(
+    "DiDeMo",
+    # In the lists 193 names end in a dot.
+    re.compile(r"[0-9]{1,20}@N[0-9]{2}_[0-9]{1,20}_[0-9a-f]{1,20}\.[0-9a-z]{0,8}"),
+    "names of files are <user>@N<number>_<photo>_<secret>.<ending>, such as 100233434@N08_9622921646_c39ac10ea3.mp4",
+)
+
+
+def load_didemo(
+    annotations: Path, videos: Path, *, allow_missing_captions: bool, allow_missing_videos: bool
+) -> pa.Table:
+    """Reads DiDeMo: 8,392 videos to train, 1,065 to validate and 1,004 to test, each with one paragraph.
+
+    Args:
+        annotations: folder with `LIST_FILES` and, for each part, one of `CAPTION_FILES` (JSON also as .gz). The files may
+            describe more videos than the lists have.
+        videos: folder with the files, at any depth. Whatever became of their ending is understood: `a.mov` of the list is
+            also `a.mp4` or `a.mov.mp4`, and `a.` is also `a`, `a.mp4` or `a..mp4`.
+        allow_missing_captions: leave out the videos of train and validation that T-MASS's files lack, instead of failing.
+        allow_missing_videos: give a video that is not on disk the path `videos/<name in the list>`, instead of failing.
+
+    Returns:
+        A table of `CAPTIONS_SCHEMA` in the order of the lists; `clip_id` and `video_id` are the name without its ending.
+
+    Raises:
+        AnnotationError: with everything that is wrong.
+    """
+    problems = Problems()
+    files = [*LIST_FILES.values(), *(" or ".join(names) for names in CAPTION_FILES.values())]
+    check_folder(annotations, ", ".join(files), problems)
+    read = {part: read_list(annotations / name, _NAME, problems) for part, name in LIST_FILES.items()}
+    lists = {part: {_clip_id(name): name for name in names} for part, names in read.items() if names is not None}
+    check_lists("didemo", "official", {part: clips.keys() for part, clips in lists.items()}, LIST_FILES, problems)
+    captions_of: dict[str, str] = {}
+    for part, clips in lists.items():
+        found = _read_captions(annotations, CAPTION_FILES[part], clips, problems)
+        if found is not None:
+            captions_of |= found
+            absent = [clip_id for clip_id in clips if clip_id not in found]
+            _check_absent(absent, part, allow_missing_captions, problems)
+    name_of = {clip_id: name for clips in lists.values() for clip_id, name in clips.items()}
+    path_of = find_videos(name_of, videos.absolute(), allow_missing=allow_missing_videos, problems=problems)
+    problems.raise_if_any(annotations)
+
+    rows = (
+        # A shorter video ends where it ends.
+        Caption(clip_id, clip_id, path_of[clip_id], 0.0, 31.0, captions_of[clip_id], part, None)
+        for part, clips in lists.items()
+        for clip_id in clips
+        if clip_id in captions_of
+    )
+    return caption_table(rows, validation="own")
+
+
+def _clip_id(name: str) -> str:
+    return os.path.splitext(name)[0]  # noqa: PTH122 - Path.stem: Python versions differ on "name."
+
+
+def _check_absent(absent: list[str], part: str, allowed: bool, problems: Problems) -> None:
+    """What to make of the videos of a list that the file of captions lacks."""
+    original, labels = CAPTION_FILES[part]
+    num_left_out = NUM_LEFT_OUT[part]
+    if not num_left_out:
+        remedy = f"the gallery must be complete: take the original {original} or {labels}"
+    elif len(absent) > num_left_out:
+        remedy = f"take the original {original}, which has all of them, or {labels}, which lacks {num_left_out}"
+    elif allowed:
+        return
+    else:
+        remedy = f"take the original {original}, or set allow_missing_captions and they are left out"
+    for clip_id in absent:
+        problems.add(f"video of {part} without captions", remedy, clip_id)
+
+
+def _read_captions(
+    folder: Path, names: tuple[str, str], clips: Collection[str], problems: Problems
+) -> dict[str, str] | None:
+    """Paragraph by clip, of those in `clips` that the file has; None if there is nothing to read."""
+    original, labels = names
+    if path := find_file(folder, [original]):
+        return _read_json(path, clips, problems)
+    if (folder / labels).is_file():
+        return _read_labels(folder / labels, clips, problems)
+    problems.add("missing file", f"put it into {folder}", f"{original} (or {original}.gz, {labels})")
+    return None
+
+
+def _read_json(path: Path, clips: Collection[str], problems: Problems) -> dict[str, str] | None:
+    is_read, content = read_json(path, problems)
+    if not is_read:
+        return None
+    if not isinstance(content, list):
+        unknown_schema(path, content, "a list of {video, description} is understood", problems)
+        return None
+    descriptions_of: dict[str, list[str]] = {}
+    for number, entry in enumerate(content):
+        where = f"entry {number} of {path.name}"
+        name, description = (entry.get("video"), entry.get("description")) if isinstance(entry, dict) else (None, None)
+        if not _NAME.accepts(name):
+            _NAME.reject(name, where, problems)
+        elif (clip_id := _clip_id(name)) in clips:
+            if kind := caption_defect(description):
+                problems.add(kind, ORIGINAL_FILE, f"{where}: {clip_id} {show(description)}")
+            else:
+                descriptions_of.setdefault(clip_id, []).append(description)
+    return {clip_id: " ".join(descriptions) for clip_id, descriptions in descriptions_of.items()}
+
+
+def _read_labels(path: Path, clips: Collection[str], problems: Problems) -> dict[str, str] | None:
+    if (text := read_text(path, problems)) is None:
+        return None
+    header, rows = read_csv(text, problems, f" of {path.name}")
+    if absent := [column for column in ("video_path", "text") if column not in header]:
+        found = f"{', '.join(absent)} in {path.name} (found: {', '.join(header)})"
+        problems.add("missing column", f"{ORIGINAL_FILE}, header included", found)
+        return None
+    captions_of: dict[str, str] = {}
+    for where, row in rows:
+        # The path is one of the authors' machine.
+        name = row["video_path"].rpartition("/")[2]
+        if not _NAME.accepts(name):
+            _NAME.reject(name, where, problems)
+        elif (clip_id := _clip_id(name)) not in clips:
+            continue
+        elif kind := caption_defect(row["text"]):
+            problems.add(kind, ORIGINAL_FILE, f"{where}: {clip_id}")
+        elif captions_of.setdefault(clip_id, row["text"]) != row["text"]:
+            problems.add("video with two paragraphs", ORIGINAL_FILE, f"{where}: {clip_id}")
+    return captions_of

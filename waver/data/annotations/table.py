@@ -1,0 +1,315 @@
+"""A user's own data: a table in JSONL, CSV or Parquet, a row a caption."""
+
+import difflib
+import math
+import os
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from waver.data.annotations.captions import Caption, caption_table, held_out
+from waver.data.annotations.reading import MAX_BYTES, Problems, is_text, read_csv, read_jsonl, read_text, show
+from waver.data.annotations.videos import index_videos
+
+REQUIRED = ("video", "caption")
+OPTIONAL = ("start_s", "end_s", "split", "style", "video_id")
+SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+_EXAMPLE = '{"video": ..., "caption": ...}'
+
+_ROWS_AT_A_TIME = 256
+_MAX_ROWS = 20_000_000
+_MAX_NAME_BYTES = 255  # of common file systems
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """Where a video is: absolute path, and the same relative to the folder of videos if it is below that."""
+
+    path: str
+    name: str
+
+
+def load_table(
+    annotations: Path, videos: Path, *, validation_fraction: float, validation_seed: int, allow_missing_videos: bool
+) -> pa.Table:
+    """Reads one's own data from a `.jsonl` (or `.json`, an object a line), `.csv` or `.parquet` file.
+
+    Columns:
+        video: the file, relative to `videos`; absolute only if it exists.
+        caption: what it shows; kept as written.
+        start_s, end_s (optional): the segment that is meant, seconds. Only an end: from the beginning. Only a start: to
+            the end.
+        split (optional): train, validation (or val), test. Without the column everything is train, from which
+            validation is held out, and there is no test split.
+        style (optional): how the caption is written; any word.
+        video_id (optional): by default `video` without suffix. Segments of a video share its id.
+
+    Empty values are nulls. A clip is a video or a segment of one: its `clip_id` is `video_id`, or
+    `{video_id}@{start}-{end}`. Video files that no row names are left alone.
+
+    Args:
+        annotations: the file.
+        videos: folder of the video files.
+        validation_fraction: share of the training videos held out for validation, with all their clips, if no row has
+            that split.
+        validation_seed: which ones; the order of the rows does not matter.
+        allow_missing_videos: accept a relative path where there is no file, instead of failing.
+
+    Returns:
+        A table of `CAPTIONS_SCHEMA` in the order of the file; paths are absolute.
+
+    Raises:
+        AnnotationError: with everything that is wrong.
+    """
+    problems = Problems()
+    videos = videos.absolute()
+    files = index_videos(videos, problems)
+    columns, rows = _read_rows(annotations, problems)
+    captions: list[tuple[str, Caption]] = []
+    if _check_columns(columns, bool(rows), problems):
+        file_of = _locate_videos(rows, videos, files, allow_missing_videos, problems)
+        parsed = ((where, _parse(where, row, "split" in columns, file_of, problems)) for where, row in rows)
+        captions = [(where, caption) for where, caption in parsed if caption]
+        _check_identities(captions, {file.path: file.name for file in file_of.values()}, problems)
+        _check_train(rows, file_of, problems)
+    problems.raise_if_any(annotations)
+
+    result = [caption for _, caption in captions]
+    validation = "own"
+    if not any(caption.split == "validation" for caption in result):
+        validation = "held out of train"
+        train = (caption.video_id for caption in result if caption.split == "train")
+        chosen = held_out(train, validation_fraction, validation_seed)
+        result = [
+            replace(caption, split="validation") if caption.split == "train" and caption.video_id in chosen else caption
+            for caption in result
+        ]
+    return caption_table(result, validation=validation)
+
+
+def _read_rows(path: Path, problems: Problems) -> tuple[list[str], list[tuple[str, Row]]]:
+    """The columns, and every row with its place in the file ("line 2")."""
+    suffix = path.suffix.lower()
+    num_problems = len(problems)
+    columns: list[str] = []
+    rows: list[tuple[str, Row]] = []
+    if suffix not in (".jsonl", ".json", ".csv", ".parquet"):
+        problems.add("unknown kind of file", "JSONL (.jsonl), CSV (.csv) and Parquet (.parquet) are read", path.name)
+    elif suffix == ".parquet":
+        columns, rows = _read_parquet(path, problems)
+    elif (text := read_text(path, problems)) is not None:
+        columns, rows = (
+            read_csv(text, problems)
+            if suffix == ".csv"
+            else read_jsonl(text, '{"video": ..., "caption": ...}', problems)
+        )
+    if not rows and len(problems) == num_problems:
+        problems.add("table without rows", f"write a row a caption, with {' and '.join(REQUIRED)}", path.name)
+    return columns, rows
+
+
+def _read_parquet(path: Path, problems: Problems) -> tuple[list[str], list[tuple[str, Row]]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            known = [name for name in columns if name in (*REQUIRED, *OPTIONAL)]
+            if len(set(known)) < len(known) or not {*REQUIRED} <= {*known}:  # `_check_columns` says so
+                return columns, []
+            _check_claims(file.metadata)
+            repeating = [name for name in known if name not in _with_deltas(file.metadata)]
+        # Equal texts are kept once: a small file can repeat a long one millions of times.
+        rows, size = [], 0
+        with pq.ParquetFile(path, read_dictionary=repeating) as file:
+            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=known):
+                values = {
+                    name: _as_python(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
+                }
+                size += sum(
+                    len(value) if isinstance(value, str) else 8 for column in values.values() for value in column
+                )
+                if size > MAX_BYTES:
+                    raise ValueError(f"it unpacks to more than {MAX_BYTES // 2**20} MiB")
+                rows += [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+        return columns, [(f"row {number}", row) for number, row in enumerate(rows, 1)]
+    except (
+        OSError,
+        pa.ArrowException,
+        ValueError,
+        OverflowError,
+    ) as error:  # text that is no UTF-8, years beyond Python's
+        problems.add("unreadable file", "it must exist, be readable and be Parquet", f"{path} ({error})")
+        return [], []
+
+
+def _check_claims(metadata: pq.FileMetaData) -> None:
+    """What a file says of itself; reading stops at the same size of text, whatever it says."""
+    size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    if size > MAX_BYTES or metadata.num_rows > _MAX_ROWS:
+        raise ValueError(
+            f"its {metadata.num_rows} rows unpack to {size // 2**20} MiB; at most {_MAX_ROWS} rows and "
+            f"{MAX_BYTES // 2**20} MiB are read"
+        )
+
+
+def _with_deltas(metadata: pq.FileMetaData) -> set[str]:
+    """Columns whose texts are stored as what differs from the text before, which Arrow cannot read as a dictionary."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    return {column.path_in_schema for column in columns if any(name.startswith("DELTA") for name in column.encodings)}
+
+
+def _as_python(column: pa.Array) -> list[Any]:
+    """Its values; equal ones of a dictionary are one object."""
+    if not pa.types.is_dictionary(column.type):
+        return column.to_pylist()
+    values = column.dictionary.to_pylist()
+    return [None if index is None else values[index] for index in column.indices.to_pylist()]
+
+
+def _check_columns(columns: list[str], has_rows: bool, problems: Problems) -> bool:
+    """Whether the columns are there that rows cannot be read without."""
+    known = [*REQUIRED, *OPTIONAL]
+    for column, count in Counter(columns).items():
+        if column not in known:
+            near = difflib.get_close_matches(column, known, 1)
+            hint = f"{column!r} (did you mean {near[0]}?)" if near else repr(column)
+            problems.add("unknown column", f"known columns: {', '.join(known)}", hint)
+        elif count > 1:
+            problems.add("column that stands twice", "keep one of them", column)
+    absent = [column for column in REQUIRED if column not in columns]
+    for column in absent if columns or has_rows else ():
+        problems.add("missing column", "a table needs video (path) and caption", column)
+    return not absent
+
+
+def _locate_videos(
+    rows: Iterable[tuple[str, Row]], videos: Path, files: list[Path], allow_missing: bool, problems: Problems
+) -> dict[str, VideoFile]:
+    """The file of every different value of `video` but those that leave the folder; its problems come once for each."""
+    indexed = set(files)
+    file_of: dict[str, VideoFile] = {}
+    seen: set[str] = set()
+    for where, row in rows:
+        video = row.get("video")
+        if not is_text(video) or not video.strip() or video in seen:
+            continue
+        seen.add(video)
+        path, where = videos / video, f"{where}: {show(video)}"  # an absolute `video` replaces the folder
+        parts = Path(video).parts
+        if not parts or "\x00" in video or max(len(os.fsencode(part)) for part in parts) > _MAX_NAME_BYTES:
+            problems.add("video that is no path of a file", f"write paths below {videos}", where)
+            continue
+        if ".." in parts:
+            problems.add("path that leaves the folder of videos", f"write paths below {videos}, without ..", where)
+            continue
+        is_there = path in indexed or path.is_file()
+        if Path(video).is_absolute() and not is_there:
+            problems.add("absolute path without a file", f"write paths relative to {videos}", where)
+        elif files and not is_there and not allow_missing:
+            remedy = f"put them into {videos} under this path, or set allow_missing_videos and they count as misses"
+            problems.add("video without a file", remedy, where)
+        name = path.relative_to(videos) if path.is_relative_to(videos) else path
+        file_of[video] = VideoFile(str(path), name.as_posix())
+    return file_of
+
+
+def _parse(
+    where: str, row: Row, has_splits: bool, file_of: Mapping[str, VideoFile], problems: Problems
+) -> Caption | None:
+    """One row; None if something is wrong with it."""
+    num_problems = len(problems)
+    text = {name: _text(row, name, where, problems) for name in ("video", "caption", "split", "style", "video_id")}
+    for column in REQUIRED:
+        if text[column] is not None and not text[column].strip():
+            problems.add(f"empty {column}", "fill it in, or delete the row", where)
+    split = text["split"] if has_splits else "train"
+    if split == "":
+        problems.add("row without split", "rows have either all a split or none", where)
+    elif split is not None and split not in SPLIT_NAMES:
+        problems.add("unknown split", f"it is one of {', '.join(SPLIT_NAMES)}", f"{where}: {split!r}")
+    start_s, end_s = (_seconds(row, name, where, problems) for name in ("start_s", "end_s"))
+    if start_s is None and end_s is not None:
+        start_s = 0.0
+    if start_s is not None and start_s < 0:
+        problems.add("negative start_s", "seconds count from the beginning of the video", f"{where}: {start_s:g}")
+    elif start_s is not None and end_s is not None and start_s >= end_s:
+        segment = f"{where}: {start_s:g} to {end_s:g}"
+        problems.add("segment that ends before it starts", "end_s must be after start_s", segment)
+    file = file_of.get(text["video"] or "")
+    if file is None or len(problems) > num_problems:
+        return None
+    # Not Path.suffix, which Python versions see differently in "name.".
+    video_id = text["video_id"] or os.path.splitext(file.name)[0]  # noqa: PTH122
+    clip_id = video_id if start_s is None else f"{video_id}@{_short(start_s)}-{_short(end_s)}"
+    return Caption(
+        video_id, clip_id, file.path, start_s, end_s, text["caption"], SPLIT_NAMES[split], text["style"] or None
+    )
+
+
+def _text(row: Row, column: str, where: str, problems: Problems) -> str | None:
+    """A string, empty for a null; None if it is something else."""
+    value = row.get(column)
+    if value is None:
+        return ""
+    if is_text(value):
+        return value
+    problems.add(f"{column} that is not text", "write a string", f"{where}: {show(value)}")
+    return None
+
+
+def _seconds(row: Row, column: str, where: str, problems: Problems) -> float | None:
+    value = row.get(column)
+    if value is None or value == "":
+        return None
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if math.isfinite(seconds):
+        return seconds + 0.0  # -0.0 becomes 0.0
+    problems.add(f"{column} that is not a number", "write seconds, or nothing", f"{where}: {show(value)}")
+    return None
+
+
+def _short(seconds: float | None) -> str:
+    return "" if seconds is None else repr(seconds).removesuffix(".0")
+
+
+def _check_identities(captions: list[tuple[str, Caption]], name_of: Mapping[str, str], problems: Problems) -> None:
+    """Finds ids that mean two things, and clips in two splits; `name_of` shortens paths."""
+
+    def check(kind: str, remedy: str, pairs: Iterable[tuple[Hashable, Hashable]]) -> None:
+        values: dict[Hashable, dict[Hashable, str]] = {}
+        for (where, _), (key, value) in zip(captions, pairs, strict=True):
+            values.setdefault(key, {}).setdefault(value, where)
+        for key, places in values.items():
+            if len(places) > 1:
+                named = ", ".join(f"{value} ({where})" for value, where in list(places.items())[:2])
+                problems.add(kind, remedy, f"{key}: {named}")
+
+    rows = [caption for _, caption in captions]
+    ids = "give every file one video_id of its own"
+    check("video_id of two files", ids, ((row.video_id, name_of[row.path]) for row in rows))
+    check("file with two video_ids", ids, ((name_of[row.path], row.video_id) for row in rows))
+    segments = ((row.clip_id, (row.video_id, row.start_s, row.end_s)) for row in rows)
+    check("clip_id of two clips", "change the video_id that looks like a segment", segments)
+    check("clip in two splits", "keep all captions of a clip in one split", ((row.clip_id, row.split) for row in rows))
+
+
+def _check_train(rows: list[tuple[str, Row]], file_of: Mapping[str, VideoFile], problems: Problems) -> None:
+    """Rows with something else wrong count as well: they may be mended."""
+    train = {
+        file_of.get(video, video) if isinstance(video, str) else where
+        for where, row in rows
+        if (video := row.get("video")) is not None and row.get("split") not in ("validation", "val", "test")
+    }
+    if rows and len(train) < 2:
+        remedy = "at least 2 videos are needed: one to train on, one to validate on or to be told apart from"
+        problems.add("train split that is too small", remedy, "1 video" if train else "no video")

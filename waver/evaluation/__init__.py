@@ -1,0 +1,1 @@
+"""Exact retrieval metrics, and everything that is computed from them."""

@@ -1,0 +1,46 @@
+"""gallery."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A split as it is evaluated: clips in the order of their ids, captions by clip."""
+
+    clip_ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    text_ids: tuple[str, ...]
+    """`<clip_id>#<caption_index>`."""
+    clip_of_text: Int[Tensor, " texts"]
+    """Number of each caption's clip."""
+    styles: np.ndarray
+    """Of the captions; empty where there is none."""
+
+
+def gallery(captions: pa.Table, split: str) -> Gallery:
+    """A split as it is evaluated.
+
+    Raises:
+        ValueError: where it has no captions.
+    """
+    rows = captions.filter(pa.compute.equal(captions["split"], split))
+    if rows.num_rows == 0:
+        counts = {row["values"]: row["counts"] for row in captions["split"].value_counts().to_pylist()}
+        raise ValueError(f"the {split} split has no captions; choose another one (--split): the data set has {counts}")
+    rows = rows.sort_by([("clip_id", "ascending"), ("caption_index", "ascending")])
+    clip_ids, clip_of_text = np.unique(np.array(rows["clip_id"].to_pylist()), return_inverse=True)
+    indices = rows["caption_index"].to_pylist()
+    return Gallery(
+        clip_ids=tuple(clip_ids.tolist()),
+        texts=tuple(rows["caption"].to_pylist()),
+        text_ids=tuple(f"{c}#{i}" for c, i in zip(rows["clip_id"].to_pylist(), indices, strict=True)),
+        clip_of_text=torch.from_numpy(clip_of_text),
+        styles=np.array(rows["style"].fill_null("").to_pylist(), dtype=object),
+    )

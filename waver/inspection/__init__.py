@@ -1,7 +1,0 @@
-"""Looking at what a model does: pictures, distributions and a projection of a small, fixed subset of a split."""
-
-from waver.inspection.inspect import Amounts, Inspection, inspect_run
-from waver.inspection.pictures import to_png
-from waver.inspection.projection import write_projection
-
-__all__ = ["Amounts", "Inspection", "inspect_run", "to_png", "write_projection"]

@@ -1,0 +1,1 @@
+"""The dictionary of phrases, and which of them describe each clip."""

@@ -1,0 +1,72 @@
+"""The frozen teacher: the backbone as it was pre-trained, which knows which phrases of a dictionary describe a clip.
+
+Its embeddings of all phrases are computed once and kept as a table; training looks them up and never runs it. Every clip and
+every batch of phrases is computed by itself, so that nothing depends on what else is computed where.
+
+Source: WAVER (arXiv 2312.09507), which matches the phrases of its video content dictionary in this way.
+"""
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from waver.model.backbone import Backbone, tokenize
+from waver.model.interaction import last_token
+
+
+class Teacher:
+    """Embeds phrases and clips in the common space of its two towers, without gradients.
+
+    Args:
+        backbone: with its pre-trained weights; is frozen.
+        prompt: sentence with {} where a phrase goes.
+    """
+
+    def __init__(self, backbone: Backbone, prompt: str):
+        self._backbone = backbone.eval().requires_grad_(False)
+        self._prompt = prompt
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._backbone.pixel_mean.device
+
+    @torch.no_grad()
+    def embed_phrases(self, phrases: list[str]) -> Float[Tensor, "P D"]:
+        """Each phrase in its prompt, at the end token; not normalised."""
+        ids, mask = tokenize(phrases, max_words=self._backbone.text.positional_embedding.shape[0], prompt=self._prompt)
+        longest = int(mask.sum(1).max())
+        ids, mask = ids[:, :longest].to(self.device), mask[:, :longest].to(self.device)
+        return last_token(self._backbone.encode_tokens(ids), mask)
+
+    @torch.no_grad()
+    def embed_clip(self, frames: UInt8[Tensor, "F 3 H W"]) -> Float[Tensor, " D"]:
+        """Mean of the normalised embeddings of a clip's frames."""
+        pixels = self._backbone.pixels(frames.to(self.device))
+        mask = torch.ones(1, len(frames), dtype=torch.bool, device=self.device)
+        return F.normalize(self._backbone.encode_frames(pixels[None], mask)[0], dim=-1).mean(dim=0)
+
+    def digest(self) -> str:
+        """Short hash of its weights."""
+        sha = hashlib.sha256()
+        for name, tensor in sorted(self._backbone.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return sha.hexdigest()[:16]
+
+
+def best_phrases(
+    clip: Float[Tensor, " D"], phrases: Float[Tensor, "P D"], num_matches: int
+) -> tuple[Int[Tensor, " K"], Float[Tensor, " K"]]:
+    """The phrases nearest to a clip: (ids, scores), best first; of equal ones the lower id first.
+
+    Args:
+        clip: as `Teacher.embed_clip` gives it.
+        phrases: all of the dictionary, normalised.
+        num_matches: K, at most P.
+    """
+    scores, order = torch.sort(phrases @ clip, descending=True, stable=True)
+    return order[:num_matches], scores[:num_matches]

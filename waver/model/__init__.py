@@ -1,0 +1,1 @@
+"""The student: backbone, knowledge fusion, temporal aggregator, interaction."""

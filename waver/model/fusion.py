@@ -1,0 +1,48 @@
+"""fusion."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class KnowledgeFusion(nn.Module):
+    """Frames look at the phrases of their clip: the cross-domain block of WAVER, the half whose output is used.
+
+    Attention of the frames (queries) to the phrases (keys, values), then a layer of width D, each added to what came in and
+    normalised after. With one phrase the attention has nothing to choose from and adds a projection of it.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.num_heads = max(1, width // 64)
+        if width % self.num_heads:
+            raise ValueError(
+                f"knowledge.fusion: attention needs an embed_dim that {self.num_heads} heads divide, not {width}"
+            )
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.attended = nn.Linear(width, width)
+        self.attended_norm = nn.LayerNorm(width, eps=1e-12)
+        self.hidden, self.output = nn.Linear(width, width), nn.Linear(width, width)
+        self.output_norm = nn.LayerNorm(width, eps=1e-12)
+        # Small, as in BERT: at the start frames pass nearly as they are.
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B F D"]:
+        """Each frame after looking at the K phrases of its clip."""
+        phrases = phrases.to(frames.dtype)
+        seen = F.scaled_dot_product_attention(
+            self._heads(self.query(frames)), self._heads(self.key(phrases)), self._heads(self.value(phrases))
+        )
+        frames = self.attended_norm(frames + self.attended(seen.transpose(1, 2).flatten(2)))
+        return self.output_norm(frames + self.output(F.gelu(self.hidden(frames))))
+
+    def attention(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B H F K"]:
+        """How much each frame looks at each phrase, in each head; sums to 1 over the phrases. For people to look at."""
+        query, key = self._heads(self.query(frames)), self._heads(self.key(phrases.to(frames.dtype)))
+        return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+
+    def _heads(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B H L d"]:
+        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -1,0 +1,109 @@
+"""Work on blocks of rows by a pool of actors of Ray Data, with errors that a user can read."""
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayError, RayTaskError
+
+from waver.on_ray.cluster.capacity import Share, wait_for_room
+from waver.on_ray.cluster.connection import Labels
+
+
+class BlockError(ValueError):
+    """An actor could not be made, or could not do a block; the message is that of the cause."""
+
+
+def map_blocks(
+    worker: Callable[..., Callable[[pa.Table], Any]],
+    arguments: tuple,
+    blocks: Sequence[pa.Table],
+    *,
+    say: Callable[[str], None],
+    workers: int,
+    max_workers: int | None = None,
+    labels: Labels,
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
+    wait_s: float = 0.0,
+    patience_s: float = 0.0,
+) -> Iterator[Any]:
+    """Yields what the actors make of the blocks, as each is done, in any order.
+
+    A block whose actor was lost is done again by another: what an actor does must bear being done twice.
+
+    Args:
+        worker: called with `arguments` in each actor, then with one block after the other. What it returns is pickled.
+        arguments: of `worker`.
+        blocks: of rows.
+        say: is told where others are waited for, until the first actor has room.
+        workers: actors, for a start. Those that are lost with their node start again elsewhere, or are done without.
+        max_workers: actors that there may be when nodes join later; None for no more.
+        labels: of the nodes where they run.
+        num_cpus: of an actor.
+        num_gpus: of an actor.
+        wait_s: how long a cluster may take to have a node for an actor.
+        patience_s: how long a block may take, beyond what Ray Data allows by itself.
+
+    Raises:
+        BlockError: for a ValueError, OSError or RuntimeError of an actor; or where the cluster cannot do the blocks at all.
+        ClusterTooSmall: if after `wait_s` no node has room for an actor.
+    """
+    wait_for_room(1, 1, Share(num_cpus, num_gpus, labels), say=say, wait_s=wait_s)
+    # from_arrow would run a task for each block, only to look at it.
+    dataset = ray.data.from_blocks(list(blocks)).map_batches(
+        _Actor,
+        fn_constructor_args=(worker, arguments),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1,
+            initial_size=min(workers, len(blocks)),
+            max_size=min(max_workers or workers, len(blocks)),
+            max_tasks_in_flight_per_actor=2,
+        ),
+        label_selector=dict(labels) or None,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus or None,
+    )
+    dataset.context.enable_progress_bars = False
+    dataset.context.execution_no_progress_timeout_s += patience_s
+    for block in _of_cluster(dataset.iter_batches(batch_size=None, batch_format="pyarrow")):
+        for row in block.to_pylist():
+            if row["error"] is not None:
+                raise BlockError(row["error"])
+            yield pickle.loads(row["result"])
+
+
+def _of_cluster(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same blocks; what Ray lost for good is an error in words."""
+    try:
+        yield from blocks
+    except RayTaskError:  # a mistake of the actor's own, with its traceback
+        raise
+    except (RayError, ExecutionTimeoutError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise BlockError(f"the cluster could not do it ({reason}): try again when it is well") from error
+
+
+class _Actor:
+    """Keeps errors as rows: raised here they would reach the user in three wrappings and a page of Ray's own traces."""
+
+    def __init__(self, worker: Callable[..., Callable[[pa.Table], Any]], arguments: tuple):
+        self._work, self._error = None, None
+        try:
+            self._work = worker(*arguments)
+        except (ValueError, OSError, RuntimeError) as error:
+            self._error = str(error)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        result, error = None, self._error
+        if self._work:
+            try:
+                result = pickle.dumps(self._work(block))
+            except (ValueError, OSError, RuntimeError) as failed:
+                error = str(failed)
+        return pa.table({"result": pa.array([result], pa.large_binary()), "error": pa.array([error], pa.string())})

@@ -1,0 +1,72 @@
+"""failures."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from ray.exceptions import RayError
+
+from waver.tools.errors import raised_by_waver
+
+
+class WorkerError(ValueError):
+    """The workers cannot do what was asked; the message says why, without inner traceback."""
+
+
+_DISK_FULL = (
+    "no space is left on the disk (of the run's folder, or of the folder for temporary files): make room and run the same "
+    "command again, which goes on after the last checkpoint"
+)
+
+
+@contextmanager
+def _told_of_cluster() -> Iterator[None]:
+    """What Ray cannot do any more is told in words."""
+    try:
+        yield
+    except RayError as error:
+        raise WorkerError(f"Ray could not run the workers: {_cause(error)}") from error
+
+
+def to_stay(error: Exception) -> str | None:
+    """What to tell of an error that would come again in another worker; None for one that is worth another try.
+
+    Args:
+        error: as it was caught, in the process that raised it.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        text = next(iter(str(error).splitlines()), "")
+        return f"the memory of a GPU is too small ({text}): lower train.global_batch_size, or take more workers"
+    if _is_full_disk(error):
+        return _DISK_FULL
+    # Libraries raise ValueError for what passes, too: torch where the group was ended under a worker.
+    return str(error) if isinstance(error, ValueError) and raised_by_waver(error) else None
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Of the system's errors the one that stays; safetensors and torch tell it in words only."""
+    words = ("No space left on device", "file write failed", "unexpected pos")  # the last two are torch's
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(part in str(error) for part in words)
+
+
+def _met(error: Exception, *kinds: type[Exception]) -> bool:
+    """Whether it is one of these for which Ray Train's controller gave up, rather than a worker."""
+    failure = getattr(error, "controller_failure", None)
+    return failure is not None and isinstance(_innermost(failure), kinds)
+
+
+def _innermost(error: Exception) -> Exception:
+    """What an error was raised for, and that in turn."""
+    while inner := getattr(error, "cause", None) or error.__cause__:
+        error = inner
+    return error
+
+
+def _cause(error: Exception) -> str:
+    """The innermost reason of a failed run, in a line or two."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    rank, failure = next(iter(failures.items()))
+    cause = _innermost(failure)
+    text = str(cause).strip().splitlines() or [""]
+    return f"worker {rank} failed with {type(cause).__name__}: {text[-1]}"

@@ -1,0 +1,220 @@
+"""Evaluating a checkpoint: in this process, or on the workers of a cluster."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import torch
+from jaxtyping import Int
+from ray.train.torch import get_device
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from waver.config import ExperimentConfig
+from waver.data.clip_store import ClipStore
+from waver.data.duplicates import Duplicates, equivalent_clips, excused_pairs, find_duplicates
+from waver.evaluation.evaluate import Evaluation, evaluate
+from waver.evaluation.gallery import Gallery, gallery
+from waver.evaluation.trec import DEPTH, write_trec
+from waver.knowledge.store import Knowledge
+from waver.on_ray.cluster.capacity import local_cpus
+from waver.on_ray.cluster.connection import cluster_address, connect, own_device
+from waver.on_ray.cluster.signals import signals
+from waver.on_ray.cluster.workers import run_on_workers
+from waver.runs.checkpoint import learned_from, load_student
+from waver.runs.folder import find_checkpoint
+from waver.runs.inputs import LEAKY, Say, load_captions, open_knowledge, open_store
+from waver.runs.results import result_of
+from waver.tools.files import write_json
+from waver.tools.object_store import shown
+
+
+@dataclass(frozen=True)
+class _Job:
+    checkpoint: Path
+    config: ExperimentConfig
+    captions: ray.ObjectRef
+    store: Path
+    knowledge: Path | None
+    split: str
+    how: Mapping[str, Any]
+
+
+def evaluate_here(
+    checkpoint: Path,
+    config: ExperimentConfig,
+    captions: pa.Table,
+    store: ClipStore,
+    knowledge: Knowledge | None = None,
+    *,
+    split: str,
+    **how: Any,
+) -> Evaluation:
+    """Exact metrics of a split, by this process, with a bar on a terminal.
+
+    Args:
+        checkpoint: folder.
+        config: of the run.
+        captions: caption table.
+        store: clips.
+        knowledge: of the clips, where config.informed_at_inference.
+        split: train, validation or test.
+        how: other arguments of `waver.evaluation.evaluate.evaluate`: top_k, excused, rescore.
+    """
+    student = load_student(checkpoint, config).to(own_device(config.resources))
+    console = Console(stderr=True)
+    with Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("embedding clips", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return evaluate(student, captions, store, config, split=split, knowledge=knowledge, on_progress=show, **how)
+
+
+def evaluate_on_workers(
+    checkpoint: Path,
+    config: ExperimentConfig,
+    captions: pa.Table,
+    store: ClipStore,
+    knowledge: Knowledge | None = None,
+    *,
+    say: Callable[[str], None],
+    split: str,
+    **how: Any,
+) -> Evaluation:
+    """The same metrics, by resources.workers of the connected cluster; they are the same for any number of them."""
+    job = _Job(
+        checkpoint.absolute(),
+        config,
+        ray.put(captions),
+        store.path,
+        knowledge.path if knowledge else None,
+        split,
+        how,
+    )
+    with signals() as actor:
+        return run_on_workers(_evaluate_worker, job, config.resources, signals=actor, say=say)
+
+
+def _evaluate_worker(job: _Job) -> Evaluation:
+    student = load_student(job.checkpoint, job.config).to(get_device())
+    knowledge = Knowledge(job.knowledge) if job.knowledge else None
+    evaluation = evaluate(
+        student,
+        ray.get(job.captions),
+        ClipStore(job.store),
+        job.config,
+        split=job.split,
+        knowledge=knowledge,
+        **job.how,
+    )
+    return dataclasses.replace(evaluation, ranks=evaluation.ranks.cpu())
+
+
+def run_evaluation(
+    path: Path,
+    config: ExperimentConfig,
+    *,
+    split: str,
+    say: Say,
+    output: Path | None = None,
+    trec: Path | None = None,
+    trec_depth: int = DEPTH,
+) -> dict:
+    """Evaluates a checkpoint, or the best one of a run; writes the result as JSON and returns it.
+
+    Args:
+        path: of the checkpoint or the run.
+        config: that of the checkpoint, perhaps with other places and resources.
+        split: train, validation or test.
+        say: is told what is going on.
+        output: JSON file; by default `evaluation_<split>.json` in the folder of the run, with the checkpoint's name in it
+            where one was named. What stands twice in the split is listed beside it, in `duplicates_<split>.json`.
+        trec: folder that receives the rankings in TREC's format, see `waver.evaluation.trec`; None for none.
+        trec_depth: answers of each query in them.
+    """
+    checkpoint, captions = find_checkpoint(path), load_captions(config)
+    queries = gallery(captions, split)
+    duplicates, excused = _audit(config, captions, queries, split)
+    top_k = min(trec_depth, len(queries.clip_ids)) if trec else 0
+    evaluation, knowledge = evaluate_checkpoint(
+        checkpoint, config, captions, split=split, say=say, top_k=top_k, excused=excused, rescore=True
+    )
+    is_best = path != checkpoint
+    chosen_on = "validation" if is_best else None
+    result = result_of(evaluation, checkpoint, config, knowledge, captions, chosen_on=chosen_on)
+    if trec:
+        write_trec(
+            trec,
+            clip_ids=evaluation.clip_ids,
+            text_ids=evaluation.text_ids,
+            clip_of_text=evaluation.clip_of_text.tolist(),
+            t2v=evaluation.top,
+            v2t=evaluation.ranks.top_groups,
+            tag=config.name,
+        )
+        say(f"rankings, {top_k} deep, are in {trec}")
+    if result["leaky"]:
+        say(LEAKY)
+    result["duplicates"] = duplicates.counts
+    name = split if is_best else f"{split}_{checkpoint.name}"
+    write_json(output or checkpoint.parent / f"evaluation_{name}.json", result)
+    write_json((output or checkpoint).parent / f"duplicates_{split}.json", duplicates.as_json())
+    return result
+
+
+def _audit(
+    config: ExperimentConfig, captions: pa.Table, queries: Gallery, split: str
+) -> tuple[Duplicates, Int[Tensor, "pairs 2"] | None]:
+    """What stands twice in a split, and which answers to its queries are therefore not wrong; None where all others are."""
+    own = captions.filter(pc.equal(captions["split"], split))
+    equivalent = equivalent_clips(own, open_store(config, captions))
+    texts, clips = excused_pairs(queries.texts, queries.clip_of_text.numpy(), queries.clip_ids, equivalent)
+    excused = torch.from_numpy(np.stack([texts, clips], axis=1)) if len(texts) else None
+    return find_duplicates(captions, split, equivalent), excused
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    config: ExperimentConfig,
+    captions: pa.Table,
+    *,
+    split: str,
+    say: Say,
+    queries: pa.Table | None = None,
+    **how: Any,
+) -> tuple[Evaluation, Knowledge | None]:
+    """Evaluates a checkpoint, in this process or on workers.
+
+    Args:
+        checkpoint: folder.
+        config: that of the checkpoint, perhaps with other places and resources.
+        captions: the data set's.
+        split: train, validation or test.
+        say: is told what is going on.
+        queries: asked in place of the split's captions, of the same clips; a caption table too.
+        how: other arguments of `waver.evaluation.evaluate.evaluate`: top_k, excused, rescore.
+
+    Returns:
+        The figures, and the knowledge that informed the videos; None for none.
+    """
+    store = open_store(config, captions)
+    knowledge = None
+    if config.informed_at_inference:
+        knowledge = open_knowledge(config, captions, store, (split,))
+        knowledge.check_taught(checkpoint, learned_from(checkpoint))
+    say(f"evaluating {shown(checkpoint)} on the {split} split")
+    asked = captions if queries is None else queries
+    if config.resources.max_workers == 1 and not cluster_address():
+        return evaluate_here(checkpoint, config, asked, store, knowledge, split=split, **how), knowledge
+    with connect(num_cpus=local_cpus(config)) as where:
+        say(where)
+        return evaluate_on_workers(checkpoint, config, asked, store, knowledge, say=say, split=split, **how), knowledge

@@ -1,0 +1,281 @@
+"""The writing-style report of finished runs: asks each of them the same queries, and writes what that says."""
+
+import importlib.util
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from waver.config import ExperimentConfig, RobustnessConfig
+from waver.evaluation.evaluate import Evaluation
+from waver.evaluation.robustness.measures import DEPTH, Answers
+from waver.evaluation.robustness.page import write_page
+from waver.evaluation.robustness.queries import (
+    Queries,
+    Query,
+    RobustnessError,
+    as_captions,
+    build_queries,
+    queries_digest,
+    reference_rows,
+)
+from waver.evaluation.robustness.report import RunFigures, make_report, run_figures
+from waver.evaluation.robustness.rewriting import (
+    CONTROLS,
+    RULES,
+    ImportedRewrite,
+    Rule,
+    available_rules,
+    parse_captions,
+    read_rewrites,
+    rewrite,
+)
+from waver.knowledge.phrases import VocabularyError, load_parser
+from waver.on_ray.stages.evaluate import evaluate_checkpoint
+from waver.runs.checkpoint import checkpoint_config
+from waver.runs.folder import find_checkpoint
+from waver.runs.inputs import Say, load_captions
+from waver.runs.results import result_of
+from waver.tools.files import whole_file, write_json
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One run that is asked."""
+
+    name: str
+    path: Path
+    checkpoint: Path
+    config: ExperimentConfig
+    captions: pa.Table
+
+
+def run_robustness(
+    runs: Sequence[Path],
+    settings: RobustnessConfig,
+    overrides: Mapping[str, Any],
+    *,
+    say: Say,
+    output: Path | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Makes the report on some runs; all but the first are compared with the first.
+
+    Args:
+        runs: folders of runs (the best checkpoint is taken) or of checkpoints.
+        settings: of the report.
+        overrides: of the experiments' places and resources.
+        say: is told what is going on.
+        output: folder of the report; by default `robustness_<split>` in the folder of the run, or beside the runs with
+            their names where there are several.
+
+    Returns:
+        The report, see `make_report`, and its folder: report.json, report.html, plots, and queries.parquet with every
+        query, its rank and its first answers.
+
+    Raises:
+        RobustnessError: where the runs have not the same clips and captions, or there is nothing to ask.
+    """
+    if importlib.util.find_spec("scipy") is None:
+        raise RobustnessError(
+            "the report needs scipy for its tests, and matplotlib for its plots: pip install 'waver[robustness]'"
+        )
+    sources = _open(runs, overrides, settings.split)
+    imported = _imported(sources[0].captions, settings)
+    queries, references, notes = _queries(sources[0].captions, settings, imported, say)
+    say(_counts(queries))
+    table = as_captions(queries, references)
+    figures: list[RunFigures] = []
+    described: list[dict[str, Any]] = []
+    for source in sources:
+        evaluation, knowledge = evaluate_checkpoint(
+            source.checkpoint, source.config, source.captions, split=settings.split, queries=table, top_k=DEPTH, say=say
+        )
+        assert evaluation.clip_ids == queries.clip_ids
+        assert np.array_equal(evaluation.clip_of_text.numpy(), queries.clip)
+        chosen_on = "validation" if source.path != source.checkpoint else None
+        described.append(
+            _about(
+                source,
+                result_of(
+                    evaluation, source.checkpoint, source.config, knowledge, source.captions, chosen_on=chosen_on
+                ),
+            )
+        )
+        figures.append(run_figures(source.name, _answers(evaluation), queries))
+    about = {
+        "split": settings.split,
+        "reference": settings.reference or "the first caption of each clip",
+        "queries": queries_digest(queries),
+        "imported": _authors(imported),
+        "notes": notes,
+        "sources": described,
+    }
+    say("drawing videos again for the intervals")
+    report = make_report(
+        figures,
+        queries,
+        about=about,
+        resamples=settings.resamples,
+        permutations=settings.permutations,
+        seed=settings.seed,
+    )
+    folder = (output or _folder(sources, settings.split)).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "report.json", report)
+    _write_queries(folder / "queries.parquet", queries, figures)
+    for sentence in write_page(folder / "report.html", report):
+        say(sentence)
+    return report, folder
+
+
+def _open(runs: Sequence[Path], overrides: Mapping[str, Any], split: str) -> list[_Source]:
+    """The runs, which must know the same clips by the same captions."""
+    sources: list[_Source] = []
+    for path in runs:
+        checkpoint = find_checkpoint(path)
+        config = checkpoint_config(checkpoint, {"resources.workers": 1, **overrides})
+        name = config.name if path != checkpoint else f"{config.name}/{checkpoint.name}"
+        sources.append(_Source(name, path, checkpoint, config, load_captions(config)))
+    names = [source.name for source in sources]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RobustnessError(f"{', '.join(twice)}: named twice; a run is compared with others, not with itself")
+    columns = ["clip_id", "video_id", "caption_index", "caption", "style"]
+
+    def asked(source: _Source) -> pa.Table:
+        rows = source.captions.filter(pc.equal(source.captions["split"], split)).select(columns)
+        return rows.sort_by([("clip_id", "ascending"), ("caption_index", "ascending")])
+
+    first = asked(sources[0])
+    for source in sources[1:]:
+        if not asked(source).equals(first):
+            raise RobustnessError(
+                f"{source.name} and {sources[0].name} have other clips or captions in {split}: runs are compared on "
+                "the same queries and the same gallery; report on them apart"
+            )
+    return sources
+
+
+def _queries(
+    captions: pa.Table, settings: RobustnessConfig, imported: Mapping[Path, Sequence[ImportedRewrite]], say: Say
+) -> tuple[Queries, pa.Table, list[str]]:
+    """The queries, the rows of the reference captions, and what a reader must know of what was not asked."""
+    references = reference_rows(captions, settings.split, settings.reference)
+    rules = _chosen_rules(settings)
+    controls = list(CONTROLS.values()) if settings.controls else []
+    notes: list[str] = []
+    docs = None
+    texts = references["caption"].to_pylist()
+    if any(rule.needs_parse for rule in (*rules, *controls)):
+        try:
+            parser = load_parser(settings.parser)
+        except VocabularyError as error:
+            rules, absent = available_rules(rules, parsed=False)
+            controls, absent_controls = available_rules(controls, parsed=False)
+            names = ", ".join(rule.key for rule in (*absent, *absent_controls))
+            notes.append(f"not asked: {names}, which need a parse. {error}")
+        else:
+            say(f"parsing {len(texts)} captions")
+            docs = parse_captions(texts, parser)
+    queries = build_queries(
+        captions,
+        references,
+        natural="natural" in settings.tracks,
+        rules={rule.key: rewrite(texts, rule, seed=settings.seed, docs=docs) for rule in rules},
+        imported=[
+            Query(row.clip_id, row.text, "imported", row.style, row.caption_index)
+            for rows in imported.values()
+            for row in rows
+        ],
+        controls={rule.key: rewrite(texts, rule, seed=settings.seed, docs=docs) for rule in controls},
+    )
+    if not len(queries.of_track(*settings.tracks)):
+        raise RobustnessError(
+            "there is nothing to compare: every clip has one caption, and no rule or file gives versions of it; add rules "
+            "to `tracks`, or name files in `imported`"
+        )
+    if "natural" in settings.tracks and not len(queries.of_track("natural")):
+        notes.append("natural: not asked, every clip has one human caption")
+    return queries, references, notes
+
+
+def _chosen_rules(settings: RobustnessConfig) -> list[Rule]:
+    if "rules" not in settings.tracks:
+        return []
+    if unknown := [name for name in settings.rules or () if name not in RULES]:
+        raise RobustnessError(f"rules: {', '.join(unknown)}: there is no such rule; choose from {', '.join(RULES)}")
+    return [RULES[name] for name in settings.rules] if settings.rules is not None else list(RULES.values())
+
+
+def _imported(captions: pa.Table, settings: RobustnessConfig) -> dict[Path, list[ImportedRewrite]]:
+    """What each file gives of the split."""
+    if "imported" not in settings.tracks:
+        return {}
+    split = captions.filter(pc.equal(captions["split"], settings.split))
+    return {path: read_rewrites(path, split) for path in settings.imported}
+
+
+def _authors(imported: Mapping[Path, Sequence[ImportedRewrite]]) -> list[dict[str, Any]]:
+    """Who wrote what was imported."""
+    return [
+        {"file": str(path), "by": author, "queries": count}
+        for path, rows in imported.items()
+        for author, count in Counter(row.provenance.by for row in rows).items()
+    ]
+
+
+def _answers(evaluation: Evaluation) -> Answers:
+    missing, ranks = set(evaluation.missing_clips), evaluation.ranks.cpu()
+    return Answers(
+        ranks=ranks.t2v.numpy(),
+        top=ranks.top.clips.numpy(),
+        available=np.array([clip not in missing for clip in evaluation.clip_ids]),
+    )
+
+
+def _about(source: _Source, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the result of an evaluation says which model answered, and how."""
+    told = (
+        "checkpoint",
+        "chosen_on",
+        "knowledge",
+        "leaky",
+        "num_missing_clips",
+        "ties",
+        "device",
+        "precision",
+        "config",
+    )
+    return {"name": source.name, **{key: result[key] for key in told}}
+
+
+def _folder(sources: Sequence[_Source], split: str) -> Path:
+    first = sources[0].checkpoint.parent
+    if len(sources) == 1:
+        return first / f"robustness_{split}"
+    names = "_".join(source.name.replace("/", "-") for source in sources)
+    return first.parent / f"robustness_{split}_{names}"
+
+
+def _write_queries(path: Path, queries: Queries, runs: Sequence[RunFigures]) -> None:
+    """A row a query, with each run's rank and first answers, for those who want to look closer."""
+    columns: dict[str, Any] = {
+        name: [getattr(row, name) for row in queries.rows] for name in ("clip_id", "track", "style", "text", "original")
+    }
+    clips = np.array([*queries.clip_ids, None], dtype=object)  # -1 is nothing
+    for run in runs:
+        columns[f"{run.name}: rank"] = run.answers.ranks
+        columns[f"{run.name}: first answers"] = clips[run.answers.top].tolist()
+    with whole_file(path) as file:
+        pq.write_table(pa.table(columns), file)
+
+
+def _counts(queries: Queries) -> str:
+    counts = {track: len(queries.of_track(track)) for track in ("reference", "natural", "rules", "imported", "control")}
+    told = ", ".join(f"{count} {track}" for track, count in counts.items() if count)
+    return f"asking {len(queries)} queries of {len(queries.clip_ids)} clips: {told}"

@@ -1,0 +1,247 @@
+"""`waver tune`: a sweep over the keys of an experiment, with Ray Tune."""
+
+import dataclasses
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune import PlacementGroupFactory
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+from ray.util.state import list_placement_groups
+from ray.util.state.exception import RayStateApiException
+
+from waver.config import SweepConfig
+from waver.on_ray.cluster.capacity import Share, local_cpus, require
+from waver.on_ray.cluster.connection import connect, gpus_per_worker, nodes
+from waver.on_ray.tuning.plan import Plan, trials_at_once
+from waver.on_ray.tuning.shared import prepare
+from waver.on_ray.tuning.trial import SweepJob, run_trial
+from waver.sweeps.folder import (
+    SweepError,
+    TrialState,
+    begin_trial,
+    drop_checkpoints,
+    open_sweep,
+    read_json,
+    read_trial,
+    read_trials,
+    trial_folder,
+)
+from waver.sweeps.progress import watch
+from waver.sweeps.results import ranked, write_results
+from waver.sweeps.suggest import Suggest
+from waver.tools.files import write_json
+
+Say = Callable[[str], None]
+_TUNE = "tune"
+_DASHBOARD_S = 20
+_INTERRUPTED = "the sweep was stopped; run the same command again to go on with it"
+
+
+def run_sweep(plan: Plan, *, say: Say, show: Callable[[object], None]) -> list[TrialState]:
+    """Runs a sweep, or goes on with it where it was; writes its results, whatever ended it.
+
+    Args:
+        plan: of the sweep.
+        say: is told what is going on.
+        show: is given the table.
+
+    Returns:
+        All trials, the best first.
+
+    Raises:
+        ClusterTooSmall: where not one trial fits.
+        SweepError: where the folder holds another sweep, the cluster lacks what early stopping needs, or no trial gave a
+            figure.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, with all that is known so far written and shown.
+    """
+    open_sweep(plan.folder, plan.sweep, plan.base.to_yaml())
+    if len(_ended(plan)) == plan.num_trials:
+        say(f"{plan.folder} is finished")
+    else:
+        _run_trials(plan, say)
+    states = read_trials(plan.folder)
+    measured = [state for state in states if state.values(plan.sweep.objective.metric)]
+    if measured:
+        write_results(plan.folder, plan.sweep, plan.base, say=say, show=show)
+    if len(_ended(plan)) < plan.num_trials:
+        raise KeyboardInterrupt(_INTERRUPTED)
+    if not measured:
+        raise SweepError(f"no trial came to the end of an epoch; the first says: {states[0].error}")
+    return ranked(states, plan.sweep)
+
+
+def _ended(plan: Plan) -> list[TrialState]:
+    return [state for state in read_trials(plan.folder) if state.status != "running"]
+
+
+def _run_trials(plan: Plan, say: Say) -> None:
+    resources = plan.base.resources
+    with connect(num_cpus=local_cpus(plan.base), dashboard=needs_dashboard(plan)) as where:
+        say(where)
+        gpus = gpus_per_worker(resources)
+        share = Share(plan.cpus_per_worker, gpus, resources.node_labels)
+        require(resources.max_workers, share, wait_s=resources.wait_s)
+        if needs_dashboard(plan):
+            _check_dashboard()
+        shared = prepare(plan.configs, say=say, count=plan.points is not None)
+        if not (plan.folder / "shared.json").exists():  # a sweep that goes on finds what it made itself
+            rows = [{**dataclasses.asdict(one), "path": str(one.path)} for one in shared]
+            write_json(plan.folder / "shared.json", rows)
+        at_once = trials_at_once(plan, nodes(resources.node_labels), gpus)
+        say(f"{plan.num_trials} trials, {at_once} at a time; everything goes to {plan.folder}")
+        with _terminated_like_interrupted(), watch(plan.folder, plan.sweep, total=plan.num_trials, say=say):
+            _tuner(plan, at_once, gpus).fit()
+    _keep_best(plan.folder, plan.sweep)  # the workers of the last trial may have written while they were ended
+
+
+def needs_dashboard(plan: Plan) -> bool:
+    """Whether Ray Train runs in trials that may be stopped: what these leave behind is found through the dashboard."""
+    return plan.base.resources.max_workers > 1
+
+
+def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
+    # Tune prints the traceback of every trial that failed, whose cause is recorded; and at the end it looks for logs that it
+    # was told not to write.
+    for name in ("execution.tune_controller", "analysis.experiment_analysis"):
+        logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
+    sweep, resources = plan.sweep, plan.base.resources
+    job = SweepJob(sweep, plan.folder, plan.points, gpus * resources.max_workers)
+    alone = resources.max_workers == 1
+    if alone:
+        bundle = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    else:  # the process of the trial only waits for Ray Train, which asks for the workers; it must not take their place
+        bundle = {"CPU": 0, "node:__internal_head__": 0.001}
+    where = {"bundle_label_selector": [resources.node_labels]} if alone and resources.node_labels else {}
+    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), PlacementGroupFactory([bundle], **where))
+    state = plan.folder / _TUNE
+    if any(state.glob("experiment_state*.json")):
+        return tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=False)
+    param_space, search = None, None
+    if plan.points is None:
+        search = OptunaSearch(
+            space=Suggest(sweep.space, plan.base), metric="objective", mode=sweep.objective.mode, seed=sweep.seed
+        )
+    else:
+        param_space = {"number": tune.grid_search(list(range(len(plan.points))))}
+    scheduler = None
+    num_epochs = max(config.train.epochs for config in plan.configs) * sweep.repeats
+    if sweep.scheduler.kind == "asha" and sweep.scheduler.grace_epochs < num_epochs:
+        scheduler = ASHAScheduler(
+            time_attr="epoch",
+            max_t=num_epochs,
+            grace_period=sweep.scheduler.grace_epochs,
+            reduction_factor=sweep.scheduler.reduction_factor,
+        )
+    return tune.Tuner(
+        trainable,
+        param_space=param_space,
+        tune_config=tune.TuneConfig(
+            metric="objective",
+            mode=sweep.objective.mode,
+            search_alg=search,
+            scheduler=scheduler,
+            num_samples=sweep.num_samples if search else 1,
+            # Where the trial's own process does the work Tune sees by itself what fits, also when the cluster grows. Trials
+            # whose workers Ray Train asks for must be counted by us.
+            max_concurrent_trials=sweep.max_concurrent if alone and not resources.loaders_per_worker else at_once,
+            reuse_actors=alone,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=_TUNE,
+            storage_path=str(plan.folder),
+            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+            callbacks=[_Outcomes(job)],
+            verbose=0,
+        ),
+    )
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial_{trial.config['number']:04d}"
+
+
+class _Outcomes(tune.Callback):
+    """Writes how trials ended, and removes the checkpoints of those that are not among the best."""
+
+    def __init__(self, job: SweepJob):
+        self._job = job
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        runs = read_trial(self._folder(trial)).runs
+        done = sum(run.finished for run in runs) == self._job.sweep.repeats
+        self._end(trial, "finished" if done else "stopped", "")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        folder = self._folder(trial)
+        said = read_json(folder / "failure.json").get("error")
+        self._end(trial, "failed", said or _last_line(trial) or "its process was lost, without a word")
+
+    def _folder(self, trial: Any) -> Path:
+        number = trial.config["number"]
+        folder = trial_folder(self._job.folder, number)
+        if not (folder / "trial.json").exists():  # its process ended before it could begin
+            begin_trial(self._job.folder, number, self._job.point(trial.config))
+        return folder
+
+    def _end(self, trial: Any, status: str, error: str) -> None:
+        write_json(self._folder(trial) / "outcome.json", {"status": status, "error": error})
+        _keep_best(self._job.folder, self._job.sweep)
+
+
+def _keep_best(folder: Path, sweep: SweepConfig) -> None:
+    ended = [state for state in ranked(read_trials(folder), sweep) if state.status != "running"]
+    best = [state for state in ended if state.status == "finished"][: sweep.keep_best]
+    for state in ended:
+        if state not in best:
+            drop_checkpoints(state.folder)
+
+
+def _last_line(trial: Any) -> str:
+    lines = str(trial.get_error() or "").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def _check_dashboard() -> None:
+    """Asks where Ray Train will ask, in a worker: it hangs where it gets no answer.
+
+    Raises:
+        SweepError: with what the worker was told.
+    """
+    if problem := ray.get(ray.remote(num_cpus=0)(_ask_dashboard).remote()):
+        raise SweepError(
+            "what stopped trials of several workers leave behind is found through Ray's dashboard, which does not answer "
+            f"({problem}). Start Ray with --include-dashboard=true, where several Rays run on the machine with "
+            "RAY_API_SERVER_ADDRESS=http://... of its dashboard in the environment; or set resources.workers to 1"
+        )
+
+
+def _ask_dashboard() -> str:
+    """What is wrong with the dashboard; nothing if it answers."""
+    try:
+        list_placement_groups(limit=1, timeout=_DASHBOARD_S)
+    except (RayStateApiException, OSError, RuntimeError) as error:  # requests' errors are OSErrors
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM, which `ray job stop` sends, ends a sweep as Ctrl-C does: Tune's handler lets it end in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,172 @@
+"""Checkpoints: `model.safetensors` (weights), `training.pt` (everything else that resuming needs), `config.yaml`, and
+`knowledge.json`, which says what knowledge the model learned from (null for none).
+
+Where a run is in its data is a number of rows: the plan of every epoch follows from captions and seed (`waver.data.epochs`),
+so with the seed in the configuration it brings the run back there, on any number of workers.
+
+All are read without unpickling, so a checkpoint from somebody else can be opened safely.
+"""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from waver.config import ExperimentConfig, load_config
+from waver.knowledge.store import Knowledge
+from waver.model.backbone import BackboneError, load_weights
+from waver.model.student import Student
+from waver.tools.archives import check_size
+from waver.tools.object_store import fetch, names, remote_of, shown
+from waver.training import parallel
+from waver.training.build import Training, build_student
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is not there, is damaged, or belongs to another model."""
+
+
+def save_checkpoint(
+    folder: Path, training: Training, config: ExperimentConfig, knowledge: Knowledge | None = None
+) -> None:
+    """Writes a checkpoint. Every worker must call it (random states are collected); the first one writes."""
+    rng = parallel.gather_objects(_rng_state())
+    if parallel.rank() != 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in training.student.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    state = {
+        "epoch": training.epoch,
+        "step": training.step,
+        "rows": training.rows,
+        "optimizer": training.optimizer.state_dict(),
+        "schedule": training.schedule.state_dict(),
+        "rng": rng,
+    }
+    torch.save(state, folder / "training.pt")
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    (folder / "knowledge.json").write_text(json.dumps(knowledge.summary() if knowledge else None), encoding="utf-8")
+
+
+def restore_training(folder: Path, training: Training) -> None:
+    """Puts a run back to where the checkpoint was written, which may be within an epoch.
+
+    Random states are restored where the number of workers is the same; with another number each worker keeps its own.
+
+    Raises:
+        CheckpointError: see `load_student`.
+    """
+    _load_weights(training.student, folder)
+    path = fetch(folder / "training.pt")
+    try:
+        check_size(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = {name: state[name] for name in ("epoch", "step", "rows", "optimizer", "schedule", "rng")}
+    except Exception as error:  # torch raises its own types, zipfile's, pickle's and OSError for a damaged file
+        raise CheckpointError(
+            f"{shown(folder / 'training.pt')} cannot be read ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.schedule.load_state_dict(state["schedule"])
+    training.epoch, training.step, training.rows = state["epoch"], state["step"], state["rows"]
+    if len(state["rng"]) == parallel.world_size():
+        _set_rng_state(state["rng"][parallel.rank()])
+
+
+def load_student(folder: Path, config: ExperimentConfig) -> Student:
+    """The model of a checkpoint, built by a configuration: that of the checkpoint, if need be with other places.
+
+    Raises:
+        CheckpointError: missing or damaged files, or weights of another architecture than the configuration's.
+    """
+    student = build_student(config)
+    _load_weights(student, folder)
+    return student
+
+
+def checkpoint_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
+    """The configuration that a checkpoint was trained with.
+
+    Its `storage.cache` is not taken over: where copies are written says who runs, not who trained.
+
+    Raises:
+        CheckpointError: where the folder holds none.
+        ConfigError: where an override does not fit.
+    """
+    path = fetch(folder / "config.yaml")
+    if not path.is_file():
+        raise CheckpointError(f"{shown(folder)} is no checkpoint: it has no config.yaml")
+    return load_config(path, {"storage.cache": None} | dict(overrides or {}))
+
+
+def learned_from(folder: Path) -> dict[str, Any] | None:
+    """What knowledge a checkpoint's model learned from, see `Knowledge.summary`; None for none.
+
+    Raises:
+        CheckpointError: where the file that tells is missing or damaged.
+    """
+    path = fetch(folder / "knowledge.json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{shown(path)} cannot be read ({error}), and nobody knows what {shown(folder)} learned from: was it wholly "
+            "copied?"
+        ) from error
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint is all there; both formats keep at their ends what tells."""
+    if remote_of(folder):  # an object is there as it was sent, or not at all
+        return set(names(folder)) >= {"model.safetensors", "training.pt", "knowledge.json", "config.yaml"}
+    try:
+        with safe_open(folder / "model.safetensors", "pt"):
+            learned_from(folder)
+            return zipfile.is_zipfile(folder / "training.pt") and (folder / "config.yaml").is_file()
+    except (OSError, SafetensorError, CheckpointError):
+        return False
+
+
+def _load_weights(student: Student, folder: Path) -> None:
+    path = fetch(folder / "model.safetensors")
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{shown(path)} cannot be read ({_first_line(error)}); is {shown(folder)} a checkpoint, wholly copied?"
+        ) from error
+    try:
+        load_weights(student, state, source=shown(path))
+    except BackboneError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _rng_state() -> dict:
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+    }
+
+
+def _set_rng_state(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")

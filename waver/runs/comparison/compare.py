@@ -1,0 +1,216 @@
+"""Two folders of runs -> in what they differ."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from waver.config import flat
+from waver.runs.comparison.reading import ComparisonError, ReadRun, read_run
+from waver.tools.object_store import shown
+
+_DATA_KEYS = ("data.format", "data.split", "data.annotations", "data.videos")
+_HELD_OUT_KEYS = ("data.validation_fraction", "data.validation_seed")
+"""Which videos are held out of train for validation, where the data set has no split for it."""
+_PROTOCOL = {
+    "split": "another split",
+    "gallery_size": "another gallery",
+    "num_queries": "other queries",
+    "ties": "ties are counted in another way",
+}
+"""What makes figures those of something else, by the key in evaluation_*.json."""
+_CAUTIONS = {
+    "chosen_on": "model chosen on",
+    "validation": "validation split",
+    "leaky": "leaky dictionary",
+    "device": "computed on",
+    "precision": "precision",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Something that both runs may say; None where one does not."""
+
+    key: str
+    a: Any
+    b: Any
+    counts: bool = True
+    """Whether a figure can depend on it; otherwise it only says where, or how fast, the run was computed."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether they say different things."""
+        return self.a != self.b
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Metrics of both, and whether they may be compared."""
+
+    title: str
+    rows: tuple[Row, ...]
+    not_comparable: tuple[str, ...] = ()
+    """Why their difference means nothing."""
+    cautions: tuple[str, ...] = ()
+    """What else to know before one believes it."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs side by side. Rows are there whether they differ or not."""
+
+    a: str
+    b: str
+    config: tuple[Row, ...]
+    data: tuple[Row, ...]
+    environment: tuple[Row, ...]
+    training: tuple[Row, ...]
+    figures: tuple[Figures, ...]
+    notes: tuple[str, ...]
+    """What could not be read or compared."""
+
+
+def compare_runs(a: Path, b: Path) -> Comparison:
+    """Compares two runs, finished or not, of sweeps or not.
+
+    Args:
+        a: folder of a run.
+        b: of another.
+
+    Raises:
+        ComparisonError: where either is no run, of both at once; or they are the same.
+    """
+    runs, mistakes = [], []
+    for folder in (a, b):
+        try:
+            runs.append(read_run(folder))
+        except ComparisonError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ComparisonError("\n".join(mistakes))
+    if a.resolve() == b.resolve():
+        raise ComparisonError(f"{shown(a)} and {shown(b)} are the same run: name another one")
+    first, second = runs
+    names = [run.config.name if run.config else run.folder.name for run in runs]
+    if names[0] == names[1]:
+        names = [shown(run.folder) for run in runs]
+    config = _config_rows(first, second)
+    return Comparison(
+        *names,
+        config=config,
+        data=_rows(flat(first.data), flat(second.data)),
+        environment=_rows(_environment(first), _environment(second)),
+        training=_rows(_training(first), _training(second)),
+        figures=(*_validation(first, second, config), *_evaluations(first, second, config)),
+        notes=tuple(_notes(first, second, names)),
+    )
+
+
+def _config_rows(a: ReadRun, b: ReadRun) -> tuple[Row, ...]:
+    if not (a.config and b.config):
+        return ()
+    counting = flat(a.config.identity()).keys() | flat(b.config.identity()).keys()
+    settings = [flat(run.config.model_dump(mode="json", exclude={"name"})) for run in (a, b)]
+    rows = [Row(row.key, row.a, row.b, row.key in counting) for row in _rows(*settings)]
+    return tuple(sorted(rows, key=lambda row: not row.counts))  # what counts comes first, else as they stand
+
+
+def _environment(run: ReadRun) -> dict[str, Any]:
+    said = dict(run.environment)
+    if isinstance(changes := said.get("git_changes"), str) and changes:
+        said["git_changes"] = "; ".join(line.strip() for line in changes.splitlines())
+    for key in ("command", "gpus"):
+        if isinstance(said.get(key), list):
+            said[key] = " ".join(map(str, said[key])) or "none"
+    return said
+
+
+def _training(run: ReadRun) -> dict[str, Any]:
+    best = run.best
+    said = {
+        "status": run.progress,
+        "steps": run.steps[-1]["step"] if run.steps else 0,
+        "best epoch": best[0] if best else None,
+        "seconds (since its workers were last started)": run.result.get("seconds"),
+        "clips per second (median)": run.median("clips_per_s"),
+        "share of time waiting for data (median)": run.median("data_wait_share"),
+        "peak memory of a worker (bytes)": run.result.get("peak_memory_bytes_of_worker"),
+        "last training loss": run.steps[-1].get("loss/total") if run.steps else None,
+    }
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def _validation(a: ReadRun, b: ReadRun, config: tuple[Row, ...]) -> list[Figures]:
+    if not (a.best and b.best):
+        return []
+    (epoch_a, metrics_a), (epoch_b, metrics_b) = a.best, b.best
+    held_out = {run.result.get("validation_split", "") for run in (a, b)} != {"own"}
+    different = _different(config, _DATA_KEYS + (_HELD_OUT_KEYS if held_out else ()))
+    unfinished = [run.folder.name for run in (a, b) if not run.result]
+    cautions = [f"{' and '.join(unfinished)} not finished: the best so far"] if unfinished else []
+    return [
+        Figures(
+            f"best validation (epochs {epoch_a} and {epoch_b})",
+            _rows(metrics_a, metrics_b),
+            (f"other clips: {'; '.join(different)}",) if different else (),
+            tuple(cautions),
+        )
+    ]
+
+
+def _evaluations(a: ReadRun, b: ReadRun, config: tuple[Row, ...]) -> list[Figures]:
+    figures = []
+    for name in sorted(a.evaluations.keys() & b.evaluations.keys()):
+        left, right = a.evaluations[name], b.evaluations[name]
+        not_comparable = [
+            f"{what}: {left.get(key)} and {right.get(key)}"
+            for key, what in _PROTOCOL.items()
+            if left.get(key) != right.get(key)
+        ]
+        if different := _different(config, _DATA_KEYS[:3]):
+            not_comparable.append(f"other data: {'; '.join(different)}")
+        cautions = [
+            f"{what}: {left.get(key)} and {right.get(key)}"
+            for key, what in _CAUTIONS.items()
+            if left.get(key) != right.get(key)
+        ]
+        if lost := set(left.get("missing_clips") or ()) ^ set(right.get("missing_clips") or ()):
+            cautions.append(f"{len(lost)} clips of the gallery were lost to one of them alone and count as its misses")
+        if (queries := left.get("num_queries")) and queries == right.get("num_queries"):
+            cautions.append(f"one query of {queries} is {100 / queries:.2f} points of R@K from text to video")
+        figures.append(Figures(name, _rows(_metrics(left), _metrics(right)), tuple(not_comparable), tuple(cautions)))
+    return figures
+
+
+def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures, and for each style of writing R@1 from text to video."""
+    by_style = evaluation.get("styles")
+    return dict(evaluation["metrics"]) | {
+        f"t2v/R@1, {style}": metrics["t2v/R@1"]
+        for style, metrics in (by_style if isinstance(by_style, dict) else {}).items()
+        if isinstance(metrics, dict) and "t2v/R@1" in metrics
+    }
+
+
+def _notes(a: ReadRun, b: ReadRun, names: list[str]) -> Iterable[str]:
+    for run, name in zip((a, b), names, strict=True):
+        yield from (f"{name}: {problem}" for problem in run.problems)
+    if not (a.config and b.config):
+        yield "settings are not compared: one of the configurations cannot be read"
+    if not (a.best and b.best):
+        none = " and ".join(name for run, name in zip((a, b), names, strict=True) if not run.best)
+        yield f"validation is not compared: {none} has no evaluation yet"
+    for name in sorted(a.evaluations.keys() ^ b.evaluations.keys()):
+        only = names[0] if name in a.evaluations else names[1]
+        yield f"{name} is there for {only} alone: make the other with `waver evaluate`"
+
+
+def _different(config: tuple[Row, ...], keys: Iterable[str]) -> list[str]:
+    wanted = set(keys)
+    return [f"{row.key} = {row.a} and {row.b}" for row in config if row.key in wanted and row.differs]
+
+
+def _rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Row, ...]:
+    """In the order of the first; what only the second has comes after."""
+    return tuple(Row(key, a.get(key), b.get(key)) for key in (*a, *(key for key in b if key not in a)))

@@ -1,0 +1,152 @@
+"""The stages of an experiment, from its configuration: ingest, vocabulary, match, train, evaluate."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from waver.config import ExperimentConfig
+from waver.data.annotations import load_didemo, load_msrvtt, load_msvd, load_table, load_vatex
+from waver.data.clip_store import ClipStore, StoreError, StoreSettings
+from waver.knowledge.store import Dictionary, Knowledge, KnowledgeError, read_dictionary
+from waver.tools.object_store import shown
+
+Say = Callable[[str], None]
+LEAKY = "leaky: the dictionary was made with captions of validation or test; no result of it is an honest one"
+
+
+def training_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> Knowledge | None:
+    """The knowledge that training an experiment needs, see `open_knowledge`; None where it needs none."""
+    if not config.uses_knowledge:
+        return None
+    return open_knowledge(
+        config, captions, store, ("train", "validation") if config.informed_at_inference else ("train",)
+    )
+
+
+def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
+    """The clip store of an experiment.
+
+    Raises:
+        StoreError: where it is not there, decoded in another way, or was never asked for some of the clips.
+    """
+    store = ClipStore(config.clip_store)
+    if store.settings.key != store_settings(config).key:
+        asked = dataclasses.asdict(store_settings(config))
+        raise StoreError(
+            f"{shown(config.clip_store)} was decoded with {store.settings.key}, the configuration asks for {asked}"
+        )
+    asked, known = set(captions["clip_id"].to_pylist()), set(store.ledger["clip_id"].to_pylist())
+    if unknown := sorted(asked - known):
+        raise StoreError(
+            f"{len(unknown)} of {len(asked)} clips were never ingested into {shown(config.clip_store)} "
+            f"({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}): run `waver ingest CONFIG`, which decodes "
+            "what is missing"
+        )
+    here = dict(zip(captions["clip_id"].to_pylist(), captions["path"].to_pylist(), strict=True))
+    there = dict(zip(store.ledger["clip_id"].to_pylist(), store.ledger["path"].to_pylist(), strict=True))
+    if other := sorted(clip_id for clip_id in asked if here[clip_id] != there[clip_id]):
+        raise StoreError(
+            f"{len(other)} of {len(asked)} clips were decoded from other files into {shown(config.clip_store)} "
+            f"({other[0]} from {there[other[0]]}, not {here[other[0]]}): run `waver ingest CONFIG`, which decodes them again"
+        )
+    return store
+
+
+def open_dictionary(config: ExperimentConfig, captions: pa.Table) -> Dictionary:
+    """The dictionary of an experiment.
+
+    Raises:
+        KnowledgeError: where it is not there, or was made of other captions.
+    """
+    dictionary = read_dictionary(config.dictionary)
+    _check_captions(dictionary.manifest, captions, config)
+    return dictionary
+
+
+def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStore, splits: Sequence[str]) -> Knowledge:
+    """The knowledge of an experiment.
+
+    Args:
+        config: of the experiment.
+        captions: its caption table.
+        store: its clips.
+        splits: of the clips that will be looked up.
+
+    Raises:
+        KnowledgeError: where it is not there, belongs to other captions, or lacks clips or phrases that are needed.
+    """
+    knowledge = Knowledge(config.knowledge_store)
+    if not knowledge.manifest["complete"]:
+        raise KnowledgeError(
+            f"{shown(knowledge.path)} is not finished: run `waver match CONFIG` again, which goes on where it was"
+        )
+    _check_captions(knowledge.manifest["dictionary"], captions, config)
+    if config.knowledge.top_k > knowledge.manifest["num_matches"]:
+        raise KnowledgeError(
+            f"knowledge.top_k = {config.knowledge.top_k}, and each clip has {knowledge.manifest['num_matches']} phrases in "
+            f"{shown(knowledge.path)}: lower it"
+        )
+    decoded = set(store.ok_clip_ids())
+    for split in splits:
+        clips = set(captions["clip_id"].filter(pc.equal(captions["split"], split)).to_pylist()) & decoded
+        if unknown := sorted(knowledge.unknown(list(clips))):
+            released = config.knowledge.released
+            remedy = (
+                "name a released file that has them, set knowledge.at_inference to false if only training is covered, or "
+                "take out knowledge.released and match by yourself"
+                if released
+                else "run `waver match CONFIG`, which matches what is missing"
+            )
+            raise KnowledgeError(
+                f"nothing is known of {len(unknown)} of {len(clips)} clips of {split} ({', '.join(unknown[:3])}"
+                f"{', ...' if len(unknown) > 3 else ''}) in {shown(knowledge.path)}: {remedy}"
+            )
+    return knowledge
+
+
+def _captions_of(captions: pa.Table, splits: Sequence[str]) -> list[str]:
+    return captions["caption"].filter(pc.is_in(captions["split"], value_set=pa.array(splits, pa.string()))).to_pylist()
+
+
+def _digest(captions: list[str]) -> str:
+    return hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16]
+
+
+def _check_captions(dictionary: dict, captions: pa.Table, config: ExperimentConfig) -> None:
+    """Imported dictionaries tell no captions."""
+    if "captions" in dictionary and dictionary["captions"] != _digest(_captions_of(captions, dictionary["splits"])):
+        raise KnowledgeError(
+            f"the captions of {', '.join(dictionary['splits'])} are not those that the dictionary was made of: run "
+            f"`waver vocabulary CONFIG` again (it replaces {shown(config.dictionary)}), then `waver match CONFIG`"
+        )
+
+
+def load_captions(config: ExperimentConfig) -> pa.Table:
+    """The caption table of the experiment's data set."""
+    data = config.data
+    # The loaders take what may stand in their section; a split that is the only one is not chosen.
+    settings = data.model_dump(exclude={"format", "annotations", "videos"})
+    if data.format in ("msvd", "didemo"):
+        del settings["split"]
+    loaders = {
+        "msrvtt": load_msrvtt,
+        "msvd": load_msvd,
+        "vatex": load_vatex,
+        "didemo": load_didemo,
+        "table": load_table,
+    }
+    return loaders[data.format](data.annotations, data.videos, **settings)
+
+
+def store_settings(config: ExperimentConfig) -> StoreSettings:
+    """How the clips of the experiment are decoded."""
+    return StoreSettings(
+        frames_per_second=config.video.frames_per_second,
+        max_frames=config.video.max_frames,
+        size=config.video.size,
+        frame_format=config.ingest.frame_format,
+        jpeg_quality=config.ingest.jpeg_quality,
+    )

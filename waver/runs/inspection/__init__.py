@@ -1,0 +1,7 @@
+"""Looking at what a model does: pictures, distributions and a projection of a small, fixed subset of a split."""
+
+from waver.runs.inspection.inspect import Amounts, Inspection, inspect_run
+from waver.runs.inspection.pictures import to_png
+from waver.runs.inspection.projection import write_projection
+
+__all__ = ["Amounts", "Inspection", "inspect_run", "to_png", "write_projection"]

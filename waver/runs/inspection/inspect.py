@@ -1,0 +1,196 @@
+"""What a model does, for people to look at after an evaluation: pictures, distributions, and points for the projector.
+
+Everything shows the same small subset, so that two steps of a run, and two runs, can be compared; but for the worst
+failures, which are looked for among all queries. One worker does it while the others wait, so it is quick.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float
+
+from waver.data.clip_store import ClipStore
+from waver.evaluation.evaluate import Evaluation
+from waver.evaluation.gallery import gallery
+from waver.knowledge.store import Knowledge
+from waver.model.embeddings import Embeddings
+from waver.model.student import Student
+from waver.runs.inspection.distributions import pr_curve, rank_distributions, similarity_distributions
+from waver.runs.inspection.embedding import EmbeddedSubset, embed_subset
+from waver.runs.inspection.interaction import attention_map, interaction_map, interaction_of
+from waver.runs.inspection.matrix import similarity_matrix
+from waver.runs.inspection.pictures import Picture, read_thumbnails
+from waver.runs.inspection.projection import Point, PointSet, one_vector, with_border
+from waver.runs.inspection.strips import FRAME_SIZE, NUM_FRAMES, clips_of_strip, text_to_video, video_to_text
+from waver.runs.inspection.subset import Subset, choose_subset, worst_queries
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much is looked at; what is drawn is cut from the front of the same subset."""
+
+    clips: int = 64
+    """In the matrix, the distributions and the projector."""
+    captions_per_clip: int = 4
+    """In the projector; elsewhere one caption stands for a clip."""
+    queries: int = 6
+    """Strips in each direction."""
+    worst: int = 4
+    """Strips of the worst failures in each direction."""
+    maps: int = 4
+    """Heat maps of tokens and frames, and of phrases and frames."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """For TensorBoard. A tag shows the same query in every evaluation; those of the worst are named by their place."""
+
+    images: dict[str, Picture]
+    """See `waver.runs.inspection.pictures.to_png`."""
+    histograms: dict[str, Float[np.ndarray, " values"]]
+    pr_curves: dict[str, tuple[Bool[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]]
+    """(labels, predictions in [0, 1])."""
+    point_sets: dict[str, PointSet]
+    """See `waver.runs.inspection.projection.write_projection`."""
+    embedding_s: float
+    """Seconds that the model took, with reading the frames of the subset."""
+    drawing_s: float
+    """Seconds that the rest took."""
+
+
+@torch.no_grad()
+def inspect_run(
+    student: Student,
+    evaluation: Evaluation,
+    captions: pa.Table,
+    store: ClipStore,
+    *,
+    max_words: int,
+    prompt: str | None,
+    video: Embeddings | None = None,
+    knowledge: Knowledge | None = None,
+    top_k: int = 0,
+    informed: bool = False,
+    amounts: Amounts | None = None,
+    seed: int = 0,
+) -> Inspection:
+    """Looks at a model after an evaluation; one worker calls it.
+
+    Scores and ranks of strips are those of the evaluation; everything else comes from embedding the subset again, in the
+    precision of the weights.
+
+    Args:
+        student: the model, as the evaluation left it.
+        evaluation: with `top`; of 5 clips or more, or strips are shorter.
+        captions: caption table; only rows of evaluation.split are looked at.
+        store: its clips.
+        max_words: tokens of a caption.
+        prompt: sentence around a caption, if any.
+        video: what the evaluation embedded, a row for every clip of the gallery that is not missing; None embeds the clips
+            of the subset again, which takes a minute or two where a large backbone runs without a GPU.
+        knowledge: of the clips; None, or one of other clips only, draws no attention.
+        top_k: phrases of a clip; 0 for none.
+        informed: whether clips are embedded with their phrases.
+        amounts: how much is looked at.
+        seed: another one looks at others.
+    """
+    assert evaluation.ranks.top is not None, "evaluate with top_k"
+    assert not informed or (knowledge and top_k), "informed videos need the phrases of their clips"
+    start, amounts = time.perf_counter(), amounts or Amounts()
+    evaluation = replace(evaluation, ranks=evaluation.ranks.cpu(), clip_of_text=evaluation.clip_of_text.cpu())
+    split = gallery(captions, evaluation.split)
+    assert split.text_ids == evaluation.text_ids, "these are the captions that were evaluated"
+    subset = choose_subset(
+        evaluation.clip_ids,
+        evaluation.text_ids,
+        evaluation.clip_of_text,
+        num_clips=amounts.clips,
+        captions_per_clip=amounts.captions_per_clip,
+        seed=seed,
+    )
+    images = _strips(evaluation, split.texts, subset, store, amounts)
+    drawn = time.perf_counter()
+    embedded = embed_subset(
+        student,
+        evaluation,
+        split,
+        subset,
+        store,
+        max_words=max_words,
+        prompt=prompt,
+        video=video,
+        knowledge=knowledge if top_k and student.fusion is not None else None,
+        top_k=top_k,
+        informed=informed,
+        num_maps=amounts.maps,
+    )
+    embedding_s = time.perf_counter() - drawn
+    histograms, pr_curves, point_sets = rank_distributions(evaluation.ranks), {}, {}
+    if embedded:
+        images |= {"similarity/matrix": similarity_matrix(embedded.similarity)} | _maps(student, embedded)
+        histograms |= similarity_distributions(embedded.similarity)
+        pr_curves["similarity/pairs"] = pr_curve(embedded.similarity)
+        point_sets = _point_sets(student, embedded)
+    drawing_s = time.perf_counter() - start - embedding_s
+    return Inspection(images, histograms, pr_curves, point_sets, embedding_s, drawing_s)
+
+
+def _strips(
+    evaluation: Evaluation, texts: Sequence[str], subset: Subset, store: ClipStore, amounts: Amounts
+) -> dict[str, Picture]:
+    """In both directions, of the first queries of the subset and of the worst failures."""
+    ranks, looked_at = evaluation.ranks, subset[: amounts.queries]
+    t2v = {f"t2v/query_{n}": own[0] for n, own in enumerate(looked_at.texts, 1)}
+    t2v |= {f"t2v/worst_{n}": text for n, text in enumerate(worst_queries(ranks.t2v, amounts.worst), 1)}
+    v2t = {f"v2t/query_{n}": clip for n, clip in enumerate(looked_at.clips, 1)}
+    v2t |= {f"v2t/worst_{n}": clip for n, clip in enumerate(worst_queries(ranks.v2t, amounts.worst), 1)}
+    shown = [clip for text in t2v.values() for clip in clips_of_strip(evaluation, text)]
+    shown += [evaluation.clip_ids[clip] for clip in v2t.values()]
+    thumbnails = read_thumbnails(store, shown, size=FRAME_SIZE, num_frames=NUM_FRAMES)
+    return {tag: text_to_video(evaluation, texts, text, thumbnails) for tag, text in t2v.items()} | {
+        tag: video_to_text(evaluation, texts, clip, thumbnails) for tag, clip in v2t.items()
+    }
+
+
+def _maps(student: Student, embedded: EmbeddedSubset) -> dict[str, Picture]:
+    """Of the first clips: tokens and frames, phrases and frames; those that the model has."""
+    images, sight = {}, embedded.sight
+    for number, (row, frames) in enumerate(zip(embedded.representatives, sight.columns, strict=False)):
+        clip_id, one = embedded.clip_ids[number], slice(number, number + 1)
+        interaction = interaction_of(student, embedded.token_ids[row], embedded.text[row : row + 1], sight.video[one])
+        if interaction:
+            images[f"interaction/pair_{number + 1}"] = interaction_map(
+                interaction, frames, caption=embedded.captions[row], clip_id=clip_id
+            )
+        if sight.attention:
+            images[f"knowledge/attention_{number + 1}"] = attention_map(
+                sight.attention[number], sight.phrases[number], frames, clip_id=clip_id
+            )
+    return images
+
+
+def _point_sets(student: Student, embedded: EmbeddedSubset) -> dict[str, PointSet]:
+    """Clips and their captions in one space, and the clips alone: the two kinds often lie far apart."""
+    sight, clip_ids, clip_of_caption = embedded.sight, embedded.clip_ids, embedded.clip_of_caption
+    clip_points = tuple(
+        Point("clip", embedded.captions[row], clip_id, "")
+        for row, clip_id in zip(embedded.representatives, clip_ids, strict=True)
+    )
+    caption_points = tuple(
+        Point("caption", caption, clip_ids[clip], style)
+        for caption, clip, style in zip(embedded.captions, clip_of_caption, embedded.styles, strict=True)
+    )
+    video, text = (
+        one_vector(embeddings, student.kind, is_text=is_text).float().cpu().numpy()
+        for embeddings, is_text in ((sight.video, False), (embedded.text, True))
+    )
+    both = PointSet(
+        np.concatenate([video, text]),
+        (*clip_points, *caption_points),
+        np.concatenate([sight.thumbnails, with_border(sight.thumbnails)[clip_of_caption]]),
+    )
+    return {"clips_and_captions": both, "clips": PointSet(video, clip_points, sight.thumbnails)}

@@ -1,0 +1,126 @@
+"""How one caption meets one clip, token by token and frame by frame; and which phrases a clip's frames look at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from waver.model.embeddings import Embeddings
+from waver.model.student import Student
+from waver.runs.inspection.heat_map import HeatMap, draw_heat_map
+from waver.runs.inspection.pictures import Picture
+
+_MAX_PHRASES = 24
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """What makes the similarity of a caption and a clip; padding is not in it."""
+
+    tokens: tuple[str, ...]
+    cosines: Float[np.ndarray, "n f"]
+    text_weights: Float[np.ndarray, " n"] | None
+    """None where the model learned none: every token counts the same."""
+    video_weights: Float[np.ndarray, " f"] | None
+    similarity: float
+
+
+@torch.no_grad()
+def interaction_of(
+    student: Student, token_ids: Int[Tensor, " N"], text: Embeddings, video: Embeddings
+) -> Interaction | None:
+    """Takes the interaction of a pair apart; for `dp` the end token alone is there, for `xti` there is nothing to show.
+
+    Args:
+        student: the model.
+        token_ids: of the caption.
+        text: of this one caption.
+        video: of this one clip.
+    """
+    assert len(text) == len(video) == 1, "one caption and one clip"
+    if student.kind == "xti":
+        return None
+    words, frames = (F.normalize(e.values[0, e.mask[0]], dim=-1) for e in (text, video))
+    tokens, learned = token_strings(token_ids[: len(words)].tolist()), student.text_weights is not None
+    if student.kind == "dp":
+        words, tokens = words[-1:], tokens[-1:]
+    return Interaction(
+        tokens=tokens,
+        cosines=_array(words @ frames.T),
+        text_weights=_array(text.weights[0, text.mask[0]]) if learned else None,
+        video_weights=_array(video.weights[0, video.mask[0]]) if learned else None,
+        similarity=student.similarity(text, video).item(),
+    )
+
+
+def token_strings(token_ids: Sequence[int]) -> tuple[str, ...]:
+    """Each token as CLIP's byte pairs spell it; a word's pieces but the last end in a hyphen."""
+    pieces = [open_clip.decode(torch.tensor([token])) for token in token_ids]
+    names = {"<start_of_text>": "<start>", "<end_of_text>": "<end>"}
+    return tuple(names.get(piece.strip(), piece.strip() if piece.endswith(" ") else f"{piece}-") for piece in pieces)
+
+
+def interaction_map(
+    interaction: Interaction, frames: UInt8[np.ndarray, "f s s 3"], *, caption: str, clip_id: str
+) -> Picture:
+    """Cosines of tokens and frames, with the weights of both along the sides."""
+    notes = [
+        f"similarity {interaction.similarity:.3f} with {clip_id}; cosine of each token (row) with each frame (column)"
+    ]
+    if len(interaction.tokens) > 1:
+        notes.append("framed: the best frame of a token; underlined: the best token of a frame")
+    if interaction.text_weights is not None:
+        notes.append("blue bars: learned weights of tokens and of frames, each sums to 1")
+    heat = HeatMap(
+        title=caption,
+        notes=tuple(notes),
+        labels=interaction.tokens,
+        values=interaction.cosines,
+        low=float(interaction.cosines.min()),
+        high=float(interaction.cosines.max()),
+        row_weights=interaction.text_weights,
+        column_weights=interaction.video_weights,
+        mark_best=len(interaction.tokens) > 1,
+    )
+    return draw_heat_map(heat, frames)
+
+
+def attention_map(
+    attention: Float[np.ndarray, "f K"],
+    phrases: Sequence[str],
+    frames: UInt8[np.ndarray, "f s s 3"],
+    *,
+    clip_id: str,
+) -> Picture:
+    """The phrases of a clip, best match first, and how much each frame looks at them.
+
+    Args:
+        attention: mean over the heads; sums to 1 over the phrases.
+        phrases: K of them; only the first 24 are drawn.
+        frames: of the clip.
+        clip_id: of the clip.
+    """
+    shown = attention.T[:_MAX_PHRASES]
+    cut = "" if len(phrases) == len(shown) else f", the first {len(shown)} of {len(phrases)}"
+    heat = HeatMap(
+        title=f"phrases of {clip_id}",
+        notes=(
+            f"attention of each frame (column) to each phrase (row, best match first{cut}), mean over the heads",
+            f"blue bars: mean over the frames; looking at all alike would be {1 / len(phrases):.2f}",
+        ),
+        labels=tuple(phrases[:_MAX_PHRASES]),
+        values=shown,
+        low=0.0,
+        high=float(shown.max()),
+        row_weights=shown.mean(1),
+    )
+    return draw_heat_map(heat, frames)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()

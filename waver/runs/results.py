@@ -1,0 +1,91 @@
+"""results."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from waver.config import ExperimentConfig
+from waver.data.annotations import validation_source
+from waver.evaluation.evaluate import Evaluation
+from waver.evaluation.protocols import Protocol, protocol_of
+from waver.knowledge.store import Knowledge
+from waver.runs.checkpoint import learned_from
+from waver.tools.object_store import shown
+
+
+def result_of(
+    evaluation: Evaluation,
+    checkpoint: Path,
+    config: ExperimentConfig,
+    knowledge: Knowledge | None,
+    captions: pa.Table,
+    *,
+    chosen_on: str | None,
+) -> dict:
+    """What is written about an evaluation: figures, and everything that says what they are figures of.
+
+    Args:
+        evaluation: the figures.
+        checkpoint: of the model.
+        config: of the model.
+        knowledge: that informed the videos; None for none.
+        captions: the data set's caption table.
+        chosen_on: the split on which this checkpoint was found to be the best of its run; None where somebody named it.
+    """
+    learned = learned_from(checkpoint)
+    leaky = bool((learned and learned["leaky"]) or (knowledge and knowledge.leaky))
+    protocol = protocol_of_table(
+        config,
+        captions,
+        evaluation.split,
+        captions_per_clip=evaluation.clip_of_text.bincount().tolist(),
+        num_missing_clips=len(evaluation.missing_clips),
+        chosen_on=chosen_on,
+        leaky=leaky,
+        variants=list(evaluation.variants),
+    )
+    return {
+        "protocol": protocol.as_json(),
+        "split": evaluation.split,
+        "metrics": evaluation.metrics,
+        "variants": evaluation.variants,
+        "gallery_size": evaluation.gallery_size,
+        "num_queries": evaluation.num_queries,
+        "num_missing_clips": len(evaluation.missing_clips),
+        "missing_clips": list(evaluation.missing_clips),
+        "ties": protocol.ties,
+        "checkpoint": shown(checkpoint),
+        "chosen_on": chosen_on,
+        "validation": evaluation.validation,
+        "styles": evaluation.styles,
+        "knowledge": {"at_inference": config.informed_at_inference, "learned_from": learned},
+        "leaky": leaky,
+        "device": evaluation.device,
+        "precision": evaluation.precision,
+        "config": config.digest(),
+    }
+
+
+def protocol_of_table(config: ExperimentConfig, captions: pa.Table, split: str, **facts: Any) -> Protocol:
+    """The protocol of figures on a split of a data set.
+
+    Args:
+        config: of the experiment.
+        captions: the data set's caption table.
+        split: on which the figures are.
+        facts: other arguments of `waver.evaluation.protocols.protocol_of`.
+    """
+    return protocol_of(
+        data_format=config.data.format,
+        data_split=getattr(config.data, "split", None),
+        split=split,
+        clip_ids={
+            part: pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], part))).to_pylist()
+            for part in ("train", "validation", "test")
+        },
+        validation=validation_source(captions),
+        knowledge_at_inference=config.informed_at_inference,
+        **facts,
+    )

@@ -1,0 +1,114 @@
+"""One HTML page on a sweep, that needs no other file: what was shared, all trials, plots, what went wrong."""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from waver.config import SweepConfig
+from waver.sweeps.importance import importance
+from waver.sweeps.plots import bars, best_so_far, marginal, parallel_coordinates
+from waver.tools.html import html_table, write_html
+
+_STYLE = """
+td:nth-child(2), th:nth-child(2) { text-align: left }
+tr.finished td:nth-child(2) { color: #1f6fb4 } tr.stopped td:nth-child(2) { color: #b86b0b }
+tr.failed td:nth-child(2) { color: #b3261e }
+"""
+
+
+def write_page(
+    path: Path, sweep: SweepConfig, rows: Sequence[Mapping[str, Any]], shared: Sequence[Mapping]
+) -> list[str]:
+    """Writes the page.
+
+    Args:
+        path: of the HTML file.
+        sweep: the sweep.
+        rows: its trials, the best first: number, status, objective, deviation, objective_text, epochs, seconds, gpu_seconds,
+            ended_s, error, point, values.
+        shared: clip stores and knowledge: what, path, trials, there, seconds.
+
+    Returns:
+        Sentences on what could not be drawn.
+    """
+    metric, keys = sweep.objective.metric, list(sweep.space)
+    measured = [row for row in rows if row["objective"] is not None]
+    shares, how = importance([row["values"] for row in measured], [row["objective"] for row in measured])
+    missing = [] if shares else [how]
+    try:
+        plots = [
+            "<h2>Parallel coordinates</h2><p>A line a trial; dotted ones were not trained to the end.</p>",
+            parallel_coordinates(measured, keys, metric, sweep.objective.mode),
+            "<h2>Key by key</h2><p>Coloured: deviation over seeds. Black: mean and deviation of a value's trials.</p>",
+            f'<div class="plots">{"".join(_marginals(measured, keys, metric))}</div>',
+            "<h2>Best so far</h2>",
+            best_so_far(measured, metric, sweep.objective.mode),
+            f"<h2>Importance</h2><p>{escape(how)}. Stopped trials count with the figure that they had by then.</p>",
+            bars(shares) if shares else "",
+        ]
+    except ImportError:
+        sentence = "plots: not drawn, they need matplotlib: pip install 'waver[tune]', and run the same command again"
+        plots, missing = [f"<p>{escape(sentence)}</p>"], [*missing, sentence]
+    body = [
+        f"<p>{_summary(sweep, rows)}</p>",
+        "<h2>Trials</h2>",
+        html_table(
+            ["trial", "", metric, "epochs", "seconds", "GPU-seconds", *keys],
+            [_cells(row, keys) for row in rows],
+            [row["status"] for row in rows],
+        ),
+        *plots,
+        "<h2>Shared by the trials</h2>",
+        html_table(
+            ["what", "where", "trials", "", "seconds"],
+            [
+                [
+                    one["what"],
+                    one["path"],
+                    one["trials"] or "",
+                    "found" if one["there"] else "made once",
+                    f"{one['seconds']:.1f}",
+                ]
+                for one in shared
+            ],
+        ),
+        *_failures(rows),
+        f"<h2>The sweep</h2><pre>{escape(sweep.to_yaml())}</pre>",
+    ]
+    write_html(path, f"Sweep {sweep.name}", body, _STYLE)
+    return missing
+
+
+def _summary(sweep: SweepConfig, rows: Sequence[Mapping[str, Any]]) -> str:
+    counts = {name: sum(row["status"] == name for row in rows) for name in ("finished", "stopped", "failed", "running")}
+    words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "not ended"}
+    told = ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
+    seconds, gpu_seconds = (sum(row[name] for row in rows) for name in ("seconds", "gpu_seconds"))
+    seeds = f", mean over {sweep.repeats} seeds" if sweep.repeats > 1 else ""
+    return escape(
+        f"{len(rows)} trials: {told}. Objective: {sweep.objective.metric} on {sweep.objective.split}{seeds}. "
+        f"{seconds / 60:.1f} minutes of trials, {gpu_seconds / 3600:.2f} GPU-hours."
+    )
+
+
+def _cells(row: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
+    values = [_text(row["point"][key]) if key in row["point"] else "" for key in keys]
+    figures = [row["objective_text"], row["epochs"], f"{row['seconds']:.0f}", f"{row['gpu_seconds']:.0f}"]
+    return [row["number"], row["status"], *figures, *values]
+
+
+def _marginals(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], metric: str) -> list[str]:
+    """For each key over the trials in which it was varied."""
+    varied = {key: [row for row in rows if key in row["point"]] for key in keys}
+    return [marginal(chosen, key, metric) for key, chosen in varied.items() if chosen]
+
+
+def _failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    failed = [[row["number"], row["error"]] for row in rows if row["error"]]
+    return ["<h2>What went wrong</h2>", html_table(["trial", "error"], failed)] if failed else []
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value)

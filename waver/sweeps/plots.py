@@ -1,0 +1,112 @@
+"""Plots of a sweep, as SVG."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from waver.tools.html import new_figure, svg
+
+_COLOURS = {"finished": "#1f6fb4", "stopped": "#e08a1e", "running": "#888888"}
+Row = Mapping[str, Any]
+
+
+def parallel_coordinates(rows: Sequence[Row], keys: Sequence[str], metric: str, mode: str) -> str:
+    """A line a trial through all keys to its objective; darker is better."""
+    import matplotlib
+
+    figure, axes = new_figure(width=2.0 + 1.5 * len(keys), height=3.6)
+    columns = [_positions([row["values"][key] for row in rows]) for key in keys]
+    columns.append(_positions([row["objective"] for row in rows]))
+    places = np.array([position for position, _ in columns])
+    goodness = places[-1] if mode == "max" else 1 - places[-1]
+    for row in np.argsort(goodness):
+        colour = matplotlib.colormaps["viridis_r"](0.1 + 0.85 * goodness[row])
+        style = "-" if rows[row]["status"] == "finished" else ":"
+        axes.plot(range(len(columns)), places[:, row], style, color=colour, linewidth=1.6)
+    for x, (_, ticks) in enumerate(columns):
+        axes.axvline(x, color="#555555", linewidth=0.8)
+        for position, text in ticks:
+            axes.text(x + 0.03, position, text, fontsize=7, va="center")
+    axes.set_xticks(range(len(columns)), [*keys, metric], fontsize=8, rotation=12)
+    axes.set_yticks([])
+    axes.set_xlim(-0.1, len(columns) - 0.6)
+    axes.set_frame_on(False)
+    return svg(figure)
+
+
+def marginal(rows: Sequence[Row], key: str, metric: str) -> str:
+    """The objective by the value of one key, with each trial's deviation over its seeds.
+
+    Where values come again, black bars show the mean and the deviation between trials of each.
+    """
+    figure, axes = new_figure(width=4.2, height=3.0)
+    values = [row["values"][key] for row in rows]
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    names = sorted({str(value) for value in values})
+    x = (
+        np.array(values, dtype=float)
+        if numeric
+        else np.array([names.index(str(value)) for value in values], dtype=float)
+    )
+    y = np.array([row["objective"] for row in rows])
+    for status, colour in _COLOURS.items():
+        chosen = np.array([row["status"] == status for row in rows])
+        if chosen.any():
+            spread = [rows[i]["deviation"] or 0.0 for i in np.flatnonzero(chosen)]
+            axes.errorbar(x[chosen], y[chosen], yerr=spread, fmt="o", color=colour, markersize=4, label=status)
+    levels = np.unique(x)
+    if 1 < len(levels) < len(x):
+        means = np.array([y[x == level].mean() for level in levels])
+        spreads = np.array([y[x == level].std() for level in levels])
+        # No line between words: there is nothing between them.
+        axes.errorbar(levels, means, spreads, fmt="-" if numeric else "_", color="#333333", linewidth=1, capsize=4)
+    if not numeric:
+        axes.set_xticks(range(len(names)), names, fontsize=7)
+    elif x.min() > 0 and x.max() / x.min() > 50:
+        axes.set_xscale("log")
+    axes.set_xlabel(key)
+    axes.set_ylabel(metric)
+    axes.legend(fontsize=7)
+    return svg(figure)
+
+
+def best_so_far(rows: Sequence[Row], metric: str, mode: str) -> str:
+    """The best objective of the trials that had ended, by minutes since the first of them; points are the trials."""
+    figure, axes = new_figure(width=6.0, height=3.0)
+    ended = sorted((row for row in rows if row["ended_s"]), key=lambda row: row["ended_s"])
+    minutes = np.array([(row["ended_s"] - ended[0]["ended_s"]) / 60 for row in ended])
+    y = np.array([row["objective"] for row in ended])
+    for status, colour in _COLOURS.items():
+        chosen = np.array([row["status"] == status for row in ended])
+        if not chosen.any():
+            continue
+        axes.plot(minutes[chosen], y[chosen], "o", color=colour, markersize=4, label=status)
+    best = np.maximum.accumulate(y) if mode == "max" else np.minimum.accumulate(y)
+    axes.step(minutes, best, where="post", color="#333333", linewidth=1.2)
+    axes.set_xlabel("minutes since the first trial ended")
+    axes.set_ylabel(metric)
+    axes.legend(fontsize=7)
+    return svg(figure)
+
+
+def bars(shares: Mapping[str, float]) -> str:
+    """The importance of each key."""
+    figure, axes = new_figure(width=6.0, height=0.7 + 0.35 * len(shares))
+    axes.barh(list(shares)[::-1], list(shares.values())[::-1], color="#1f6fb4")
+    axes.set_xlim(0, 1)
+    return svg(figure)
+
+
+def _positions(values: Sequence[Any]) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Places between 0 and 1, and the places that get a text."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        numbers = np.array(values, dtype=float)
+        low, high = numbers.min(), numbers.max()
+        if low == high:
+            return np.full(len(numbers), 0.5), [(0.5, f"{low:g}")]
+        marks = sorted(set(values)) if len(set(values)) <= 6 else np.linspace(low, high, 5)
+        return (numbers - low) / (high - low), [((mark - low) / (high - low), f"{mark:.3g}") for mark in marks]
+    names = sorted({str(value) for value in values})
+    place = {name: index / max(1, len(names) - 1) for index, name in enumerate(names)}
+    return np.array([place[str(value)] for value in values]), [(place[name], name) for name in names]

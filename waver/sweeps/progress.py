@@ -1,0 +1,78 @@
+"""Shows a sweep while it goes on: a live table on a terminal, a line for every trial that has ended elsewhere."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from waver.config import SweepConfig
+from waver.sweeps.folder import TrialState, read_trials
+from waver.sweeps.results import objective_text, ranked, trials_table
+
+_POLL_S = 1.0
+_SHOWN = 20
+
+
+@contextmanager
+def watch(folder: Path, sweep: SweepConfig, *, total: int, say: Callable[[str], None]) -> Iterator[None]:
+    """Reads what the trials write while the body runs; nothing slows down for those who watch.
+
+    Args:
+        folder: of the sweep.
+        sweep: the sweep.
+        total: trials in all.
+        say: is told of each trial that has ended, where there is no terminal.
+    """
+    console, stop = Console(stderr=True), threading.Event()
+    known = {state.number for state in read_trials(folder) if state.status != "running"}
+
+    def update(live: Live | None) -> None:
+        states = read_trials(folder)
+        if live:
+            live.update(trials_table(_title(states, total), ranked(states, sweep)[:_SHOWN], sweep))
+            return
+        for state in states:
+            if state.status != "running" and state.number not in known:
+                known.add(state.number)
+                say(f"trial {state.number} {_line(state, sweep)}; {_title(states, total)}")
+
+    def follow(live: Live | None) -> None:
+        took = 0.0
+        while not stop.wait(max(_POLL_S, 20 * took)):  # a large sweep has many files
+            start = time.monotonic()
+            update(live)
+            took = time.monotonic() - start
+        update(live)
+
+    # The table stays on the screen only while it changes; at the end the whole one is printed.
+    with Live(console=console, transient=True) if console.is_terminal else _nothing() as live:
+        watcher = threading.Thread(target=follow, args=(live,), name="waver-watch", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            watcher.join()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+def _line(state: TrialState, sweep: SweepConfig) -> str:
+    point = ", ".join(f"{key}={value}" for key, value in state.point.items())
+    what = f"failed ({state.error})" if state.status == "failed" else f"{state.status} after {state.epochs} epochs"
+    return f"{what}, {sweep.objective.metric} {objective_text(state, sweep)}, {state.seconds:.0f} s: {point}"
+
+
+def _title(states: list[TrialState], total: int) -> str:
+    by_status = {
+        name: sum(state.status == name for state in states) for name in ("running", "finished", "stopped", "failed")
+    }
+    counts = [f"{count} {name}" for name, count in by_status.items() if count]
+    return f"{', '.join(counts) or 'none begun'} of {total} trials"

@@ -1,5 +1,0 @@
-"""What a run leaves behind for people to look at: metrics.jsonl, and events for TensorBoard."""
-
-from waver.tracking.tracker import Tracker, read_metrics
-
-__all__ = ["Tracker", "read_metrics"]

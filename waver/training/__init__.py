@@ -1,0 +1,1 @@
+"""Training in pure torch: plan, model, step, losses."""

@@ -1,0 +1,130 @@
+"""build."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from waver.config import ExperimentConfig
+from waver.model.backbone import VOCABULARY_SIZE, load_backbone
+from waver.model.student import Encoded, Student
+from waver.training import parallel
+
+
+@dataclass
+class Training:
+    """Everything that changes during a run."""
+
+    student: Student
+    forward: Callable[..., Encoded]
+    """The student, or DDP around it."""
+    phrases: Float[Tensor, "P D"]
+    """The teacher's embeddings of all phrases: a table, no parameter; P = 0 without knowledge."""
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    epoch: int = 0
+    """Epochs completed."""
+    step: int = 0
+    """Optimizer steps taken."""
+    rows: int = 0
+    """Rows of captions learned from, each as often as it came up."""
+
+
+def build_student(config: ExperimentConfig, weights: str | None = None) -> Student:
+    """The model of an experiment.
+
+    Args:
+        config: of the experiment.
+        weights: of the backbone, see `load_backbone`; None where a checkpoint is loaded afterwards.
+    """
+    torch.manual_seed(config.seed)
+    backbone = load_backbone(config.model.backbone, weights, image_size=config.video.size)
+    num_positions, num_words = backbone.text.positional_embedding.shape[0], backbone.text.token_embedding.num_embeddings
+    needed = config.video.max_frames + (config.similarity.kind == "xti")  # xti puts the sentence before the frames
+    if max(needed, config.text.max_words) > num_positions:
+        raise ValueError(
+            f"model.backbone knows {num_positions} positions: text.max_words = {config.text.max_words} and "
+            f"video.max_frames = {config.video.max_frames} must fit into them"
+        )
+    if num_words != VOCABULARY_SIZE:
+        raise ValueError(
+            f"model.backbone has a vocabulary of {num_words} tokens, CLIP's tokenizer of {VOCABULARY_SIZE}"
+        )
+    return Student(
+        backbone,
+        temporal=config.model.temporal,
+        temporal_layers=config.model.temporal_layers,
+        similarity=config.similarity.kind,
+        wti_layers=config.similarity.wti_layers,
+        fusion=config.uses_fusion,
+    )
+
+
+def build_training(
+    config: ExperimentConfig,
+    *,
+    num_steps: int,
+    device: torch.device,
+    phrases: Float[Tensor, "P D"] | None = None,
+    pretrained: bool = True,
+) -> Training:
+    """Model, optimizer and schedule at the start of a run.
+
+    Args:
+        config: of the experiment.
+        num_steps: optimizer steps of the whole run.
+        device: of the model.
+        phrases: the teacher's embeddings; None where the experiment uses no knowledge.
+        pretrained: whether to load model.weights; a checkpoint that follows makes it needless.
+    """
+    student = build_student(config, config.model.weights if pretrained else None).to(device)
+    if config.train.backbone_lr_scale == 0:
+        student.backbone.requires_grad_(False)
+    optimizer = torch.optim.AdamW(parameter_groups(student, config), betas=(0.9, 0.98), eps=1e-6, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, num_steps=num_steps, warmup=config.train.warmup_fraction)
+    )
+    forward: torch.nn.Module = student
+    if parallel.world_size() > 1:
+        forward = DistributedDataParallel(student, device_ids=[device] if device.type == "cuda" else None)
+    if phrases is None:
+        phrases = torch.zeros(0, student.backbone.width)
+    if phrases.shape[1] != student.backbone.width:
+        raise ValueError(
+            f"the teacher's phrases have width {phrases.shape[1]}, model.backbone {student.backbone.width}: match again"
+        )
+    return Training(student, forward, phrases.to(device), optimizer, schedule)
+
+
+def warmup_cosine(step: int, *, num_steps: int, warmup: float) -> float:
+    """Factor on the learning rate of step `step` (from 0): rises linearly to 1, then falls to 0 as half a cosine."""
+    num_warmup = warmup * num_steps
+    if step < num_warmup:
+        return min(1.0, (step + 1) / num_warmup)
+    return 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / max(1, num_steps - num_warmup)))
+
+
+def parameter_groups(student: Student, config: ExperimentConfig) -> list[dict]:
+    """Backbone and new parameters, each with and without weight decay (biases, norms and the scale are not decayed).
+
+    Raises:
+        ValueError: where no parameter is trained.
+    """
+    in_backbone = {id(parameter) for parameter in student.backbone.parameters()}
+    trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError(
+            "nothing can be learned: train.backbone_lr_scale = 0 freezes the backbone, and neither aggregator nor "
+            "interaction has weights; raise the former or choose model.temporal = seqTransf or similarity.kind = wti"
+        )
+    groups = []
+    for backbone, scale in ((True, config.train.backbone_lr_scale), (False, 1.0)):
+        for decayed in (True, False):
+            chosen = [p for p in trainable if (id(p) in in_backbone) == backbone and (p.ndim > 1) == decayed]
+            decay = config.train.weight_decay if decayed else 0.0
+            groups.append({"params": chosen, "lr": config.train.lr * scale, "weight_decay": decay})
+    return groups

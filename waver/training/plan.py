@@ -1,0 +1,57 @@
+"""plan."""
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from waver.config import ExperimentConfig
+from waver.data.clip_store import ClipStore
+from waver.data.epochs import epoch_batches
+from waver.tools.object_store import shown
+
+
+def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
+    """Rows of the caption table that can be trained on: of the train split, with frames; captions of a clip adjacent."""
+    train = pc.equal(captions["split"], "train")
+    decoded = pc.is_in(captions["clip_id"], value_set=pa.array(store.ok_clip_ids(), pa.string()))
+    rows = np.flatnonzero(pc.and_(train, decoded).to_numpy())
+    clip_ids = captions["clip_id"].take(rows).to_numpy()
+    return rows[np.argsort(clip_ids, kind="stable")]
+
+
+def describe_data(captions: pa.Table) -> dict[str, Any]:
+    """What is trained on: counts, and a hash of clips and captions in their order, on which the plan of a run rests."""
+    columns = (captions["clip_id"].to_pylist(), captions["caption"].to_pylist())
+    return {
+        "num_train_clips": len(set(columns[0])),
+        "num_train_captions": len(captions),
+        "digest": hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:16],
+    }
+
+
+def check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
+    """Raises ValueError where nothing could be learned from a split, or nothing chosen by it."""
+    clips = pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], split)))
+    if len(clips) == 0:
+        raise ValueError(f"the {split} split has no captions")
+    if not pc.any(pc.is_in(clips, value_set=pa.array(store.ok_clip_ids(), pa.string()))).as_py():
+        raise ValueError(
+            f"none of the {len(clips)} clips of the {split} split has frames: see the ledger in {shown(store.path)}"
+        )
+
+
+def plan_epoch(config: ExperimentConfig, captions: pa.Table, rows: np.ndarray, *, epoch: int) -> list[np.ndarray]:
+    """Rows of the caption table for each global batch of an epoch."""
+    _, clip_of_caption = np.unique(captions["clip_id"].take(rows).to_numpy(), return_inverse=True)
+    batches = epoch_batches(
+        clip_of_caption,
+        epoch=epoch,
+        seed=config.seed,
+        global_batch_size=config.train.global_batch_size,
+        captions_per_clip=config.train.captions_per_clip,
+    )
+    return [rows[batch] for batch in batches]

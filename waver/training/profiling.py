@@ -1,0 +1,116 @@
+"""Where the time of some steps goes, operator by operator: a trace for Perfetto (ui.perfetto.dev) or chrome://tracing.
+
+The parts of a step have names, so that the traces of all runs show the same blocks: `with record_function(FORWARD): ...`,
+which costs some 12 microseconds where nobody records.
+"""
+
+import gzip
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from waver.tools.files import whole_file
+
+DATA_WAIT, FORWARD, LOSS, BACKWARD = "data wait", "forward", "loss", "backward"
+ALL_REDUCE, OPTIMIZER = "all-reduce", "optimizer"
+ALL_GATHER = "all-gather"
+PARTS = (DATA_WAIT, FORWARD, LOSS, BACKWARD, ALL_REDUCE, OPTIMIZER)
+"""The parts of a training step, in their order, as torch's `record_function` is given them."""
+STEP = "step"
+MAX_STEPS = 50
+"""Of a trace that a viewer still opens."""
+
+
+class ProfileError(ValueError):
+    """These steps cannot be recorded."""
+
+
+class Profiler:
+    """Records steps `first` to `last` and writes them as one trace; before and after it does nothing.
+
+    Call `step` before each step, with its number; use it as a context, so that a run that ends in between has a trace too.
+
+    Args:
+        folder: receives `steps_<first>_to_<last>.pt.trace.json.gz`, with the rank of the process in the name where there
+            are several. The ending is the one that TensorBoard's and Holistic Trace Analysis' readers look for.
+        steps: first and last step, both recorded, from 1.
+        rank: of this process among several; None where there is one.
+
+    Raises:
+        ProfileError: no such steps, or so many that the trace would not open.
+    """
+
+    def __init__(self, folder: Path, steps: tuple[int, int], *, rank: int | None = None):
+        first, last = steps
+        if not 1 <= first <= last:
+            raise ProfileError(
+                f"steps {first} to {last} cannot be profiled: name the first, from 1, and the last, not before it"
+            )
+        if last - first + 1 > MAX_STEPS:
+            raise ProfileError(
+                f"{last - first + 1} steps to profile are more than {MAX_STEPS}: a step takes megabytes, and no viewer "
+                f"opens a trace of so many; a few show the same, such as {first} to {first + 4}"
+            )
+        self._folder, self._first, self._last, self._rank = folder, first, last, rank
+        self._profile: profile | None = None
+        self._done: list[int] = []
+        self._now: record_function | None = None
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._end_step()
+        self._write()
+
+    def step(self, number: int) -> None:
+        """Step `number` begins, and with it the one before has ended."""
+        self._end_step()
+        if self._profile is None and self._first <= number <= self._last and not self._done:
+            self._start()
+        if self._profile is not None and number <= self._last:
+            self._done.append(number)
+            self._now = record_function(f"{STEP} {number}")
+            self._now.__enter__()
+        elif self._profile is not None:
+            self._write()
+
+    def pause(self) -> None:
+        """What comes now, such as an evaluation, belongs to no step."""
+        self._end_step()
+
+    def _start(self) -> None:
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
+        # Shapes, stacks and memory would make the trace ten times as large.
+        self._profile = profile(activities=activities)
+        self._profile.start()
+
+    def _end_step(self) -> None:
+        if self._now is not None:
+            self._now.__exit__(None, None, None)
+            self._now = None
+
+    def _write(self) -> None:
+        """Stops recording; torch writes JSON, which packs to a tenth."""
+        if self._profile is None:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what was started in these steps belongs to them
+        self._profile.stop()
+        rank = "" if self._rank is None else f"_rank_{self._rank}"
+        target = self._folder / f"steps_{self._done[0]}_to_{self._done[-1]}{rank}.pt.trace.json.gz"
+        with tempfile.TemporaryDirectory() as scratch:
+            plain = Path(scratch) / "trace.json"
+            self._profile.export_chrome_trace(str(plain))
+            with (
+                plain.open("rb") as source,
+                whole_file(target) as file,
+                gzip.GzipFile(fileobj=file, mode="wb") as packed,
+            ):
+                shutil.copyfileobj(source, packed)
+        self._profile = None

@@ -1,0 +1,149 @@
+"""Training in pure torch: the same functions run in one process, under DDP, and inside Ray.
+
+Here the configuration becomes objects; what lies below takes plain arguments.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.profiler import record_function
+
+from waver.config import ExperimentConfig
+from waver.data.batch import Batch, frames_to_tensor
+from waver.knowledge.store import Knowledge
+from waver.model.backbone import tokenize
+from waver.training import parallel
+from waver.training.build import Training
+from waver.training.objective import loss_terms
+from waver.training.profiling import BACKWARD, FORWARD, LOSS, OPTIMIZER
+
+
+class NonFiniteLossError(parallel.InStepError):
+    """The loss or its gradient is NaN or infinite; the weights were not touched."""
+
+
+def make_batch(
+    captions: pa.Table,
+    rows: Int[np.ndarray, " B"],
+    clips: tuple[UInt8[np.ndarray, "B F H W 3"], Int[np.ndarray, " B"]],
+    config: ExperimentConfig,
+    num_pairs: int,
+    knowledge: Knowledge | None = None,
+) -> Batch:
+    """Joins captions with the frames of their clips, and with their phrases.
+
+    Args:
+        captions: caption table.
+        rows: which captions.
+        clips: what the clip store gives for their clips, in the same order.
+        config: of the experiment.
+        num_pairs: pairs in the global batch.
+        knowledge: of the clips; None for none.
+    """
+    chosen = captions.take(rows)
+    texts = chosen["caption"].to_pylist()
+    token_ids, token_mask = tokenize(texts, max_words=config.text.max_words, prompt=config.text.prompt)
+    frames, frame_mask = frames_to_tensor(*clips)
+    clip_ids = tuple(chosen["clip_id"].to_pylist())
+    phrase_ids = torch.zeros(len(rows), 0, dtype=torch.int64)
+    if knowledge:
+        phrase_ids = knowledge.phrase_ids(clip_ids, config.knowledge.top_k)
+    return Batch(token_ids, token_mask, frames, frame_mask, phrase_ids, clip_ids, tuple(texts), num_pairs)
+
+
+def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> dict[str, float]:
+    """One optimizer step over a global batch.
+
+    Returns:
+        What to log: loss and terms of the global batch, what is watched beside them (see
+        `waver.training.diagnostics`), learning rates, gradient norm before clipping, logit scale.
+
+    Raises:
+        NonFiniteLossError: on every worker, before any weight is changed.
+    """
+    student = training.student
+    student.train()
+    terms, watched = batch_terms(training, batch, config)
+    loss = sum(config.loss.weights[name] * term for name, term in terms.items())
+    training.optimizer.zero_grad(set_to_none=True)
+    with record_function(BACKWARD):
+        # DDP averages gradients over workers; our loss is a share of a sum.
+        (loss * parallel.world_size()).backward()
+    norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.train.clip_grad_norm)
+
+    logged = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": loss} | watched
+    sums = parallel.all_reduce(torch.stack([value.detach() for value in logged.values()]), "sum").tolist()
+    logs = dict(zip(logged, sums, strict=True)) | {"grad_norm": norm.item()}
+    rates = training.schedule.get_last_lr()
+    logs |= {"lr/backbone": rates[0], "lr/new": rates[-1], "logit_scale": student.logit_scale.exp().item()}
+    if not all(math.isfinite(value) for value in logs.values()):
+        raise NonFiniteLossError(
+            f"step {training.step + 1}: loss = {logs['loss/total']}, gradient norm = {logs['grad_norm']}, at "
+            f"lr = {rates[-1]:.3g} (backbone {rates[0]:.3g}). No weight was changed by it; the last checkpoint is good. "
+            "Lower train.lr, or raise train.warmup_fraction, and run the same command again under a new name"
+        )
+    with record_function(OPTIMIZER):
+        training.optimizer.step()
+        training.schedule.step()
+        student.clamp_logit_scale()
+    training.step += 1
+    training.rows += batch.num_pairs
+    return logs
+
+
+def batch_terms(
+    training: Training, batch: Batch, config: ExperimentConfig
+) -> tuple[dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]:
+    """This worker's share of each loss term of a global batch, and of what is watched, see `waver.training.objective`."""
+    device, weights = training.student.logit_scale.device, config.loss.weights
+    retrieved = "informed" if config.informed_at_inference else "plain"
+    needs_plain = retrieved == "plain" or weights["knowledge"] > 0 or weights["distill"] > 0
+    batch = batch.to(device)
+    with record_function(FORWARD), autocast(config, device):
+        phrases = training.phrases[batch.phrase_ids]
+        encoded = training.forward(batch, phrases, plain=needs_plain, informed=config.uses_fusion)
+    with record_function(LOSS):
+        return loss_terms(
+            training.student,
+            encoded,
+            batch,
+            training.phrases,
+            weights=weights,
+            temperature=config.loss.temperature,
+            retrieved=retrieved,
+        )
+
+
+def train_epoch(training: Training, batches: Iterable[Batch], config: ExperimentConfig) -> Iterator[dict[str, float]]:
+    """Runs one epoch, or what is left of it; yields the logs of each step, with throughput and the share of time spent
+    waiting for data.
+    """
+    batches = iter(batches)
+    while True:
+        start = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            break
+        waited = time.perf_counter() - start
+        logs = train_step(training, batch, config)
+        seconds = time.perf_counter() - start
+        speed = batch.num_pairs / seconds
+        yield logs | {
+            "clips_per_s": speed,
+            "clips_per_s_per_worker": speed / parallel.world_size(),
+            "data_wait_share": waited / seconds,
+        }
+    training.epoch += 1
+
+
+def autocast(config: ExperimentConfig, device: torch.device) -> torch.autocast | nullcontext:
+    """The precision of the towers; similarity and loss are always computed in full precision."""
+    bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
