@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What it does: starts a Ray head on this machine, for `ray job submit`, with a token of its own; and ends it, without touching
-#   any other Ray of the machine. For one run there is no need of it: `waver train experiments/msrvtt.yaml --workers 4` starts
-#   Ray by itself and ends it. With it runs go on when you log out, and several share the GPUs in turn.
-#   Dashboard and jobs answer on 127.0.0.1 alone. Other ports of Ray are open to the network and ask for the token, but for two
-#   with metrics; a firewall should close them.
-# Fill in: nothing. If a port or the folder does not suit, WAVER_DASHBOARD_PORT (8265) and WAVER_HEAD (/tmp/waver-UID, a short
-#   path: Ray keeps sockets in it) in the environment say otherwise.
-# Cost of leaving it running: no money; about 1 GB of memory, and CPUs and GPUs only while jobs run.
-# Shut down: cluster/one-machine.sh stop   (jobs end with it: `ray job stop` them first, and they write a checkpoint)
+# What it does: starts a Ray head for jobs on this machine, with a token of its own, and stops it again. It leaves every other
+#   Ray on the machine alone. A single run does not need it: `waver train experiments/msrvtt.yaml --workers 4` starts and stops
+#   Ray by itself. With this head, runs continue after you log out, and several runs take turns on the GPUs.
+#   The dashboard and its job API listen on 127.0.0.1 alone. Ray's other ports are open to the network and require the token,
+#   except two that serve metrics; a firewall should close them all.
+# Fill in: nothing. To change the dashboard's port or the folder of the head, set WAVER_DASHBOARD_PORT (default 8265) or
+#   WAVER_HEAD (default /tmp/waver-UID; keep the path short, since Ray puts sockets in it).
+# Cost of leaving it running: no money; about 1 GB of memory. CPUs and GPUs are used only while jobs run.
+# Shut down: cluster/one-machine.sh stop   (this also ends jobs; `ray job stop` them first, so that they write a checkpoint)
 #
 #   cluster/one-machine.sh start
 #   eval "$(cluster/one-machine.sh env)"
@@ -20,12 +20,12 @@ folder=${WAVER_HEAD:-/tmp/waver-$(id -u)}
 port=${WAVER_DASHBOARD_PORT:-8265}
 address=http://127.0.0.1:$port
 start_s=60
-stop_s=60  # Ray gives what runs 30 s to leave
+stop_s=60  # Ray gives its processes 30 s to end
 
 say() { echo "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
 
-# Beside the number of the process its time of birth: the number alone may have gone to somebody else since.
+# The start time of a process. It is stored beside the process id, which another process may have received since.
 born() { awk '{ sub(/.*\) /, ""); print $20 }' "/proc/$1/stat" 2> /dev/null; }
 
 head_process() {
@@ -48,13 +48,13 @@ urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeo
 PYTHON
 }
 
-# The port, if nobody listens there; with 0, one that is free.
+# Prints the port if it is free, and a free port for 0.
 free_port() {
     python3 - "$1" 2> /dev/null <<'PYTHON'
 import socket, sys
 
 probe = socket.socket()
-# Connections of a head that was just ended linger for a minute; they are in nobody's way.
+# Connections of a head that has just stopped linger for a minute and do no harm.
 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 probe.bind(("127.0.0.1", int(sys.argv[1])))
 print(probe.getsockname()[1])
@@ -65,10 +65,10 @@ forget() { rm -f "$folder/head.pid" "$folder/environment" "$folder/token"; }
 
 start() {
     local pid
-    command -v ray > /dev/null || fail "there is no ray command: activate the environment in which waver is installed"
+    command -v ray > /dev/null || fail "the command ray was not found: activate the environment in which waver is installed"
     [ ! -f "$folder/environment" ] || . "$folder/environment"
     if pid=$(head_process); then
-        say "a head runs already (process $pid, ${RAY_API_SERVER_ADDRESS-}); end it with: cluster/one-machine.sh stop"
+        say "a head runs already (process $pid, ${RAY_API_SERVER_ADDRESS-}); stop it with: cluster/one-machine.sh stop"
         return
     fi
     free_port "$port" > /dev/null \
@@ -82,7 +82,7 @@ start() {
 
     unset RAY_AUTH_TOKEN RAY_ADDRESS
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token
-    # Ports that Ray would take by number are left to chance, so that another Ray of the machine is no trouble.
+    # Random ports in place of Ray's fixed ones, so that another Ray on this machine does not collide.
     setsid ray start --head --block --disable-usage-stats --node-ip-address=127.0.0.1 --port=0 \
         --dashboard-host=127.0.0.1 --dashboard-port="$port" --dashboard-agent-listen-port=0 --ray-client-server-port="$(free_port 0)" \
         --temp-dir="$folder/ray" > "$folder/head.log" 2>&1 < /dev/null &
@@ -90,8 +90,8 @@ start() {
     echo "$pid $(born "$pid")" > "$folder/head.pid"
     for ((second = 0; second < start_s; second++)); do
         if answers; then
-            say "Ray's head runs (process $pid); dashboard: $address, which asks for the token in $folder/token"
-            say "now: eval \"\$(cluster/one-machine.sh env)\", then: ray job submit --working-dir . -- waver ..."
+            say "Ray's head is running (process $pid); dashboard: $address, which requires the token in $folder/token"
+            say "next: eval \"\$(cluster/one-machine.sh env)\", then: ray job submit --working-dir . -- waver ..."
             return
         fi
         if ! head_process > /dev/null; then
@@ -102,17 +102,17 @@ start() {
         sleep 1
     done
     stop
-    fail "the head did not answer in $start_s s; it was ended; see $folder/head.log"
+    fail "the head did not answer within $start_s s and was stopped; see $folder/head.log"
 }
 
 stop() {
     local pid
     if ! pid=$(head_process); then
-        say "no head of $folder runs"
+        say "no head of $folder is running"
         forget
         return
     fi
-    # `ray start --block` ends its own processes, and only those; `ray stop` would end every Ray of the machine.
+    # `ray start --block` stops only its own processes; `ray stop` would stop every Ray of this user on the machine.
     kill -TERM "$pid"
     for ((second = 0; second < stop_s; second++)); do
         head_process > /dev/null || break
@@ -120,15 +120,15 @@ stop() {
     done
     kill -KILL -- "-$pid" 2> /dev/null || true
     forget
-    say "Ray's head (process $pid) is ended; logs are in $folder/ray"
+    say "Ray's head (process $pid) has stopped; logs are in $folder/ray"
 }
 
-# Before anything in it is read: a folder in /tmp may have been put there for us.
-[ ! -e "$folder" ] || [ -O "$folder" ] || fail "$folder belongs to somebody else: name another, as in WAVER_HEAD=/tmp/head"
+# Check the owner before reading any file: another user may have created this folder in /tmp.
+[ ! -e "$folder" ] || [ -O "$folder" ] || fail "$folder belongs to another user: choose another, as in WAVER_HEAD=/tmp/head"
 
 case ${1-} in
     start) start ;;
     env) environment ;;
     stop) stop ;;
-    *) fail "say what to do: cluster/one-machine.sh start|env|stop" ;;
+    *) fail "usage: cluster/one-machine.sh start|env|stop" ;;
 esac
