@@ -12,6 +12,7 @@ says what to expect of other clips; and over seeds alone, which says what is luc
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from copy import deepcopy
 from itertools import islice
@@ -64,6 +65,7 @@ def main(
     overrides: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE")] = [],  # noqa: B006 (typer's way)
 ) -> None:
     """Prints the table, in Markdown."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     places = {
         "data.annotations": str(output / "world" / "captions.jsonl"),
         "data.videos": str(output / "world"),
@@ -77,9 +79,9 @@ def main(
     write_backbone(output / "backbone.safetensors")
     with connect() as where:
         print(where)
-        run_ingest(config, say=print)
-        make_dictionary(config, print)
-        run_match(config, say=print)
+        run_ingest(config)
+        make_dictionary(config)
+        run_match(config)
         captions = load_captions(config)
         store = open_store(config, captions)
         known = open_knowledge(config, captions, store, ("train", "validation", "test")).manifest

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from logs import logged
 from safetensors.torch import save_file
 
 from waver.config import ExperimentConfig, load_config
@@ -304,6 +305,13 @@ def s3_environment(address: str, cache: Path) -> dict[str, str]:
         "XDG_CACHE_HOME": str(cache),
         "NO_PROXY": "127.0.0.1",
     }
+
+
+@pytest.fixture
+def said():
+    """Messages that waver logs during the test."""
+    with logged() as messages:
+        yield messages
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from waver.__main__ import app
+from waver.cli import app
 from waver.config import load_config
 
 FOLDER = Path(__file__).parents[1] / "cluster"

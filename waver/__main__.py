@@ -1,34 +1,40 @@
 """Entry point of the command line."""
 
+import logging
 import sys
+import traceback
 
-from waver.cli import cluster, results, stages  # noqa: F401  they add their commands to the app
-from waver.cli.options import _say, app
+from waver.cli import app
+from waver.cli.options import configure_logging
 from waver.config import ConfigError
-from waver.tools.errors import raised_by_waver
+from waver.tools.errors import bug_report, user_message
+
+logger = logging.getLogger("waver")
 
 
 def main() -> None:
-    """Entry point: mistakes of the user end in a sentence, not in a traceback."""
+    """Runs the command line; errors that the user can resolve end in a sentence, bugs in a traceback."""
+    configure_logging()
     try:
         app()
     except SystemExit as ended:
         # typer makes an exit of Ctrl-C; what was said with it is further down.
         if ended.code == 130:
-            _say(_interrupt(ended) or "stopped; run the same command again to go on from what is kept")
+            logger.warning(_interrupt(ended) or "stopped; run the same command again to go on from what is kept")
         elif message := getattr(ended, "message", ""):
-            _say(message)
+            logger.warning(message)
         raise
     except ConfigError as error:
-        _say(str(error))
+        logger.error(str(error))
         sys.exit(2)
-    except OSError as error:  # the machine refused: a full disk, no permission
-        _say(f"error: {error}")
-        sys.exit(1)
-    except ValueError as error:
-        if not raised_by_waver(error):
-            raise
-        _say(f"error: {error}")
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            traceback.print_exc()
+            message = bug_report()
+        else:
+            message = f"error: {message}"
+        logger.error(message)
         sys.exit(1)
 
 

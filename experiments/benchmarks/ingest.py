@@ -76,7 +76,7 @@ def _ingest_s(paths: list[str], processes: int, settings: StoreSettings) -> floa
         {"clip_id": [f"clip{i}" for i in range(len(paths))], "path": paths, "start_s": none, "end_s": none}
     )
     with tempfile.TemporaryDirectory() as folder:
-        return ingest(captions, Path(folder), settings, decoders=processes, say=print, progress=False).seconds
+        return ingest(captions, Path(folder), settings, decoders=processes, progress=False).seconds
 
 
 class PeakMemory:

@@ -53,7 +53,7 @@ def main(clips: int = 10_000, phrases: int = 110_000, workers: int = 1) -> None:
                              names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA)  # fmt: skip
             dictionary, started = make_dictionary(table, leaky=False), time.perf_counter()
             with peak_memory() as memory, connect(num_cpus=workers):
-                knowledge = match(config, clip_ids, store, dictionary, say=print)
+                knowledge = match(config, clip_ids, store, dictionary)
             seconds = time.perf_counter() - started
             assert len(knowledge.matches) == num_clips
             print(

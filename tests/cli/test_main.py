@@ -71,3 +71,33 @@ def test_mistakes_end_in_a_sentence(tmp_path, arguments, expected):
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_bug_shows_its_traceback_and_where_to_report_it(tmp_path):
+    """A ValueError that Python raises within waver is no mistake of the user."""
+    (tmp_path / "good.yaml").write_text(DATA)
+    code = (
+        "import sys, waver.cli.stages as stages\n"
+        "stages.load_experiment = lambda *_: [1].index(2)\n"
+        "from waver.__main__ import main\n"
+        "sys.argv = ['waver', 'train', 'good.yaml']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "ValueError: 2 is not in list" in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("This is a bug in waver (waver ")
+
+
+@pytest.mark.parametrize(("option", "expected"), [("-q", ""), ("--quiet", ""), ("-v", "next: ")])
+def test_notices_can_be_silenced(tmp_path, option, expected):
+    code = (
+        "import sys, logging, waver.cli.stages as stages\n"
+        "stages.load_experiment = lambda *_: logging.getLogger('waver.any').info('next: more') or sys.exit(0)\n"
+        "from waver.__main__ import main\n"
+        f"sys.argv = ['waver', 'train', 'good.yaml', {option!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr[:6]) == (0, expected)

@@ -217,7 +217,7 @@ def test_one_writer_and_one_stop(head, project):
     stopped = head.run("ray.scripts.scripts", "job", "stop", job_id, "--address", head.address, cwd=project)
     assert stopped.returncode == 0, stopped.stderr
     head.wait_for(job_id, "STOPPED")
-    again = "import sys; from waver.on_ray.jobs.client import *; sys.exit(follow_job(*sys.argv[1:], say=print, write=print))"
+    again = "import sys; from waver.on_ray.jobs.client import *; sys.exit(follow_job(*sys.argv[1:], write=print))"
     follow = subprocess.run(
         [sys.executable, "-c", again, job_id, head.address], env=head.environment, capture_output=True, text=True
     )
@@ -234,8 +234,8 @@ def test_without_the_token_nobody_is_let_in(head, project, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     job = Submission("true", project / "experiments", (), (), {}, {}, None)
     with pytest.raises(JobError, match="wants a token and was sent none: set RAY_AUTH_MODE=token") as refused:
-        send_job(job, head.address, say=print)
+        send_job(job, head.address)
     assert head.token not in str(refused.value)
     with pytest.raises(JobError, match="is not the dashboard of a Ray cluster, or it is http://"):
-        send_job(job, head.address.replace("http", "https"), say=print)
+        send_job(job, head.address.replace("http", "https"))
     assert len(head.jobs()) == before

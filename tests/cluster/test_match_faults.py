@@ -40,7 +40,7 @@ store = ClipStore(config.clip_store)
 columns = [range(50), [f"do {number} things" for number in range(50)], [1] * 50]
 dictionary = make_dictionary(pa.table(columns, names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA), leaky=False)
 with connect():
-    knowledge = match(config, store.ok_clip_ids(), store, dictionary, say=print, progress=False)
+    knowledge = match(config, store.ok_clip_ids(), store, dictionary, progress=False)
 print(len(knowledge.matches))
 """
 

@@ -21,7 +21,7 @@ def of_all(_):
 
 def run(**resources):
     asked = ResourcesConfig(node_labels=train, **resources)
-    return run_on_workers(of_all, None, asked, signals=actor, say=lambda text: None)
+    return run_on_workers(of_all, None, asked, signals=actor)
 
 class Where:
     def __call__(self, block):
@@ -33,7 +33,7 @@ with connect(), signals() as actor:
     roles = {node["NodeID"]: node["Labels"].get("waver.role", "head") for node in ray.nodes()}
     where = {
         "driver": {here()},
-        "blocks": set(map_blocks(Where, (), blocks, say=lambda text: None, workers=2, labels=decode)),
+        "blocks": set(map_blocks(Where, (), blocks, workers=2, labels=decode)),
         "workers": run(workers=2),
         "a range": run(workers={"min": 1, "max": 4}),
     }

@@ -71,7 +71,7 @@ def train_here(project: Path, name: str, **overrides) -> dict:
 
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        train(config, captions, open_store(config, captions), say=lambda text: None, here=here)
+        train(config, captions, open_store(config, captions), here=here)
     finally:
         ray.shutdown()
     return read_metrics(config.run_folder)[-1]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from waver.data.decoder import Decoder
+from waver.data.decoder import Decoder, DecoderStartError
 from waver.data.video import ClipError, read_clip
 
 SAMPLING = {"frames_per_second": 10.0, "max_frames": 12, "size": 16}
@@ -171,6 +171,6 @@ def test_child_that_cannot_start_is_no_failure_of_a_clip(monkeypatch, video, tmp
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with (
         Decoder(60.0) as decoder,
-        pytest.raises(RuntimeError, match="does not start: it ended with exit code 3: no such lib"),
+        pytest.raises(DecoderStartError, match="does not start: it ended with exit code 3: no such lib"),
     ):
         decoder.read_clip(video, **SAMPLING)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from waver.data.epochs import epoch_batches, fixed_batches
+from waver.data.epochs import BatchSizeError, epoch_batches, fixed_batches
 
 settings.register_profile("quick", max_examples=50, deadline=None)
 settings.load_profile("quick")
@@ -58,7 +58,9 @@ def test_order_differs_by_epoch_and_seed_and_is_repeatable():
 
 
 def test_a_batch_larger_than_the_split_is_an_error():
-    with pytest.raises(ValueError, match=r"train.global_batch_size = 4 is more than the 3 training clips.*set it to 3"):
+    with pytest.raises(
+        BatchSizeError, match=r"train.global_batch_size = 4 is more than the 3 training clips.*set it to 3"
+    ):
         epoch_batches(clips([1, 2, 3]), epoch=0, seed=0, global_batch_size=4)
 
 

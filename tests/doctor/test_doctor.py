@@ -74,7 +74,7 @@ def decode(config: ExperimentConfig) -> None:
 def look(before="train", **overrides) -> dict[str, list[Finding]]:
     """Findings by check."""
     by_check: dict[str, list[Finding]] = {}
-    for finding in examine(load_config("experiment.yaml", overrides), before=before, say=nothing):
+    for finding in examine(load_config("experiment.yaml", overrides), before=before):
         by_check.setdefault(finding.check, []).append(finding)
     return by_check
 
@@ -386,9 +386,7 @@ def test_the_report_goes_where_it_is_asked_and_a_wrong_configuration_is_a_findin
     shown: list[Finding] = []
 
     def ask(overrides: dict, output: Path | None) -> list[Finding]:
-        return run_doctor(
-            Path("experiment.yaml"), lambda: overrides, before="train", say=nothing, show=shown.extend, output=output
-        )
+        return run_doctor(Path("experiment.yaml"), lambda: overrides, before="train", show=shown.extend, output=output)
 
     assert can_start(ask({}, Path("report.json")))
     assert json.loads(Path("report.json").read_text())["can_start"]

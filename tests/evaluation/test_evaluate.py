@@ -9,7 +9,7 @@ from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.evaluation.evaluate import _bank, evaluate
 from waver.evaluation.metrics import direction_metrics, retrieval_metrics
-from waver.evaluation.ranking import Ranks, rank_similarity
+from waver.evaluation.ranking import EvaluationError, Ranks, rank_similarity
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.knowledge.store import Knowledge, create_knowledge, finish, make_dictionary, write_embeddings, write_matches
 from waver.model.student import Student
@@ -147,12 +147,12 @@ def test_dsl_and_qb_norm_stand_beside(captions, store, load_tiny):
 def test_what_a_split_cannot_give_is_refused_before_work(captions, store, load_tiny):
     student = build_student(load_tiny())
     config = load_tiny(**{"evaluate.dsl": True})
-    with pytest.raises(ValueError, match="captions stand for 9 clips"):
+    with pytest.raises(EvaluationError, match="captions stand for 9 clips"):
         evaluate(student, captions, store, config, split="test", rescore=True)
     assert evaluate(student, captions, store, config, split="test").variants == {}  # as training does, for validation
     test = captions.filter([split == "test" for split in captions["split"].to_pylist()])
     config = load_tiny(**{"evaluate.qb_norm": True})
-    with pytest.raises(ValueError, match="needs captions of train"):
+    with pytest.raises(EvaluationError, match="needs captions of train"):
         evaluate(student, test, store, config, split="test", rescore=True)
 
 
@@ -173,7 +173,7 @@ def test_progress_is_told(captions, store, load_tiny):
 def test_empty_split_says_what_there_is(captions, store, load_tiny):
     train = captions.filter([split == "train" for split in captions["split"].to_pylist()])
     with pytest.raises(
-        ValueError, match=r"the test split has no captions; choose another one .*: the data set has \{'train': "
+        EvaluationError, match=r"the test split has no captions; choose another one .*: the data set has \{'train': "
     ):
         evaluate(build_student(load_tiny()), train, store, load_tiny(), split="test")
 
@@ -182,7 +182,7 @@ def test_nan_is_an_error(captions, store, load_tiny):
     student = build_student(load_tiny())
     with torch.no_grad():
         student.backbone.clip.text_projection.fill_(torch.nan)
-    with pytest.raises(ValueError, match="is NaN"):
+    with pytest.raises(EvaluationError, match="is NaN"):
         evaluate(student, captions, store, load_tiny(), split="test")
 
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from waver.evaluation.metrics import chance, retrieval_metrics
-from waver.evaluation.ranking import rank_similarity, rank_tiles, row_chunks
+from waver.evaluation.ranking import EvaluationError, rank_similarity, rank_tiles, row_chunks
 
 INF = float("inf")
 
@@ -136,7 +136,7 @@ def test_missing_clips_are_misses_even_in_a_tiny_gallery():
 def test_nan_is_an_error_that_names_the_pair():
     similarity = torch.zeros(4, 4)
     similarity[3, 2] = torch.nan
-    with pytest.raises(ValueError, match="text 3 and clip 2 is NaN"):
+    with pytest.raises(EvaluationError, match="text 3 and clip 2 is NaN"):
         rank_similarity(similarity, torch.arange(4), chunk_size=2)
 
 

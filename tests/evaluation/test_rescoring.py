@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from waver.evaluation.ranking import rank_similarity, rank_tiles
+from waver.evaluation.ranking import EvaluationError, rank_similarity, rank_tiles
 from waver.evaluation.rescoring import Workers, dual_softmax_ranks, inverted_softmax_ranks, read_bank
 
 
@@ -52,7 +52,9 @@ def test_missing_clips_are_in_no_softmax():
 
 
 def test_dual_softmax_refuses_several_captions_of_a_clip():
-    with pytest.raises(ValueError, match=r"6 captions stand for 3 clips\. Evaluate on a split with one caption a clip"):
+    with pytest.raises(
+        EvaluationError, match=r"6 captions stand for 3 clips\. Evaluate on a split with one caption a clip"
+    ):
         dual_softmax_ranks(
             lambda r, c: torch.rand(6, 3)[r, c],
             torch.arange(6) // 2,

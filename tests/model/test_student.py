@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 
+from waver.model.backbone import BackboneError
 from waver.model.fusion import KnowledgeFusion
 from waver.model.student import Student
 from waver.training.build import build_student
@@ -165,7 +166,7 @@ def test_fusion_needs_a_width_that_its_heads_divide():
     assert KnowledgeFusion(100).num_heads == 1
     assert KnowledgeFusion(512).num_heads == 8
     with pytest.raises(
-        ValueError, match=r"knowledge.fusion: attention needs an embed_dim that 2 heads divide, not 129"
+        BackboneError, match=r"knowledge.fusion: attention needs an embed_dim that 2 heads divide, not 129"
     ):
         KnowledgeFusion(129)
 

@@ -31,10 +31,9 @@ def test_the_shipped_dictionary_is_that_of_the_training_captions():
     assert shipped.manifest["num_captions"] == len(captions)
 
 
-def test_without_a_parser_the_shipped_one_is_taken_and_said_so(config, monkeypatch):
+def test_without_a_parser_the_shipped_one_is_taken_and_said_so(config, monkeypatch, said):
     monkeypatch.setattr(dictionary, "installed_parser", lambda: None)
-    said = []
-    taken = make_dictionary(config, said.append)
+    taken = make_dictionary(config)
     assert ["no spaCy model" in text for text in said] == [True]
     there = read_dictionary(config.dictionary)
     assert there.phrases.equals(taken.phrases)

@@ -61,13 +61,12 @@ def test_texts_use_the_words_of_every_writer():
             assert way in texts
 
 
-def test_a_few_steps_lower_the_loss_and_can_be_repeated(tmp_path):
+def test_a_few_steps_lower_the_loss_and_can_be_repeated(tmp_path, said):
     scenes = pretraining_scenes(copies=1, seed=0)[::20]
-    lines: list[str] = []
-    state, rows = pretrain(scenes, steps=40, seed=1, batch_size=16, say=lines.append, report_every=1)
-    losses = [float(line.split()[-1]) for line in lines[1:]]
+    state, rows = pretrain(scenes, steps=40, seed=1, batch_size=16, report_every=1)
+    losses = [float(line.split()[-1]) for line in said[1:]]
     assert sum(losses[-10:]) < sum(losses[:10])
-    again, _ = pretrain(scenes, steps=40, seed=1, batch_size=16, say=lines.append)
+    again, _ = pretrain(scenes, steps=40, seed=1, batch_size=16)
     assert all(torch.equal(state[name], again[name]) for name in state)
 
     pack(state, rows, tmp_path / "packed.safetensors")

@@ -75,8 +75,8 @@ def test_the_folder_says_what_ran_and_where(run, tiny_config):
 
 
 def test_a_copy_of_a_checkout_tells_of_which(tmp_path, monkeypatch):
-    monkeypatch.setattr("waver.runs.folder.__file__", str(tmp_path / "waver" / "run.py"))
-    (tmp_path / "waver").mkdir()
+    monkeypatch.setattr("waver.runs.environment.__file__", str(tmp_path / "waver" / "runs" / "environment.py"))
+    (tmp_path / "waver" / "runs").mkdir(parents=True)
     assert (environment()["git_commit"], environment()["git_changes"]) == (None, None)
     monkeypatch.setenv("WAVER_GIT_COMMIT", "abc123")
     monkeypatch.setenv("WAVER_GIT_CHANGES", "")

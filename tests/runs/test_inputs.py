@@ -30,10 +30,6 @@ from waver.training.build import build_training
 SPLITS = ("train", "validation", "test")
 
 
-def say(text: str) -> None:
-    """Nobody listens."""
-
-
 def captions_digest(captions: pa.Table, *splits: str) -> str:
     """Of the captions of some splits, in the order of the table."""
     rows = [row["caption"] for row in captions.to_pylist() if row["split"] in splits]
@@ -191,14 +187,14 @@ def test_clips_of_other_files_are_an_error(project):
 def test_released_phrases_need_no_vocabulary(project):
     config = project(**{"knowledge.released": ["a.json"]})
     with pytest.raises(KnowledgeError, match=r"knowledge.released names files .* go on with `waver match CONFIG`"):
-        run_vocabulary(config, say=say)
+        run_vocabulary(config)
     assert not config.dictionary.exists()
 
 
 def test_a_random_teacher_is_an_error(project):
     config = project(knows=False, **{"model.weights": None, "knowledge.top_k": 0})
     with pytest.raises(KnowledgeError, match=r"model.weights = null makes a teacher with random weights"):
-        run_match(config, say=say)
+        run_match(config)
     assert not config.knowledge_store.exists()
 
 
@@ -206,7 +202,7 @@ def test_matching_needs_the_clips(project):
     config = project(knows=False)
     shutil.rmtree(config.clip_store)
     with pytest.raises(StoreError, match="waver ingest"):
-        run_match(config, say=say)
+        run_match(config)
 
 
 def test_training_needs_what_is_known_of_its_clips_before_it_starts(project):
@@ -214,12 +210,12 @@ def test_training_needs_what_is_known_of_its_clips_before_it_starts(project):
     config = project()
     without_clips(config.knowledge_store, "v15")
     with pytest.raises(KnowledgeError, match=r"1 of 5 clips of validation \(v15\)"):
-        run_training(config, say=say)
+        run_training(config)
     plain = project(**{"knowledge.at_inference": False, "loss.distill": 1})
     assert plain.knowledge_store == config.knowledge_store
     without_clips(plain.knowledge_store, "v00")
     with pytest.raises(KnowledgeError, match=r"1 of 13 clips of train \(v00\)"):
-        run_training(plain, say=say)
+        run_training(plain)
 
 
 @pytest.fixture
@@ -239,7 +235,7 @@ def checkpoint(tmp_path, knowledge):
 def test_evaluating_on_vision_alone_needs_no_knowledge(project, checkpoint):
     config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1})
     assert "RAY_ADDRESS" not in os.environ
-    result = run_evaluation(checkpoint(config), config, split="test", say=say)
+    result = run_evaluation(checkpoint(config), config, split="test")
     assert not config.knowledge_store.exists()
     assert result["gallery_size"] == 9
     assert result["knowledge"]["at_inference"] is False
@@ -251,7 +247,7 @@ def test_evaluating_informed_clips_needs_what_is_known_of_them(project, checkpoi
     config = project()
     path = checkpoint(config)
     without_clips(config.knowledge_store, "v00", "v15")  # of other splits
-    result = run_evaluation(path, config, split="test", say=say)
+    result = run_evaluation(path, config, split="test")
     assert result["knowledge"]["at_inference"] is True
     captions = load_captions(config)
     torch.manual_seed(0)
@@ -259,7 +255,7 @@ def test_evaluating_informed_clips_needs_what_is_known_of_them(project, checkpoi
     expected = evaluate(student, captions, open_store(config, captions), config, split="test", knowledge=knowledge)
     assert result["metrics"] == expected.metrics
     with pytest.raises(KnowledgeError, match=r"1 of 5 clips of validation \(v15\)"):
-        run_evaluation(path, config, split="validation", say=say)
+        run_evaluation(path, config, split="validation")
 
 
 def test_a_model_is_not_informed_in_the_words_of_another_dictionary(project, checkpoint):
@@ -270,7 +266,7 @@ def test_a_model_is_not_informed_in_the_words_of_another_dictionary(project, che
     with pytest.raises(
         KnowledgeError, match=r"learned from another dictionary \(\w+\) than .* matched with \(another\)"
     ):
-        run_evaluation(path, config, split="test", say=say)
+        run_evaluation(path, config, split="test")
 
 
 def test_a_leaky_dictionary_at_inference_says_so(project, checkpoint):
@@ -279,25 +275,25 @@ def test_a_leaky_dictionary_at_inference_says_so(project, checkpoint):
     path = checkpoint(config)
     manifest = json.loads((config.knowledge_store / "manifest.json").read_text())
     change_manifest(config.knowledge_store, dictionary=manifest["dictionary"] | {"leaky": True})
-    assert run_evaluation(path, config, split="test", say=say)["leaky"] is True
+    assert run_evaluation(path, config, split="test")["leaky"] is True
 
 
-def test_what_a_leaky_dictionary_touched_says_so(project, checkpoint, knowledge, tmp_path):
+def test_what_a_leaky_dictionary_touched_says_so(project, checkpoint, knowledge, tmp_path, said):
     """Even where inference is by vision alone: the student learned from it."""
-    config, said = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1}), []
+    config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1})
     path = checkpoint(config)
     change = json.loads((path / "knowledge.json").read_text()) | {"leaky": True}
     (path / "knowledge.json").write_text(json.dumps(change))
-    result = run_evaluation(path, config, split="test", say=said.append)
+    result = run_evaluation(path, config, split="test")
     assert result["leaky"] is True
     assert any("leaky" in text for text in said)
     assert json.loads((path.parent / "evaluation_test_checkpoint.json").read_text())["leaky"] is True
 
 
-def test_an_evaluation_names_its_protocol_and_exports_its_rankings(project, checkpoint, tmp_path):
+def test_an_evaluation_names_its_protocol_and_exports_its_rankings(project, checkpoint, tmp_path, said):
     config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1, "evaluate.qb_norm": True})
-    path, said = checkpoint(config), []
-    result = run_evaluation(path, config, split="test", say=said.append, trec=tmp_path / "trec", trec_depth=3)
+    path = checkpoint(config)
+    result = run_evaluation(path, config, split="test", trec=tmp_path / "trec", trec_depth=3)
     written = json.loads((path.parent / "evaluation_test_checkpoint.json").read_text())
     protocol = Protocol(**result["protocol"])
     assert written["protocol"] == json.loads(json.dumps(dataclasses.asdict(protocol)))
@@ -326,7 +322,7 @@ def test_what_stands_twice_is_counted_listed_and_excused(project, checkpoint, tm
     for clip in clips[2:4]:
         (tmp_path / "videos" / clip).write_bytes(b"one video")
     saved = checkpoint(config)
-    result = run_evaluation(saved, config, split="test", say=say)
+    result = run_evaluation(saved, config, split="test")
     assert result["duplicates"]["same_captions"] == 1
     assert result["duplicates"]["queries_with_same_caption"] == 2
     assert result["duplicates"]["same_videos"] == 1
@@ -350,6 +346,6 @@ def test_what_stands_twice_is_counted_listed_and_excused(project, checkpoint, tm
 
 def test_where_nothing_stands_twice_there_is_nothing_beside_the_figures(project, checkpoint):
     config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1})
-    result = run_evaluation(checkpoint(config), config, split="test", say=say)
+    result = run_evaluation(checkpoint(config), config, split="test")
     assert result["duplicates"]["queries_with_same_caption"] == result["duplicates"]["same_videos"] == 0
     assert result["variants"] == {}

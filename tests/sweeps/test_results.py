@@ -33,11 +33,10 @@ def test_low_ranks_are_better(tmp_path, written, sweep):
     assert [state.number for state in ranked(read_trials(tmp_path), low)][:2] == [0, 1]
 
 
-def test_no_trial_finished_means_no_best(tmp_path, write_trial, sweep):
+def test_no_trial_finished_means_no_best(tmp_path, write_trial, sweep, said):
     write_trial(0, {"train.lr": 0.01, "similarity.kind": "dp"}, [[1.0]], "stopped")
     assert best_config(tmp_path, read_trials(tmp_path), sweep) is None
-    said: list[str] = []
-    write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), say=said.append, show=lambda table: None)
+    write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), show=lambda table: None)
     assert not (tmp_path / "best.yaml").exists()
     assert "no trial is finished, so there is no best one yet" in said
 
@@ -51,9 +50,9 @@ def test_columns_have_one_type(tmp_path, write_trial, sweep):
     assert table["similarity.wti_layers"].null_count == 3
 
 
-def test_everything_that_is_written(tmp_path, written, sweep):
-    said, shown = [], []
-    write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), say=said.append, show=shown.append)
+def test_everything_that_is_written(tmp_path, written, sweep, said):
+    shown = []
+    write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), show=shown.append)
 
     rows = pq.read_table(tmp_path / "results.parquet").to_pylist()
     assert [(row["trial"], row["seed"]) for row in rows] == [
@@ -101,11 +100,10 @@ def test_everything_that_is_written(tmp_path, written, sweep):
     assert any("importance: needs 5 trials" in line for line in said)
 
 
-def test_without_matplotlib_a_sentence_says_what_to_install(tmp_path, written, sweep, monkeypatch):
+def test_without_matplotlib_a_sentence_says_what_to_install(tmp_path, written, sweep, monkeypatch, said):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    said: list[str] = []
-    write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), say=said.append, show=lambda table: None)
+    write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), show=lambda table: None)
     assert any("pip install 'waver[tune]'" in line for line in said)
     page = (tmp_path / "report.html").read_text()
     assert "<svg" not in page

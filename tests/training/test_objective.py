@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from waver.config import ExperimentConfig
 from waver.data.epochs import epoch_batches
+from waver.model.backbone import BackboneError
 from waver.model.embeddings import Embeddings
 from waver.runs.checkpoint import save_checkpoint
 from waver.training.build import Training, build_training
@@ -251,7 +252,7 @@ def test_the_phrases_are_a_table_beside_the_student(batch, start, load_knowing, 
 
 
 def test_phrases_of_another_width_are_an_error(load_knowing):
-    with pytest.raises(ValueError, match=r"the teacher's phrases have width 16, model.backbone 32: match again"):
+    with pytest.raises(BackboneError, match=r"the teacher's phrases have width 16, model.backbone 32: match again"):
         build_training(load_knowing(), num_steps=1, device=CPU, phrases=torch.zeros(12, 16))
 
 

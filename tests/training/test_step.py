@@ -7,6 +7,7 @@ import torch
 
 from waver.data.annotations import AnnotationError
 from waver.data.epochs import epoch_batches
+from waver.model.backbone import BackboneError
 from waver.runs.inputs import load_captions
 from waver.training.build import build_training, warmup_cosine
 from waver.training.step import NonFiniteLossError, make_batch, train_epoch, train_step
@@ -84,7 +85,7 @@ def test_backbone_can_be_frozen(batches, load_tiny):
 
 def test_nothing_to_learn_is_an_error(load_tiny):
     config = load_tiny(**{"train.backbone_lr_scale": 0, "model.temporal": "none", "similarity.kind": "dp"})
-    with pytest.raises(ValueError, match="nothing can be learned"):
+    with pytest.raises(BackboneError, match="nothing can be learned"):
         build_training(config, num_steps=10, device=CPU)
 
 

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from waver.cli.options import Before, Config, Set, Stage, Workers, _figures, _say, app
+from waver.cli.options import Before, Config, Set, Stage, Workers, app, command, stdout
 from waver.config import parse_overrides
 
 
-@app.command()
+@command
 def submit(
     config: Annotated[
         str,
@@ -64,14 +64,14 @@ def submit(
         variables=env,
         environ=os.environ,
     )
-    job = send_job(submission, cluster, say=_say)
+    job = send_job(submission, cluster)
     if not follow:
         print(job)
         return
-    raise typer.Exit(follow_job(job, cluster, say=_say, write=lambda text: print(text, end="", flush=True)))
+    raise typer.Exit(follow_job(job, cluster, write=lambda text: print(text, end="", flush=True)))
 
 
-@app.command()
+@command
 def doctor(
     config: Config,
     before: Annotated[Before, typer.Option(help="The stage that is to start.")] = "train",
@@ -96,8 +96,7 @@ def doctor(
         config,
         lambda: asked | parse_overrides(overrides),
         before=before,
-        say=_say,
         output=output,
-        show=lambda found: _figures.print(findings_text(found), end="", soft_wrap=True),
+        show=lambda found: stdout.print(findings_text(found), end="", soft_wrap=True),
     )
     raise typer.Exit(0 if can_start(findings) else 1)

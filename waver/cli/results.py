@@ -1,16 +1,28 @@
 """Commands that look at what a run came to."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from waver.cli.options import _FREE_IN_EVALUATION, Set, Split, Workers, _figures, _folder, _print_protocol, _say, app
+from waver.cli.options import (
+    FREE_IN_EVALUATION,
+    Set,
+    Split,
+    Workers,
+    command,
+    local_folder,
+    print_protocol,
+    stdout,
+)
 from waver.config import ConfigError, load_robustness, parse_overrides
 from waver.tools.object_store import shown
 
+logger = logging.getLogger(__name__)
 
-@app.command()
+
+@command
 def evaluate(
     run_or_checkpoint: Annotated[
         str, typer.Argument(help="Folder or URL of a run (its best checkpoint is taken) or of a checkpoint.")
@@ -39,14 +51,14 @@ def evaluate(
     from waver.runs.folder import find_checkpoint
 
     asked = parse_overrides(overrides)
-    if learned := sorted(key for key in asked if key.partition(".")[0] not in _FREE_IN_EVALUATION):
+    if learned := sorted(key for key in asked if key.partition(".")[0] not in FREE_IN_EVALUATION):
         raise ConfigError(
             f"--set {', '.join(learned)}: a checkpoint is evaluated as it was trained; what may be set is in "
-            f"{', '.join(_FREE_IN_EVALUATION)}"
+            f"{', '.join(FREE_IN_EVALUATION)}"
         )
     if export and export[0] != "trec":
         raise ConfigError(f"--export {export[0]}: the format is trec, as in --export trec rankings/")
-    folder = _folder(run_or_checkpoint, asked)
+    folder = local_folder(run_or_checkpoint, asked)
     checkpoint = find_checkpoint(folder)
     # One process evaluates unless more are asked for: however many the run was trained with, the figures are the same.
     experiment = checkpoint_config(checkpoint, {"resources.workers": workers or 1} | asked)
@@ -54,23 +66,24 @@ def evaluate(
         folder,
         experiment,
         split=split,
-        say=_say,
         output=output,
         trec=export[1] if export else None,
         trec_depth=export_depth,
     )
-    _print_protocol(result)
-    _figures.print(metrics_table(f"{experiment.name}, {checkpoint.name}, {split} split", rows_of(result)))
+    print_protocol(result)
+    stdout.print(metrics_table(f"{experiment.name}, {checkpoint.name}, {split} split", rows_of(result)))
     if result["styles"]:
-        _figures.print(styles_table("by style of the caption", {experiment.name: result["styles"]}))
+        stdout.print(styles_table("by style of the caption", {experiment.name: result["styles"]}))
     if result["num_missing_clips"]:
-        _say(f"{result['num_missing_clips']} clips of the gallery could not be decoded and count as misses")
+        logger.info(f"{result['num_missing_clips']} clips of the gallery could not be decoded and count as misses")
     if lines := describe_counts(result["duplicates"]):
-        _say("what stands twice (listed in duplicates_*.json; in the figures `excused`, it is not counted as wrong):")
-        _say("\n".join(lines))
+        logger.info(
+            "what stands twice (listed in duplicates_*.json; in the figures `excused`, it is not counted as wrong):"
+        )
+        logger.info("\n".join(lines))
 
 
-@app.command()
+@command
 def robustness(
     runs: Annotated[
         list[str], typer.Argument(help="Runs, or checkpoints; all but the first are compared with the first.")
@@ -90,18 +103,18 @@ def robustness(
     from waver.on_ray.stages.robustness import run_robustness
 
     asked = parse_overrides(overrides)
-    places = {key: value for key, value in asked.items() if key.partition(".")[0] in _FREE_IN_EVALUATION}
+    places = {key: value for key, value in asked.items() if key.partition(".")[0] in FREE_IN_EVALUATION}
     settings = load_robustness(config, {key: value for key, value in asked.items() if key not in places})
     if workers is not None:
         places["resources.workers"] = workers
-    folders = [_folder(run, places) for run in runs]
-    report, folder = run_robustness(folders, settings, places, say=_say, output=output)
-    _figures.print(headline_table(report))
-    _figures.print(styles_table(report))
-    _say(f"all figures, and what they mean: {shown(folder / 'report.html')}")
+    folders = [local_folder(run, places) for run in runs]
+    report, folder = run_robustness(folders, settings, places, output=output)
+    stdout.print(headline_table(report))
+    stdout.print(styles_table(report))
+    logger.info(f"all figures, and what they mean: {shown(folder / 'report.html')}")
 
 
-@app.command()
+@command
 def board(
     runs: Annotated[str, typer.Argument(help="Folder or URL of a run, of many, or of a sweep.", show_default=False)],
     port: Annotated[
@@ -111,10 +124,10 @@ def board(
     """Show runs in TensorBoard, until Ctrl-C."""
     from waver.runs.board import show_board
 
-    show_board(_folder(runs), port=port, say=_say)
+    show_board(local_folder(runs), port=port)
 
 
-@app.command()
+@command
 def compare(
     run_a: Annotated[
         str, typer.Argument(help="Folder or URL of a run; a trial's seed is one too.", show_default=False)
@@ -126,5 +139,5 @@ def compare(
     from waver.runs.comparison import compare_runs
     from waver.runs.comparison.tables import comparison_tables
 
-    for part in comparison_tables(compare_runs(_folder(run_a), _folder(run_b)), all_rows=all_rows):
-        _figures.print(part)
+    for part in comparison_tables(compare_runs(local_folder(run_a), local_folder(run_b)), all_rows=all_rows):
+        stdout.print(part)

@@ -1,5 +1,6 @@
 """Commands that run a stage of an experiment, and sweeps."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -10,18 +11,19 @@ from waver.cli.options import (
     PrintConfig,
     Set,
     Workers,
-    _figures,
-    _load,
-    _print_config,
-    _print_protocol,
-    _say,
-    app,
+    command,
+    load_experiment,
+    print_protocol,
+    print_resolved_config,
+    stdout,
 )
 from waver.config import parse_overrides
 from waver.tools.object_store import shown
 
+logger = logging.getLogger(__name__)
 
-@app.command()
+
+@command
 def quickstart(
     output: Annotated[Path, typer.Option(help="Folder that receives everything.")] = Path("quickstart"),
     workers: Annotated[int, typer.Option(min=1, help="DDP workers.")] = 2,
@@ -29,86 +31,86 @@ def quickstart(
     """Render a small world of videos, then decode, train and evaluate it: everything waver does, without downloads."""
     from waver.quickstart.pipeline import run_quickstart
 
-    run_quickstart(output, workers=workers, say=_say, show=_figures.print)
+    run_quickstart(output, workers=workers, show=stdout.print)
 
 
-@app.command()
+@command
 def ingest(config: Config, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006 (typer's way)
     """Decode the videos of an experiment into its clip store; run again, it finishes what is missing."""
-    experiment = _load(config, overrides, None)
+    experiment = load_experiment(config, overrides, None)
     if print_config:
-        _print_config(experiment)
+        print_resolved_config(experiment)
         return
     from waver.on_ray.stages.ingest import describe_failures, run_ingest
 
-    report = run_ingest(experiment, say=_say)
-    _say(
+    report = run_ingest(experiment)
+    logger.info(
         f"{report.counts.get('ok', 0)} of {sum(report.counts.values())} clips are in {shown(experiment.clip_store)}; "
         f"this run decoded {report.num_decoded} in {report.seconds:.1f} s, {report.num_skipped} were there"
     )
     if report.reasons:
-        _say(f"without frames:\n{describe_failures(report)}")
+        logger.info(f"without frames:\n{describe_failures(report)}")
 
 
-@app.command()
+@command
 def vocabulary(config: Config, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
     """Make the dictionary of phrases from an experiment's captions."""
-    experiment = _load(config, overrides, None)
+    experiment = load_experiment(config, overrides, None)
     if print_config:
-        _print_config(experiment)
+        print_resolved_config(experiment)
         return
     from waver.on_ray.stages.vocabulary import run_vocabulary
     from waver.runs.inputs import LEAKY
 
-    dictionary = run_vocabulary(experiment, say=_say)
+    dictionary = run_vocabulary(experiment)
     commonest = ", ".join(dictionary.phrases["phrase"][:5].to_pylist())
-    _say(f"{len(dictionary.phrases)} phrases are in {shown(experiment.dictionary)}; the commonest: {commonest}")
+    logger.info(f"{len(dictionary.phrases)} phrases are in {shown(experiment.dictionary)}; the commonest: {commonest}")
     if dictionary.leaky:
-        _say(LEAKY)
-    _say(f"next: waver match {config}")
+        logger.info(LEAKY)
+    logger.info(f"next: waver match {config}")
 
 
-@app.command()
+@command
 def match(config: Config, workers: Workers = None, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
     """Find the phrases that describe each clip, with the frozen teacher; run again, it finishes what is missing."""
-    experiment = _load(config, overrides, workers)
+    experiment = load_experiment(config, overrides, workers)
     if print_config:
-        _print_config(experiment)
+        print_resolved_config(experiment)
         return
     from waver.on_ray.stages.match import run_match
     from waver.runs.inputs import LEAKY
 
-    knowledge = run_match(experiment, say=_say)
-    _say(
+    knowledge = run_match(experiment)
+    logger.info(
         f"{len(knowledge.matches)} clips know their best {knowledge.manifest['num_matches']} of {knowledge.num_phrases} "
         f"phrases, in {shown(knowledge.path)}"
     )
     if knowledge.leaky:
-        _say(LEAKY)
-    _say(f"next: waver train {config}")
+        logger.info(LEAKY)
+    logger.info(f"next: waver train {config}")
 
 
-@app.command()
+@command
 def train(config: Config, workers: Workers = None, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
     """Train an experiment whose videos are ingested; run again, it continues after the last checkpoint."""
-    experiment = _load(config, overrides, workers)
+    experiment = load_experiment(config, overrides, workers)
     if print_config:
-        _print_config(experiment)
+        print_resolved_config(experiment)
         return
     from waver.evaluation.tables import metrics_table
     from waver.on_ray.stages.train import run_training
 
-    result = run_training(experiment, say=_say)
+    result = run_training(experiment)
     if "protocol" in result:  # a run that an older version finished has none
-        _print_protocol(result)
-    _figures.print(
+        print_protocol(result)
+    stdout.print(
         metrics_table(f"{experiment.name}, {result['best_checkpoint']}, validation split", {"": result["validation"]})
     )
     folder = experiment.run_folder
-    _say(f"next: waver evaluate {shown(folder)}    look: waver board {shown(folder.parent)}")
+    logger.info(f"next: waver evaluate {shown(folder)}    look: waver board {shown(folder.parent)}")
 
 
-@app.command()
+@command
 def tune(
     sweep: Annotated[
         Path, typer.Argument(help="YAML file of the sweep, as in experiments/sweeps/.", show_default=False)
@@ -125,6 +127,6 @@ def tune(
 
     plan = plan_sweep(sweep, parse_overrides(overrides))
     if dry_run:
-        describe_plan(plan, say=_say)
+        describe_plan(plan)
         return
-    run_sweep(plan, say=_say, show=_figures.print)
+    run_sweep(plan, show=stdout.print)

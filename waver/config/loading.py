@@ -14,6 +14,7 @@ from waver.config.experiment import ExperimentConfig
 from waver.config.robustness import RobustnessConfig
 from waver.config.section import Section
 from waver.config.sweep import ParameterConfig, SweepConfig
+from waver.tools.errors import WaverError
 from waver.tools.object_store import fetch, hide_secrets
 
 _Config = TypeVar("_Config", bound=Section)
@@ -21,7 +22,7 @@ _MAX_VALUES = 10_000
 """In one file: hundreds of times as many as an experiment has."""
 
 
-class ConfigError(ValueError):
+class ConfigError(WaverError):
     """The configuration cannot be used; the message lists every reason."""
 
 

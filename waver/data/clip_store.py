@@ -37,6 +37,7 @@ from PIL import Image
 
 import waver
 from waver.data.video import Clip, ClipError
+from waver.tools.errors import WaverError
 from waver.tools.files import read_json, whole_file, write_json
 from waver.tools.object_store import ObjectStoreError, exists, fetch_folder, fetch_once, names, remote_of, shown
 
@@ -68,7 +69,7 @@ _MAX_OPEN_BLOCKS = 64
 _DAY_S = 86400
 
 
-class StoreError(ValueError):
+class StoreError(WaverError):
     """The store cannot be used as asked; the message says what to do."""
 
 

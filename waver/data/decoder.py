@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from waver.data.video import Clip, ClipError, read_clip
+from waver.tools.errors import WaverError
 
 _START_S = 120.0
 """Time for the child to import its libraries, which may lie on a slow network disk."""
@@ -35,6 +36,10 @@ MEMORY_BYTES = 4 * 2**30
 largest that cameras make, take a third of it."""
 _LENGTHS = struct.Struct("!IQ")
 """What an answer begins with: bytes of the JSON header, bytes of pixels."""
+
+
+class DecoderStartError(WaverError):
+    """The process that decodes clips does not start; the message holds its last words."""
 
 
 class _KilledError(Exception):
@@ -138,7 +143,7 @@ class Decoder:
             self._receive(time.monotonic() + _START_S)
         except (EOFError, TimeoutError):
             cause = self._cause_of_death(self._exit_code())
-            raise RuntimeError(f"the decoder process does not start: it {cause}") from None
+            raise DecoderStartError(f"the decoder process does not start: it {cause}") from None
 
     def _receive(self, deadline: float) -> tuple[dict[str, Any], bytearray]:
         header_length, pixels_length = _LENGTHS.unpack(self._read(_LENGTHS.size, deadline))

@@ -9,6 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from waver.tools.errors import WaverError
+
+
+class BatchSizeError(WaverError):
+    """The global batch is larger than the number of training clips."""
+
 
 def epoch_batches(
     clip_of_caption: Int[np.ndarray, " captions"],
@@ -31,10 +37,13 @@ def epoch_batches(
         seed: of the run.
         global_batch_size: pairs in a batch, over all workers, at most.
         captions_per_clip: passes in an epoch.
+
+    Raises:
+        BatchSizeError: if there are fewer clips than pairs in a batch.
     """
     _, first, num_captions = np.unique(clip_of_caption, return_index=True, return_counts=True)
     if len(first) < global_batch_size:
-        raise ValueError(
+        raise BatchSizeError(
             f"train.global_batch_size = {global_batch_size} is more than the {len(first)} training clips: "
             f"no clip may stand in a batch twice; set it to {len(first)} at most"
         )

@@ -1,5 +1,6 @@
 """Annotations, splits, videos: whether they are there, are what was published, decode, and what stands twice."""
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ from waver.data.video import ClipError
 from waver.doctor.findings import Finding, Level, size, some
 from waver.runs.inputs import load_captions
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 _FILES_PER_KIND = 3
 _MOST_FRAMES_BYTES = 8 * 2**30
 """Of decoded frames that are compared; reading more would take minutes."""
@@ -158,7 +160,7 @@ def check_decoding(config: ExperimentConfig, captions: pa.Table, *, level: Level
                 yield Finding("ok", name, f"{of_all}, all decode", details=results)
 
 
-def check_duplicates(captions: pa.Table, store: ClipStore | None, *, say: Say) -> Iterator[Finding]:
+def check_duplicates(captions: pa.Table, store: ClipStore | None) -> Iterator[Finding]:
     """What stands twice in the splits that are evaluated, see `waver.data.duplicates`."""
     what = "files"
     if store:
@@ -166,7 +168,7 @@ def check_duplicates(captions: pa.Table, store: ClipStore | None, *, say: Say) -
         settings = store.settings
         if len(store.ledger) * settings.max_frames * settings.size**2 * 3 > _MOST_FRAMES_BYTES:
             store, what = None, "files, as decoded frames are too many,"
-    pairs = equivalent_clips(captions, store, progress=_every_so_often(say))
+    pairs = equivalent_clips(captions, store, progress=_every_so_often())
     for split in ("validation", "test"):
         duplicates = find_duplicates(captions, split, pairs)
         if not duplicates.num_captions:
@@ -197,9 +199,9 @@ def _clips_of(captions: pa.Table, splits: list[str]) -> tuple[list[str], int]:
     return pc.unique(chosen).to_pylist(), len(chosen)
 
 
-def _every_so_often(say: Say) -> Callable[[int, int], None]:
+def _every_so_often() -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
         if done % 500 == 0:
-            say(f"  {done} of {total} files of equal size read")
+            logger.info(f"  {done} of {total} files of equal size read")
 
     return progress

@@ -16,6 +16,7 @@ from waver.data.clip_store import ClipStore
 from waver.doctor.findings import Finding, Level, size
 from waver.model.backbone import BackboneError, check_weights
 from waver.model.student import Student
+from waver.tools.errors import WaverError
 from waver.tools.object_store import remote_of
 from waver.training.build import build_student, parameter_groups
 
@@ -49,7 +50,7 @@ def model_size(config: ExperimentConfig) -> ModelSize:
     """Measures the student of an experiment without allocating it.
 
     Raises:
-        ValueError: where it cannot be built, or would learn nothing.
+        WaverError: if it cannot be built, or if no parameter is trained.
     """
     with torch.device("meta"):
         student = build_student(config)
@@ -69,7 +70,7 @@ def measure_model(config: ExperimentConfig, *, needed: bool) -> tuple[ModelSize 
     """The size of the student; None where it cannot be built, which is an error where it is needed."""
     try:
         model = model_size(config)
-    except ValueError as error:
+    except WaverError as error:
         return None, [Finding("error" if needed else "warning", "model", str(error))]
     found = f"{_backbone(config)}: {model.parameters / 1e6:.1f} M parameters, {model.trained / 1e6:.1f} M trained"
     return model, [Finding("ok", "model", found)]

@@ -18,6 +18,7 @@ from waver.knowledge.store import KnowledgeError
 from waver.runs.checkpoint import CheckpointError, learned_from
 from waver.runs.folder import RunError, check_run, describe_checkpoint, finished, newest_checkpoint
 from waver.runs.inputs import LEAKY, open_dictionary, open_store, store_settings, training_knowledge
+from waver.tools.errors import WaverError
 from waver.tools.object_store import exists, shown
 from waver.training.plan import check_split, describe_data, plan_epoch, training_rows
 
@@ -150,7 +151,7 @@ def check_training(
     for split in ("train", "validation"):
         try:
             check_split(captions, store, split)
-        except ValueError as error:
+        except WaverError as error:
             yield Finding(level, f"split {split}", str(error), "look into the ledger of the clip store")
     rows = training_rows(captions, store)
     if len(rows) == 0:
@@ -158,7 +159,7 @@ def check_training(
     try:
         steps = len(plan_epoch(config, captions, rows, epoch=0))
         yield Finding("ok", "steps", f"{config.train.epochs} epochs of {steps} steps")
-    except ValueError as error:
+    except WaverError as error:
         yield Finding(level, "batch", str(error))
     try:
         check_run(folder, config, describe_data(captions.take(rows)))

@@ -24,7 +24,7 @@ from waver.data.clip_store import ClipStore
 from waver.evaluation.embedding import _embed_clips, _embed_texts
 from waver.evaluation.gallery import gallery
 from waver.evaluation.metrics import direction_metrics, retrieval_metrics
-from waver.evaluation.ranking import Ranks, Tile, rank_tiles, row_chunks
+from waver.evaluation.ranking import EvaluationError, Ranks, Tile, rank_tiles, row_chunks
 from waver.evaluation.rescoring import Workers, check_one_to_one, dual_softmax_ranks, inverted_softmax_ranks, read_bank
 from waver.evaluation.top_clips import TopClips
 from waver.knowledge.store import Knowledge
@@ -102,7 +102,8 @@ def evaluate(
         on_progress: is told (clips embedded, clips to embed) of this worker.
 
     Raises:
-        ValueError: empty split, no clip of it decoded, NaN in a similarity, or figures asked for that the split cannot give.
+        EvaluationError: if the split is empty, no clip of it was decoded, a similarity is NaN, or the split does not allow a
+            metric that is asked for.
     """
     device = student.logit_scale.device
     student.eval()
@@ -115,7 +116,7 @@ def evaluate(
     decoded = set(parallel.broadcast_object(store.ok_clip_ids()))
     available = torch.tensor([clip in decoded for clip in clip_ids], device=device)
     if not available.any():
-        raise ValueError(
+        raise EvaluationError(
             f"none of the {len(clip_ids)} clips of the {split} split could be decoded: see the ledger of the clip store"
         )
     if not config.informed_at_inference:
@@ -174,7 +175,7 @@ def _bank(captions: pa.Table, config: ExperimentConfig) -> list[str]:
     """The captions of train that QB-Norm asks for; never one of the split that is evaluated, unless that is train."""
     train = captions["caption"].filter(pa.compute.equal(captions["split"], "train"))
     if len(train) == 0:
-        raise ValueError(
+        raise EvaluationError(
             "evaluate.qb_norm needs captions of train, and the data set has none: leave it out (--set "
             "evaluate.qb_norm=false)"
         )

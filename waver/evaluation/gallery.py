@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from waver.evaluation.ranking import EvaluationError
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -28,12 +30,14 @@ def gallery(captions: pa.Table, split: str) -> Gallery:
     """A split as it is evaluated.
 
     Raises:
-        ValueError: where it has no captions.
+        EvaluationError: where it has no captions.
     """
     rows = captions.filter(pa.compute.equal(captions["split"], split))
     if rows.num_rows == 0:
         counts = {row["values"]: row["counts"] for row in captions["split"].value_counts().to_pylist()}
-        raise ValueError(f"the {split} split has no captions; choose another one (--split): the data set has {counts}")
+        raise EvaluationError(
+            f"the {split} split has no captions; choose another one (--split): the data set has {counts}"
+        )
     rows = rows.sort_by([("clip_id", "ascending"), ("caption_index", "ascending")])
     clip_ids, clip_of_text = np.unique(np.array(rows["clip_id"].to_pylist()), return_inverse=True)
     indices = rows["caption_index"].to_pylist()

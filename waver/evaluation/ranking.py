@@ -19,9 +19,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from waver.evaluation.top_clips import TopClips, join_clips, join_rows, no_clips, push
+from waver.tools.errors import WaverError
 
 # A tile of the similarity: (first text, last text + 1, first clip, last clip + 1) -> (texts, clips).
 Tile = Callable[[slice, slice], Float[Tensor, "t c"]]
+
+
+class EvaluationError(WaverError):
+    """A metric cannot be computed; the message names the cause and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def rank_tiles(
         The ranks of all queries, on every worker.
 
     Raises:
-        ValueError: where a score is NaN.
+        EvaluationError: if a score is NaN.
     """
     num_clips, device = len(available), clip_of_text.device
     who = {"worker": worker, "num_workers": num_workers, "all_reduce": all_reduce}
@@ -192,12 +197,12 @@ def checked(
     """A copy of a tile, -inf for clips without embedding.
 
     Raises:
-        ValueError: where another score is NaN.
+        EvaluationError: if a score of another clip is NaN.
     """
     scores = scores.masked_fill(~available[column], -torch.inf)
     if scores.isnan().any():
         text, clip = scores.isnan().nonzero()[0].tolist()
-        raise ValueError(
+        raise EvaluationError(
             f"the similarity of text {row.start + text} and clip {column.start + clip} is NaN: no metric can be computed; "
             "look for a diverged checkpoint or damaged weights"
         )

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from waver.evaluation.ranking import Ranks, Tile, checked, column_chunks, rank_tiles, row_chunks
+from waver.evaluation.ranking import EvaluationError, Ranks, Tile, checked, column_chunks, rank_tiles, row_chunks
 from waver.evaluation.top_clips import no_clips, push
 
 
@@ -37,10 +37,10 @@ def check_one_to_one(clip_of_text: Int[Tensor, " texts"], num_clips: int) -> Non
     """Whether DSL means anything here.
 
     Raises:
-        ValueError: where a clip has several captions: a softmax over texts would share one video among them.
+        EvaluationError: where a clip has several captions: a softmax over texts would share one video among them.
     """
     if len(clip_of_text) != num_clips:
-        raise ValueError(
+        raise EvaluationError(
             f"evaluate.dsl compares all queries at once and takes each clip for the answer to one of them; here "
             f"{len(clip_of_text)} captions stand for {num_clips} clips. Evaluate on a split with one caption a clip (the "
             "test split of msrvtt 9k or 7k, or of didemo), or leave it out (--set evaluate.dsl=false); evaluate.qb_norm "
@@ -68,7 +68,7 @@ def dual_softmax_ranks(
         workers: who this is, among how many.
 
     Raises:
-        ValueError: see `check_one_to_one`.
+        EvaluationError: see `check_one_to_one`.
     """
     check_one_to_one(clip_of_text, len(available))
     chunks = row_chunks(clip_of_text, chunk_size)

@@ -15,6 +15,8 @@ from importlib import resources
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from waver.tools.errors import WaverError
+
 MAX_WORDS = 10
 
 COUNTS_SCHEMA = pa.schema([("phrase", pa.string()), ("count", pa.int64()), ("first", pa.int64())])
@@ -36,7 +38,7 @@ _LEMMA_OF_WORD = {"leaves": "leave", "'s": "'s"}
 _KEYS_PER_CAPTION = 1 << 16
 
 
-class VocabularyError(ValueError):
+class VocabularyError(WaverError):
     """No phrases can be taken from captions; the message says what to install."""
 
 

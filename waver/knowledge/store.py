@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
+from waver.tools.errors import WaverError
 from waver.tools.files import read_json, whole_file, write_json
 from waver.tools.object_store import ObjectStoreError, exists, fetch, fetch_folder, names, shown
 
@@ -39,7 +40,7 @@ MATCHES_SCHEMA = pa.schema(
 """Best phrase first; scores are cosines, null where nobody told them."""
 
 
-class KnowledgeError(ValueError):
+class KnowledgeError(WaverError):
     """A dictionary or what was matched with it is not there, damaged, or does not fit."""
 
 

@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from waver.tools.archives import check_size, is_torchscript, without_actions
+from waver.tools.errors import WaverError
 
 VOCABULARY_SIZE = 49408
 """Of CLIP's tokenizer."""
 
 
-class BackboneError(ValueError):
+class BackboneError(WaverError):
     """The backbone or its weights cannot be used."""
 
 

@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from waver.model.backbone import BackboneError
+
 
 class KnowledgeFusion(nn.Module):
     """Frames look at the phrases of their clip: the cross-domain block of WAVER, the half whose output is used.
@@ -16,7 +18,7 @@ class KnowledgeFusion(nn.Module):
         super().__init__()
         self.num_heads = max(1, width // 64)
         if width % self.num_heads:
-            raise ValueError(
+            raise BackboneError(
                 f"knowledge.fusion: attention needs an embed_dim that {self.num_heads} heads divide, not {width}"
             )
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
+from waver.model.backbone import BackboneError
 from waver.model.embeddings import Embeddings
 
 
@@ -82,7 +83,7 @@ class CrossEncoder(nn.Module):
     def __init__(self, width: int, num_layers: int = 4, num_heads: int = 8, num_positions: int = 77):
         super().__init__()
         if width % num_heads:
-            raise ValueError(f"similarity.kind: xti needs an embed_dim that {num_heads} heads divide, not {width}")
+            raise BackboneError(f"similarity.kind: xti needs an embed_dim that {num_heads} heads divide, not {width}")
         self.position_embedding = nn.Parameter(torch.randn(num_positions, width) * 0.01)
         self.transformer = Transformer(
             width, num_layers, num_heads, act_layer=QuickGELU, norm_layer=partial(nn.LayerNorm, eps=1e-12)

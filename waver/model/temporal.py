@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
-from waver.model.backbone import Backbone
+from waver.model.backbone import Backbone, BackboneError
 from waver.model.interaction import attention_bias
 
 
@@ -23,7 +23,7 @@ class TransformerAggregator(nn.Module):
         fits = text.transformer.width == backbone.width
         num_heads = text.transformer.resblocks[0].attn.num_heads if fits else max(1, backbone.width // 64)
         if backbone.width % num_heads:
-            raise ValueError(
+            raise BackboneError(
                 f"model.temporal: seqTransf needs an embed_dim that {num_heads} heads divide, not {backbone.width}"
             )
         self.position_embedding = nn.Parameter(torch.randn(text.positional_embedding.shape[0], backbone.width) * 0.01)

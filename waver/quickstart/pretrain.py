@@ -9,9 +9,10 @@ what is asked there was never seen together, here neither. The same seed gives t
 
 import argparse
 import itertools
+import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,9 @@ from waver.quickstart.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
 from waver.quickstart.weights import pack
 from waver.quickstart.world import WORLD, draw
 
+logger = logging.getLogger(__name__)
+
+
 _FRAMES, _TEXTS = 4, 12
 """Of each scene, texts of each lesson; a step pairs one of its frames with one of its texts."""
 _SHARES = (10 / 13, 3 / 13)
@@ -47,6 +51,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     scenes = pretraining_scenes(copies=2, seed=arguments.seed)
     state, rows = pretrain(scenes, steps=arguments.steps, seed=arguments.seed)
@@ -69,7 +74,6 @@ def pretrain(
     steps: int,
     seed: int,
     batch_size: int = 64,
-    say: Callable[[str], None] = print,
     report_every: int = 100,
 ) -> tuple[dict[str, Tensor], Int[Tensor, " rows"]]:
     """Trains from scratch with the symmetric contrastive loss.
@@ -87,7 +91,7 @@ def pretrain(
     texts = _texts(scenes, seed)
     token_ids, masks, rows = _tokens(texts)
     said, shown = _codes(texts).view(*token_ids.shape[:3], -1), _codes(scenes)
-    say(f"{len(scenes)} scenes, {len(scenes) * _FRAMES} frames, {len(texts)} texts, {len(rows)} word pieces")
+    logger.info(f"{len(scenes)} scenes, {len(scenes) * _FRAMES} frames, {len(texts)} texts, {len(rows)} word pieces")
     architecture = dict(config.model.backbone)
     # Rows of the token embedding that no text needs would only cost time.
     architecture["text_cfg"] = {**architecture["text_cfg"], "vocab_size": len(rows)}
@@ -120,7 +124,7 @@ def pretrain(
                 backbone.logit_scale.clamp_(max=math.log(100))
             done += 1
             if done % report_every == 0:
-                say(f"step {done} of {steps}, loss {loss.item():.3f}")
+                logger.info(f"step {done} of {steps}, loss {loss.item():.3f}")
     return {name: tensor.detach() for name, tensor in backbone.clip.state_dict().items()}, rows
 
 

@@ -7,18 +7,23 @@ data server, which ends when its standard input does, can outlive it in no way.
 import contextlib
 import io
 import json
+import logging
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tensorboard import default, program
 from tensorboard.util import tb_logging
 
+from waver.tools.errors import WaverError
 from waver.tools.object_store import ObjectStoreError, exists, fetch_folder, remote_of, shown
+
+logger = logging.getLogger(__name__)
+
 
 DEFAULT_PORT = 6006
 _HOST = "127.0.0.1"
@@ -30,7 +35,7 @@ _EVENTS = "*events*"
 """What is brought of runs in an object store: the folders `events`, and whatever is called so."""
 
 
-class BoardError(ValueError):
+class BoardError(WaverError):
     """TensorBoard cannot show what is asked."""
 
 
@@ -99,13 +104,12 @@ def start_board(folder: Path, *, port: int = DEFAULT_PORT) -> Board:
     return Board(url, _wait_for_runs(url, expected))
 
 
-def show_board(folder: Path, *, port: int, say: Callable[[str], None]) -> None:
+def show_board(folder: Path, *, port: int) -> None:
     """Shows the runs of a folder until Ctrl-C.
 
     Args:
         folder: see `start_board`.
         port: see `start_board`.
-        say: is told the address once it answers.
 
     Raises:
         BoardError: see `start_board`.
@@ -113,10 +117,12 @@ def show_board(folder: Path, *, port: int, say: Callable[[str], None]) -> None:
     try:
         board = start_board(folder, port=port)
         number = f"{len(board.runs)} run{'' if len(board.runs) == 1 else 's'}"
-        say(f"{number} of {shown(folder)} at {board.url}  (new ones are found every {_RELOAD_S:g} s; Ctrl-C ends it)")
+        logger.info(
+            f"{number} of {shown(folder)} at {board.url}  (new ones are found every {_RELOAD_S:g} s; Ctrl-C ends it)"
+        )
         threading.Event().wait()
     except KeyboardInterrupt:
-        say("ended")
+        logger.info("ended")
 
 
 def _bring_events(folder: Path) -> None:

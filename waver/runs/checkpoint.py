@@ -23,12 +23,13 @@ from waver.knowledge.store import Knowledge
 from waver.model.backbone import BackboneError, load_weights
 from waver.model.student import Student
 from waver.tools.archives import check_size
+from waver.tools.errors import WaverError
 from waver.tools.object_store import fetch, names, remote_of, shown
 from waver.training import parallel
 from waver.training.build import Training, build_student
 
 
-class CheckpointError(ValueError):
+class CheckpointError(WaverError):
     """A checkpoint is not there, is damaged, or belongs to another model."""
 
 

@@ -20,13 +20,14 @@ from waver.config import ExperimentConfig, flat, load_config
 from waver.runs.checkpoint import CheckpointError, is_whole
 from waver.runs.environment import environment
 from waver.runs.tracking import read_metrics
+from waver.tools.errors import WaverError
 from waver.tools.files import read_json, write_json, write_text
 from waver.tools.object_store import exists, fetch, names, remove, send_folder, shown
 
 SELECTION_METRIC = "t2v/R@1"
 
 
-class RunError(ValueError):
+class RunError(WaverError):
     """The folder of the run cannot be used as asked."""
 
 

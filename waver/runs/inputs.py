@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +13,6 @@ from waver.data.clip_store import ClipStore, StoreError, StoreSettings
 from waver.knowledge.store import Dictionary, Knowledge, KnowledgeError, read_dictionary
 from waver.tools.object_store import shown
 
-Say = Callable[[str], None]
 LEAKY = "leaky: the dictionary was made with captions of validation or test; no result of it is an honest one"
 
 

@@ -24,10 +24,11 @@ from typing import Any
 from waver.config import SweepConfig
 from waver.runs.folder import best_epoch, finished
 from waver.runs.tracking import read_metrics
+from waver.tools.errors import WaverError
 from waver.tools.files import write_json
 
 
-class SweepError(ValueError):
+class SweepError(WaverError):
     """The sweep cannot be run as asked."""
 
 

@@ -1,8 +1,9 @@
 """Shows a sweep while it goes on: a live table on a terminal, a line for every trial that has ended elsewhere."""
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,19 +14,21 @@ from waver.config import SweepConfig
 from waver.sweeps.folder import TrialState, read_trials
 from waver.sweeps.results import objective_text, ranked, trials_table
 
+logger = logging.getLogger(__name__)
+
+
 _POLL_S = 1.0
 _SHOWN = 20
 
 
 @contextmanager
-def watch(folder: Path, sweep: SweepConfig, *, total: int, say: Callable[[str], None]) -> Iterator[None]:
+def watch(folder: Path, sweep: SweepConfig, *, total: int) -> Iterator[None]:
     """Reads what the trials write while the body runs; nothing slows down for those who watch.
 
     Args:
         folder: of the sweep.
         sweep: the sweep.
         total: trials in all.
-        say: is told of each trial that has ended, where there is no terminal.
     """
     console, stop = Console(stderr=True), threading.Event()
     known = {state.number for state in read_trials(folder) if state.status != "running"}
@@ -38,7 +41,7 @@ def watch(folder: Path, sweep: SweepConfig, *, total: int, say: Callable[[str], 
         for state in states:
             if state.status != "running" and state.number not in known:
                 known.add(state.number)
-                say(f"trial {state.number} {_line(state, sweep)}; {_title(states, total)}")
+                logger.info(f"trial {state.number} {_line(state, sweep)}; {_title(states, total)}")
 
     def follow(live: Live | None) -> None:
         took = 0.0

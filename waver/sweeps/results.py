@@ -1,6 +1,7 @@
 """What a sweep came to: a table, files for other programs, the best experiment, TensorBoard's HParams, one page to read."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,9 @@ from waver.sweeps.folder import Run, TrialState, read_json, read_trials
 from waver.sweeps.page import write_page
 from waver.sweeps.space import lookup
 from waver.tools.files import whole_file, write_text
+
+logger = logging.getLogger(__name__)
+
 
 _ORDER = ("finished", "stopped", "running", "failed")
 
@@ -130,7 +134,6 @@ def write_results(
     sweep: SweepConfig,
     base: ExperimentConfig,
     *,
-    say: Callable[[str], None],
     show: Callable[[object], None],
 ) -> None:
     """Writes results.csv, results.parquet, best.yaml, events/ and report.html into the folder of a sweep.
@@ -139,7 +142,6 @@ def write_results(
         folder: of the sweep.
         sweep: the sweep.
         base: its experiment.
-        say: is told where everything is.
         show: is given the table.
     """
     states = ranked(read_trials(folder), sweep)
@@ -156,12 +158,12 @@ def write_results(
     _write_hparams(folder / "events", states, sweep, base)
     rows = [_row(state, sweep, base) for state in states]
     for sentence in write_page(folder / "report.html", sweep, rows, read_json(folder / "shared.json") or []):
-        say(sentence)
+        logger.info(sentence)
     if best:
-        say(f"look: {folder / 'report.html'}, waver board {folder / 'events'}")
-        say(f"next: waver train {folder / 'best.yaml'}")
+        logger.info(f"look: {folder / 'report.html'}, waver board {folder / 'events'}")
+        logger.info(f"next: waver train {folder / 'best.yaml'}")
     else:
-        say("no trial is finished, so there is no best one yet")
+        logger.info("no trial is finished, so there is no best one yet")
 
 
 def _best_yaml(best: TrialState, config: ExperimentConfig, sweep: SweepConfig) -> str:

@@ -9,12 +9,14 @@ import re
 import zipfile
 from pathlib import Path
 
+from waver.tools.errors import WaverError
+
 _RATIO, _SMALL = 10, 64 * 2**20
 """What is unpacked may be that many times the file, or that many bytes. torch packs code, never tensors."""
 _RUNS = re.compile(rb"__setstate__|torch\.classes")
 
 
-class ArchiveError(ValueError):
+class ArchiveError(WaverError):
     """The archive is not what it seems."""
 
 

@@ -24,6 +24,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
+from waver.tools.errors import WaverError
+
 _COPIES = "waver-objects"
 _SCHEMES = ("s3", "gs", "abfs", "abfss")
 _SMALL = 2**20
@@ -33,7 +35,14 @@ _AT_ONCE = 16
 _PATIENCE_S = 30
 
 
-class ObjectStoreError(OSError):
+class UrlError(WaverError, ValueError):
+    """A URL that names no folder of a known object store.
+
+    It is a ValueError too, so that a validator of the configuration may raise it.
+    """
+
+
+class ObjectStoreError(WaverError, OSError):
     """The store cannot do what is asked; the message says what to do."""
 
 
@@ -46,22 +55,22 @@ def check_url(url: str) -> str:
     """A URL of a folder in an object store, without a slash at its end.
 
     Raises:
-        ValueError: where it is none, or holds what belongs into the environment.
+        UrlError: where it is none, or holds what belongs into the environment.
     """
     scheme, _, rest = url.partition("://")
     bucket, *parts = rest.rstrip("/").split("/")
     if scheme not in _SCHEMES:
         known = ", ".join(f"{name}://" for name in _SCHEMES)
-        raise ValueError(f"no object store that is known by {scheme}://; it can be {known}, or a folder")
+        raise UrlError(f"no object store that is known by {scheme}://; it can be {known}, or a folder")
     # An Azure container stands before the @ of its account, a password behind a colon.
     if "?" in rest or ":" in bucket or ("@" in bucket and not scheme.startswith("abfs")):
-        raise ValueError(
+        raise UrlError(
             "a URL is kept and shown, so it must hold no credentials and no options; they belong into the environment of "
             "every node (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL; GOOGLE_APPLICATION_CREDENTIALS; "
             "AZURE_CLIENT_ID, ...), or nodes have a role"
         )
     if not bucket or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"is no folder of an object store; write it as {scheme}://bucket/folder")
+        raise UrlError(f"is no folder of an object store; write it as {scheme}://bucket/folder")
     return f"{scheme}://{'/'.join((bucket, *parts))}"
 
 

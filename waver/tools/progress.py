@@ -4,6 +4,7 @@ A training run is watched by reading what its first worker writes: nothing slows
 """
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from waver.tools.object_store import ObjectStoreError, exists, fetch, remote_of
+
+logger = logging.getLogger(__name__)
+
 
 _POLL_S = 0.5
 _POLL_STORE_S = 5.0
@@ -64,13 +68,12 @@ def show(
 
 
 @contextmanager
-def follow(folder: Path, *, num_steps: int, say: Callable[[str], None]) -> Iterator[None]:
+def follow(folder: Path, *, num_steps: int) -> Iterator[None]:
     """Draws a bar of the steps of a run on a terminal, and says the metrics after each epoch, while the body runs.
 
     Args:
         folder: of the run.
         num_steps: of the whole run.
-        say: is told of each epoch.
     """
     path, stop = folder / "metrics.jsonl", threading.Event()
     poll_s = _POLL_STORE_S if remote_of(folder) else _POLL_S
@@ -88,7 +91,7 @@ def follow(folder: Path, *, num_steps: int, say: Callable[[str], None]) -> Itera
                 rows, position = _new_rows(path, position)
                 for row in rows:
                     if row.get("split") == "validation":
-                        say(_epoch_line(row, last))
+                        logger.info(_epoch_line(row, last))
                     else:
                         last = row
                         bar.update(task, completed=row["step"], state=_step_line(row))

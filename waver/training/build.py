@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from waver.config import ExperimentConfig
-from waver.model.backbone import VOCABULARY_SIZE, load_backbone
+from waver.model.backbone import VOCABULARY_SIZE, BackboneError, load_backbone
 from waver.model.student import Encoded, Student
 from waver.training import parallel
 
@@ -46,12 +46,12 @@ def build_student(config: ExperimentConfig, weights: str | None = None) -> Stude
     num_positions, num_words = backbone.text.positional_embedding.shape[0], backbone.text.token_embedding.num_embeddings
     needed = config.video.max_frames + (config.similarity.kind == "xti")  # xti puts the sentence before the frames
     if max(needed, config.text.max_words) > num_positions:
-        raise ValueError(
+        raise BackboneError(
             f"model.backbone knows {num_positions} positions: text.max_words = {config.text.max_words} and "
             f"video.max_frames = {config.video.max_frames} must fit into them"
         )
     if num_words != VOCABULARY_SIZE:
-        raise ValueError(
+        raise BackboneError(
             f"model.backbone has a vocabulary of {num_words} tokens, CLIP's tokenizer of {VOCABULARY_SIZE}"
         )
     return Student(
@@ -94,7 +94,7 @@ def build_training(
     if phrases is None:
         phrases = torch.zeros(0, student.backbone.width)
     if phrases.shape[1] != student.backbone.width:
-        raise ValueError(
+        raise BackboneError(
             f"the teacher's phrases have width {phrases.shape[1]}, model.backbone {student.backbone.width}: match again"
         )
     return Training(student, forward, phrases.to(device), optimizer, schedule)
@@ -112,12 +112,12 @@ def parameter_groups(student: Student, config: ExperimentConfig) -> list[dict]:
     """Backbone and new parameters, each with and without weight decay (biases, norms and the scale are not decayed).
 
     Raises:
-        ValueError: where no parameter is trained.
+        BackboneError: if no parameter is trained.
     """
     in_backbone = {id(parameter) for parameter in student.backbone.parameters()}
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     if not trainable:
-        raise ValueError(
+        raise BackboneError(
             "nothing can be learned: train.backbone_lr_scale = 0 freezes the backbone, and neither aggregator nor "
             "interaction has weights; raise the former or choose model.temporal = seqTransf or similarity.kind = wti"
         )

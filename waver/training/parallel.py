@@ -14,10 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import record_function
 
+from waver.tools.errors import WaverError
 from waver.training.profiling import ALL_GATHER, ALL_REDUCE
 
 
-class InStepError(ValueError):
+class InStepError(WaverError):
     """An error that all workers meet in the same step: they can stop together, nobody waits for the others."""
 
 

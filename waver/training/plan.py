@@ -11,7 +11,12 @@ import pyarrow.compute as pc
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.data.epochs import epoch_batches
+from waver.tools.errors import WaverError
 from waver.tools.object_store import shown
+
+
+class SplitError(WaverError):
+    """A split has nothing to train on, or nothing to validate with."""
 
 
 def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
@@ -34,12 +39,12 @@ def describe_data(captions: pa.Table) -> dict[str, Any]:
 
 
 def check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
-    """Raises ValueError where nothing could be learned from a split, or nothing chosen by it."""
+    """Raises SplitError where nothing could be learned from a split, or nothing chosen by it."""
     clips = pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], split)))
     if len(clips) == 0:
-        raise ValueError(f"the {split} split has no captions")
+        raise SplitError(f"the {split} split has no captions")
     if not pc.any(pc.is_in(clips, value_set=pa.array(store.ok_clip_ids(), pa.string()))).as_py():
-        raise ValueError(
+        raise SplitError(
             f"none of the {len(clips)} clips of the {split} split has frames: see the ledger in {shown(store.path)}"
         )
 

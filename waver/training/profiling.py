@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from waver.tools.errors import WaverError
 from waver.tools.files import whole_file
 
 DATA_WAIT, FORWARD, LOSS, BACKWARD = "data wait", "forward", "loss", "backward"
@@ -24,7 +25,7 @@ MAX_STEPS = 50
 """Of a trace that a viewer still opens."""
 
 
-class ProfileError(ValueError):
+class ProfileError(WaverError):
     """These steps cannot be recorded."""
 
 

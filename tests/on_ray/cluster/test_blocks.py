@@ -1,4 +1,5 @@
 import pyarrow as pa
+from logs import logged
 
 from waver.on_ray.cluster.blocks import map_blocks
 
@@ -9,12 +10,7 @@ class Doubled:
 
 
 def test_blocks_queue_behind_others_and_say_so(holding):
-    said, blocks = [], [pa.table({"number": [number]}) for number in range(3)]
-    with holding(6) as let_go:
-
-        def say(text: str) -> None:
-            said.append(text)
-            let_go()
-
-        assert sorted(map_blocks(Doubled, (), blocks, say=say, workers=2, labels={})) == [0, 2, 4]
+    blocks = [pa.table({"number": [number]}) for number in range(3)]
+    with holding(6) as let_go, logged(lambda _: let_go()) as said:
+        assert sorted(map_blocks(Doubled, (), blocks, workers=2, labels={})) == [0, 2, 4]
     assert said == ["others use the cluster: of 1 workers with 1 CPU each, 0 have room now: waiting for them"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from logs import logged
 from ray.exceptions import ActorDiedError
 from ray.train import UserCallback
 from safetensors import SafetensorError
@@ -17,6 +18,7 @@ from waver.on_ray.cluster.connection import ClusterUnreachable, _check_reachable
 from waver.on_ray.cluster.failures import WorkerError
 from waver.on_ray.cluster.signals import Terminated, signals
 from waver.on_ray.cluster.workers import Regroup, _guarded, _Task, run_on_workers
+from waver.tools.errors import RemoteTracebackError
 from waver.training import parallel
 
 
@@ -27,6 +29,11 @@ def fail(error: Exception) -> None:
 def mistake(text: str) -> None:
     """Raises as waver does where the user has to change something."""
     parse_overrides([text])
+
+
+def find_two(numbers: list[int]) -> int:
+    """Has a bug: raises Python's own ValueError where there is no 2."""
+    return numbers.index(2)
 
 
 def without_group(_) -> None:
@@ -42,13 +49,18 @@ def actor():
 
 def test_a_mistake_of_the_user_is_a_sentence_and_is_not_tried_again(actor):
     with pytest.raises(WorkerError, match=r"^--set nonsense: write it as section\.key=value"):
-        run_on_workers(mistake, "nonsense", ResourcesConfig(), signals=actor, say=print)
+        run_on_workers(mistake, "nonsense", ResourcesConfig(), signals=actor)
 
 
-def test_what_would_come_again_is_a_sentence_of_a_range_too_which_does_not_queue_with_it(actor):
-    resources, said = ResourcesConfig(workers={"min": 1, "max": 2}), []
+def test_a_bug_in_a_worker_is_tried_again_and_keeps_its_traceback(actor):
+    with pytest.raises(RemoteTracebackError, match=r"(?s)Traceback .*in find_two.*ValueError: 2 is not in list"):
+        run_on_workers(find_two, [1, 3], ResourcesConfig(max_failures=1), signals=actor)
+
+
+def test_what_would_come_again_is_a_sentence_of_a_range_too_which_does_not_queue_with_it(actor, said):
+    resources = ResourcesConfig(workers={"min": 1, "max": 2})
     with pytest.raises(WorkerError, match=r"^the memory of a GPU is too small"):
-        run_on_workers(fail, torch.OutOfMemoryError("CUDA."), resources, signals=actor, say=said.append)
+        run_on_workers(fail, torch.OutOfMemoryError("CUDA."), resources, signals=actor)
     assert said == ["2 of 1 to 2 workers begin"]
 
 
@@ -97,7 +109,7 @@ def die_once(marker: Path) -> int:
 def test_a_worker_lost_while_its_group_starts_is_replaced_as_well(actor, tmp_path):
     resources = ResourcesConfig(max_failures=1, wait_s=0)
     callbacks = [LostWhileRayIsBusy()]
-    how = {"signals": actor, "say": print, "callbacks": callbacks}
+    how = {"signals": actor, "callbacks": callbacks}
     assert run_on_workers(die_once, tmp_path / "marker", resources, **how) == 17
 
 
@@ -118,18 +130,17 @@ def test_a_range_takes_what_there_is_then_more_and_bears_a_loss(actor, tmp_path,
     patience_s = room._PATIENCE_S
     monkeypatch.setattr(room, "_PATIENCE_S", 1.0)
     asked = {"workers": {"min": 1, "max": 2}, "cpus_per_worker": 2, "resize_every_s": 1, "max_failures": 1}
-    said = []
     with holding(3) as let_go:
 
-        def say(text: str) -> None:
-            if not said:
+        def at_first(text: str) -> None:
+            if len(said) == 1:
                 threading.Timer(3, let_go).start()
                 monkeypatch.setattr(room, "_PATIENCE_S", patience_s)
-            said.append(text)
 
         job = (tmp_path / "marker", actor)
-        how = {"signals": actor, "say": say, "regroups": True}
-        assert run_on_workers(count_then_ask_for_more, job, ResourcesConfig(**asked), **how) == 2
+        how = {"signals": actor, "regroups": True}
+        with logged(at_first) as said:
+            assert run_on_workers(count_then_ask_for_more, job, ResourcesConfig(**asked), **how) == 2
     assert said == ["1 of 1 to 2 workers begin", "2 of 1 to 2 workers begin", "2 of 1 to 2 workers begin"]
 
 
@@ -138,12 +149,12 @@ def count(_) -> int:
     return parallel.world_size()
 
 
-def test_a_range_goes_on_with_fewer_where_room_turns_out_to_be_none(actor, holding, monkeypatch):
+def test_a_range_goes_on_with_fewer_where_room_turns_out_to_be_none(actor, holding, monkeypatch, said):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     monkeypatch.setattr(room, "_free_nodes", nodes)
-    resources, said = ResourcesConfig(workers={"min": 1, "max": 2}, max_failures=0), []
+    resources = ResourcesConfig(workers={"min": 1, "max": 2}, max_failures=0)
     with holding(5):
-        assert run_on_workers(count, None, resources, signals=actor, say=said.append, regroups=True) == 1
+        assert run_on_workers(count, None, resources, signals=actor, regroups=True) == 1
     assert said == ["2 of 1 to 2 workers begin", "1 of 1 to 2 workers begin"]
 
 
@@ -151,21 +162,15 @@ def test_a_fixed_number_for_which_room_turns_out_to_be_none_is_tried_again_and_g
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
     monkeypatch.setattr(room, "_free_nodes", nodes)
     with holding(6), pytest.raises(WorkerError, match="no room for the workers any more, however long it was waited"):
-        run_on_workers(count, None, ResourcesConfig(max_failures=1), signals=actor, say=print)
+        run_on_workers(count, None, ResourcesConfig(max_failures=1), signals=actor)
 
 
 def test_of_two_runs_that_saw_the_same_room_the_slower_queues_again(actor, holding, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     looks, look = iter([nodes]), room._free_nodes  # the first look is before the other takes its place
     monkeypatch.setattr(room, "_free_nodes", lambda labels: next(looks, look)(labels))
-    said = []
-    with holding(6) as let_go:
-
-        def say(text: str) -> None:
-            said.append(text)
-            let_go()
-
-        assert run_on_workers(count, None, ResourcesConfig(max_failures=0), signals=actor, say=say) == 1
+    with holding(6) as let_go, logged(lambda _: let_go()) as said:
+        assert run_on_workers(count, None, ResourcesConfig(max_failures=0), signals=actor) == 1
     assert said == ["others use the cluster: of 1 workers with 1 CPU each, 0 have room now: waiting for them"]
 
 
@@ -184,14 +189,8 @@ def test_who_waits_for_a_stop_waits_until_it_is_asked_for(actor):
 
 
 def test_who_asks_to_stop_while_there_is_no_room_is_heard(actor, holding):
-    said = []
-
-    def say(text: str) -> None:
-        said.append(text)
-        actor.ask_to_stop.remote()
-
-    with holding(6), pytest.raises(Terminated) as stopped:
-        run_on_workers(die_once, None, ResourcesConfig(), signals=actor, say=say)
+    with holding(6), logged(lambda _: actor.ask_to_stop.remote()) as said, pytest.raises(Terminated) as stopped:
+        run_on_workers(die_once, None, ResourcesConfig(), signals=actor)
     assert stopped.value.message.startswith("stopped, as asked, while it waited for room")
     assert said == ["others use the cluster: of 1 workers with 1 CPU each, 0 have room now: waiting for them"]
 

@@ -47,11 +47,11 @@ def test_what_is_measured_is_what_ray_packs(folder, tmp_path):
 def test_nothing_is_sent_that_could_not_start_or_is_too_large(folder):
     nobody = "http://127.0.0.1:9"  # these checks come before anybody is asked
     with pytest.raises(SubmissionError, match=r"notes\.txt would not be uploaded: .* \.gitignore, \.rayignore"):
-        send_job(submission(folder, needs=("experiments/a.yaml", "notes.txt")), nobody, say=print)
+        send_job(submission(folder, needs=("experiments/a.yaml", "notes.txt")), nobody)
     with (folder / "weights.bin").open("wb") as file:
         file.truncate(100 * 2**20)
     with pytest.raises(PackageError, match=r"(?s)100\.0 MiB would be uploaded.*100\.0 MiB  weights\.bin") as refused:
-        send_job(submission(folder), nobody, say=print)
+        send_job(submission(folder), nobody)
     assert "--exclude 'weights.bin'" in str(refused.value)
 
 
@@ -60,4 +60,4 @@ def test_an_address_where_nobody_answers_ends_in_a_sentence(folder):
         probe.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
     with pytest.raises(JobError, match=f"nobody answers at {closed} .*Is the cluster up"):
-        send_job(submission(folder), closed, say=print)
+        send_job(submission(folder), closed)

@@ -58,7 +58,7 @@ def main() -> None:
 
         token = os.environ["RAY_AUTH_TOKEN"]
         resources = ResourcesConfig(workers=2, cpus_per_worker=1, timeout_s=60)
-        found = run_on_workers(work, os.getpid(), resources, signals=actor, say=lambda text: None)
+        found = run_on_workers(work, os.getpid(), resources, signals=actor)
         address = ray.get_runtime_context().gcs_address
         answers = [
             subprocess.run(

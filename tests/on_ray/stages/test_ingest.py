@@ -41,7 +41,6 @@ def run(paths: dict[str, Path], store: Path, **arguments) -> IngestReport:
         "max_failed_fraction": 1.0,
         "progress": False,
         "decoders": 2,
-        "say": print,
     } | arguments
     return ingest(captions(paths), store, **arguments)
 
@@ -220,7 +219,7 @@ none = pa.nulls(len(ids), pa.float64())
 captions = pa.table({"clip_id": ids, "path": paths, "start_s": none, "end_s": none})
 try:
     with connect(num_cpus=1):
-        ingest(captions, Path(store), eval(settings), timeout_s=60, decoders=1, clips_per_block=1, say=print, progress=False)
+        ingest(captions, Path(store), eval(settings), timeout_s=60, decoders=1, clips_per_block=1, progress=False)
 except IngestInterrupted as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(130)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from logs import logged
 from safetensors.torch import load_file
 
 from waver.config import ExperimentConfig, load_config
@@ -50,16 +51,12 @@ def experiment(project: Path, **overrides) -> ExperimentConfig:
     return load_config(project / "experiment.yaml", {"knowledge.at_inference": False, **overrides})
 
 
-def quiet(text: str) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def known(project) -> Knowledge:
     """A dictionary, and the clips matched with it by two workers."""
     config = experiment(project)
-    run_vocabulary(config, say=quiet, progress=False)
-    return run_match(config, say=quiet, progress=False)
+    run_vocabulary(config, progress=False)
+    return run_match(config, progress=False)
 
 
 def test_the_dictionary_is_that_of_one_process_over_training_captions(project, known):
@@ -74,9 +71,8 @@ def test_the_dictionary_is_that_of_one_process_over_training_captions(project, k
     assert {"kicks a red ball", "kicks a dog"} <= set(known.phrases)
 
 
-def test_a_dictionary_is_not_made_twice(project, known):
-    said = []
-    run_vocabulary(experiment(project), say=said.append, progress=False)
+def test_a_dictionary_is_not_made_twice(project, known, said):
+    run_vocabulary(experiment(project), progress=False)
     assert len(said) == 1
     assert "has the phrases of these" in said[0]
 
@@ -109,9 +105,9 @@ def test_stopped_and_continued_with_another_number_of_workers(project, known):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
     with pytest.raises(KnowledgeError, match="is not finished: run `waver match CONFIG` again"):
-        run_training(config, say=quiet)
+        run_training(config)
 
-    again = run_match(config, say=quiet, progress=False)
+    again = run_match(config, progress=False)
     assert again.matches.equals(known.matches)
     assert torch.equal(again.phrase_embeddings(), Knowledge(copy).phrase_embeddings())
     shutil.rmtree(copy)
@@ -129,7 +125,7 @@ def released(project) -> dict[str, list[str]]:
 
 
 def test_released_phrases_are_imported(project, released):
-    knowledge = run_match(experiment(project, **released), say=quiet, progress=False)
+    knowledge = run_match(experiment(project, **released), progress=False)
     assert (knowledge.leaky, knowledge.manifest["source"]) == (True, "released")
     ids = knowledge.phrase_ids(["v01"], 4)[0].tolist()
     assert [knowledge.phrases[i] for i in ids] == [f"kicks a thing 1 {i}" for i in range(4)]
@@ -138,15 +134,16 @@ def test_released_phrases_are_imported(project, released):
     with pytest.raises(
         KnowledgeError, match=r"nothing is known of 5 of 5 clips of validation .* knowledge.at_inference"
     ):
-        run_training(informed, say=quiet)
+        run_training(informed)
 
 
 @pytest.fixture(scope="module")
 def distilled(project, released) -> tuple[ExperimentConfig, dict, list[str]]:
     """A run of two workers with all losses, on imported phrases, for inference on vision alone; and what it said."""
-    config, said = experiment(project, name="distilled", **released), []
-    run_match(config, say=quiet, progress=False)
-    return config, run_training(config, say=said.append), said
+    config = experiment(project, name="distilled", **released)
+    run_match(config, progress=False)
+    with logged() as said:
+        return config, run_training(config), said
 
 
 def test_every_loss_is_learned_and_logged(distilled):
@@ -166,7 +163,7 @@ def evaluated(distilled) -> dict:
     config.knowledge_store.rename(hidden)
     try:
         alone = config.model_copy(update={"resources": config.resources.model_copy(update={"workers": 1})})
-        return run_evaluation(config.run_folder, alone, split="test", say=quiet)
+        return run_evaluation(config.run_folder, alone, split="test")
     finally:
         hidden.rename(config.knowledge_store)
 
@@ -192,7 +189,7 @@ def test_leaky_phrases_are_told_in_every_result(distilled, evaluated):
 
 def test_captions_of_other_splits_make_a_leaky_dictionary(project):
     config = experiment(project, **{"vocabulary.splits": ["train", "test"]})
-    dictionary = run_vocabulary(config, say=quiet, progress=False)
+    dictionary = run_vocabulary(config, progress=False)
     assert dictionary.leaky
     assert "juggles a golden key" in dictionary.phrases["phrase"].to_pylist()
     assert config.dictionary != experiment(project).dictionary
@@ -202,4 +199,4 @@ def test_random_teacher_is_refused(project):
     config = experiment(project)
     random = config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
     with connect(), pytest.raises(KnowledgeError, match="random weights"):
-        run_match(random, say=quiet, progress=False)
+        run_match(random, progress=False)

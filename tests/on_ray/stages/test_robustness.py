@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from logs import logged
 
 from waver.config import load_config, load_robustness
 from waver.data.clip_store import ClipStore
@@ -37,15 +38,14 @@ def checkpoints(tmp_path_factory, build_project, captions) -> list[Path]:
     return made
 
 
-def report_on(runs, output=None, said=None, **settings):
-    tell = said.append if said is not None else lambda text: None
-    return run_robustness(runs, load_robustness(None, QUICK | settings), {}, say=tell, output=output)
+def report_on(runs, output=None, **settings):
+    return run_robustness(runs, load_robustness(None, QUICK | settings), {}, output=output)
 
 
 @pytest.fixture(scope="module")
 def made(checkpoints):
-    said = []
-    return *report_on(checkpoints, said=said), said
+    with logged() as said:
+        return *report_on(checkpoints), said
 
 
 def test_it_is_written_beside_the_runs(made, checkpoints):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 import torch
+from logs import logged
 from rays import family, kill
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -44,15 +45,16 @@ def experiment(project: Path, **overrides) -> ExperimentConfig:
     return load_config(project / "experiment.yaml", overrides)
 
 
-def run(config: ExperimentConfig, say=lambda text: None) -> dict:
-    return train(config, load_captions(config), ClipStore(config.clip_store), say=say)
+def run(config: ExperimentConfig) -> dict:
+    return train(config, load_captions(config), ClipStore(config.clip_store))
 
 
 @pytest.fixture(scope="module")
 def fitted(project) -> tuple[ExperimentConfig, dict, list[str]]:
     """A finished run of two workers, and what it said."""
-    config, said = experiment(project, name="fitted"), []
-    return config, run(config, said.append), said
+    config = experiment(project, name="fitted")
+    with logged() as said:
+        return config, run(config), said
 
 
 def test_the_folder_of_a_run_holds_what_it_should(fitted):
@@ -93,10 +95,9 @@ def test_progress_is_told_after_each_epoch(fitted):
     ]
 
 
-def test_a_finished_run_says_so_and_does_nothing(fitted):
+def test_a_finished_run_says_so_and_does_nothing(fitted, said):
     config, result, _ = fitted
-    said = []
-    assert run(config, said.append) == result
+    assert run(config) == result
     assert "is finished (4 epochs)" in said[0]
 
 
@@ -104,7 +105,7 @@ def test_workers_on_ray_evaluate_as_one_process_does(fitted):
     config, _, _ = fitted
     captions, store = load_captions(config), ClipStore(config.clip_store)
     checkpoint = find_checkpoint(config.run_folder)
-    on_ray = evaluate_on_workers(checkpoint, config, captions, store, say=print, split="test", top_k=3)
+    on_ray = evaluate_on_workers(checkpoint, config, captions, store, split="test", top_k=3)
     here = evaluate(load_student(checkpoint, config), captions, store, config, split="test", top_k=3)
     assert on_ray.metrics == here.metrics
     assert torch.equal(on_ray.top.clips, here.top.clips)
@@ -155,8 +156,8 @@ def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted):
     assert not (folder / "result.json").exists(), "it was finished before it could be killed"
     before = max(checkpoints(folder))
 
-    said = []
-    result = run(experiment(project, name="killed", **{"resources.workers": 1}), said.append)
+    with logged() as said:
+        result = run(experiment(project, name="killed", **{"resources.workers": 1}))
     assert f"continuing killed after epoch {before}: 4 epochs" in said[0]
     rows = [row for row in read_metrics(folder) if "split" not in row]
     assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))
@@ -183,19 +184,19 @@ def take_steps(job: Job) -> dict:
     return train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
 
 
-def test_a_run_that_is_stopped_after_every_step_ends_like_one_that_was_not(project, fitted):
+def test_a_run_that_is_stopped_after_every_step_ends_like_one_that_was_not(project, fitted, said):
     """Each time somebody asks it to stop before it begins; it takes a step, saves itself and ends."""
     undisturbed, result, _ = fitted
-    config, said = experiment(project, name="stopped", **{"resources.workers": 1}), []
+    config = experiment(project, name="stopped", **{"resources.workers": 1})
     captions, store = load_captions(config), ClipStore(config.clip_store)
     for step in range(1, result["steps"] + 1):
         with pytest.raises(Terminated) as ended:
-            train(config, captions, store, say=said.append, here=take_a_step)
+            train(config, captions, store, here=take_a_step)
         assert ended.value.code == 143
         assert f"stopped, as asked, after step {step}; a checkpoint is in {config.run_folder}" in ended.value.message
         newest = newest_checkpoint(config.run_folder)
         assert describe_checkpoint(newest) == f"step {step}, in epoch {1 + (step - 1) // 3}"
-    train(config, captions, store, say=said.append, here=take_a_step)
+    train(config, captions, store, here=take_a_step)
     assert "continuing stopped after step 5, in epoch 2: 4 epochs of 3 steps" in said[5]
     rows = [row for row in read_metrics(config.run_folder) if "split" not in row]
     assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))
@@ -205,20 +206,20 @@ def test_a_run_that_is_stopped_after_every_step_ends_like_one_that_was_not(proje
     assert len(list(config.run_folder.glob("*checkpoint*"))) <= 3
 
 
-def test_an_epoch_is_kept_before_it_is_evaluated(project, monkeypatch):
+def test_an_epoch_is_kept_before_it_is_evaluated(project, monkeypatch, said):
     """Validation may take longer than a machine that is taken away allows."""
     config = experiment(project, name="evaluating", **{"resources.workers": 1})
-    captions, store, said = load_captions(config), ClipStore(config.clip_store), []
+    captions, store = load_captions(config), ClipStore(config.clip_store)
 
     def taken_away(*arguments, **options):
         raise RuntimeError("the machine is taken away")
 
     with monkeypatch.context() as patch, signals() as actor:
-        patch.setattr("waver.on_ray.stages.train.evaluate", taken_away)
+        patch.setattr("waver.on_ray.stages.train_worker.evaluate", taken_away)
         with pytest.raises(RuntimeError, match="taken away"):
-            train(config, captions, store, say=said.append, here=lambda job: take_steps(replace(job, signals=actor)))
+            train(config, captions, store, here=lambda job: take_steps(replace(job, signals=actor)))
     with pytest.raises(Terminated):
-        train(config, captions, store, say=said.append, here=take_a_step)
+        train(config, captions, store, here=take_a_step)
     assert "continuing evaluating after step 3, in epoch 1: 4 epochs of 3 steps" in said[1]
     rows = [(row["step"], row.get("split")) for row in read_metrics(config.run_folder)]
     assert rows == [(1, None), (2, None), (3, None), (3, "validation"), (4, None)]
@@ -229,11 +230,11 @@ def test_a_checkpoint_of_another_plan_is_refused(project, fitted):
     config = experiment(project, name="other-plan", **{"resources.workers": 1})
     captions, store = load_captions(config), ClipStore(config.clip_store)
     with pytest.raises(Terminated):
-        train(config, captions, store, say=lambda text: None, here=take_a_step)
+        train(config, captions, store, here=take_a_step)
     path = newest_checkpoint(config.run_folder) / "training.pt"
     torch.save(torch.load(path, weights_only=True) | {"rows": 2}, path)
     with pytest.raises(CheckpointError, match=r"has seen 2 captions in 1 steps, and by this plan it would be 5"):
-        train(config, captions, store, say=lambda text: None, here=take_a_step)
+        train(config, captions, store, here=take_a_step)
 
 
 def test_infinite_loss_ends_the_run_in_a_sentence(project):
@@ -248,7 +249,7 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(project):
     config = experiment(project, name="large", **{"resources.workers": 9, "train.global_batch_size": 18})
     captions, store = load_captions(config), ClipStore(config.clip_store)
     with pytest.raises(ValueError, match="more than the 13 training clips"):
-        train(config, captions, store, say=lambda text: None)
+        train(config, captions, store)
     config = experiment(project, name="large", **{"resources.workers": 6, "train.global_batch_size": 12})
     with pytest.raises(ClusterTooSmall, match=r"6 workers with 1.5 CPU each are asked for.*room for 4"):
-        train(config, captions, store, say=lambda text: None)
+        train(config, captions, store)

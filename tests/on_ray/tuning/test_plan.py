@@ -83,7 +83,7 @@ def test_parts_of_resources_are_counted_without_rounding_errors():
     assert slots([{"CPU": 0.3}], 0.1, 0.0) == 3
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(plan, tmp_path, store, captions):
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(plan, tmp_path, store, captions, said):
     (tmp_path / "videos").mkdir()
     lines = ["video,caption,split"]
     for row in captions.to_pylist():
@@ -91,9 +91,8 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(plan, tmp_path, st
         lines.append(f"{row['video_id']}.mp4,{row['caption']},{row['split']}")
     (tmp_path / "captions.csv").write_text("\n".join(lines))
     data = {"data.annotations": tmp_path / "captions.csv", "data.videos": tmp_path / "videos"}
-    said: list[str] = []
     made = plan(space="{train.lr: {choice: [1e-3, 2e-3]}, video.size: {choice: [16, 8]}}", **data)
-    describe_plan(made, say=said.append)
+    describe_plan(made)
     text = "\n".join(said)
     assert "4 trials, 2 epochs at most, t2v/R@1 on validation" in text
     assert "train.lr=0.002, video.size=8" in text
@@ -106,7 +105,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(plan, tmp_path, st
 
 def test_a_dry_run_of_what_never_fits_is_an_error(plan):
     with pytest.raises(ClusterTooSmall, match=r"1 workers with 1 CPU and 9 GPU each are asked for.*room for 0"):
-        describe_plan(plan(**{"resources.gpus_per_worker": 9}), say=lambda text: None)
+        describe_plan(plan(**{"resources.gpus_per_worker": 9}))
 
 
 def test_mistakes_in_what_would_be_tried_are_found_before_anything_starts(plan):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from logs import logged
 from rays import family, kill
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -55,9 +56,9 @@ def swept(project) -> tuple[Plan, list[TrialState], list[str], list]:
         repeats=REPEATS,
         scheduler={"reduction_factor": 2},
     )
-    said, shown = [], []
-    plan = plan_sweep(path)
-    return plan, run_sweep(plan, say=said.append, show=shown.append), said, shown
+    shown, plan = [], plan_sweep(path)
+    with logged() as said:
+        return plan, run_sweep(plan, show=shown.append), said, shown
 
 
 def test_every_trial_ends_and_failures_are_recorded_with_their_cause(swept):
@@ -122,21 +123,20 @@ def test_best_yaml_gives_the_metric_again(swept):
     plan, states, _, _ = swept
     config = load_config(plan.folder / "best.yaml")
     assert config.seed == states[0].runs[0].seed
-    result = run_training(config, say=lambda text: None)
+    result = run_training(config)
     for name, value in states[0].runs[0].metrics.items():
         assert result["validation"][name] == pytest.approx(value, abs=1e-3)
 
 
-def test_a_finished_sweep_says_so_and_another_under_its_name_is_refused(swept, project):
+def test_a_finished_sweep_says_so_and_another_under_its_name_is_refused(swept, project, said):
     plan, states, _, _ = swept
-    said = []
-    again = run_sweep(plan, say=said.append, show=lambda table: None)
+    again = run_sweep(plan, show=lambda table: None)
     assert [state.number for state in again] == [state.number for state in states]
     assert "is finished" in said[0]
     other = write_sweep(project, "other", space={"similarity.kind": {"choice": ["wti", "dp"]}}, search="grid")
     other.write_text(other.read_text().replace("name: other", "name: grid"))
     with pytest.raises(SweepError, match=r"holds a sweep whose sweep.yaml differs"):
-        run_sweep(plan_sweep(other), say=said.append, show=lambda table: None)
+        run_sweep(plan_sweep(other), show=lambda table: None)
 
 
 def test_a_trial_that_can_never_fit_is_an_error_before_the_start(project):
@@ -145,13 +145,13 @@ def test_a_trial_that_can_never_fit_is_an_error_before_the_start(project):
     )
     plan = plan_sweep(path)
     with pytest.raises(ClusterTooSmall, match=r"1 workers with 7 CPU each are asked for.*6 CPUs"):
-        run_sweep(plan, say=lambda text: None, show=lambda table: None)
+        run_sweep(plan, show=lambda table: None)
     with pytest.raises(ClusterTooSmall, match=r"room for 0"):
-        describe_plan(plan, say=lambda text: None)
+        describe_plan(plan)
     assert read_trials(plan.folder) == []
 
 
-def test_trials_of_several_workers_are_runs_of_ray_train(project):
+def test_trials_of_several_workers_are_runs_of_ray_train(project, said):
     path = write_sweep(
         project,
         "wide",
@@ -161,8 +161,7 @@ def test_trials_of_several_workers_are_runs_of_ray_train(project):
         scheduler={"reduction_factor": 2},
         keep_best=2,
     )
-    said = []
-    states = run_sweep(plan_sweep(path), say=said.append, show=lambda table: None)
+    states = run_sweep(plan_sweep(path), show=lambda table: None)
     assert any("2 trials, 2 at a time" in line for line in said)
     assert {state.status for state in states} <= {"finished", "stopped"}
     assert states[0].status == "finished"
@@ -201,7 +200,7 @@ def test_killed_and_run_again_the_sweep_goes_on(project):
     first = (before[0].runs[0].folder / "metrics.jsonl").read_bytes()
     assert not (plan.folder / "results.csv").exists()
 
-    states = run_sweep(plan, say=lambda text: None, show=lambda table: None)
+    states = run_sweep(plan, show=lambda table: None)
     assert [state.status for state in states] == ["finished"] * 3
     by_number = {state.number: state for state in states}
     assert (by_number[0].runs[0].folder / "metrics.jsonl").read_bytes() == first, "a finished trial is not run again"

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from waver.tools.errors import WaverError
+
 MAX_BYTES = 2**30
 """What a compressed file may hold; the largest of a data set holds a tenth."""
 _EXAMPLES = 5
@@ -22,7 +24,7 @@ _shortened = reprlib.Repr()
 _shortened.maxstring = _shortened.maxother = _shortened.maxlong = _EXAMPLE_LENGTH
 
 
-class AnnotationError(ValueError):
+class AnnotationError(WaverError):
     """The annotations cannot be used; the message lists every kind of problem."""
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from waver.tools.errors import WaverError
+
 Track = Literal["reference", "natural", "rules", "imported", "control"]
 TRACKS: Mapping[str, str] = {
     "natural": "all human captions of a clip are versions of each other",
@@ -20,7 +22,7 @@ HUMAN = "another caption"
 """Style of human captions where the data set tells no styles."""
 
 
-class RobustnessError(ValueError):
+class RobustnessError(WaverError):
     """The report cannot be made as asked."""
 
 

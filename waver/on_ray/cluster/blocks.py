@@ -1,6 +1,7 @@
 """Work on blocks of rows by a pool of actors of Ray Data, with errors that a user can read."""
 
 import pickle
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,9 +12,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from waver.on_ray.cluster.capacity import Share, wait_for_room
 from waver.on_ray.cluster.connection import Labels
+from waver.tools.errors import RemoteTracebackError, WaverError, user_message
 
 
-class BlockError(ValueError):
+class BlockError(WaverError):
     """An actor could not be made, or could not do a block; the message is that of the cause."""
 
 
@@ -22,7 +24,6 @@ def map_blocks(
     arguments: tuple,
     blocks: Sequence[pa.Table],
     *,
-    say: Callable[[str], None],
     workers: int,
     max_workers: int | None = None,
     labels: Labels,
@@ -39,7 +40,6 @@ def map_blocks(
         worker: called with `arguments` in each actor, then with one block after the other. What it returns is pickled.
         arguments: of `worker`.
         blocks: of rows.
-        say: is told where others are waited for, until the first actor has room.
         workers: actors, for a start. Those that are lost with their node start again elsewhere, or are done without.
         max_workers: actors that there may be when nodes join later; None for no more.
         labels: of the nodes where they run.
@@ -49,10 +49,11 @@ def map_blocks(
         patience_s: how long a block may take, beyond what Ray Data allows by itself.
 
     Raises:
-        BlockError: for a ValueError, OSError or RuntimeError of an actor; or where the cluster cannot do the blocks at all.
+        BlockError: if an actor raised an error that the user can resolve, or if the cluster lost the work for good.
+        RemoteTracebackError: if an actor raised any other error, which is a bug.
         ClusterTooSmall: if after `wait_s` no node has room for an actor.
     """
-    wait_for_room(1, 1, Share(num_cpus, num_gpus, labels), say=say, wait_s=wait_s)
+    wait_for_room(1, 1, Share(num_cpus, num_gpus, labels), wait_s=wait_s)
     # from_arrow would run a task for each block, only to look at it.
     dataset = ray.data.from_blocks(list(blocks)).map_batches(
         _Actor,
@@ -75,6 +76,8 @@ def map_blocks(
         for row in block.to_pylist():
             if row["error"] is not None:
                 raise BlockError(row["error"])
+            if row["traceback"] is not None:
+                raise RemoteTracebackError(row["traceback"])
             yield pickle.loads(row["result"])
 
 
@@ -90,20 +93,31 @@ def _of_cluster(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 class _Actor:
-    """Keeps errors as rows: raised here they would reach the user in three wrappings and a page of Ray's own traces."""
+    """Returns errors as rows: raised in an actor they would reach the user in three wrappings and pages of Ray's traces."""
 
     def __init__(self, worker: Callable[..., Callable[[pa.Table], Any]], arguments: tuple):
-        self._work, self._error = None, None
+        self._work, self._failed = None, _row()
         try:
             self._work = worker(*arguments)
-        except (ValueError, OSError, RuntimeError) as error:
-            self._error = str(error)
+        except Exception as error:
+            self._failed = _row(error=error)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        result, error = None, self._error
-        if self._work:
-            try:
-                result = pickle.dumps(self._work(block))
-            except (ValueError, OSError, RuntimeError) as failed:
-                error = str(failed)
-        return pa.table({"result": pa.array([result], pa.large_binary()), "error": pa.array([error], pa.string())})
+        if self._work is None:
+            return self._failed
+        try:
+            return _row(result=pickle.dumps(self._work(block)))
+        except Exception as error:
+            return _row(error=error)
+
+
+def _row(*, result: bytes | None = None, error: Exception | None = None) -> pa.Table:
+    """One row: the pickled result, or the message of an error that the user can resolve, or the traceback of a bug."""
+    message = user_message(error) if error else None
+    trace = "".join(traceback.format_exception(error)) if error and message is None else None
+    columns = {
+        "result": ([result], pa.large_binary()),
+        "error": ([message], pa.string()),
+        "traceback": ([trace], pa.string()),
+    }
+    return pa.table({name: pa.array(*column) for name, column in columns.items()})

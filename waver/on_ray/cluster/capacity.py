@@ -4,6 +4,7 @@ A worker has all that it takes on one node, so nodes are looked at one by one: w
 and what of it nobody uses decides what starts now.
 """
 
+import logging
 import os
 import threading
 import time
@@ -17,6 +18,10 @@ from ray.exceptions import RayError
 
 from waver.config import ExperimentConfig
 from waver.on_ray.cluster.connection import Labels, cluster_size, nodes_by_id
+from waver.tools.errors import WaverError
+
+logger = logging.getLogger(__name__)
+
 
 _POLL_S = 0.5
 _PATIENCE_S = 20.0
@@ -26,7 +31,7 @@ _ASK_EVERY_S = 5.0
 """Who asks an autoscaler last is heard, and Ray Data and Ray Train ask every 20 s for what they use."""
 
 
-class ClusterTooSmall(ValueError):
+class ClusterTooSmall(WaverError):
     """The cluster has not what the run asks for; the message says what there is."""
 
 
@@ -84,7 +89,6 @@ def wait_for_room(
     most: int,
     share: Share,
     *,
-    say: Callable[[str], None],
     wait_s: float = 0.0,
     queues: bool = True,
     pause: Callable[[float], None] = time.sleep,
@@ -95,7 +99,6 @@ def wait_for_room(
         least: workers; with fewer nothing starts.
         most: workers.
         share: of each.
-        say: is told, once, that others are waited for.
         wait_s: how long a cluster that has not the nodes, or has them no more, may take to get them.
         queues: whether to wait, for as long as it takes, until others leave the nodes that there are.
         pause: called with the seconds until the next look; what it raises ends the waiting.
@@ -117,7 +120,7 @@ def wait_for_room(
             elif not queues and waited >= _PATIENCE_S:
                 raise ClusterTooSmall(_taken(least, share, free))
             elif queues and not told and free < least and waited >= _SAY_AFTER_S:
-                say(f"{_taken(least, share, free)}: waiting for them")
+                logger.info(f"{_taken(least, share, free)}: waiting for them")
                 told = True
             request(there - free + least)
             pause(_POLL_S)

@@ -14,11 +14,12 @@ from ray.exceptions import RayError
 
 from waver.config import ResourcesConfig
 from waver.on_ray.cluster.loopback import loopback_only
+from waver.tools.errors import WaverError
 
 _CONNECT_S = 10.0
 
 
-class ClusterUnreachable(ValueError):
+class ClusterUnreachable(WaverError):
     """Nobody answers at the address of the cluster, or does not let us in."""
 
 

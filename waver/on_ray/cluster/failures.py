@@ -1,16 +1,17 @@
-"""failures."""
+"""Errors of workers: which are permanent, and how their causes are shown to the user."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from ray.exceptions import RayError
 
-from waver.tools.errors import raised_by_waver
+from waver.tools.errors import RemoteTracebackError, WaverError
 
 
-class WorkerError(ValueError):
+class WorkerError(WaverError):
     """The workers cannot do what was asked; the message says why, without inner traceback."""
 
 
@@ -18,6 +19,11 @@ _DISK_FULL = (
     "no space is left on the disk (of the run's folder, or of the folder for temporary files): make room and run the same "
     "command again, which goes on after the last checkpoint"
 )
+
+_LOST_PEER = re.compile(
+    r"GroupEndedError|DistBackendError|DistNetworkError|gloo|NCCL|[Cc]onnection (closed|reset|refused)"
+)
+"""In the last line of a worker's traceback: the exchange with another worker failed, mostly because that one was lost."""
 
 
 @contextmanager
@@ -29,19 +35,18 @@ def _told_of_cluster() -> Iterator[None]:
         raise WorkerError(f"Ray could not run the workers: {_cause(error)}") from error
 
 
-def to_stay(error: Exception) -> str | None:
-    """What to tell of an error that would come again in another worker; None for one that is worth another try.
+def permanent_message(error: Exception) -> str | None:
+    """User-facing message if the error is permanent, else None.
 
-    Args:
-        error: as it was caught, in the process that raised it.
+    A permanent error would be raised again by a worker that starts in place of the one that failed. All others, bugs among
+    them, are worth another attempt.
     """
     if isinstance(error, torch.OutOfMemoryError):
         text = next(iter(str(error).splitlines()), "")
         return f"the memory of a GPU is too small ({text}): lower train.global_batch_size, or take more workers"
     if _is_full_disk(error):
         return _DISK_FULL
-    # Libraries raise ValueError for what passes, too: torch where the group was ended under a worker.
-    return str(error) if isinstance(error, ValueError) and raised_by_waver(error) else None
+    return str(error) if isinstance(error, WaverError) and not isinstance(error, OSError) else None
 
 
 def _is_full_disk(error: Exception) -> bool:
@@ -70,3 +75,19 @@ def _cause(error: Exception) -> str:
     cause = _innermost(failure)
     text = str(cause).strip().splitlines() or [""]
     return f"worker {rank} failed with {type(cause).__name__}: {text[-1]}"
+
+
+def final_error(message: str, error: Exception | None) -> Exception:
+    """Returns the exception that ends a run: the traceback of a bug in a worker, or a `WorkerError` for all other causes.
+
+    Args:
+        message: of the `WorkerError`.
+        error: raised by Ray Train; None where a worker left the message.
+    """
+    failures = getattr(error, "worker_failures", None) or {}
+    for trace in map(str, failures.values()):
+        lines = trace.strip().splitlines()
+        # Ray Train shows an exception of the function as its traceback, and a lost process as a sentence.
+        if "Traceback (most recent call last)" in trace and not _LOST_PEER.search(lines[-1]):
+            return RemoteTracebackError(f"a worker raised\n{trace.strip()}")
+    return WorkerError(message)

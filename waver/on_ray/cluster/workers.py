@@ -1,5 +1,6 @@
 """Running a function on the workers of a process group, with Ray Train."""
 
+import logging
 import os
 import signal
 import tempfile
@@ -19,10 +20,13 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from waver.config import ResourcesConfig
 from waver.on_ray.cluster.capacity import ClusterTooSmall, Share, room_for_more, wait_for_room
 from waver.on_ray.cluster.connection import gpus_per_worker
-from waver.on_ray.cluster.failures import WorkerError, _cause, _met, _told_of_cluster, to_stay
+from waver.on_ray.cluster.failures import WorkerError, _cause, _met, _told_of_cluster, final_error, permanent_message
 from waver.on_ray.cluster.loopback import torch_config
 from waver.on_ray.cluster.signals import Terminated
 from waver.training.parallel import InStepError, lasting_group
+
+logger = logging.getLogger(__name__)
+
 
 _NO_ROOM = (
     "there was no room for the workers any more, however long it was waited for: a node is lost or taken by others. Run the "
@@ -73,7 +77,6 @@ def run_on_workers(
     resources: ResourcesConfig,
     *,
     signals: Any,
-    say: Callable[[str], None],
     extra_cpus: float = 0.0,
     callbacks: Sequence[UserCallback] = (),
     regroups: bool = False,
@@ -95,7 +98,6 @@ def run_on_workers(
         argument: is pickled.
         resources: of the experiment.
         signals: actor of the run, see `waver.on_ray.cluster.signals`.
-        say: is told what is waited for, and with how many workers of a range a group begins.
         extra_cpus: taken beside each worker, on its node, by what it starts.
         callbacks: of Ray Train.
         regroups: whether the function listens to the actor for more room, and then returns `Regroup`.
@@ -107,6 +109,7 @@ def run_on_workers(
     Raises:
         ClusterTooSmall: at once, or after resources.wait_s.
         WorkerError: with the cause in a sentence.
+        RemoteTracebackError: with the traceback of a worker, if its error is a bug.
         Terminated: the run was asked to stop before its workers had room.
     """
     task, stop = _Task(function, argument, signals), signals.wait_for_stop.remote()
@@ -125,13 +128,13 @@ def run_on_workers(
         while True:
             pause(0.0)
             try:
-                workers = wait_for_room(least, placeable, share, say=say, wait_s=wait_s, queues=queues, pause=pause)
+                workers = wait_for_room(least, placeable, share, wait_s=wait_s, queues=queues, pause=pause)
             except ClusterTooSmall as error:
                 if not begun:
                     raise
                 raise WorkerError(f"{_NO_ROOM} ({error})") from error
             if resources.is_elastic:
-                say(f"{workers} of {least} to {most} workers begin")
+                logger.info(f"{workers} of {least} to {most} workers begin")
             begun, wait_s = True, max(resources.wait_s, patience_s)
             ray.get(signals.begin.remote())
             with _growing(signals, most - workers if regroups else 0, share, look_every_s):
@@ -147,7 +150,7 @@ def run_on_workers(
                 case _Lost() if tries_left:
                     tries_left -= 1
                 case _Failure():
-                    raise WorkerError(result.message) from result.error
+                    raise final_error(result.message, result.error) from result.error
                 case _:
                     return result
 
@@ -244,6 +247,6 @@ def _guarded(config: dict) -> Any:
     except InStepError as error:
         return _Failure(str(error))
     except Exception as error:
-        if message := to_stay(error):
+        if message := permanent_message(error):
             ray.get(task.signals.fail.remote(message))
         raise

@@ -1,5 +1,6 @@
 """`waver doctor`: all checks of an experiment, each by itself, so that everything that is wrong is found at once."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ from waver.runs.folder import newest_checkpoint
 from waver.tools.files import write_json
 from waver.tools.object_store import ObjectStoreError, check_bucket, exists, shown
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def run_doctor(
@@ -46,7 +47,6 @@ def run_doctor(
     overrides: Callable[[], Mapping[str, Any]],
     *,
     before: Before,
-    say: Say,
     show: Callable[[list[Finding]], None],
     output: Path | None = None,
 ) -> list[Finding]:
@@ -56,7 +56,6 @@ def run_doctor(
         path: YAML file of the experiment.
         overrides: gives those of the command line, or raises ConfigError.
         before: the stage that is to start.
-        say: is told what is going on.
         show: is given what was found.
         output: of the report; by default `<storage>/doctor/<name>.json`.
     """
@@ -67,7 +66,7 @@ def run_doctor(
         findings = [Finding("error", "configuration", str(error), "mend it, and ask again: nothing else was checked")]
     else:
         loaded = Finding("ok", "configuration", f"{path}, named {config.name}, digest {config.digest()}")
-        findings = [loaded, *examine(config, before=before, say=say)]
+        findings = [loaded, *examine(config, before=before)]
     report = output or (config and config.storage.folder / "doctor" / f"{config.name}.json")
     if report:
         content = {
@@ -90,15 +89,15 @@ def run_doctor(
     verdict = (
         f"`waver {before} {path}` can start now" if can_start(findings) else f"`waver {before} {path}` cannot start"
     )
-    say(f"{summary(findings)}: {verdict}")
+    logger.info(f"{summary(findings)}: {verdict}")
     if report:
-        say(f"all in full: {shown(report)}")
+        logger.info(f"all in full: {shown(report)}")
     if config and (step := next_step(config, findings)):
-        say(f"next: waver {step} {path}")
+        logger.info(f"next: waver {step} {path}")
     return findings
 
 
-def examine(config: ExperimentConfig, *, before: Before, say: Say) -> list[Finding]:
+def examine(config: ExperimentConfig, *, before: Before) -> list[Finding]:
     """All that is found before a stage of an experiment starts."""
     try:  # once, rather than each check by itself
         check_bucket(config.storage.folder)
@@ -107,10 +106,10 @@ def examine(config: ExperimentConfig, *, before: Before, say: Say) -> list[Findi
     findings: list[Finding] = []
 
     def check(name: str, function: Callable[..., Iterator[Finding]], *arguments: Any, **options: Any) -> None:
-        say(f"checking {name}")
+        logger.info(f"checking {name}")
         findings.extend(independently(name, function, *arguments, **options))
 
-    say("checking annotations")
+    logger.info("checking annotations")
     captions, found = attempt("annotations", data.read_captions, config)
     findings += found
     store, model, trains = None, None, before == "train"
@@ -121,11 +120,11 @@ def examine(config: ExperimentConfig, *, before: Before, say: Say) -> list[Findi
         check("splits", data.check_splits, config, captions)
         check("videos", data.check_videos, config, captions)
         check("decoding", data.check_decoding, config, captions, level="error" if before == "ingest" else "warning")
-        say("checking the clip store")
+        logger.info("checking the clip store")
         store, found = attempt("clip store", find_store, config, captions, needed=before != "ingest")
         findings += found
-        check("duplicates", data.check_duplicates, captions, store, say=say)
-    say("checking the model")
+        check("duplicates", data.check_duplicates, captions, store)
+    logger.info("checking the model")
     model, found = attempt("model", machine.measure_model, config, needed=before != "ingest")
     findings += found
     check("weights", _check_weights, config, before=before)
@@ -143,7 +142,7 @@ def examine(config: ExperimentConfig, *, before: Before, say: Say) -> list[Findi
                 and model
                 and can_start(f for f in findings if f.check in ("connections", "shared storage"))
             ):
-                check("all-reduce", check_exchange, config, gradient_bytes=4 * model.trained, say=say)
+                check("all-reduce", check_exchange, config, gradient_bytes=4 * model.trained)
     return findings
 
 

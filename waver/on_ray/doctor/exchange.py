@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from waver.on_ray.cluster.capacity import ClusterTooSmall
 from waver.on_ray.cluster.failures import WorkerError
 from waver.on_ray.cluster.signals import signals
 from waver.on_ray.cluster.workers import run_on_workers
+from waver.tools.errors import WaverError
 
 _EXCHANGE_S = 60
 
@@ -25,13 +26,17 @@ _MEASURED = 20
 _MEASURING_S = 20.0
 
 
-def check_exchange(config: ExperimentConfig, *, gradient_bytes: int, say: Callable[[str], None]) -> Iterator[Finding]:
+class ExchangeError(WaverError):
+    """An all-reduce over the workers gave a wrong sum."""
+
+
+def check_exchange(config: ExperimentConfig, *, gradient_bytes: int) -> Iterator[Finding]:
     """An all-reduce between as many workers as the experiment asks for, with the back end that training would take."""
     limited = {"timeout_s": _EXCHANGE_S, "max_failures": 0, "wait_s": 0.0}
     resources = config.resources.model_copy(update=limited)
     try:
         with signals() as actor:
-            measured = run_on_workers(_exchange, gradient_bytes, resources, signals=actor, say=say, queues=False)
+            measured = run_on_workers(_exchange, gradient_bytes, resources, signals=actor, queues=False)
     except ClusterTooSmall as error:
         yield Finding("info", "all-reduce", f"not tried: {error}")
         return
@@ -59,7 +64,7 @@ def _exchange(gradient_bytes: int) -> dict[str, Any] | None:
     dist.all_reduce(known)
     expected = torch.arange(1000, device=device, dtype=torch.float32) * (workers * (workers + 1) // 2)
     if not torch.equal(known, expected):
-        raise ValueError(
+        raise ExchangeError(
             f"the all-reduce of worker {rank} is wrong: {int((known != expected).sum())} of 1000 sums differ"
         )
     times = []

@@ -4,10 +4,12 @@ import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from waver.tools.errors import WaverError
+
 DASHBOARD_PORT = 8265
 
 
-class AddressError(ValueError):
+class AddressError(WaverError):
     """It is not the address of a dashboard."""
 
 

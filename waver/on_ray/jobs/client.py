@@ -27,8 +27,10 @@ from waver.on_ray.jobs import (
     is_loopback,
     package_size,
 )
+from waver.tools.errors import WaverError
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 _CONNECT_S = 10.0
 _POLL_S = 1.0
 _LOST_S = 60.0
@@ -37,17 +39,16 @@ _OVERRULES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _STOPPED, _NO_PYTHON = 128 + 15, 127
 
 
-class JobError(ValueError):
+class JobError(WaverError):
     """The cluster does not take the job, or nobody can tell what became of it."""
 
 
-def send_job(submission: Submission, address: str, *, say: Say) -> str:
+def send_job(submission: Submission, address: str) -> str:
     """Uploads the folder of a job and starts it. Returns the job's id.
 
     Args:
         submission: the job.
         address: of the dashboard.
-        say: is told where to look at the job.
 
     Raises:
         SubmissionError: where a file that the job needs would not be uploaded.
@@ -76,22 +77,23 @@ def send_job(submission: Submission, address: str, *, say: Say) -> str:
             },
             metadata=submission.metadata,
         )
-    say(f"job {job_id}: {submission.entrypoint}")
-    say(f"  uploaded   {package_size(files) / 2**20:.1f} MiB of {submission.working_dir}")
-    say(f"  dashboard  {address}/#/jobs/{job_id}")
+    logger.info(f"job {job_id}: {submission.entrypoint}")
+    logger.info(f"  uploaded   {package_size(files) / 2**20:.1f} MiB of {submission.working_dir}")
+    logger.info(f"  dashboard  {address}/#/jobs/{job_id}")
     if submission.runs:
-        say(f"  curves     waver board {submission.runs}    (where that folder is seen, once training has begun)")
-    say(f"  stop       ray job stop {job_id} --address {address}    (gives it {STOP_WAIT_S} s to end in order)")
+        logger.info(
+            f"  curves     waver board {submission.runs}    (where that folder is seen, once training has begun)"
+        )
+    logger.info(f"  stop       ray job stop {job_id} --address {address}    (gives it {STOP_WAIT_S} s to end in order)")
     return job_id
 
 
-def follow_job(job_id: str, address: str, *, say: Say, write: Callable[[str], object]) -> int:
+def follow_job(job_id: str, address: str, *, write: Callable[[str], object]) -> int:
     """Shows what a job prints until it ends. Returns the exit status: that of the job, 143 if it was stopped.
 
     Args:
         job_id: of the job.
         address: of the dashboard.
-        say: is told how it ended.
         write: is given what the job prints, as it comes.
 
     Raises:
@@ -107,18 +109,18 @@ def follow_job(job_id: str, address: str, *, say: Say, write: Callable[[str], ob
             f"end it: ray job stop {job_id} --address {address}"
         ) from None
     if job.status == JobStatus.SUCCEEDED:
-        say(f"job {job_id} succeeded")
+        logger.info(f"job {job_id} succeeded")
         return 0
     if job.status == JobStatus.STOPPED:
-        say(f"job {job_id} was stopped; submit it again to go on from what is kept")
+        logger.info(f"job {job_id} was stopped; submit it again to go on from what is kept")
         return _STOPPED
     status = job.driver_exit_code
     if status is None:  # its command was never started, or the process that looked after it was lost
-        say(f"job {job_id} failed: {(job.message or 'without a word').strip().splitlines()[0]}")
+        logger.info(f"job {job_id} failed: {(job.message or 'without a word').strip().splitlines()[0]}")
         return 1
-    say(f"job {job_id} failed with exit status {status}")
+    logger.info(f"job {job_id} failed with exit status {status}")
     if status == _NO_PYTHON:
-        say(
+        logger.info(
             "  the head of the cluster finds no `python`: start Ray there from the environment in which waver is installed"
         )
     return 128 - status if status < 0 else status
@@ -136,7 +138,11 @@ def uploaded_files(folder: Path, excludes: tuple[str, ...]) -> dict[str, int]:
     patterns = [*get_runtime_env_default_excludes(), *excludes]
     respects_gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"
     _dir_travel(
-        folder, [_get_excludes(folder, patterns)], note, include_gitignore=respects_gitignore, logger=_quiet("waver")
+        folder,
+        [_get_excludes(folder, patterns)],
+        note,
+        include_gitignore=respects_gitignore,
+        logger=_quiet("waver.on_ray.jobs.upload"),
     )
     return found
 

@@ -4,12 +4,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from waver.tools.errors import WaverError
+
 _SHOWN = 5
 _MOST = 0.9
 _MIB = 2**20
 
 
-class PackageError(ValueError):
+class PackageError(WaverError):
     """The folder cannot be uploaded as it is."""
 
 

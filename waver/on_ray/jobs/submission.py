@@ -14,6 +14,7 @@ from waver.on_ray.jobs.address import is_loopback
 from waver.on_ray.jobs.paths import ON_RUNS, named_paths, only_here, patterns_below
 from waver.sweeps.folder import sweep_folder
 from waver.sweeps.space import base_overrides, corners, point_configs, points
+from waver.tools.errors import WaverError
 from waver.tools.object_store import shown
 
 STOP_WAIT_S = 60
@@ -31,7 +32,7 @@ _FORWARDED = ("OMP_NUM_THREADS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS
 _SECRET = ("KEY", "SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL")
 
 
-class SubmissionError(ValueError):
+class SubmissionError(WaverError):
     """The job cannot be sent as asked; the message lists every reason."""
 
 

@@ -1,7 +1,8 @@
 """Evaluating a checkpoint: in this process, or on the workers of a cluster."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ from waver.on_ray.cluster.signals import signals
 from waver.on_ray.cluster.workers import run_on_workers
 from waver.runs.checkpoint import learned_from, load_student
 from waver.runs.folder import find_checkpoint
-from waver.runs.inputs import LEAKY, Say, load_captions, open_knowledge, open_store
+from waver.runs.inputs import LEAKY, load_captions, open_knowledge, open_store
 from waver.runs.results import result_of
 from waver.tools.files import write_json
 from waver.tools.object_store import shown
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,6 @@ def evaluate_on_workers(
     store: ClipStore,
     knowledge: Knowledge | None = None,
     *,
-    say: Callable[[str], None],
     split: str,
     **how: Any,
 ) -> Evaluation:
@@ -101,7 +103,7 @@ def evaluate_on_workers(
         how,
     )
     with signals() as actor:
-        return run_on_workers(_evaluate_worker, job, config.resources, signals=actor, say=say)
+        return run_on_workers(_evaluate_worker, job, config.resources, signals=actor)
 
 
 def _evaluate_worker(job: _Job) -> Evaluation:
@@ -124,7 +126,6 @@ def run_evaluation(
     config: ExperimentConfig,
     *,
     split: str,
-    say: Say,
     output: Path | None = None,
     trec: Path | None = None,
     trec_depth: int = DEPTH,
@@ -135,7 +136,6 @@ def run_evaluation(
         path: of the checkpoint or the run.
         config: that of the checkpoint, perhaps with other places and resources.
         split: train, validation or test.
-        say: is told what is going on.
         output: JSON file; by default `evaluation_<split>.json` in the folder of the run, with the checkpoint's name in it
             where one was named. What stands twice in the split is listed beside it, in `duplicates_<split>.json`.
         trec: folder that receives the rankings in TREC's format, see `waver.evaluation.trec`; None for none.
@@ -146,7 +146,7 @@ def run_evaluation(
     duplicates, excused = _audit(config, captions, queries, split)
     top_k = min(trec_depth, len(queries.clip_ids)) if trec else 0
     evaluation, knowledge = evaluate_checkpoint(
-        checkpoint, config, captions, split=split, say=say, top_k=top_k, excused=excused, rescore=True
+        checkpoint, config, captions, split=split, top_k=top_k, excused=excused, rescore=True
     )
     is_best = path != checkpoint
     chosen_on = "validation" if is_best else None
@@ -161,9 +161,9 @@ def run_evaluation(
             v2t=evaluation.ranks.top_groups,
             tag=config.name,
         )
-        say(f"rankings, {top_k} deep, are in {trec}")
+        logger.info(f"rankings, {top_k} deep, are in {trec}")
     if result["leaky"]:
-        say(LEAKY)
+        logger.info(LEAKY)
     result["duplicates"] = duplicates.counts
     name = split if is_best else f"{split}_{checkpoint.name}"
     write_json(output or checkpoint.parent / f"evaluation_{name}.json", result)
@@ -188,7 +188,6 @@ def evaluate_checkpoint(
     captions: pa.Table,
     *,
     split: str,
-    say: Say,
     queries: pa.Table | None = None,
     **how: Any,
 ) -> tuple[Evaluation, Knowledge | None]:
@@ -199,7 +198,6 @@ def evaluate_checkpoint(
         config: that of the checkpoint, perhaps with other places and resources.
         captions: the data set's.
         split: train, validation or test.
-        say: is told what is going on.
         queries: asked in place of the split's captions, of the same clips; a caption table too.
         how: other arguments of `waver.evaluation.evaluate.evaluate`: top_k, excused, rescore.
 
@@ -211,10 +209,10 @@ def evaluate_checkpoint(
     if config.informed_at_inference:
         knowledge = open_knowledge(config, captions, store, (split,))
         knowledge.check_taught(checkpoint, learned_from(checkpoint))
-    say(f"evaluating {shown(checkpoint)} on the {split} split")
+    logger.info(f"evaluating {shown(checkpoint)} on the {split} split")
     asked = captions if queries is None else queries
     if config.resources.max_workers == 1 and not cluster_address():
         return evaluate_here(checkpoint, config, asked, store, knowledge, split=split, **how), knowledge
     with connect(num_cpus=local_cpus(config)) as where:
-        say(where)
-        return evaluate_on_workers(checkpoint, config, asked, store, knowledge, say=say, split=split, **how), knowledge
+        logger.info(where)
+        return evaluate_on_workers(checkpoint, config, asked, store, knowledge, split=split, **how), knowledge

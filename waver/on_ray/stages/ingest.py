@@ -4,9 +4,10 @@ Each actor holds a decoder, takes the clips of a block and writes the block to t
 travels back. So neither the object store nor this process ever holds a frame, and memory does not grow with the data.
 """
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,15 @@ from waver.data.video import ClipError
 from waver.on_ray.cluster.blocks import BlockError, map_blocks
 from waver.on_ray.cluster.capacity import num_cpus
 from waver.on_ray.cluster.connection import connect
-from waver.runs.inputs import Say, load_captions, store_settings
+from waver.runs.inputs import load_captions, store_settings
+from waver.tools.errors import WaverError
 from waver.tools.object_store import shown
 from waver.tools.progress import show
 
+logger = logging.getLogger(__name__)
 
-class IngestError(ValueError):
+
+class IngestError(WaverError):
     """Too many clips failed, or clips cannot be decoded or written at all; what was decoded is kept."""
 
 
@@ -74,7 +78,6 @@ def ingest(
     max_failed_fraction: float = 0.01,
     node_labels: Mapping[str, str] = MappingProxyType({}),
     wait_s: float = 0.0,
-    say: Callable[[str], None],
     progress: bool = True,
 ) -> IngestReport:
     """Decodes every clip of the captions that the store does not have yet.
@@ -92,7 +95,6 @@ def ingest(
         max_failed_fraction: of the clips of these captions.
         node_labels: of the nodes that decode; none for all nodes.
         wait_s: how long a cluster may take to have such a node.
-        say: is told where others are waited for.
         progress: whether to show it, on standard error.
 
     Raises:
@@ -115,7 +117,6 @@ def ingest(
                     "workers": decoders or cpus,
                     "max_workers": decoders or len(todo),
                     "labels": node_labels,
-                    "say": say,
                     "wait_s": wait_s,
                 }
                 with closing(_decode(todo, store, settings, timeout_s, clips_per_block, **pool)) as ledgers:
@@ -252,10 +253,10 @@ def _report(clips: pa.Table, store: Path, num_decoded: int, seconds: float) -> I
     )
 
 
-def run_ingest(config: ExperimentConfig, *, say: Say, progress: bool = True) -> IngestReport:
+def run_ingest(config: ExperimentConfig, *, progress: bool = True) -> IngestReport:
     """Decodes the videos of an experiment into its clip store."""
     captions = load_captions(config)
-    say(f"decoding the clips of {len(captions)} captions into {shown(config.clip_store)}")
+    logger.info(f"decoding the clips of {len(captions)} captions into {shown(config.clip_store)}")
     return ingest(
         captions,
         config.clip_store,
@@ -266,6 +267,5 @@ def run_ingest(config: ExperimentConfig, *, say: Say, progress: bool = True) -> 
         max_failed_fraction=config.ingest.max_failed_fraction,
         node_labels=config.ingest.node_labels,
         wait_s=config.resources.wait_s,
-        say=say,
         progress=progress,
     )

@@ -5,7 +5,7 @@ their frames alone. Each writes what it finds by itself, so a run that was stopp
 same phrases whoever matches it.
 """
 
-from collections.abc import Callable
+import logging
 from contextlib import closing
 from pathlib import Path
 
@@ -32,8 +32,11 @@ from waver.model.backbone import load_backbone
 from waver.on_ray.cluster.blocks import map_blocks
 from waver.on_ray.cluster.capacity import Share, local_cpus, require
 from waver.on_ray.cluster.connection import connect, gpus_per_worker, own_device
-from waver.runs.inputs import Say, load_captions, open_dictionary, open_store
+from waver.runs.inputs import load_captions, open_dictionary, open_store
 from waver.tools.progress import show
+
+logger = logging.getLogger(__name__)
+
 
 _PHRASES_PER_PART = 1024
 _CLIPS_PER_BLOCK = 16
@@ -46,7 +49,6 @@ def match(
     dictionary: Dictionary,
     *,
     released: pa.Table | None = None,
-    say: Callable[[str], None],
     progress: bool = True,
 ) -> Knowledge:
     """Matches clips with phrases on the connected Ray cluster, those that are not matched yet.
@@ -58,7 +60,6 @@ def match(
         dictionary: the phrases.
         released: matches that are known already (MATCHES_SCHEMA); then only the phrases are embedded, and clips without
             matches stay without.
-        say: is told what is going on.
         progress: whether to show it, on standard error.
 
     Raises:
@@ -74,7 +75,6 @@ def match(
     share = Share(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
     require(resources.min_workers, share, wait_s=resources.wait_s)
     pool = {
-        "say": say,
         "wait_s": resources.wait_s,
         "workers": resources.min_workers,
         "max_workers": resources.max_workers,
@@ -91,10 +91,12 @@ def match(
     if released is not None:
         unknown = pa.array(knowledge.unknown(released["clip_id"].to_pylist()), pa.string())
         write_matches(folder, released.filter(pc.is_in(released["clip_id"], value_set=unknown)))
-        say(f"{len(released)} clips come with their phrases")
+        logger.info(f"{len(released)} clips come with their phrases")
         return finish(folder)
     todo = knowledge.unknown(clip_ids)
-    say(f"{len(clip_ids) - len(todo)} of {len(clip_ids)} clips are matched with {knowledge.num_phrases} phrases")
+    logger.info(
+        f"{len(clip_ids) - len(todo)} of {len(clip_ids)} clips are matched with {knowledge.num_phrases} phrases"
+    )
     if todo:
         blocks = [
             pa.table({"clip_id": todo[first : first + _CLIPS_PER_BLOCK]})
@@ -156,7 +158,7 @@ class _Matcher:
         return len(rows)
 
 
-def run_match(config: ExperimentConfig, *, say: Say, progress: bool = True) -> Knowledge:
+def run_match(config: ExperimentConfig, *, progress: bool = True) -> Knowledge:
     """Matches the clips of an experiment with the phrases of its dictionary, or imports released matches.
 
     Raises:
@@ -172,9 +174,9 @@ def run_match(config: ExperimentConfig, *, say: Say, progress: bool = True) -> K
             "model.weights = null makes a teacher with random weights, who knows nothing: name a file or a pretrained tag"
         )
     with connect(num_cpus=local_cpus(config)) as where:
-        say(where)
+        logger.info(where)
         if config.knowledge.released:
             dictionary, matches = read_released(config.knowledge.released, sorted(asked), config.knowledge.num_matches)
         else:
             dictionary, matches = open_dictionary(config, captions), None
-        return match(config, clip_ids, store, dictionary, released=matches, say=say, progress=progress)
+        return match(config, clip_ids, store, dictionary, released=matches, progress=progress)

@@ -1,6 +1,7 @@
 """The writing-style report of finished runs: asks each of them the same queries, and writes what that says."""
 
 import importlib.util
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,9 +41,11 @@ from waver.knowledge.phrases import VocabularyError, load_parser
 from waver.on_ray.stages.evaluate import evaluate_checkpoint
 from waver.runs.checkpoint import checkpoint_config
 from waver.runs.folder import find_checkpoint
-from waver.runs.inputs import Say, load_captions
+from waver.runs.inputs import load_captions
 from waver.runs.results import result_of
 from waver.tools.files import whole_file, write_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,6 @@ def run_robustness(
     settings: RobustnessConfig,
     overrides: Mapping[str, Any],
     *,
-    say: Say,
     output: Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Makes the report on some runs; all but the first are compared with the first.
@@ -70,7 +72,6 @@ def run_robustness(
         runs: folders of runs (the best checkpoint is taken) or of checkpoints.
         settings: of the report.
         overrides: of the experiments' places and resources.
-        say: is told what is going on.
         output: folder of the report; by default `robustness_<split>` in the folder of the run, or beside the runs with
             their names where there are several.
 
@@ -87,14 +88,14 @@ def run_robustness(
         )
     sources = _open(runs, overrides, settings.split)
     imported = _imported(sources[0].captions, settings)
-    queries, references, notes = _queries(sources[0].captions, settings, imported, say)
-    say(_counts(queries))
+    queries, references, notes = _queries(sources[0].captions, settings, imported)
+    logger.info(_counts(queries))
     table = as_captions(queries, references)
     figures: list[RunFigures] = []
     described: list[dict[str, Any]] = []
     for source in sources:
         evaluation, knowledge = evaluate_checkpoint(
-            source.checkpoint, source.config, source.captions, split=settings.split, queries=table, top_k=DEPTH, say=say
+            source.checkpoint, source.config, source.captions, split=settings.split, queries=table, top_k=DEPTH
         )
         assert evaluation.clip_ids == queries.clip_ids
         assert np.array_equal(evaluation.clip_of_text.numpy(), queries.clip)
@@ -116,7 +117,7 @@ def run_robustness(
         "notes": notes,
         "sources": described,
     }
-    say("drawing videos again for the intervals")
+    logger.info("drawing videos again for the intervals")
     report = make_report(
         figures,
         queries,
@@ -130,7 +131,7 @@ def run_robustness(
     write_json(folder / "report.json", report)
     _write_queries(folder / "queries.parquet", queries, figures)
     for sentence in write_page(folder / "report.html", report):
-        say(sentence)
+        logger.info(sentence)
     return report, folder
 
 
@@ -162,7 +163,7 @@ def _open(runs: Sequence[Path], overrides: Mapping[str, Any], split: str) -> lis
 
 
 def _queries(
-    captions: pa.Table, settings: RobustnessConfig, imported: Mapping[Path, Sequence[ImportedRewrite]], say: Say
+    captions: pa.Table, settings: RobustnessConfig, imported: Mapping[Path, Sequence[ImportedRewrite]]
 ) -> tuple[Queries, pa.Table, list[str]]:
     """The queries, the rows of the reference captions, and what a reader must know of what was not asked."""
     references = reference_rows(captions, settings.split, settings.reference)
@@ -180,7 +181,7 @@ def _queries(
             names = ", ".join(rule.key for rule in (*absent, *absent_controls))
             notes.append(f"not asked: {names}, which need a parse. {error}")
         else:
-            say(f"parsing {len(texts)} captions")
+            logger.info(f"parsing {len(texts)} captions")
             docs = parse_captions(texts, parser)
     queries = build_queries(
         captions,

@@ -1,5 +1,6 @@
 """Training with Ray Train: DDP workers fed by Ray Data, checkpoints, resuming."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +24,15 @@ from waver.on_ray.cluster.workers import run_on_workers
 from waver.on_ray.stages.train_worker import Job, _train_worker
 from waver.runs.checkpoint import learned_from
 from waver.runs.folder import best_checkpoint, describe_checkpoint, finished, newest_checkpoint, open_run
-from waver.runs.inputs import LEAKY, Say, load_captions, open_store, training_knowledge
+from waver.runs.inputs import LEAKY, load_captions, open_store, training_knowledge
 from waver.runs.results import protocol_of_table
 from waver.tools.files import write_json
 from waver.tools.object_store import shown
 from waver.tools.progress import follow
 from waver.training.build import build_student
 from waver.training.plan import check_split, describe_data, plan_epoch, training_rows
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -38,7 +41,6 @@ def train(
     store: ClipStore,
     knowledge: Knowledge | None = None,
     *,
-    say: Callable[[str], None],
     folder: Path | None = None,
     group: str = "",
     callbacks: Sequence[UserCallback] = (),
@@ -51,7 +53,6 @@ def train(
         captions: its caption table.
         store: its clips.
         knowledge: of the clips, where config.uses_knowledge.
-        say: is told, in sentences, what is going on.
         folder: of the run; by default that of the configuration.
         group: runs of one group differ in their seed alone, and are one line in TensorBoard's HParams.
         callbacks: of Ray Train, told of each report.
@@ -63,7 +64,7 @@ def train(
     Raises:
         WorkerError: the run cannot go on; its last checkpoint is kept.
         Terminated: this process got SIGTERM; the run has written a checkpoint and goes on with the same command.
-        ValueError: what was asked cannot be run at all.
+        WaverError: if the experiment cannot be trained as configured.
     """
     folder = folder or config.run_folder
     for split in ("train", "validation"):  # rather now than after the first epoch
@@ -73,7 +74,9 @@ def train(
     data = describe_data(captions.take(rows))
     open_run(folder, config, data)
     if result := finished(folder):
-        say(f"{shown(folder)} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name")
+        logger.info(
+            f"{shown(folder)} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name"
+        )
         return result
     if not here:
         build_student(config)  # what cannot be built is said here, not by the workers
@@ -81,7 +84,7 @@ def train(
     if newest and knowledge:
         knowledge.check_taught(newest, learned_from(newest))
     what = f"continuing {config.name} after {describe_checkpoint(newest)}" if newest else f"training {config.name}"
-    say(
+    logger.info(
         f"{what}: {config.train.epochs} epochs of {steps_per_epoch} steps, {_describe_workers(config)}; "
         f"everything goes to {shown(folder)}"
     )
@@ -90,13 +93,12 @@ def train(
         outcome = here(job)
     else:
         num_steps = config.train.epochs * steps_per_epoch
-        with follow(folder, num_steps=num_steps, say=say), signals() as actor, stop_on_sigterm(actor):
+        with follow(folder, num_steps=num_steps), signals() as actor, stop_on_sigterm(actor):
             outcome = run_on_workers(
                 _train_worker,
                 replace(job, signals=actor),
                 config.resources,
                 signals=actor,
-                say=say,
                 regroups=True,
                 extra_cpus=config.resources.loaders_per_worker * CPUS_PER_LOADER,
                 callbacks=callbacks,
@@ -147,19 +149,18 @@ def _protocol_of_validation(config: ExperimentConfig, captions: pa.Table, store:
     )
 
 
-def run_training(config: ExperimentConfig, *, say: Say, **how: Any) -> dict:
+def run_training(config: ExperimentConfig, **how: Any) -> dict:
     """Trains an experiment whose videos are ingested, or continues it. Returns what stands in its result.json.
 
     Args:
         config: of the experiment.
-        say: is told what is going on.
         how: other arguments of `train`.
     """
     captions = load_captions(config)
     store = open_store(config, captions)
     knowledge = training_knowledge(config, captions, store)
     if knowledge and knowledge.leaky:
-        say(LEAKY)
+        logger.info(LEAKY)
     with connect(num_cpus=local_cpus(config)) as where:
-        say(where)
-        return train(config, captions, store, knowledge, say=say, **how)
+        logger.info(where)
+        return train(config, captions, store, knowledge, **how)

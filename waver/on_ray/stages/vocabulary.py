@@ -1,7 +1,8 @@
 """Captions -> dictionary of phrases, through Ray Data: each actor holds a parser and counts the phrases of its blocks."""
 
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from types import MappingProxyType
 
@@ -14,9 +15,12 @@ from waver.knowledge.store import Dictionary, KnowledgeError, make_dictionary, r
 from waver.on_ray.cluster.blocks import map_blocks
 from waver.on_ray.cluster.capacity import num_cpus
 from waver.on_ray.cluster.connection import connect
-from waver.runs.inputs import Say, _captions_of, _digest, load_captions
+from waver.runs.inputs import _captions_of, _digest, load_captions
 from waver.tools.object_store import exists, shown
 from waver.tools.progress import show
+
+logger = logging.getLogger(__name__)
+
 
 _CAPTIONS_PER_BLOCK = 1000
 _CAPTIONS_PER_PARSER = 4000
@@ -30,7 +34,6 @@ def make_vocabulary(
     min_count: int,
     node_labels: Mapping[str, str] = MappingProxyType({}),
     wait_s: float = 0.0,
-    say: Callable[[str], None],
     progress: bool = True,
 ) -> pa.Table:
     """Phrases of captions, the same for any number of workers.
@@ -41,7 +44,6 @@ def make_vocabulary(
         min_count: phrases that occur less often are left out.
         node_labels: of the nodes that parse; none for all nodes.
         wait_s: how long a cluster may take to have such a node.
-        say: is told what is going on.
         progress: whether to show it, on standard error.
 
     Returns:
@@ -55,12 +57,12 @@ def make_vocabulary(
     load_parser(parser)  # rather a sentence now than from the actors
     table = pa.table({"caption": captions, "row": np.arange(len(captions))})
     with connect() as where:
-        say(where)
+        logger.info(where)
         parsers = min(num_cpus(node_labels, wait_s=wait_s), -(-len(table) // _CAPTIONS_PER_PARSER))
         # The last blocks should keep all parsers busy; identical captions stand near each other and are parsed once.
         size = max(1, min(_CAPTIONS_PER_BLOCK, len(table) // (2 * parsers)))
         blocks = [table.slice(first, size) for first in range(0, len(table), size)]
-        pool = {"workers": parsers, "labels": node_labels, "say": say, "wait_s": wait_s}
+        pool = {"workers": parsers, "labels": node_labels, "wait_s": wait_s}
         with closing(map_blocks(_Counter, (parser,), blocks, **pool)) as results:
             counted = show(
                 results, doing="parsing", unit="captions", total=len(table), size=lambda part: part[0], enabled=progress
@@ -79,7 +81,7 @@ class _Counter:
         return len(block), count_phrases(block["caption"].to_pylist(), block["row"].to_pylist(), self._parser)
 
 
-def run_vocabulary(config: ExperimentConfig, *, say: Say, progress: bool = True) -> Dictionary:
+def run_vocabulary(config: ExperimentConfig, *, progress: bool = True) -> Dictionary:
     """Makes the dictionary of phrases of an experiment's captions, or opens it where these captions were read before.
 
     Raises:
@@ -101,16 +103,15 @@ def run_vocabulary(config: ExperimentConfig, *, say: Say, progress: bool = True)
     if exists(config.dictionary / "manifest.json"):
         dictionary = read_dictionary(config.dictionary)
         if dictionary.manifest.items() >= source.items():
-            say(f"{shown(config.dictionary)} has the phrases of these {len(chosen)} captions")
+            logger.info(f"{shown(config.dictionary)} has the phrases of these {len(chosen)} captions")
             return dictionary
-    say(f"looking for phrases in {len(chosen)} captions of {', '.join(settings.splits)}")
+    logger.info(f"looking for phrases in {len(chosen)} captions of {', '.join(settings.splits)}")
     phrases = make_vocabulary(
         chosen,
         parser=settings.parser,
         min_count=settings.min_count,
         node_labels=config.ingest.node_labels,
         wait_s=config.resources.wait_s,
-        say=say,
         progress=progress,
     )
     if len(phrases) == 0:

@@ -1,6 +1,7 @@
 """What a sweep will do: its trials, how many fit at a time, what they need and share. Nothing is started for it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from waver.sweeps.space import Point, base_overrides, corners, point_configs, po
 from waver.tools.object_store import remote_of
 from waver.training.build import build_student
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def local_nodes(plan: Plan) -> list[dict[str, float]]:
     return [{"CPU": float(local_cpus(plan.base)), "GPU": float(torch.cuda.device_count())}]
 
 
-def describe_plan(plan: Plan, *, say: Say) -> None:
+def describe_plan(plan: Plan) -> None:
     """What a sweep would do: trials, resources, how many at a time, memory, and what is there already. Starts no trial.
 
     Raises:
@@ -118,7 +119,7 @@ def describe_plan(plan: Plan, *, say: Say) -> None:
     resources = plan.base.resources
     if cluster_address() or ray.is_initialized():
         with connect() as where:
-            say(where)
+            logger.info(where)
             cluster, gpus = nodes(resources.node_labels), gpus_per_worker(resources)
             size = cluster_size(resources.node_labels)
     else:
@@ -136,16 +137,20 @@ def describe_plan(plan: Plan, *, say: Say) -> None:
     )
     seeds = f", {sweep.repeats} seeds each" if sweep.repeats > 1 else ""
     epochs = max(config.train.epochs for config in plan.configs) * sweep.repeats
-    say(f"{sweep.name}: {drawn}{seeds}, {epochs} epochs at most, {sweep.objective.metric} on {sweep.objective.split}")
+    logger.info(
+        f"{sweep.name}: {drawn}{seeds}, {epochs} epochs at most, {sweep.objective.metric} on {sweep.objective.split}"
+    )
     for number, point in enumerate(plan.points or ()):
-        say(f"  {number:4d}  {', '.join(f'{key}={value}' for key, value in point.items())}")
-    say(
+        logger.info(f"  {number:4d}  {', '.join(f'{key}={value}' for key, value in point.items())}")
+    logger.info(
         f"a trial takes {resources.max_workers} workers with {plan.cpus_per_worker:g} CPU and {gpus:g} GPU each; "
         f"{at_once} at a time"
     )
-    say(memory_estimate(plan, at_once))
+    logger.info(memory_estimate(plan, at_once))
     for one in survey(plan.configs, count=plan.points is not None):
-        say(f"{one.what}: {'is there, and will be reused' if one.there else 'will be made once'}: {one.path}{_of(one)}")
+        logger.info(
+            f"{one.what}: {'is there, and will be reused' if one.there else 'will be made once'}: {one.path}{_of(one)}"
+        )
 
 
 def memory_estimate(plan: Plan, at_once: int) -> str:

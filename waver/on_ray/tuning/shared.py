@@ -1,7 +1,8 @@
 """What the trials of a sweep share: clip stores, dictionaries, knowledge. Each is made once, before the trials, or found."""
 
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from waver.on_ray.stages.vocabulary import run_vocabulary
 from waver.runs.inputs import load_captions, open_store, training_knowledge
 from waver.tools.object_store import exists
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,21 @@ def survey(configs: Iterable[ExperimentConfig], *, count: bool = True) -> list[S
     ]
 
 
-def prepare(configs: Iterable[ExperimentConfig], *, say: Say, count: bool = True) -> list[Shared]:
+def prepare(configs: Iterable[ExperimentConfig], *, count: bool = True) -> list[Shared]:
     """Makes what is missing, on the connected Ray cluster.
 
     Returns:
         What there is, and what it took.
 
     Raises:
-        ValueError: where it cannot be made.
+        WaverError: if one of them cannot be made.
     """
     made = []
     for (what, path), users in _users(configs).items():
         there, start = _is_there(what, users[0]), time.perf_counter()
-        say(f"{what} of {len(users) if count else 'the'} trials: {'found' if there else 'making'} {path}")
+        logger.info(f"{what} of {len(users) if count else 'the'} trials: {'found' if there else 'making'} {path}")
         if not there:
-            _make(what, users[0], say)
+            _make(what, users[0])
         made.append(Shared(what, path, len(users) if count else 0, there, time.perf_counter() - start))
     return made
 
@@ -83,10 +84,10 @@ def _is_there(what: str, config: ExperimentConfig) -> bool:
     return True
 
 
-def _make(what: str, config: ExperimentConfig, say: Say) -> None:
+def _make(what: str, config: ExperimentConfig) -> None:
     if what == "clip store":
-        run_ingest(config, say=say)
+        run_ingest(config)
         return
     if not config.knowledge.released and not exists(config.dictionary / "manifest.json"):
-        run_vocabulary(config, say=say)
-    run_match(config, say=say)
+        run_vocabulary(config)
+    run_match(config)

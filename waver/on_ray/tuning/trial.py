@@ -16,15 +16,16 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from waver.config import ExperimentConfig, SweepConfig, load_config
-from waver.on_ray.cluster.failures import to_stay
+from waver.on_ray.cluster.failures import permanent_message
 from waver.on_ray.stages.train import run_training
 from waver.on_ray.stages.train_worker import Job, train_job
 from waver.sweeps.folder import begin_trial, read_json, read_trial, run_folder
 from waver.sweeps.space import Point
+from waver.tools.errors import WaverError
 from waver.tools.files import write_json
 
 
-class TrialError(RuntimeError):
+class TrialError(WaverError):
     """A trial failed in a way that would come again; it says so each time Tune tries."""
 
 
@@ -99,7 +100,7 @@ def run_trial(config: dict[str, Any], job: SweepJob) -> None:
 
     Raises:
         TrialError: it failed before, and would again.
-        ValueError: of what was asked, the first time.
+        WaverError: if the settings of the trial cannot be run.
     """
     point = job.point(config)
     trial = begin_trial(job.folder, config["number"], point)
@@ -115,7 +116,7 @@ def run_trial(config: dict[str, Any], job: SweepJob) -> None:
             _train(config, trial, progress, group=f"{job.sweep.name}/{trial.name}")
         tune.report(progress.measure())
     except Exception as error:
-        lasting = to_stay(error)
+        lasting = permanent_message(error)
         text = lasting or str(error) or type(error).__name__
         write_json(failure, {"error": text, "comes_again": lasting is not None})
         raise
@@ -133,7 +134,7 @@ def _train(config: ExperimentConfig, trial: Path, progress: Progress, *, group: 
         how["here"] = lambda job: _train_here(job, progress)
     else:
         how["callbacks"] = [_TellTune(progress)]
-    run_training(config, say=_nobody, **how)
+    run_training(config, **how)
 
 
 def _train_here(job: Job, progress: Progress) -> dict:
@@ -144,7 +145,3 @@ def _train_here(job: Job, progress: Progress) -> dict:
             tune.report(told)
 
     return train_job(job, device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"), report=report)
-
-
-def _nobody(text: str) -> None:
-    """The driver watches the files of a trial; nobody reads what its process would say."""

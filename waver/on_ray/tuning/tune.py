@@ -39,18 +39,18 @@ from waver.sweeps.results import ranked, write_results
 from waver.sweeps.suggest import Suggest
 from waver.tools.files import write_json
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 _TUNE = "tune"
 _DASHBOARD_S = 20
 _INTERRUPTED = "the sweep was stopped; run the same command again to go on with it"
 
 
-def run_sweep(plan: Plan, *, say: Say, show: Callable[[object], None]) -> list[TrialState]:
+def run_sweep(plan: Plan, *, show: Callable[[object], None]) -> list[TrialState]:
     """Runs a sweep, or goes on with it where it was; writes its results, whatever ended it.
 
     Args:
         plan: of the sweep.
-        say: is told what is going on.
         show: is given the table.
 
     Returns:
@@ -64,13 +64,13 @@ def run_sweep(plan: Plan, *, say: Say, show: Callable[[object], None]) -> list[T
     """
     open_sweep(plan.folder, plan.sweep, plan.base.to_yaml())
     if len(_ended(plan)) == plan.num_trials:
-        say(f"{plan.folder} is finished")
+        logger.info(f"{plan.folder} is finished")
     else:
-        _run_trials(plan, say)
+        _run_trials(plan)
     states = read_trials(plan.folder)
     measured = [state for state in states if state.values(plan.sweep.objective.metric)]
     if measured:
-        write_results(plan.folder, plan.sweep, plan.base, say=say, show=show)
+        write_results(plan.folder, plan.sweep, plan.base, show=show)
     if len(_ended(plan)) < plan.num_trials:
         raise KeyboardInterrupt(_INTERRUPTED)
     if not measured:
@@ -82,22 +82,22 @@ def _ended(plan: Plan) -> list[TrialState]:
     return [state for state in read_trials(plan.folder) if state.status != "running"]
 
 
-def _run_trials(plan: Plan, say: Say) -> None:
+def _run_trials(plan: Plan) -> None:
     resources = plan.base.resources
     with connect(num_cpus=local_cpus(plan.base), dashboard=needs_dashboard(plan)) as where:
-        say(where)
+        logger.info(where)
         gpus = gpus_per_worker(resources)
         share = Share(plan.cpus_per_worker, gpus, resources.node_labels)
         require(resources.max_workers, share, wait_s=resources.wait_s)
         if needs_dashboard(plan):
             _check_dashboard()
-        shared = prepare(plan.configs, say=say, count=plan.points is not None)
+        shared = prepare(plan.configs, count=plan.points is not None)
         if not (plan.folder / "shared.json").exists():  # a sweep that goes on finds what it made itself
             rows = [{**dataclasses.asdict(one), "path": str(one.path)} for one in shared]
             write_json(plan.folder / "shared.json", rows)
         at_once = trials_at_once(plan, nodes(resources.node_labels), gpus)
-        say(f"{plan.num_trials} trials, {at_once} at a time; everything goes to {plan.folder}")
-        with _terminated_like_interrupted(), watch(plan.folder, plan.sweep, total=plan.num_trials, say=say):
+        logger.info(f"{plan.num_trials} trials, {at_once} at a time; everything goes to {plan.folder}")
+        with _terminated_like_interrupted(), watch(plan.folder, plan.sweep, total=plan.num_trials):
             _tuner(plan, at_once, gpus).fit()
     _keep_best(plan.folder, plan.sweep)  # the workers of the last trial may have written while they were ended
 

@@ -9,11 +9,12 @@ from typing import Any
 from waver.config import ConfigError, ExperimentConfig, load_config
 from waver.runs.folder import SELECTION_METRIC, best_epoch
 from waver.runs.tracking import read_metrics
+from waver.tools.errors import WaverError
 from waver.tools.files import read_json
 from waver.tools.object_store import ObjectStoreError, exists, names, shown
 
 
-class ComparisonError(ValueError):
+class ComparisonError(WaverError):
     """What was named cannot be compared."""
 
 
