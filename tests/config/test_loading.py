@@ -91,7 +91,10 @@ def test_unknown_data_set_names_those_there_are(tmp_path, data):
         ("format: msvd, validation_seed: 1", "data.validation_seed: unknown key; "),
         ("format: didemo, allow_missing_captions: some", "data.allow_missing_captions: 'some': "),
         ("format: table, split: full", "data.split: unknown key; known keys here: annotations, videos, "),
-        ("format: msrvtt, validation_fraction: 1", "(Share of training videos held out for choosing the model"),
+        (
+            "format: msrvtt, validation_fraction: 1",
+            "(WorkerResources of training videos held out for choosing the model",
+        ),
         ("format: [msvd]", "data.format: which data set this is; one of msrvtt, msvd, "),
     ],
 )

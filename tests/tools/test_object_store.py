@@ -16,6 +16,7 @@ from waver.tools.object_store import (
     ObjectStoreError,
     check_bucket,
     check_url,
+    display_path,
     exists,
     fetch,
     fetch_folder,
@@ -27,7 +28,6 @@ from waver.tools.object_store import (
     remove,
     send,
     send_folder,
-    shown,
 )
 
 
@@ -58,13 +58,13 @@ def there(s3, tmp_path) -> Path:
 def test_a_url_and_its_copy(url, same, tmp_path):
     copy = local_copy(check_url(url), tmp_path)
     assert copy.is_relative_to(tmp_path)
-    assert remote_of(copy) == shown(copy) == same
+    assert remote_of(copy) == display_path(copy) == same
     assert remote_of(pickle.loads(pickle.dumps(copy / "x.json"))) == f"{same}/x.json"
 
 
 def test_another_path_is_no_copy(tmp_path):
     assert remote_of(tmp_path) is None
-    assert shown(tmp_path) == str(tmp_path)
+    assert display_path(tmp_path) == str(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from waver.data.decoder import Decoder
 from waver.data.video import Clip, ClipError
 from waver.model.backbone import BackboneError, check_weights, load_backbone
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
-from waver.tools.files import whole_file
+from waver.tools.files import atomic_write
 from waver.tools.html import html_table, new_figure, svg, write_html
 from waver.training.build import build_training
 
@@ -313,10 +313,10 @@ def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):
     (tmp_path / "theirs").write_text("theirs")
     monkeypatch.setattr("waver.tools.files.uuid.uuid4", lambda: type("Known", (), {"hex": "0" * 32}))
     (tmp_path / "a.00000000.part").symlink_to(tmp_path / "theirs")
-    with pytest.raises(FileExistsError), whole_file(tmp_path / "a"):
+    with pytest.raises(FileExistsError), atomic_write(tmp_path / "a"):
         pass
     (tmp_path / "a").symlink_to(tmp_path / "theirs")
-    with whole_file(tmp_path / "a") as file:
+    with atomic_write(tmp_path / "a") as file:
         file.write(b"ours")
     assert (tmp_path / "theirs").read_text() == "theirs"
     assert (tmp_path / "a").read_text() == "ours"

@@ -17,7 +17,7 @@ from waver.cli.options import (
     stdout,
 )
 from waver.config import ConfigError, load_robustness, parse_overrides
-from waver.tools.object_store import shown
+from waver.tools.object_store import display_path
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def robustness(
     report, folder = run_robustness(folders, settings, places, output=output)
     stdout.print(headline_table(report))
     stdout.print(styles_table(report))
-    logger.info(f"all figures, and what they mean: {shown(folder / 'report.html')}")
+    logger.info(f"all figures, and what they mean: {display_path(folder / 'report.html')}")
 
 
 @command

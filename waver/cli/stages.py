@@ -18,7 +18,7 @@ from waver.cli.options import (
     stdout,
 )
 from waver.config import parse_overrides
-from waver.tools.object_store import shown
+from waver.tools.object_store import display_path
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def ingest(config: Config, overrides: Set = [], print_config: PrintConfig = Fals
 
     report = run_ingest(experiment)
     logger.info(
-        f"{report.counts.get('ok', 0)} of {sum(report.counts.values())} clips are in {shown(experiment.clip_store)}; "
+        f"{report.counts.get('ok', 0)} of {sum(report.counts.values())} clips are in {display_path(experiment.clip_store)}; "
         f"this run decoded {report.num_decoded} in {report.seconds:.1f} s, {report.num_skipped} were there"
     )
     if report.reasons:
@@ -64,7 +64,9 @@ def vocabulary(config: Config, overrides: Set = [], print_config: PrintConfig = 
 
     dictionary = run_vocabulary(experiment)
     commonest = ", ".join(dictionary.phrases["phrase"][:5].to_pylist())
-    logger.info(f"{len(dictionary.phrases)} phrases are in {shown(experiment.dictionary)}; the commonest: {commonest}")
+    logger.info(
+        f"{len(dictionary.phrases)} phrases are in {display_path(experiment.dictionary)}; the commonest: {commonest}"
+    )
     if dictionary.leaky:
         logger.info(LEAKY)
     logger.info(f"next: waver match {config}")
@@ -83,7 +85,7 @@ def match(config: Config, workers: Workers = None, overrides: Set = [], print_co
     knowledge = run_match(experiment)
     logger.info(
         f"{len(knowledge.matches)} clips know their best {knowledge.manifest['num_matches']} of {knowledge.num_phrases} "
-        f"phrases, in {shown(knowledge.path)}"
+        f"phrases, in {display_path(knowledge.path)}"
     )
     if knowledge.leaky:
         logger.info(LEAKY)
@@ -107,7 +109,7 @@ def train(config: Config, workers: Workers = None, overrides: Set = [], print_co
         metrics_table(f"{experiment.name}, {result['best_checkpoint']}, validation split", {"": result["validation"]})
     )
     folder = experiment.run_folder
-    logger.info(f"next: waver evaluate {shown(folder)}    look: waver board {shown(folder.parent)}")
+    logger.info(f"next: waver evaluate {display_path(folder)}    look: waver board {display_path(folder.parent)}")
 
 
 @command

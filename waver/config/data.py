@@ -23,7 +23,7 @@ class HeldOutData(CommonData):
     """A data set that may have no validation split of its own."""
 
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Share of training videos held out for choosing the model, where the data set has no validation split."""
+    """WorkerResources of training videos held out for choosing the model, where the data set has no validation split."""
     validation_seed: int = 0
     """Which videos are held out. Apart from `seed`, so that repeats of a run validate on the same videos."""
 

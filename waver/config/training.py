@@ -40,7 +40,7 @@ class TrainConfig(Section):
     """The backbone learns with `lr` times this."""
     weight_decay: NotNegative = 0.2
     warmup_fraction: Fraction = 0.1
-    """Share of all steps in which the learning rate rises from 0; then it falls as a cosine."""
+    """WorkerResources of all steps in which the learning rate rises from 0; then it falls as a cosine."""
     clip_grad_norm: Positive = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on GPUs, fp32 on CPUs."""

@@ -38,8 +38,8 @@ from PIL import Image
 import waver
 from waver.data.video import Clip, ClipError
 from waver.tools.errors import WaverError
-from waver.tools.files import read_json, whole_file, write_json
-from waver.tools.object_store import ObjectStoreError, exists, fetch_folder, fetch_once, names, remote_of, shown
+from waver.tools.files import atomic_write, read_json, write_json
+from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch_folder, fetch_once, names, remote_of
 
 CLIPS_SCHEMA = pa.schema(
     {
@@ -125,7 +125,7 @@ def create_store(store: Path, settings: StoreSettings) -> None:
     ]
     if different:
         raise StoreError(
-            f"{shown(store)} was made with other settings ({'; '.join(different)}): choose another folder, or delete "
+            f"{display_path(store)} was made with other settings ({'; '.join(different)}): choose another folder, or delete "
             "this one"
         )
 
@@ -144,7 +144,7 @@ def write_block(store: Path, settings: StoreSettings, results: Iterable[Decoded]
     # Pixels do not compress, and their statistics are of no use: both only cost time.
     plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     with (
-        whole_file(store / "clips" / block) as file,
+        atomic_write(store / "clips" / block) as file,
         pq.ParquetWriter(file, CLIPS_SCHEMA, **plain) as writer,
     ):
         for result in results:
@@ -152,7 +152,7 @@ def write_block(store: Path, settings: StoreSettings, results: Iterable[Decoded]
             if isinstance(result.outcome, Clip):
                 writer.write_table(_clip_row(result.clip_id, result.outcome, settings))
     ledger = pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
-    with whole_file(store / "ledger" / block) as file:
+    with atomic_write(store / "ledger" / block) as file:
         pq.write_table(ledger, file)
     return ledger
 
@@ -248,7 +248,8 @@ class ClipStore:
         unknown = [clip_id for clip_id in clip_ids if clip_id not in self._places]
         if unknown:
             raise StoreError(
-                f"{len(unknown)} of {len(clip_ids)} clips have no frames in {shown(self.path)} ({', '.join(unknown[:3])}"
+                f"{len(unknown)} of {len(clip_ids)} clips have no frames in {display_path(self.path)} "
+                f"({', '.join(unknown[:3])}"
                 f"{', ...' if len(unknown) > 3 else ''}): ask `ok_clip_ids` first, or run `waver ingest CONFIG`"
             )
         size = self.settings.size
@@ -355,10 +356,10 @@ def _read_manifest(store: Path) -> dict:
     try:
         return read_json(store / "manifest.json")
     except FileNotFoundError:
-        raise StoreError(f"there is no clip store in {shown(store)}: run `waver ingest CONFIG` first") from None
+        raise StoreError(f"there is no clip store in {display_path(store)}: run `waver ingest CONFIG` first") from None
     except ObjectStoreError:
         raise
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"{shown(store / 'manifest.json')} cannot be read ({error}): delete the folder and ingest again"
+            f"{display_path(store / 'manifest.json')} cannot be read ({error}): delete the folder and ingest again"
         ) from None

@@ -19,7 +19,7 @@ from waver.runs.checkpoint import CheckpointError, learned_from
 from waver.runs.folder import RunError, check_run, describe_checkpoint, finished, newest_checkpoint
 from waver.runs.inputs import LEAKY, open_dictionary, open_store, store_settings, training_knowledge
 from waver.tools.errors import WaverError
-from waver.tools.object_store import exists, shown
+from waver.tools.object_store import display_path, exists
 from waver.training.plan import check_split, describe_data, plan_epoch, training_rows
 
 Before = Literal["ingest", "match", "train"]
@@ -35,11 +35,16 @@ def find_store(config: ExperimentConfig, captions: pa.Table, *, needed: bool) ->
         return None, [_unusable_store(config, error, needed=needed)]
     except (OSError, ValueError) as error:
         return None, [
-            Finding("error", name, f"{shown(config.clip_store)} cannot be read ({error})", "delete it and ingest again")
+            Finding(
+                "error",
+                name,
+                f"{display_path(config.clip_store)} cannot be read ({error})",
+                "delete it and ingest again",
+            )
         ]
     asked = set(captions["clip_id"].to_pylist())
     ok = set(store.ok_clip_ids()) & asked
-    found = f"{len(ok)} of {len(asked)} clips have frames in {shown(store.path)}"
+    found = f"{len(ok)} of {len(asked)} clips have frames in {display_path(store.path)}"
     if not store.manifest["complete"]:
         found += "; the last ingest was not finished"
     failed = [row for row in store.ledger.to_pylist() if row["clip_id"] in asked - ok]
@@ -109,7 +114,7 @@ def _check_dictionary(config: ExperimentConfig, captions: pa.Table, *, needed: b
             remedy = f"python -m spacy download {parser}"
             yield Finding("warning", "parser", f"spaCy's model {parser} is not installed", remedy)
         return
-    yield Finding("ok", name, f"{len(dictionary.phrases)} phrases in {shown(config.dictionary)}")
+    yield Finding("ok", name, f"{len(dictionary.phrases)} phrases in {display_path(config.dictionary)}")
     if dictionary.leaky:
         yield Finding("warning", name, LEAKY)
 
@@ -127,7 +132,8 @@ def _check_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipSt
         yield Finding("error", name, str(error), "next: waver match CONFIG")
         return
     found = (
-        f"{len(knowledge.matches)} clips, {knowledge.num_phrases} phrases of width {width} in {shown(knowledge.path)}"
+        f"{len(knowledge.matches)} clips, "
+        f"{knowledge.num_phrases} phrases of width {width} in {display_path(knowledge.path)}"
     )
     yield Finding("ok", name, found)
     if knowledge.leaky and not config.knowledge.released:
@@ -146,7 +152,7 @@ def check_training(
                 f"train.global_batch_size = {config.train.global_batch_size} is more than the {clips} training clips"
             )
             yield Finding(level, "batch", f"{found}: no clip may stand in a batch twice", f"set it to {clips} at most")
-        yield Finding("info", "run", f"{shown(folder)} was not compared: there are no clips to compare with")
+        yield Finding("info", "run", f"{display_path(folder)} was not compared: there are no clips to compare with")
         return
     for split in ("train", "validation"):
         try:
@@ -167,9 +173,9 @@ def check_training(
         yield Finding(level, "run", str(error), "--set name=..., or another storage.path")
         return
     if result := finished(folder):
-        found = f"{shown(folder)} is finished ({result['epochs']} epochs): train would say so and do nothing"
+        found = f"{display_path(folder)} is finished ({result['epochs']} epochs): train would say so and do nothing"
         yield Finding("warning", "run", found, "evaluate it, or --set name=...")
     elif newest := newest_checkpoint(folder):
-        yield Finding("info", "run", f"{shown(folder)} will go on after {describe_checkpoint(newest)}")
+        yield Finding("info", "run", f"{display_path(folder)} will go on after {describe_checkpoint(newest)}")
     else:
-        yield Finding("ok", "run", f"{shown(folder)} is free")
+        yield Finding("ok", "run", f"{display_path(folder)} is free")

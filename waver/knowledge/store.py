@@ -31,8 +31,8 @@ from torch import Tensor
 
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.tools.errors import WaverError
-from waver.tools.files import read_json, whole_file, write_json
-from waver.tools.object_store import ObjectStoreError, exists, fetch, fetch_folder, names, shown
+from waver.tools.files import atomic_write, read_json, write_json
+from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch, fetch_folder, names
 
 MATCHES_SCHEMA = pa.schema(
     {"clip_id": pa.string(), "phrase_ids": pa.list_(pa.int32()), "scores": pa.list_(pa.float32())}
@@ -78,7 +78,7 @@ def make_dictionary(phrases: pa.Table, *, leaky: bool, **source: Any) -> Diction
 
 def write_dictionary(folder: Path, dictionary: Dictionary) -> None:
     """Writes a dictionary; its manifest comes last."""
-    with whole_file(folder / "phrases.parquet") as file:
+    with atomic_write(folder / "phrases.parquet") as file:
         pq.write_table(dictionary.phrases, file)
     write_json(folder / "manifest.json", dictionary.manifest)
 
@@ -95,7 +95,7 @@ def read_dictionary(folder: Path) -> Dictionary:
         return Dictionary(pq.read_table(folder / "phrases.parquet", schema=VOCABULARY_SCHEMA), manifest)
     except (pa.ArrowException, OSError) as error:
         raise KnowledgeError(
-            f"{shown(folder / 'phrases.parquet')} cannot be read ({error}): delete {shown(folder)}"
+            f"{display_path(folder / 'phrases.parquet')} cannot be read ({error}): delete {display_path(folder)}"
         ) from error
 
 
@@ -137,7 +137,7 @@ class Knowledge:
             tables = [pq.read_table(file, schema=MATCHES_SCHEMA) for file in files]
         except (pa.ArrowException, OSError) as error:
             raise KnowledgeError(
-                f"{shown(self.path / 'matches')} has a file that cannot be read ({error}): delete the file and run "
+                f"{display_path(self.path / 'matches')} has a file that cannot be read ({error}): delete the file and run "
                 "`waver match CONFIG`, which matches its clips again"
             ) from error
         matches = pa.concat_tables([MATCHES_SCHEMA.empty_table(), *tables])
@@ -176,12 +176,13 @@ class Knowledge:
             parts = [load_file(file)["embeddings"] for file in files]
         except (SafetensorError, OSError) as error:
             raise KnowledgeError(
-                f"{shown(self.path / 'embeddings')} has a file that cannot be read ({error}): delete the file and run "
+                f"{display_path(self.path / 'embeddings')} has a file that cannot be read ({error}): delete the file "
+                f"and run "
                 "`waver match CONFIG`, which embeds its phrases again"
             ) from error
         if sum(map(len, parts)) != self.num_phrases:
             raise KnowledgeError(
-                f"{shown(self.path)} has embeddings of {sum(map(len, parts))} of {self.num_phrases} phrases: run "
+                f"{display_path(self.path)} has embeddings of {sum(map(len, parts))} of {self.num_phrases} phrases: run "
                 "`waver match CONFIG`, which computes what is missing"
             )
         return torch.cat(parts)
@@ -204,7 +205,7 @@ class Knowledge:
         theirs = learned_from and learned_from["digest"]
         if theirs != self.summary()["digest"]:
             raise KnowledgeError(
-                f"{shown(checkpoint)} learned from another dictionary ({theirs}) than {shown(self.path)} was matched with "
+                f"{display_path(checkpoint)} learned from another dictionary ({theirs}) than {display_path(self.path)} was matched with "
                 f"({self.summary()['digest']}): its phrases would mean something else. Make that dictionary and match "
                 "again, or train under another name"
             )
@@ -225,7 +226,7 @@ def create_knowledge(folder: Path, dictionary: Dictionary, **settings: Any) -> K
     if not exists(folder / "manifest.json"):
         for name in ("embeddings", "matches"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        with whole_file(folder / "phrases.parquet") as file:
+        with atomic_write(folder / "phrases.parquet") as file:
             pq.write_table(dictionary.phrases, file)
         write_json(folder / "manifest.json", {**asked, "complete": False})
     knowledge = Knowledge(folder)
@@ -239,12 +240,12 @@ def create_knowledge(folder: Path, dictionary: Dictionary, **settings: Any) -> K
     ]
     if different:
         raise KnowledgeError(
-            f"{shown(folder)} was made from something else ({'; '.join(different)}): delete the folder and match again. "
+            f"{display_path(folder)} was made from something else ({'; '.join(different)}): delete the folder and match again. "
             "Runs that were trained with it can then not be continued"
         )
     if knowledge.manifest["dictionary"] != dictionary.manifest:
         # The same phrases of other captions: what was matched stays as it is, and belongs to these captions now.
-        with whole_file(folder / "phrases.parquet") as file:
+        with atomic_write(folder / "phrases.parquet") as file:
             pq.write_table(dictionary.phrases, file)
         write_json(folder / "manifest.json", {**knowledge.manifest, "dictionary": dictionary.manifest})
         knowledge = Knowledge(folder)
@@ -253,13 +254,13 @@ def create_knowledge(folder: Path, dictionary: Dictionary, **settings: Any) -> K
 
 def write_embeddings(folder: Path, first: int, embeddings: Float[Tensor, "p D"]) -> None:
     """Writes the embeddings of the phrases from id `first` on."""
-    with whole_file(folder / "embeddings" / f"{first:09d}.safetensors") as file:
+    with atomic_write(folder / "embeddings" / f"{first:09d}.safetensors") as file:
         file.write(save({"embeddings": embeddings.contiguous().cpu()}))
 
 
 def write_matches(folder: Path, matches: pa.Table) -> None:
     """Writes what is known of some clips (MATCHES_SCHEMA)."""
-    with whole_file(folder / "matches" / f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}.parquet") as file:
+    with atomic_write(folder / "matches" / f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}.parquet") as file:
         pq.write_table(matches.cast(MATCHES_SCHEMA), file)
 
 
@@ -274,10 +275,10 @@ def _read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
     try:
         return read_json(folder / "manifest.json")
     except FileNotFoundError:
-        raise KnowledgeError(f"there is no {what} in {shown(folder)}: run `{remedy}` first") from None
+        raise KnowledgeError(f"there is no {what} in {display_path(folder)}: run `{remedy}` first") from None
     except ObjectStoreError:
         raise
     except (OSError, ValueError) as error:
         raise KnowledgeError(
-            f"{shown(folder / 'manifest.json')} cannot be read ({error}): delete the folder and run `{remedy}`"
+            f"{display_path(folder / 'manifest.json')} cannot be read ({error}): delete the folder and run `{remedy}`"
         ) from None

@@ -20,7 +20,7 @@ from tensorboard import default, program
 from tensorboard.util import tb_logging
 
 from waver.tools.errors import WaverError
-from waver.tools.object_store import ObjectStoreError, exists, fetch_folder, remote_of, shown
+from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch_folder, remote_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +57,12 @@ def event_folders(folder: Path) -> list[Path]:
     _bring_events(folder)
     if not folder.is_dir() and (not exists(folder) or not remote_of(folder)):
         what = "is a file, not a folder" if folder.exists() else "is not there"
-        raise BoardError(f"{shown(folder)} {what}: name the folder of one run, or of many, such as storage/runs")
+        raise BoardError(f"{display_path(folder)} {what}: name the folder of one run, or of many, such as storage/runs")
     found = sorted({path.parent for path in folder.rglob("*tfevents*") if path.is_file()})
     if not found:
         raise BoardError(
-            f"{shown(folder)} holds no events of TensorBoard, in none of its folders: a run has them in events/ as soon as "
+            f"{display_path(folder)} holds no events of TensorBoard, in none of its folders: a run has them in "
+            f"events/ as soon as "
             "training has begun (`waver train CONFIG`)"
         )
     return found
@@ -118,7 +119,7 @@ def show_board(folder: Path, *, port: int) -> None:
         board = start_board(folder, port=port)
         number = f"{len(board.runs)} run{'' if len(board.runs) == 1 else 's'}"
         logger.info(
-            f"{number} of {shown(folder)} at {board.url}  (new ones are found every {_RELOAD_S:g} s; Ctrl-C ends it)"
+            f"{number} of {display_path(folder)} at {board.url}  (new ones are found every {_RELOAD_S:g} s; Ctrl-C ends it)"
         )
         threading.Event().wait()
     except KeyboardInterrupt:

@@ -24,7 +24,7 @@ from waver.model.backbone import BackboneError, load_weights
 from waver.model.student import Student
 from waver.tools.archives import check_size
 from waver.tools.errors import WaverError
-from waver.tools.object_store import fetch, names, remote_of, shown
+from waver.tools.object_store import display_path, fetch, names, remote_of
 from waver.training import parallel
 from waver.training.build import Training, build_student
 
@@ -74,7 +74,7 @@ def restore_training(folder: Path, training: Training) -> None:
         state = {name: state[name] for name in ("epoch", "step", "rows", "optimizer", "schedule", "rng")}
     except Exception as error:  # torch raises its own types, zipfile's, pickle's and OSError for a damaged file
         raise CheckpointError(
-            f"{shown(folder / 'training.pt')} cannot be read ({type(error).__name__}: {_first_line(error)})"
+            f"{display_path(folder / 'training.pt')} cannot be read ({type(error).__name__}: {_first_line(error)})"
         ) from error
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])
@@ -105,7 +105,7 @@ def checkpoint_config(folder: Path, overrides: Mapping[str, Any] | None = None) 
     """
     path = fetch(folder / "config.yaml")
     if not path.is_file():
-        raise CheckpointError(f"{shown(folder)} is no checkpoint: it has no config.yaml")
+        raise CheckpointError(f"{display_path(folder)} is no checkpoint: it has no config.yaml")
     return load_config(path, {"storage.cache": None} | dict(overrides or {}))
 
 
@@ -120,7 +120,8 @@ def learned_from(folder: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{shown(path)} cannot be read ({error}), and nobody knows what {shown(folder)} learned from: was it wholly "
+            f"{display_path(path)} cannot be read ({error}), and nobody knows what {display_path(folder)} learned "
+            f"from: was it wholly "
             "copied?"
         ) from error
 
@@ -143,10 +144,10 @@ def _load_weights(student: Student, folder: Path) -> None:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{shown(path)} cannot be read ({_first_line(error)}); is {shown(folder)} a checkpoint, wholly copied?"
+            f"{display_path(path)} cannot be read ({_first_line(error)}); is {display_path(folder)} a checkpoint, wholly copied?"
         ) from error
     try:
-        load_weights(student, state, source=shown(path))
+        load_weights(student, state, source=display_path(path))
     except BackboneError as error:
         raise CheckpointError(str(error)) from error
 

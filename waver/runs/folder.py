@@ -22,7 +22,7 @@ from waver.runs.environment import environment
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json, write_json, write_text
-from waver.tools.object_store import exists, fetch, names, remove, send_folder, shown
+from waver.tools.object_store import display_path, exists, fetch, names, remove, send_folder
 
 SELECTION_METRIC = "t2v/R@1"
 
@@ -68,13 +68,14 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
         ]
         if different:
             raise RunError(
-                f"{shown(folder)} holds a run of another configuration ({'; '.join(different)}): "
+                f"{display_path(folder)} holds a run of another configuration ({'; '.join(different)}): "
                 "choose another name (--set name=...), or delete the folder"
             )
         before = read_json(folder / "data.json")
         if before != data and not finished(folder):
             raise RunError(
-                f"{shown(folder)} holds a run on other data ({before} then, {dict(data)} now): captions changed, or clips "
+                f"{display_path(folder)} holds a run on other data ({before} then, {dict(data)} now): captions "
+                f"changed, or clips "
                 "were decoded or lost since; choose another name (--set name=...), or delete the folder"
             )
 
@@ -156,11 +157,11 @@ def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:
     kept = checkpoints(folder)
     if not kept:
         what = "has no checkpoint yet" if exists(folder / "config.yaml") else "is neither a run nor a checkpoint"
-        raise CheckpointError(f"{shown(folder)} {what}: train it with `waver train CONFIG`")
+        raise CheckpointError(f"{display_path(folder)} {what}: train it with `waver train CONFIG`")
     rows = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in kept]
     if not rows:
         raise CheckpointError(
-            f"{shown(folder / 'metrics.jsonl')} tells of no evaluation: name one of its checkpoints instead"
+            f"{display_path(folder / 'metrics.jsonl')} tells of no evaluation: name one of its checkpoints instead"
         )
     epoch, metrics = best_epoch(rows)
     return kept[epoch], metrics

@@ -11,7 +11,7 @@ from waver.config import ExperimentConfig
 from waver.data.annotations import load_didemo, load_msrvtt, load_msvd, load_table, load_vatex
 from waver.data.clip_store import ClipStore, StoreError, StoreSettings
 from waver.knowledge.store import Dictionary, Knowledge, KnowledgeError, read_dictionary
-from waver.tools.object_store import shown
+from waver.tools.object_store import display_path
 
 LEAKY = "leaky: the dictionary was made with captions of validation or test; no result of it is an honest one"
 
@@ -35,12 +35,12 @@ def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
     if store.settings.key != store_settings(config).key:
         asked = dataclasses.asdict(store_settings(config))
         raise StoreError(
-            f"{shown(config.clip_store)} was decoded with {store.settings.key}, the configuration asks for {asked}"
+            f"{display_path(config.clip_store)} was decoded with {store.settings.key}, the configuration asks for {asked}"
         )
     asked, known = set(captions["clip_id"].to_pylist()), set(store.ledger["clip_id"].to_pylist())
     if unknown := sorted(asked - known):
         raise StoreError(
-            f"{len(unknown)} of {len(asked)} clips were never ingested into {shown(config.clip_store)} "
+            f"{len(unknown)} of {len(asked)} clips were never ingested into {display_path(config.clip_store)} "
             f"({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}): run `waver ingest CONFIG`, which decodes "
             "what is missing"
         )
@@ -48,7 +48,7 @@ def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
     there = dict(zip(store.ledger["clip_id"].to_pylist(), store.ledger["path"].to_pylist(), strict=True))
     if other := sorted(clip_id for clip_id in asked if here[clip_id] != there[clip_id]):
         raise StoreError(
-            f"{len(other)} of {len(asked)} clips were decoded from other files into {shown(config.clip_store)} "
+            f"{len(other)} of {len(asked)} clips were decoded from other files into {display_path(config.clip_store)} "
             f"({other[0]} from {there[other[0]]}, not {here[other[0]]}): run `waver ingest CONFIG`, which decodes them again"
         )
     return store
@@ -80,13 +80,13 @@ def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStor
     knowledge = Knowledge(config.knowledge_store)
     if not knowledge.manifest["complete"]:
         raise KnowledgeError(
-            f"{shown(knowledge.path)} is not finished: run `waver match CONFIG` again, which goes on where it was"
+            f"{display_path(knowledge.path)} is not finished: run `waver match CONFIG` again, which goes on where it was"
         )
     _check_captions(knowledge.manifest["dictionary"], captions, config)
     if config.knowledge.top_k > knowledge.manifest["num_matches"]:
         raise KnowledgeError(
             f"knowledge.top_k = {config.knowledge.top_k}, and each clip has {knowledge.manifest['num_matches']} phrases in "
-            f"{shown(knowledge.path)}: lower it"
+            f"{display_path(knowledge.path)}: lower it"
         )
     decoded = set(store.ok_clip_ids())
     for split in splits:
@@ -101,7 +101,7 @@ def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStor
             )
             raise KnowledgeError(
                 f"nothing is known of {len(unknown)} of {len(clips)} clips of {split} ({', '.join(unknown[:3])}"
-                f"{', ...' if len(unknown) > 3 else ''}) in {shown(knowledge.path)}: {remedy}"
+                f"{', ...' if len(unknown) > 3 else ''}) in {display_path(knowledge.path)}: {remedy}"
             )
     return knowledge
 
@@ -119,7 +119,7 @@ def _check_captions(dictionary: dict, captions: pa.Table, config: ExperimentConf
     if "captions" in dictionary and dictionary["captions"] != _digest(_captions_of(captions, dictionary["splits"])):
         raise KnowledgeError(
             f"the captions of {', '.join(dictionary['splits'])} are not those that the dictionary was made of: run "
-            f"`waver vocabulary CONFIG` again (it replaces {shown(config.dictionary)}), then `waver match CONFIG`"
+            f"`waver vocabulary CONFIG` again (it replaces {display_path(config.dictionary)}), then `waver match CONFIG`"
         )
 
 

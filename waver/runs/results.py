@@ -12,7 +12,7 @@ from waver.evaluation.evaluate import Evaluation
 from waver.evaluation.protocols import Protocol, protocol_of
 from waver.knowledge.store import Knowledge
 from waver.runs.checkpoint import learned_from
-from waver.tools.object_store import shown
+from waver.tools.object_store import display_path
 
 
 def result_of(
@@ -56,7 +56,7 @@ def result_of(
         "num_missing_clips": len(evaluation.missing_clips),
         "missing_clips": list(evaluation.missing_clips),
         "ties": protocol.ties,
-        "checkpoint": shown(checkpoint),
+        "checkpoint": display_path(checkpoint),
         "chosen_on": chosen_on,
         "validation": evaluation.validation,
         "styles": evaluation.styles,

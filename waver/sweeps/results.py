@@ -20,7 +20,7 @@ from waver.runs.tracking.hparams import comparable_settings, finish_hparams, pla
 from waver.sweeps.folder import Run, TrialState, read_json, read_trials
 from waver.sweeps.page import write_page
 from waver.sweeps.space import lookup
-from waver.tools.files import whole_file, write_text
+from waver.tools.files import atomic_write, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -146,9 +146,9 @@ def write_results(
     """
     states = ranked(read_trials(folder), sweep)
     table = results_table(states, sweep)
-    with whole_file(folder / "results.parquet") as file:
+    with atomic_write(folder / "results.parquet") as file:
         pq.write_table(table, file)
-    with whole_file(folder / "results.csv") as file:
+    with atomic_write(folder / "results.csv") as file:
         pa_csv.write_csv(table, file)
     best = best_config(folder, states, sweep)
     if best:

@@ -16,7 +16,7 @@ from waver.tools.object_store import fetch, send
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[io.BufferedWriter]:
+def atomic_write(path: Path) -> Iterator[io.BufferedWriter]:
     """A file that appears under its name, and in its object store, only when it is complete; its folder is made.
 
     It is not forced to the disk, which would stop the writer for as long. If the power fails, what is missing is the end of
@@ -37,7 +37,7 @@ def whole_file(path: Path) -> Iterator[io.BufferedWriter]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, in UTF-8."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 

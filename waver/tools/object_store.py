@@ -99,7 +99,7 @@ def remote_of(path: Path) -> str | None:
     return f"{scheme}://{'/'.join(rest)}"
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as people know it."""
     return remote_of(path) or str(path)
 

@@ -12,7 +12,7 @@ from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.data.epochs import epoch_batches
 from waver.tools.errors import WaverError
-from waver.tools.object_store import shown
+from waver.tools.object_store import display_path
 
 
 class SplitError(WaverError):
@@ -45,7 +45,7 @@ def check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
         raise SplitError(f"the {split} split has no captions")
     if not pc.any(pc.is_in(clips, value_set=pa.array(store.ok_clip_ids(), pa.string()))).as_py():
         raise SplitError(
-            f"none of the {len(clips)} clips of the {split} split has frames: see the ledger in {shown(store.path)}"
+            f"none of the {len(clips)} clips of the {split} split has frames: see the ledger in {display_path(store.path)}"
         )
 
 

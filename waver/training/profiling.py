@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from waver.tools.errors import WaverError
-from waver.tools.files import whole_file
+from waver.tools.files import atomic_write
 
 DATA_WAIT, FORWARD, LOSS, BACKWARD = "data wait", "forward", "loss", "backward"
 ALL_REDUCE, OPTIMIZER = "all-reduce", "optimizer"
@@ -110,7 +110,7 @@ class Profiler:
             self._profile.export_chrome_trace(str(plain))
             with (
                 plain.open("rb") as source,
-                whole_file(target) as file,
+                atomic_write(target) as file,
                 gzip.GzipFile(fileobj=file, mode="wb") as packed,
             ):
                 shutil.copyfileobj(source, packed)

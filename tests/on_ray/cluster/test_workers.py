@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 
 from waver.config import ResourcesConfig, parse_overrides
 from waver.on_ray.cluster import capacity as room
-from waver.on_ray.cluster.connection import ClusterUnreachable, _check_reachable, nodes
+from waver.on_ray.cluster.connection import ClusterUnreachableError, _check_reachable, nodes
 from waver.on_ray.cluster.failures import WorkerError
 from waver.on_ray.cluster.signals import Terminated, signals
-from waver.on_ray.cluster.workers import Regroup, _guarded, _Task, run_on_workers
-from waver.tools.errors import RemoteTracebackError
+from waver.on_ray.cluster.workers import Rescale, _guarded, _Task, run_on_workers
+from waver.tools.errors import RemoteTracebackError, WaverError
 from waver.training import parallel
 
 
@@ -83,7 +83,7 @@ def test_what_would_come_again_is_a_sentence_of_a_range_too_which_does_not_queue
 )
 def test_what_would_come_again_is_told_to_the_worker_that_takes_over(actor, function, argument, told):
     task = _Task(function, argument, actor)
-    with pytest.raises((ValueError, OSError, RuntimeError, SafetensorError)):
+    with pytest.raises((WaverError, ValueError, OSError, RuntimeError, SafetensorError)):
         _guarded({"task": task})
     if told is None:
         assert ray.get(actor.failure.remote()) is None
@@ -113,13 +113,13 @@ def test_a_worker_lost_while_its_group_starts_is_replaced_as_well(actor, tmp_pat
     assert run_on_workers(die_once, tmp_path / "marker", resources, **how) == 17
 
 
-def count_then_ask_for_more(job: tuple[Path, object]) -> int | Regroup:
+def count_then_ask_for_more(job: tuple[Path, object]) -> int | Rescale:
     """Called in each worker; with one of them, until there is room for another."""
     marker, actor = job
     num_workers = parallel.world_size()
     if num_workers == 1:
-        ray.get(actor.wait_for_room.remote())
-        return Regroup()
+        ray.get(actor.wait_for_capacity.remote())
+        return Rescale()
     if parallel.rank() == 0 and not marker.exists():  # Ray Train ends the other as well
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -138,7 +138,7 @@ def test_a_range_takes_what_there_is_then_more_and_bears_a_loss(actor, tmp_path,
                 monkeypatch.setattr(room, "_PATIENCE_S", patience_s)
 
         job = (tmp_path / "marker", actor)
-        how = {"signals": actor, "regroups": True}
+        how = {"signals": actor, "rescales": True}
         with logged(at_first) as said:
             assert run_on_workers(count_then_ask_for_more, job, ResourcesConfig(**asked), **how) == 2
     assert said == ["1 of 1 to 2 workers begin", "2 of 1 to 2 workers begin", "2 of 1 to 2 workers begin"]
@@ -154,7 +154,7 @@ def test_a_range_goes_on_with_fewer_where_room_turns_out_to_be_none(actor, holdi
     monkeypatch.setattr(room, "_free_nodes", nodes)
     resources = ResourcesConfig(workers={"min": 1, "max": 2}, max_failures=0)
     with holding(5):
-        assert run_on_workers(count, None, resources, signals=actor, regroups=True) == 1
+        assert run_on_workers(count, None, resources, signals=actor, rescales=True) == 1
     assert said == ["2 of 1 to 2 workers begin", "1 of 1 to 2 workers begin"]
 
 
@@ -196,18 +196,18 @@ def test_who_asks_to_stop_while_there_is_no_room_is_heard(actor, holding):
 
 
 def test_room_that_is_seen_before_a_worker_listens_is_its_own(actor):
-    ray.get(actor.ask_to_regroup.remote())
-    waiting = actor.wait_for_room.remote()
+    ray.get(actor.ask_to_rescale.remote())
+    waiting = actor.wait_for_capacity.remote()
     assert not ray.wait([waiting], timeout=0.2)[0]
-    ray.get(actor.ask_to_regroup.remote())
+    ray.get(actor.ask_to_rescale.remote())
     assert ray.wait([waiting], timeout=60)[0]
-    ray.get([actor.begin.remote(), actor.ask_to_regroup.remote()])
-    assert not ray.wait([actor.wait_for_room.remote()], timeout=0.2)[0], "that of another group"
+    ray.get([actor.begin.remote(), actor.ask_to_rescale.remote()])
+    assert not ray.wait([actor.wait_for_capacity.remote()], timeout=0.2)[0], "that of another group"
 
 
 def test_a_cluster_that_does_not_answer_is_said_at_once():
     _check_reachable("auto")  # Ray's own to find
-    with pytest.raises(ClusterUnreachable, match=r"ray://127\.0\.0\.1:9 .*send it there with `waver submit`"):
+    with pytest.raises(ClusterUnreachableError, match=r"ray://127\.0\.0\.1:9 .*send it there with `waver submit`"):
         _check_reachable("ray://127.0.0.1:9")
-    with pytest.raises(ClusterUnreachable, match=r"RAY_ADDRESS=127\.0\.0\.1:9 .*unset RAY_ADDRESS"):
+    with pytest.raises(ClusterUnreachableError, match=r"RAY_ADDRESS=127\.0\.0\.1:9 .*unset RAY_ADDRESS"):
         _check_reachable("127.0.0.1:9")

@@ -18,8 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip_store import ClipStore
+from waver.data.epochs import BatchSizeError
 from waver.evaluation.evaluate import evaluate
-from waver.on_ray.cluster.capacity import ClusterTooSmall
+from waver.on_ray.cluster.capacity import ClusterTooSmallError
 from waver.on_ray.cluster.failures import WorkerError
 from waver.on_ray.cluster.signals import Terminated, signals
 from waver.on_ray.stages.evaluate import evaluate_on_workers
@@ -176,7 +177,7 @@ def assert_ends_alike(folder: Path, undisturbed: Path) -> None:
 def take_a_step(job: Job) -> dict:
     """Trains in this process, where somebody has asked to stop before it begins; that there is room is less urgent."""
     at_once = SimpleNamespace(remote=lambda: ray.put(None))
-    asked = SimpleNamespace(wait_for_stop=at_once, wait_for_room=at_once)
+    asked = SimpleNamespace(wait_for_stop=at_once, wait_for_capacity=at_once)
     return take_steps(replace(job, signals=asked))
 
 
@@ -248,8 +249,8 @@ def test_infinite_loss_ends_the_run_in_a_sentence(project):
 def test_more_workers_than_the_cluster_has_are_refused_at_once(project):
     config = experiment(project, name="large", **{"resources.workers": 9, "train.global_batch_size": 18})
     captions, store = load_captions(config), ClipStore(config.clip_store)
-    with pytest.raises(ValueError, match="more than the 13 training clips"):
+    with pytest.raises(BatchSizeError, match="more than the 13 training clips"):
         train(config, captions, store)
     config = experiment(project, name="large", **{"resources.workers": 6, "train.global_batch_size": 12})
-    with pytest.raises(ClusterTooSmall, match=r"6 workers with 1.5 CPU each are asked for.*room for 4"):
+    with pytest.raises(ClusterTooSmallError, match=r"6 workers with 1.5 CPU each are asked for.*room for 4"):
         train(config, captions, store)

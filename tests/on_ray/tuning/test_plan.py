@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from waver.config import ConfigError
-from waver.on_ray.cluster.capacity import ClusterTooSmall, slots
+from waver.on_ray.cluster.capacity import ClusterTooSmallError, slots
 from waver.on_ray.tuning.plan import Plan, describe_plan, plan_sweep, trials_at_once
 from waver.on_ray.tuning.shared import survey
 from waver.sweeps.folder import SweepError
@@ -104,7 +104,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(plan, tmp_path, st
 
 
 def test_a_dry_run_of_what_never_fits_is_an_error(plan):
-    with pytest.raises(ClusterTooSmall, match=r"1 workers with 1 CPU and 9 GPU each are asked for.*room for 0"):
+    with pytest.raises(ClusterTooSmallError, match=r"1 workers with 1 CPU and 9 GPU each are asked for.*room for 0"):
         describe_plan(plan(**{"resources.gpus_per_worker": 9}))
 
 

@@ -15,7 +15,7 @@ from rays import family, kill
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from waver.config import load_config
-from waver.on_ray.cluster.capacity import ClusterTooSmall
+from waver.on_ray.cluster.capacity import ClusterTooSmallError
 from waver.on_ray.stages.train import run_training
 from waver.on_ray.tuning.plan import Plan, describe_plan, plan_sweep
 from waver.on_ray.tuning.tune import run_sweep
@@ -144,9 +144,9 @@ def test_a_trial_that_can_never_fit_is_an_error_before_the_start(project):
         project, "large", space={"train.lr": {"choice": [1e-3, 1e-4]}}, set={"resources.cpus_per_worker": 7}
     )
     plan = plan_sweep(path)
-    with pytest.raises(ClusterTooSmall, match=r"1 workers with 7 CPU each are asked for.*6 CPUs"):
+    with pytest.raises(ClusterTooSmallError, match=r"1 workers with 7 CPU each are asked for.*6 CPUs"):
         run_sweep(plan, show=lambda table: None)
-    with pytest.raises(ClusterTooSmall, match=r"room for 0"):
+    with pytest.raises(ClusterTooSmallError, match=r"room for 0"):
         describe_plan(plan)
     assert read_trials(plan.folder) == []
 

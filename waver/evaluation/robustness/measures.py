@@ -109,7 +109,7 @@ class VersionFigures:
     best_case: dict[int, Figure]
     """k -> share of clips found by at least one query of their set."""
     flip_rate: Figure
-    """Share of versions of which R@1 is another than their reference's, in either direction; clips count alike."""
+    """WorkerResources of versions of which R@1 is another than their reference's, in either direction; clips count alike."""
     dispersion: Figure
     """Standard deviation of log2(1 + rank) over the queries of a clip's set, mean over clips."""
     spread: Float[np.ndarray, " clips"]
@@ -194,7 +194,7 @@ class StyleFigures:
     overlap: Figure
     """AO@10 with the references."""
     first_kept: Figure
-    """Share of queries whose first answer is the first answer of their reference, right or wrong."""
+    """WorkerResources of queries whose first answer is the first answer of their reference, right or wrong."""
 
 
 def style_figures(

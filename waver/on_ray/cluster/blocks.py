@@ -10,7 +10,7 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError
 
-from waver.on_ray.cluster.capacity import Share, wait_for_room
+from waver.on_ray.cluster.capacity import WorkerResources, wait_for_capacity
 from waver.on_ray.cluster.connection import Labels
 from waver.tools.errors import RemoteTracebackError, WaverError, user_message
 
@@ -51,9 +51,9 @@ def map_blocks(
     Raises:
         BlockError: if an actor raised an error that the user can resolve, or if the cluster lost the work for good.
         RemoteTracebackError: if an actor raised any other error, which is a bug.
-        ClusterTooSmall: if after `wait_s` no node has room for an actor.
+        ClusterTooSmallError: if after `wait_s` no node has room for an actor.
     """
-    wait_for_room(1, 1, Share(num_cpus, num_gpus, labels), wait_s=wait_s)
+    wait_for_capacity(1, 1, WorkerResources(num_cpus, num_gpus, labels), wait_s=wait_s)
     # from_arrow would run a task for each block, only to look at it.
     dataset = ray.data.from_blocks(list(blocks)).map_batches(
         _Actor,

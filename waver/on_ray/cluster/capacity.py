@@ -31,12 +31,12 @@ _ASK_EVERY_S = 5.0
 """Who asks an autoscaler last is heard, and Ray Data and Ray Train ask every 20 s for what they use."""
 
 
-class ClusterTooSmall(WaverError):
+class ClusterTooSmallError(WaverError):
     """The cluster has not what the run asks for; the message says what there is."""
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerResources:
     """What a worker takes, of one node."""
 
     cpus: float
@@ -52,11 +52,11 @@ class Share:
         """As Ray wants it."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
-    def there(self) -> int:
+    def max_workers(self) -> int:
         """Workers for which the nodes, idle, have room."""
         return slots(_staying(self.labels).values(), self.cpus, self.gpus)
 
-    def free(self) -> int:
+    def free_workers(self) -> int:
         """Workers for which there is room now."""
         return slots(_free_nodes(self.labels), self.cpus, self.gpus)
 
@@ -69,7 +69,7 @@ def slots(nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int
     )
 
 
-def require(workers: int, share: Share, *, wait_s: float = 0.0) -> None:
+def require(workers: int, share: WorkerResources, *, wait_s: float = 0.0) -> None:
     """Checks that the nodes of the cluster, idle, have room for all workers.
 
     Args:
@@ -78,16 +78,16 @@ def require(workers: int, share: Share, *, wait_s: float = 0.0) -> None:
         wait_s: how long a cluster may take to grow to that size.
 
     Raises:
-        ClusterTooSmall: if it has not, after `wait_s`.
+        ClusterTooSmallError: if it has not, after `wait_s`.
     """
-    if not _grows(lambda: share.there() >= workers, workers, share, wait_s):
-        raise too_small(workers, share, share.there(), wait_s, cluster_size(share.labels))
+    if not _grows(lambda: share.max_workers() >= workers, workers, share, wait_s):
+        raise too_small(workers, share, share.max_workers(), wait_s, cluster_size(share.labels))
 
 
-def wait_for_room(
+def wait_for_capacity(
     least: int,
     most: int,
-    share: Share,
+    share: WorkerResources,
     *,
     wait_s: float = 0.0,
     queues: bool = True,
@@ -104,13 +104,13 @@ def wait_for_room(
         pause: called with the seconds until the next look; what it raises ends the waiting.
 
     Raises:
-        ClusterTooSmall: if not even `least` have room.
+        ClusterTooSmallError: if not even `least` have room.
     """
     start = short_since = time.monotonic()
     told = False
     with _requests(share) as request:
         while True:
-            there, free, now = share.there(), share.free(), time.monotonic()
+            there, free, now = share.max_workers(), share.free_workers(), time.monotonic()
             waited, short_since = now - start, short_since if there < least else now
             if free >= max(least, min(most, there)) or (free >= least and waited >= _PATIENCE_S):
                 return min(most, free)
@@ -118,7 +118,7 @@ def wait_for_room(
                 if now - short_since >= wait_s:
                     raise too_small(least, share, there, wait_s, cluster_size(share.labels))
             elif not queues and waited >= _PATIENCE_S:
-                raise ClusterTooSmall(_taken(least, share, free))
+                raise ClusterTooSmallError(_taken(least, share, free))
             elif queues and not told and free < least and waited >= _SAY_AFTER_S:
                 logger.info(f"{_taken(least, share, free)}: waiting for them")
                 told = True
@@ -127,7 +127,9 @@ def wait_for_room(
 
 
 @contextmanager
-def room_for_more(tell: Callable[[], object], wanted: int, share: Share, *, every_s: float) -> Iterator[None]:
+def watch_free_capacity(
+    tell: Callable[[], object], wanted: int, share: WorkerResources, *, every_s: float
+) -> Iterator[None]:
     """While the body runs, looks whether another worker has room, and asks a cluster that grows by itself for it.
 
     Args:
@@ -144,7 +146,7 @@ def room_for_more(tell: Callable[[], object], wanted: int, share: Share, *, ever
             while not is_over:
                 # Where the cluster is lost for good the run itself will tell; its head may only start again.
                 with suppress(RayError, RuntimeError, OSError):
-                    there, free = share.there(), share.free()
+                    there, free = share.max_workers(), share.free_workers()
                     request(there - free + wanted)
                     if time.monotonic() >= tell_s:
                         tell_s = time.monotonic() + every_s
@@ -165,37 +167,37 @@ def num_cpus(labels: Labels, *, wait_s: float = 0.0) -> int:
     """CPUs of all nodes with these labels, at least 1.
 
     Raises:
-        ClusterTooSmall: if they have none after `wait_s`.
+        ClusterTooSmallError: if they have none after `wait_s`.
     """
 
     def cpus() -> int:
         return sum(int(node.get("CPU", 0)) for node in _staying(labels).values())
 
-    if not _grows(lambda: cpus() > 0, 1, Share(1.0, labels=labels), wait_s):
+    if not _grows(lambda: cpus() > 0, 1, WorkerResources(1.0, labels=labels), wait_s):
         waited = f" after {wait_s:g} s" if wait_s else ""
         mend = "add such nodes or correct ingest.node_labels" if labels else "add nodes"
-        raise ClusterTooSmall(
+        raise ClusterTooSmallError(
             f"the cluster has no CPU for this work{waited} ({cluster_size(labels)}): {mend} (and raise resources.wait_s "
             "where the cluster grows by itself)"
         )
     return cpus()
 
 
-def too_small(workers: int, share: Share, room: int, wait_s: float, size: str) -> ClusterTooSmall:
+def too_small(workers: int, share: WorkerResources, room: int, wait_s: float, size: str) -> ClusterTooSmallError:
     """What to say of a cluster that has room for fewer workers."""
     waited = f" after {wait_s:g} s" if wait_s else ""
-    return ClusterTooSmall(
+    return ClusterTooSmallError(
         f"{workers} workers with {share} each are asked for, and the cluster has room for {room}{waited} "
         f"({size}): lower resources.workers or what each takes (resources.cpus_per_worker, gpus_per_worker, "
         "loaders_per_worker), or add nodes (and raise resources.wait_s where the cluster grows by itself)"
     )
 
 
-def _taken(workers: int, share: Share, free: int) -> str:
+def _taken(workers: int, share: WorkerResources, free: int) -> str:
     return f"others use the cluster: of {workers} workers with {share} each, {free} have room now"
 
 
-def _grows(is_enough: Callable[[], bool], workers: int, share: Share, wait_s: float) -> bool:
+def _grows(is_enough: Callable[[], bool], workers: int, share: WorkerResources, wait_s: float) -> bool:
     """Whether a cluster is large enough, or becomes so in time; one that grows by itself is asked for room for workers."""
     deadline = time.monotonic() + wait_s
     with _requests(share) as request:
@@ -206,7 +208,7 @@ def _grows(is_enough: Callable[[], bool], workers: int, share: Share, wait_s: fl
 
 
 @contextmanager
-def _requests(share: Share) -> Iterator[Callable[[int], None]]:
+def _requests(share: WorkerResources) -> Iterator[Callable[[int], None]]:
     """Yields a function that asks a cluster which grows by itself for nodes for so many workers, used or not; ask often."""
     asked = False
 

@@ -19,7 +19,7 @@ from waver.tools.errors import WaverError
 _CONNECT_S = 10.0
 
 
-class ClusterUnreachable(WaverError):
+class ClusterUnreachableError(WaverError):
     """Nobody answers at the address of the cluster, or does not let us in."""
 
 
@@ -38,7 +38,7 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
         A sentence on where we are, for the user.
 
     Raises:
-        ClusterUnreachable: for the cluster of RAY_ADDRESS.
+        ClusterUnreachableError: for the cluster of RAY_ADDRESS.
     """
     if ray.is_initialized():
         yield f"using the Ray of this process ({cluster_size()})"
@@ -73,7 +73,7 @@ def _join(address: str, **how: Any) -> None:
         ray.init(address=address, **how)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ClusterUnreachable(
+        raise ClusterUnreachableError(
             f"the Ray cluster at RAY_ADDRESS={address} cannot be joined ({reason}): it is the address of a head, such as "
             "10.0.0.1:6379, or `auto` on one of its nodes; one that wants a token finds it by RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH. Unset RAY_ADDRESS to use this machine alone"
@@ -118,7 +118,7 @@ def own_device(resources: ResourcesConfig) -> torch.device:
 def _check_reachable(address: str) -> None:
     """Ray itself would try for minutes, and then abort the process."""
     if address.startswith("ray://"):
-        raise ClusterUnreachable(
+        raise ClusterUnreachableError(
             f"RAY_ADDRESS={address} is that of Ray's client, which knows too little of a cluster: run the command on one of "
             "its nodes, with RAY_ADDRESS=HEAD:6379, or send it there with `waver submit`"
         )
@@ -128,7 +128,7 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except OSError as error:
-        raise ClusterUnreachable(
+        raise ClusterUnreachableError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, correct the address, or unset "
             "RAY_ADDRESS to use this machine alone"
         ) from error

@@ -24,8 +24,8 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit code of a process that ended because it was asked to."""
 _PREEMPTION_EVERY_S = 5.0
 """How often workers ask Ray whether one of their nodes is about to be taken away."""
-Order = Literal["go on", "save", "regroup", "stop"]
-_GO_ON, _LOOK, _REGROUP, _STOP = range(4)
+Order = Literal["go on", "save", "rescale", "stop"]
+_GO_ON, _LOOK, _RESCALE, _STOP = range(4)
 
 
 class Terminated(SystemExit):
@@ -50,7 +50,7 @@ class Signals:
         """Returns when the run should end; until then, never."""
         await self._stop.wait()
 
-    async def ask_to_regroup(self) -> None:
+    async def ask_to_rescale(self) -> None:
         """The run should save itself and begin again, with more workers.
 
         What was free before a worker listens may be its own group's, which is just taking its place.
@@ -63,7 +63,7 @@ class Signals:
         self._room.clear()
         self._listens = False
 
-    async def wait_for_room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Returns when there is room for more workers than the group has; until then, never."""
         self._listens = True
         await self._room.wait()
@@ -123,7 +123,7 @@ def stop_on_sigterm(actor: Any) -> Iterator[None]:
         teller.join()
 
 
-class Orders:
+class ControlSignals:
     """What the workers are to do after a step, the same for all; they must ask equally often.
 
     Args:
@@ -135,7 +135,7 @@ class Orders:
         self._device = device
         self._asked: dict[ray.ObjectRef, int] = {}
         if parallel.rank() == 0:
-            self._asked = {actor.wait_for_stop.remote(): _STOP, actor.wait_for_room.remote(): _REGROUP}
+            self._asked = {actor.wait_for_stop.remote(): _STOP, actor.wait_for_capacity.remote(): _RESCALE}
         self._looked_s = time.monotonic()
         self._saved = False
 
@@ -147,7 +147,7 @@ class Orders:
             preempted = ray.train.get_preemption_info() is not None
             save, self._saved = preempted and not self._saved, preempted
             return "save" if save else "go on"
-        return {_GO_ON: "go on", _REGROUP: "regroup", _STOP: "stop"}[word]
+        return {_GO_ON: "go on", _RESCALE: "rescale", _STOP: "stop"}[word]
 
     def _word(self) -> int:
         asked = list(self._asked)

@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from waver.config import ResourcesConfig
-from waver.on_ray.cluster.capacity import ClusterTooSmall, Share, room_for_more, wait_for_room
+from waver.on_ray.cluster.capacity import ClusterTooSmallError, WorkerResources, wait_for_capacity, watch_free_capacity
 from waver.on_ray.cluster.connection import gpus_per_worker
 from waver.on_ray.cluster.failures import WorkerError, _cause, _met, _told_of_cluster, final_error, permanent_message
 from waver.on_ray.cluster.loopback import torch_config
@@ -43,7 +43,7 @@ _UNUSABLE_S = 600.0
 
 
 @dataclass(frozen=True)
-class Regroup:
+class Rescale:
     """What a function returns that was asked to let more workers take part: call it again, it will go on."""
 
 
@@ -79,7 +79,7 @@ def run_on_workers(
     signals: Any,
     extra_cpus: float = 0.0,
     callbacks: Sequence[UserCallback] = (),
-    regroups: bool = False,
+    rescales: bool = False,
     queues: bool = True,
 ) -> Any:
     """Calls `function(argument)` on every worker of a new process group (NCCL on GPUs, gloo on CPUs).
@@ -100,14 +100,14 @@ def run_on_workers(
         signals: actor of the run, see `waver.on_ray.cluster.signals`.
         extra_cpus: taken beside each worker, on its node, by what it starts.
         callbacks: of Ray Train.
-        regroups: whether the function listens to the actor for more room, and then returns `Regroup`.
+        rescales: whether the function listens to the actor for more room, and then returns `Rescale`.
         queues: whether to wait for as long as others use what there is.
 
     Returns:
         What the function returned on rank 0.
 
     Raises:
-        ClusterTooSmall: at once, or after resources.wait_s.
+        ClusterTooSmallError: at once, or after resources.wait_s.
         WorkerError: with the cause in a sentence.
         RemoteTracebackError: with the traceback of a worker, if its error is a bug.
         Terminated: the run was asked to stop before its workers had room.
@@ -124,12 +124,14 @@ def run_on_workers(
 
     with _start_timeout() as patience_s, _told_of_cluster():
         # Once: a range that loses its nodes with GPUs does not go on without.
-        share = Share(resources.cpus_per_worker + extra_cpus, gpus_per_worker(resources), resources.node_labels)
+        share = WorkerResources(
+            resources.cpus_per_worker + extra_cpus, gpus_per_worker(resources), resources.node_labels
+        )
         while True:
             pause(0.0)
             try:
-                workers = wait_for_room(least, placeable, share, wait_s=wait_s, queues=queues, pause=pause)
-            except ClusterTooSmall as error:
+                workers = wait_for_capacity(least, placeable, share, wait_s=wait_s, queues=queues, pause=pause)
+            except ClusterTooSmallError as error:
                 if not begun:
                     raise
                 raise WorkerError(f"{_NO_ROOM} ({error})") from error
@@ -137,13 +139,13 @@ def run_on_workers(
                 logger.info(f"{workers} of {least} to {most} workers begin")
             begun, wait_s = True, max(resources.wait_s, patience_s)
             ray.get(signals.begin.remote())
-            with _growing(signals, most - workers if regroups else 0, share, look_every_s):
+            with _growing(signals, most - workers if rescales else 0, share, look_every_s):
                 result = _fit(task, workers, share, resources, callbacks)
             placeable, look_every_s = most, resources.resize_every_s
             match result:
-                case Regroup():
+                case Rescale():
                     pass
-                case _NotPlaced() if share.free() < workers:
+                case _NotPlaced() if share.free_workers() < workers:
                     pass  # another run was faster, or a node is lost: to be waited for, as at the start
                 case _NotPlaced() if workers > least:
                     placeable, look_every_s = workers - 1, max(resources.resize_every_s, _UNUSABLE_S)
@@ -155,14 +157,16 @@ def run_on_workers(
                     return result
 
 
-def _growing(signals: Any, wanted: int, share: Share, every_s: float) -> AbstractContextManager:
+def _growing(signals: Any, wanted: int, share: WorkerResources, every_s: float) -> AbstractContextManager:
     """While the body runs, the workers hear of it when there is room for more of those that are wanted."""
     if not wanted:
         return nullcontext()
-    return room_for_more(signals.ask_to_regroup.remote, wanted, share, every_s=every_s)
+    return watch_free_capacity(signals.ask_to_rescale.remote, wanted, share, every_s=every_s)
 
 
-def _fit(task: _Task, workers: int, share: Share, resources: ResourcesConfig, callbacks: Sequence[UserCallback]) -> Any:
+def _fit(
+    task: _Task, workers: int, share: WorkerResources, resources: ResourcesConfig, callbacks: Sequence[UserCallback]
+) -> Any:
     """One `fit` of Ray Train: what the task returned on rank 0, or a _Failure."""
     # Ray Train wants a folder for checkpoints that it is handed; it is handed none.
     with tempfile.TemporaryDirectory(prefix="waver-", ignore_cleanup_errors=True) as scratch, _own_interrupt():
@@ -194,7 +198,7 @@ def _fit(task: _Task, workers: int, share: Share, resources: ResourcesConfig, ca
             if message := ray.get(task.signals.failure.remote()):
                 return _Failure(message, error)
             if isinstance(error, PreemptionError):  # only of a range; it was announced, and is no failure
-                return Regroup()
+                return Rescale()
             if _met(error, WorkerGroupStartupTimeoutError):
                 return _NotPlaced(_NO_ROOM, error)
             # What is lost while a group is built or ended Ray Train does not replace; some of it it takes for its mistake.

@@ -17,15 +17,15 @@ from waver.doctor.stages import Before, check_phrases, check_training, find_stor
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import (
     CPUS_PER_LOADER,
-    ClusterTooSmall,
-    Share,
+    ClusterTooSmallError,
+    WorkerResources,
     local_cpus,
     num_cpus,
     slots,
     too_small,
 )
 from waver.on_ray.cluster.connection import (
-    ClusterUnreachable,
+    ClusterUnreachableError,
     cluster_address,
     cluster_size,
     connect,
@@ -37,7 +37,7 @@ from waver.on_ray.doctor.nodes import check_nodes
 from waver.runs.environment import environment
 from waver.runs.folder import newest_checkpoint
 from waver.tools.files import write_json
-from waver.tools.object_store import ObjectStoreError, check_bucket, exists, shown
+from waver.tools.object_store import ObjectStoreError, check_bucket, display_path, exists
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,9 @@ def run_doctor(
         except OSError as error:
             remedy = "choose a place for it with --output"
             findings.append(
-                Finding("error", "report", f"{shown(report)} cannot be written ({error.strerror or error})", remedy)
+                Finding(
+                    "error", "report", f"{display_path(report)} cannot be written ({error.strerror or error})", remedy
+                )
             )
             report = None
     show(findings)
@@ -91,7 +93,7 @@ def run_doctor(
     )
     logger.info(f"{summary(findings)}: {verdict}")
     if report:
-        logger.info(f"all in full: {shown(report)}")
+        logger.info(f"all in full: {display_path(report)}")
     if config and (step := next_step(config, findings)):
         logger.info(f"next: waver {step} {path}")
     return findings
@@ -165,7 +167,7 @@ def check_cluster(
                 have = cluster_size(config.resources.node_labels)
                 if before == "ingest":
                     num_cpus(config.ingest.node_labels)
-        except (ClusterTooSmall, ClusterUnreachable, ConnectionError, ray.exceptions.RayError) as error:
+        except (ClusterTooSmallError, ClusterUnreachableError, ConnectionError, ray.exceptions.RayError) as error:
             yield Finding("error", "cluster", str(error))
             return
         yield Finding("ok", "cluster", where)
@@ -204,7 +206,7 @@ def _check_room(
     resources = config.resources
     beside = resources.loaders_per_worker * CPUS_PER_LOADER if before == "train" else 0.0
     cpus = resources.cpus_per_worker + beside
-    room, share = slots(cluster, cpus, gpus), Share(cpus, gpus)
+    room, share = slots(cluster, cpus, gpus), WorkerResources(cpus, gpus)
     if room >= resources.min_workers:
         asked = f"{resources.min_workers} to {resources.max_workers}" if resources.is_elastic else resources.max_workers
         yield Finding("ok", "workers", f"{asked} with {share} each; there is room for {room}")

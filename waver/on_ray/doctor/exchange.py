@@ -11,7 +11,7 @@ from ray.train.torch import get_device
 
 from waver.config import ExperimentConfig
 from waver.doctor.findings import Finding, size
-from waver.on_ray.cluster.capacity import ClusterTooSmall
+from waver.on_ray.cluster.capacity import ClusterTooSmallError
 from waver.on_ray.cluster.failures import WorkerError
 from waver.on_ray.cluster.signals import signals
 from waver.on_ray.cluster.workers import run_on_workers
@@ -37,7 +37,7 @@ def check_exchange(config: ExperimentConfig, *, gradient_bytes: int) -> Iterator
     try:
         with signals() as actor:
             measured = run_on_workers(_exchange, gradient_bytes, resources, signals=actor, queues=False)
-    except ClusterTooSmall as error:
+    except ClusterTooSmallError as error:
         yield Finding("info", "all-reduce", f"not tried: {error}")
         return
     except WorkerError as error:

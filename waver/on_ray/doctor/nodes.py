@@ -20,7 +20,7 @@ from waver.config import ExperimentConfig
 from waver.doctor.findings import Finding, some
 from waver.on_ray.doctor.node_actor import _CONNECT_S, _SEEN_S, _OnNode, _remove, _unseen, _write
 from waver.runs.environment import environment
-from waver.tools.object_store import shown
+from waver.tools.object_store import display_path
 
 _SAME = ("python", "ray", "torch", "waver", "open_clip_torch", "git_commit")
 """What must be equal everywhere: other code, other figures, or no figures at all."""
@@ -158,7 +158,7 @@ def _check_storage(nodes: Sequence[_Node], storage: Path) -> Iterator[Finding]:
         refused = {name: error for name, error in _ask(nodes, "write", folder).items() if error}
         if refused:
             name, error = next(iter(refused.items()))
-            found = f"{some(refused)} cannot write to {shown(storage)} ({name}: {error})"
+            found = f"{some(refused)} cannot write to {display_path(storage)} ({name}: {error})"
             yield Finding(
                 "error", "shared storage", found, "mount it there, writable for the user of Ray", details=refused
             )
@@ -170,21 +170,22 @@ def _check_storage(nodes: Sequence[_Node], storage: Path) -> Iterator[Finding]:
         apart = sorted({name for name, unseen in missing.items() if me in unseen} | set(missing.get(me, ())))
         if apart:
             found = (
-                f"{some(apart)} and this process do not see each other's files in {shown(storage)}: it is two storages"
+                f"{some(apart)} "
+                f"and this process do not see each other's files in {display_path(storage)}: it is two storages"
             )
             remedy = "mount the same shared file system at this path on every node, or set storage.path to one"
             yield Finding("error", "shared storage", found, remedy, details=missing)
         elif missing:
-            found = f"what some nodes wrote into {shown(storage)} was not seen after {_SEEN_S:g} s by {some(missing)}"
+            found = f"what some nodes wrote into {display_path(storage)} was not seen after {_SEEN_S:g} s by {some(missing)}"
             yield Finding("error", "shared storage", found, "is it mounted alike everywhere?", details=missing)
         elif not refused:
-            found = f"{shown(storage)} is written and read by {len(nodes)} nodes, each what the others wrote"
+            found = f"{display_path(storage)} is written and read by {len(nodes)} nodes, each what the others wrote"
             yield Finding("ok", "shared storage", found)
     except OSError as error:
         yield Finding(
             "error",
             "shared storage",
-            f"{shown(storage)} cannot be written here ({error})",
+            f"{display_path(storage)} cannot be written here ({error})",
             "mount it, or set storage.path",
         )
     finally:

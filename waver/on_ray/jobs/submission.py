@@ -15,7 +15,7 @@ from waver.on_ray.jobs.paths import ON_RUNS, named_paths, only_here, patterns_be
 from waver.sweeps.folder import sweep_folder
 from waver.sweeps.space import base_overrides, corners, point_configs, points
 from waver.tools.errors import WaverError
-from waver.tools.object_store import shown
+from waver.tools.object_store import display_path
 
 STOP_WAIT_S = 60
 """Seconds between SIGTERM and SIGKILL for a job that is stopped: it writes a checkpoint in them. Ray's own are 3."""
@@ -151,8 +151,8 @@ def _load(stage: str, path: Path, overrides: Mapping[str, Any]) -> tuple[Experim
 
 def _written_folder(stage: str, config: ExperimentConfig | None, sweep: SweepConfig | None) -> str | None:
     if sweep:
-        return shown(sweep_folder(config.storage.folder, sweep.name))
-    return shown(getattr(config, _FOLDERS[stage])) if stage in _FOLDERS else None
+        return display_path(sweep_folder(config.storage.folder, sweep.name))
+    return display_path(getattr(config, _FOLDERS[stage])) if stage in _FOLDERS else None
 
 
 def _environment(variables: Sequence[str], environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

@@ -34,7 +34,7 @@ from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import LEAKY, load_captions, open_knowledge, open_store
 from waver.runs.results import result_of
 from waver.tools.files import write_json
-from waver.tools.object_store import shown
+from waver.tools.object_store import display_path
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ def evaluate_checkpoint(
     if config.informed_at_inference:
         knowledge = open_knowledge(config, captions, store, (split,))
         knowledge.check_taught(checkpoint, learned_from(checkpoint))
-    logger.info(f"evaluating {shown(checkpoint)} on the {split} split")
+    logger.info(f"evaluating {display_path(checkpoint)} on the {split} split")
     asked = captions if queries is None else queries
     if config.resources.max_workers == 1 and not cluster_address():
         return evaluate_here(checkpoint, config, asked, store, knowledge, split=split, **how), knowledge

@@ -27,7 +27,7 @@ from waver.on_ray.cluster.capacity import num_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.runs.inputs import load_captions, store_settings
 from waver.tools.errors import WaverError
-from waver.tools.object_store import shown
+from waver.tools.object_store import display_path
 from waver.tools.progress import show
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class IngestReport:
 
     @property
     def failed_fraction(self) -> float:
-        """Share of the clips that have no frames."""
+        """WorkerResources of the clips that have no frames."""
         return 1 - self.counts.get("ok", 0) / sum(self.counts.values())
 
     @property
@@ -101,7 +101,7 @@ def ingest(
         IngestError: if more clips failed than that, after everything was written; or if the store cannot be written.
         IngestInterrupted: on Ctrl-C.
         StoreError: if the store has other settings.
-        ClusterTooSmall: if no such node has a CPU.
+        ClusterTooSmallError: if no such node has a CPU.
     """
     started = time.monotonic()
     clips = _unique_clips(captions)
@@ -125,12 +125,12 @@ def ingest(
     except KeyboardInterrupt:
         num_left = len(_unfinished(clips, store))
         raise IngestInterrupted(
-            f"stopped. {len(clips) - num_left} of {len(clips)} clips are done and kept in {shown(store)}; "
+            f"stopped. {len(clips) - num_left} of {len(clips)} clips are done and kept in {display_path(store)}; "
             "run the same command again to decode the others"
         ) from None
     except (BlockError, OSError, RayError) as error:
         raise IngestError(
-            f"the clips could not be decoded into {shown(store)}: {error}. What was decoded before is kept; "
+            f"the clips could not be decoded into {display_path(store)}: {error}. What was decoded before is kept; "
             "run the same command again when this is mended"
         ) from error
     report = _report(clips, store, len(todo), time.monotonic() - started)
@@ -138,7 +138,8 @@ def ingest(
         raise IngestError(
             f"{sum(report.reasons.values())} of {len(clips)} clips could not be decoded, more than "
             f"ingest.max_failed_fraction = {max_failed_fraction:g} allows:\n{describe_failures(report)}\n"
-            f"Each of them is listed in {shown(store / 'ledger')}. Replace the files and run the same command again, or "
+            f"Each of them is listed in {display_path(store / 'ledger')}. Replace the files and run the same "
+            f"command again, or "
             "allow more failures: they count as misses in evaluation"
         )
     return report
@@ -256,7 +257,7 @@ def _report(clips: pa.Table, store: Path, num_decoded: int, seconds: float) -> I
 def run_ingest(config: ExperimentConfig, *, progress: bool = True) -> IngestReport:
     """Decodes the videos of an experiment into its clip store."""
     captions = load_captions(config)
-    logger.info(f"decoding the clips of {len(captions)} captions into {shown(config.clip_store)}")
+    logger.info(f"decoding the clips of {len(captions)} captions into {display_path(config.clip_store)}")
     return ingest(
         captions,
         config.clip_store,

@@ -30,7 +30,7 @@ from waver.knowledge.store import (
 from waver.knowledge.teacher import Teacher, best_phrases
 from waver.model.backbone import load_backbone
 from waver.on_ray.cluster.blocks import map_blocks
-from waver.on_ray.cluster.capacity import Share, local_cpus, require
+from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require
 from waver.on_ray.cluster.connection import connect, gpus_per_worker, own_device
 from waver.runs.inputs import load_captions, open_dictionary, open_store
 from waver.tools.progress import show
@@ -64,7 +64,7 @@ def match(
 
     Raises:
         KnowledgeError: where the folder holds what was made from something else.
-        ClusterTooSmall: for resources.workers, the fewest of them.
+        ClusterTooSmallError: for resources.workers, the fewest of them.
     """
     folder = config.knowledge_store
     num_matches = min(config.knowledge.num_matches, len(dictionary.phrases))
@@ -72,7 +72,7 @@ def match(
     source = "matched" if released is None else "released"
     knowledge = create_knowledge(folder, dictionary, source=source, teacher=teacher, num_matches=num_matches)
     resources = config.resources
-    share = Share(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
+    share = WorkerResources(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
     require(resources.min_workers, share, wait_s=resources.wait_s)
     pool = {
         "wait_s": resources.wait_s,

@@ -43,7 +43,7 @@ from waver.runs.checkpoint import checkpoint_config
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import load_captions
 from waver.runs.results import result_of
-from waver.tools.files import whole_file, write_json
+from waver.tools.files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -272,7 +272,7 @@ def _write_queries(path: Path, queries: Queries, runs: Sequence[RunFigures]) -> 
     for run in runs:
         columns[f"{run.name}: rank"] = run.answers.ranks
         columns[f"{run.name}: first answers"] = clips[run.answers.top].tolist()
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         pq.write_table(pa.table(columns), file)
 
 

@@ -27,7 +27,7 @@ from waver.runs.folder import best_checkpoint, describe_checkpoint, finished, ne
 from waver.runs.inputs import LEAKY, load_captions, open_store, training_knowledge
 from waver.runs.results import protocol_of_table
 from waver.tools.files import write_json
-from waver.tools.object_store import shown
+from waver.tools.object_store import display_path
 from waver.tools.progress import follow
 from waver.training.build import build_student
 from waver.training.plan import check_split, describe_data, plan_epoch, training_rows
@@ -75,7 +75,7 @@ def train(
     open_run(folder, config, data)
     if result := finished(folder):
         logger.info(
-            f"{shown(folder)} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name"
+            f"{display_path(folder)} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name"
         )
         return result
     if not here:
@@ -86,7 +86,7 @@ def train(
     what = f"continuing {config.name} after {describe_checkpoint(newest)}" if newest else f"training {config.name}"
     logger.info(
         f"{what}: {config.train.epochs} epochs of {steps_per_epoch} steps, {_describe_workers(config)}; "
-        f"everything goes to {shown(folder)}"
+        f"everything goes to {display_path(folder)}"
     )
     job = Job(config, ray.put(captions), rows, store.path, knowledge.path if knowledge else None, folder, group)
     if here:
@@ -99,13 +99,14 @@ def train(
                 replace(job, signals=actor),
                 config.resources,
                 signals=actor,
-                regroups=True,
+                rescales=True,
                 extra_cpus=config.resources.loaders_per_worker * CPUS_PER_LOADER,
                 callbacks=callbacks,
             )
     if "stopped_at" in outcome:
         raise Terminated(
-            f"stopped, as asked, after step {outcome['stopped_at']}; a checkpoint is in {shown(folder)}. Run the same "
+            f"stopped, as asked, after step {outcome['stopped_at']}; a checkpoint is in {display_path(folder)}. "
+            f"Run the same "
             "command again to go on from there"
         )
     checkpoint, metrics = best_checkpoint(folder)

@@ -21,8 +21,8 @@ from waver.data.batch import Batch, read_ahead
 from waver.data.clip_store import ClipStore
 from waver.evaluation.evaluate import evaluate
 from waver.knowledge.store import Knowledge
-from waver.on_ray.cluster.signals import Orders
-from waver.on_ray.cluster.workers import Regroup
+from waver.on_ray.cluster.signals import ControlSignals
+from waver.on_ray.cluster.workers import Rescale
 from waver.on_ray.stages.loader import clip_stream
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
 from waver.runs.folder import checkpoint_name, keep_checkpoint, newest_checkpoint
@@ -70,12 +70,12 @@ def worker_batches(
         yield make_batch(captions, share, frames, config, num_pairs=len(rows), knowledge=knowledge)
 
 
-def _train_worker(job: Job) -> dict | Regroup:
+def _train_worker(job: Job) -> dict | Rescale:
     """Runs on every worker, from the last checkpoint to the last epoch."""
     return train_job(job, device=get_device(), report=ray.train.report)
 
 
-def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, float]], Any]) -> dict | Regroup:
+def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, float]], Any]) -> dict | Rescale:
     """This worker's part of a run, from its newest checkpoint to the last epoch, or until it is to stop.
 
     Args:
@@ -84,7 +84,7 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
         report: is handed the validation metrics after each epoch, when its checkpoint is written.
 
     Returns:
-        What result.json says of the workers; where the run is not finished, `stopped_at`, the step, or `Regroup`.
+        What result.json says of the workers; where the run is not finished, `stopped_at`, the step, or `Rescale`.
 
     Raises:
         CheckpointError: the newest checkpoint does not belong to this plan.
@@ -99,7 +99,7 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
     if parallel.rank() == 0:
         recording = Recording(job.run_folder, config, captions, store, knowledge, training, steps, group=job.group)
     batches = worker_batches(steps[training.step :], captions, store, config, knowledge)
-    orders = Orders(job.signals, device) if job.signals else None
+    orders = ControlSignals(job.signals, device) if job.signals else None
     with recording or nullcontext():
         for epoch in range(training.epoch, config.train.epochs):
             ends_at = sum(map(len, plans[: epoch + 1]))
@@ -116,8 +116,8 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
                     _save(job, training, knowledge, checkpoint_name(epoch, training.step), recording)
                 if order == "stop":
                     return {"stopped_at": training.step}
-                if order == "regroup":
-                    return Regroup()
+                if order == "rescale":
+                    return Rescale()
             evaluation = evaluate(
                 training.student,
                 captions,

@@ -16,7 +16,7 @@ from waver.on_ray.cluster.blocks import map_blocks
 from waver.on_ray.cluster.capacity import num_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.runs.inputs import _captions_of, _digest, load_captions
-from waver.tools.object_store import exists, shown
+from waver.tools.object_store import display_path, exists
 from waver.tools.progress import show
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def make_vocabulary(
 
     Raises:
         VocabularyError: where the parser is not installed.
-        ClusterTooSmall: where no such node has a CPU.
+        ClusterTooSmallError: where no such node has a CPU.
         BlockError: where it cannot be loaded on another node.
     """
     load_parser(parser)  # rather a sentence now than from the actors
@@ -103,7 +103,7 @@ def run_vocabulary(config: ExperimentConfig, *, progress: bool = True) -> Dictio
     if exists(config.dictionary / "manifest.json"):
         dictionary = read_dictionary(config.dictionary)
         if dictionary.manifest.items() >= source.items():
-            logger.info(f"{shown(config.dictionary)} has the phrases of these {len(chosen)} captions")
+            logger.info(f"{display_path(config.dictionary)} has the phrases of these {len(chosen)} captions")
             return dictionary
     logger.info(f"looking for phrases in {len(chosen)} captions of {', '.join(settings.splits)}")
     phrases = make_vocabulary(

@@ -11,7 +11,7 @@ import ray
 import torch
 
 from waver.config import ExperimentConfig, SweepConfig, check_config, load_config, load_sweep
-from waver.on_ray.cluster.capacity import CPUS_PER_LOADER, Share, local_cpus, slots, too_small
+from waver.on_ray.cluster.capacity import CPUS_PER_LOADER, WorkerResources, local_cpus, slots, too_small
 from waver.on_ray.cluster.connection import cluster_address, cluster_size, connect, gpus_per_worker, nodes
 from waver.on_ray.tuning.shared import Shared, survey
 from waver.sweeps.folder import SweepError, sweep_folder
@@ -114,7 +114,7 @@ def describe_plan(plan: Plan) -> None:
     """What a sweep would do: trials, resources, how many at a time, memory, and what is there already. Starts no trial.
 
     Raises:
-        ClusterTooSmall: where not one trial fits.
+        ClusterTooSmallError: where not one trial fits.
     """
     resources = plan.base.resources
     if cluster_address() or ray.is_initialized():
@@ -130,7 +130,7 @@ def describe_plan(plan: Plan) -> None:
     at_once = trials_at_once(plan, cluster, gpus)
     if at_once == 0:
         room = slots(cluster, plan.cpus_per_worker, gpus)
-        raise too_small(resources.max_workers, Share(plan.cpus_per_worker, gpus), room, 0.0, size)
+        raise too_small(resources.max_workers, WorkerResources(plan.cpus_per_worker, gpus), room, 0.0, size)
     sweep = plan.sweep
     drawn = (
         f"{plan.num_trials} trials that Optuna draws as it goes" if plan.points is None else f"{plan.num_trials} trials"

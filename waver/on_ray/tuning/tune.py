@@ -18,7 +18,7 @@ from ray.util.state import list_placement_groups
 from ray.util.state.exception import RayStateApiException
 
 from waver.config import SweepConfig
-from waver.on_ray.cluster.capacity import Share, local_cpus, require
+from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require
 from waver.on_ray.cluster.connection import connect, gpus_per_worker, nodes
 from waver.on_ray.tuning.plan import Plan, trials_at_once
 from waver.on_ray.tuning.shared import prepare
@@ -57,7 +57,7 @@ def run_sweep(plan: Plan, *, show: Callable[[object], None]) -> list[TrialState]
         All trials, the best first.
 
     Raises:
-        ClusterTooSmall: where not one trial fits.
+        ClusterTooSmallError: where not one trial fits.
         SweepError: where the folder holds another sweep, the cluster lacks what early stopping needs, or no trial gave a
             figure.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with all that is known so far written and shown.
@@ -87,7 +87,7 @@ def _run_trials(plan: Plan) -> None:
     with connect(num_cpus=local_cpus(plan.base), dashboard=needs_dashboard(plan)) as where:
         logger.info(where)
         gpus = gpus_per_worker(resources)
-        share = Share(plan.cpus_per_worker, gpus, resources.node_labels)
+        share = WorkerResources(plan.cpus_per_worker, gpus, resources.node_labels)
         require(resources.max_workers, share, wait_s=resources.wait_s)
         if needs_dashboard(plan):
             _check_dashboard()

@@ -7,7 +7,7 @@ from typing import Any
 
 from waver.config import flat
 from waver.runs.comparison.reading import ComparisonError, ReadRun, read_run
-from waver.tools.object_store import shown
+from waver.tools.object_store import display_path
 
 _DATA_KEYS = ("data.format", "data.split", "data.annotations", "data.videos")
 _HELD_OUT_KEYS = ("data.validation_fraction", "data.validation_seed")
@@ -90,11 +90,11 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     if mistakes:
         raise ComparisonError("\n".join(mistakes))
     if a.resolve() == b.resolve():
-        raise ComparisonError(f"{shown(a)} and {shown(b)} are the same run: name another one")
+        raise ComparisonError(f"{display_path(a)} and {display_path(b)} are the same run: name another one")
     first, second = runs
     names = [run.config.name if run.config else run.folder.name for run in runs]
     if names[0] == names[1]:
-        names = [shown(run.folder) for run in runs]
+        names = [display_path(run.folder) for run in runs]
     config = _config_rows(first, second)
     return Comparison(
         *names,

@@ -11,7 +11,7 @@ from waver.runs.folder import SELECTION_METRIC, best_epoch
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json
-from waver.tools.object_store import ObjectStoreError, exists, names, shown
+from waver.tools.object_store import ObjectStoreError, display_path, exists, names
 
 
 class ComparisonError(WaverError):
@@ -97,16 +97,16 @@ def read_run(folder: Path) -> ReadRun:
 def _check(folder: Path) -> None:
     if folder.is_file() or not exists(folder):
         raise ComparisonError(
-            f"{shown(folder)} {'is a file' if folder.exists() else 'is not there'}: name the folder of a run"
+            f"{display_path(folder)} {'is a file' if folder.exists() else 'is not there'}: name the folder of a run"
         )
     if exists(folder / "model.safetensors"):
-        raise ComparisonError(f"{shown(folder)} is a checkpoint: name its run, {shown(folder.parent)}")
+        raise ComparisonError(f"{display_path(folder)} is a checkpoint: name its run, {display_path(folder.parent)}")
     if exists(folder / "config.yaml"):
         return
     inside = [folder / name for name in names(folder) if exists(folder / name / "config.yaml")]
     inside += [path.parent for path in sorted(folder.glob("trials/*/*/config.yaml"))]
-    hint = f": name one in it, such as {shown(inside[0])}" if inside else ": train one with `waver train CONFIG`"
-    raise ComparisonError(f"{shown(folder)} is no run, it has no config.yaml{hint}")
+    hint = f": name one in it, such as {display_path(inside[0])}" if inside else ": train one with `waver train CONFIG`"
+    raise ComparisonError(f"{display_path(folder)} is no run, it has no config.yaml{hint}")
 
 
 def _read(path: Path, problems: list[str], *, optional: bool = False) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from waver.model.embeddings import Embeddings
 from waver.model.interaction import last_token
 from waver.runs.inspection.pictures import one_line
-from waver.tools.files import whole_file, write_text
+from waver.tools.files import atomic_write, write_text
 
 _BORDER = (255, 150, 0)
 
@@ -90,7 +90,7 @@ def write_projection(folder: Path, point_sets: Mapping[str, PointSet]) -> None:
         lines = ("\t".join(f"{value:.5f}" for value in vector) for vector in point_set.vectors.tolist())
         write_text(folder / f"{name}.tsv", "".join(f"{line}\n" for line in lines))
         write_text(folder / f"{name}_metadata.tsv", _metadata(point_set.points))
-        with whole_file(folder / f"{name}.png") as file:
+        with atomic_write(folder / f"{name}.png") as file:
             file.write(_sprite(point_set.thumbnails))
         size = point_set.thumbnails.shape[1]
         embedding = config.embeddings.add(

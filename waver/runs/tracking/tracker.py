@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from waver.runs.tracking.outbox import Outbox
 from waver.runs.tracking.tags import layout, pairs_tag_of, tag_of
 from waver.tools.files import write_text
-from waver.tools.object_store import fetch, shown
+from waver.tools.object_store import display_path, fetch
 
 
 class Tracker:
@@ -119,7 +119,8 @@ class Tracker:
         except OSError as error:
             waiting = f"; {len(self._rows)} rows wait for the next try" if self._rows else ""
             warnings.warn(
-                f"{what} of {shown(self._folder)} cannot be written ({error}){waiting}. Training goes on", stacklevel=3
+                f"{what} of {display_path(self._folder)} cannot be written ({error}){waiting}. Training goes on",
+                stacklevel=3,
             )
 
     @contextmanager
@@ -129,7 +130,7 @@ class Tracker:
         except OSError as error:
             self._events = None
             warnings.warn(
-                f"events of {shown(self._folder)} cannot be written ({error}): TensorBoard shows no more of this run "
+                f"events of {display_path(self._folder)} cannot be written ({error}): TensorBoard shows no more of this run "
                 "until it is resumed. Training goes on, and so does metrics.jsonl",
                 stacklevel=3,
             )
