@@ -12,8 +12,7 @@ os.environ.update(SETTINGS)
 os.environ.pop("RAY_ADDRESS", None)  # never a cluster that somebody uses
 os.environ.pop("RAY_AUTH_MODE", None)
 # Workers import the modules of the tests, which import the helpers beside tests/conftest.py.
-_PATHS = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-os.environ["PYTHONPATH"] = os.pathsep.join(_PATHS)
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
 
 import numpy as np
 import pytest

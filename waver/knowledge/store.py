@@ -205,7 +205,8 @@ class Knowledge:
         theirs = learned_from and learned_from["digest"]
         if theirs != self.summary()["digest"]:
             raise KnowledgeError(
-                f"{display_path(checkpoint)} learned from another dictionary ({theirs}) than {display_path(self.path)} was matched with "
+                f"{display_path(checkpoint)} learned from another dictionary ({theirs}) "
+                f"than {display_path(self.path)} was matched with "
                 f"({self.summary()['digest']}): its phrases would mean something else. Make that dictionary and match "
                 "again, or train under another name"
             )
@@ -240,7 +241,8 @@ def create_knowledge(folder: Path, dictionary: Dictionary, **settings: Any) -> K
     ]
     if different:
         raise KnowledgeError(
-            f"{display_path(folder)} was made from something else ({'; '.join(different)}): delete the folder and match again. "
+            f"{display_path(folder)} was made from something else ({'; '.join(different)}): "
+            f"delete the folder and match again. "
             "Runs that were trained with it can then not be continued"
         )
     if knowledge.manifest["dictionary"] != dictionary.manifest:

@@ -144,7 +144,8 @@ def _load_weights(student: Student, folder: Path) -> None:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{display_path(path)} cannot be read ({_first_line(error)}); is {display_path(folder)} a checkpoint, wholly copied?"
+            f"{display_path(path)} cannot be read ({_first_line(error)}); "
+            f"is {display_path(folder)} a checkpoint, wholly copied?"
         ) from error
     try:
         load_weights(student, state, source=display_path(path))
