@@ -8,7 +8,7 @@ import importlib
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
@@ -16,6 +16,8 @@ from ray import _raylet
 from ray._private import ray_constants
 from ray.train.torch import TorchConfig
 from torch.distributed import TCPStore
+
+from waver.tools.environment import environment_variables
 
 LOOPBACK = "127.0.0.1"
 _DASHBOARD = "RAY_API_SERVER_ADDRESS"
@@ -46,7 +48,7 @@ def loopback_only(*, dashboard: bool) -> Iterator[int | None]:
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     settings |= {variable: name for variable in _INTERFACES if variable not in os.environ for name in names[:1]}
     clusters = ray_constants.ENABLE_RAY_CLUSTER
-    with _environment(settings):
+    with environment_variables(settings):
         ray_constants.ENABLE_RAY_CLUSTER = False  # this process has read the variable already
         _read_token_again()
         try:
@@ -94,21 +96,6 @@ def _read_token_again() -> None:
     """Ray remembers what it read of RAY_AUTH_MODE and of the token."""
     _raylet.Config.initialize("")
     _raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Variables of the environment, for a while."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _free_port() -> int:

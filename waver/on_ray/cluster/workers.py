@@ -23,6 +23,7 @@ from waver.on_ray.cluster.connection import gpus_per_worker
 from waver.on_ray.cluster.failures import WorkerError, _cause, _met, _told_of_cluster, final_error, permanent_message
 from waver.on_ray.cluster.loopback import torch_config
 from waver.on_ray.cluster.signals import Terminated
+from waver.tools.environment import environment_variables
 from waver.training.parallel import InStepError, lasting_group
 
 logger = logging.getLogger(__name__)
@@ -217,11 +218,8 @@ def _start_timeout() -> Iterator[float]:
     if said := os.environ.get(_START_TIMEOUT):
         yield float(said)
         return
-    os.environ[_START_TIMEOUT] = str(_START_TIMEOUT_S)
-    try:
+    with environment_variables({_START_TIMEOUT: str(_START_TIMEOUT_S)}):
         yield _COMES_BACK_S
-    finally:
-        del os.environ[_START_TIMEOUT]
 
 
 @contextmanager

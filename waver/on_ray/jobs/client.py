@@ -27,6 +27,7 @@ from waver.on_ray.jobs import (
     is_loopback,
     package_size,
 )
+from waver.tools.environment import environment_variables
 from waver.tools.errors import WaverError
 
 logger = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ def _client(address: str) -> Iterator[JobSubmissionClient]:
         _quiet(name)
     _quiet("ray._private.authentication.http_token_authentication")
     _check_reachable(address)
-    with _environment(address):
+    with environment_variables(_client_environment(address)):
         try:
             client = JobSubmissionClient(address)
         except AuthenticationError as error:
@@ -184,20 +185,13 @@ def _client(address: str) -> Iterator[JobSubmissionClient]:
             ) from error
 
 
-@contextlib.contextmanager
-def _environment(address: str) -> Iterator[None]:
-    """No variable leads to another cluster, no proxy stands between this machine and itself."""
-    before = dict(os.environ)
-    for name in _OVERRULES:
-        os.environ.pop(name, None)
+def _client_environment(address: str) -> dict[str, str | None]:
+    """Variables for Ray's client: none that names another cluster, no proxy for an address of this machine."""
+    values: dict[str, str | None] = dict.fromkeys(_OVERRULES)
     if is_loopback(address):
         for name in ("NO_PROXY", "no_proxy"):
-            os.environ[name] = ",".join(filter(None, [before.get(name), urlsplit(address).hostname]))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+            values[name] = ",".join(filter(None, [os.environ.get(name), urlsplit(address).hostname]))
+    return values
 
 
 def _check_reachable(address: str) -> None:
