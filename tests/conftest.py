@@ -320,11 +320,19 @@ def _seed() -> None:
     np.random.seed(0)
 
 
+WITHOUT_RAY = ("jobs", "test_robustness.py")
+"""Parts of tests/on_ray in which no test needs the Ray that the others share."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Ray share one Ray, so they go to one process; two that start in the same second disturb each other."""
+    """Marks the tests that need Ray and sends them to one process: they share one Ray.
+
+    What is slow and needs no Ray comes last, so that it fills the other process.
+    """
     for item in items:
-        if "on_ray" in item.path.parts:
+        if "on_ray" in item.path.parts and not set(WITHOUT_RAY) & set(item.path.parts):
+            item.add_marker(pytest.mark.ray)
             item.add_marker(pytest.mark.xdist_group("ray"))
         elif "distributed" in item.path.parts:
             item.add_marker(pytest.mark.xdist_group("distributed"))

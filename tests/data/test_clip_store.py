@@ -298,6 +298,7 @@ def test_a_store_that_is_not_in_the_object_store(far):
         ClipStore(far[0])
 
 
+@pytest.mark.slow
 def test_an_object_store_that_does_not_answer_is_no_damage(far, monkeypatch):
     here, there = far
     make(here, [done("a", clip(1))])

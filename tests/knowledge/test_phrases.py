@@ -165,6 +165,7 @@ def ranks(values: list[int]) -> np.ndarray:
     return np.argsort(np.argsort(values))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "data/vcd/msvd").is_dir(), reason="without the released files of MSVD")
 def test_the_released_dictionary_of_msvd(parser):
     """The figures of dictionary/README.md for the same model: 21,951 and 14,393 phrases, 94.5%, 0.983."""

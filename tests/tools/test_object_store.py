@@ -223,6 +223,7 @@ def test_a_bucket_that_is_not_there(here, tmp_path):
     check_bucket(here)
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer(here, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     start = time.monotonic()

@@ -25,10 +25,15 @@ from waver.training.build import build_training
 QUICK = {"resamples": 100, "permutations": 99, "parser": "no_such_parser"}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ray_session():
+    """Starts none: one worker evaluates in this process."""
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory, build_project, captions) -> list[Path]:
     """Two models of one experiment that have learned nothing."""
-    folder = build_project(tmp_path_factory.mktemp("project"), captions)
+    folder = build_project(tmp_path_factory.mktemp("project"), captions, resources={"workers": 1})
     made = []
     for seed in (0, 1):
         config = load_config(folder / "experiment.yaml", {"seed": seed, "name": f"seed{seed}"})

@@ -1,4 +1,4 @@
-"""One worker of a process group, run by test_workers.py as a process of its own: a step and an evaluation."""
+"""One worker of a process group, run by test_workers.py as a process of its own: steps and evaluations."""
 
 import pickle
 import sys
@@ -35,8 +35,14 @@ STEPS = {
 }
 
 
-def main(rank: int, world_size: int, folder: Path) -> None:
+def main(rank: int, folder: Path) -> None:
+    """Computes in the groups of one, two and three workers, in those that have this rank."""
     torch.set_num_threads(1)
+    for world_size in range(rank + 1, 4):
+        compute(rank, world_size, folder)
+
+
+def compute(rank: int, world_size: int, folder: Path) -> None:
     if world_size > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/rendezvous-{world_size}", rank=rank, world_size=world_size
@@ -87,4 +93,4 @@ def step(
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))
