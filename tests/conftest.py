@@ -33,7 +33,7 @@ from waver.data.video import Clip, ClipError
 from waver.evaluation.evaluate import evaluate
 from waver.knowledge.phrases import VOCABULARY_SCHEMA, load_parser
 from waver.knowledge.store import Knowledge, create_knowledge, finish, make_dictionary, write_embeddings, write_matches
-from waver.model.backbone import load_backbone
+from waver.model.weights import load_backbone
 from waver.runs.inputs import store_settings
 from waver.runs.recording import LOOKED_AT, Recording
 from waver.training.build import Training, build_training

@@ -23,7 +23,7 @@ from waver.data.clip_store import ClipStore, Decoded, create_store, write_block,
 from waver.data.video import Clip
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.knowledge.store import make_dictionary
-from waver.model.backbone import load_backbone
+from waver.model.weights import load_backbone
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.match import match
 from waver.quickstart.memory import peak_memory

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip_store import Decoded, create_store, write_block, write_manifest
 from waver.data.video import Clip
-from waver.model.backbone import load_backbone
+from waver.model.weights import load_backbone
 from waver.runs.inputs import store_settings
 
 NUM_CLIPS, CLIPS_PER_BLOCK, SIZE = 160, 16, 64

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from waver.knowledge.teacher import Teacher, best_phrases
-from waver.model.backbone import load_backbone, tokenize
+from waver.model.tokenizer import tokenize
+from waver.model.weights import load_backbone
 
 PROMPT = "This is a video about {}."
 PHRASES = ["riding a horse", "run", "putting a very small cake into an old oven", "playing!", "é"]

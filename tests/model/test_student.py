@@ -1,17 +1,21 @@
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
 
+from waver.config.model import ModelConfig, SimilarityConfig
 from waver.model.backbone import BackboneError
 from waver.model.fusion import KnowledgeFusion
+from waver.model.interaction import INTERACTIONS
 from waver.model.student import Student
+from waver.model.temporal import TEMPORAL_AGGREGATORS
 from waver.training.build import build_student
 
 FRAMES = torch.randint(0, 256, (4, 3, 3, 16, 16), dtype=torch.uint8)
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool()
-KINDS = [(kind, temporal) for kind in ("dp", "ti", "wti", "xti") for temporal in ("none", "seqTransf", "seqLSTM")]
+KINDS = [(kind, temporal) for kind in INTERACTIONS for temporal in TEMPORAL_AGGREGATORS]
 
 
 def test_the_model_imports_without_ray():
@@ -208,3 +212,9 @@ def test_without_fusion_there_are_no_weights_of_it(load_knowing):
     assert new == {f"fusion.{name}" for name in informed.fusion.state_dict()}
     ways = informed_and_plain(informed)
     assert not torch.allclose(ways[0], ways[1])
+
+
+def test_the_configuration_offers_what_the_tables_have():
+    """The configuration does not import torch, so its names are written out."""
+    assert get_args(SimilarityConfig.model_fields["kind"].annotation) == tuple(INTERACTIONS)
+    assert get_args(ModelConfig.model_fields["temporal"].annotation) == tuple(TEMPORAL_AGGREGATORS)

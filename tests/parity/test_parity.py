@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from waver.evaluation.metrics import retrieval_metrics
 from waver.evaluation.ranking import rank_similarity
-from waver.model.backbone import load_backbone, tokenize
 from waver.model.interaction import last_token
 from waver.model.student import Student
+from waver.model.tokenizer import tokenize
+from waver.model.weights import load_backbone
 from waver.training.losses import contrastive
 
 FIGURES = Path(os.environ.get("WAVER_PARITY", Path(__file__).parent))

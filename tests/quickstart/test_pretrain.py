@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from waver.config import load_config
-from waver.model.backbone import Backbone, load_backbone, tokenize
+from waver.model.backbone import Backbone
+from waver.model.tokenizer import tokenize
+from waver.model.weights import load_backbone
 from waver.quickstart.alt_text import LESSONS, alt_text
 from waver.quickstart.captions import COLOUR_WORDS, MOTION_WORDS, SHAPE_WORDS, STYLES, caption, captions
 from waver.quickstart.pretrain import embed_frames, embed_texts, pretrain, pretraining_scenes, stills

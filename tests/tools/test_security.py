@@ -26,7 +26,8 @@ from waver.data.annotations.table import load_table
 from waver.data.clip_store import ClipStore, Decoded, StoreError, StoreSettings, create_store, write_block
 from waver.data.decoder import Decoder
 from waver.data.video import Clip, ClipError
-from waver.model.backbone import BackboneError, check_weights, load_backbone
+from waver.model.backbone import BackboneError
+from waver.model.weights import check_weights, load_backbone
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
 from waver.tools.files import atomic_write
 from waver.tools.html import html_table, new_figure, svg, write_html

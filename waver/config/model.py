@@ -29,7 +29,9 @@ class ModelConfig(Section):
     """A name that open_clip knows, or the mapping that its own model files hold (embed_dim, vision_cfg, text_cfg)."""
     weights: str | None = "openai"
     """A file (OpenAI .pt, .safetensors, state dict), a pretrained tag of open_clip, or null for random weights."""
-    temporal: Literal["none", "seqTransf", "seqLSTM"] = "seqTransf"
+    temporal: Literal["none", "seqTransf", "seqLSTM"] = (
+        "seqTransf"  # names of waver.model.temporal.TEMPORAL_AGGREGATORS
+    )
     temporal_layers: Count = 4
 
     @field_validator("weights")
@@ -42,7 +44,7 @@ class ModelConfig(Section):
 class SimilarityConfig(Section):
     """How a text meets a video."""
 
-    kind: Literal["dp", "ti", "wti", "xti"] = "wti"
+    kind: Literal["dp", "ti", "wti", "xti"] = "wti"  # names of waver.model.interaction.INTERACTIONS
     wti_layers: Literal[1, 2, 3] = 2
 
 

@@ -14,8 +14,9 @@ import torch
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.doctor.findings import Finding, Level, size
-from waver.model.backbone import BackboneError, check_weights
+from waver.model.backbone import BackboneError
 from waver.model.student import Student
+from waver.model.weights import check_weights
 from waver.tools.errors import WaverError
 from waver.tools.object_store import remote_of
 from waver.training.build import build_student, parameter_groups

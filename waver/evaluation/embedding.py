@@ -9,9 +9,9 @@ from waver.data.batch import frames_to_tensor, read_ahead
 from waver.data.clip_store import ClipStore
 from waver.data.epochs import fixed_batches
 from waver.knowledge.store import Knowledge
-from waver.model.backbone import tokenize
 from waver.model.embeddings import Embeddings
 from waver.model.student import Student
+from waver.model.tokenizer import tokenize
 from waver.training import parallel
 from waver.training.step import autocast
 

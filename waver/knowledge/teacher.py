@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from waver.model.backbone import Backbone, tokenize
+from waver.model.backbone import Backbone
 from waver.model.interaction import last_token
+from waver.model.tokenizer import tokenize
 
 
 class Teacher:

@@ -1,4 +1,4 @@
-"""embeddings."""
+"""Embeddings of the tokens of texts or videos, which an interaction compares."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Embeddings:
-    """L tokens (words or frames) of each of M items, as an interaction needs them.
-
-    `weights` sum to 1 over the valid tokens of an item; they say how much a token counts. Values at masked positions are
-    unspecified and never read.
-    """
+    """Embeddings of M items (captions or clips) with L tokens (words or frames) each."""
 
     values: Float[Tensor, "M L D"]
+    """Token embeddings of width D. Values at masked positions are unspecified and never read."""
     mask: Bool[Tensor, "M L"]
+    """True for valid tokens, False for padding."""
     weights: Float[Tensor, "M L"]
+    """Importance of each token; sums to 1 over the valid tokens of an item."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -31,5 +30,5 @@ class Embeddings:
         return Embeddings(function(self.values), function(self.mask), function(self.weights))
 
     def full_precision(self) -> "Embeddings":
-        """In float32, whatever autocast made of them (float64 stays)."""
+        """Converts bfloat16 and float16, as autocast produces them, to float32; float64 stays."""
         return self.map(lambda tensor: tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor)

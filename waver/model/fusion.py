@@ -1,4 +1,4 @@
-"""fusion."""
+"""Knowledge fusion: the frames of a clip attend to the phrases that describe it."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -8,10 +8,13 @@ from waver.model.backbone import BackboneError
 
 
 class KnowledgeFusion(nn.Module):
-    """Frames look at the phrases of their clip: the cross-domain block of WAVER, the half whose output is used.
+    """The cross-domain distillation block of WAVER (arXiv 2312.09507), of which only the video half's output is used.
 
-    Attention of the frames (queries) to the phrases (keys, values), then a layer of width D, each added to what came in and
-    normalised after. With one phrase the attention has nothing to choose from and adds a projection of it.
+    Multi-head attention of the frames (queries) to the phrases (keys, values), then a feed-forward layer of width D; each is
+    residual with a layer norm after it. With one phrase, attention has a single key and adds a projection of the phrase.
+
+    Raises:
+        BackboneError: if the number of attention heads does not divide the width.
     """
 
     def __init__(self, width: int):
@@ -26,23 +29,23 @@ class KnowledgeFusion(nn.Module):
         self.attended_norm = nn.LayerNorm(width, eps=1e-12)
         self.hidden, self.output = nn.Linear(width, width), nn.Linear(width, width)
         self.output_norm = nn.LayerNorm(width, eps=1e-12)
-        # Small, as in BERT: at the start frames pass nearly as they are.
+        # Small weights, as in BERT: untrained, the block changes frames little.
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
     def forward(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B F D"]:
-        """Each frame after looking at the K phrases of its clip."""
+        """Lets each frame attend to the K phrases of its clip."""
         phrases = phrases.to(frames.dtype)
-        seen = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             self._heads(self.query(frames)), self._heads(self.key(phrases)), self._heads(self.value(phrases))
         )
-        frames = self.attended_norm(frames + self.attended(seen.transpose(1, 2).flatten(2)))
+        frames = self.attended_norm(frames + self.attended(attended.transpose(1, 2).flatten(2)))
         return self.output_norm(frames + self.output(F.gelu(self.hidden(frames))))
 
     def attention(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B H F K"]:
-        """How much each frame looks at each phrase, in each head; sums to 1 over the phrases. For people to look at."""
+        """Returns the attention weights of each head, which sum to 1 over the phrases; for plots and diagnostics."""
         query, key = self._heads(self.query(frames)), self._heads(self.key(phrases.to(frames.dtype)))
         return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
 

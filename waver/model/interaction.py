@@ -1,13 +1,18 @@
-"""How a text meets a video: (text tokens, video tokens) -> similarity of every text with every video.
+"""Interactions: how the tokens of a text and the frames of a video become their similarity.
 
-`dp`, `ti` and `wti` are pure functions of two `Embeddings`; `CrossEncoder` (xti) has weights of its own. Padding can never
-win a maximum: it repeats a valid token of its item. Multiplying by 0, as the original code does, lets it win wherever all
-similarities are negative.
+`dp`, `ti` and `wti` are pure functions of two `Embeddings`; `xti` is a module with parameters, `CrossEncoder`.
+Padding can never win a maximum, since it repeats a valid token of its item. The reference implementation multiplies padded
+cosines by 0 instead, which wins wherever all cosines are negative.
+
+To add an interaction: write its function or module and a row of `INTERACTIONS`, and add its name to `similarity.kind` in
+`waver/config/model.py` (which stays free of torch, so it cannot read the table; a test compares the two).
 
 Source: Wang et al., "Disentangled Representation Learning for Text-Video Retrieval", 2022 (arXiv 2203.07111), whose
 interactions WAVER (arXiv 2312.09507) uses.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,15 +23,16 @@ from torch import Tensor, nn
 
 from waver.model.backbone import BackboneError
 from waver.model.embeddings import Embeddings
+from waver.model.temporal import TransformerAggregator, attention_bias
 
 
 def uniform_weights(mask: Bool[Tensor, "M L"]) -> Float[Tensor, "M L"]:
-    """Every valid token counts the same; sums to 1 over the tokens of an item."""
+    """Returns equal weights for the valid tokens of each item; they sum to 1, padding has 0."""
     return mask / mask.sum(dim=-1, keepdim=True)
 
 
 def last_token(values: Float[Tensor, "M L D"], mask: Bool[Tensor, "M L"]) -> Float[Tensor, "M D"]:
-    """The last valid token of each item: for a caption its end token, which stands for the whole sentence."""
+    """Returns the last valid token of each item: of a caption its end token, CLIP's sentence embedding."""
     last = mask.sum(dim=-1) - 1
     return values[torch.arange(len(values), device=values.device), last]
 
@@ -42,10 +48,10 @@ def dp(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
 def wti(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
     """Weighted token-wise interaction.
 
-    With c the cosines of the text's tokens n and the video's frames f, and a, b the weights of both:
-    1/2 (sum_n a_n max_f c_nf + sum_f b_f max_n c_nf). Uniform weights make it `ti`.
+    With c the cosines of the text's tokens n and the video's frames f, and a, b the weights of both, the similarity is
+    1/2 (sum_n a_n max_f c_nf + sum_f b_f max_n c_nf). With uniform weights it is `ti`, token-wise interaction.
     """
-    # Videos last: the maxima are then taken between rows of memory, and cost little beside the product.
+    # Videos are the last dimension: the maxima are then taken between rows of memory and cost little beside the product.
     cosines = torch.einsum("tnd,fvd->tnfv", _normalised(text), _normalised(video).transpose(0, 1))
     best_frame, best_token = cosines.amax(dim=2), cosines.amax(dim=1)
     return (
@@ -54,30 +60,34 @@ def wti(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
 
 
 def _normalised(items: Embeddings) -> Float[Tensor, "M L D"]:
-    """Unit vectors, the padding of an item a copy of its first valid token.
+    """Returns unit vectors; the padding of an item repeats its first valid token.
 
-    A copy changes no maximum, and so spares the two masked copies of all cosines that filling with -inf would take.
+    A repeated token changes no maximum, which saves the two masked copies of all cosines that filling with -inf would take.
     """
     first = items.values[torch.arange(len(items), device=items.values.device), items.mask.int().argmax(dim=1)]
     return F.normalize(items.values.where(items.mask[..., None], first[:, None]), dim=-1)
 
 
 class WeightHead(nn.Sequential):
-    """Scores tokens with 1 to 3 linear layers; a masked softmax makes weights of the scores."""
+    """Computes token weights for `wti`: 1 to 3 linear layers with ReLU between them, then a masked softmax."""
 
     def __init__(self, width: int, num_layers: int):
         hidden = [layer for _ in range(num_layers - 1) for layer in (nn.Linear(width, width), nn.ReLU())]
         super().__init__(*hidden, nn.Linear(width, 1))
 
     def weights(self, values: Float[Tensor, "M L D"], mask: Bool[Tensor, "M L"]) -> Float[Tensor, "M L"]:
-        """Weights that sum to 1 over the valid tokens of an item and are 0 elsewhere."""
+        """Returns weights that sum to 1 over the valid tokens of an item and are 0 elsewhere."""
         return self(values).squeeze(-1).masked_fill(~mask, -torch.inf).softmax(dim=-1)
 
 
 class CrossEncoder(nn.Module):
-    """xti: a transformer over [sentence token, frames] of every pair, and a linear score of its pooled first token.
+    """xti: a transformer over [end token of the text, frames] of every pair; a linear layer scores its pooled first token.
 
-    Every pair of text and video passes the transformer, so its cost is (texts x videos x layers), far above the others.
+    Every pair of text and video passes the transformer: the cost is proportional to texts x videos x layers, far above the
+    other interactions.
+
+    Raises:
+        BackboneError: if the number of attention heads does not divide the width.
     """
 
     def __init__(self, width: int, num_layers: int = 4, num_heads: int = 8, num_positions: int = 77):
@@ -93,8 +103,20 @@ class CrossEncoder(nn.Module):
         self.activation = QuickGELU()
         self.score = nn.Linear(width, 1)
 
+    @classmethod
+    def build(cls, width: int, num_positions: int, aggregator: nn.Module | None) -> "CrossEncoder":
+        """Builds the module; a seqTransf aggregator initialises its blocks and positions (from the text tower, that is)."""
+        cross = cls(width, num_positions=num_positions)
+        if isinstance(aggregator, TransformerAggregator):
+            # The number of blocks and of heads may differ: the first blocks are initialised, and the weights fit.
+            for block, source in zip(cross.transformer.resblocks, aggregator.transformer.resblocks, strict=False):
+                block.load_state_dict(source.state_dict())
+            with torch.no_grad():
+                cross.position_embedding.copy_(aggregator.position_embedding)
+        return cross
+
     def forward(self, text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
-        """Similarity of every text with every video; one text at a time bounds the memory where no gradient is kept."""
+        """Returns the similarity of every text with every video; one text at a time, which bounds memory in evaluation."""
         sentences = last_token(text.values, text.mask)
         return torch.stack([self._score(sentence, video) for sentence in sentences])
 
@@ -108,7 +130,27 @@ class CrossEncoder(nn.Module):
         return self.score(pooled).squeeze(-1)
 
 
-def attention_bias(mask: Bool[Tensor, "M L"], num_heads: int) -> Float[Tensor, "MH L L"]:
-    """Additive attention mask for `nn.MultiheadAttention`: every token sees the valid ones."""
-    bias = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
-    return bias[:, None, None, :].expand(-1, num_heads, mask.shape[1], -1).flatten(0, 1)
+@dataclass(frozen=True)
+class Interaction:
+    """One row of `INTERACTIONS`: how it is computed, and what the student, its checks and the plots need to know of it."""
+
+    similarity: Callable[[Embeddings, Embeddings], Tensor] | None = None
+    """Pure function of text and video; None if `build_module` builds what computes the similarity."""
+    build_module: Callable[[int, int, nn.Module | None], nn.Module] | None = None
+    """Builds, from (width, number of positions, temporal aggregator), the module with parameters that computes the
+    similarity; None for a pure function."""
+    learns_weights: bool = False
+    """Whether a `WeightHead` computes the weights of tokens and of frames; else they are uniform."""
+    compares_sentence: bool = False
+    """Whether the end token alone stands for the text."""
+    num_extra_positions: int = 0
+    """Positions that the module needs beside one per frame."""
+
+
+INTERACTIONS: Mapping[str, Interaction] = {
+    "dp": Interaction(dp, compares_sentence=True),
+    "ti": Interaction(wti),
+    "wti": Interaction(wti, learns_weights=True),
+    "xti": Interaction(build_module=CrossEncoder.build, compares_sentence=True, num_extra_positions=1),
+}
+"""Name (`similarity.kind`) -> the interaction."""

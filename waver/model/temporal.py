@@ -1,5 +1,12 @@
-"""temporal."""
+"""Temporal aggregators: each frame of a clip attends to, or is read after, the other frames.
 
+To add one: write its module and a row of `TEMPORAL_AGGREGATORS`, and add its name to `model.temporal` in
+`waver/config/model.py` (which stays free of torch, so it cannot read the table; a test compares the two).
+
+Source: CLIP4Clip (Luo et al., arXiv 2104.08860), which names them seqTransf and seqLSTM.
+"""
+
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -8,13 +15,15 @@ from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
 from waver.model.backbone import Backbone, BackboneError
-from waver.model.interaction import attention_bias
 
 
 class TransformerAggregator(nn.Module):
-    """seqTransf: transformer blocks over the frames, which start as the first blocks of the text tower.
+    """seqTransf: transformer blocks over the frames, initialised from the first blocks of the text tower.
 
-    Where the text tower is of another width than the common space, its blocks do not fit and the new ones start at random.
+    If the text tower's width is not that of the common embedding space, the blocks are initialised randomly.
+
+    Raises:
+        BackboneError: if the number of attention heads does not divide the width.
     """
 
     def __init__(self, backbone: Backbone, num_layers: int):
@@ -37,21 +46,38 @@ class TransformerAggregator(nn.Module):
                 block.load_state_dict(source.state_dict())
 
     def forward(self, frames: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
-        """Each frame after looking at the valid frames of its clip, added to what it was."""
+        """Lets each frame attend to the valid frames of its clip; residual."""
         bias = attention_bias(mask, self.transformer.resblocks[0].attn.num_heads)
         positions = self.position_embedding[: frames.shape[1]].to(frames.dtype)
         return frames + self.transformer(frames + positions, attn_mask=bias)
 
 
 class LstmAggregator(nn.Module):
-    """seqLSTM: a one-layer LSTM over the valid frames, added to what they were."""
+    """seqLSTM: a one-layer LSTM over the valid frames; residual."""
 
     def __init__(self, width: int):
         super().__init__()
         self.lstm = nn.LSTM(width, width, batch_first=True)
 
     def forward(self, frames: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
-        """Valid frames come first in every clip, so lengths say it all."""
+        """Adds the LSTM's output to the frames; valid frames must come first in every clip."""
         packed = nn.utils.rnn.pack_padded_sequence(frames, mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
-        seen, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=frames.shape[1])
-        return frames + seen
+        outputs, _ = nn.utils.rnn.pad_packed_sequence(
+            self.lstm(packed)[0], batch_first=True, total_length=frames.shape[1]
+        )
+        return frames + outputs
+
+
+TEMPORAL_AGGREGATORS: Mapping[str, Callable[[Backbone, int], nn.Module | None]] = {
+    "none": lambda backbone, num_layers: None,
+    "seqTransf": TransformerAggregator,
+    "seqLSTM": lambda backbone, num_layers: LstmAggregator(backbone.width),
+}
+"""Name (`model.temporal`) -> builds the module from the backbone and the number of layers. The module maps frames (B, F, D)
+and their mask (B, F) to frames of the same shape."""
+
+
+def attention_bias(mask: Bool[Tensor, "M L"], num_heads: int) -> Float[Tensor, "MH L L"]:
+    """Builds the additive attention mask for `nn.MultiheadAttention`: every token sees the valid ones."""
+    bias = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
+    return bias[:, None, None, :].expand(-1, num_heads, mask.shape[1], -1).flatten(0, 1)

@@ -24,8 +24,9 @@ from torch.nn import functional
 
 from waver.config import load_config
 from waver.data.video import resize_and_crop
-from waver.model.backbone import Backbone, tokenize
+from waver.model.backbone import Backbone
 from waver.model.interaction import last_token
+from waver.model.tokenizer import tokenize
 from waver.quickstart.alt_text import LESSONS, AltText, alt_text
 from waver.quickstart.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, Scene, split_scenes
 from waver.quickstart.weights import pack

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from waver.model.backbone import VOCABULARY_SIZE
+from waver.model.tokenizer import VOCABULARY_SIZE
 
 _EMBEDDING = "token_embedding.weight"
 _ROWS = "token_embedding.rows"

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from waver.config import ExperimentConfig, load_config
 from waver.knowledge.store import Knowledge
-from waver.model.backbone import BackboneError, load_weights
+from waver.model.backbone import BackboneError
 from waver.model.student import Student
+from waver.model.weights import load_weights
 from waver.tools.archives import check_size
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path, fetch, names, remote_of

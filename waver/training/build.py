@@ -10,8 +10,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from waver.config import ExperimentConfig
-from waver.model.backbone import VOCABULARY_SIZE, BackboneError, load_backbone
+from waver.model.backbone import BackboneError
+from waver.model.interaction import INTERACTIONS
 from waver.model.student import Encoded, Student
+from waver.model.tokenizer import VOCABULARY_SIZE
+from waver.model.weights import load_backbone
 from waver.training import parallel
 
 
@@ -44,7 +47,7 @@ def build_student(config: ExperimentConfig, weights: str | None = None) -> Stude
     torch.manual_seed(config.seed)
     backbone = load_backbone(config.model.backbone, weights, image_size=config.video.size)
     num_positions, num_words = backbone.text.positional_embedding.shape[0], backbone.text.token_embedding.num_embeddings
-    needed = config.video.max_frames + (config.similarity.kind == "xti")  # xti puts the sentence before the frames
+    needed = config.video.max_frames + INTERACTIONS[config.similarity.kind].num_extra_positions
     if max(needed, config.text.max_words) > num_positions:
         raise BackboneError(
             f"model.backbone knows {num_positions} positions: text.max_words = {config.text.max_words} and "

@@ -18,7 +18,7 @@ from torch.profiler import record_function
 from waver.config import ExperimentConfig
 from waver.data.batch import Batch, frames_to_tensor
 from waver.knowledge.store import Knowledge
-from waver.model.backbone import tokenize
+from waver.model.tokenizer import tokenize
 from waver.training import parallel
 from waver.training.build import Training
 from waver.training.objective import loss_terms

@@ -10,8 +10,8 @@ from waver.evaluation.embedding import _embed_clips
 from waver.evaluation.evaluate import Evaluation, evaluate
 from waver.evaluation.gallery import gallery
 from waver.knowledge.store import create_knowledge, finish, make_dictionary, write_embeddings, write_matches
-from waver.model.backbone import tokenize
 from waver.model.student import Student
+from waver.model.tokenizer import tokenize
 from waver.runs.inspection import Amounts, Inspection, inspect_run, write_projection
 from waver.runs.inspection import inspect as module
 from waver.runs.inspection.subset import choose_subset

@@ -3,8 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from waver.model.backbone import tokenize
 from waver.model.embeddings import Embeddings
+from waver.model.tokenizer import tokenize
 from waver.runs.inspection import interaction as module
 from waver.runs.inspection.heat_map import HeatMap, draw_heat_map
 from waver.runs.inspection.interaction import attention_map, interaction_map, interaction_of, token_strings

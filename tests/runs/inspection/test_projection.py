@@ -105,22 +105,21 @@ def test_tensorboard_finds_the_points_of_a_run_that_it_shows_already(tmp_path):
     assert not list(events.rglob("*.part"))
 
 
-@pytest.mark.parametrize("kind", ["dp", "ti", "wti", "xti"])
-def test_one_vector_of_an_item_does_not_see_its_padding(kind):
+@pytest.mark.parametrize("end_token_only", [True, False])
+def test_one_vector_of_an_item_does_not_see_its_padding(end_token_only):
     values = torch.randn(2, 3, 4)
-    for is_text in (True, False):
-        found = one_vector(Embeddings(values, MASK, WEIGHTS), kind, is_text=is_text)
-        padded = values.masked_fill(~MASK[..., None], torch.nan)
-        torch.testing.assert_close(one_vector(Embeddings(padded, MASK, WEIGHTS), kind, is_text=is_text), found)
-        first, second = (v / v.norm() for v in values[0, :2])
-        expected = second if is_text and kind in ("dp", "xti") else 0.75 * first + 0.25 * second
-        torch.testing.assert_close(found[0], expected / expected.norm())
-        torch.testing.assert_close(found[1], values[1, 0] / values[1, 0].norm())
+    found = one_vector(Embeddings(values, MASK, WEIGHTS), end_token_only=end_token_only)
+    padded = values.masked_fill(~MASK[..., None], torch.nan)
+    torch.testing.assert_close(one_vector(Embeddings(padded, MASK, WEIGHTS), end_token_only=end_token_only), found)
+    first, second = (v / v.norm() for v in values[0, :2])
+    expected = second if end_token_only else 0.75 * first + 0.25 * second
+    torch.testing.assert_close(found[0], expected / expected.norm())
+    torch.testing.assert_close(found[1], values[1, 0] / values[1, 0].norm())
 
 
 def test_scalar_product_of_two_sums_is_the_weighted_mean_of_cosines():
     text, video = (Embeddings(torch.randn(2, 3, 4), MASK, WEIGHTS) for _ in range(2))
-    a, b = (one_vector(e, "wti", is_text=i)[0] for e, i in ((text, True), (video, False)))
+    a, b = (one_vector(e, end_token_only=False)[0] for e in (text, video))
     t, v = ((e.values[0] / e.values[0].norm(dim=1, keepdim=True)) for e in (text, video))
     mean = sum(WEIGHTS[0, n] * WEIGHTS[0, f] * (t[n] @ v[f]) for n in range(2) for f in range(2))
     norms = [(WEIGHTS[0, :2, None] * e[:2]).sum(0).norm() for e in (t, v)]

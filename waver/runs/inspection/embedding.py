@@ -14,9 +14,9 @@ from waver.data.clip_store import ClipStore
 from waver.evaluation.evaluate import Evaluation
 from waver.evaluation.gallery import Gallery
 from waver.knowledge.store import Knowledge
-from waver.model.backbone import tokenize
 from waver.model.embeddings import Embeddings
 from waver.model.student import Student
+from waver.model.tokenizer import tokenize
 from waver.runs.inspection.pictures import shrink
 from waver.runs.inspection.subset import Subset
 

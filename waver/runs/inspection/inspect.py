@@ -185,8 +185,11 @@ def _point_sets(student: Student, embedded: EmbeddedSubset) -> dict[str, PointSe
         for caption, clip, style in zip(embedded.captions, clip_of_caption, embedded.styles, strict=True)
     )
     video, text = (
-        one_vector(embeddings, student.kind, is_text=is_text).float().cpu().numpy()
-        for embeddings, is_text in ((sight.video, False), (embedded.text, True))
+        one_vector(embeddings, end_token_only=end_token_only).float().cpu().numpy()
+        for embeddings, end_token_only in (
+            (sight.video, False),
+            (embedded.text, student.interaction.compares_sentence),
+        )
     )
     both = PointSet(
         np.concatenate([video, text]),

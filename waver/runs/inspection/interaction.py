@@ -34,7 +34,10 @@ class Interaction:
 def interaction_of(
     student: Student, token_ids: Int[Tensor, " N"], text: Embeddings, video: Embeddings
 ) -> Interaction | None:
-    """Takes the interaction of a pair apart; for `dp` the end token alone is there, for `xti` there is nothing to show.
+    """Takes the interaction of a pair apart.
+
+    An interaction that compares the end token alone (dp) has a single row. None for an interaction with a module of its own
+    (xti), which compares no single tokens.
 
     Args:
         student: the model.
@@ -43,11 +46,11 @@ def interaction_of(
         video: of this one clip.
     """
     assert len(text) == len(video) == 1, "one caption and one clip"
-    if student.kind == "xti":
+    if student.interaction.build_module is not None:
         return None
     words, frames = (F.normalize(e.values[0, e.mask[0]], dim=-1) for e in (text, video))
     tokens, learned = token_strings(token_ids[: len(words)].tolist()), student.text_weights is not None
-    if student.kind == "dp":
+    if student.interaction.compares_sentence:
         words, tokens = words[-1:], tokens[-1:]
     return Interaction(
         tokens=tokens,

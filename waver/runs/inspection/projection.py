@@ -55,14 +55,18 @@ class PointSet:
     thumbnails: UInt8[np.ndarray, "n s s 3"]
 
 
-def one_vector(embeddings: Embeddings, kind: str, *, is_text: bool) -> Float[Tensor, "M D"]:
+def one_vector(embeddings: Embeddings, *, end_token_only: bool) -> Float[Tensor, "M D"]:
     """One vector of length 1 for each item, from its tokens.
 
     Tokens are normalised and added by their weights: those that wti learned, equal ones for the others. The scalar product
-    of two sums is the mean of all cosines, weighted on both sides, which wti sharpens by taking maxima. Where captions are
-    compared by their end token alone (dp, xti), that is the vector.
+    of two sums is the mean of all cosines, weighted on both sides, which wti sharpens by taking maxima.
+
+    Args:
+        embeddings: of captions or clips.
+        end_token_only: whether the vector is the end token, as for captions of an interaction that compares it alone
+            (dp, xti).
     """
-    if is_text and kind in ("dp", "xti"):
+    if end_token_only:
         return F.normalize(last_token(embeddings.values, embeddings.mask), dim=-1)
     tokens = F.normalize(embeddings.values, dim=-1).masked_fill(~embeddings.mask[..., None], 0)
     weights = embeddings.weights.masked_fill(~embeddings.mask, 0)
