@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from ray._private.state import available_resources_per_node, state
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 
 from waver.config import ExperimentConfig
 from waver.on_ray.cluster.connection import Labels, cluster_size, nodes_by_id
+from waver.on_ray.cluster.ray_internals import draining_node_ids, free_resources_by_node
 from waver.tools.errors import WaverError
 
 logger = logging.getLogger(__name__)
@@ -232,13 +232,13 @@ def _staying(labels: Labels) -> dict[str, dict[str, float]]:
 
     They are alive and may be idle, and nothing is placed there.
     """
-    leaving = state.get_draining_nodes()
+    leaving = draining_node_ids()
     return {node: has for node, has in nodes_by_id(labels).items() if node not in leaving}
 
 
 def _free_nodes(labels: Labels) -> list[dict[str, float]]:
     """What nobody uses of each node that is alive and has these labels. Ray's public functions tell only the sum."""
-    free = available_resources_per_node()
+    free = free_resources_by_node()
     return [free.get(node, {}) for node in _staying(labels)]
 
 

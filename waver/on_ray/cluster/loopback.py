@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
-from ray import _raylet
-from ray._private import ray_constants
 from ray.train.torch import TorchConfig
 from torch.distributed import TCPStore
 
+from waver.on_ray.cluster.ray_internals import reload_authentication, single_node_cluster
 from waver.tools.environment import environment_variables
 
 LOOPBACK = "127.0.0.1"
@@ -41,21 +40,14 @@ def loopback_only(*, dashboard: bool) -> Iterator[int | None]:
     # Where several Rays run on a machine, their processes would not know whose dashboard to ask.
     port = _free_port() if dashboard else None
     settings = {_DASHBOARD: f"http://{LOOPBACK}:{port}"} if dashboard else {}
-    # The name is history: off, nodes are found on loopback, which spares users of macOS questions of its firewall.
-    settings[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     if "RAY_AUTH_MODE" not in os.environ:
         settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     settings |= {variable: name for variable in _INTERFACES if variable not in os.environ for name in names[:1]}
-    clusters = ray_constants.ENABLE_RAY_CLUSTER
-    with environment_variables(settings):
-        ray_constants.ENABLE_RAY_CLUSTER = False  # this process has read the variable already
-        _read_token_again()
-        try:
-            yield port
-        finally:
-            ray_constants.ENABLE_RAY_CLUSTER = clusters
-    _read_token_again()
+    with environment_variables(settings), single_node_cluster():
+        reload_authentication()
+        yield port
+    reload_authentication()
 
 
 def torch_config(*, timeout_s: int) -> TorchConfig:
@@ -90,12 +82,6 @@ def _loopback_store(host_name: str, port: int, *, is_master: bool, **settings: o
     if is_master:
         settings["master_listen_fd"] = socket.create_server((LOOPBACK, port)).detach()  # which the store closes
     return TCPStore(host_name, port, is_master=is_master, **settings)
-
-
-def _read_token_again() -> None:
-    """Ray remembers what it read of RAY_AUTH_MODE and of the token."""
-    _raylet.Config.initialize("")
-    _raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _free_port() -> int:

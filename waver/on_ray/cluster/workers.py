@@ -15,13 +15,13 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, PreemptionError, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from waver.config import ResourcesConfig
 from waver.on_ray.cluster.capacity import ClusterTooSmallError, WorkerResources, wait_for_capacity, watch_free_capacity
 from waver.on_ray.cluster.connection import gpus_per_worker
 from waver.on_ray.cluster.failures import WorkerError, _cause, _met, _told_of_cluster, final_error, permanent_message
 from waver.on_ray.cluster.loopback import torch_config
+from waver.on_ray.cluster.ray_internals import worker_group_startup_error, worker_group_timeout_error
 from waver.on_ray.cluster.signals import Terminated
 from waver.tools.environment import environment_variables
 from waver.training.parallel import InStepError, lasting_group
@@ -200,10 +200,10 @@ def _fit(
                 return _Failure(message, error)
             if isinstance(error, PreemptionError):  # only of a range; it was announced, and is no failure
                 return Rescale()
-            if _met(error, WorkerGroupStartupTimeoutError):
+            if _met(error, worker_group_timeout_error()):
                 return _NotPlaced(_NO_ROOM, error)
             # What is lost while a group is built or ended Ray Train does not replace; some of it it takes for its mistake.
-            if resources.is_elastic or _met(error, WorkerGroupStartupFailedError, RayActorError):
+            if resources.is_elastic or _met(error, worker_group_startup_error(), RayActorError):
                 return _Lost(_cause(error), error)
             return _Failure(_cause(error), error)
 

@@ -12,12 +12,10 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import requests
-from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE, get_runtime_env_default_excludes
-from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
-from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from waver.on_ray.cluster.ray_internals import max_package_bytes, silence_job_client, visit_package
 from waver.on_ray.jobs import (
     DASHBOARD_PORT,
     STOP_WAIT_S,
@@ -62,7 +60,7 @@ def send_job(submission: Submission, address: str) -> str:
             f"{', '.join(missing)} would not be uploaded: it is not in {submission.working_dir}, or .gitignore, .rayignore "
             "or --exclude leaves it out"
         )
-    check_package(submission.working_dir, files, DASHBOARD_CLIENT_MAX_SIZE)
+    check_package(submission.working_dir, files, max_package_bytes())
     with _client(address) as client:
         if (folder := submission.metadata.get("waver.folder")) and (other := _writer(client, folder)):
             raise JobError(
@@ -135,31 +133,16 @@ def uploaded_files(folder: Path, excludes: tuple[str, ...]) -> dict[str, int]:
         if path.is_file():
             found[path.relative_to(folder).as_posix()] = path.stat().st_size
 
-    # Ray's own walk, private as it is: what is measured must be what will be sent.
-    patterns = [*get_runtime_env_default_excludes(), *excludes]
-    respects_gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"
-    _dir_travel(
-        folder,
-        [_get_excludes(folder, patterns)],
-        note,
-        include_gitignore=respects_gitignore,
-        logger=_quiet("waver.on_ray.jobs.upload"),
-    )
+    errors_only = logging.getLogger(f"{__name__}.upload")
+    errors_only.setLevel(logging.ERROR)
+    visit_package(folder, excludes, note, errors_only)
     return found
-
-
-def _quiet(name: str) -> logging.Logger:
-    logger = logging.getLogger(name)
-    logger.setLevel(logging.ERROR)
-    return logger
 
 
 @contextlib.contextmanager
 def _client(address: str) -> Iterator[JobSubmissionClient]:
     """Ray's client for one address; what goes wrong with it, here or in the body, is said in a sentence."""
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env"):
-        _quiet(name)
-    _quiet("ray._private.authentication.http_token_authentication")
+    silence_job_client()
     _check_reachable(address)
     with environment_variables(_client_environment(address)):
         try:

@@ -1,0 +1,77 @@
+"""One module alone uses Ray's private API. import-linter cannot tell: of a package that is not ours it sees the root."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import waver
+
+PACKAGE = Path(waver.__file__).parent
+PRIVATE = ("ray.train.v2", "ray.dashboard", "ray.core", "ray.cluster_utils")
+INTERNALS = PACKAGE / "on_ray/cluster/ray_internals.py"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_session():
+    """These tests read source text: they need no Ray."""
+
+
+def is_private(name: str) -> bool:
+    """Whether a dotted name is in Ray, and private by its spelling or by what Ray documents."""
+    parts = name.split(".")
+    return parts[0] == "ray" and (name.startswith(PRIVATE) or any(part.startswith("_") for part in parts[1:]))
+
+
+def private_uses(source: str) -> set[str]:
+    """Private names of Ray in a module: what it imports, attributes that it reads, names of modules in strings."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            names.add(ast.unparse(node))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+            names.add(node.value)
+    return {name for name in names if is_private(name)}
+
+
+def test_no_other_module_uses_the_private_api_of_ray():
+    found = {
+        str(path.relative_to(PACKAGE)): uses
+        for path in PACKAGE.rglob("*.py")
+        if path != INTERNALS and (uses := private_uses(path.read_text()))
+    }
+    assert found == {}
+
+
+def test_each_use_says_why_no_public_way_serves():
+    tree = ast.parse(INTERNALS.read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert functions
+    for function in functions:
+        assert private_uses(ast.unparse(function)), f"{function.name} needs no private name: it belongs elsewhere"
+        assert len(ast.get_docstring(function).split("\n\n")) > 1, f"{function.name} does not say why"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from ray._private import ray_constants",
+        "from ray import _raylet",
+        "import ray.train.v2._internal.exceptions",
+        "def f():\n    import ray.dashboard.modules.job.sdk",
+        "ray._private.state.state",
+        "importlib.import_module('ray._private.state')",
+    ],
+)
+def test_a_private_use_is_found(source):
+    assert private_uses(source)
+
+
+def test_public_uses_are_none():
+    assert not private_uses(
+        "import ray.train\nfrom ray.train.torch import TorchTrainer\nray.util.get_node_ip_address()"
+    )

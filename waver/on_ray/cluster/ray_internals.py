@@ -1,0 +1,127 @@
+"""Ray's private API: the only module that imports it. Each function says why no public way serves.
+
+A new version of Ray may break any of these without notice, so pyproject.toml bounds Ray by the versions that were tested.
+Everything is imported where it is used, so that a change in Ray breaks the command that needs it and no other.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from waver.tools.environment import environment_variables
+
+
+def free_resources_by_node() -> dict[str, dict[str, float]]:
+    """Returns the resources that nothing uses: node id -> resource -> amount.
+
+    `ray.available_resources` gives only the sum over all nodes, and a worker must fit on one node. `ray.util.state` needs a
+    running dashboard and reports totals.
+    """
+    from ray._private.state import available_resources_per_node
+
+    return available_resources_per_node()
+
+
+def draining_node_ids() -> set[str]:
+    """Returns the ids of the nodes that are being drained, as before a preemption.
+
+    They are alive in `ray.nodes()`, which does not show that Ray places nothing on them any more.
+    """
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
+
+
+@contextmanager
+def single_node_cluster() -> Iterator[None]:
+    """Makes a Ray that is started within the body use the loopback interface only.
+
+    `ray.init` has no parameter for it. Despite its name, the variable ENABLE_RAY_CLUSTERS (made to spare users of macOS
+    questions of the firewall) does it when it is off. Ray reads it while it is imported, which this process did already.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with environment_variables({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):  # for the processes that Ray starts
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def reload_authentication() -> None:
+    """Makes Ray read RAY_AUTH_MODE and the token again.
+
+    Ray caches both in the process when it first connects, and has no public way to drop them.
+    """
+    from ray import _raylet
+
+    _raylet.Config.initialize("")
+    _raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def worker_group_timeout_error() -> type[Exception]:
+    """Returns Ray Train's error for a group of workers that could not be placed in time.
+
+    `ray.train` exports only TrainingFailedError, in which this one is wrapped; its message is no stable way to tell it.
+    """
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return WorkerGroupStartupTimeoutError
+
+
+def worker_group_startup_error() -> type[Exception]:
+    """Returns Ray Train's error for a group of workers of which one was lost while the group started.
+
+    Not exported either, see `worker_group_timeout_error`.
+    """
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+    return WorkerGroupStartupFailedError
+
+
+def max_package_bytes() -> int:
+    """Returns the size from which Ray refuses to upload the folder of a job.
+
+    No public constant tells the limit, and waver checks it before anything is packed and sent.
+    """
+    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+
+    return DASHBOARD_CLIENT_MAX_SIZE
+
+
+def visit_package(folder: Path, excludes: Sequence[str], visit: Callable[[Path], None], logger: logging.Logger) -> None:
+    """Calls `visit` for each path that Ray would upload of the folder of a job, by Ray's own walk.
+
+    The public client has no dry run. A walk of our own could differ from Ray's in what .gitignore, .rayignore and the
+    excludes leave out, and then the size that is checked would not be the size that is sent.
+
+    Args:
+        folder: working directory of the job.
+        excludes: patterns, as in .gitignore.
+        visit: called with files and folders.
+        logger: receives Ray's notices.
+    """
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    patterns = [*get_runtime_env_default_excludes(), *excludes]
+    use_gitignore = os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1"
+    _dir_travel(folder, [_get_excludes(folder, patterns)], visit, include_gitignore=use_gitignore, logger=logger)
+
+
+def silence_job_client() -> None:
+    """Keeps Ray's job client from logging anything but errors.
+
+    It has no option for that. Its errors are exceptions, which waver shows in its own words.
+    """
+    for name in (
+        "ray.dashboard.modules.dashboard_sdk",
+        "ray.dashboard.modules.job.sdk",
+        "ray._private.runtime_env",
+        "ray._private.authentication.http_token_authentication",
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
