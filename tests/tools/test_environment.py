@@ -16,7 +16,8 @@ def test_variables_are_set_and_unset_in_the_body_and_restored_after_an_error(mon
             assert {name: os.environ.get(name) for name in values} == values
             raise RuntimeError
 
-    pytest.raises(RuntimeError, fail)
+    with pytest.raises(RuntimeError):
+        fail()
     assert {name: os.environ.get(name) for name in values} == {
         "WAVER_TEST_SET": "before",
         "WAVER_TEST_UNSET": "before",
