@@ -23,7 +23,7 @@ _DISK_FULL = (
 _LOST_PEER = re.compile(
     r"GroupEndedError|DistBackendError|DistNetworkError|gloo|NCCL|[Cc]onnection (closed|reset|refused)"
 )
-"""In the last line of a worker's traceback: the exchange with another worker failed, mostly because that one was lost."""
+"""Of an error that says that the exchange with another worker failed, mostly because that one was lost."""
 
 
 @contextmanager
@@ -85,9 +85,12 @@ def final_error(message: str, error: Exception | None) -> Exception:
         error: raised by Ray Train; None where a worker left the message.
     """
     failures = getattr(error, "worker_failures", None) or {}
-    for trace in map(str, failures.values()):
-        lines = trace.strip().splitlines()
-        # Ray Train shows an exception of the function as its traceback, and a lost process as a sentence.
-        if "Traceback (most recent call last)" in trace and not _LOST_PEER.search(lines[-1]):
-            return RemoteTracebackError(f"a worker raised\n{trace.strip()}")
+    if any(map(_is_bug, failures.values())):
+        return RemoteTracebackError(str(error))
     return WorkerError(message)
+
+
+def _is_bug(failure: Exception) -> bool:
+    """Whether the function itself raised it: not Ray, the operating system, or the exchange with a worker that was lost."""
+    from_outside = isinstance(failure, OSError) or type(failure).__module__.partition(".")[0] == "ray"
+    return not from_outside and not _LOST_PEER.search(f"{type(failure).__name__}: {failure}")
