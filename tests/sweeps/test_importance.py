@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from waver.sweeps.importance import importance
+from waver.sweeps.importance import compute_importance
 
 
 @pytest.fixture
@@ -22,31 +22,22 @@ def check(shares: dict[str, float]) -> None:
     assert "d" not in shares
 
 
-def test_fanova_finds_what_matters(trials):
-    shares, how = importance(*trials)
-    assert "functional ANOVA" in how
+def test_fanova_gives_the_largest_share_to_the_key_with_the_largest_effect(trials):
+    shares, note = compute_importance(*trials)
+    assert "functional ANOVA" in note
     check(shares)
 
 
-def test_without_optuna_permutation_importance_does(trials, monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)  # as if it were not installed
-    shares, how = importance(*trials)
-    assert "permutation importance" in how
-    check(shares)
+@pytest.mark.parametrize("package", ["optuna", "sklearn"])
+def test_missing_extra_is_reported_with_the_command_that_installs_it(trials, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    shares, note = compute_importance(*trials)
+    assert shares == {}
+    assert note == "importance: not computed because Optuna or scikit-learn is not installed: pip install 'waver[tune]'"
 
 
-def test_without_both_a_sentence_says_what_to_install(trials, monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
-    assert importance(*trials) == (
-        {},
-        "importance: not computed, it needs optuna or scikit-learn: pip install 'waver[tune]'",
-    )
-
-
-def test_where_nothing_can_be_told(trials):
+def test_importance_that_cannot_be_computed_is_empty_with_a_reason(trials):
     points, objective = trials
-    assert importance([], [])[0] == {}
-    assert "needs 5 trials" in importance(points[:4], objective[:4])[1]
-    assert "same objective" in importance(points, [1.0] * 40)[1]
+    assert compute_importance([], [])[0] == {}
+    assert "needs 5 trials" in compute_importance(points[:4], objective[:4])[1]
+    assert "same objective" in compute_importance(points, [1.0] * 40)[1]

@@ -15,7 +15,6 @@ results.csv, results.parquet, best.yaml, report.html, events/
 The files are the truth: whoever was killed, the table so far is read from them.
 """
 
-import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from waver.config import SweepConfig
 from waver.runs.folder import best_epoch, finished
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
-from waver.tools.files import write_json
+from waver.tools.files import read_json, write_json
 
 
 class SweepError(WaverError):
@@ -111,7 +110,7 @@ def begin_trial(folder: Path, number: int, point: dict[str, Any]) -> Path:
     What is there of another point goes: Optuna had drawn it for a sweep that was killed before it was noted.
     """
     trial, content = trial_folder(folder, number), {"number": number, "point": point}
-    if trial.exists() and read_json(trial / "trial.json") != content:
+    if trial.exists() and read_if_written(trial / "trial.json") != content:
         shutil.rmtree(trial)
     trial.mkdir(parents=True, exist_ok=True)
     write_json(trial / "trial.json", content)
@@ -125,8 +124,8 @@ def read_trials(folder: Path) -> list[TrialState]:
 
 def read_trial(folder: Path) -> TrialState:
     """What the files of one trial say."""
-    trial = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
-    outcome, progress = read_json(folder / "outcome.json"), read_json(folder / "progress.json")
+    trial = read_json(folder / "trial.json")
+    outcome, progress = read_if_written(folder / "outcome.json"), read_if_written(folder / "progress.json")
     runs = [_read_run(path) for path in sorted(folder.glob("seed_*"), key=lambda path: int(path.name[5:]))]
     return TrialState(
         number=trial["number"],
@@ -160,6 +159,6 @@ def _read_run(folder: Path) -> Run:
     )
 
 
-def read_json(path: Path) -> Any:
-    """The content of a file; empty where it is not there yet."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def read_if_written(path: Path) -> Any:
+    """Reads a JSON file of a sweep folder; returns an empty mapping if the file does not exist yet."""
+    return read_json(path) if path.exists() else {}

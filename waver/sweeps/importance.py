@@ -1,82 +1,62 @@
-"""Which keys of a search space the objective depends on."""
+"""Estimates how much the objective of a sweep depends on each key of the search space."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-_FEWEST = 5
-_TREES = 64
+_MIN_TRIALS = 5
+_NUM_TREES = 64
 
 
-def importance(points: Sequence[Mapping[str, Any]], objective: Sequence[float]) -> tuple[dict[str, float], str]:
-    """The share of each key in the differences between trials, and how it was found, or why not.
+def compute_importance(
+    points: Sequence[Mapping[str, Any]], objectives: Sequence[float]
+) -> tuple[dict[str, float], str]:
+    """Computes the share of each key in the variance of the objective between trials.
 
-    With Optuna by functional ANOVA over a random forest (Hutter et al., ICML 2014), else with scikit-learn by permutation
-    importance of the same forest. Both describe the forest: of few trials it knows little.
+    The method is functional ANOVA over a random forest (Hutter, Hoos and Leyton-Brown, "An Efficient Approach for Assessing
+    Hyperparameter Importance", ICML 2014), as Optuna implements it. It describes the forest, which is unreliable if trained
+    on few trials.
 
     Args:
-        points: a value for every key, of each trial.
-        objective: of each trial.
+        points: the value of every key, one mapping per trial.
+        objectives: one value per trial.
 
     Returns:
-        Key -> share, 1 in all, largest first; empty where it cannot be told. And a sentence.
+        Key -> share, largest first; the shares sum to 1. Empty if the importance cannot be computed. Second, a sentence that
+        names the method, or the reason for the empty result.
     """
-    keys = [key for key in points[0] if len({_hashable(point[key]) for point in points}) > 1] if points else []
-    if len(points) < _FEWEST or not keys:
-        return {}, f"importance: needs {_FEWEST} trials that differ, there are {len(points)}"
-    if len(set(objective)) == 1:
+    keys = [key for key in points[0] if len({str(point[key]) for point in points}) > 1] if points else []
+    if len(points) < _MIN_TRIALS or not keys:
+        return {}, f"importance: needs {_MIN_TRIALS} trials that differ, there are {len(points)}"
+    if len(set(objectives)) == 1:
         return {}, "importance: all trials have the same objective"
-    columns = [_numbers([point[key] for point in points]) for key in keys]
     try:
-        shares, how = _fanova(keys, columns, objective), "functional ANOVA (Optuna)"
+        shares = _run_fanova({key: _encode([point[key] for point in points]) for key in keys}, objectives)
     except ImportError:
-        try:
-            shares, how = _permutation(columns, objective), "permutation importance (scikit-learn)"
-        except ImportError:
-            return {}, "importance: not computed, it needs optuna or scikit-learn: pip install 'waver[tune]'"
-    total = float(np.sum(shares))
-    if total <= 0:
-        return {}, f"importance: {how} finds no key that the objective depends on"
-    by_key = {key: float(share) / total for key, share in zip(keys, shares, strict=True)}
-    return dict(sorted(by_key.items(), key=lambda item: -item[1])), f"importance by {how}, over {len(points)} trials"
+        return {}, "importance: not computed because Optuna or scikit-learn is not installed: pip install 'waver[tune]'"
+    return shares, f"importance by functional ANOVA (Optuna), over {len(points)} trials"
 
 
-def _fanova(keys: list[str], columns: list[np.ndarray], objective: Sequence[float]) -> list[float]:
+def _run_fanova(columns: Mapping[str, np.ndarray], objectives: Sequence[float]) -> dict[str, float]:
     import optuna
-    import sklearn  # noqa: F401  Optuna needs it for this, and says so late
+    import sklearn  # noqa: F401  Optuna imports it only when it fits the forest; both belong to the same extra
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {
         key: optuna.distributions.FloatDistribution(float(column.min()), float(column.max()))
-        for key, column in zip(keys, columns, strict=True)
+        for key, column in columns.items()
     }
     study = optuna.create_study(direction="maximize")
-    for row, value in enumerate(objective):
-        params = {key: float(column[row]) for key, column in zip(keys, columns, strict=True)}
+    for row, value in enumerate(objectives):
+        params = {key: float(column[row]) for key, column in columns.items()}
         study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=float(value)))
-    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_TREES, seed=0)
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return [found[key] for key in keys]
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_NUM_TREES, seed=0)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
-def _permutation(columns: list[np.ndarray], objective: Sequence[float]) -> np.ndarray:
-    from sklearn.ensemble import RandomForestRegressor
-    from sklearn.inspection import permutation_importance
-
-    inputs = np.stack(columns, axis=1)
-    forest = RandomForestRegressor(n_estimators=_TREES, random_state=0).fit(inputs, objective)
-    found = permutation_importance(forest, inputs, objective, n_repeats=20, random_state=0).importances_mean
-    return np.maximum(found, 0)
-
-
-def _numbers(values: Sequence[Any]) -> np.ndarray:
-    """Numbers as they are; anything else by its place among the values there are."""
+def _encode(values: Sequence[Any]) -> np.ndarray:
+    """Returns numbers unchanged, and any other value as its index in the sorted distinct values."""
     if all(isinstance(value, int | float) for value in values):
         return np.array(values, dtype=float)
-    places = {value: place for place, value in enumerate(sorted({_hashable(value) for value in values}))}
-    return np.array([places[_hashable(value)] for value in values], dtype=float)
-
-
-def _hashable(value: Any) -> str:
-    return str(value)
+    return np.unique([str(value) for value in values], return_inverse=True)[1].astype(float)

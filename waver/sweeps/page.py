@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from waver.config import SweepConfig
-from waver.sweeps.importance import importance
+from waver.sweeps.importance import compute_importance
 from waver.sweeps.plots import bars, best_so_far, marginal, parallel_coordinates
 from waver.tools.html import html_table, write_html
 
@@ -31,54 +31,67 @@ def write_page(
         shared: clip stores and knowledge: what, path, trials, there, seconds.
 
     Returns:
-        Sentences on what could not be drawn.
+        One sentence for each plot that is missing, with the reason.
     """
-    metric, keys = sweep.objective.metric, list(sweep.space)
-    measured = [row for row in rows if row["objective"] is not None]
-    shares, how = importance([row["values"] for row in measured], [row["objective"] for row in measured])
-    missing = [] if shares else [how]
-    try:
-        plots = [
-            "<h2>Parallel coordinates</h2><p>A line a trial; dotted ones were not trained to the end.</p>",
-            parallel_coordinates(measured, keys, metric, sweep.objective.mode),
-            "<h2>Key by key</h2><p>Coloured: deviation over seeds. Black: mean and deviation of a value's trials.</p>",
-            f'<div class="plots">{"".join(_marginals(measured, keys, metric))}</div>',
-            "<h2>Best so far</h2>",
-            best_so_far(measured, metric, sweep.objective.mode),
-            f"<h2>Importance</h2><p>{escape(how)}. Stopped trials count with the figure that they had by then.</p>",
-            bars(shares) if shares else "",
-        ]
-    except ImportError:
-        sentence = "plots: not drawn, they need matplotlib: pip install 'waver[tune]', and run the same command again"
-        plots, missing = [f"<p>{escape(sentence)}</p>"], [*missing, sentence]
+    keys = list(sweep.space)
+    plots, missing = _plots(sweep, [row for row in rows if row["objective"] is not None])
     body = [
         f"<p>{_summary(sweep, rows)}</p>",
         "<h2>Trials</h2>",
         html_table(
-            ["trial", "", metric, "epochs", "seconds", "GPU-seconds", *keys],
+            ["trial", "", sweep.objective.metric, "epochs", "seconds", "GPU-seconds", *keys],
             [_cells(row, keys) for row in rows],
             [row["status"] for row in rows],
         ),
         *plots,
         "<h2>Shared by the trials</h2>",
-        html_table(
-            ["what", "where", "trials", "", "seconds"],
-            [
-                [
-                    one["what"],
-                    one["path"],
-                    one["trials"] or "",
-                    "found" if one["there"] else "made once",
-                    f"{one['seconds']:.1f}",
-                ]
-                for one in shared
-            ],
-        ),
+        _shared_table(shared),
         *_failures(rows),
         f"<h2>The sweep</h2><pre>{escape(sweep.to_yaml())}</pre>",
     ]
     write_html(path, f"Sweep {sweep.name}", body, _STYLE)
     return missing
+
+
+def _plots(sweep: SweepConfig, measured: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """Draws the plots of all trials that have an objective.
+
+    Returns:
+        HTML elements, and one sentence for each plot that is missing.
+    """
+    metric, mode, keys = sweep.objective.metric, sweep.objective.mode, list(sweep.space)
+    shares, note = compute_importance([row["values"] for row in measured], [row["objective"] for row in measured])
+    missing = [] if shares else [note]
+    try:
+        plots = [
+            "<h2>Parallel coordinates</h2><p>One line per trial. Dotted: trials that did not finish training.</p>",
+            parallel_coordinates(measured, keys, metric, mode),
+            "<h2>Objective by key</h2><p>Coloured: one trial, with the standard deviation over its seeds. Black: mean and "
+            "standard deviation over the trials with the same value.</p>",
+            f'<div class="plots">{"".join(_marginals(measured, keys, metric))}</div>',
+            "<h2>Best objective over time</h2>",
+            best_so_far(measured, metric, mode),
+            f"<h2>Importance</h2><p>{escape(note)}. Trials that were stopped early count with their last objective.</p>",
+            bars(shares) if shares else "",
+        ]
+    except ImportError:
+        sentence = "plots: not drawn, they need matplotlib: pip install 'waver[tune]', and run the same command again"
+        return [f"<p>{escape(sentence)}</p>"], [*missing, sentence]
+    return plots, missing
+
+
+def _shared_table(shared: Sequence[Mapping]) -> str:
+    rows = [
+        [
+            one["what"],
+            one["path"],
+            one["trials"] or "",
+            "found" if one["there"] else "made once",
+            f"{one['seconds']:.1f}",
+        ]
+        for one in shared
+    ]
+    return html_table(["what", "path", "trials", "", "seconds"], rows)
 
 
 def _summary(sweep: SweepConfig, rows: Sequence[Mapping[str, Any]]) -> str:

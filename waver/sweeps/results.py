@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from waver.config import ExperimentConfig, SweepConfig, load_config
 from waver.runs.tracking.hparams import comparable_settings, finish_hparams, plain, write_best, write_hparams
-from waver.sweeps.folder import Run, TrialState, read_json, read_trials
+from waver.sweeps.folder import Run, TrialState, read_if_written, read_trials
 from waver.sweeps.page import write_page
 from waver.sweeps.space import lookup
 from waver.tools.files import atomic_write, write_text
@@ -157,7 +157,7 @@ def write_results(
     # Who is being ended has little time: the rest can be made again from what is there.
     _write_hparams(folder / "events", states, sweep, base)
     rows = [_row(state, sweep, base) for state in states]
-    for sentence in write_page(folder / "report.html", sweep, rows, read_json(folder / "shared.json") or []):
+    for sentence in write_page(folder / "report.html", sweep, rows, read_if_written(folder / "shared.json") or []):
         logger.info(sentence)
     if best:
         logger.info(f"look: {folder / 'report.html'}, waver board {folder / 'events'}")

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ TRACKS: Mapping[str, str] = {
     "imported": "captions rewritten by somebody else",
 }
 """Tracks of versions that mean the same; `control` is no such track."""
+_TRACK_ORDER = ("reference", *TRACKS, "control")
 HUMAN = "another caption"
 """Style of human captions where the data set tells no styles."""
 
@@ -127,33 +128,23 @@ def build_queries(
     reference_index = {row["clip_id"]: row["caption_index"] for row in first}
     rows = [Query(row["clip_id"], row["caption"], "reference", "reference", row["caption_index"]) for row in first]
     split = captions.filter(pc.equal(captions["split"], first[0]["split"])).to_pylist()
-    text_of = {(row["clip_id"], row["caption_index"]): row["caption"] for row in split}
     if natural:
         rows += [
             Query(row["clip_id"], row["caption"], "natural", row["style"] or HUMAN, reference_index[row["clip_id"]])
             for row in split
             if row["caption_index"] != reference_index[row["clip_id"]]
         ]
-    for track, texts_of in (("rules", rules), ("control", controls)):
-        for name, texts in texts_of.items():
-            rows += [
-                Query(row["clip_id"], text, track, name, row["caption_index"])
-                for row, text in zip(first, texts, strict=True)
-                if text is not None
-            ]
-    rows += imported
-    # Imported versions of other captions bring their originals, to be compared with.
-    originals = {(row.clip_id, row.original) for row in imported}
-    originals -= set(reference_index.items())
+    rows += [*_rewritten(first, rules, "rules"), *imported, *_rewritten(first, controls, "control")]
+    # An imported version of a caption that is not the reference is compared with that caption, which becomes a query too.
+    originals = {(row.clip_id, row.original) for row in imported} - set(reference_index.items())
+    text_of = {(row["clip_id"], row["caption_index"]): row["caption"] for row in split}
     rows += [Query(clip, text_of[clip, index], "reference", "reference", index) for clip, index in sorted(originals)]
 
-    order = {track: place for place, track in enumerate(("reference", "natural", "rules", "imported", "control"))}
-
-    def place(row: Query) -> tuple:
+    def sort_key(row: Query) -> tuple:
         is_other = row.track == "reference" and row.original != reference_index[row.clip_id]
-        return clips[row.clip_id], order[row.track], is_other, row.original, row.style, row.text
+        return clips[row.clip_id], _TRACK_ORDER.index(row.track), is_other, row.original, row.style, row.text
 
-    rows.sort(key=place)
+    rows.sort(key=sort_key)
     position = {(row.clip_id, row.original): i for i, row in enumerate(rows) if row.track == "reference"}
     _, video_of_clip = np.unique([row["video_id"] for row in first], return_inverse=True)
     clip = np.array([clips[row.clip_id] for row in rows])
@@ -164,6 +155,18 @@ def build_queries(
         video=video_of_clip[clip],
         reference=np.array([position[row.clip_id, row.original] for row in rows]),
     )
+
+
+def _rewritten(
+    references: Sequence[Mapping[str, Any]], texts_of: Mapping[str, Sequence[str | None]], track: Track
+) -> list[Query]:
+    """Queries of one track from the texts of each rule, which are in the order of the references; None gives no query."""
+    return [
+        Query(row["clip_id"], text, track, name, row["caption_index"])
+        for name, texts in texts_of.items()
+        for row, text in zip(references, texts, strict=True)
+        if text is not None
+    ]
 
 
 def as_captions(queries: Queries, references: pa.Table) -> pa.Table:

@@ -18,6 +18,7 @@ from waver.evaluation.evaluate import Evaluation
 from waver.evaluation.robustness.measures import DEPTH, Answers
 from waver.evaluation.robustness.page import write_page
 from waver.evaluation.robustness.queries import (
+    TRACKS,
     Queries,
     Query,
     RobustnessError,
@@ -91,31 +92,15 @@ def run_robustness(
     queries, references, notes = _queries(sources[0].captions, settings, imported)
     logger.info(_counts(queries))
     table = as_captions(queries, references)
-    figures: list[RunFigures] = []
-    described: list[dict[str, Any]] = []
-    for source in sources:
-        evaluation, knowledge = evaluate_checkpoint(
-            source.checkpoint, source.config, source.captions, split=settings.split, queries=table, top_k=DEPTH
-        )
-        assert evaluation.clip_ids == queries.clip_ids
-        assert np.array_equal(evaluation.clip_of_text.numpy(), queries.clip)
-        chosen_on = "validation" if source.path != source.checkpoint else None
-        described.append(
-            _about(
-                source,
-                result_of(
-                    evaluation, source.checkpoint, source.config, knowledge, source.captions, chosen_on=chosen_on
-                ),
-            )
-        )
-        figures.append(run_figures(source.name, _answers(evaluation), queries))
+    evaluated = [_evaluate_source(source, queries, table, settings.split) for source in sources]
+    figures = [metrics for metrics, _ in evaluated]
     about = {
         "split": settings.split,
         "reference": settings.reference or "the first caption of each clip",
         "queries": queries_digest(queries),
         "imported": _authors(imported),
         "notes": notes,
-        "sources": described,
+        "sources": [described for _, described in evaluated],
     }
     logger.info("drawing videos again for the intervals")
     report = make_report(
@@ -160,6 +145,30 @@ def _open(runs: Sequence[Path], overrides: Mapping[str, Any], split: str) -> lis
                 "the same queries and the same gallery; report on them apart"
             )
     return sources
+
+
+def _evaluate_source(
+    source: _Source, queries: Queries, table: pa.Table, split: str
+) -> tuple[RunFigures, dict[str, Any]]:
+    """Ranks the gallery for every query with the model of one run.
+
+    Args:
+        source: the run.
+        queries: of the report.
+        table: the same queries as a caption table.
+        split: whose clips are the gallery.
+
+    Returns:
+        The metrics of the run, and the fields of its evaluation result that describe model and hardware.
+    """
+    evaluation, knowledge = evaluate_checkpoint(
+        source.checkpoint, source.config, source.captions, split=split, queries=table, top_k=DEPTH
+    )
+    assert evaluation.clip_ids == queries.clip_ids
+    assert np.array_equal(evaluation.clip_of_text.numpy(), queries.clip)
+    chosen_on = "validation" if source.path != source.checkpoint else None
+    result = result_of(evaluation, source.checkpoint, source.config, knowledge, source.captions, chosen_on=chosen_on)
+    return run_figures(source.name, _answers(evaluation), queries), _about(source, result)
 
 
 def _queries(
@@ -277,6 +286,6 @@ def _write_queries(path: Path, queries: Queries, runs: Sequence[RunFigures]) -> 
 
 
 def _counts(queries: Queries) -> str:
-    counts = {track: len(queries.of_track(track)) for track in ("reference", "natural", "rules", "imported", "control")}
+    counts = {track: len(queries.of_track(track)) for track in ("reference", *TRACKS, "control")}
     told = ", ".join(f"{count} {track}" for track, count in counts.items() if count)
     return f"asking {len(queries)} queries of {len(queries.clip_ids)} clips: {told}"

@@ -19,7 +19,7 @@ from waver.config import ExperimentConfig, SweepConfig, load_config
 from waver.on_ray.cluster.failures import permanent_message
 from waver.on_ray.stages.train import run_training
 from waver.on_ray.stages.train_worker import Job, train_job
-from waver.sweeps.folder import begin_trial, read_json, read_trial, run_folder
+from waver.sweeps.folder import begin_trial, read_if_written, read_trial, run_folder
 from waver.sweeps.space import Point
 from waver.tools.errors import WaverError
 from waver.tools.files import write_json
@@ -105,9 +105,9 @@ def run_trial(config: dict[str, Any], job: SweepJob) -> None:
     point = job.point(config)
     trial = begin_trial(job.folder, config["number"], point)
     failure = trial / "failure.json"
-    if (earlier := read_json(failure)).get("comes_again"):
+    if (earlier := read_if_written(failure)).get("comes_again"):
         raise TrialError(earlier["error"])
-    start, before = time.time(), read_json(trial / "progress.json").get("seconds", 0.0)
+    start, before = time.time(), read_if_written(trial / "progress.json").get("seconds", 0.0)
     try:
         configs = [_config(job, trial, point, repeat) for repeat in range(job.sweep.repeats)]
         num_epochs = sum(config.train.epochs for config in configs)

@@ -29,7 +29,7 @@ from waver.sweeps.folder import (
     begin_trial,
     drop_checkpoints,
     open_sweep,
-    read_json,
+    read_if_written,
     read_trial,
     read_trials,
     trial_folder,
@@ -183,7 +183,7 @@ class _Outcomes(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         folder = self._folder(trial)
-        said = read_json(folder / "failure.json").get("error")
+        said = read_if_written(folder / "failure.json").get("error")
         self._end(trial, "failed", said or _last_line(trial) or "its process was lost, without a word")
 
     def _folder(self, trial: Any) -> Path:
