@@ -27,7 +27,7 @@ from waver.evaluation.evaluate import Evaluation
 from waver.knowledge.store import Knowledge
 from waver.runs.environment import read_environment
 from waver.runs.folder import best_epoch
-from waver.runs.inspection import Inspection, inspect_run, to_png, write_projection
+from waver.runs.inspection import Inspection, InspectionSettings, inspect_run, to_png, write_projection
 from waver.runs.tracking import Tracker, read_metrics
 from waver.runs.tracking.hparams import comparable_settings, finish_hparams, write_best, write_hparams
 from waver.runs.tracking.texts import best_text, command_text, config_text, data_text, environment_text, model_text
@@ -162,12 +162,11 @@ class Recording:
             evaluation,
             self._captions,
             self._store,
-            max_words=config.text.max_words,
-            prompt=config.text.prompt,
+            InspectionSettings(
+                config.text.max_words, config.text.prompt, config.knowledge.top_k, config.informed_at_inference
+            ),
             video=evaluation.video,
             knowledge=self._knowledge,
-            top_k=config.knowledge.top_k,
-            informed=config.informed_at_inference,
         )
         self._tracker.draw(lambda events: _write(events, inspection, training.step))
         with _or_warn("the projector's files"):

@@ -12,12 +12,14 @@ from waver.evaluation.gallery import gallery
 from waver.knowledge.store import create_knowledge, finish, make_dictionary, write_embeddings, write_matches
 from waver.model.student import Student
 from waver.model.tokenizer import tokenize
-from waver.runs.inspection import Amounts, Inspection, inspect_run, write_projection
+from waver.runs.inspection import Inspection, InspectionSettings, inspect_run, write_projection
 from waver.runs.inspection import inspect as module
 from waver.runs.inspection.subset import choose_subset
 from waver.training.build import build_student
 
-AMOUNTS = Amounts(clips=6, captions_per_clip=2, queries=3, worst=2, maps=2)
+SETTINGS = InspectionSettings(
+    max_words=12, prompt=None, num_clips=6, captions_per_clip=2, num_queries=3, num_worst=2, num_maps=2
+)
 TEST_CLIPS = 9
 
 
@@ -25,13 +27,15 @@ TEST_CLIPS = 9
 def look(captions, store, knowledge, load_knowing):
     """Evaluates a model of the small experiment and looks at it; or looks at what was `made` (evaluation, student)."""
 
-    def run(overrides: dict, made: tuple | None = None, **how) -> tuple[Inspection, Evaluation, Student]:
+    def run(
+        overrides: dict, made: tuple | None = None, *, video=None, **changes
+    ) -> tuple[Inspection, Evaluation, Student]:
         config = load_knowing(**overrides)
         student, informed = made[1] if made else build_student(config), config.informed_at_inference
         knows = {"knowledge": knowledge if config.knowledge.top_k else None}
         evaluation = made[0] if made else evaluate(student, captions, store, config, split="test", top_k=5, **knows)
-        how = {"top_k": config.knowledge.top_k, "informed": informed, "amounts": AMOUNTS, **knows, **how}
-        found = inspect_run(student, evaluation, captions, store, max_words=12, prompt=None, **how)
+        settings = replace(SETTINGS, top_k=config.knowledge.top_k, informed=informed, **changes)
+        found = inspect_run(student, evaluation, captions, store, settings, video=video, **knows)
         return found, evaluation, student
 
     return run
@@ -119,7 +123,7 @@ def test_strips_show_the_subset_and_the_worst(look, monkeypatch, captions):
 
 def test_a_clip_that_could_not_be_decoded_has_strips_only(look, captions):
     """All nine clips are looked at; one of them has no frames."""
-    found, evaluation, _ = look({}, amounts=replace(AMOUNTS, clips=20, queries=20))
+    found, evaluation, _ = look({}, num_clips=20, num_queries=20)
     assert evaluation.missing_clips == ("v20",)
     assert sum("t2v/query" in tag for tag in found.images) == TEST_CLIPS
     clips = found.point_sets["clips"]

@@ -1,7 +1,8 @@
 """Looking at what a model does: pictures, distributions and a projection of a small, fixed subset of a split."""
 
-from waver.runs.inspection.inspect import Amounts, Inspection, inspect_run
+from waver.runs.inspection.inspect import Inspection, inspect_run
 from waver.runs.inspection.pictures import to_png
 from waver.runs.inspection.projection import write_projection
+from waver.runs.inspection.settings import InspectionSettings
 
-__all__ = ["Amounts", "Inspection", "inspect_run", "to_png", "write_projection"]
+__all__ = ["Inspection", "InspectionSettings", "inspect_run", "to_png", "write_projection"]

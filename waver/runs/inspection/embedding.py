@@ -2,7 +2,6 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from waver.model.embeddings import Embeddings
 from waver.model.student import Student
 from waver.model.tokenizer import tokenize
 from waver.runs.inspection.pictures import shrink
+from waver.runs.inspection.settings import InspectionSettings
 from waver.runs.inspection.subset import Subset
 
 _BATCH_SIZE = 16
@@ -66,11 +66,10 @@ def embed_subset(
     split: Gallery,
     subset: Subset,
     store: ClipStore,
+    settings: InspectionSettings,
     *,
-    max_words: int,
-    prompt: str | None,
     video: Embeddings | None,
-    **knowing: Any,
+    knowledge: Knowledge | None,
 ) -> EmbeddedSubset | None:
     """Embeds what has frames of a subset; None where nothing has.
 
@@ -80,20 +79,20 @@ def embed_subset(
         split: that was evaluated.
         subset: of it.
         store: has the frames.
-        max_words: tokens of a caption.
-        prompt: sentence around a caption, if any.
-        video: what the evaluation embedded, a row for every clip of the gallery that is not missing, or None.
-        knowing: knowledge, top_k, informed and num_maps of `see_clips`.
+        settings: how captions and clips are embedded.
+        video: embeddings of all clips of the gallery that are not missing, from the evaluation; None embeds them again.
+        knowledge: of the clips; None draws no attention.
     """
     subset = with_frames(subset, evaluation)
     if not subset.clips:
         return None
     clip_ids = [evaluation.clip_ids[clip] for clip in subset.clips]
     rows = rows_of_clips(subset, evaluation)
-    sight = see_clips(student, clip_ids, store, video=video and video.map(lambda tensor: tensor[rows]), **knowing)
+    video = video and video.map(lambda tensor: tensor[rows])
+    sight = see_clips(student, clip_ids, store, settings, video=video, knowledge=knowledge)
     chosen = list(itertools.chain(*subset.texts))
     captions = [split.texts[text] for text in chosen]
-    token_ids, text = read_texts(student, captions, max_words=max_words, prompt=prompt)
+    token_ids, text = read_texts(student, captions, max_words=settings.max_words, prompt=settings.prompt)
     # Every clip of a gallery has a caption.
     first = np.cumsum([0, *(len(texts) for texts in subset.texts[:-1])]).tolist()
     similarity = student.similarity(text.map(lambda tensor: tensor[first]), sight.video)
@@ -129,34 +128,30 @@ def see_clips(
     student: Student,
     clip_ids: list[str],
     store: ClipStore,
+    settings: InspectionSettings,
     *,
     video: Embeddings | None,
     knowledge: Knowledge | None,
-    top_k: int,
-    informed: bool,
-    num_maps: int,
 ) -> Sight:
     """Reads some clips and embeds them.
 
     Args:
         student: the model.
         clip_ids: one or more; all have frames.
-        store: has them.
-        video: their embeddings, where they are known already; then only frames whose attention is wanted pass the backbone.
-        knowledge: of the clips; where it is None, or knows not all that are mapped, there is no attention.
-        top_k: phrases of a clip.
-        informed: whether clips are embedded with their phrases.
-        num_maps: how many of the first clips are looked at frame by frame.
+        store: has their frames.
+        settings: how clips are embedded, and of how many the attention is wanted.
+        video: their embeddings if the evaluation kept them; then only frames whose attention is wanted pass the backbone.
+        knowledge: of the clips; if it is None or lacks one of the clips with a heat map, there is no attention.
     """
     device = student.logit_scale.device
-    if knowledge and not informed and knowledge.unknown(clip_ids[:num_maps]):
+    if knowledge and not settings.informed and knowledge.unknown(clip_ids[: settings.num_maps]):
         knowledge = None  # phrases were matched for the clips of train alone
     table = knowledge.phrase_embeddings().to(device) if knowledge else None
     embedded, columns, thumbnails, attention, phrases_of = [], [], [], [], []
     for first in range(0, len(clip_ids), _BATCH_SIZE):
         batch = clip_ids[first : first + _BATCH_SIZE]
         pixels, lengths = store.read(batch)
-        mapped = min(len(batch), max(0, num_maps - first))
+        mapped = min(len(batch), max(0, settings.num_maps - first))
         columns += [shrink(pixels[i, : lengths[i]], _COLUMN) for i in range(mapped)]
         thumbnails.append(shrink(pixels[np.arange(len(batch)), lengths // 2], _THUMBNAIL))
         needed = len(batch) if video is None else mapped if knowledge else 0
@@ -164,14 +159,14 @@ def see_clips(
             continue
         frames, mask = (tensor.to(device) for tensor in frames_to_tensor(pixels[:needed], lengths[:needed]))
         values = student.backbone.encode_frames(student.backbone.pixels(frames), mask)
-        count = needed if informed else mapped
+        count = needed if settings.informed else mapped
         if knowledge and count:
-            phrase_ids = knowledge.phrase_ids(batch[:count], top_k)
+            phrase_ids = knowledge.phrase_ids(batch[:count], settings.top_k)
             phrases = table[phrase_ids.to(device)]
             seen = student.fusion.attention(values[:count], phrases).mean(1).float().cpu().numpy()
             attention += [seen[i, : lengths[i]] for i in range(mapped)]
             phrases_of += [tuple(knowledge.phrases[i] for i in ids) for ids in phrase_ids[:mapped].tolist()]
-            values = student.fusion(values, phrases) if informed else values
+            values = student.fusion(values, phrases) if settings.informed else values
         if video is None:
             embedded.append(student.aggregate(values, mask))
     return Sight(

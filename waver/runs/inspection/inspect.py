@@ -25,24 +25,9 @@ from waver.runs.inspection.interaction import attention_map, interaction_map, in
 from waver.runs.inspection.matrix import similarity_matrix
 from waver.runs.inspection.pictures import Picture, read_thumbnails
 from waver.runs.inspection.projection import Point, PointSet, one_vector, with_border
+from waver.runs.inspection.settings import InspectionSettings
 from waver.runs.inspection.strips import FRAME_SIZE, NUM_FRAMES, clips_of_strip, text_to_video, video_to_text
 from waver.runs.inspection.subset import Subset, choose_subset, worst_queries
-
-
-@dataclass(frozen=True)
-class Amounts:
-    """How much is looked at; what is drawn is cut from the front of the same subset."""
-
-    clips: int = 64
-    """In the matrix, the distributions and the projector."""
-    captions_per_clip: int = 4
-    """In the projector; elsewhere one caption stands for a clip."""
-    queries: int = 6
-    """Strips in each direction."""
-    worst: int = 4
-    """Strips of the worst failures in each direction."""
-    maps: int = 4
-    """Heat maps of tokens and frames, and of phrases and frames."""
 
 
 @dataclass(frozen=True)
@@ -68,39 +53,29 @@ def inspect_run(
     evaluation: Evaluation,
     captions: pa.Table,
     store: ClipStore,
+    settings: InspectionSettings,
     *,
-    max_words: int,
-    prompt: str | None,
     video: Embeddings | None = None,
     knowledge: Knowledge | None = None,
-    top_k: int = 0,
-    informed: bool = False,
-    amounts: Amounts | None = None,
-    seed: int = 0,
 ) -> Inspection:
-    """Looks at a model after an evaluation; one worker calls it.
+    """Inspects a model after an evaluation; one worker calls it.
 
-    Scores and ranks of strips are those of the evaluation; everything else comes from embedding the subset again, in the
+    Scores and ranks of the strips are those of the evaluation. Everything else comes from embedding the subset again, in the
     precision of the weights.
 
     Args:
         student: the model, as the evaluation left it.
-        evaluation: with `top`; of 5 clips or more, or strips are shorter.
-        captions: caption table; only rows of evaluation.split are looked at.
+        evaluation: with `top`, of 5 clips or more; with fewer, strips are shorter.
+        captions: caption table; only rows of evaluation.split are read.
         store: its clips.
-        max_words: tokens of a caption.
-        prompt: sentence around a caption, if any.
-        video: what the evaluation embedded, a row for every clip of the gallery that is not missing; None embeds the clips
-            of the subset again, which takes a minute or two where a large backbone runs without a GPU.
-        knowledge: of the clips; None, or one of other clips only, draws no attention.
-        top_k: phrases of a clip; 0 for none.
-        informed: whether clips are embedded with their phrases.
-        amounts: how much is looked at.
-        seed: another one looks at others.
+        settings: how the subset is embedded, and how much is drawn.
+        video: embeddings of all clips of the gallery that are not missing, from the evaluation; None embeds the clips of the
+            subset again, which takes a minute or two with a large backbone on a CPU.
+        knowledge: of the clips; no attention is drawn if it is None or knows other clips only.
     """
     assert evaluation.ranks.top is not None, "evaluate with top_k"
-    assert not informed or (knowledge and top_k), "informed videos need the phrases of their clips"
-    start, amounts = time.perf_counter(), amounts or Amounts()
+    assert not settings.informed or (knowledge and settings.top_k), "informed videos need the phrases of their clips"
+    start = time.perf_counter()
     evaluation = replace(evaluation, ranks=evaluation.ranks.cpu(), clip_of_text=evaluation.clip_of_text.cpu())
     split = gallery(captions, evaluation.split)
     assert split.text_ids == evaluation.text_ids, "these are the captions that were evaluated"
@@ -108,26 +83,15 @@ def inspect_run(
         evaluation.clip_ids,
         evaluation.text_ids,
         evaluation.clip_of_text,
-        num_clips=amounts.clips,
-        captions_per_clip=amounts.captions_per_clip,
-        seed=seed,
+        num_clips=settings.num_clips,
+        captions_per_clip=settings.captions_per_clip,
+        seed=settings.seed,
     )
-    images = _strips(evaluation, split.texts, subset, store, amounts)
+    images = _strips(evaluation, split.texts, subset, store, settings)
     drawn = time.perf_counter()
-    embedded = embed_subset(
-        student,
-        evaluation,
-        split,
-        subset,
-        store,
-        max_words=max_words,
-        prompt=prompt,
-        video=video,
-        knowledge=knowledge if top_k and student.fusion is not None else None,
-        top_k=top_k,
-        informed=informed,
-        num_maps=amounts.maps,
-    )
+    if not settings.top_k or student.fusion is None:
+        knowledge = None
+    embedded = embed_subset(student, evaluation, split, subset, store, settings, video=video, knowledge=knowledge)
     embedding_s = time.perf_counter() - drawn
     histograms, pr_curves, point_sets = rank_distributions(evaluation.ranks), {}, {}
     if embedded:
@@ -140,14 +104,14 @@ def inspect_run(
 
 
 def _strips(
-    evaluation: Evaluation, texts: Sequence[str], subset: Subset, store: ClipStore, amounts: Amounts
+    evaluation: Evaluation, texts: Sequence[str], subset: Subset, store: ClipStore, settings: InspectionSettings
 ) -> dict[str, Picture]:
     """In both directions, of the first queries of the subset and of the worst failures."""
-    ranks, looked_at = evaluation.ranks, subset[: amounts.queries]
+    ranks, looked_at = evaluation.ranks, subset[: settings.num_queries]
     t2v = {f"t2v/query_{n}": own[0] for n, own in enumerate(looked_at.texts, 1)}
-    t2v |= {f"t2v/worst_{n}": text for n, text in enumerate(worst_queries(ranks.t2v, amounts.worst), 1)}
+    t2v |= {f"t2v/worst_{n}": text for n, text in enumerate(worst_queries(ranks.t2v, settings.num_worst), 1)}
     v2t = {f"v2t/query_{n}": clip for n, clip in enumerate(looked_at.clips, 1)}
-    v2t |= {f"v2t/worst_{n}": clip for n, clip in enumerate(worst_queries(ranks.v2t, amounts.worst), 1)}
+    v2t |= {f"v2t/worst_{n}": clip for n, clip in enumerate(worst_queries(ranks.v2t, settings.num_worst), 1)}
     shown = [clip for text in t2v.values() for clip in clips_of_strip(evaluation, text)]
     shown += [evaluation.clip_ids[clip] for clip in v2t.values()]
     thumbnails = read_thumbnails(store, shown, size=FRAME_SIZE, num_frames=NUM_FRAMES)
