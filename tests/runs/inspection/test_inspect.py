@@ -28,14 +28,15 @@ def look(captions, store, knowledge, load_knowing):
     """Evaluates a model of the small experiment and looks at it; or looks at what was `made` (evaluation, student)."""
 
     def run(
-        overrides: dict, made: tuple | None = None, *, video=None, **changes
+        overrides: dict, made: tuple | None = None, *, video=None, known=knowledge, **changes
     ) -> tuple[Inspection, Evaluation, Student]:
         config = load_knowing(**overrides)
-        student, informed = made[1] if made else build_student(config), config.informed_at_inference
-        knows = {"knowledge": knowledge if config.knowledge.top_k else None}
-        evaluation = made[0] if made else evaluate(student, captions, store, config, split="test", top_k=5, **knows)
-        settings = replace(SETTINGS, top_k=config.knowledge.top_k, informed=informed, **changes)
-        found = inspect_run(student, evaluation, captions, store, settings, video=video, **knows)
+        student, top_k = made[1] if made else build_student(config), config.knowledge.top_k
+        settings = replace(SETTINGS, top_k=top_k, informed=config.informed_at_inference, **changes)
+        known = known if top_k else None
+        how = {"split": "test", "top_k": 5, "knowledge": known}
+        evaluation = made[0] if made else evaluate(student, captions, store, config, **how)
+        found = inspect_run(student, evaluation, captions, store, settings, video=video, knowledge=known)
         return found, evaluation, student
 
     return run
@@ -179,7 +180,7 @@ def test_attention_without_informed_videos(look, captions, store, knowledge, tmp
     write_matches(tmp_path, knowledge.matches.slice(0, 10))
     other = finish(tmp_path)
     assert other.unknown(evaluation.clip_ids) == list(evaluation.clip_ids)
-    without, _, _ = look(distilled, (evaluation, student), knowledge=other)
+    without, _, _ = look(distilled, (evaluation, student), known=other)
     assert found.images.keys() - without.images.keys() == {"knowledge/attention_1", "knowledge/attention_2"}
     np.testing.assert_array_equal(without.point_sets["clips"].vectors, found.point_sets["clips"].vectors)
 
