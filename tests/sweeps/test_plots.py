@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from waver.sweeps.plots import bars, best_so_far, marginal, parallel_coordinates
+from waver.sweeps.plots import best_so_far, importance_bars, marginal, parallel_coordinates
 
 ROWS = [
     {
@@ -32,7 +32,7 @@ def test_each_is_an_svg_that_names_what_it_shows(rows):
         *(marginal(rows, key, "t2v/R@1") for key in ("a", "b", "c")),
         best_so_far(rows, "t2v/R@1", "max"),
         best_so_far(rows, "t2v/MnR", "min"),
-        bars({"a": 0.7, "b": 0.3}),
+        importance_bars({"a": 0.7, "b": 0.3}),
     ]
     for plot in plots:
         assert ET.fromstring(plot).tag.endswith("svg")

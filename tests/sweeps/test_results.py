@@ -14,29 +14,37 @@ from tensorboard.plugins.hparams.metadata import (
 
 from waver.config import load_config
 from waver.sweeps.folder import read_trials
-from waver.sweeps.results import best_config, deviation, objective, ranked, results_table, short_names, write_results
+from waver.sweeps.results import (
+    best_config,
+    mean_objective,
+    objective_deviation,
+    rank_trials,
+    results_table,
+    short_names,
+    write_results,
+)
 
 
 def test_objective_is_the_mean_over_seeds(tmp_path, written, sweep):
     states = read_trials(tmp_path)
-    assert [objective(state, sweep) for state in states] == [25.0, 35.0, 50.0, None, 60.0]
-    assert deviation(states[0], sweep) == pytest.approx(7.0710678)
-    assert deviation(states[2], sweep) is None
+    assert [mean_objective(state, sweep) for state in states] == [25.0, 35.0, 50.0, None, 60.0]
+    assert objective_deviation(states[0], sweep) == pytest.approx(7.0710678)
+    assert objective_deviation(states[2], sweep) is None
 
 
 def test_only_what_was_trained_to_the_end_can_be_the_best(tmp_path, written, sweep):
-    assert [state.number for state in ranked(read_trials(tmp_path), sweep)] == [1, 0, 2, 4, 3]
+    assert [state.number for state in rank_trials(read_trials(tmp_path), sweep)] == [1, 0, 2, 4, 3]
 
 
 def test_low_ranks_are_better(tmp_path, written, sweep):
     low = sweep.model_copy(update={"objective": sweep.objective.model_copy(update={"metric": "t2v/MnR"})})
-    assert [state.number for state in ranked(read_trials(tmp_path), low)][:2] == [0, 1]
+    assert [state.number for state in rank_trials(read_trials(tmp_path), low)][:2] == [0, 1]
 
 
 def test_no_trial_finished_means_no_best(tmp_path, write_trial, sweep, said):
     write_trial(0, {"train.lr": 0.01, "similarity.kind": "dp"}, [[1.0]], "stopped")
     assert best_config(tmp_path, read_trials(tmp_path), sweep) is None
-    write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), show=lambda table: None)
+    write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), print_table=lambda table: None)
     assert not (tmp_path / "best.yaml").exists()
     assert "no trial is finished, so there is no best one yet" in said
 
@@ -52,7 +60,7 @@ def test_columns_have_one_type(tmp_path, write_trial, sweep):
 
 def test_everything_that_is_written(tmp_path, written, sweep, said):
     shown = []
-    write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), show=shown.append)
+    write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), print_table=shown.append)
 
     rows = pq.read_table(tmp_path / "results.parquet").to_pylist()
     assert [(row["trial"], row["seed"]) for row in rows] == [
@@ -103,7 +111,7 @@ def test_everything_that_is_written(tmp_path, written, sweep, said):
 def test_without_matplotlib_a_sentence_says_what_to_install(tmp_path, written, sweep, monkeypatch, said):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), show=lambda table: None)
+    write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), print_table=lambda table: None)
     assert any("pip install 'waver[tune]'" in line for line in said)
     page = (tmp_path / "report.html").read_text()
     assert "<svg" not in page

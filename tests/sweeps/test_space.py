@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from waver.config import ConfigError, ExperimentConfig, ParameterConfig, SweepConfig, load_config
-from waver.sweeps.space import base_overrides, build_point, corners, draw, point_configs, points
+from waver.sweeps.space import base_overrides, build_point, corner_points, draw_value, list_points, point_configs
 
 BASE = """
 name: x
@@ -34,10 +34,10 @@ def test_the_same_sweep_gives_the_same_points_and_another_seed_others(plan):
         "video.size": {"randint": [8, 9]},
     }
     sweep, base = plan(space, num_samples=20)
-    found = points(sweep, base)
-    assert found == points(sweep, base)
+    found = list_points(sweep, base)
+    assert found == list_points(sweep, base)
     assert len(found) == 20
-    assert found != points(*plan(space, num_samples=20, seed=1))
+    assert found != list_points(*plan(space, num_samples=20, seed=1))
 
 
 def test_a_grid_has_every_combination_once_and_conditions_fold_it(plan):
@@ -48,7 +48,7 @@ def test_a_grid_has_every_combination_once_and_conditions_fold_it(plan):
         },
         search="grid",
     )
-    found = points(sweep, base)
+    found = list_points(sweep, base)
     assert len(found) == 5
     for point in (
         *({"similarity.wti_layers": layers, "similarity.kind": "wti"} for layers in (1, 2, 3)),
@@ -60,13 +60,13 @@ def test_a_grid_has_every_combination_once_and_conditions_fold_it(plan):
 
 def test_random_draws_for_each_combination_of_a_grid(plan):
     sweep, base = plan({"loss.distill": {"uniform": [0, 2]}, "knowledge.top_k": {"grid": [1, 5]}}, num_samples=3)
-    assert [point["knowledge.top_k"] for point in points(sweep, base)] == [1, 1, 1, 5, 5, 5]
+    assert [point["knowledge.top_k"] for point in list_points(sweep, base)] == [1, 1, 1, 5, 5, 5]
 
 
 def test_conditions_look_at_the_base_where_a_key_is_not_varied(plan):
     layers = {"similarity.wti_layers": {"choice": [1], "when": {"similarity.kind": ["wti", "ti"]}}}
-    assert points(*plan(layers, num_samples=1)) == [{"similarity.wti_layers": 1}]
-    assert points(*plan(layers, num_samples=1, set={"similarity.kind": "dp"})) == [{}]
+    assert list_points(*plan(layers, num_samples=1)) == [{"similarity.wti_layers": 1}]
+    assert list_points(*plan(layers, num_samples=1, set={"similarity.kind": "dp"})) == [{}]
 
 
 def test_conditions_in_a_chain(plan):
@@ -78,8 +78,8 @@ def test_conditions_in_a_chain(plan):
         },
         search="grid",
     )
-    assert {len(point) for point in points(sweep, base)} == {1, 2, 3}
-    for point in points(sweep, base):
+    assert {len(point) for point in list_points(sweep, base)} == {1, 2, 3}
+    for point in list_points(sweep, base):
         assert ("loss.distill" in point) == (point["knowledge.at_inference"] is False)
         assert ("loss.temperature" in point) == (point.get("loss.distill") == 1.0)
 
@@ -91,7 +91,7 @@ ENDS = st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)).filter(lambda end
 @given(ends=ENDS, scale=st.floats(1e-6, 1e3), seed=st.integers(0, 100), kind=st.sampled_from(["uniform", "loguniform"]))
 def test_floats_stay_between_their_ends(ends, scale, seed, kind):
     low, high = ends[0] * scale, ends[1] * scale
-    value = draw(ParameterConfig.model_validate({kind: [low, high]}), np.random.default_rng(seed))
+    value = draw_value(ParameterConfig.model_validate({kind: [low, high]}), np.random.default_rng(seed))
     assert low <= value <= high
     assert isinstance(value, float)
 
@@ -100,10 +100,10 @@ def test_floats_stay_between_their_ends(ends, scale, seed, kind):
 @given(ends=ENDS, seed=st.integers(0, 100))
 def test_integers_stay_between_their_ends_and_reach_them(ends, seed):
     low, high = ends
-    value = draw(ParameterConfig(randint=ends), np.random.default_rng(seed))
+    value = draw_value(ParameterConfig(randint=ends), np.random.default_rng(seed))
     assert low <= value <= high
     assert type(value) is int
-    both = {draw(ParameterConfig(randint=(low, low + 1)), np.random.default_rng(i)) for i in range(30)}
+    both = {draw_value(ParameterConfig(randint=(low, low + 1)), np.random.default_rng(i)) for i in range(30)}
     assert both == {low, low + 1}
 
 
@@ -129,7 +129,7 @@ def test_a_key_is_in_a_point_exactly_where_its_condition_holds(tiny_config, grap
 
 def test_loguniform_has_each_order_of_magnitude_as_often(plan):
     parameter, rng = ParameterConfig(loguniform=(1e-4, 1.0)), np.random.default_rng(0)
-    values = np.array([draw(parameter, rng) for _ in range(4000)])
+    values = np.array([draw_value(parameter, rng) for _ in range(4000)])
     counts = np.histogram(np.log10(values), bins=[-4, -3, -2, -1, 0])[0]
     assert counts.min() > 850
 
@@ -145,7 +145,7 @@ def test_mistakes_of_all_points_are_told_once(plan):
         num_samples=5,
     )
     with pytest.raises(ConfigError) as caught:
-        point_configs(sweep, base, base_overrides(sweep), points(sweep, base))
+        point_configs(sweep, base, base_overrides(sweep), list_points(sweep, base))
     message = str(caught.value)
     assert "loss.distil: unknown key; did you mean distill? (in 20 of 20 points)" in message
     assert "similarity.wti_layers: 4" in message
@@ -156,12 +156,12 @@ def test_mistakes_of_all_points_are_told_once(plan):
 def test_settings_that_do_not_fit_together_are_found_before_the_start(plan):
     sweep, base = plan({"knowledge.top_k": {"choice": [0, 3]}, "loss.distill": {"choice": [0.0, 1.0]}}, search="grid")
     with pytest.raises(ConfigError, match=r"loss.distill = 1 learns from phrases.*\(in 1 of 4 points\)"):
-        point_configs(sweep, base, base_overrides(sweep), points(sweep, base))
+        point_configs(sweep, base, base_overrides(sweep), list_points(sweep, base))
     sweep, base = plan(
         {"knowledge.top_k": {"choice": [0, 3]}, "loss.distill": {"choice": [0.0, 1.0], "when": {"knowledge.top_k": 3}}},
         search="grid",
     )
-    configs = point_configs(sweep, base, base_overrides(sweep), points(sweep, base))
+    configs = point_configs(sweep, base, base_overrides(sweep), list_points(sweep, base))
     assert [(config.knowledge.top_k, config.loss.distill) for config in configs] == [(0, 0), (3, 0), (3, 1)]
 
 
@@ -170,11 +170,11 @@ def test_corners_have_all_ends_and_choices(plan):
         {"loss.distill": {"uniform": [0, 2]}, "similarity.kind": {"choice": ["wti", "ti"]},
          "similarity.wti_layers": {"randint": [1, 3], "when": {"similarity.kind": "wti"}}}, search="optuna"
     )  # fmt: skip
-    found = corners(sweep, base)
+    found = corner_points(sweep, base)
     assert len(found) == 2 * 2 + 2
     assert {point["loss.distill"] for point in found} == {0, 2}
     many, base = plan({f"k.a{i}": {"choice": list(range(9))} for i in range(9)}, search="optuna")
-    assert 200 < len(corners(many, base)) <= 256
+    assert 200 < len(corner_points(many, base)) <= 256
 
 
 def test_what_is_set_for_all_trials(plan):

@@ -131,4 +131,4 @@ def tune(
     if dry_run:
         describe_plan(plan)
         return
-    run_sweep(plan, show=stdout.print)
+    run_sweep(plan, print_table=stdout.print)

@@ -32,7 +32,7 @@ class SweepError(WaverError):
 
 
 @dataclass(frozen=True)
-class Run:
+class SeedRun:
     """One seed of a trial."""
 
     seed: int
@@ -59,7 +59,7 @@ class TrialState:
     gpu_seconds: float = 0.0
     ended_s: float = 0.0
     """Unix time of its last epoch."""
-    runs: list[Run] = field(default_factory=list)
+    runs: list[SeedRun] = field(default_factory=list)
 
     def values(self, metric: str) -> list[float]:
         """A figure of each seed that has one."""
@@ -148,9 +148,9 @@ def drop_checkpoints(trial: Path) -> None:
             shutil.rmtree(checkpoint, ignore_errors=True)  # a worker that is being ended may still write there
 
 
-def _read_run(folder: Path) -> Run:
+def _read_run(folder: Path) -> SeedRun:
     rows = [row for row in read_metrics(folder) if row.get("split") == "validation"]
-    return Run(
+    return SeedRun(
         seed=int(folder.name[5:]),
         folder=folder,
         epochs=max((row["epoch"] for row in rows), default=0),

@@ -8,7 +8,7 @@ from typing import Any
 
 from waver.config import SweepConfig
 from waver.sweeps.importance import compute_importance
-from waver.sweeps.plots import bars, best_so_far, marginal, parallel_coordinates
+from waver.sweeps.plots import best_so_far, importance_bars, marginal, parallel_coordinates
 from waver.tools.html import html_table, write_html
 
 _STYLE = """
@@ -72,7 +72,7 @@ def _plots(sweep: SweepConfig, measured: Sequence[Mapping[str, Any]]) -> tuple[l
             "<h2>Best objective over time</h2>",
             best_so_far(measured, metric, mode),
             f"<h2>Importance</h2><p>{escape(note)}. Trials that were stopped early count with their last objective.</p>",
-            bars(shares) if shares else "",
+            importance_bars(shares) if shares else "",
         ]
     except ImportError:
         sentence = "plots: not drawn, they need matplotlib: pip install 'waver[tune]', and run the same command again"

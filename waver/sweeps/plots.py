@@ -8,10 +8,10 @@ import numpy as np
 from waver.tools.html import new_figure, svg
 
 _COLOURS = {"finished": "#1f6fb4", "stopped": "#e08a1e", "running": "#888888"}
-Row = Mapping[str, Any]
+TrialRow = Mapping[str, Any]
 
 
-def parallel_coordinates(rows: Sequence[Row], keys: Sequence[str], metric: str, mode: str) -> str:
+def parallel_coordinates(rows: Sequence[TrialRow], keys: Sequence[str], metric: str, mode: str) -> str:
     """A line a trial through all keys to its objective; darker is better."""
     import matplotlib
 
@@ -35,7 +35,7 @@ def parallel_coordinates(rows: Sequence[Row], keys: Sequence[str], metric: str, 
     return svg(figure)
 
 
-def marginal(rows: Sequence[Row], key: str, metric: str) -> str:
+def marginal(rows: Sequence[TrialRow], key: str, metric: str) -> str:
     """The objective by the value of one key, with each trial's deviation over its seeds.
 
     Where values come again, black bars show the mean and the deviation between trials of each.
@@ -71,7 +71,7 @@ def marginal(rows: Sequence[Row], key: str, metric: str) -> str:
     return svg(figure)
 
 
-def best_so_far(rows: Sequence[Row], metric: str, mode: str) -> str:
+def best_so_far(rows: Sequence[TrialRow], metric: str, mode: str) -> str:
     """The best objective of the trials that had ended, by minutes since the first of them; points are the trials."""
     figure, axes = new_figure(width=6.0, height=3.0)
     ended = sorted((row for row in rows if row["ended_s"]), key=lambda row: row["ended_s"])
@@ -90,7 +90,7 @@ def best_so_far(rows: Sequence[Row], metric: str, mode: str) -> str:
     return svg(figure)
 
 
-def bars(shares: Mapping[str, float]) -> str:
+def importance_bars(shares: Mapping[str, float]) -> str:
     """The importance of each key."""
     figure, axes = new_figure(width=6.0, height=0.7 + 0.35 * len(shares))
     axes.barh(list(shares)[::-1], list(shares.values())[::-1], color="#1f6fb4")

@@ -12,7 +12,7 @@ from rich.live import Live
 
 from waver.config import SweepConfig
 from waver.sweeps.folder import TrialState, read_trials
-from waver.sweeps.results import objective_text, ranked, trials_table
+from waver.sweeps.results import objective_text, rank_trials, trials_table
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ _SHOWN = 20
 
 
 @contextmanager
-def watch(folder: Path, sweep: SweepConfig, *, total: int) -> Iterator[None]:
+def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int) -> Iterator[None]:
     """Reads what the trials write while the body runs; nothing slows down for those who watch.
 
     Args:
@@ -36,7 +36,7 @@ def watch(folder: Path, sweep: SweepConfig, *, total: int) -> Iterator[None]:
     def update(live: Live | None) -> None:
         states = read_trials(folder)
         if live:
-            live.update(trials_table(_title(states, total), ranked(states, sweep)[:_SHOWN], sweep))
+            live.update(trials_table(_title(states, total), rank_trials(states, sweep)[:_SHOWN], sweep))
             return
         for state in states:
             if state.status != "running" and state.number not in known:

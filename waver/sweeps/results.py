@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from waver.config import ExperimentConfig, SweepConfig, load_config
 from waver.runs.tracking.hparams import comparable_settings, finish_hparams, plain, write_best, write_hparams
-from waver.sweeps.folder import Run, TrialState, read_if_written, read_trials
+from waver.sweeps.folder import SeedRun, TrialState, read_if_written, read_trials
 from waver.sweeps.page import write_page
 from waver.sweeps.space import lookup
 from waver.tools.files import atomic_write, write_text
@@ -28,19 +28,19 @@ logger = logging.getLogger(__name__)
 _ORDER = ("finished", "stopped", "running", "failed")
 
 
-def objective(state: TrialState, sweep: SweepConfig) -> float | None:
+def mean_objective(state: TrialState, sweep: SweepConfig) -> float | None:
     """Mean over the seeds that have a figure; None where none has."""
     values = state.values(sweep.objective.metric)
     return mean(values) if values else None
 
 
-def deviation(state: TrialState, sweep: SweepConfig) -> float | None:
+def objective_deviation(state: TrialState, sweep: SweepConfig) -> float | None:
     """Standard deviation over the seeds; None where there are not two."""
     values = state.values(sweep.objective.metric)
     return stdev(values) if len(values) > 1 else None
 
 
-def ranked(states: list[TrialState], sweep: SweepConfig) -> list[TrialState]:
+def rank_trials(states: list[TrialState], sweep: SweepConfig) -> list[TrialState]:
     """Finished trials first, the best of them foremost; then those that were stopped, run still, or failed.
 
     A trial that was stopped is never the best: its figure is one of fewer epochs.
@@ -48,7 +48,7 @@ def ranked(states: list[TrialState], sweep: SweepConfig) -> list[TrialState]:
     sign = -1 if sweep.objective.mode == "max" else 1
 
     def key(state: TrialState) -> tuple:
-        value = objective(state, sweep)
+        value = mean_objective(state, sweep)
         return _ORDER.index(state.status), value is None, sign * (value or 0.0), state.number
 
     return sorted(states, key=key)
@@ -56,7 +56,7 @@ def ranked(states: list[TrialState], sweep: SweepConfig) -> list[TrialState]:
 
 def objective_text(state: TrialState, sweep: SweepConfig) -> str:
     """Mean and deviation as people read them."""
-    value, spread = objective(state, sweep), deviation(state, sweep)
+    value, spread = mean_objective(state, sweep), objective_deviation(state, sweep)
     return "none" if value is None else f"{value:.2f}" if spread is None else f"{value:.2f} ± {spread:.2f}"
 
 
@@ -95,14 +95,14 @@ def results_table(states: list[TrialState], sweep: SweepConfig) -> pa.Table:
     metrics = sorted({name for state in states for run in state.runs for name in run.metrics})
     rows = []
     for state in states:
-        for run in state.runs or [Run(-1, state.folder, 0, {}, False)]:
+        for run in state.runs or [SeedRun(-1, state.folder, 0, {}, False)]:
             rows.append(
                 {
                     "trial": state.number,
                     "seed": run.seed if run.seed >= 0 else None,
                     "status": state.status,
-                    "objective": objective(state, sweep),
-                    "deviation": deviation(state, sweep),
+                    "objective": mean_objective(state, sweep),
+                    "deviation": objective_deviation(state, sweep),
                     **{key: _plain(state.point.get(key)) for key in sweep.space},
                     **{name: run.metrics.get(name) for name in metrics},
                     "epochs": run.epochs,
@@ -122,7 +122,7 @@ def best_config(
 
     Of several seeds it is the first.
     """
-    best = next((state for state in ranked(states, sweep) if state.status == "finished"), None)
+    best = next((state for state in rank_trials(states, sweep) if state.status == "finished"), None)
     if best is None:
         return None
     overrides = best.point | {"name": f"{sweep.name}-best", "seed": best.runs[0].seed}
@@ -134,7 +134,7 @@ def write_results(
     sweep: SweepConfig,
     base: ExperimentConfig,
     *,
-    show: Callable[[object], None],
+    print_table: Callable[[Table], None],
 ) -> None:
     """Writes results.csv, results.parquet, best.yaml, events/ and report.html into the folder of a sweep.
 
@@ -142,9 +142,9 @@ def write_results(
         folder: of the sweep.
         sweep: the sweep.
         base: its experiment.
-        show: is given the table.
+        print_table: called with the table of all trials.
     """
-    states = ranked(read_trials(folder), sweep)
+    states = rank_trials(read_trials(folder), sweep)
     table = results_table(states, sweep)
     with atomic_write(folder / "results.parquet") as file:
         pq.write_table(table, file)
@@ -153,7 +153,7 @@ def write_results(
     best = best_config(folder, states, sweep)
     if best:
         write_text(folder / "best.yaml", _best_yaml(*best, sweep))
-    show(trials_table(f"{sweep.name}: {sweep.objective.metric} on {sweep.objective.split}", states, sweep))
+    print_table(trials_table(f"{sweep.name}: {sweep.objective.metric} on {sweep.objective.split}", states, sweep))
     # Who is being ended has little time: the rest can be made again from what is there.
     _write_hparams(folder / "events", states, sweep, base)
     rows = [_row(state, sweep, base) for state in states]
@@ -184,7 +184,7 @@ def _write_hparams(folder: Path, states: list[TrialState], sweep: SweepConfig, b
     shutil.rmtree(folder, ignore_errors=True)
     settings = comparable_settings(base.model_dump(mode="json"))
     for state in states:
-        value = objective(state, sweep)
+        value = mean_objective(state, sweep)
         if value is None:
             continue
         figures = {name: mean(state.values(name)) for name in (state.runs[0].metrics if state.runs else ())}
@@ -205,8 +205,8 @@ def _row(state: TrialState, sweep: SweepConfig, base: ExperimentConfig) -> dict[
         "values": {key: _plain(state.point.get(key, lookup(settings, key))) for key in sweep.space},
         "number": state.number,
         "status": state.status,
-        "objective": objective(state, sweep),
-        "deviation": deviation(state, sweep),
+        "objective": mean_objective(state, sweep),
+        "deviation": objective_deviation(state, sweep),
         "objective_text": objective_text(state, sweep),
         "epochs": state.epochs,
         "seconds": state.seconds,

@@ -17,7 +17,7 @@ Point = dict[str, Any]
 Pick = Callable[[str, ParameterConfig], Any]
 _MOST_CORNERS = 256
 _SHOWN = 10
-NOTHING = object()
+MISSING = object()
 
 
 def base_overrides(sweep: SweepConfig, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def base_overrides(sweep: SweepConfig, overrides: Mapping[str, Any] | None = Non
     return {"resources.loaders_per_worker": 0} | sweep.set | dict(overrides or {})
 
 
-def points(sweep: SweepConfig, base: ExperimentConfig) -> list[Point]:
+def list_points(sweep: SweepConfig, base: ExperimentConfig) -> list[Point]:
     """The points of a sweep that knows them in advance (random, grid), in their order, each once.
 
     The same sweep gives the same points.
@@ -53,7 +53,7 @@ def points(sweep: SweepConfig, base: ExperimentConfig) -> list[Point]:
                 build_point(
                     sweep.space,
                     base,
-                    lambda key, parameter: chosen[key] if key in chosen else draw(parameter, rng),  # noqa: B023
+                    lambda key, parameter: chosen[key] if key in chosen else draw_value(parameter, rng),  # noqa: B023
                 )
             )
     # Where a `when` does not hold, combinations of the key that it switches off are one and the same.
@@ -69,7 +69,7 @@ def build_point(space: Mapping[str, ParameterConfig], base: ExperimentConfig, pi
     return {key: point[key] for key in space if key in point}
 
 
-def draw(parameter: ParameterConfig, rng: np.random.Generator) -> Any:
+def draw_value(parameter: ParameterConfig, rng: np.random.Generator) -> Any:
     """A value of one key. Floats have six digits, so that files and tables show them as they are."""
     if parameter.kind == "uniform":
         value = round_float(rng.uniform(*parameter.values))
@@ -87,7 +87,7 @@ def round_float(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def corners(sweep: SweepConfig, base: ExperimentConfig) -> list[Point]:
+def corner_points(sweep: SweepConfig, base: ExperimentConfig) -> list[Point]:
     """Points at the ends of all ranges, with all choices: what can be known of a search that draws as it goes.
 
     Of more than 256 combinations that many are drawn.
@@ -129,7 +129,7 @@ def point_configs(
     problems: Counter[str] = Counter()
     for key, parameter in sweep.space.items():
         for on in parameter.when:
-            if on not in sweep.space and lookup(settings, on) is NOTHING:
+            if on not in sweep.space and lookup(settings, on) is MISSING:
                 problems[f"space.{key}.when.{on}: no key of the experiment, and not varied"] = len(found)
     configs = []
     for point in found:
@@ -164,6 +164,6 @@ def lookup(settings: Mapping[str, Any], dotted: str) -> Any:
     value: Any = settings
     for part in dotted.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            return NOTHING
+            return MISSING
         value = value[part]
     return value

@@ -6,13 +6,13 @@ import pytest
 from waver.evaluation.robustness.measures import (
     Answers,
     average_overlap,
+    compute_style_metrics,
+    compute_version_metrics,
     hubness,
     jaccard,
     log_rank,
-    mean_figure,
-    quotient_figure,
-    style_figures,
-    version_figures,
+    mean_ratio,
+    quotient_ratio,
 )
 
 INF = float("inf")
@@ -59,13 +59,13 @@ def test_a_miss_ranks_last_in_logarithms():
 
 def test_figures_are_means_and_quotients_of_sums_over_videos():
     video = np.array([0, 0, 2])
-    figure = mean_figure(np.array([1.0, 0.0, 1.0]), video, 4)
-    assert figure.numerator.tolist() == [1, 0, 1, 0]
-    assert figure.denominator.tolist() == [2, 0, 1, 0]
-    assert figure.value == pytest.approx(2 / 3)
-    below = mean_figure(np.array([1.0, 1.0, 1.0]), video, 4)
-    assert quotient_figure(figure, below).value == pytest.approx(2 / 3)
-    assert np.isnan(mean_figure(np.zeros(0), np.zeros(0, dtype=int), 4).value)
+    ratio = mean_ratio(np.array([1.0, 0.0, 1.0]), video, 4)
+    assert ratio.numerator.tolist() == [1, 0, 1, 0]
+    assert ratio.denominator.tolist() == [2, 0, 1, 0]
+    assert ratio.value == pytest.approx(2 / 3)
+    below = mean_ratio(np.array([1.0, 1.0, 1.0]), video, 4)
+    assert quotient_ratio(ratio, below).value == pytest.approx(2 / 3)
+    assert np.isnan(mean_ratio(np.zeros(0), np.zeros(0, dtype=int), 4).value)
 
 
 #           references       versions: of clip 0 two, of clip 1 one, of clip 2 two
@@ -77,53 +77,53 @@ VERSIONS = np.arange(3, 8)
 
 
 def test_versions_of_a_caption_by_hand():
-    figures = version_figures(answers_of(RANKS), VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
-    assert (figures.num_clips, figures.num_versions) == (3, 5)
-    assert {k: figure.value for k, figure in figures.clean.items()} == pytest.approx({1: 1 / 3, 5: 2 / 3, 10: 2 / 3})
-    assert {k: f.value for k, f in figures.worst_case.items()} == pytest.approx({1: 0, 5: 2 / 3, 10: 2 / 3})
-    assert {k: f.value for k, f in figures.best_case.items()} == pytest.approx({1: 2 / 3, 5: 2 / 3, 10: 1})
+    metrics = compute_version_metrics(answers_of(RANKS), VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
+    assert (metrics.num_clips, metrics.num_versions) == (3, 5)
+    assert {k: ratio.value for k, ratio in metrics.clean.items()} == pytest.approx({1: 1 / 3, 5: 2 / 3, 10: 2 / 3})
+    assert {k: f.value for k, f in metrics.worst_case.items()} == pytest.approx({1: 0, 5: 2 / 3, 10: 2 / 3})
+    assert {k: f.value for k, f in metrics.best_case.items()} == pytest.approx({1: 2 / 3, 5: 2 / 3, 10: 1})
     # Clip 0: one of two versions changed; clip 1: its only one; clip 2: none.
-    assert figures.flip_rate.value == pytest.approx((1 / 2 + 1 + 0) / 3)
-    assert {k: f.value for k, f in figures.consistent.items()} == pytest.approx(
+    assert metrics.flip_rate.value == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert {k: f.value for k, f in metrics.consistent.items()} == pytest.approx(
         {1: (1 / 2 + 0 + 0) / 3, 5: (1 + 1 + 0) / 3, 10: (1 + 1 + 0) / 3}
     )
     spreads = [np.std(np.log2([2, 2, 3])), np.std(np.log2([5, 2])), np.std(np.log2([21, 21, 8]))]
-    assert figures.spread == pytest.approx(spreads)
-    assert figures.dispersion.value == pytest.approx(np.mean(spreads))
+    assert metrics.spread == pytest.approx(spreads)
+    assert metrics.dispersion.value == pytest.approx(np.mean(spreads))
 
 
 def test_agreement_of_versions_is_a_mean_over_clips():
     answers = answers_of(RANKS)
-    figures = version_figures(answers, VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
+    metrics = compute_version_metrics(answers, VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
     by_clip = [
         np.mean([naive_overlap(answers.top[v], answers.top[REFERENCE[v]], 10) for v in VERSIONS if CLIP[v] == clip])
         for clip in range(3)
     ]
-    assert figures.overlap.value == pytest.approx(np.mean(by_clip))
+    assert metrics.overlap.value == pytest.approx(np.mean(by_clip))
 
 
 def test_a_collapsed_model_agrees_with_itself_and_is_not_correct():
     top = np.tile(np.arange(10), (8, 1))
     collapsed = Answers(np.full(8, 10.5), top, np.ones(20, dtype=bool))
-    figures = version_figures(collapsed, VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
-    assert figures.overlap.value == figures.jaccard.value == 1
-    assert figures.flip_rate.value == 0
-    assert figures.dispersion.value == pytest.approx(0, abs=1e-9)
-    assert figures.consistent[10].value == figures.worst_case[10].value == 0
+    metrics = compute_version_metrics(collapsed, VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
+    assert metrics.overlap.value == metrics.jaccard.value == 1
+    assert metrics.flip_rate.value == 0
+    assert metrics.dispersion.value == pytest.approx(0, abs=1e-9)
+    assert metrics.consistent[10].value == metrics.worst_case[10].value == 0
 
 
 def test_a_style_by_hand():
     answers = answers_of(RANKS)
-    figures = style_figures(answers, VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
-    assert (figures.num_queries, figures.num_clips) == (5, 3)
-    assert {k: figure.value for k, figure in figures.recall.items()} == pytest.approx({1: 2 / 5, 5: 3 / 5, 10: 4 / 5})
-    assert {k: f.value for k, f in figures.reference_recall.items()} == pytest.approx({1: 2 / 5, 5: 3 / 5, 10: 3 / 5})
-    assert figures.change[10].value == pytest.approx(1 / 5)
-    assert figures.relative.value == pytest.approx(1)
-    assert figures.mrr.value == pytest.approx((1 + 1 / 2 + 1 + 0 + 1 / 7) / 5)
-    assert figures.median_rank == 2
+    metrics = compute_style_metrics(answers, VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
+    assert (metrics.num_queries, metrics.num_clips) == (5, 3)
+    assert {k: ratio.value for k, ratio in metrics.recall.items()} == pytest.approx({1: 2 / 5, 5: 3 / 5, 10: 4 / 5})
+    assert {k: f.value for k, f in metrics.reference_recall.items()} == pytest.approx({1: 2 / 5, 5: 3 / 5, 10: 3 / 5})
+    assert metrics.change[10].value == pytest.approx(1 / 5)
+    assert metrics.relative.value == pytest.approx(1)
+    assert metrics.mrr.value == pytest.approx((1 + 1 / 2 + 1 + 0 + 1 / 7) / 5)
+    assert metrics.median_rank == 2
     same = [answers.top[v, 0] == answers.top[REFERENCE[v], 0] for v in VERSIONS]
-    assert figures.first_kept.value == pytest.approx(np.mean(same))
+    assert metrics.first_kept.value == pytest.approx(np.mean(same))
 
 
 def test_hubness_is_the_skewness_of_how_often_a_clip_is_answered():

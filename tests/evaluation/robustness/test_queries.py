@@ -3,12 +3,12 @@ import pytest
 
 from waver.data.annotations import CAPTIONS_SCHEMA
 from waver.evaluation.robustness.queries import (
-    HUMAN,
+    UNKNOWN_STYLE,
     Query,
     RobustnessError,
-    as_captions,
     build_queries,
     queries_digest,
+    queries_to_captions,
     reference_rows,
 )
 
@@ -77,7 +77,7 @@ def test_human_captions_are_versions_of_the_reference():
 
 def test_without_styles_human_captions_are_one_style():
     captions = CAPTIONS.set_column(8, "style", pa.nulls(len(CAPTIONS), pa.string()))
-    assert build(captions)[0].styles("natural") == [("natural", HUMAN)]
+    assert build(captions)[0].styles("natural") == [("natural", UNKNOWN_STYLE)]
 
 
 def test_rules_and_controls_follow_the_references_and_may_not_apply():
@@ -107,7 +107,7 @@ def test_imported_versions_of_other_captions_bring_their_originals():
 
 def test_queries_become_captions_of_the_same_clips_in_the_same_order():
     queries, references = build(rules={"upper": ["FELINE", None, "A DOG"]})
-    captions = as_captions(queries, references)
+    captions = queries_to_captions(queries, references)
     assert captions.schema.names == CAPTIONS_SCHEMA.names
     assert captions["caption"].to_pylist() == [row.text for row in queries.rows]
     assert captions["caption_index"].to_pylist() == [0, 1, 2, 3, 0, 0, 1, 2]

@@ -14,7 +14,7 @@ from waver.data.annotations import CAPTIONS_SCHEMA
 from waver.evaluation.robustness.measures import Answers
 from waver.evaluation.robustness.page import DEFINITIONS, write_page
 from waver.evaluation.robustness.queries import build_queries, reference_rows
-from waver.evaluation.robustness.report import ALL, first_references, make_report, run_figures
+from waver.evaluation.robustness.report import ALL, compute_run_metrics, make_report, reference_queries
 
 NUM_CLIPS = 40
 RULES = ("typos/light", "keywords <b>")
@@ -66,7 +66,8 @@ def draw(queries, skill, seed):
 @pytest.fixture(scope="module")
 def runs(queries):
     return [
-        run_figures(name, draw(queries, skill, seed), queries) for name, skill, seed in (("a", 2, 0), ("b & c", 5, 1))
+        compute_run_metrics(name, draw(queries, skill, seed), queries)
+        for name, skill, seed in (("a", 2, 0), ("b & c", 5, 1))
     ]
 
 
@@ -97,9 +98,9 @@ def test_counts(report):
 
 
 def test_headline_is_recall_of_references_and_of_the_worst_version(report, runs, queries):
-    for run, figures in zip(report["runs"], runs, strict=True):
-        ranks = figures.answers.ranks
-        assert run["headline"]["clean R@1"]["value"] == pytest.approx((ranks[first_references(queries)] <= 1).mean())
+    for run, metrics in zip(report["runs"], runs, strict=True):
+        ranks = metrics.answers.ranks
+        assert run["headline"]["clean R@1"]["value"] == pytest.approx((ranks[reference_queries(queries)] <= 1).mean())
         meant = np.isin(queries.clip, np.arange(NUM_CLIPS)) & np.array([row.track != "control" for row in queries.rows])
         worst = [(ranks[meant & (queries.clip == clip)] <= 1).all() for clip in range(NUM_CLIPS)]
         assert run["headline"]["worst-case R@1"]["value"] == pytest.approx(np.mean(worst))
@@ -112,7 +113,7 @@ def test_controls_are_part_of_no_mean(report, runs, queries):
     answers = runs[0].answers
     ranks = answers.ranks.copy()
     ranks[queries.of_track("control")] = 1
-    other = run_figures("a", Answers(ranks, answers.top, answers.available), queries)
+    other = compute_run_metrics("a", Answers(ranks, answers.top, answers.available), queries)
     again = make_report([other], queries, about={"split": "test"}, resamples=200, permutations=499, seed=0)["runs"][0]
     before = report["runs"][0]
     assert again["controls"] != before["controls"]
@@ -143,9 +144,9 @@ def test_the_better_run_is_found_to_be_better(report):
 
 
 def test_lost_queries_are_those_that_fell_deepest_in_their_style(report, runs, queries):
-    for run, figures in zip(report["runs"], runs, strict=True):
-        ranks = figures.answers.ranks
-        for track, style in figures.styles:
+    for run, metrics in zip(report["runs"], runs, strict=True):
+        ranks = metrics.answers.ranks
+        for track, style in metrics.styles:
             rows = [row for row in queries.of_style(track, style) if ranks[queries.reference[row]] == 1 < ranks[row]]
             deepest = sorted((ranks[row] for row in rows), reverse=True)[:2]
             assert [one["rank"] for one in run["lost"] if one["style"] == f"{track}/{style}"] == deepest
@@ -157,7 +158,7 @@ def test_one_track_of_one_run_needs_no_comparison(tmp_path):
     references = reference_rows(table, "test", None)
     alone = build_queries(table, references, natural=True, rules={}, imported=[], controls={})
     about = {"split": "test", "notes": [], "imported": [], "sources": []}
-    run = run_figures("only", draw(alone, 3, 0), alone)
+    run = compute_run_metrics("only", draw(alone, 3, 0), alone)
     report = make_report([run], alone, about=about, resamples=200, permutations=99, seed=0)
     assert list(report["runs"][0]["tracks"]) == ["natural"]
     assert report["comparisons"] == []

@@ -2,27 +2,27 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from waver.evaluation.robustness.measures import Figure, mean_figure
-from waver.evaluation.robustness.statistics import difference_interval, draws, holm, interval, permutation_p
+from waver.evaluation.robustness.measures import Ratio, mean_ratio
+from waver.evaluation.robustness.statistics import difference_interval, draw_bootstrap, holm, interval, permutation_p
 
 
 def of(values):
     """A figure with one unit a video."""
     values = np.asarray(values, dtype=float)
-    return mean_figure(values, np.arange(len(values)), len(values))
+    return mean_ratio(values, np.arange(len(values)), len(values))
 
 
 def test_draws_are_videos_with_replacement_and_the_same_for_a_seed():
-    drawn = draws(30, resamples=200, seed=1)
-    assert drawn.shape == (200, 30)
-    assert (drawn.sum(1) == 30).all()
-    assert np.array_equal(drawn, draws(30, resamples=200, seed=1))
-    assert not np.array_equal(drawn, draws(30, resamples=200, seed=2))
+    bootstrap = draw_bootstrap(30, resamples=200, seed=1)
+    assert bootstrap.shape == (200, 30)
+    assert (bootstrap.sum(1) == 30).all()
+    assert np.array_equal(bootstrap, draw_bootstrap(30, resamples=200, seed=1))
+    assert not np.array_equal(bootstrap, draw_bootstrap(30, resamples=200, seed=2))
 
 
 def test_interval_of_a_mean_is_about_that_of_the_normal_distribution():
     values = np.random.default_rng(0).random(400) < 0.3
-    low, high = interval(of(values), draws(400, resamples=4000, seed=0))
+    low, high = interval(of(values), draw_bootstrap(400, resamples=4000, seed=0))
     error = np.sqrt(values.mean() * (1 - values.mean()) / 400)
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.006)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.006)
@@ -32,21 +32,21 @@ def test_whole_videos_are_drawn():
     """Ten equal queries of a video are worth one."""
     rng = np.random.default_rng(0)
     found = rng.random(100) < 0.5
-    once = interval(of(found), draws(100, resamples=2000, seed=0))
-    ten_times = mean_figure(np.repeat(found, 10), np.repeat(np.arange(100), 10), 100)
-    assert interval(ten_times, draws(100, resamples=2000, seed=0)) == pytest.approx(once)
+    once = interval(of(found), draw_bootstrap(100, resamples=2000, seed=0))
+    ten_times = mean_ratio(np.repeat(found, 10), np.repeat(np.arange(100), 10), 100)
+    assert interval(ten_times, draw_bootstrap(100, resamples=2000, seed=0)) == pytest.approx(once)
 
 
 def test_difference_is_paired():
     """Two models that differ by a constant differ by it in every draw, however much videos vary."""
     hard = np.random.default_rng(0).random(50)
-    drawn = draws(50, resamples=500, seed=0)
-    assert difference_interval(of(hard), of(hard + 0.1), drawn) == pytest.approx((0.1, 0.1))
+    bootstrap = draw_bootstrap(50, resamples=500, seed=0)
+    assert difference_interval(of(hard), of(hard + 0.1), bootstrap) == pytest.approx((0.1, 0.1))
 
 
 def test_a_figure_of_nothing_has_no_interval():
-    rare = Figure(np.zeros(5), np.array([1.0, 0, 0, 0, 0]))
-    assert all(np.isnan(end) for end in interval(rare, draws(5, resamples=200, seed=0)))
+    rare = Ratio(np.zeros(5), np.array([1.0, 0, 0, 0, 0]))
+    assert all(np.isnan(end) for end in interval(rare, draw_bootstrap(5, resamples=200, seed=0)))
 
 
 def test_permutation_test_is_the_sign_test_where_differences_are_alike():
@@ -74,7 +74,7 @@ def test_permutation_test_finds_a_clear_difference_and_does_not_find_noise():
 
 def test_different_units_are_not_compared():
     with pytest.raises(AssertionError, match="units"):
-        permutation_p(Figure(np.ones(2), np.ones(2)), Figure(np.ones(2), np.array([1.0, 2.0])), resamples=99, seed=0)
+        permutation_p(Ratio(np.ones(2), np.ones(2)), Ratio(np.ones(2), np.array([1.0, 2.0])), resamples=99, seed=0)
 
 
 def test_holm_by_hand():

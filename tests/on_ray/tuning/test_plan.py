@@ -8,7 +8,7 @@ import pytest
 from waver.config import ConfigError
 from waver.on_ray.cluster.capacity import ClusterTooSmallError, slots
 from waver.on_ray.tuning.plan import Plan, describe_plan, plan_sweep, trials_at_once
-from waver.on_ray.tuning.shared import survey
+from waver.on_ray.tuning.shared import find_shared
 from waver.sweeps.folder import SweepError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -125,7 +125,7 @@ def test_experiments_that_mean_the_same_share_it(load_knowing):
     ]
     assert len({config.clip_store for config in configs}) == 1
     assert len({config.knowledge_store for config in configs}) == 1
-    assert survey([]) == []
+    assert find_shared([]) == []
 
 
 def test_optuna_draws_nothing_that_must_be_made_first(plan):

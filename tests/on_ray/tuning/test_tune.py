@@ -58,7 +58,7 @@ def swept(project) -> tuple[Plan, list[TrialState], list[str], list]:
     )
     shown, plan = [], plan_sweep(path)
     with logged() as said:
-        return plan, run_sweep(plan, show=shown.append), said, shown
+        return plan, run_sweep(plan, print_table=shown.append), said, shown
 
 
 def test_every_trial_ends_and_failures_are_recorded_with_their_cause(swept):
@@ -130,13 +130,13 @@ def test_best_yaml_gives_the_metric_again(swept):
 
 def test_a_finished_sweep_says_so_and_another_under_its_name_is_refused(swept, project, said):
     plan, states, _, _ = swept
-    again = run_sweep(plan, show=lambda table: None)
+    again = run_sweep(plan, print_table=lambda table: None)
     assert [state.number for state in again] == [state.number for state in states]
     assert "is finished" in said[0]
     other = write_sweep(project, "other", space={"similarity.kind": {"choice": ["wti", "dp"]}}, search="grid")
     other.write_text(other.read_text().replace("name: other", "name: grid"))
     with pytest.raises(SweepError, match=r"holds a sweep whose sweep.yaml differs"):
-        run_sweep(plan_sweep(other), show=lambda table: None)
+        run_sweep(plan_sweep(other), print_table=lambda table: None)
 
 
 def test_a_trial_that_can_never_fit_is_an_error_before_the_start(project):
@@ -145,7 +145,7 @@ def test_a_trial_that_can_never_fit_is_an_error_before_the_start(project):
     )
     plan = plan_sweep(path)
     with pytest.raises(ClusterTooSmallError, match=r"1 workers with 7 CPU each are asked for.*6 CPUs"):
-        run_sweep(plan, show=lambda table: None)
+        run_sweep(plan, print_table=lambda table: None)
     with pytest.raises(ClusterTooSmallError, match=r"room for 0"):
         describe_plan(plan)
     assert read_trials(plan.folder) == []
@@ -161,7 +161,7 @@ def test_trials_of_several_workers_are_runs_of_ray_train(project, said):
         scheduler={"reduction_factor": 2},
         keep_best=2,
     )
-    states = run_sweep(plan_sweep(path), show=lambda table: None)
+    states = run_sweep(plan_sweep(path), print_table=lambda table: None)
     assert any("2 trials, 2 at a time" in line for line in said)
     assert {state.status for state in states} <= {"finished", "stopped"}
     assert states[0].status == "finished"
@@ -200,7 +200,7 @@ def test_killed_and_run_again_the_sweep_goes_on(project):
     first = (before[0].runs[0].folder / "metrics.jsonl").read_bytes()
     assert not (plan.folder / "results.csv").exists()
 
-    states = run_sweep(plan, show=lambda table: None)
+    states = run_sweep(plan, print_table=lambda table: None)
     assert [state.status for state in states] == ["finished"] * 3
     by_number = {state.number: state for state in states}
     assert (by_number[0].runs[0].folder / "metrics.jsonl").read_bytes() == first, "a finished trial is not run again"

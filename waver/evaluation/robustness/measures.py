@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 CUTOFFS = (1, 5, 10)
-DEPTH = 10
+ANSWER_DEPTH = 10
 """Answers of a query that are compared with those of another."""
 
 
@@ -27,7 +27,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Ratio:
     """A mean over units, or a quotient of sums, by video: value = numerator.sum() / denominator.sum()."""
 
     numerator: Float[np.ndarray, " videos"]
@@ -40,20 +40,20 @@ class Figure:
         return float(self.numerator.sum() / below) if below else float("nan")
 
 
-def mean_figure(
+def mean_ratio(
     values: Float[np.ndarray, " units"] | Bool[np.ndarray, " units"], video: Int[np.ndarray, " units"], num_videos: int
-) -> Figure:
+) -> Ratio:
     """The mean of values over units, each of which belongs to a video."""
     sums = np.bincount(video, weights=values, minlength=num_videos)
-    return Figure(sums.astype(float), np.bincount(video, minlength=num_videos).astype(float))  # of nothing: not float
+    return Ratio(sums.astype(float), np.bincount(video, minlength=num_videos).astype(float))  # of nothing: not float
 
 
-def quotient_figure(above: Figure, below: Figure) -> Figure:
+def quotient_ratio(above: Ratio, below: Ratio) -> Ratio:
     """The quotient of two means over the same units."""
-    return Figure(above.numerator, below.numerator)
+    return Ratio(above.numerator, below.numerator)
 
 
-def found(ranks: Float[np.ndarray, " units"], k: int) -> Bool[np.ndarray, " units"]:
+def is_hit(ranks: Float[np.ndarray, " units"], k: int) -> Bool[np.ndarray, " units"]:
     """Whether a rank is among the first k, as R@k counts it: a tie for the last place is outside."""
     return ranks <= k
 
@@ -64,7 +64,7 @@ def log_rank(ranks: Float[np.ndarray, " units"], gallery_size: int) -> Float[np.
 
 
 def average_overlap(
-    first: Int[np.ndarray, "N depth"], second: Int[np.ndarray, "N depth"], depth: int = DEPTH
+    first: Int[np.ndarray, "N depth"], second: Int[np.ndarray, "N depth"], depth: int = ANSWER_DEPTH
 ) -> Float[np.ndarray, " N"]:
     """AO@depth of two lists: the mean over d = 1 ... depth of the share of their first d answers that both have.
 
@@ -82,7 +82,7 @@ def average_overlap(
 
 
 def jaccard(
-    first: Int[np.ndarray, "N depth"], second: Int[np.ndarray, "N depth"], depth: int = DEPTH
+    first: Int[np.ndarray, "N depth"], second: Int[np.ndarray, "N depth"], depth: int = ANSWER_DEPTH
 ) -> Float[np.ndarray, " N"]:
     """Jaccard@depth: answers that both lists have among those that at least one has."""
     shared = _both(first, second, depth).sum((1, 2))
@@ -96,40 +96,40 @@ def _both(first: np.ndarray, second: np.ndarray, depth: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class VersionFigures:
+class VersionMetrics:
     """Figures of sets of queries that mean the same, a set a clip: the reference captions and their versions."""
 
     num_clips: int
     num_versions: int
     """Without the references."""
-    clean: dict[int, Figure]
+    clean: dict[int, Ratio]
     """k -> share of the reference captions that find their clip in the first k."""
-    worst_case: dict[int, Figure]
+    worst_case: dict[int, Ratio]
     """k -> share of clips found by EVERY query of their set."""
-    best_case: dict[int, Figure]
+    best_case: dict[int, Ratio]
     """k -> share of clips found by at least one query of their set."""
-    flip_rate: Figure
+    flip_rate: Ratio
     """WorkerResources of versions of which R@1 is another than their reference's, in either direction; clips count alike."""
-    dispersion: Figure
+    dispersion: Ratio
     """Standard deviation of log2(1 + rank) over the queries of a clip's set, mean over clips."""
     spread: Float[np.ndarray, " clips"]
     """That standard deviation of each clip."""
-    overlap: Figure
+    overlap: Ratio
     """AO@10 of a version with its reference; clips count alike."""
-    jaccard: Figure
-    consistent: dict[int, Figure]
+    jaccard: Ratio
+    consistent: dict[int, Ratio]
     """k -> correct-and-consistent@k: share of versions for which both they and their reference find the clip in the first k.
 
     A collapsed model, which answers everything alike, has an AO of 1 and next to nothing of this."""
 
 
-def version_figures(
+def compute_version_metrics(
     answers: Answers,
     versions: Int[np.ndarray, " N"],
     reference: Int[np.ndarray, " N"],
     clip: Int[np.ndarray, " Q"],
     video: Int[np.ndarray, " Q"],
-) -> VersionFigures:
+) -> VersionMetrics:
     """Figures of versions and their references.
 
     Args:
@@ -146,8 +146,8 @@ def version_figures(
     video_of_clip = np.zeros(len(clips), dtype=np.int64)
     video_of_clip[of_version] = video[versions]
 
-    def over_clips(values: np.ndarray) -> Figure:
-        return mean_figure(values, video_of_clip, num_videos)
+    def over_clips(values: np.ndarray) -> Ratio:
+        return mean_ratio(values, video_of_clip, num_videos)
 
     def mean_of_clip(values: np.ndarray) -> np.ndarray:
         return np.bincount(of_version, weights=values) / np.bincount(of_version)
@@ -156,13 +156,13 @@ def version_figures(
     size = np.bincount(of_member)
     mean = np.bincount(of_member, weights=logs) / size
     spread = np.sqrt(np.bincount(of_member, weights=(logs - mean[of_member]) ** 2) / size)
-    share_found = {k: np.bincount(of_member, weights=found(answers.ranks[members], k)) / size for k in CUTOFFS}
-    hit = {k: (found(answers.ranks[versions], k), found(answers.ranks[reference], k)) for k in CUTOFFS}
+    share_found = {k: np.bincount(of_member, weights=is_hit(answers.ranks[members], k)) / size for k in CUTOFFS}
+    hit = {k: (is_hit(answers.ranks[versions], k), is_hit(answers.ranks[reference], k)) for k in CUTOFFS}
     lists = answers.top[versions], answers.top[reference]
-    return VersionFigures(
+    return VersionMetrics(
         num_clips=len(clips),
         num_versions=len(versions),
-        clean={k: mean_figure(found(answers.ranks[originals], k), video[originals], num_videos) for k in CUTOFFS},
+        clean={k: mean_ratio(is_hit(answers.ranks[originals], k), video[originals], num_videos) for k in CUTOFFS},
         worst_case={k: over_clips(share_found[k] == 1) for k in CUTOFFS},
         best_case={k: over_clips(share_found[k] > 0) for k in CUTOFFS},
         flip_rate=over_clips(mean_of_clip(hit[1][0] != hit[1][1])),
@@ -175,51 +175,51 @@ def version_figures(
 
 
 @dataclass(frozen=True)
-class StyleFigures:
+class StyleMetrics:
     """Figures of the queries in one style, and of their references; a query is a unit."""
 
     num_queries: int
     num_clips: int
-    recall: dict[int, Figure]
-    reference_recall: dict[int, Figure]
-    change: dict[int, Figure]
+    recall: dict[int, Ratio]
+    reference_recall: dict[int, Ratio]
+    change: dict[int, Ratio]
     """k -> R@k of the style minus that of the same clips' reference captions; as a share."""
-    relative: Figure
+    relative: Ratio
     """Relative robustness: R@1 of the style / R@1 of the references, that is 1 - (R_reference - R_style) / R_reference."""
-    mrr: Figure
+    mrr: Ratio
     """Mean reciprocal rank; a miss counts 0."""
     median_rank: float
     hubness: float
     """See `hubness`."""
-    overlap: Figure
+    overlap: Ratio
     """AO@10 with the references."""
-    first_kept: Figure
+    first_kept: Ratio
     """WorkerResources of queries whose first answer is the first answer of their reference, right or wrong."""
 
 
-def style_figures(
+def compute_style_metrics(
     answers: Answers,
     queries: Int[np.ndarray, " N"],
     reference: Int[np.ndarray, " N"],
     clip: Int[np.ndarray, " Q"],
     video: Int[np.ndarray, " Q"],
-) -> StyleFigures:
+) -> StyleMetrics:
     """Figures of queries in one style; see `version_figures` for the arguments."""
     num_videos, gallery_size = int(video.max()) + 1, len(answers.available)
 
-    def over_queries(values: np.ndarray) -> Figure:
-        return mean_figure(values, video[queries], num_videos)
+    def over_queries(values: np.ndarray) -> Ratio:
+        return mean_ratio(values, video[queries], num_videos)
 
     ranks, originals = answers.ranks[queries], answers.ranks[reference]
-    recall = {k: over_queries(found(ranks, k)) for k in CUTOFFS}
-    reference_recall = {k: over_queries(found(originals, k)) for k in CUTOFFS}
-    return StyleFigures(
+    recall = {k: over_queries(is_hit(ranks, k)) for k in CUTOFFS}
+    reference_recall = {k: over_queries(is_hit(originals, k)) for k in CUTOFFS}
+    return StyleMetrics(
         num_queries=len(queries),
         num_clips=len(np.unique(clip[queries])),
         recall=recall,
         reference_recall=reference_recall,
-        change={k: over_queries(found(ranks, k).astype(float) - found(originals, k)) for k in CUTOFFS},
-        relative=quotient_figure(recall[1], reference_recall[1]),
+        change={k: over_queries(is_hit(ranks, k).astype(float) - is_hit(originals, k)) for k in CUTOFFS},
+        relative=quotient_ratio(recall[1], reference_recall[1]),
         mrr=over_queries(1 / ranks),
         median_rank=float(np.median(np.minimum(ranks, gallery_size))),
         hubness=hubness(answers.top[queries], answers.available),
@@ -236,5 +236,5 @@ def hubness(top: Int[np.ndarray, "N depth"], available: Bool[np.ndarray, " clips
     """
     from scipy.stats import skew
 
-    counts = np.bincount(top[:, :DEPTH][top[:, :DEPTH] >= 0], minlength=len(available))[available]
+    counts = np.bincount(top[:, :ANSWER_DEPTH][top[:, :ANSWER_DEPTH] >= 0], minlength=len(available))[available]
     return float("nan") if counts.min() == counts.max() else float(skew(counts))

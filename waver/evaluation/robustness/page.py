@@ -143,8 +143,8 @@ def _tracks(run: Mapping[str, Any]) -> str:
         ["clips", *(run["tracks"][name]["num_clips"] for name in names)],
         ["versions", *(run["tracks"][name]["num_versions"] for name in names)],
     ]
-    figures = [key for key, value in run["tracks"][names[0]].items() if isinstance(value, dict)]
-    for key in figures:
+    metrics = [key for key, value in run["tracks"][names[0]].items() if isinstance(value, dict)]
+    for key in metrics:
         show = _number if key == "dispersion" else _percent
         rows.append([key.replace("_", " "), *(show(run["tracks"][name][key]) for name in names)])
     return f"<h3>{escape(run['name'])}</h3>{html_table(['', *names], rows)}"
@@ -209,18 +209,18 @@ def _about(report: Mapping[str, Any]) -> list[list[Any]]:
     return rows
 
 
-def _percent(figure: Mapping[str, Any], sign: str = "") -> str:
+def _percent(ratio: Mapping[str, Any], sign: str = "") -> str:
     """A share in percent with its interval."""
-    return _with_interval(figure, 100.0, f"{sign}.1f")
+    return _with_interval(ratio, 100.0, f"{sign}.1f")
 
 
-def _number(figure: Mapping[str, Any]) -> str:
-    return _with_interval(figure, 1.0, ".2f")
+def _number(ratio: Mapping[str, Any]) -> str:
+    return _with_interval(ratio, 1.0, ".2f")
 
 
-def _with_interval(figure: Mapping[str, Any], scale: float, form: str) -> str:
-    if figure["value"] is None:
+def _with_interval(ratio: Mapping[str, Any], scale: float, form: str) -> str:
+    if ratio["value"] is None:
         return "-"
-    low, high = figure["interval"]
+    low, high = ratio["interval"]
     ends = "" if low is None or high is None else f" ({scale * low:{form}} to {scale * high:{form}})"
-    return f"{scale * figure['value']:{form}}{ends}"
+    return f"{scale * ratio['value']:{form}}{ends}"

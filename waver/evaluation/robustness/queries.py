@@ -19,7 +19,7 @@ TRACKS: Mapping[str, str] = {
 }
 """Tracks of versions that mean the same; `control` is no such track."""
 _TRACK_ORDER = ("reference", *TRACKS, "control")
-HUMAN = "another caption"
+UNKNOWN_STYLE = "another caption"
 """Style of human captions where the data set tells no styles."""
 
 
@@ -130,7 +130,13 @@ def build_queries(
     split = captions.filter(pc.equal(captions["split"], first[0]["split"])).to_pylist()
     if natural:
         rows += [
-            Query(row["clip_id"], row["caption"], "natural", row["style"] or HUMAN, reference_index[row["clip_id"]])
+            Query(
+                row["clip_id"],
+                row["caption"],
+                "natural",
+                row["style"] or UNKNOWN_STYLE,
+                reference_index[row["clip_id"]],
+            )
             for row in split
             if row["caption_index"] != reference_index[row["clip_id"]]
         ]
@@ -169,7 +175,7 @@ def _rewritten(
     ]
 
 
-def as_captions(queries: Queries, references: pa.Table) -> pa.Table:
+def queries_to_captions(queries: Queries, references: pa.Table) -> pa.Table:
     """The queries as a caption table, which can be evaluated as any other; in the same order.
 
     Args:

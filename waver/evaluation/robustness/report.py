@@ -10,17 +10,17 @@ import numpy as np
 from waver.evaluation.robustness.measures import (
     CUTOFFS,
     Answers,
-    Figure,
-    StyleFigures,
-    VersionFigures,
-    found,
+    Ratio,
+    StyleMetrics,
+    VersionMetrics,
+    compute_style_metrics,
+    compute_version_metrics,
     hubness,
-    mean_figure,
-    style_figures,
-    version_figures,
+    is_hit,
+    mean_ratio,
 )
 from waver.evaluation.robustness.queries import TRACKS, Queries
-from waver.evaluation.robustness.statistics import difference_interval, draws, holm, interval, permutation_p
+from waver.evaluation.robustness.statistics import difference_interval, draw_bootstrap, holm, interval, permutation_p
 
 ALL = "all"
 """Name of all tracks together."""
@@ -29,71 +29,74 @@ _EXAMPLES = 2
 
 
 @dataclass(frozen=True)
-class RunFigures:
+class RunMetrics:
     """Everything that is known of one run."""
 
     name: str
     answers: Answers
-    clean: dict[int, Figure]
+    clean: dict[int, Ratio]
     """k -> R@k of the reference captions, over all clips."""
-    tracks: dict[str, VersionFigures]
+    tracks: dict[str, VersionMetrics]
     """Track, or `all` -> figures of its versions; only tracks that have any."""
-    overall: dict[str, StyleFigures]
+    overall: dict[str, StyleMetrics]
     """`reference`, track, or `all` -> figures of all its queries, whatever their style."""
-    styles: dict[tuple[str, str], StyleFigures]
+    styles: dict[tuple[str, str], StyleMetrics]
     """(track, style) -> its figures."""
-    controls: dict[str, StyleFigures]
+    controls: dict[str, StyleMetrics]
     """Name -> figures; what is found of them is found for the wrong reason."""
 
 
-def run_figures(name: str, answers: Answers, queries: Queries) -> RunFigures:
+def compute_run_metrics(name: str, answers: Answers, queries: Queries) -> RunMetrics:
     """Computes the figures of a run from its answers to all queries."""
     place = queries.reference, queries.clip, queries.video
 
     def of(rows: np.ndarray, compute: Any) -> Any:
         return compute(answers, rows, place[0][rows], place[1], place[2])
 
-    first = first_references(queries)
+    first = reference_queries(queries)
     rows_of = {track: queries.of_track(track) for track in TRACKS}
     rows_of = {track: rows for track, rows in rows_of.items() if len(rows)}
     if len(rows_of) > 1:
         rows_of[ALL] = queries.of_track(*TRACKS)
-    return RunFigures(
+    return RunMetrics(
         name=name,
         answers=answers,
         clean={
-            k: mean_figure(found(answers.ranks[first], k), queries.video[first], int(queries.video.max()) + 1)
+            k: mean_ratio(is_hit(answers.ranks[first], k), queries.video[first], int(queries.video.max()) + 1)
             for k in CUTOFFS
         },
-        tracks={track: of(rows, version_figures) for track, rows in rows_of.items()},
-        overall={track: of(rows, style_figures) for track, rows in {"reference": first, **rows_of}.items()},
+        tracks={track: of(rows, compute_version_metrics) for track, rows in rows_of.items()},
+        overall={track: of(rows, compute_style_metrics) for track, rows in {"reference": first, **rows_of}.items()},
         styles={
-            (track, style): of(queries.of_style(track, style), style_figures)
+            (track, style): of(queries.of_style(track, style), compute_style_metrics)
             for track, style in queries.styles(*TRACKS)
         },
         controls={
-            style: of(queries.of_style("control", style), style_figures) for _, style in queries.styles("control")
+            style: of(queries.of_style("control", style), compute_style_metrics)
+            for _, style in queries.styles("control")
         },
     )
 
 
-def first_references(queries: Queries) -> np.ndarray:
+def reference_queries(queries: Queries) -> np.ndarray:
     """The one reference caption of each clip; imports can bring the originals of others."""
     return np.unique(queries.clip, return_index=True)[1]
 
 
-def headline(run: RunFigures) -> dict[str, Figure]:
+def headline_metrics(run: RunMetrics) -> dict[str, Ratio]:
     """Clean R@1, worst-case R@1 and AO@10 over all versions of all tracks."""
     versions = run.tracks[ALL] if ALL in run.tracks else next(iter(run.tracks.values()))
     return {"clean R@1": run.clean[1], "worst-case R@1": versions.worst_case[1], "AO@10": versions.overlap}
 
 
-def compare_runs(first: RunFigures, second: RunFigures, drawn: np.ndarray, *, permutations: int, seed: int) -> dict:
+def compare_with_baseline(
+    first: RunMetrics, second: RunMetrics, bootstrap: np.ndarray, *, permutations: int, seed: int
+) -> dict:
     """Tests whether two runs differ: the headline, and R@1 of each style; Holm's correction over all of them."""
-    pairs = {name: (figure, headline(second)[name]) for name, figure in headline(first).items()}
+    pairs = {name: (ratio, headline_metrics(second)[name]) for name, ratio in headline_metrics(first).items()}
     pairs |= {
-        f"R@1 {track}/{style}": (figures.recall[1], second.styles[track, style].recall[1])
-        for (track, style), figures in first.styles.items()
+        f"R@1 {track}/{style}": (metrics.recall[1], second.styles[track, style].recall[1])
+        for (track, style), metrics in first.styles.items()
     }
     p_values = np.array([permutation_p(*pair, resamples=permutations, seed=seed) for pair in pairs.values()])
     return {
@@ -105,7 +108,7 @@ def compare_runs(first: RunFigures, second: RunFigures, drawn: np.ndarray, *, pe
                 "first": one.value,
                 "second": other.value,
                 "difference": other.value - one.value,
-                "interval": _finite(difference_interval(one, other, drawn)),
+                "interval": _finite_values(difference_interval(one, other, bootstrap)),
                 "p": float(p),
                 "p_holm": float(corrected),
             }
@@ -115,7 +118,7 @@ def compare_runs(first: RunFigures, second: RunFigures, drawn: np.ndarray, *, pe
 
 
 def make_report(
-    runs: Sequence[RunFigures],
+    runs: Sequence[RunMetrics],
     queries: Queries,
     *,
     about: Mapping[str, Any],
@@ -133,7 +136,7 @@ def make_report(
         permutations: of each test.
         seed: of both.
     """
-    drawn = draws(int(queries.video.max()) + 1, resamples=resamples, seed=seed)
+    bootstrap = draw_bootstrap(int(queries.video.max()) + 1, resamples=resamples, seed=seed)
     return {
         **about,
         "num_clips": len(queries.clip_ids),
@@ -142,32 +145,36 @@ def make_report(
         "resamples": resamples,
         "permutations": permutations,
         "seed": seed,
-        "runs": [_run(run, queries, drawn) for run in runs],
-        "comparisons": [compare_runs(runs[0], run, drawn, permutations=permutations, seed=seed) for run in runs[1:]],
+        "runs": [_run(run, queries, bootstrap) for run in runs],
+        "comparisons": [
+            compare_with_baseline(runs[0], run, bootstrap, permutations=permutations, seed=seed) for run in runs[1:]
+        ],
     }
 
 
-def _run(run: RunFigures, queries: Queries, drawn: np.ndarray) -> dict[str, Any]:
+def _run(run: RunMetrics, queries: Queries, bootstrap: np.ndarray) -> dict[str, Any]:
     num_clips = len(queries.clip_ids)
     return {
         "name": run.name,
-        "headline": {name: _figure(figure, drawn) for name, figure in headline(run).items()},
+        "headline": {name: _ratio(ratio, bootstrap) for name, ratio in headline_metrics(run).items()},
         "num_missing_clips": int((~run.answers.available).sum()),
-        "tracks": {name: _versions(figures, drawn) for name, figures in run.tracks.items()},
-        "overall": {name: _style(figures, num_clips, drawn) for name, figures in run.overall.items()},
+        "tracks": {name: _versions(metrics, bootstrap) for name, metrics in run.tracks.items()},
+        "overall": {name: _style(metrics, num_clips, bootstrap) for name, metrics in run.overall.items()},
         "styles": [
-            {"track": track, "style": style, **_style(figures, num_clips, drawn)}
-            for (track, style), figures in run.styles.items()
+            {"track": track, "style": style, **_style(metrics, num_clips, bootstrap)}
+            for (track, style), metrics in run.styles.items()
         ],
-        "controls": [{"control": name, **_style(figures, num_clips, drawn)} for name, figures in run.controls.items()],
-        "hubness_of_references": _finite_one(
-            hubness(run.answers.top[first_references(queries)], run.answers.available)
+        "controls": [
+            {"control": name, **_style(metrics, num_clips, bootstrap)} for name, metrics in run.controls.items()
+        ],
+        "hubness_of_references": _finite_or_none(
+            hubness(run.answers.top[reference_queries(queries)], run.answers.available)
         ),
-        "lost": lost(run, queries),
+        "lost": find_largest_drops(run, queries),
     }
 
 
-def lost(run: RunFigures, queries: Queries) -> list[dict[str, Any]]:
+def find_largest_drops(run: RunMetrics, queries: Queries) -> list[dict[str, Any]]:
     """Of each style the versions that fell deepest, of those whose reference found the clip at once."""
     ranks, reference = run.answers.ranks, queries.reference
     chosen: list[int] = []
@@ -188,46 +195,46 @@ def lost(run: RunFigures, queries: Queries) -> list[dict[str, Any]]:
     ]
 
 
-def _versions(figures: VersionFigures, drawn: np.ndarray) -> dict[str, Any]:
-    by_cutoff = {"clean": figures.clean, "worst_case": figures.worst_case, "best_case": figures.best_case}
+def _versions(metrics: VersionMetrics, bootstrap: np.ndarray) -> dict[str, Any]:
+    by_cutoff = {"clean": metrics.clean, "worst_case": metrics.worst_case, "best_case": metrics.best_case}
     return {
-        "num_clips": figures.num_clips,
-        "num_versions": figures.num_versions,
-        **{f"{name}_R@{k}": _figure(of_k[k], drawn) for name, of_k in by_cutoff.items() for k in CUTOFFS},
-        "flip_rate": _figure(figures.flip_rate, drawn),
-        "dispersion": _figure(figures.dispersion, drawn),
-        "AO@10": _figure(figures.overlap, drawn),
-        "Jaccard@10": _figure(figures.jaccard, drawn),
-        **{f"correct_and_consistent@{k}": _figure(figures.consistent[k], drawn) for k in CUTOFFS},
-        "spread_of_clips": [round(float(value), 4) for value in figures.spread],
+        "num_clips": metrics.num_clips,
+        "num_versions": metrics.num_versions,
+        **{f"{name}_R@{k}": _ratio(of_k[k], bootstrap) for name, of_k in by_cutoff.items() for k in CUTOFFS},
+        "flip_rate": _ratio(metrics.flip_rate, bootstrap),
+        "dispersion": _ratio(metrics.dispersion, bootstrap),
+        "AO@10": _ratio(metrics.overlap, bootstrap),
+        "Jaccard@10": _ratio(metrics.jaccard, bootstrap),
+        **{f"correct_and_consistent@{k}": _ratio(metrics.consistent[k], bootstrap) for k in CUTOFFS},
+        "spread_of_clips": [round(float(value), 4) for value in metrics.spread],
     }
 
 
-def _style(figures: StyleFigures, num_clips: int, drawn: np.ndarray) -> dict[str, Any]:
+def _style(metrics: StyleMetrics, num_clips: int, bootstrap: np.ndarray) -> dict[str, Any]:
     return {
-        "num_queries": figures.num_queries,
-        "num_clips": figures.num_clips,
-        "coverage": figures.num_clips / num_clips,
-        **{f"R@{k}": _figure(figures.recall[k], drawn) for k in CUTOFFS},
-        **{f"reference_R@{k}": _figure(figures.reference_recall[k], drawn) for k in CUTOFFS},
-        **{f"change_R@{k}": _figure(figures.change[k], drawn) for k in CUTOFFS},
-        "relative_robustness": _figure(figures.relative, drawn),
-        "MRR": _figure(figures.mrr, drawn),
-        "MdR": figures.median_rank,
-        "AO@10": _figure(figures.overlap, drawn),
-        "first_answer_kept": _figure(figures.first_kept, drawn),
-        "hubness": _finite_one(figures.hubness),
+        "num_queries": metrics.num_queries,
+        "num_clips": metrics.num_clips,
+        "coverage": metrics.num_clips / num_clips,
+        **{f"R@{k}": _ratio(metrics.recall[k], bootstrap) for k in CUTOFFS},
+        **{f"reference_R@{k}": _ratio(metrics.reference_recall[k], bootstrap) for k in CUTOFFS},
+        **{f"change_R@{k}": _ratio(metrics.change[k], bootstrap) for k in CUTOFFS},
+        "relative_robustness": _ratio(metrics.relative, bootstrap),
+        "MRR": _ratio(metrics.mrr, bootstrap),
+        "MdR": metrics.median_rank,
+        "AO@10": _ratio(metrics.overlap, bootstrap),
+        "first_answer_kept": _ratio(metrics.first_kept, bootstrap),
+        "hubness": _finite_or_none(metrics.hubness),
     }
 
 
-def _figure(figure: Figure, drawn: np.ndarray) -> dict[str, Any]:
-    return {"value": _finite_one(figure.value), "interval": _finite(interval(figure, drawn))}
+def _ratio(ratio: Ratio, bootstrap: np.ndarray) -> dict[str, Any]:
+    return {"value": _finite_or_none(ratio.value), "interval": _finite_values(interval(ratio, bootstrap))}
 
 
-def _finite(values: tuple[float, ...]) -> list[float | None]:
-    return [_finite_one(value) for value in values]
+def _finite_values(values: tuple[float, ...]) -> list[float | None]:
+    return [_finite_or_none(value) for value in values]
 
 
-def _finite_one(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     """JSON has no NaN."""
     return value if math.isfinite(value) else None

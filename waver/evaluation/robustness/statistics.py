@@ -3,30 +3,30 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from waver.evaluation.robustness.measures import Figure
+from waver.evaluation.robustness.measures import Ratio
 
 LEVEL = 0.95
 
 
-def draws(num_videos: int, *, resamples: int, seed: int) -> Int[np.ndarray, "resamples videos"]:
+def draw_bootstrap(num_videos: int, *, resamples: int, seed: int) -> Int[np.ndarray, "resamples videos"]:
     """How often each video is in each resample of the bootstrap. Figures from the same draws are paired."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(num_videos, np.full(num_videos, 1 / num_videos), size=resamples)
 
 
-def interval(figure: Figure, drawn: Int[np.ndarray, "resamples videos"]) -> tuple[float, float]:
+def interval(ratio: Ratio, bootstrap: Int[np.ndarray, "resamples videos"]) -> tuple[float, float]:
     """Percentile interval of a figure, 95 %; NaN where nothing is left of it in some resample."""
-    return _percentiles(_resampled(figure, drawn))
+    return _percentiles(_resampled(ratio, bootstrap))
 
 
 def difference_interval(
-    first: Figure, second: Figure, drawn: Int[np.ndarray, "resamples videos"]
+    first: Ratio, second: Ratio, bootstrap: Int[np.ndarray, "resamples videos"]
 ) -> tuple[float, float]:
     """The same of `second - first`, two figures of the same videos."""
-    return _percentiles(_resampled(second, drawn) - _resampled(first, drawn))
+    return _percentiles(_resampled(second, bootstrap) - _resampled(first, bootstrap))
 
 
-def permutation_p(first: Figure, second: Figure, *, resamples: int, seed: int) -> float:
+def permutation_p(first: Ratio, second: Ratio, *, resamples: int, seed: int) -> float:
     """Two-sided p of "the two models are exchangeable for every video", by a paired permutation test.
 
     The statistic is the difference of the two figures, which must be means over the same units of the same videos; each
@@ -64,9 +64,9 @@ def holm(p_values: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
     return adjusted
 
 
-def _resampled(figure: Figure, drawn: np.ndarray) -> np.ndarray:
+def _resampled(ratio: Ratio, bootstrap: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (drawn @ figure.numerator) / (drawn @ figure.denominator)
+        return (bootstrap @ ratio.numerator) / (bootstrap @ ratio.denominator)
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:

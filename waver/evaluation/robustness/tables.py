@@ -16,8 +16,8 @@ def headline_table(report: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right" if name else "left")
     for run in runs:
         headline = run["headline"]
-        figures = [headline["clean R@1"], *(run["tracks"][t]["worst_case_R@1"] for t in tracks), headline["AO@10"]]
-        table.add_row(run["name"], *map(_percent, figures))
+        metrics = [headline["clean R@1"], *(run["tracks"][t]["worst_case_R@1"] for t in tracks), headline["AO@10"]]
+        table.add_row(run["name"], *map(_percent, metrics))
     return table
 
 
@@ -40,10 +40,10 @@ def styles_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def _percent(figure: Mapping[str, Any]) -> str:
-    low, high = figure["interval"]
+def _percent(ratio: Mapping[str, Any]) -> str:
+    low, high = ratio["interval"]
     ends = "" if low is None or high is None else f" ({100 * low:.0f}-{100 * high:.0f})"
-    return f"{100 * figure['value']:.1f}{ends}"
+    return f"{100 * ratio['value']:.1f}{ends}"
 
 
 def _change(entry: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from waver.config import ExperimentConfig, SweepConfig, load_config, load_sweep
 from waver.on_ray.jobs.address import is_loopback
 from waver.on_ray.jobs.paths import ON_RUNS, named_paths, only_here, patterns_below
 from waver.sweeps.folder import sweep_folder
-from waver.sweeps.space import base_overrides, corners, point_configs, points
+from waver.sweeps.space import base_overrides, corner_points, list_points, point_configs
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path
 
@@ -145,7 +145,7 @@ def _load(stage: str, path: Path, overrides: Mapping[str, Any]) -> tuple[Experim
     sweep = load_sweep(path)
     for_all = base_overrides(sweep, overrides)
     base = load_config(sweep.base, for_all)
-    point_configs(sweep, base, for_all, list((corners if sweep.search == "optuna" else points)(sweep, base)))
+    point_configs(sweep, base, for_all, list((corner_points if sweep.search == "optuna" else list_points)(sweep, base)))
     return base, sweep
 
 

@@ -15,19 +15,19 @@ import pyarrow.parquet as pq
 
 from waver.config import ExperimentConfig, RobustnessConfig
 from waver.evaluation.evaluate import Evaluation
-from waver.evaluation.robustness.measures import DEPTH, Answers
+from waver.evaluation.robustness.measures import ANSWER_DEPTH, Answers
 from waver.evaluation.robustness.page import write_page
 from waver.evaluation.robustness.queries import (
     TRACKS,
     Queries,
     Query,
     RobustnessError,
-    as_captions,
     build_queries,
     queries_digest,
+    queries_to_captions,
     reference_rows,
 )
-from waver.evaluation.robustness.report import RunFigures, make_report, run_figures
+from waver.evaluation.robustness.report import RunMetrics, compute_run_metrics, make_report
 from waver.evaluation.robustness.rewriting import (
     CONTROLS,
     RULES,
@@ -87,40 +87,40 @@ def run_robustness(
         raise RobustnessError(
             "the report needs scipy for its tests, and matplotlib for its plots: pip install 'waver[robustness]'"
         )
-    sources = _open(runs, overrides, settings.split)
-    imported = _imported(sources[0].captions, settings)
-    queries, references, notes = _queries(sources[0].captions, settings, imported)
-    logger.info(_counts(queries))
-    table = as_captions(queries, references)
+    sources = _open_sources(runs, overrides, settings.split)
+    imported = _read_imported(sources[0].captions, settings)
+    queries, references, notes = _collect_queries(sources[0].captions, settings, imported)
+    logger.info(_count_text(queries))
+    table = queries_to_captions(queries, references)
     evaluated = [_evaluate_source(source, queries, table, settings.split) for source in sources]
-    figures = [metrics for metrics, _ in evaluated]
+    metrics = [metrics for metrics, _ in evaluated]
     about = {
         "split": settings.split,
         "reference": settings.reference or "the first caption of each clip",
         "queries": queries_digest(queries),
-        "imported": _authors(imported),
+        "imported": _count_authors(imported),
         "notes": notes,
         "sources": [described for _, described in evaluated],
     }
     logger.info("drawing videos again for the intervals")
     report = make_report(
-        figures,
+        metrics,
         queries,
         about=about,
         resamples=settings.resamples,
         permutations=settings.permutations,
         seed=settings.seed,
     )
-    folder = (output or _folder(sources, settings.split)).absolute()
+    folder = (output or _default_folder(sources, settings.split)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
-    _write_queries(folder / "queries.parquet", queries, figures)
+    _write_queries(folder / "queries.parquet", queries, metrics)
     for sentence in write_page(folder / "report.html", report):
         logger.info(sentence)
     return report, folder
 
 
-def _open(runs: Sequence[Path], overrides: Mapping[str, Any], split: str) -> list[_Source]:
+def _open_sources(runs: Sequence[Path], overrides: Mapping[str, Any], split: str) -> list[_Source]:
     """The runs, which must know the same clips by the same captions."""
     sources: list[_Source] = []
     for path in runs:
@@ -149,7 +149,7 @@ def _open(runs: Sequence[Path], overrides: Mapping[str, Any], split: str) -> lis
 
 def _evaluate_source(
     source: _Source, queries: Queries, table: pa.Table, split: str
-) -> tuple[RunFigures, dict[str, Any]]:
+) -> tuple[RunMetrics, dict[str, Any]]:
     """Ranks the gallery for every query with the model of one run.
 
     Args:
@@ -162,16 +162,16 @@ def _evaluate_source(
         The metrics of the run, and the fields of its evaluation result that describe model and hardware.
     """
     evaluation, knowledge = evaluate_checkpoint(
-        source.checkpoint, source.config, source.captions, split=split, queries=table, top_k=DEPTH
+        source.checkpoint, source.config, source.captions, split=split, queries=table, top_k=ANSWER_DEPTH
     )
     assert evaluation.clip_ids == queries.clip_ids
     assert np.array_equal(evaluation.clip_of_text.numpy(), queries.clip)
     chosen_on = "validation" if source.path != source.checkpoint else None
     result = result_of(evaluation, source.checkpoint, source.config, knowledge, source.captions, chosen_on=chosen_on)
-    return run_figures(source.name, _answers(evaluation), queries), _about(source, result)
+    return compute_run_metrics(source.name, _to_answers(evaluation), queries), _describe_source(source, result)
 
 
-def _queries(
+def _collect_queries(
     captions: pa.Table, settings: RobustnessConfig, imported: Mapping[Path, Sequence[ImportedRewrite]]
 ) -> tuple[Queries, pa.Table, list[str]]:
     """The queries, the rows of the reference captions, and what a reader must know of what was not asked."""
@@ -222,7 +222,7 @@ def _chosen_rules(settings: RobustnessConfig) -> list[Rule]:
     return [RULES[name] for name in settings.rules] if settings.rules is not None else list(RULES.values())
 
 
-def _imported(captions: pa.Table, settings: RobustnessConfig) -> dict[Path, list[ImportedRewrite]]:
+def _read_imported(captions: pa.Table, settings: RobustnessConfig) -> dict[Path, list[ImportedRewrite]]:
     """What each file gives of the split."""
     if "imported" not in settings.tracks:
         return {}
@@ -230,7 +230,7 @@ def _imported(captions: pa.Table, settings: RobustnessConfig) -> dict[Path, list
     return {path: read_rewrites(path, split) for path in settings.imported}
 
 
-def _authors(imported: Mapping[Path, Sequence[ImportedRewrite]]) -> list[dict[str, Any]]:
+def _count_authors(imported: Mapping[Path, Sequence[ImportedRewrite]]) -> list[dict[str, Any]]:
     """Who wrote what was imported."""
     return [
         {"file": str(path), "by": author, "queries": count}
@@ -239,7 +239,7 @@ def _authors(imported: Mapping[Path, Sequence[ImportedRewrite]]) -> list[dict[st
     ]
 
 
-def _answers(evaluation: Evaluation) -> Answers:
+def _to_answers(evaluation: Evaluation) -> Answers:
     missing, ranks = set(evaluation.missing_clips), evaluation.ranks.cpu()
     return Answers(
         ranks=ranks.t2v.numpy(),
@@ -248,7 +248,7 @@ def _answers(evaluation: Evaluation) -> Answers:
     )
 
 
-def _about(source: _Source, result: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_source(source: _Source, result: Mapping[str, Any]) -> dict[str, Any]:
     """What of the result of an evaluation says which model answered, and how."""
     told = (
         "checkpoint",
@@ -264,7 +264,7 @@ def _about(source: _Source, result: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": source.name, **{key: result[key] for key in told}}
 
 
-def _folder(sources: Sequence[_Source], split: str) -> Path:
+def _default_folder(sources: Sequence[_Source], split: str) -> Path:
     first = sources[0].checkpoint.parent
     if len(sources) == 1:
         return first / f"robustness_{split}"
@@ -272,7 +272,7 @@ def _folder(sources: Sequence[_Source], split: str) -> Path:
     return first.parent / f"robustness_{split}_{names}"
 
 
-def _write_queries(path: Path, queries: Queries, runs: Sequence[RunFigures]) -> None:
+def _write_queries(path: Path, queries: Queries, runs: Sequence[RunMetrics]) -> None:
     """A row a query, with each run's rank and first answers, for those who want to look closer."""
     columns: dict[str, Any] = {
         name: [getattr(row, name) for row in queries.rows] for name in ("clip_id", "track", "style", "text", "original")
@@ -285,7 +285,7 @@ def _write_queries(path: Path, queries: Queries, runs: Sequence[RunFigures]) -> 
         pq.write_table(pa.table(columns), file)
 
 
-def _counts(queries: Queries) -> str:
+def _count_text(queries: Queries) -> str:
     counts = {track: len(queries.of_track(track)) for track in ("reference", *TRACKS, "control")}
     told = ", ".join(f"{count} {track}" for track, count in counts.items() if count)
     return f"asking {len(queries)} queries of {len(queries.clip_ids)} clips: {told}"

@@ -13,9 +13,9 @@ import torch
 from waver.config import ExperimentConfig, SweepConfig, check_config, load_config, load_sweep
 from waver.on_ray.cluster.capacity import CPUS_PER_LOADER, WorkerResources, local_cpus, slots, too_small
 from waver.on_ray.cluster.connection import cluster_address, cluster_size, connect, gpus_per_worker, nodes
-from waver.on_ray.tuning.shared import Shared, survey
+from waver.on_ray.tuning.shared import SharedArtifact, find_shared
 from waver.sweeps.folder import SweepError, sweep_folder
-from waver.sweeps.space import Point, base_overrides, corners, point_configs, points
+from waver.sweeps.space import Point, base_overrides, corner_points, list_points, point_configs
 from waver.tools.object_store import remote_of
 from waver.training.build import build_student
 
@@ -72,8 +72,8 @@ def plan_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
             f"storage.path = {base.storage.path}: the trials of a sweep meet in a folder of a disk that every node sees; "
             "write the path of one (`set` in the sweep, or --set storage.path=...)"
         )
-    known = None if sweep.search == "optuna" else tuple(points(sweep, base))
-    configs = point_configs(sweep, base, for_all, list(corners(sweep, base) if known is None else known))
+    known = None if sweep.search == "optuna" else tuple(list_points(sweep, base))
+    configs = point_configs(sweep, base, for_all, list(corner_points(sweep, base) if known is None else known))
     if known is None:
         _check_ranges(sweep, for_all)
     return Plan(sweep, sweep_folder(base.storage.folder, sweep.name), base, known, configs)
@@ -147,7 +147,7 @@ def describe_plan(plan: Plan) -> None:
         f"{at_once} at a time"
     )
     logger.info(memory_estimate(plan, at_once))
-    for one in survey(plan.configs, count=plan.points is not None):
+    for one in find_shared(plan.configs, count=plan.points is not None):
         logger.info(
             f"{one.what}: {'is there, and will be reused' if one.there else 'will be made once'}: {one.path}{_of(one)}"
         )
@@ -171,5 +171,5 @@ def memory_estimate(plan: Plan, at_once: int) -> str:
     )
 
 
-def _of(one: Shared) -> str:
+def _of(one: SharedArtifact) -> str:
     return f" ({one.trials} trials)" if one.trials else ""

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedArtifact:
     """One thing that trials read and none writes."""
 
     what: str
@@ -32,15 +32,15 @@ class Shared:
     """That it took to make."""
 
 
-def survey(configs: Iterable[ExperimentConfig], *, count: bool = True) -> list[Shared]:
+def find_shared(configs: Iterable[ExperimentConfig], *, count: bool = True) -> list[SharedArtifact]:
     """What experiments share and whether it is there; makes nothing."""
     return [
-        Shared(what, path, len(users) if count else 0, _is_there(what, users[0]))
+        SharedArtifact(what, path, len(users) if count else 0, _is_there(what, users[0]))
         for (what, path), users in _users(configs).items()
     ]
 
 
-def prepare(configs: Iterable[ExperimentConfig], *, count: bool = True) -> list[Shared]:
+def make_shared(configs: Iterable[ExperimentConfig], *, count: bool = True) -> list[SharedArtifact]:
     """Makes what is missing, on the connected Ray cluster.
 
     Returns:
@@ -55,7 +55,7 @@ def prepare(configs: Iterable[ExperimentConfig], *, count: bool = True) -> list[
         logger.info(f"{what} of {len(users) if count else 'the'} trials: {'found' if there else 'making'} {path}")
         if not there:
             _make(what, users[0])
-        made.append(Shared(what, path, len(users) if count else 0, there, time.perf_counter() - start))
+        made.append(SharedArtifact(what, path, len(users) if count else 0, there, time.perf_counter() - start))
     return made
 
 

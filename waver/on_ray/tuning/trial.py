@@ -49,7 +49,7 @@ class SweepJob:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrialProgress:
     """What is told of a trial, after each epoch."""
 
     trial: Path
@@ -79,10 +79,10 @@ class Progress:
         return told
 
 
-class _TellTune(TuneReportCallback):
+class _ReportToTune(TuneReportCallback):
     """Tells Tune what Ray Train is told."""
 
-    def __init__(self, progress: Progress):
+    def __init__(self, progress: TrialProgress):
         super().__init__()
         self._progress = progress
 
@@ -111,7 +111,7 @@ def run_trial(config: dict[str, Any], job: SweepJob) -> None:
     try:
         configs = [_config(job, trial, point, repeat) for repeat in range(job.sweep.repeats)]
         num_epochs = sum(config.train.epochs for config in configs)
-        progress = Progress(trial, job.sweep.objective.metric, job.gpus, start, before, num_epochs)
+        progress = TrialProgress(trial, job.sweep.objective.metric, job.gpus, start, before, num_epochs)
         for config in configs:
             _train(config, trial, progress, group=f"{job.sweep.name}/{trial.name}")
         tune.report(progress.measure())
@@ -128,16 +128,16 @@ def _config(job: SweepJob, trial: Path, point: Point, repeat: int) -> Experiment
     return load_config(base, point | {"name": f"{job.sweep.name}-{trial.name}-seed{seed}", "seed": seed})
 
 
-def _train(config: ExperimentConfig, trial: Path, progress: Progress, *, group: str) -> None:
+def _train(config: ExperimentConfig, trial: Path, progress: TrialProgress, *, group: str) -> None:
     how: dict[str, Any] = {"folder": run_folder(trial, config.seed), "group": group}
     if config.resources.max_workers == 1:
         how["here"] = lambda job: _train_here(job, progress)
     else:
-        how["callbacks"] = [_TellTune(progress)]
+        how["callbacks"] = [_ReportToTune(progress)]
     run_training(config, **how)
 
 
-def _train_here(job: Job, progress: Progress) -> dict:
+def _train_here(job: Job, progress: TrialProgress) -> dict:
     """Trains a run of one worker in this process, from its last checkpoint."""
 
     def report(metrics: dict[str, float]) -> None:

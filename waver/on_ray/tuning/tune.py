@@ -16,12 +16,13 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.util.state import list_placement_groups
 from ray.util.state.exception import RayStateApiException
+from rich.table import Table
 
 from waver.config import SweepConfig
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require
 from waver.on_ray.cluster.connection import connect, gpus_per_worker, nodes
 from waver.on_ray.tuning.plan import Plan, trials_at_once
-from waver.on_ray.tuning.shared import prepare
+from waver.on_ray.tuning.shared import make_shared
 from waver.on_ray.tuning.trial import SweepJob, run_trial
 from waver.sweeps.folder import (
     SweepError,
@@ -34,8 +35,8 @@ from waver.sweeps.folder import (
     read_trials,
     trial_folder,
 )
-from waver.sweeps.progress import watch
-from waver.sweeps.results import ranked, write_results
+from waver.sweeps.progress import follow_sweep
+from waver.sweeps.results import rank_trials, write_results
 from waver.sweeps.suggest import Suggest
 from waver.tools.files import write_json
 
@@ -46,12 +47,12 @@ _DASHBOARD_S = 20
 _INTERRUPTED = "the sweep was stopped; run the same command again to go on with it"
 
 
-def run_sweep(plan: Plan, *, show: Callable[[object], None]) -> list[TrialState]:
+def run_sweep(plan: Plan, *, print_table: Callable[[Table], None]) -> list[TrialState]:
     """Runs a sweep, or goes on with it where it was; writes its results, whatever ended it.
 
     Args:
         plan: of the sweep.
-        show: is given the table.
+        print_table: called with the table of all trials.
 
     Returns:
         All trials, the best first.
@@ -70,12 +71,12 @@ def run_sweep(plan: Plan, *, show: Callable[[object], None]) -> list[TrialState]
     states = read_trials(plan.folder)
     measured = [state for state in states if state.values(plan.sweep.objective.metric)]
     if measured:
-        write_results(plan.folder, plan.sweep, plan.base, show=show)
+        write_results(plan.folder, plan.sweep, plan.base, print_table=print_table)
     if len(_ended(plan)) < plan.num_trials:
         raise KeyboardInterrupt(_INTERRUPTED)
     if not measured:
         raise SweepError(f"no trial came to the end of an epoch; the first says: {states[0].error}")
-    return ranked(states, plan.sweep)
+    return rank_trials(states, plan.sweep)
 
 
 def _ended(plan: Plan) -> list[TrialState]:
@@ -91,13 +92,13 @@ def _run_trials(plan: Plan) -> None:
         require(resources.max_workers, share, wait_s=resources.wait_s)
         if needs_dashboard(plan):
             _check_dashboard()
-        shared = prepare(plan.configs, count=plan.points is not None)
+        shared = make_shared(plan.configs, count=plan.points is not None)
         if not (plan.folder / "shared.json").exists():  # a sweep that goes on finds what it made itself
             rows = [{**dataclasses.asdict(one), "path": str(one.path)} for one in shared]
             write_json(plan.folder / "shared.json", rows)
         at_once = trials_at_once(plan, nodes(resources.node_labels), gpus)
         logger.info(f"{plan.num_trials} trials, {at_once} at a time; everything goes to {plan.folder}")
-        with _terminated_like_interrupted(), watch(plan.folder, plan.sweep, total=plan.num_trials):
+        with _terminated_like_interrupted(), follow_sweep(plan.folder, plan.sweep, total=plan.num_trials):
             _tuner(plan, at_once, gpus).fit()
     _keep_best(plan.folder, plan.sweep)  # the workers of the last trial may have written while they were ended
 
@@ -160,7 +161,7 @@ def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
             name=_TUNE,
             storage_path=str(plan.folder),
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            callbacks=[_Outcomes(job)],
+            callbacks=[_RecordOutcomes(job)],
             verbose=0,
         ),
     )
@@ -170,7 +171,7 @@ def _trial_name(trial: Any) -> str:
     return f"trial_{trial.config['number']:04d}"
 
 
-class _Outcomes(tune.Callback):
+class _RecordOutcomes(tune.Callback):
     """Writes how trials ended, and removes the checkpoints of those that are not among the best."""
 
     def __init__(self, job: SweepJob):
@@ -199,7 +200,7 @@ class _Outcomes(tune.Callback):
 
 
 def _keep_best(folder: Path, sweep: SweepConfig) -> None:
-    ended = [state for state in ranked(read_trials(folder), sweep) if state.status != "running"]
+    ended = [state for state in rank_trials(read_trials(folder), sweep) if state.status != "running"]
     best = [state for state in ended if state.status == "finished"][: sweep.keep_best]
     for state in ended:
         if state not in best:

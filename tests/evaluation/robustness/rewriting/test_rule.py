@@ -12,11 +12,11 @@ from waver.evaluation.robustness.rewriting.rewrites import RULES
 from waver.evaluation.robustness.rewriting.rule import (
     available_rules,
     choose,
-    keyed,
-    number,
+    hash_to_int,
     parse_captions,
     rewrite,
-    shuffled,
+    rules_by_key,
+    shuffle,
 )
 from waver.evaluation.robustness.rewriting.words import word_set
 
@@ -122,10 +122,10 @@ def test_seeds_and_what_they_decide():
 
 def test_choices_are_the_same_in_every_process():
     """They are stored with results, so that they may not change."""
-    assert number("7/typos/a man") == 13876962455299517994
+    assert hash_to_int("7/typos/a man") == 13876962455299517994
     code = (
         "from waver.evaluation.robustness.rewriting.rule import *; "
-        "print(number('é'), choose('abc', 'x'), shuffled([1, 2, 3, 4], 'y'))"
+        "print(hash_to_int('é'), choose('abc', 'x'), shuffle([1, 2, 3, 4], 'y'))"
     )
     run = [
         subprocess.run(
@@ -137,14 +137,14 @@ def test_choices_are_the_same_in_every_process():
         )
         for s in "12"
     ]
-    assert run[0].stdout == run[1].stdout == f"{number('é')} {choose('abc', 'x')} {shuffled([1, 2, 3, 4], 'y')}\n"
+    assert run[0].stdout == run[1].stdout == f"{hash_to_int('é')} {choose('abc', 'x')} {shuffle([1, 2, 3, 4], 'y')}\n"
 
 
 def test_rules_are_named_once():
     assert list(ALL) == [rule.key for rule in ALL.values()]
     assert not set(RULES) & set(CONTROLS)
     with pytest.raises(AssertionError, match="two rules with one key"):
-        keyed(*RULES.values(), replace(RULES["keywords"]))
+        rules_by_key(*RULES.values(), replace(RULES["keywords"]))
 
 
 def test_available_rules():

@@ -1,6 +1,6 @@
 import pytest
 
-from waver.evaluation.robustness.rewriting.verbs import Verb, find_verb, inflected
+from waver.evaluation.robustness.rewriting.verbs import Verb, find_verb, inflect
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from waver.evaluation.robustness.rewriting.verbs import Verb, find_verb, inflect
     ],
 )
 def test_spelling(base, third, past, gerund):
-    assert inflected(base) == Verb(base, third, past, past, gerund)
+    assert inflect(base) == Verb(base, third, past, past, gerund)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 
 from waver.evaluation.robustness.rewriting.rewrites import RULES
 from waver.evaluation.robustness.rewriting.rule import rewrite
-from waver.evaluation.robustness.rewriting.words import exchange, find_words, load_words
+from waver.evaluation.robustness.rewriting.words import find_words, load_words, replace_spans
 
 TABLES = ("synonyms.txt", "exchanges.txt")
 
@@ -22,7 +22,7 @@ TABLES = ("synonyms.txt", "exchanges.txt")
     ],
 )
 def test_articles_and_case(text, word, other, expected):
-    assert exchange(text, [(text.index(word), text.index(word) + len(word), other)]) == expected
+    assert replace_spans(text, [(text.index(word), text.index(word) + len(word), other)]) == expected
 
 
 ONE = ("enormous", "delicious", "tennis", "bus", "rhinoceros", "hippopotamus")

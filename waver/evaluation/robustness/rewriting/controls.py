@@ -6,10 +6,10 @@ They are no measure of style and are reported apart from `rewrites`.
 import re
 
 from waver.evaluation.robustness.rewriting.directions import swapped_direction
-from waver.evaluation.robustness.rewriting.rule import Rule, choose, keyed, shuffled
-from waver.evaluation.robustness.rewriting.syntax import agrees, body, root_of
-from waver.evaluation.robustness.rewriting.verbs import find_verb, inflected
-from waver.evaluation.robustness.rewriting.words import exchange, find_words, load_words, word_set
+from waver.evaluation.robustness.rewriting.rule import Rule, choose, rules_by_key, shuffle
+from waver.evaluation.robustness.rewriting.syntax import agrees, root_of, sentence_tokens
+from waver.evaluation.robustness.rewriting.verbs import find_verb, inflect
+from waver.evaluation.robustness.rewriting.words import find_words, load_words, replace_spans, word_set
 
 _EXCHANGES = "exchanges.txt"
 _GENDERED = re.compile(r"\b(?:he|she|his|her|hers|him|himself|herself)\b", re.IGNORECASE)
@@ -24,13 +24,13 @@ _AUXILIARIES = word_set(
 
 def negation(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
     """`a man is not playing`: the verb of the sentence, denied."""
-    tokens = [] if _DENIED.search(text) else body(doc)
+    tokens = [] if _DENIED.search(text) else sentence_tokens(doc)
     if not tokens:
         return None
     verb = root_of(tokens)
     if verb.pos_ == "NOUN":  # a man playing a guitar
         verbs = [child for child in verb.rights if child.dep_ == "acl" and child.tag_ == "VBG"]
-        return _with(text, verbs[0], f"not {verbs[0].text}") if len(verbs) == 1 else None
+        return _replace_token(text, verbs[0], f"not {verbs[0].text}") if len(verbs) == 1 else None
     if not any(child.dep_ in {"nsubj", "nsubjpass", "expl"} for child in verb.lefts):
         return None
     auxiliaries = [child for child in verb.lefts if child.dep_ in {"aux", "auxpass"}]
@@ -38,11 +38,11 @@ def negation(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
         auxiliaries = [verb]
     if auxiliaries:
         first = auxiliaries[0]
-        return _with(text, first, f"{first.text} not") if first.lower_ in _AUXILIARIES else None
+        return _replace_token(text, first, f"{first.text} not") if first.lower_ in _AUXILIARIES else None
     # "does not pick up a ball and throws it": what stands beside the verb would have to change as well.
     if verb.pos_ != "VERB" or any(child.dep_ in {"conj", "cc"} for child in verb.children):
         return None
-    base = _base(verb)
+    base = _base_form(verb)
     subject = next(child for child in verb.lefts if child.dep_ in {"nsubj", "nsubjpass", "expl"})
     if base is None or not agrees(verb, subject):
         return None
@@ -51,13 +51,13 @@ def negation(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
         return None
     if any(child.dep_ == "advmod" for child in verb.lefts) or any(token.lower_ == "then" for token in tokens):
         return None
-    return _with(text, verb, f"{_DO[verb.tag_]} not {base}")
+    return _replace_token(text, verb, f"{_DO[verb.tag_]} not {base}")
 
 
 _DO = {"VBZ": "does", "VBP": "do", "VBD": "did"}
 
 
-def _base(verb: "spacy.tokens.Token") -> str | None:
+def _base_form(verb: "spacy.tokens.Token") -> str | None:
     """`play` of `plays`; None where parser and spelling do not agree."""
     if verb.tag_ == "VBP":
         return verb.lower_
@@ -66,12 +66,12 @@ def _base(verb: "spacy.tokens.Token") -> str | None:
     if known := find_verb(verb.lower_, verb.tag_):
         return known.base
     lemma = verb.lemma_.lower()
-    regular = inflected(lemma) if lemma.isalpha() else None
+    regular = inflect(lemma) if lemma.isalpha() else None
     form = regular and {"VBZ": regular.third, "VBD": regular.past}[verb.tag_]
     return lemma if form == verb.lower_ else None
 
 
-def _with(text: str, token: "spacy.tokens.Token", words: str) -> str:
+def _replace_token(text: str, token: "spacy.tokens.Token", words: str) -> str:
     return text[: token.idx] + words + text[token.idx + len(token) :]
 
 
@@ -80,17 +80,17 @@ def swapped_object(text: str, key: str, doc: object) -> str | None:
     table = load_words(_EXCHANGES)
     found = find_words(text, _EXCHANGES)
     named = {word[0].lower() for word in found}
-    for name in shuffled(sorted(named), key):
+    for name in shuffle(sorted(named), key):
         # "a man and a woman" would become "a woman and a woman", and he would still put on his hat.
         others = [other for other in table[name] if not re.search(rf"\b{other}\b", text, re.IGNORECASE)]
         if not others or (name in _PEOPLE and _GENDERED.search(text)):
             continue
         other = choose(others, f"{key}/{name}")
-        return exchange(text, ((word.start(), word.end(), other) for word in found if word[0].lower() == name))
+        return replace_spans(text, ((word.start(), word.end(), other) for word in found if word[0].lower() == name))
     return None
 
 
-CONTROLS = keyed(
+CONTROLS = rules_by_key(
     Rule("negation", None, True, "the verb of the sentence denied", negation),
     Rule("swapped_object", None, False, "a thing or person exchanged for another of its kind", swapped_object),
     Rule("swapped_direction", None, False, "a direction, place or change turned into its opposite", swapped_direction),

@@ -4,7 +4,7 @@ import re
 from functools import cache
 
 from waver.evaluation.robustness.rewriting.rule import choose
-from waver.evaluation.robustness.rewriting.words import exchange
+from waver.evaluation.robustness.rewriting.words import replace_spans
 
 _THING = (
     r"(?! the way\b)(?= (?:a|an|the|his|her|its|their|my|your|some|two|three|one|another|both|it|him|them|me|us)\b)"
@@ -90,4 +90,4 @@ def swapped_direction(text: str, key: str, doc: object) -> str | None:
     if not found:
         return None
     start, end = choose(sorted(found), key)
-    return exchange(text, [(start, end, found[start, end])])
+    return replace_spans(text, [(start, end, found[start, end])])

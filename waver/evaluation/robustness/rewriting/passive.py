@@ -1,6 +1,13 @@
 """`an onion is being cut by a man`: the passive of captions with a subject, a verb and an object."""
 
-from waver.evaluation.robustness.rewriting.syntax import agrees, body, may_be_verb, render, root_of, span
+from waver.evaluation.robustness.rewriting.syntax import (
+    agrees,
+    may_be_verb,
+    render,
+    root_of,
+    sentence_tokens,
+    subtree_tokens,
+)
 from waver.evaluation.robustness.rewriting.verbs import find_verb
 from waver.evaluation.robustness.rewriting.words import word_set
 
@@ -46,7 +53,7 @@ _MASS_PLURALS = frozenset({"news", "gymnastics", "yoga", "karate", "tennis", "bi
 
 def passive(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
     """Exchanges subject and object; what stands behind the object stays with the verb, the former subject comes last."""
-    tokens = body(doc)
+    tokens = sentence_tokens(doc)
     if not tokens:
         return None
     verb = root_of(tokens)
@@ -62,10 +69,10 @@ def passive(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
         subject_head, verb = verb, verbs[0]
     else:
         heads = [child for child in verb.lefts if child.dep_ == "nsubj"]
-        subject = span(heads[0]) if len(heads) == 1 else None
+        subject = subtree_tokens(heads[0]) if len(heads) == 1 else None
         subject_head = heads[0] if heads else verb
     thing_heads = [child for child in verb.rights if child.dep_ == "dobj"]
-    thing = span(thing_heads[0]) if len(thing_heads) == 1 else None
+    thing = subtree_tokens(thing_heads[0]) if len(thing_heads) == 1 else None
     if not subject or not thing or subject[0].i != 0 or not _is_plain(subject, subject_head, thing, thing_heads[0]):
         return None
 

@@ -3,13 +3,13 @@
 from functools import partial
 
 from waver.evaluation.robustness.rewriting.passive import passive
-from waver.evaluation.robustness.rewriting.rule import Rule, keyed
+from waver.evaluation.robustness.rewriting.rule import Rule, rules_by_key
 from waver.evaluation.robustness.rewriting.surface import (
-    bare,
     casual,
     keywords,
     no_determiners,
     sentence_case,
+    strip_punctuation,
     typos,
     upper_case,
     wordy,
@@ -17,9 +17,9 @@ from waver.evaluation.robustness.rewriting.surface import (
 from waver.evaluation.robustness.rewriting.synonyms import synonyms
 from waver.evaluation.robustness.rewriting.syntax import clause_order
 
-RULES = keyed(
+RULES = rules_by_key(
     Rule("punctuation_case", "sentence", False, "a capital first, a full stop last", sentence_case),
-    Rule("punctuation_case", "bare", False, "lower case, no punctuation", bare),
+    Rule("punctuation_case", "bare", False, "lower case, no punctuation", strip_punctuation),
     Rule("punctuation_case", "upper", False, "upper case", upper_case),
     Rule("typos", "light", False, "a typing mistake in one word of four letters or more", partial(typos, share=0.0)),
     Rule("typos", "medium", False, "typing mistakes in half of those words", partial(typos, share=0.5)),

@@ -33,7 +33,7 @@ class Rule:
         return self.name if self.severity is None else f"{self.name}-{self.severity}"
 
 
-def keyed(*rules: Rule) -> dict[str, Rule]:
+def rules_by_key(*rules: Rule) -> dict[str, Rule]:
     """Rules by their key, in their order."""
     by_key = {rule.key: rule for rule in rules}
     assert len(by_key) == len(rules), "two rules with one key"
@@ -97,19 +97,21 @@ def rewrite(
     return results
 
 
-def number(key: str) -> int:
+def hash_to_int(key: str) -> int:
     """A random number of 64 bits that `key` alone decides: the same in every process and Python."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def choose(options: Sequence[T], key: str) -> T:
     """One of the options."""
-    return options[number(key) % len(options)]
+    return options[hash_to_int(key) % len(options)]
 
 
-def shuffled(items: Sequence[T], key: str) -> list[T]:
+def shuffle(items: Sequence[T], key: str) -> list[T]:
     """The items in a random order."""
-    return [items[place] for place in sorted(range(len(items)), key=lambda place: (number(f"{key}/{place}"), place))]
+    return [
+        items[place] for place in sorted(range(len(items)), key=lambda place: (hash_to_int(f"{key}/{place}"), place))
+    ]
 
 
 def _normalised(text: str) -> str:

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from waver.evaluation.robustness.rewriting.rule import choose, number, shuffled
+from waver.evaluation.robustness.rewriting.rule import choose, hash_to_int, shuffle
 from waver.evaluation.robustness.rewriting.words import word_set
 
 _TYPED = re.compile(r"(?<!\w)[A-Za-z]{4,}(?!\w)")
@@ -73,7 +73,7 @@ def upper_case(text: str, key: str, doc: object) -> str:
     return text.upper()
 
 
-def bare(text: str, key: str, doc: object) -> str:
+def strip_punctuation(text: str, key: str, doc: object) -> str:
     """`a man s hat`: lower case, without punctuation but that within numbers (2.5)."""
     text = text.lower()
     in_number = {found.start() for found in re.finditer(r"(?<=\d)[.,:](?=\d)", text)}
@@ -97,14 +97,14 @@ def typos(text: str, key: str, doc: object, *, share: float) -> str:
     """
     words = list(_TYPED.finditer(text))
     count = max(1, -int(-share * len(words) // 1))
-    for word in sorted(shuffled(words, key)[:count], key=lambda word: -word.start()):
+    for word in sorted(shuffle(words, key)[:count], key=lambda word: -word.start()):
         text = text[: word.start()] + _mistyped(word[0], f"{key}/{word.start()}") + text[word.end() :]
     return text
 
 
 def _mistyped(word: str, key: str) -> str:
     """One mistake: a neighbour on the keyboard, two letters the wrong way round, one missing, one twice."""
-    at = 1 + number(f"{key}/at") % (len(word) - 2)
+    at = 1 + hash_to_int(f"{key}/at") % (len(word) - 2)
     before, letter, following, after = word[:at], word[at], word[at + 1], word[at + 2 :]
     neighbour = choose(_NEIGHBOURS[letter.lower()], f"{key}/neighbour")
     mistakes = [

@@ -73,7 +73,7 @@ def _ending(doc: "spacy.tokens.Doc") -> "list[spacy.tokens.Token]":
     return [token for token in doc[-1:] if token.text in {".", "!"}]
 
 
-def body(doc: "spacy.tokens.Doc") -> "list[spacy.tokens.Token]":
+def sentence_tokens(doc: "spacy.tokens.Doc") -> "list[spacy.tokens.Token]":
     """The tokens without a full stop at the end; none where there is other punctuation, or no one sentence."""
     roots = [token for token in doc if token.head == token]
     if any(before.lower_ == "and" and may_be_verb(after) for before, after in itertools.pairwise(doc)):
@@ -88,7 +88,7 @@ def may_be_verb(token: "spacy.tokens.Token") -> bool:
     return token.lower_ in _OFTEN_VERBS or token.lower_.removesuffix("s") in _OFTEN_VERBS
 
 
-def span(token: "spacy.tokens.Token") -> "list[spacy.tokens.Token] | None":
+def subtree_tokens(token: "spacy.tokens.Token") -> "list[spacy.tokens.Token] | None":
     """What hangs on a token, with itself; None where other words stand between."""
     tokens = [part for part in token.subtree if not (part.i + 1 == len(part.doc) and part.text in {".", "!"})]
     return tokens if tokens and tokens[-1].i - tokens[0].i + 1 == len(tokens) else None
@@ -108,12 +108,12 @@ def agrees(verb: "spacy.tokens.Token", subject: "spacy.tokens.Token") -> bool:
 
 def clause_order(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
     """`on the stage, a man is singing`: what stands last, if it tells where or when, comes first."""
-    tokens = body(doc)
+    tokens = sentence_tokens(doc)
     verb = _plain_verb(tokens) if tokens else None
     if verb is None:
         return None
     for phrase in verb.rights:
-        moved = span(phrase)
+        moved = subtree_tokens(phrase)
         if moved and moved[-1].i == tokens[-1].i and _can_be_fronted(phrase, verb, moved):
             rest = tokens[: moved[0].i]
             if rest[-1].pos_ in {"ADP", "PART", "CCONJ", "DET"} or rest[-1].dep_ in {"prt", "prep", "aux"}:

@@ -54,14 +54,14 @@ def _verbs_by_form() -> dict[tuple[str, str], tuple[Verb, ...]]:
     )
     by_form: dict[tuple[str, str], tuple[Verb, ...]] = {}
     for words in (line.split() for line in text.splitlines() if line and not line.startswith("#")):
-        verb = inflected(*words)
+        verb = inflect(*words)
         for name in set(_FORM_OF_TAG.values()):
             key = (getattr(verb, name), name)
             by_form[key] = (*by_form.get(key, ()), verb)
     return by_form
 
 
-def inflected(base: str, past: str | None = None, participle: str | None = None) -> Verb:
+def inflect(base: str, past: str | None = None, participle: str | None = None) -> Verb:
     """The forms of a verb, spelt by rule: stop, stopped, stopping; carry, carries, carried; tie, tying; wash, washes.
 
     Args:
@@ -74,17 +74,17 @@ def inflected(base: str, past: str | None = None, participle: str | None = None)
         third, regular = f"{base[:-1]}ies", f"{base[:-1]}ied"
     else:
         third = base + ("es" if base.endswith(("s", "x", "z", "ch", "sh")) else "s")
-        regular = base + "d" if base.endswith("e") else stem(base) + "ed"
+        regular = base + "d" if base.endswith("e") else double_final_consonant(base) + "ed"
     if base.endswith("ie"):
         gerund = f"{base[:-2]}ying"
     elif base.endswith("e") and not base.endswith(("ee", "oe", "ye")):
         gerund = f"{base[:-1]}ing"
     else:
-        gerund = f"{stem(base)}ing"
+        gerund = f"{double_final_consonant(base)}ing"
     return Verb(base, third, past or regular, participle or regular, gerund)
 
 
-def stem(base: str) -> str:
+def double_final_consonant(base: str) -> str:
     """With the last consonant doubled where one short vowel stands before it: stop, chop, control, but not open."""
     vowels = sum(letter in "aeiou" for letter in base)
     closed = len(base) > 2 and base[-1] not in "aeiou" and base[-1] not in _NEVER_DOUBLED and base[-2] in "aeiou"

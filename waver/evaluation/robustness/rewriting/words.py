@@ -53,7 +53,7 @@ def find_words(text: str, name: str) -> list[re.Match[str]]:
     return [found for found in _finder(name).finditer(text) if load_words(name)[found[0].lower()]]
 
 
-def exchange(text: str, replacements: Iterable[tuple[int, int, str]]) -> str:
+def replace_spans(text: str, replacements: Iterable[tuple[int, int, str]]) -> str:
     """Puts words in the place of others.
 
     Args:
