@@ -93,7 +93,7 @@ def test_unknown_data_set_names_those_there_are(tmp_path, data):
         ("format: table, split: full", "data.split: unknown key; known keys here: annotations, videos, "),
         (
             "format: msrvtt, validation_fraction: 1",
-            "(WorkerResources of training videos held out for choosing the model",
+            "(Share of training videos held out for choosing the model",
         ),
         ("format: [msvd]", "data.format: which data set this is; one of msrvtt, msvd, "),
     ],

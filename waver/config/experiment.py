@@ -8,10 +8,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
-from waver.config.data import AnyData
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig, TextConfig, VocabularyConfig
 from waver.config.resources import ResourcesConfig, StorageConfig
-from waver.config.section import Section
 from waver.config.training import (
     CheckpointConfig,
     EvaluateConfig,
@@ -21,6 +19,8 @@ from waver.config.training import (
     TrainConfig,
 )
 from waver.config.video import IngestConfig, VideoConfig
+from waver.data.annotations import AnyData
+from waver.tools.section import Section
 
 _CHANGE_NO_FIGURE = {"resources", "evaluate", "storage", "ingest", "checkpoint", "tracking", "profile"}
 
@@ -132,8 +132,8 @@ class ExperimentConfig(Section):
                 self.ingest.jpeg_quality if self.ingest.frame_format == "jpeg" else None,
             ),
         }
-        if self.data.format == "didemo":
-            key["clips"] = "first 31 seconds"  # under the id that another data set gives the whole file
+        if self.data.clip_rule:  # under the id that another data set gives the whole file
+            key["clips"] = self.data.clip_rule
         return self.storage.folder / "clips" / f"{self.data.videos.name}-{_digest(key)}"
 
     @property

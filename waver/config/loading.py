@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from waver.config.data import DATA_SETS, CommonData
 from waver.config.experiment import ExperimentConfig
 from waver.config.robustness import RobustnessConfig
-from waver.config.section import Section
 from waver.config.sweep import ParameterConfig, SweepConfig
+from waver.data.annotations import DATA_SETS, CommonData
 from waver.tools.errors import WaverError
 from waver.tools.object_store import fetch, hide_secrets
+from waver.tools.section import Section
 
 _Config = TypeVar("_Config", bound=Section)
 _MAX_VALUES = 10_000

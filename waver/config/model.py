@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from waver.config.section import AnyPath, Count, Section
+from waver.tools.section import AnyPath, Count, Section
 
 
 class TextConfig(Section):

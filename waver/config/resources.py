@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from waver.config.section import AnyPath, AnyPlace, Count, NodeLabels, NotNegative, Positive, Section
 from waver.tools.object_store import is_url, local_copy
+from waver.tools.section import AnyPath, AnyPlace, Count, NodeLabels, NotNegative, Positive, Section
 
 
 class WorkersRange(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from waver.config.section import AnyPath, Count, Section
+from waver.tools.section import AnyPath, Count, Section
 
 
 class RobustnessConfig(Section):

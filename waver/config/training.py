@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from waver.config.section import Count, Fraction, NotNegative, Positive, Section
+from waver.tools.section import Count, Fraction, NotNegative, Positive, Section
 
 
 class LossConfig(Section):
@@ -40,7 +40,7 @@ class TrainConfig(Section):
     """The backbone learns with `lr` times this."""
     weight_decay: NotNegative = 0.2
     warmup_fraction: Fraction = 0.1
-    """WorkerResources of all steps in which the learning rate rises from 0; then it falls as a cosine."""
+    """Share of all steps in which the learning rate rises from 0; then it falls as a cosine."""
     clip_grad_norm: Positive = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on GPUs, fp32 on CPUs."""

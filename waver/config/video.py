@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from waver.config.section import Count, Fraction, NodeLabels, Positive, Section
+from waver.tools.section import Count, Fraction, NodeLabels, Positive, Section
 
 
 class VideoConfig(Section):

@@ -122,7 +122,7 @@ class Style:
     colours: Words
     shapes: Words
     typos: float = 0.0
-    """WorkerResources of longer words in which two inner letters change places."""
+    """Share of longer words in which two inner letters change places."""
 
 
 STYLES: dict[str, Style] = {

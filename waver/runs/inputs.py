@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from waver.config import ExperimentConfig
-from waver.data.annotations import load_didemo, load_msrvtt, load_msvd, load_table, load_vatex
 from waver.data.clip_store import ClipStore, StoreError, StoreSettings
 from waver.knowledge.store import Dictionary, Knowledge, KnowledgeError, read_dictionary
 from waver.tools.object_store import display_path
@@ -125,19 +124,7 @@ def _check_captions(dictionary: dict, captions: pa.Table, config: ExperimentConf
 
 def load_captions(config: ExperimentConfig) -> pa.Table:
     """The caption table of the experiment's data set."""
-    data = config.data
-    # The loaders take what may stand in their section; a split that is the only one is not chosen.
-    settings = data.model_dump(exclude={"format", "annotations", "videos"})
-    if data.format in ("msvd", "didemo"):
-        del settings["split"]
-    loaders = {
-        "msrvtt": load_msrvtt,
-        "msvd": load_msvd,
-        "vatex": load_vatex,
-        "didemo": load_didemo,
-        "table": load_table,
-    }
-    return loaders[data.format](data.annotations, data.videos, **settings)
+    return config.data.load()
 
 
 def store_settings(config: ExperimentConfig) -> StoreSettings:

@@ -9,11 +9,13 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
 from waver.data.annotations.captions import Caption, caption_table
 from waver.data.annotations.lists import LIST_FILES, ORIGINAL_FILE, IdForm, check_lists, read_list
+from waver.data.annotations.options import CommonData
 from waver.data.annotations.reading import (
     Problems,
     caption_defect,
@@ -43,6 +45,27 @@ _NAME = IdForm(
     re.compile(r"[0-9]{1,20}@N[0-9]{2}_[0-9]{1,20}_[0-9a-f]{1,20}\.[0-9a-z]{0,8}"),
     "names of files are <user>@N<number>_<photo>_<secret>.<ending>, such as 100233434@N08_9622921646_c39ac10ea3.mp4",
 )
+
+
+class DidemoData(CommonData):
+    """DiDeMo in its original files: the descriptions of a video are one query, its first 31 seconds the clip."""
+
+    format: Literal["didemo"]
+    split: Literal["official"] = "official"
+    """8,392 videos to train, 1,065 to validate and 1,004 to test."""
+    allow_missing_captions: bool = False
+    """True: the 30 videos of train and 3 of validation that the csv files of T-MASS lack are left out. False: they are an
+    error; `train_data.json` and `val_data.json` have them."""
+    clip_rule: ClassVar[str | None] = "first 31 seconds"
+
+    def load(self) -> pa.Table:
+        """See `load_didemo`."""
+        return load_didemo(
+            self.annotations,
+            self.videos,
+            allow_missing_captions=self.allow_missing_captions,
+            allow_missing_videos=self.allow_missing_videos,
+        )
 
 
 def load_didemo(

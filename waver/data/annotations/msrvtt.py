@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from waver.data.annotations.captions import Caption, caption_table, held_out
 from waver.data.annotations.lists import ORIGINAL_FILE, IdForm, check_captions, check_lists, unique_ids
+from waver.data.annotations.options import HeldOutData
 from waver.data.annotations.reading import (
     Problems,
     caption_defect,
@@ -40,6 +41,25 @@ SPLIT_FILES: Mapping[str, Mapping[str, str]] = {
 }
 
 _ID = IdForm("MSR-VTT", re.compile(r"video[0-9]{1,4}"), "ids are video0 ... video9999")
+
+
+class MsrvttData(HeldOutData):
+    """MSR-VTT in its original files: `MSRVTT_data.json` and the csv files of the split."""
+
+    format: Literal["msrvtt"]
+    split: Literal["9k", "7k", "full"] = "9k"
+    """9k and 7k are tested on 1k-A (`MSRVTT_JSFUSION_test.csv`), full on the official 2,990."""
+
+    def load(self) -> pa.Table:
+        """See `load_msrvtt`."""
+        return load_msrvtt(
+            self.annotations,
+            self.videos,
+            split=self.split,
+            validation_fraction=self.validation_fraction,
+            validation_seed=self.validation_seed,
+            allow_missing_videos=self.allow_missing_videos,
+        )
 
 
 def load_msrvtt(

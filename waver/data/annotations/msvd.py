@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
@@ -15,6 +16,7 @@ from waver.data.annotations.lists import (
     read_list,
     youtube_captions,
 )
+from waver.data.annotations.options import CommonData
 from waver.data.annotations.reading import Problems, check_folder, find_file, read_json, unknown_schema
 from waver.data.annotations.videos import find_videos
 
@@ -32,6 +34,22 @@ _CONVERT = (
     "json.dump({clip: [' '.join(words) for words in captions] for clip, captions in clips.items()}, "
     "open('captions_msvd.json', 'w'))"
 )
+
+
+class MsvdData(CommonData):
+    """MSVD in its original files: `captions_msvd.json` and three lists."""
+
+    format: Literal["msvd"]
+    split: Literal["official"] = "official"
+    """1,200 clips to train, 100 to validate and 670 to test; all their captions are queries."""
+
+    def load(self) -> pa.Table:
+        """See `load_msvd`."""
+        return load_msvd(
+            self.annotations,
+            self.videos,
+            allow_missing_videos=self.allow_missing_videos,
+        )
 
 
 def load_msvd(annotations: Path, videos: Path, *, allow_missing_videos: bool) -> pa.Table:

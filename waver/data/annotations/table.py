@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from waver.data.annotations.captions import Caption, caption_table, held_out
+from waver.data.annotations.options import HeldOutData
 from waver.data.annotations.reading import MAX_BYTES, Problems, is_text, read_csv, read_jsonl, read_text, show
 from waver.data.annotations.videos import index_videos
 
@@ -34,6 +35,22 @@ class VideoFile:
 
     path: str
     name: str
+
+
+class TableData(HeldOutData):
+    """The user's own data: one row a caption, in JSONL, CSV or Parquet."""
+
+    format: Literal["table"]
+
+    def load(self) -> pa.Table:
+        """See `load_table`."""
+        return load_table(
+            self.annotations,
+            self.videos,
+            validation_fraction=self.validation_fraction,
+            validation_seed=self.validation_seed,
+            allow_missing_videos=self.allow_missing_videos,
+        )
 
 
 def load_table(

@@ -22,6 +22,7 @@ from waver.data.annotations.lists import (
     read_list,
     youtube_captions,
 )
+from waver.data.annotations.options import CommonData
 from waver.data.annotations.reading import Problems, check_folder, find_file, read_json, unknown_schema
 from waver.data.annotations.videos import find_videos
 
@@ -43,6 +44,23 @@ _SCHEMAS = (
     "three schemas are understood: a list of {videoID, enCap}, an object clip -> {enCap}, "
     "an object clip -> list of captions"
 )
+
+
+class VatexData(CommonData):
+    """VATEX in its original files: English captions and the lists of the split."""
+
+    format: Literal["vatex"]
+    split: Literal["hgr", "1k5"] = "hgr"
+    """hgr is tested on the usual 1,500 clips of the official validation set, 1k5 on those of CLIP2Video."""
+
+    def load(self) -> pa.Table:
+        """See `load_vatex`."""
+        return load_vatex(
+            self.annotations,
+            self.videos,
+            split=self.split,
+            allow_missing_videos=self.allow_missing_videos,
+        )
 
 
 def load_vatex(

@@ -109,7 +109,7 @@ class VersionMetrics:
     best_case: dict[int, Ratio]
     """k -> share of clips found by at least one query of their set."""
     flip_rate: Ratio
-    """WorkerResources of versions of which R@1 is another than their reference's, in either direction; clips count alike."""
+    """Share of versions of which R@1 is another than their reference's, in either direction; clips count alike."""
     dispersion: Ratio
     """Standard deviation of log2(1 + rank) over the queries of a clip's set, mean over clips."""
     spread: Float[np.ndarray, " clips"]
@@ -194,7 +194,7 @@ class StyleMetrics:
     overlap: Ratio
     """AO@10 with the references."""
     first_kept: Ratio
-    """WorkerResources of queries whose first answer is the first answer of their reference, right or wrong."""
+    """Share of queries whose first answer is the first answer of their reference, right or wrong."""
 
 
 def compute_style_metrics(

@@ -58,7 +58,7 @@ class IngestReport:
 
     @property
     def failed_fraction(self) -> float:
-        """WorkerResources of the clips that have no frames."""
+        """Share of the clips that have no frames."""
         return 1 - self.counts.get("ok", 0) / sum(self.counts.values())
 
     @property
