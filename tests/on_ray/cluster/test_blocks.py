@@ -9,7 +9,8 @@ class Doubled:
         return 2 * block["number"][0].as_py()
 
 
-def test_blocks_queue_behind_others_and_say_so(holding):
+def test_blocks_queue_behind_others_and_say_so(holding, monkeypatch):
+    monkeypatch.setattr("waver.on_ray.cluster.capacity._SAY_AFTER_S", 0.5)
     blocks = [pa.table({"number": [number]}) for number in range(3)]
     with holding(6) as let_go, logged(lambda _: let_go()) as said:
         assert sorted(map_blocks(Doubled, (), blocks, workers=2, labels={})) == [0, 2, 4]

@@ -47,12 +47,13 @@ def test_as_many_begin_as_fit_and_never_fewer_than_the_least():
         wait_for_capacity(4, 8, WorkerResources(2.0))
 
 
-def test_what_others_use_is_waited_for_until_they_leave(holding, said):
+def test_what_others_use_is_waited_for_until_they_leave(holding, monkeypatch, said):
+    monkeypatch.setattr("waver.on_ray.cluster.capacity._SAY_AFTER_S", 1.0)
     start = time.monotonic()
     with holding(5) as let_go:
-        threading.Timer(8, let_go).start()
+        threading.Timer(2.5, let_go).start()
         assert wait_for_capacity(3, 3, WorkerResources(2.0)) == 3
-    assert 7 < time.monotonic() - start < 20
+    assert 2.5 <= time.monotonic() - start < 20
     assert said == ["others use the cluster: of 3 workers with 2 CPU each, 0 have room now: waiting for them"]
 
 
@@ -60,10 +61,10 @@ def test_nodes_that_are_lost_while_it_waits_are_waited_for_from_then(holding, mo
     """However long others were waited for before."""
     with holding(6):
         start = time.monotonic()
-        monkeypatch.setattr(WorkerResources, "max_workers", lambda self: 6 if time.monotonic() - start < 4 else 0)
-        with pytest.raises(ClusterTooSmallError, match="has room for 0 after 4 s"):
-            wait_for_capacity(1, 1, WorkerResources(1.0), wait_s=4.0)
-        assert time.monotonic() - start > 6, "4 s from the start would be a little more than 4"
+        monkeypatch.setattr(WorkerResources, "max_workers", lambda self: 6 if time.monotonic() - start < 1.5 else 0)
+        with pytest.raises(ClusterTooSmallError, match=r"has room for 0 after 1\.5 s"):
+            wait_for_capacity(1, 1, WorkerResources(1.0), wait_s=1.5)
+        assert time.monotonic() - start > 2.5, "1.5 s from the start would be a little more than 1.5"
 
 
 def test_who_does_not_queue_is_told_of_others(holding, monkeypatch):
@@ -79,6 +80,6 @@ def test_who_does_not_queue_is_told_of_others(holding, monkeypatch):
 def test_room_for_one_more_is_told_when_it_comes(holding):
     told = threading.Event()
     with holding(6) as let_go, watch_free_capacity(told.set, 2, WorkerResources(1.0), every_s=0.2):
-        assert not told.wait(2)
+        assert not told.wait(1)
         let_go()
         assert told.wait(20)

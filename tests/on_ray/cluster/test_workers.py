@@ -1,8 +1,10 @@
+import asyncio
 import errno
 import os
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -17,6 +19,7 @@ from waver.on_ray.cluster import capacity as room
 from waver.on_ray.cluster.connection import ClusterUnreachableError, _check_reachable, nodes
 from waver.on_ray.cluster.failures import WorkerError
 from waver.on_ray.cluster.signals import Terminated, signals
+from waver.on_ray.cluster.signals_actor import Signals
 from waver.on_ray.cluster.workers import Rescale, _guarded, _Task, run_on_workers
 from waver.tools.errors import RemoteTracebackError, WaverError
 from waver.training import parallel
@@ -45,6 +48,23 @@ def without_group(_) -> None:
 def actor():
     with signals() as handle:
         yield handle
+
+
+class SignalsHere:
+    """The signals of a run without an actor: its methods are called with `.remote`, and done when that returns."""
+
+    def __init__(self) -> None:
+        self._signals = Signals()
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        method = getattr(self._signals, name)
+        return SimpleNamespace(remote=lambda *arguments: ray.put(asyncio.run(method(*arguments))))
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Others that use the cluster are told of soon."""
+    monkeypatch.setattr(room, "_SAY_AFTER_S", 0.5)
 
 
 def test_a_mistake_of_the_user_is_a_sentence_and_is_not_tried_again(actor):
@@ -81,7 +101,8 @@ def test_what_would_come_again_is_a_sentence_of_a_range_too_which_does_not_queue
         (without_group, None, None),
     ],
 )
-def test_what_would_come_again_is_told_to_the_worker_that_takes_over(actor, function, argument, told):
+def test_what_would_come_again_is_told_to_the_worker_that_takes_over(function, argument, told):
+    actor = SignalsHere()
     task = _Task(function, argument, actor)
     with pytest.raises((WaverError, ValueError, OSError, RuntimeError, SafetensorError)):
         _guarded({"task": task})
@@ -134,7 +155,7 @@ def test_a_range_takes_what_there_is_then_more_and_bears_a_loss(actor, tmp_path,
 
         def at_first(text: str) -> None:
             if len(said) == 1:
-                threading.Timer(3, let_go).start()
+                threading.Timer(1, let_go).start()
                 monkeypatch.setattr(room, "_PATIENCE_S", patience_s)
 
         job = (tmp_path / "marker", actor)
@@ -150,7 +171,7 @@ def count(_) -> int:
 
 
 def test_a_range_goes_on_with_fewer_where_room_turns_out_to_be_none(actor, holding, monkeypatch, said):
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3")
     monkeypatch.setattr(room, "_free_nodes", nodes)
     resources = ResourcesConfig(workers={"min": 1, "max": 2}, max_failures=0)
     with holding(5):
@@ -165,8 +186,8 @@ def test_a_fixed_number_for_which_room_turns_out_to_be_none_is_tried_again_and_g
         run_on_workers(count, None, ResourcesConfig(max_failures=1), signals=actor)
 
 
-def test_of_two_runs_that_saw_the_same_room_the_slower_queues_again(actor, holding, monkeypatch):
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+def test_of_two_runs_that_saw_the_same_room_the_slower_queues_again(actor, holding, soon, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3")
     looks, look = iter([nodes]), room._free_nodes  # the first look is before the other takes its place
     monkeypatch.setattr(room, "_free_nodes", lambda labels: next(looks, look)(labels))
     with holding(6) as let_go, logged(lambda _: let_go()) as said:
@@ -174,7 +195,8 @@ def test_of_two_runs_that_saw_the_same_room_the_slower_queues_again(actor, holdi
     assert said == ["others use the cluster: of 1 workers with 1 CPU each, 0 have room now: waiting for them"]
 
 
-def test_the_first_error_is_the_one_that_is_told(actor):
+def test_the_first_error_is_the_one_that_is_told():
+    actor = SignalsHere()
     for message in ("first", "second"):
         ray.get(actor.fail.remote(message))
     assert _guarded({"task": _Task(fail, ValueError("never called"), actor)}).message == "first"
@@ -188,7 +210,7 @@ def test_who_waits_for_a_stop_waits_until_it_is_asked_for(actor):
     assert ray.wait([actor.wait_for_stop.remote()], timeout=60)[0], "who asks later hears it as well"
 
 
-def test_who_asks_to_stop_while_there_is_no_room_is_heard(actor, holding):
+def test_who_asks_to_stop_while_there_is_no_room_is_heard(actor, holding, soon):
     with holding(6), logged(lambda _: actor.ask_to_stop.remote()) as said, pytest.raises(Terminated) as stopped:
         run_on_workers(die_once, None, ResourcesConfig(), signals=actor)
     assert stopped.value.message.startswith("stopped, as asked, while it waited for room")
