@@ -41,7 +41,7 @@ def test_a_folder_holds_one_sweep(tmp_path, sweep):
     open_sweep(folder, sweep.model_copy(update={"num_samples": 3}), "name: x\n")  # nothing has been tried yet
     begin_trial(folder, 0, {})
     open_sweep(folder, sweep.model_copy(update={"num_samples": 3, "base": Path("elsewhere.yaml")}), "name: x\n")
-    with pytest.raises(SweepError, match=r"sweep.yaml differs \(asked now: num_samples: 4\): choose another name"):
+    with pytest.raises(SweepError, match=r"sweep.yaml differs \(new: num_samples: 4\): choose another name"):
         open_sweep(folder, sweep.model_copy(update={"num_samples": 4}), "name: x\n")
-    with pytest.raises(SweepError, match=r"base.yaml differs \(asked now: name: y\)"):
+    with pytest.raises(SweepError, match=r"base.yaml differs \(new: name: y\)"):
         open_sweep(folder, sweep.model_copy(update={"num_samples": 3}), "name: y\n")

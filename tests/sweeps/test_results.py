@@ -46,7 +46,7 @@ def test_no_trial_finished_means_no_best(tmp_path, write_trial, sweep, said):
     assert best_config(tmp_path, read_trials(tmp_path), sweep) is None
     write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), print_table=lambda table: None)
     assert not (tmp_path / "best.yaml").exists()
-    assert "no trial is finished, so there is no best one yet" in said
+    assert "no trial is finished, so there is no best trial yet" in said
 
 
 def test_columns_have_one_type(tmp_path, write_trial, sweep):

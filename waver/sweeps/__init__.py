@@ -1,1 +1,1 @@
-"""Sweeps without Ray: the points of a search space, the folder of a sweep, and what is made of its results."""
+"""Hyper-parameter sweeps without Ray: the search space, the folder of a sweep, its results, report page and progress."""

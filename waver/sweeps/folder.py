@@ -1,18 +1,18 @@
-"""The folder of a sweep: what is in it, and what its files say of each trial.
+"""Reads and writes the folder of a sweep.
 
-sweep.yaml          the sweep
-base.yaml           the experiment that it varies, resolved
-shared.json         clip stores and knowledge: which trials use them, made now or found
-trials/0007/        a folder a trial:
-  trial.json          its number and its point
+sweep.yaml          configuration of the sweep
+base.yaml           resolved configuration of the experiment that the sweep varies
+shared.json         clip stores and knowledge that the trials read, and whether the sweep made or found them
+trials/0007/        one folder per trial:
+  trial.json          number and point of the trial
   progress.json       epochs trained, objective so far, seconds; rewritten after each epoch
-  failure.json        why it failed last, where it could say so itself
-  outcome.json        once it has ended: finished, stopped (by the scheduler) or failed
-  seed_0/             a run, as `waver train` makes it; one for each seed
-tune/               what Ray Tune needs to go on with the sweep
+  failure.json        error of the last failed attempt, if the process of the trial could write it
+  outcome.json        written when the trial ends: finished, stopped (by the scheduler) or failed
+  seed_0/             run folder, as `waver train` writes it; one per seed
+tune/               state of Ray Tune, from which an interrupted sweep resumes
 results.csv, results.parquet, best.yaml, report.html, events/
 
-The files are the truth: whoever was killed, the table so far is read from them.
+The state of a sweep is always read from these files, so that it is known after any process was killed.
 """
 
 import shutil
@@ -28,76 +28,76 @@ from waver.tools.files import read_json, write_json
 
 
 class SweepError(WaverError):
-    """The sweep cannot be run as asked."""
+    """Raised if a sweep cannot run with its configuration, its folder or this cluster."""
 
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One seed of a trial."""
+    """The training run of one seed of a trial."""
 
     seed: int
     folder: Path
     epochs: int
     metrics: dict[str, float]
-    """Validation metrics of the best checkpoint so far; empty before the first epoch has ended."""
+    """Validation metrics of the best checkpoint so far; empty before the end of the first epoch."""
     finished: bool
 
 
 @dataclass(frozen=True)
 class TrialState:
-    """What is known of one trial."""
+    """State of one trial, as its files give it."""
 
     number: int
     folder: Path
     point: dict[str, Any]
     status: str
-    """running, finished, stopped or failed; of a sweep that was interrupted, running ones have not ended."""
+    """running, finished, stopped or failed. In a sweep that was interrupted, running means not ended."""
     error: str = ""
     epochs: int = 0
-    """Of all its seeds."""
+    """Epochs trained, summed over seeds."""
     seconds: float = 0.0
     gpu_seconds: float = 0.0
     ended_s: float = 0.0
-    """Unix time of its last epoch."""
+    """Unix time at the end of its last epoch."""
     runs: list[SeedRun] = field(default_factory=list)
 
     def values(self, metric: str) -> list[float]:
-        """A figure of each seed that has one."""
+        """Returns a validation metric of each seed that has ended an epoch."""
         return [run.metrics[metric] for run in self.runs if run.metrics]
 
 
 def sweep_folder(storage: Path, name: str) -> Path:
-    """Where a sweep keeps everything."""
+    """Returns the folder of a sweep."""
     return storage / "sweeps" / name
 
 
 def trial_folder(folder: Path, number: int) -> Path:
-    """Of a trial, by its number."""
+    """Returns the folder of a trial."""
     return folder / "trials" / f"{number:04d}"
 
 
 def run_folder(trial: Path, seed: int) -> Path:
-    """Of one seed of a trial."""
+    """Returns the run folder of one seed of a trial."""
     return trial / f"seed_{seed}"
 
 
 def open_sweep(folder: Path, sweep: SweepConfig, base_yaml: str) -> None:
-    """Makes the folder of a new sweep, or checks that the one in it is the same.
+    """Creates the folder of a new sweep, or checks that an existing folder holds the same sweep.
 
     Raises:
-        SweepError: where the folder holds another sweep.
+        SweepError: if the folder holds trials of a sweep with another configuration.
     """
-    # Where the base lies does not matter: what it says stands in base.yaml.
+    # The path of the base experiment may change; its content, which base.yaml holds, may not.
     files = {"sweep.yaml": sweep.model_copy(update={"base": Path("base.yaml")}).to_yaml(), "base.yaml": base_yaml}
     begun = (folder / "trials").exists()
     for name, text in files.items():
         path = folder / name
         if begun and path.read_text(encoding="utf-8") != text:
-            there = set(path.read_text(encoding="utf-8").splitlines())
-            new = [line.strip() for line in text.splitlines() if line not in there]
+            existing = set(path.read_text(encoding="utf-8").splitlines())
+            new = [line.strip() for line in text.splitlines() if line not in existing]
             raise SweepError(
-                f"{folder} holds a sweep whose {name} differs (asked now: {'; '.join(new[:5]) or 'less'}): choose another "
-                "name, or delete the folder"
+                f"{folder} holds a sweep whose {name} differs (new: {'; '.join(new[:5]) or 'lines are missing'}): choose "
+                "another name, or delete the folder"
             )
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
@@ -105,9 +105,10 @@ def open_sweep(folder: Path, sweep: SweepConfig, base_yaml: str) -> None:
 
 
 def begin_trial(folder: Path, number: int, point: dict[str, Any]) -> Path:
-    """Makes the folder of a trial, and says in it what the trial tries.
+    """Creates the folder of a trial and writes its number and point.
 
-    What is there of another point goes: Optuna had drawn it for a sweep that was killed before it was noted.
+    An existing folder of another point is deleted: Optuna had drawn that point in a process that was killed before Tune
+    saved the draw.
     """
     trial, content = trial_folder(folder, number), {"number": number, "point": point}
     if trial.exists() and read_if_written(trial / "trial.json") != content:
@@ -118,12 +119,12 @@ def begin_trial(folder: Path, number: int, point: dict[str, Any]) -> Path:
 
 
 def read_trials(folder: Path) -> list[TrialState]:
-    """All trials that have begun, by their number."""
+    """Reads all trials that have begun, sorted by number."""
     return [read_trial(path.parent) for path in sorted(folder.glob("trials/*/trial.json"))]
 
 
 def read_trial(folder: Path) -> TrialState:
-    """What the files of one trial say."""
+    """Reads the files of one trial."""
     trial = read_json(folder / "trial.json")
     outcome, progress = read_if_written(folder / "outcome.json"), read_if_written(folder / "progress.json")
     runs = [_read_run(path) for path in sorted(folder.glob("seed_*"), key=lambda path: int(path.name[5:]))]
@@ -142,10 +143,10 @@ def read_trial(folder: Path) -> TrialState:
 
 
 def drop_checkpoints(trial: Path) -> None:
-    """Removes the checkpoints of all runs of a trial; its figures stay."""
+    """Removes the checkpoints of all runs of a trial, and keeps their metrics."""
     for checkpoint in trial.glob("seed_*/checkpoint_*"):
         if checkpoint.is_dir():
-            shutil.rmtree(checkpoint, ignore_errors=True)  # a worker that is being ended may still write there
+            shutil.rmtree(checkpoint, ignore_errors=True)  # a worker that is being stopped may still write into it
 
 
 def _read_run(folder: Path) -> SeedRun:

@@ -1,4 +1,4 @@
-"""One HTML page on a sweep, that needs no other file: what was shared, all trials, plots, what went wrong."""
+"""Writes the report of a sweep: one self-contained HTML page with trials, plots, shared artifacts and errors."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ tr.failed td:nth-child(2) { color: #b3261e }
 def write_page(
     path: Path, sweep: SweepConfig, rows: Sequence[Mapping[str, Any]], shared: Sequence[Mapping]
 ) -> list[str]:
-    """Writes the page.
+    """Writes the report page of a sweep.
 
     Args:
-        path: of the HTML file.
-        sweep: the sweep.
-        rows: its trials, the best first: number, status, objective, deviation, objective_text, epochs, seconds, gpu_seconds,
-            ended_s, error, point, values.
-        shared: clip stores and knowledge: what, path, trials, there, seconds.
+        path: path of the HTML file.
+        sweep: configuration of the sweep.
+        rows: one mapping per trial, the best first, with the keys number, status, objective, deviation, objective_text,
+            epochs, seconds, gpu_seconds, ended_s, error, point, values.
+        shared: one mapping per clip store or knowledge that trials share, with the keys what, path, trials, there, seconds.
 
     Returns:
         One sentence for each plot that is missing, with the reason.
@@ -47,7 +47,7 @@ def write_page(
         "<h2>Shared by the trials</h2>",
         _shared_table(shared),
         *_failures(rows),
-        f"<h2>The sweep</h2><pre>{escape(sweep.to_yaml())}</pre>",
+        f"<h2>Configuration of the sweep</h2><pre>{escape(sweep.to_yaml())}</pre>",
     ]
     write_html(path, f"Sweep {sweep.name}", body, _STYLE)
     return missing
@@ -97,30 +97,30 @@ def _shared_table(shared: Sequence[Mapping]) -> str:
 def _summary(sweep: SweepConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     counts = {name: sum(row["status"] == name for row in rows) for name in ("finished", "stopped", "failed", "running")}
     words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "not ended"}
-    told = ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
+    counts_text = ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
     seconds, gpu_seconds = (sum(row[name] for row in rows) for name in ("seconds", "gpu_seconds"))
     seeds = f", mean over {sweep.repeats} seeds" if sweep.repeats > 1 else ""
     return escape(
-        f"{len(rows)} trials: {told}. Objective: {sweep.objective.metric} on {sweep.objective.split}{seeds}. "
-        f"{seconds / 60:.1f} minutes of trials, {gpu_seconds / 3600:.2f} GPU-hours."
+        f"{len(rows)} trials: {counts_text}. Objective: {sweep.objective.metric} on {sweep.objective.split}{seeds}. "
+        f"{seconds / 60:.1f} minutes in all trials, {gpu_seconds / 3600:.2f} GPU-hours."
     )
 
 
 def _cells(row: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
     values = [_text(row["point"][key]) if key in row["point"] else "" for key in keys]
-    figures = [row["objective_text"], row["epochs"], f"{row['seconds']:.0f}", f"{row['gpu_seconds']:.0f}"]
-    return [row["number"], row["status"], *figures, *values]
+    numbers = [row["objective_text"], row["epochs"], f"{row['seconds']:.0f}", f"{row['gpu_seconds']:.0f}"]
+    return [row["number"], row["status"], *numbers, *values]
 
 
 def _marginals(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], metric: str) -> list[str]:
-    """For each key over the trials in which it was varied."""
+    """Draws one plot per key, over the trials whose point has that key."""
     varied = {key: [row for row in rows if key in row["point"]] for key in keys}
     return [marginal(chosen, key, metric) for key, chosen in varied.items() if chosen]
 
 
 def _failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     failed = [[row["number"], row["error"]] for row in rows if row["error"]]
-    return ["<h2>What went wrong</h2>", html_table(["trial", "error"], failed)] if failed else []
+    return ["<h2>Errors</h2>", html_table(["trial", "error"], failed)] if failed else []
 
 
 def _text(value: Any) -> str:

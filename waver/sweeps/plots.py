@@ -1,4 +1,4 @@
-"""Plots of a sweep, as SVG."""
+"""Draws the plots of a sweep as SVG."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ TrialRow = Mapping[str, Any]
 
 
 def parallel_coordinates(rows: Sequence[TrialRow], keys: Sequence[str], metric: str, mode: str) -> str:
-    """A line a trial through all keys to its objective; darker is better."""
+    """Draws one line per trial through its value of every key and its objective; darker lines are better trials."""
     import matplotlib
 
     figure, axes = new_figure(width=2.0 + 1.5 * len(keys), height=3.6)
@@ -36,9 +36,9 @@ def parallel_coordinates(rows: Sequence[TrialRow], keys: Sequence[str], metric: 
 
 
 def marginal(rows: Sequence[TrialRow], key: str, metric: str) -> str:
-    """The objective by the value of one key, with each trial's deviation over its seeds.
+    """Plots the objective over the value of one key; error bars are the standard deviation over seeds.
 
-    Where values come again, black bars show the mean and the deviation between trials of each.
+    If several trials have the same value, black bars show the mean and standard deviation over them.
     """
     figure, axes = new_figure(width=4.2, height=3.0)
     values = [row["values"][key] for row in rows]
@@ -59,7 +59,7 @@ def marginal(rows: Sequence[TrialRow], key: str, metric: str) -> str:
     if 1 < len(levels) < len(x):
         means = np.array([y[x == level].mean() for level in levels])
         spreads = np.array([y[x == level].std() for level in levels])
-        # No line between words: there is nothing between them.
+        # Values that are not numbers are not joined by a line, because they have no order.
         axes.errorbar(levels, means, spreads, fmt="-" if numeric else "_", color="#333333", linewidth=1, capsize=4)
     if not numeric:
         axes.set_xticks(range(len(names)), names, fontsize=7)
@@ -72,7 +72,7 @@ def marginal(rows: Sequence[TrialRow], key: str, metric: str) -> str:
 
 
 def best_so_far(rows: Sequence[TrialRow], metric: str, mode: str) -> str:
-    """The best objective of the trials that had ended, by minutes since the first of them; points are the trials."""
+    """Plots the best objective so far over the minutes since the first trial ended; each point is a trial."""
     figure, axes = new_figure(width=6.0, height=3.0)
     ended = sorted((row for row in rows if row["ended_s"]), key=lambda row: row["ended_s"])
     minutes = np.array([(row["ended_s"] - ended[0]["ended_s"]) / 60 for row in ended])
@@ -91,7 +91,7 @@ def best_so_far(rows: Sequence[TrialRow], metric: str, mode: str) -> str:
 
 
 def importance_bars(shares: Mapping[str, float]) -> str:
-    """The importance of each key."""
+    """Draws the importance of each key as a bar."""
     figure, axes = new_figure(width=6.0, height=0.7 + 0.35 * len(shares))
     axes.barh(list(shares)[::-1], list(shares.values())[::-1], color="#1f6fb4")
     axes.set_xlim(0, 1)
@@ -99,7 +99,7 @@ def importance_bars(shares: Mapping[str, float]) -> str:
 
 
 def _positions(values: Sequence[Any]) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Places between 0 and 1, and the places that get a text."""
+    """Maps values to positions between 0 and 1; returns them, and the (position, label) pairs of the axis."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         numbers = np.array(values, dtype=float)
         low, high = numbers.min(), numbers.max()

@@ -1,4 +1,4 @@
-"""Shows a sweep while it goes on: a live table on a terminal, a line for every trial that has ended elsewhere."""
+"""Shows the progress of a running sweep: a live table on a terminal, else one log line per trial that ends."""
 
 import logging
 import threading
@@ -23,12 +23,14 @@ _SHOWN = 20
 
 @contextmanager
 def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int) -> Iterator[None]:
-    """Reads what the trials write while the body runs; nothing slows down for those who watch.
+    """Polls the files of the trials and shows their state while the body of the `with` statement runs.
+
+    A thread reads the files, so the sweep itself is not slowed down.
 
     Args:
-        folder: of the sweep.
-        sweep: the sweep.
-        total: trials in all.
+        folder: folder of the sweep.
+        sweep: configuration of the sweep.
+        total: number of trials of the whole sweep.
     """
     console, stop = Console(stderr=True), threading.Event()
     known = {state.number for state in read_trials(folder) if state.status != "running"}
@@ -45,13 +47,13 @@ def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int) -> Iterator[No
 
     def follow(live: Live | None) -> None:
         took = 0.0
-        while not stop.wait(max(_POLL_S, 20 * took)):  # a large sweep has many files
+        while not stop.wait(max(_POLL_S, 20 * took)):  # reading the files of a large sweep takes long
             start = time.monotonic()
             update(live)
             took = time.monotonic() - start
         update(live)
 
-    # The table stays on the screen only while it changes; at the end the whole one is printed.
+    # The live table is removed at the end, when the complete table is printed.
     with Live(console=console, transient=True) if console.is_terminal else _nothing() as live:
         watcher = threading.Thread(target=follow, args=(live,), name="waver-watch", daemon=True)
         watcher.start()

@@ -1,4 +1,4 @@
-"""What a sweep came to: a table, files for other programs, the best experiment, TensorBoard's HParams, one page to read."""
+"""Ranks the trials of a sweep, and writes its results as tables, best configuration, TensorBoard HParams and report page."""
 
 import json
 import logging
@@ -29,21 +29,21 @@ _ORDER = ("finished", "stopped", "running", "failed")
 
 
 def mean_objective(state: TrialState, sweep: SweepConfig) -> float | None:
-    """Mean over the seeds that have a figure; None where none has."""
+    """Returns the mean of the objective over the seeds that have ended an epoch; None if no seed has."""
     values = state.values(sweep.objective.metric)
     return mean(values) if values else None
 
 
 def objective_deviation(state: TrialState, sweep: SweepConfig) -> float | None:
-    """Standard deviation over the seeds; None where there are not two."""
+    """Returns the standard deviation of the objective over seeds; None for fewer than two seeds."""
     values = state.values(sweep.objective.metric)
     return stdev(values) if len(values) > 1 else None
 
 
 def rank_trials(states: list[TrialState], sweep: SweepConfig) -> list[TrialState]:
-    """Finished trials first, the best of them foremost; then those that were stopped, run still, or failed.
+    """Sorts trials by status (finished, stopped, running, failed), and those of one status by objective, the best first.
 
-    A trial that was stopped is never the best: its figure is one of fewer epochs.
+    A trial that was stopped early is never the best, because its objective is that of fewer epochs.
     """
     sign = -1 if sweep.objective.mode == "max" else 1
 
@@ -55,18 +55,18 @@ def rank_trials(states: list[TrialState], sweep: SweepConfig) -> list[TrialState
 
 
 def objective_text(state: TrialState, sweep: SweepConfig) -> str:
-    """Mean and deviation as people read them."""
+    """Formats the mean and standard deviation of the objective."""
     value, spread = mean_objective(state, sweep), objective_deviation(state, sweep)
     return "none" if value is None else f"{value:.2f}" if spread is None else f"{value:.2f} ± {spread:.2f}"
 
 
 def trials_table(title: str, states: list[TrialState], sweep: SweepConfig) -> Table:
-    """Trials, in their order.
+    """Makes a terminal table with one row per trial, in the given order.
 
     Args:
-        title: above the table.
+        title: title of the table.
         states: the trials.
-        sweep: theirs.
+        sweep: configuration of their sweep.
     """
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=0)
     for column in ("trial", "", sweep.objective.metric, "epochs", "seconds", *short_names(list(sweep.space))):
@@ -85,13 +85,13 @@ def trials_table(title: str, states: list[TrialState], sweep: SweepConfig) -> Ta
 
 
 def short_names(keys: list[str]) -> list[str]:
-    """The last part of each dotted key, as people call it; the whole key where two end alike."""
+    """Returns the last part of each dotted key, or the whole key if two keys have the same last part."""
     last = [key.rpartition(".")[2] for key in keys]
     return [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
 
 
 def results_table(states: list[TrialState], sweep: SweepConfig) -> pa.Table:
-    """A row a run (a trial has one for each seed; one that failed before its first epoch has one without figures)."""
+    """Makes a table with one row per run, that is per seed of a trial; a trial without runs has one row without metrics."""
     metrics = sorted({name for state in states for run in state.runs for name in run.metrics})
     rows = []
     for state in states:
@@ -118,9 +118,9 @@ def results_table(states: list[TrialState], sweep: SweepConfig) -> pa.Table:
 def best_config(
     folder: Path, states: list[TrialState], sweep: SweepConfig
 ) -> tuple[TrialState, ExperimentConfig] | None:
-    """The best finished trial and its experiment, as `waver train` repeats it; None where none is finished.
+    """Returns the best finished trial and the configuration that repeats it with `waver train`; None if none is finished.
 
-    Of several seeds it is the first.
+    The configuration has the first seed of the trial.
     """
     best = next((state for state in rank_trials(states, sweep) if state.status == "finished"), None)
     if best is None:
@@ -139,9 +139,9 @@ def write_results(
     """Writes results.csv, results.parquet, best.yaml, events/ and report.html into the folder of a sweep.
 
     Args:
-        folder: of the sweep.
-        sweep: the sweep.
-        base: its experiment.
+        folder: folder of the sweep.
+        sweep: configuration of the sweep.
+        base: configuration of its base experiment.
         print_table: called with the table of all trials.
     """
     states = rank_trials(read_trials(folder), sweep)
@@ -154,16 +154,16 @@ def write_results(
     if best:
         write_text(folder / "best.yaml", _best_yaml(*best, sweep))
     print_table(trials_table(f"{sweep.name}: {sweep.objective.metric} on {sweep.objective.split}", states, sweep))
-    # Who is being ended has little time: the rest can be made again from what is there.
+    # A process that was told to stop has little time: the table comes first, the rest can be made again from the files.
     _write_hparams(folder / "events", states, sweep, base)
     rows = [_row(state, sweep, base) for state in states]
     for sentence in write_page(folder / "report.html", sweep, rows, read_if_written(folder / "shared.json") or []):
         logger.info(sentence)
     if best:
-        logger.info(f"look: {folder / 'report.html'}, waver board {folder / 'events'}")
+        logger.info(f"report: {folder / 'report.html'}, waver board {folder / 'events'}")
         logger.info(f"next: waver train {folder / 'best.yaml'}")
     else:
-        logger.info("no trial is finished, so there is no best one yet")
+        logger.info("no trial is finished, so there is no best trial yet")
 
 
 def _best_yaml(best: TrialState, config: ExperimentConfig, sweep: SweepConfig) -> str:
@@ -176,10 +176,10 @@ def _best_yaml(best: TrialState, config: ExperimentConfig, sweep: SweepConfig) -
 
 
 def _write_hparams(folder: Path, states: list[TrialState], sweep: SweepConfig, base: ExperimentConfig) -> None:
-    """One TensorBoard run a trial, with its settings and its figures. They are written anew: figures may have changed.
+    """Writes one TensorBoard run per trial, with its settings and metrics; replaces those of an earlier call.
 
-    All settings, rather than the point alone: trials stand in one table with other runs, and with their own seeds, whose
-    group they share.
+    All settings are written, not only those of the point, because TensorBoard shows trials in one table with other runs and
+    with the runs of their seeds, which have the same group name.
     """
     shutil.rmtree(folder, ignore_errors=True)
     settings = comparable_settings(base.model_dump(mode="json"))
@@ -187,19 +187,19 @@ def _write_hparams(folder: Path, states: list[TrialState], sweep: SweepConfig, b
         value = mean_objective(state, sweep)
         if value is None:
             continue
-        figures = {name: mean(state.values(name)) for name in (state.runs[0].metrics if state.runs else ())}
+        metrics = {name: mean(state.values(name)) for name in (state.runs[0].metrics if state.runs else ())}
         chosen = settings | {key: plain(setting) for key, setting in state.point.items()}
         with SummaryWriter(str(folder / f"trial_{state.number:04d}")) as writer:
             start_s = max(0.0, state.ended_s - state.seconds)
             write_hparams(writer, chosen, start_s=start_s, group=f"{sweep.name}/{state.number:04d}")
-            write_best(writer, state.epochs, figures)
-            for name, figure in (("objective", value), ("epochs", state.epochs), ("seconds", state.seconds)):
-                writer.add_scalar(name, figure, state.epochs)
+            write_best(writer, state.epochs, metrics)
+            for name, number in (("objective", value), ("epochs", state.epochs), ("seconds", state.seconds)):
+                writer.add_scalar(name, number, state.epochs)
             finish_hparams(writer, end_s=state.ended_s, status=state.status)
 
 
 def _row(state: TrialState, sweep: SweepConfig, base: ExperimentConfig) -> dict[str, Any]:
-    """What the page and its plots need to know of a trial; `values` are its settings, also where they are as in the base."""
+    """Returns the row of a trial for page and plots; `values` has every key of the space, from the point or the base."""
     settings = base.model_dump(mode="json")
     return {
         "values": {key: _plain(state.point.get(key, lookup(settings, key))) for key in sweep.space},
@@ -218,7 +218,7 @@ def _row(state: TrialState, sweep: SweepConfig, base: ExperimentConfig) -> dict[
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """A column of one type: numbers stay numbers, a mixture becomes words."""
+    """Makes a column of one type: int and float become float, any other mixture becomes strings."""
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int, float}:
         return pa.array([value if value is None else float(value) for value in values])

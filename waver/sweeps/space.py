@@ -1,6 +1,6 @@
-"""From a search space to points: which values the keys of an experiment take in each trial.
+"""Turns a search space into points, the settings that trials change in their experiment.
 
-A point is a mapping of dotted keys to values, as `--set` would give them. A key whose `when` does not hold is left out.
+A point maps dotted keys to values, as `--set` does. A key whose `when` condition does not hold is not in the point.
 """
 
 import itertools
@@ -21,28 +21,26 @@ MISSING = object()
 
 
 def base_overrides(sweep: SweepConfig, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What all trials of a sweep change in its experiment.
+    """Returns the settings that all trials of a sweep change in the base experiment.
 
-    Trials read the clip store by themselves unless `set` says otherwise: then a trial takes nothing beside its workers, and
-    trials cannot wait for one another.
+    Unless `set` of the sweep changes it, workers read the clip store without loader processes. A trial then needs resources
+    for its workers only, and trials cannot block one another while they wait for loaders.
 
     Args:
-        sweep: the sweep.
-        overrides: dotted key -> value, those of the command line, which win.
+        sweep: configuration of the sweep.
+        overrides: dotted key -> value from the command line; takes precedence over the sweep.
     """
     return {"resources.loaders_per_worker": 0} | sweep.set | dict(overrides or {})
 
 
 def list_points(sweep: SweepConfig, base: ExperimentConfig) -> list[Point]:
-    """The points of a sweep that knows them in advance (random, grid), in their order, each once.
-
-    The same sweep gives the same points.
+    """Lists the distinct points of a random or grid search, in order. The same sweep always gives the same points.
 
     Args:
-        sweep: the sweep.
-        base: its experiment, which answers for keys in a `when` that are not varied.
+        sweep: configuration of the sweep.
+        base: configuration of the base experiment; gives the values of keys in a `when` that the sweep does not vary.
     """
-    assert sweep.search != "optuna", "Optuna draws a point when it knows what came of the earlier ones"
+    assert sweep.search != "optuna", "Optuna draws each point from the results of earlier ones"
     exhaustive = [key for key, parameter in sweep.space.items() if sweep.search == "grid" or parameter.kind == "grid"]
     rng = np.random.default_rng(sweep.seed)
     found: list[Point] = []
@@ -56,12 +54,12 @@ def list_points(sweep: SweepConfig, base: ExperimentConfig) -> list[Point]:
                     lambda key, parameter: chosen[key] if key in chosen else draw_value(parameter, rng),  # noqa: B023
                 )
             )
-    # Where a `when` does not hold, combinations of the key that it switches off are one and the same.
+    # Combinations that differ only in a key whose `when` does not hold give the same point.
     return [point for number, point in enumerate(found) if point not in found[:number]]
 
 
 def build_point(space: Mapping[str, ParameterConfig], base: ExperimentConfig, pick: Pick) -> Point:
-    """One point: asks for the value of each key that is varied in it, those first on which others depend."""
+    """Builds one point: calls `pick` for each key whose `when` holds; a key comes after the keys that its `when` names."""
     point: Point = {}
     for key in order(dict(space)):
         if _holds(space[key].when, point, space, base):
@@ -70,7 +68,7 @@ def build_point(space: Mapping[str, ParameterConfig], base: ExperimentConfig, pi
 
 
 def draw_value(parameter: ParameterConfig, rng: np.random.Generator) -> Any:
-    """A value of one key. Floats have six digits, so that files and tables show them as they are."""
+    """Draws a value of one key. Floats are rounded to six digits, so that files and tables show their exact value."""
     if parameter.kind == "uniform":
         value = round_float(rng.uniform(*parameter.values))
     elif parameter.kind == "loguniform":
@@ -83,14 +81,14 @@ def draw_value(parameter: ParameterConfig, rng: np.random.Generator) -> Any:
 
 
 def round_float(value: float) -> float:
-    """A float of six significant digits."""
+    """Rounds a float to six significant digits."""
     return float(f"{value:.6g}")
 
 
 def corner_points(sweep: SweepConfig, base: ExperimentConfig) -> list[Point]:
-    """Points at the ends of all ranges, with all choices: what can be known of a search that draws as it goes.
+    """Lists points with the ends of all ranges and all choices, to validate a search whose points are not known in advance.
 
-    Of more than 256 combinations that many are drawn.
+    If there are more than 256 combinations, 256 random ones are taken.
     """
     keys = list(sweep.space)
     ends = [sweep.space[key].values for key in keys]
@@ -112,36 +110,36 @@ def corner_points(sweep: SweepConfig, base: ExperimentConfig) -> list[Point]:
 
 
 def point_configs(
-    sweep: SweepConfig, base: ExperimentConfig, overrides: Mapping[str, Any], found: list[Point]
+    sweep: SweepConfig, base: ExperimentConfig, overrides: Mapping[str, Any], points: list[Point]
 ) -> tuple[ExperimentConfig, ...]:
-    """The experiment of every point.
+    """Resolves and validates the experiment of every point.
 
     Args:
-        sweep: the sweep.
-        base: its experiment.
-        overrides: what all trials change in it.
-        found: the points.
+        sweep: configuration of the sweep.
+        base: configuration of its base experiment.
+        overrides: settings that all trials change, see `base_overrides`.
+        points: the points.
 
     Raises:
-        ConfigError: with every mistake once, and in how many points it is.
+        ConfigError: with every distinct mistake, and the number of points that have it.
     """
     settings = base.model_dump(mode="json")
     problems: Counter[str] = Counter()
     for key, parameter in sweep.space.items():
         for on in parameter.when:
             if on not in sweep.space and lookup(settings, on) is MISSING:
-                problems[f"space.{key}.when.{on}: no key of the experiment, and not varied"] = len(found)
+                problems[f"space.{key}.when.{on}: no key of the experiment, and not varied"] = len(points)
     configs = []
-    for point in found:
+    for point in points:
         config, mistakes = check_config(sweep.base, {**overrides, **point})
         configs.append(config)
         problems.update(mistakes)
     if problems:
-        lines = [f"  {problem} (in {count} of {len(found)} points)" for problem, count in problems.most_common(_SHOWN)]
+        lines = [f"  {problem} (in {count} of {len(points)} points)" for problem, count in problems.most_common(_SHOWN)]
         if len(problems) > _SHOWN:
             lines.append(f"  and {len(problems) - _SHOWN} more like these")
         raise ConfigError(
-            f"{len(problems)} mistakes in what sweep {sweep.name} would try; narrow the ranges, or add a `when`\n"
+            f"{len(problems)} mistakes in the settings of sweep {sweep.name}; narrow the ranges, or add a `when`\n"
             + "\n".join(lines)
         )
     return tuple(configs)
@@ -152,7 +150,7 @@ def _holds(when: Mapping[str, Any], point: Point, space: Mapping[str, ParameterC
         return True
     settings = base.model_dump(mode="json")
     for key, wanted in when.items():
-        # A key that is varied elsewhere, but not in this point, is as in the base.
+        # A key that the sweep varies but this point lacks has the value of the base experiment.
         value = point[key] if key in point else lookup(settings, key)
         if value not in (wanted if isinstance(wanted, list | tuple) else [wanted]):
             return False
@@ -160,7 +158,7 @@ def _holds(when: Mapping[str, Any], point: Point, space: Mapping[str, ParameterC
 
 
 def lookup(settings: Mapping[str, Any], dotted: str) -> Any:
-    """The value of a dotted key; NOTHING where there is none."""
+    """Returns the value of a dotted key; MISSING if there is no such key."""
     value: Any = settings
     for part in dotted.split("."):
         if not isinstance(value, Mapping) or part not in value:

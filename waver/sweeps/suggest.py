@@ -1,4 +1,4 @@
-"""A search space as Optuna asks for it: one function of a trial, that names the keys it wants values for."""
+"""Draws points with Optuna: a define-by-run search space, that is a function of an Optuna trial."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,24 +12,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Suggest:
-    """Called with a trial of Optuna; returns its point, and its number."""
+    """Define-by-run search space; its instances are pickled into the state of a sweep."""
 
     space: dict[str, ParameterConfig]
     base: ExperimentConfig
 
     def __call__(self, trial: "optuna.Trial") -> dict[str, Any]:
-        """Keys that depend on others are asked for only where they count, so Optuna learns nothing false of them."""
+        """Returns the point of an Optuna trial and its `number`.
+
+        A key whose `when` does not hold is not suggested, so that Optuna's model has no values without effect.
+        """
         point = build_point(self.space, self.base, lambda key, parameter: suggest(trial, key, parameter))
         return {**point, "number": trial.number}
 
 
 def suggest(trial: "optuna.Trial", key: str, parameter: ParameterConfig) -> Any:
-    """Optuna's value for one key."""
+    """Asks Optuna for the value of one key."""
     if parameter.kind in ("uniform", "loguniform"):
         low, high = parameter.values
         value = round_float(trial.suggest_float(key, low, high, log=parameter.kind == "loguniform"))
         return min(max(value, low), high)
     if parameter.kind == "randint":
         return trial.suggest_int(key, *parameter.values)
-    # By place: Optuna stores numbers, words and nothing else.
+    # Optuna can store the index of a choice, but not a choice that is a list or mapping.
     return parameter.values[trial.suggest_categorical(key, list(range(len(parameter.values))))]

@@ -97,7 +97,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(plan, tmp_path, st
     assert "4 trials, 2 epochs at most, t2v/R@1 on validation" in text
     assert "train.lr=0.002, video.size=8" in text
     assert "a trial takes 1 workers with 1 CPU and 0 GPU each" in text
-    assert "GiB a trial for weights, gradients, optimizer and frames" in text
+    assert "GiB per trial for weights, gradients, optimizer and frames" in text
     assert text.count("clip store: will be made once") == 2, "videos of another size are other frames"
     assert text.count("(2 trials)") == 2
     assert not (tmp_path / "storage").exists()
@@ -144,7 +144,5 @@ def test_optuna_that_is_not_installed(plan, monkeypatch):
 
 
 def test_a_sweep_needs_a_folder(tmp_path):
-    with pytest.raises(
-        SweepError, match=r"storage.path = s3://bucket/x: .* in a folder of a disk that every node sees"
-    ):
+    with pytest.raises(SweepError, match=r"storage.path = s3://bucket/x: .* a file system that every node mounts"):
         plan_sweep(SHIPPED[0], {"storage.path": "s3://bucket/x"})

@@ -1,4 +1,4 @@
-"""What a sweep will do: its trials, how many fit at a time, what they need and share. Nothing is started for it."""
+"""Plans a sweep: its trials, the resources of a trial, how many trials run at a time, what they share."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,38 +24,39 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep will do, known before anything starts."""
+    """The validated plan of a sweep, made before anything starts."""
 
     sweep: SweepConfig
     folder: Path
     base: ExperimentConfig
     points: tuple[Point, ...] | None
-    """None where Optuna draws them."""
+    """None if Optuna draws them while the sweep runs."""
     configs: tuple[ExperimentConfig, ...]
-    """Of all points; of the corners of the space, where Optuna draws them."""
+    """Experiments of all points; if Optuna draws the points, of the corners of the search space."""
 
     @property
     def num_trials(self) -> int:
-        """Of the whole sweep."""
+        """Number of trials of the whole sweep."""
         return self.sweep.num_samples if self.points is None else len(self.points)
 
     @property
     def cpus_per_worker(self) -> float:
-        """What a worker takes, with those who read for it."""
+        """CPUs of one worker and its loaders."""
         resources = self.base.resources
         return resources.cpus_per_worker + resources.loaders_per_worker * CPUS_PER_LOADER
 
 
 def plan_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
-    """Reads a sweep and validates the experiment of every point that can be known; writes nothing.
+    """Reads a sweep and validates the experiment of every point that is known in advance; writes nothing.
 
     Args:
-        path: the YAML file.
+        path: YAML file of the sweep.
         overrides: dotted key -> value of the experiment, for all trials.
 
     Raises:
-        ConfigError: with every mistake, in the sweep or in what it would try.
-        SweepError: where Optuna is asked for what it cannot do here, or not installed.
+        ConfigError: with every mistake in the sweep or in the settings that it would try.
+        SweepError: if the sweep needs Optuna, which is not installed; if a range would change what trials share; if the
+            number of workers is elastic; or if the storage path is not on a disk.
     """
     sweep = load_sweep(path)
     if sweep.search == "optuna" and find_spec("optuna") is None:
@@ -69,8 +70,8 @@ def plan_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
         )
     if remote_of(base.storage.folder):
         raise SweepError(
-            f"storage.path = {base.storage.path}: the trials of a sweep meet in a folder of a disk that every node sees; "
-            "write the path of one (`set` in the sweep, or --set storage.path=...)"
+            f"storage.path = {base.storage.path}: the trials of a sweep share a folder, which must be in a file system that "
+            "every node mounts; give such a path (`set` in the sweep, or --set storage.path=...)"
         )
     known = None if sweep.search == "optuna" else tuple(list_points(sweep, base))
     configs = point_configs(sweep, base, for_all, list(corner_points(sweep, base) if known is None else known))
@@ -80,7 +81,7 @@ def plan_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
 
 
 def _check_ranges(sweep: SweepConfig, for_all: dict[str, Any]) -> None:
-    """What trials share is made before they start, so it must not depend on what Optuna draws from a range."""
+    """Raises SweepError if clip store, dictionary or knowledge, which are made before the trials, depend on a range."""
     for key, parameter in sweep.space.items():
         if parameter.kind == "choice":
             continue
@@ -88,33 +89,33 @@ def _check_ranges(sweep: SweepConfig, for_all: dict[str, Any]) -> None:
         places = {(config.clip_store, config.dictionary, config.knowledge_store) for config in ends if config}
         if len(places) > 1:
             raise SweepError(
-                f"space.{key}: other clips or phrases belong to each of its values, and they are made before the first "
-                f"trial: with search: optuna write a choice in place of {parameter.kind}"
+                f"space.{key}: each value needs its own clips or phrases, and these are made before the first trial: "
+                f"with search: optuna write a choice in place of {parameter.kind}"
             )
 
 
 def trials_at_once(plan: Plan, cluster: Sequence[Mapping[str, float]], gpus: float) -> int:
-    """Trials that fit into a cluster at the same time, within the sweep's own limit; 0 where not one fits.
+    """Returns how many trials run at the same time, within the limit that the sweep sets; 0 if not one fits.
 
     Args:
-        plan: of the sweep.
+        plan: plan of the sweep.
         cluster: resources of each node.
-        gpus: of each worker.
+        gpus: GPUs of each worker.
     """
     fit = slots(cluster, plan.cpus_per_worker, gpus) // plan.base.resources.max_workers
     return min(fit, plan.num_trials, plan.sweep.max_concurrent or fit)
 
 
 def local_nodes(plan: Plan) -> list[dict[str, float]]:
-    """Resources of this machine, as a Ray that is started here would count them."""
+    """Returns the resources of this machine, as a Ray started on it would count them."""
     return [{"CPU": float(local_cpus(plan.base)), "GPU": float(torch.cuda.device_count())}]
 
 
 def describe_plan(plan: Plan) -> None:
-    """What a sweep would do: trials, resources, how many at a time, memory, and what is there already. Starts no trial.
+    """Logs the plan of a sweep: trials, resources, trials at a time, memory, and which artifacts exist. Starts no trial.
 
     Raises:
-        ClusterTooSmallError: where not one trial fits.
+        ClusterTooSmallError: if not one trial fits.
     """
     resources = plan.base.resources
     if cluster_address() or ray.is_initialized():
@@ -133,7 +134,9 @@ def describe_plan(plan: Plan) -> None:
         raise too_small(resources.max_workers, WorkerResources(plan.cpus_per_worker, gpus), room, 0.0, size)
     sweep = plan.sweep
     drawn = (
-        f"{plan.num_trials} trials that Optuna draws as it goes" if plan.points is None else f"{plan.num_trials} trials"
+        f"{plan.num_trials} trials whose points Optuna draws during the sweep"
+        if plan.points is None
+        else f"{plan.num_trials} trials"
     )
     seeds = f", {sweep.repeats} seeds each" if sweep.repeats > 1 else ""
     epochs = max(config.train.epochs for config in plan.configs) * sweep.repeats
@@ -149,12 +152,12 @@ def describe_plan(plan: Plan) -> None:
     logger.info(memory_estimate(plan, at_once))
     for one in find_shared(plan.configs, count=plan.points is not None):
         logger.info(
-            f"{one.what}: {'is there, and will be reused' if one.there else 'will be made once'}: {one.path}{_of(one)}"
+            f"{one.what}: {'exists and will be reused' if one.there else 'will be made once'}: {one.path}{_users_text(one)}"
         )
 
 
 def memory_estimate(plan: Plan, at_once: int) -> str:
-    """What is known of the memory of a trial without running it, in a sentence."""
+    """Estimates the memory of a trial without running it; returns a sentence."""
     bytes_of: dict[str, int] = {}
     for config in plan.configs:
         with torch.device("meta"):
@@ -162,14 +165,14 @@ def memory_estimate(plan: Plan, at_once: int) -> str:
         workers, video = config.resources.max_workers, config.video
         pairs = -(-config.train.global_batch_size // workers)
         frames = pairs * video.max_frames * 3 * video.size**2
-        # Weights, gradients and the two moments of AdamW; a batch in use and one that was read ahead.
+        # Weights, gradients and the two moments of AdamW; the current batch and one prefetched batch.
         bytes_of[config.digest()] = workers * (4 * 4 * parameters + 2 * frames)
     most = max(bytes_of.values()) / 2**30
     return (
-        f"estimated memory: {most:.2f} GiB a trial for weights, gradients, optimizer and frames, {at_once * most:.2f} GiB "
+        f"estimated memory: {most:.2f} GiB per trial for weights, gradients, optimizer and frames, {at_once * most:.2f} GiB "
         "at a time; activations and each process's libraries (about 1 GiB) come on top"
     )
 
 
-def _of(one: SharedArtifact) -> str:
+def _users_text(one: SharedArtifact) -> str:
     return f" ({one.trials} trials)" if one.trials else ""

@@ -1,4 +1,4 @@
-"""What the trials of a sweep share: clip stores, dictionaries, knowledge. Each is made once, before the trials, or found."""
+"""Finds or makes the artifacts that the trials of a sweep share: clip stores, dictionaries and knowledge."""
 
 import logging
 import time
@@ -20,60 +20,62 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SharedArtifact:
-    """One thing that trials read and none writes."""
+    """A clip store or knowledge folder that trials read."""
 
     what: str
     path: Path
     trials: int
-    """That use it; 0 where Optuna has not drawn them yet."""
+    """Number of trials that read it; 0 if Optuna draws the points later."""
     there: bool
-    """Whether it was found, finished."""
+    """Whether it existed, complete, before the sweep."""
     seconds: float = 0.0
-    """That it took to make."""
+    """Seconds that it took to make; 0 if it existed."""
 
 
 def find_shared(configs: Iterable[ExperimentConfig], *, count: bool = True) -> list[SharedArtifact]:
-    """What experiments share and whether it is there; makes nothing."""
+    """Lists the artifacts that experiments share and whether they exist; makes nothing."""
     return [
-        SharedArtifact(what, path, len(users) if count else 0, _is_there(what, users[0]))
+        SharedArtifact(what, path, len(users) if count else 0, _exists(what, users[0]))
         for (what, path), users in _users(configs).items()
     ]
 
 
 def make_shared(configs: Iterable[ExperimentConfig], *, count: bool = True) -> list[SharedArtifact]:
-    """Makes what is missing, on the connected Ray cluster.
+    """Makes the missing artifacts on the connected Ray cluster.
 
     Returns:
-        What there is, and what it took.
+        All artifacts, with the seconds that each took to make.
 
     Raises:
         WaverError: if one of them cannot be made.
     """
     made = []
     for (what, path), users in _users(configs).items():
-        there, start = _is_there(what, users[0]), time.perf_counter()
-        logger.info(f"{what} of {len(users) if count else 'the'} trials: {'found' if there else 'making'} {path}")
-        if not there:
+        exists_already, start = _exists(what, users[0]), time.perf_counter()
+        logger.info(
+            f"{what} of {len(users) if count else 'the'} trials: {'found' if exists_already else 'making'} {path}"
+        )
+        if not exists_already:
             _make(what, users[0])
-        made.append(SharedArtifact(what, path, len(users) if count else 0, there, time.perf_counter() - start))
+        made.append(SharedArtifact(what, path, len(users) if count else 0, exists_already, time.perf_counter() - start))
     return made
 
 
 def _users(configs: Iterable[ExperimentConfig]) -> dict[tuple[str, Path], list[ExperimentConfig]]:
-    """(what, where) -> experiments that use it; clips stand before the knowledge that is made of them."""
+    """Returns (kind, path) -> experiments that read it; clip stores precede the knowledge that is made from them."""
     clips: dict[tuple[str, Path], list[ExperimentConfig]] = {}
     knowledge: dict[tuple[str, Path], list[ExperimentConfig]] = {}
     for config in configs:
         clips.setdefault(("clip store", config.clip_store), []).append(config)
         if config.uses_knowledge:
             knowledge.setdefault(("knowledge", config.knowledge_store), []).append(config)
-    # Who needs knowledge of more clips stands first, and it is made for them.
+    # Knowledge is made for the first experiment: it must be one that needs phrases of test clips too, if there is any.
     for users in knowledge.values():
         users.sort(key=lambda config: not config.informed_at_inference)
     return clips | knowledge
 
 
-def _is_there(what: str, config: ExperimentConfig) -> bool:
+def _exists(what: str, config: ExperimentConfig) -> bool:
     captions = load_captions(config)
     try:
         store = open_store(config, captions)

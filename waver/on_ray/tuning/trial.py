@@ -1,7 +1,7 @@
-"""What runs in a trial of a sweep: the training of an experiment, once for each seed, told to Ray Tune after each epoch.
+"""Runs one trial of a sweep: trains an experiment once per seed and reports to Ray Tune after each epoch.
 
-A trial of one worker trains in the process that Tune gives it, and the next trial takes over that process: nothing is
-started for it. A trial of several workers is a run of Ray Train.
+A trial with one worker trains in the process that Tune started, which the next trial reuses. A trial with several workers is
+a run of Ray Train.
 """
 
 import time
@@ -26,23 +26,23 @@ from waver.tools.files import write_json
 
 
 class TrialError(WaverError):
-    """A trial failed in a way that would come again; it says so each time Tune tries."""
+    """Raised at once if an earlier attempt of the trial failed with a permanent error."""
 
 
 @dataclass(frozen=True)
 class SweepJob:
-    """What every trial is handed."""
+    """Parameters of all trials of a sweep."""
 
     sweep: SweepConfig
     folder: Path
-    """Of the sweep."""
+    """Folder of the sweep."""
     points: tuple[Point, ...] | None
-    """By number; None where Optuna draws them."""
+    """Points by trial number; None if Optuna draws them."""
     gpus: float
-    """That a trial takes, with all its workers."""
+    """GPUs of all workers of a trial together."""
 
     def point(self, config: dict[str, Any]) -> Point:
-        """The point of a trial, from what Tune calls its config."""
+        """Returns the point of a trial from the config that Tune gives it."""
         if self.points is None:
             return {key: config[key] for key in self.sweep.space if key in config}
         return self.points[config["number"]]
@@ -50,57 +50,57 @@ class SweepJob:
 
 @dataclass(frozen=True)
 class TrialProgress:
-    """What is told of a trial, after each epoch."""
+    """Measures a trial after each epoch."""
 
     trial: Path
     metric: str
     gpus: float
     started_s: float
-    """Unix time at which this process took up the trial."""
+    """Unix time at which this process started the trial."""
     seconds_before: float
-    """That earlier processes spent on it."""
+    """Seconds that earlier processes spent on the trial."""
     num_epochs: int
-    """Of all its seeds."""
+    """Epochs of all seeds together."""
 
     def after_epoch(self) -> dict[str, float] | None:
-        """Measures; returns what Tune is told now. It is told of the last epoch when the trial is finished."""
-        told = self.measure()
-        return told if told["epoch"] < self.num_epochs else None
+        """Measures the trial; returns the report for Tune, or None after the last epoch, which `run_trial` reports."""
+        report = self.measure()
+        return report if report["epoch"] < self.num_epochs else None
 
     def measure(self) -> dict[str, float]:
-        """Writes progress.json; returns the epochs of all seeds, and the mean of the objective over seeds."""
+        """Writes progress.json; returns epochs summed over seeds, and the objective as mean over seeds."""
         state, now = read_trial(self.trial), time.time()
         seconds = self.seconds_before + now - self.started_s
-        told = {"epoch": state.epochs, "objective": mean(state.values(self.metric))}
+        report = {"epoch": state.epochs, "objective": mean(state.values(self.metric))}
         write_json(
             self.trial / "progress.json",
-            told | {"seconds": seconds, "gpu_seconds": seconds * self.gpus, "time_s": now},
+            report | {"seconds": seconds, "gpu_seconds": seconds * self.gpus, "time_s": now},
         )
-        return told
+        return report
 
 
 class _ReportToTune(TuneReportCallback):
-    """Tells Tune what Ray Train is told."""
+    """Reports to Tune when workers report to Ray Train."""
 
     def __init__(self, progress: TrialProgress):
         super().__init__()
         self._progress = progress
 
     def after_report(self, run_context: Any, metrics: list[dict], checkpoint: Any) -> None:
-        if told := self._progress.after_epoch():
-            super().after_report(run_context, [told], None)
+        if report := self._progress.after_epoch():
+            super().after_report(run_context, [report], None)
 
 
 def run_trial(config: dict[str, Any], job: SweepJob) -> None:
-    """Trains a point with all its seeds; goes on where an earlier process left it.
+    """Trains a point with all its seeds; resumes from the checkpoints of an earlier attempt.
 
     Args:
-        config: what Tune hands out: the number of the trial and, from Optuna, its point.
-        job: the sweep.
+        config: number of the trial and, if Optuna draws the points, its point.
+        job: parameters of all trials.
 
     Raises:
-        TrialError: it failed before, and would again.
-        WaverError: if the settings of the trial cannot be run.
+        TrialError: if an earlier attempt failed with a permanent error.
+        WaverError: if the experiment of the trial cannot run.
     """
     point = job.point(config)
     trial = begin_trial(job.folder, config["number"], point)
@@ -116,9 +116,9 @@ def run_trial(config: dict[str, Any], job: SweepJob) -> None:
             _train(config, trial, progress, group=f"{job.sweep.name}/{trial.name}")
         tune.report(progress.measure())
     except Exception as error:
-        lasting = permanent_message(error)
-        text = lasting or str(error) or type(error).__name__
-        write_json(failure, {"error": text, "comes_again": lasting is not None})
+        permanent = permanent_message(error)
+        text = permanent or str(error) or type(error).__name__
+        write_json(failure, {"error": text, "comes_again": permanent is not None})
         raise
 
 
@@ -141,7 +141,7 @@ def _train_here(job: Job, progress: TrialProgress) -> dict:
     """Trains a run of one worker in this process, from its last checkpoint."""
 
     def report(metrics: dict[str, float]) -> None:
-        if told := progress.after_epoch():
-            tune.report(told)
+        if measured := progress.after_epoch():
+            tune.report(measured)
 
     return train_job(job, device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"), report=report)

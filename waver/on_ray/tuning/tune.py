@@ -1,4 +1,4 @@
-"""`waver tune`: a sweep over the keys of an experiment, with Ray Tune."""
+"""Runs a sweep over the keys of an experiment with Ray Tune (`waver tune`)."""
 
 import dataclasses
 import logging
@@ -44,24 +44,24 @@ logger = logging.getLogger(__name__)
 
 _TUNE = "tune"
 _DASHBOARD_S = 20
-_INTERRUPTED = "the sweep was stopped; run the same command again to go on with it"
+_INTERRUPTED = "the sweep was stopped; run the same command again to resume it"
 
 
 def run_sweep(plan: Plan, *, print_table: Callable[[Table], None]) -> list[TrialState]:
-    """Runs a sweep, or goes on with it where it was; writes its results, whatever ended it.
+    """Runs or resumes a sweep, and writes its results even if it was interrupted.
 
     Args:
-        plan: of the sweep.
+        plan: plan of the sweep.
         print_table: called with the table of all trials.
 
     Returns:
         All trials, the best first.
 
     Raises:
-        ClusterTooSmallError: where not one trial fits.
-        SweepError: where the folder holds another sweep, the cluster lacks what early stopping needs, or no trial gave a
-            figure.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, with all that is known so far written and shown.
+        ClusterTooSmallError: if not one trial fits.
+        SweepError: if the folder holds another sweep, Ray's dashboard does not answer though early stopping needs it, or no
+            trial has ended an epoch.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; the results so far are written and printed before.
     """
     open_sweep(plan.folder, plan.sweep, plan.base.to_yaml())
     if len(_ended(plan)) == plan.num_trials:
@@ -75,7 +75,7 @@ def run_sweep(plan: Plan, *, print_table: Callable[[Table], None]) -> list[Trial
     if len(_ended(plan)) < plan.num_trials:
         raise KeyboardInterrupt(_INTERRUPTED)
     if not measured:
-        raise SweepError(f"no trial came to the end of an epoch; the first says: {states[0].error}")
+        raise SweepError(f"no trial came to the end of an epoch; error of the first trial: {states[0].error}")
     return rank_trials(states, plan.sweep)
 
 
@@ -93,24 +93,26 @@ def _run_trials(plan: Plan) -> None:
         if needs_dashboard(plan):
             _check_dashboard()
         shared = make_shared(plan.configs, count=plan.points is not None)
-        if not (plan.folder / "shared.json").exists():  # a sweep that goes on finds what it made itself
+        if not (plan.folder / "shared.json").exists():  # a resumed sweep would find what it made itself
             rows = [{**dataclasses.asdict(one), "path": str(one.path)} for one in shared]
             write_json(plan.folder / "shared.json", rows)
         at_once = trials_at_once(plan, nodes(resources.node_labels), gpus)
-        logger.info(f"{plan.num_trials} trials, {at_once} at a time; everything goes to {plan.folder}")
+        logger.info(f"{plan.num_trials} trials, {at_once} at a time; the folder of the sweep is {plan.folder}")
         with _terminated_like_interrupted(), follow_sweep(plan.folder, plan.sweep, total=plan.num_trials):
             _tuner(plan, at_once, gpus).fit()
-    _keep_best(plan.folder, plan.sweep)  # the workers of the last trial may have written while they were ended
+    _keep_best(
+        plan.folder, plan.sweep
+    )  # workers of the last trial may have written checkpoints while they were stopped
 
 
 def needs_dashboard(plan: Plan) -> bool:
-    """Whether Ray Train runs in trials that may be stopped: what these leave behind is found through the dashboard."""
+    """Whether trials run Ray Train, which finds the resources of stopped trials through Ray's dashboard."""
     return plan.base.resources.max_workers > 1
 
 
 def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
-    # Tune prints the traceback of every trial that failed, whose cause is recorded; and at the end it looks for logs that it
-    # was told not to write.
+    # Tune prints the traceback of every failed trial, although its cause is recorded, and at the end it warns of missing
+    # logs that it was configured not to write.
     for name in ("execution.tune_controller", "analysis.experiment_analysis"):
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
     sweep, resources = plan.sweep, plan.base.resources
@@ -118,7 +120,7 @@ def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
     alone = resources.max_workers == 1
     if alone:
         bundle = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-    else:  # the process of the trial only waits for Ray Train, which asks for the workers; it must not take their place
+    else:  # the process of the trial only waits for Ray Train, which reserves the workers; it must not reserve CPUs itself
         bundle = {"CPU": 0, "node:__internal_head__": 0.001}
     where = {"bundle_label_selector": [resources.node_labels]} if alone and resources.node_labels else {}
     trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), PlacementGroupFactory([bundle], **where))
@@ -150,8 +152,8 @@ def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
             search_alg=search,
             scheduler=scheduler,
             num_samples=sweep.num_samples if search else 1,
-            # Where the trial's own process does the work Tune sees by itself what fits, also when the cluster grows. Trials
-            # whose workers Ray Train asks for must be counted by us.
+            # If the trial's own process trains, Tune limits the number of trials by their resources, also when the cluster
+            # grows. Resources that Ray Train reserves are unknown to Tune: the limit must be given.
             max_concurrent_trials=sweep.max_concurrent if alone and not resources.loaders_per_worker else at_once,
             reuse_actors=alone,
             trial_name_creator=_trial_name,
@@ -172,7 +174,7 @@ def _trial_name(trial: Any) -> str:
 
 
 class _RecordOutcomes(tune.Callback):
-    """Writes how trials ended, and removes the checkpoints of those that are not among the best."""
+    """Writes the outcome of each trial, and removes checkpoints of trials that are not among the best."""
 
     def __init__(self, job: SweepJob):
         self._job = job
@@ -184,13 +186,13 @@ class _RecordOutcomes(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         folder = self._folder(trial)
-        said = read_if_written(folder / "failure.json").get("error")
-        self._end(trial, "failed", said or _last_line(trial) or "its process was lost, without a word")
+        message = read_if_written(folder / "failure.json").get("error")
+        self._end(trial, "failed", message or _last_line(trial) or "its process was lost without an error message")
 
     def _folder(self, trial: Any) -> Path:
         number = trial.config["number"]
         folder = trial_folder(self._job.folder, number)
-        if not (folder / "trial.json").exists():  # its process ended before it could begin
+        if not (folder / "trial.json").exists():  # its process ended before `begin_trial`
             begin_trial(self._job.folder, number, self._job.point(trial.config))
         return folder
 
@@ -213,21 +215,21 @@ def _last_line(trial: Any) -> str:
 
 
 def _check_dashboard() -> None:
-    """Asks where Ray Train will ask, in a worker: it hangs where it gets no answer.
+    """Checks from a worker that Ray's dashboard answers, because Ray Train would wait for it without end.
 
     Raises:
-        SweepError: with what the worker was told.
+        SweepError: if the dashboard does not answer, with the error that the worker got.
     """
     if problem := ray.get(ray.remote(num_cpus=0)(_ask_dashboard).remote()):
         raise SweepError(
-            "what stopped trials of several workers leave behind is found through Ray's dashboard, which does not answer "
-            f"({problem}). Start Ray with --include-dashboard=true, where several Rays run on the machine with "
-            "RAY_API_SERVER_ADDRESS=http://... of its dashboard in the environment; or set resources.workers to 1"
+            "Ray Train finds the resources of stopped trials with several workers through Ray's dashboard, which does not "
+            f"answer ({problem}). Start Ray with --include-dashboard=true (if several Rays run on the machine, also with "
+            "RAY_API_SERVER_ADDRESS=http://... of its dashboard in the environment), or set resources.workers to 1"
         )
 
 
 def _ask_dashboard() -> str:
-    """What is wrong with the dashboard; nothing if it answers."""
+    """Returns the error of a request to the dashboard; an empty string if it answers."""
     try:
         list_placement_groups(limit=1, timeout=_DASHBOARD_S)
     except (RayStateApiException, OSError, RuntimeError) as error:  # requests' errors are OSErrors
@@ -237,7 +239,7 @@ def _ask_dashboard() -> str:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM, which `ray job stop` sends, ends a sweep as Ctrl-C does: Tune's handler lets it end in order."""
+    """Turns SIGTERM, which `ray job stop` sends, into SIGINT, whose handler in Tune ends the sweep in order."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
