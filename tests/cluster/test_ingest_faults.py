@@ -51,7 +51,7 @@ from pathlib import Path
 import pyarrow as pa
 import yaml
 from waver.config import load_config
-from waver.training.step import store_settings
+from waver.runs.inputs import store_settings
 from waver.on_ray.stages.ingest import ingest
 
 # `waver ingest` would refuse the pipes.

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from rays import family, kill
 
-from waver.data.clip_store import ClipStore, StoreError, StoreSettings
+from waver.data.clip_store import ClipStore, StoreError, StoreSettings, create_store
 from waver.on_ray.stages.ingest import IngestError, IngestReport, ingest
 
 VIDEOS = Path(os.environ.get("WAVER_VIDEOS", Path(__file__).parents[3].parent / "shared/data/videos"))
@@ -40,7 +40,7 @@ def run(paths: dict[str, Path], store: Path, **arguments) -> IngestReport:
         "settings": SMALL,
         "max_failed_fraction": 1.0,
         "progress": False,
-        "decoders": 2,
+        "decoders": 1,  # each is a process, which starts for each run
     } | arguments
     return ingest(captions(paths), store, **arguments)
 
@@ -63,7 +63,7 @@ def videos(tmp_path, render_video) -> dict[str, Path]:
 def test_real_videos(tmp_path):
     paths = {str(path.relative_to(VIDEOS)): path for path in VIDEOS.rglob("*") if path.suffix not in ("", ".md")}
     assert len(paths) == 15
-    report = run(paths, tmp_path, settings=StoreSettings(frames_per_second=1.0, max_frames=12, size=224))
+    report = run(paths, tmp_path, settings=StoreSettings(frames_per_second=1.0, max_frames=12, size=224), decoders=2)
     assert report.counts == {"ok": 14, "empty": 1}
     assert report.reasons == {"empty: the file has 0 bytes": 1}
     store = ClipStore(tmp_path)
@@ -76,7 +76,7 @@ def test_real_videos(tmp_path):
 
 def test_each_clip_is_decoded_once(tmp_path, videos):
     store = tmp_path / "store"
-    report = run(videos, store, clips_per_block=2)
+    report = run(videos, store, clips_per_block=2, decoders=2)
     assert (report.counts, report.num_decoded, report.num_skipped) == ({"ok": 5}, 5, 0)
     frames, num_frames = ClipStore(store).read(list(videos))
     assert num_frames.tolist() == [3] * 5
@@ -156,7 +156,7 @@ def test_two_runs_at_once(tmp_path, videos):
 
 
 def test_other_settings_are_refused(tmp_path, videos):
-    run(videos, tmp_path / "store")
+    create_store(tmp_path / "store", SMALL)
     with pytest.raises(StoreError, match="size: 16 in the store, 32 asked"):
         run(videos, tmp_path / "store", settings=StoreSettings(frames_per_second=1.0, max_frames=4, size=32))
 

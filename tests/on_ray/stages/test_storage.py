@@ -67,7 +67,7 @@ def test_a_run_that_loses_its_machine_goes_on_on_another(s3, experiment, tmp_pat
     assert finished(run) is None, "it was finished before it could be killed"
     shutil.rmtree(tmp_path / "first")
 
-    said += waver(machine(tmp_path, "second"), "train", str(experiment))
+    said += waver(machine(tmp_path, "second"), "train", str(experiment), "--set", "resources.loaders_per_worker=0")
     assert "continuing tiny after epoch" in said
     assert f"next: waver evaluate {s3}/runs/tiny " in said
     steps = [row["step"] for row in read_metrics(run) if "split" not in row]

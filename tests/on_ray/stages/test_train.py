@@ -158,7 +158,8 @@ def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted):
     before = max(checkpoints(folder))
 
     with logged() as said:
-        result = run(experiment(project, name="killed", **{"resources.workers": 1}))
+        again = experiment(project, name="killed", **{"resources.workers": 1})
+        result = train(again, load_captions(again), ClipStore(again.clip_store), here=take_steps)
     assert f"continuing killed after epoch {before}: 4 epochs" in said[0]
     rows = [row for row in read_metrics(folder) if "split" not in row]
     assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))

@@ -30,7 +30,7 @@ EPOCHS, REPEATS = 3, 2
 def project(tmp_path_factory, build_project, captions) -> Path:
     """A folder as a user has it, whose experiment trains with one worker."""
     return build_project(
-        tmp_path_factory.mktemp("sweeps"), captions, train={"epochs": EPOCHS}, resources={"workers": 1}
+        tmp_path_factory.mktemp("sweeps"), captions, train={"epochs": EPOCHS}, resources={"workers": 1, "loaders_per_worker": 0}
     )
 
 

@@ -197,7 +197,7 @@ def _fit(
             return trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
             if message := ray.get(task.signals.failure.remote()):
-                return _Failure(message, error)
+                return _Failure(message)  # in a sentence, not with the traceback of the worker
             if isinstance(error, PreemptionError):  # only of a range; it was announced, and is no failure
                 return Rescale()
             if _met(error, worker_group_timeout_error()):
