@@ -166,9 +166,9 @@ class RayCluster:
         self._cluster.shutdown()
 
 
-@pytest.fixture
-def cluster() -> Iterator[Callable[..., RayCluster]]:
-    """Starts a cluster: `cluster(nodes=2, labels=[...])`; its nodes have 2 CPUs each. Ended after the test."""
+@contextlib.contextmanager
+def starting_clusters() -> Iterator[Callable[..., RayCluster]]:
+    """Yields a function that starts a cluster; at the end all that it started are ended."""
     with contextlib.ExitStack() as ends:
 
         def start(nodes: int = 2, labels: list[Mapping[str, str]] | None = None, **head: object) -> RayCluster:
@@ -185,6 +185,19 @@ def cluster() -> Iterator[Callable[..., RayCluster]]:
             return started
 
         yield start
+
+
+@pytest.fixture
+def cluster() -> Iterator[Callable[..., RayCluster]]:
+    """Starts a cluster: `cluster(nodes=2, labels=[...])`; its nodes have 2 CPUs each. Ended after the test."""
+    with starting_clusters() as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Callable[[], contextlib.AbstractContextManager[Callable[..., RayCluster]]]:
+    """`starting_clusters`, for fixtures of clusters that tests share."""
+    return starting_clusters
 
 
 @pytest.fixture(scope="session")

@@ -31,9 +31,11 @@ SETTINGS = {
     "train": {"epochs": 2, "captions_per_clip": 40},  # 240 steps
     "checkpoint": {"every_steps": EVERY},
     "tracking": {"images": False},
-    "resources": {"workers": 2, "cpus_per_worker": 1, "loaders_per_worker": 1, "timeout_s": 60, "wait_s": 60},
+    # Loaders are two more processes for each group: only runs in which they may break have them.
+    "resources": {"workers": 2, "cpus_per_worker": 1, "loaders_per_worker": 0, "timeout_s": 60, "wait_s": 60},
 }
 NUM_STEPS = 240
+LOADERS = "resources.loaders_per_worker=1"
 LONGER = {"train.captions_per_clip": 150, "train.lr": 1e-4}
 """900 steps, for what takes its time; with smaller ones, or the last bits of two workers' sums would become other ranks."""
 
@@ -75,6 +77,13 @@ def train_here(project: Path, name: str, **overrides) -> dict:
     finally:
         ray.shutdown()
     return read_metrics(config.run_folder)[-1]
+
+
+@pytest.fixture(scope="module")
+def two_nodes(clusters):
+    """A cluster that some tests share: they break runs, and leave it as it is."""
+    with clusters() as start:
+        yield start(nodes=2)
 
 
 class Run:
@@ -167,7 +176,7 @@ def workers_of(cluster, node) -> list[int]:
 def test_a_worker_is_killed_then_its_raylet_then_the_driver(cluster, project, undisturbed, wait_for):
     """Three faults of one run, one after the other; the lost node is replaced by one that joins late."""
     here = cluster(nodes=2)
-    run = Run(here, project, "killed", "resources.max_failures=8")
+    run = Run(here, project, "killed", LOADERS, "resources.max_failures=8")
     run.wait_until(25, wait_for)
     for node in here.nodes:
         assert len(titled(here.processes(node), "(_Loader)")) == len(workers_of(here, node)), (
@@ -201,7 +210,7 @@ def test_a_job_survives_the_loss_of_a_node(cluster, project, undisturbed, wait_f
     # Another Ray of this machine may have the usual ports, and without its agent's a head starts no job.
     port, agent = free_port(), free_port()
     here = cluster(nodes=2, include_dashboard=True, dashboard_port=port, dashboard_agent_listen_port=agent)
-    run = Run(here, project, "job", dashboard=f"http://127.0.0.1:{port}")
+    run = Run(here, project, "job", LOADERS, dashboard=f"http://127.0.0.1:{port}")
     run.wait_until(15, wait_for)
     with going_on_after(run, "a job loses a node, another joins", wait_for):
         here.kill_node(here.nodes[0])
@@ -214,7 +223,7 @@ def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, undis
     """An elastic run: it begins with the one node that there is, grows, and shrinks again; the global batch stays."""
     here = cluster(nodes=1)
     elastic = ("resources.workers={min: 1, max: 2}", "resources.resize_every_s=5", "resources.max_failures=8")
-    run = Run(here, project, "elastic", *elastic, longer=True)
+    run = Run(here, project, "elastic", LOADERS, *elastic, longer=True)
     run.wait_until(15, wait_for)
     late, start = here.add_node(), time.monotonic()
     wait_for(lambda: workers_of(here, late), of=run.process, timeout_s=120)
@@ -230,7 +239,7 @@ def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, undis
 
 def test_the_head_is_lost(cluster, project, undisturbed, wait_for, monkeypatch):
     """Its nodes and the driver wait for it and give up; another cluster takes the run up."""
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "15")  # Ray's own: 60
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "8")  # Ray's own: 60
     first = cluster(nodes=2)
     run = Run(first, project, "head")
     run.wait_until(40, wait_for)
@@ -263,13 +272,12 @@ sys.stdin.read()
 """
 
 
-def test_the_object_store_is_full(cluster, project, undisturbed, wait_for):
+def test_the_object_store_is_full(two_nodes, project, undisturbed, wait_for):
     """Somebody else's objects fill what every node has three times over: Ray spills them to the disk."""
-    here = cluster(nodes=2)
-    filler = here.start("-c", FILLER, stdin=subprocess.PIPE)
+    filler = two_nodes.start("-c", FILLER, stdin=subprocess.PIPE)
     try:
         assert filler.stdout.readline() == "full\n", filler.stderr.read()
-        run = Run(here, project, "full-store")
+        run = Run(two_nodes, project, "full-store", LOADERS)
         run.end()
     finally:
         filler.kill()
@@ -288,13 +296,12 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_the_disk_is_full_at_a_checkpoint(cluster, project, undisturbed, small_disk, wait_for):
+def test_the_disk_is_full_at_a_checkpoint(two_nodes, project, undisturbed, small_disk, wait_for):
     """The run's folder is on a disk that fills up; when there is room again the same command goes on."""
-    here = cluster(nodes=2)
     folder = experiment(project, "full-disk").run_folder
     folder.parent.mkdir(exist_ok=True)
     folder.symlink_to(small_disk)
-    run = Run(here, project, "full-disk")
+    run = Run(two_nodes, project, "full-disk")
     run.wait_until(25, wait_for)
     filler = small_disk / "filler"
     with contextlib.suppress(OSError), filler.open("wb") as file:
@@ -308,15 +315,14 @@ def test_the_disk_is_full_at_a_checkpoint(cluster, project, undisturbed, small_d
     saved = run.saved()
     assert saved > 0
     filler.unlink()
-    again = Run(here, project, "full-disk")
+    again = Run(two_nodes, project, "full-disk")
     assert f"continuing full-disk after {describe_checkpoint(newest_checkpoint(folder))}" in again.end()
     assert_ended_like(again, undisturbed)
 
 
-def test_a_checkpoint_is_half_written_and_a_shard_is_damaged(cluster, project, undisturbed, wait_for):
+def test_a_checkpoint_is_half_written_and_a_shard_is_damaged(two_nodes, project, undisturbed, wait_for):
     """The driver dies; what it left of its newest checkpoint is cut short, and so is a file of the clip store."""
-    here = cluster(nodes=2)
-    run = Run(here, project, "half")
+    run = Run(two_nodes, project, "half")
     run.wait_until(NUM_STEPS // 2 + 25, wait_for)
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.communicate()
@@ -329,21 +335,20 @@ def test_a_checkpoint_is_half_written_and_a_shard_is_damaged(cluster, project, u
     shard = next((run.config.clip_store / "clips").glob("*.parquet"))
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
-    broken = Run(here, project, "half")
+    broken = Run(two_nodes, project, "half")
     said = broken.process.communicate(timeout=120)[1]
     assert broken.process.returncode == 1
     assert "waver ingest CONFIG" in said
     assert "Traceback" not in said
     shard.write_bytes(content)
-    again = Run(here, project, "half")
+    again = Run(two_nodes, project, "half")
     assert f"continuing half after {describe_checkpoint(before)}" in again.end()
     assert_ended_like(again, undisturbed)
 
 
-def test_sigterm_saves_the_step_it_hears_of(cluster, project, undisturbed, wait_for):
+def test_sigterm_saves_the_step_it_hears_of(two_nodes, project, undisturbed, wait_for):
     """As `ray job stop` does, and whoever takes a machine away."""
-    here = cluster(nodes=2)
-    run = Run(here, project, "asked", "checkpoint.every_steps=null")
+    run = Run(two_nodes, project, "asked", "checkpoint.every_steps=null")
     run.wait_until(15, wait_for)
     start = time.monotonic()
     run.process.send_signal(signal.SIGTERM)
@@ -354,7 +359,7 @@ def test_sigterm_saves_the_step_it_hears_of(cluster, project, undisturbed, wait_
     assert "Traceback" not in said
     assert run.saved() == run.step()
     print(f"\nSIGTERM: {took:.1f} s until a checkpoint is written and the process has ended")
-    again = Run(here, project, "asked")
+    again = Run(two_nodes, project, "asked")
     assert f"continuing asked after step {run.step()}, in epoch 1" in again.end()
     assert_ended_like(again, undisturbed)
 
@@ -378,7 +383,7 @@ def test_a_node_that_will_be_taken_away_is_left_in_time(cluster, project, undist
 
 @pytest.mark.parametrize("workers", ["2", "{min: 2, max: 3}"])
 def test_a_group_without_room_gives_up_in_a_sentence(cluster, project, wait_for, monkeypatch, workers):
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")  # else 20, and 60 for a lost node
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "6")  # else 20, and 60 for a lost node
     here = cluster(nodes=2)
     run = Run(
         here, project, "no-room", f"resources.workers={workers}", "resources.wait_s=0", "resources.max_failures=1"

@@ -24,13 +24,17 @@ from waver.runs.tracking import read_metrics
 from waver.sweeps.folder import SweepError, TrialState, read_trials
 
 EPOCHS, REPEATS = 3, 2
+ALONE = {"workers": 1, "loaders_per_worker": 0}  # a loader is one more process for every run
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, build_project, captions) -> Path:
     """A folder as a user has it, whose experiment trains with one worker."""
     return build_project(
-        tmp_path_factory.mktemp("sweeps"), captions, train={"epochs": EPOCHS}, resources={"workers": 1, "loaders_per_worker": 0}
+        tmp_path_factory.mktemp("sweeps"),
+        captions,
+        train={"epochs": EPOCHS},
+        resources={"workers": 1, "loaders_per_worker": 0},
     )
 
 
