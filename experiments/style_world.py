@@ -39,7 +39,7 @@ from waver.quickstart.weights import write_backbone
 from waver.quickstart.world import SEEN_STYLES, UNSEEN_STYLES, WORLD, render_world
 from waver.runs.folder import SELECTION_METRIC
 from waver.runs.inputs import load_captions, open_knowledge, open_store
-from waver.tools.progress import show
+from waver.tools.progress import track_progress
 from waver.training.build import build_training
 from waver.training.plan import plan_epoch, training_rows
 from waver.training.step import make_batch, train_epoch
@@ -113,7 +113,7 @@ def _run_all(
         else:
             waiting[task.remote(config, shared, store)] = key
     finished = _as_they_end(list(waiting))
-    for reference in show(finished, doing="training", unit="runs", total=len(waiting), size=lambda _: 1):
+    for reference in track_progress(finished, doing="training", unit="runs", total=len(waiting), size=lambda _: 1):
         key = waiting[reference]
         row = {
             "way": key[0],

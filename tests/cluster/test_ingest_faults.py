@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 
 from waver.config import load_config
-from waver.data.clip_store import ClipStore, StoreError, read_ledger
+from waver.data.clip_store import ClipStore
+from waver.data.ledger import StoreError, read_ledger
 from waver.runs.inputs import load_captions, open_store
 
 NUM_CLIPS = 48

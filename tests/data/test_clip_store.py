@@ -11,18 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from waver.data.clip_store import (
-    CLIPS_SCHEMA,
-    LEDGER_SCHEMA,
-    ClipStore,
-    Decoded,
-    StoreError,
-    StoreSettings,
-    create_store,
-    read_ledger,
-    write_block,
-    write_manifest,
-)
+from waver.data.clip_store import CLIPS_SCHEMA, ClipStore, StoreSettings, create_store, write_block, write_manifest
+from waver.data.ledger import LEDGER_SCHEMA, Decoded, StoreError, read_ledger
 from waver.data.video import Clip, ClipError
 from waver.tools.object_store import ObjectStoreError, local_copy, remove
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from waver.config import ExperimentConfig, load_config
-from waver.data.clip_store import Decoded, create_store, write_block, write_manifest
+from waver.data.clip_store import create_store, write_block, write_manifest
+from waver.data.ledger import Decoded
 from waver.data.video import ClipError, read_clip
 from waver.doctor import data, machine
 from waver.doctor.findings import Finding, attempt, can_start, findings_text, independently, some, summary

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from waver.config import ExperimentConfig
-from waver.data.clip_store import Decoded, StoreError, create_store, write_block, write_manifest
+from waver.data.clip_store import create_store, write_block, write_manifest
+from waver.data.ledger import Decoded, StoreError
 from waver.data.video import Clip, ClipError
 from waver.evaluation.evaluate import evaluate
 from waver.evaluation.gallery import gallery

@@ -22,12 +22,12 @@ from waver.tools.object_store import (
     fetch_folder,
     fetch_once,
     hide_secrets,
+    list_names,
     local_copy,
-    names,
     remote_of,
     remove,
-    send,
-    send_folder,
+    upload,
+    upload_folder,
 )
 
 
@@ -114,7 +114,7 @@ def test_what_is_gone_from_the_store_is_gone_from_the_copy(here, there):
 def test_a_large_file_that_is_the_same_is_not_brought_again(here, there, monkeypatch):
     here.mkdir(parents=True)
     (here / "large").write_bytes(bytes(2 * 2**20))
-    send(here / "large")
+    upload(here / "large")
     assert fetch(there / "large").stat().st_size == 2 * 2**20
     monkeypatch.setattr(objects, "_bring", lambda *arguments: pytest.fail("it is here"))
     fetch(there / "large")
@@ -143,9 +143,9 @@ def test_a_folder_travels(here, there):
     for name in ("b", "config.yaml", "z/deep"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(name)
-    send_folder(here, last="config.yaml")
-    assert names(there) == names(here) == ["b", "config.yaml", "z"]
-    assert names(there, "*.yaml") == ["config.yaml"]
+    upload_folder(here, last="config.yaml")
+    assert list_names(there) == list_names(here) == ["b", "config.yaml", "z"]
+    assert list_names(there, "*.yaml") == ["config.yaml"]
     fetch_folder(there)
     assert (there / "z" / "deep").read_text() == "z/deep"
     assert sorted(path.name for path in there.rglob("*")) == ["b", "config.yaml", "deep", "z"]
@@ -153,11 +153,11 @@ def test_a_folder_travels(here, there):
 
 def test_the_last_file_of_a_folder_is_sent_last(here, monkeypatch):
     sent = []
-    monkeypatch.setattr(objects, "send", lambda path: sent.append(path.name))
+    monkeypatch.setattr(objects, "upload", lambda path: sent.append(path.name))
     here.mkdir(parents=True)
     for name in ("a", "config.yaml", "z"):
         (here / name).touch()
-    send_folder(here, last="config.yaml")
+    upload_folder(here, last="config.yaml")
     assert sent == ["a", "z", "config.yaml"]
 
 
@@ -180,13 +180,13 @@ def test_a_folder_is_removed(here, there):
         write_text(here / name, "1")
     fetch_folder(there)
     remove(there / "run")
-    assert names(here) == ["kept"]
+    assert list_names(here) == ["kept"]
     assert not (there / "run").exists()
     remove(there / "run")  # nothing is there
 
 
 def test_what_is_not_there(here):
-    assert names(here) == []
+    assert list_names(here) == []
     assert not exists(here)
     assert fetch_folder(here) == []
 
@@ -200,15 +200,15 @@ def test_local_paths_stay_as_they_are(tmp_path, monkeypatch):
     assert fetch(tmp_path / "a" / "x") == fetch_once(tmp_path / "a" / "x") == tmp_path / "a" / "x"
     assert fetch_folder(tmp_path, "*/x") == [tmp_path / "a" / "x"]
     assert fetch_folder(tmp_path, "b*") == []
-    assert names(tmp_path) == ["a"]
+    assert list_names(tmp_path) == ["a"]
     assert exists(tmp_path / "a")
     assert not exists(tmp_path / "b")
-    send(tmp_path / "a" / "x")
-    send_folder(tmp_path, last="x")
+    upload(tmp_path / "a" / "x")
+    upload_folder(tmp_path, last="x")
     check_bucket(tmp_path)
     remove(tmp_path / "a")
     remove(tmp_path / "a")
-    assert names(tmp_path) == []
+    assert list_names(tmp_path) == []
 
 
 # ---- stores that refuse
@@ -227,7 +227,7 @@ def test_a_bucket_that_is_not_there(here, tmp_path):
 def test_a_store_that_does_not_answer(here, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     start = time.monotonic()
-    for ask in (fetch, names, exists, remove, fetch_folder, check_bucket):
+    for ask in (fetch, list_names, exists, remove, fetch_folder, check_bucket):
         with pytest.raises(ObjectStoreError, match=r"s3://waver/.*: nobody answers: .*AWS_ENDPOINT_URL"):
             ask(here)
     assert time.monotonic() - start < 60

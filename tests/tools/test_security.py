@@ -23,8 +23,9 @@ from waver.config import load_config
 from waver.config.loading import ConfigError, load_robustness, load_sweep, parse_overrides
 from waver.data.annotations.reading import AnnotationError, Problems, read_json
 from waver.data.annotations.table import load_table
-from waver.data.clip_store import ClipStore, Decoded, StoreError, StoreSettings, create_store, write_block
+from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block
 from waver.data.decoder import Decoder
+from waver.data.ledger import Decoded, StoreError
 from waver.data.video import Clip, ClipError
 from waver.model.backbone import BackboneError
 from waver.model.weights import check_weights, load_backbone
@@ -45,8 +46,8 @@ ARCHITECTURE = {
 PACKAGE = Path(waver.__file__).parent
 GUARDED = {
     "pickle.loads": {"on_ray/cluster/blocks.py"},
-    "torch.load": {"model/backbone.py", "runs/checkpoint.py"},
-    "torch.jit.load": {"model/backbone.py"},
+    "torch.load": {"model/weights.py", "runs/checkpoint.py"},
+    "torch.jit.load": {"model/weights.py"},
     "yaml.load": {"config/loading.py"},
     "Image.open": {"data/clip_store.py"},
 }

@@ -23,9 +23,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -36,10 +34,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 import waver
-from waver.data.video import Clip, ClipError
-from waver.tools.errors import WaverError
-from waver.tools.files import atomic_write, read_json, write_json
-from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch_folder, fetch_once, names, remote_of
+from waver.data.ledger import LEDGER_SCHEMA, Decoded, StoreError, ledger_row, read_ledger, read_manifest
+from waver.data.video import Clip
+from waver.tools.files import atomic_write, write_json
+from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch_once, list_names
 
 CLIPS_SCHEMA = pa.schema(
     {
@@ -54,23 +52,8 @@ CLIPS_SCHEMA = pa.schema(
     }
 )
 """frames: one value a frame, either the bytes of its pixels (height, width, channel) or a JPEG file."""
-LEDGER_SCHEMA = pa.schema(
-    {
-        "clip_id": pa.string(),
-        "path": pa.string(),
-        "status": pa.string(),
-        "error": pa.string(),
-        "decoder": pa.string(),
-        "seconds": pa.float64(),
-    }
-)
-"""status: ok, or that of a ClipError; error is null where it is ok, decoder where it is not."""
 _MAX_OPEN_BLOCKS = 64
 _DAY_S = 86400
-
-
-class StoreError(WaverError):
-    """The store cannot be used as asked; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +76,6 @@ class StoreSettings:
         return key
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """What became of one clip."""
-
-    clip_id: str
-    path: str
-    seconds: float
-    outcome: Clip | ClipError
-
-
 def create_store(store: Path, settings: StoreSettings) -> None:
     """Makes the folder, or checks that the one there has the same settings; removes what dead runs left half-written.
 
@@ -117,7 +90,7 @@ def create_store(store: Path, settings: StoreSettings) -> None:
                 leftover.unlink()
     if not exists(store / "manifest.json"):
         write_json(store / "manifest.json", {"waver": waver.__version__, "settings": settings.key, "complete": False})
-    there = _read_manifest(store)["settings"]
+    there = read_manifest(store)["settings"]
     different = [
         f"{name}: {there.get(name)} in the store, {settings.key.get(name)} asked"
         for name in sorted(there.keys() | settings.key.keys())
@@ -148,40 +121,13 @@ def write_block(store: Path, settings: StoreSettings, results: Iterable[Decoded]
         pq.ParquetWriter(file, CLIPS_SCHEMA, **plain) as writer,
     ):
         for result in results:
-            rows.append(_ledger_row(result))
+            rows.append(ledger_row(result))
             if isinstance(result.outcome, Clip):
                 writer.write_table(_clip_row(result.clip_id, result.outcome, settings))
     ledger = pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
     with atomic_write(store / "ledger" / block) as file:
         pq.write_table(ledger, file)
     return ledger
-
-
-def read_ledger(store: Path) -> pa.Table:
-    """What is known of every clip, a row a clip: LEDGER_SCHEMA, `block`, `row` (of its frames; null where it failed).
-
-    Blocks whose clips file is gone or unreadable do not count: ingest finds their clips unknown and decodes them again.
-
-    Raises:
-        StoreError: if there is no store.
-    """
-    _read_manifest(store)
-    blocks = sorted((file.name for file in fetch_folder(store / "ledger", "*.parquet")), reverse=True)
-    if remote_of(store):  # an object is there as it was sent or not at all, so its clips need not be looked at
-        blocks = sorted(set(blocks) & set(names(store / "clips")), reverse=True)
-    with ThreadPoolExecutor() as pool:  # small files, perhaps on a network disk: waiting, not work
-        tables = list(pool.map(partial(_read_block_ledger, store), blocks))
-    empty = LEDGER_SCHEMA.append(pa.field("block", pa.string())).append(pa.field("row", pa.int32())).empty_table()
-    ledger = pa.concat_tables([table for table in tables if table is not None] or [empty])
-    # Newest block first already: the newest row of a clip says which file it is. Of the rows with that file a stable sort
-    # brings ok to the front, and the first is kept.
-    _, newest, clip = np.unique(ledger["clip_id"].to_numpy(), return_index=True, return_inverse=True)
-    paths = ledger["path"].to_numpy()
-    ledger = ledger.filter(pa.array(paths == paths[newest][clip]))
-    failed = pc.not_equal(ledger["status"], "ok").to_numpy()
-    ledger = ledger.take(np.argsort(failed, kind="stable"))
-    _, first = np.unique(ledger["clip_id"].to_numpy(), return_index=True)
-    return ledger.take(first)
 
 
 def write_manifest(store: Path, settings: StoreSettings, *, complete: bool) -> None:
@@ -221,7 +167,7 @@ class ClipStore:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self.manifest = _read_manifest(self.path)
+        self.manifest = read_manifest(self.path)
         self.settings = StoreSettings(**self.manifest["settings"])
         self.ledger = read_ledger(self.path)
         ok = self.ledger.filter(pc.equal(self.ledger["status"], "ok"))
@@ -289,15 +235,8 @@ class ClipStore:
 
 def _now(store: Path) -> int:
     """Nanoseconds of this node's clock or, where that is behind those of others, after all that is in the store."""
-    newest = names(store / "ledger", "*.parquet")[-1:]
+    newest = list_names(store / "ledger", "*.parquet")[-1:]
     return max([time.time_ns(), *(int(name.partition("-")[0]) + 1 for name in newest)])
-
-
-def _ledger_row(result: Decoded) -> dict:
-    row = {"clip_id": result.clip_id, "path": result.path, "seconds": result.seconds}
-    if isinstance(result.outcome, ClipError):
-        return {**row, "status": result.outcome.status, "error": result.outcome.reason}
-    return {**row, "status": "ok", "decoder": result.outcome.decoder}
 
 
 def _clip_row(clip_id: str, clip: Clip, settings: StoreSettings) -> pa.Table:
@@ -336,30 +275,3 @@ def _jpeg(frame: np.ndarray, quality: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
-
-
-def _read_block_ledger(store: Path, block: str) -> pa.Table | None:
-    """With `block` and `row`; None where the clips file does not hold what the ledger says."""
-    try:
-        ledger = pq.read_table(store / "ledger" / block, schema=LEDGER_SCHEMA, memory_map=True)
-        ok = pc.equal(ledger["status"], "ok").to_numpy()
-        num_clips = ok.sum() if remote_of(store) else pq.read_metadata(store / "clips" / block).num_row_groups
-    except (pa.ArrowInvalid, OSError):
-        return None
-    if num_clips != ok.sum():
-        return None
-    rows = pa.array(np.cumsum(ok) - 1, pa.int32(), mask=~ok)
-    return ledger.append_column("block", pa.array([block] * len(ledger), pa.string())).append_column("row", rows)
-
-
-def _read_manifest(store: Path) -> dict:
-    try:
-        return read_json(store / "manifest.json")
-    except FileNotFoundError:
-        raise StoreError(f"there is no clip store in {display_path(store)}: run `waver ingest CONFIG` first") from None
-    except ObjectStoreError:
-        raise
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{display_path(store / 'manifest.json')} cannot be read ({error}): delete the folder and ingest again"
-        ) from None

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from waver.config import ConfigError, ExperimentConfig
-from waver.data.clip_store import ClipStore, StoreError
+from waver.data.clip_store import ClipStore
+from waver.data.ledger import StoreError
 from waver.doctor.findings import Finding, Level, some
 from waver.knowledge.store import KnowledgeError
 from waver.runs.checkpoint import CheckpointError, learned_from

@@ -32,7 +32,7 @@ from torch import Tensor
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.tools.errors import WaverError
 from waver.tools.files import atomic_write, read_json, write_json
-from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch, fetch_folder, names
+from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch, fetch_folder, list_names
 
 MATCHES_SCHEMA = pa.schema(
     {"clip_id": pa.string(), "phrase_ids": pa.list_(pa.int32()), "scores": pa.list_(pa.float32())}
@@ -163,7 +163,7 @@ class Knowledge:
 
     def embedded(self) -> set[int]:
         """First phrase ids of the parts whose embeddings are there."""
-        return {int(Path(name).stem) for name in names(self.path / "embeddings", "*.safetensors")}
+        return {int(Path(name).stem) for name in list_names(self.path / "embeddings", "*.safetensors")}
 
     def phrase_embeddings(self) -> Float[Tensor, "P D"]:
         """The teacher's embeddings of all phrases, not normalised.

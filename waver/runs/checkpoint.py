@@ -25,7 +25,7 @@ from waver.model.student import Student
 from waver.model.weights import load_weights
 from waver.tools.archives import check_size
 from waver.tools.errors import WaverError
-from waver.tools.object_store import display_path, fetch, names, remote_of
+from waver.tools.object_store import display_path, fetch, list_names, remote_of
 from waver.training import parallel
 from waver.training.build import Training, build_student
 
@@ -130,7 +130,7 @@ def learned_from(folder: Path) -> dict[str, Any] | None:
 def is_whole(folder: Path) -> bool:
     """Whether a checkpoint is all there; both formats keep at their ends what tells."""
     if remote_of(folder):  # an object is there as it was sent, or not at all
-        return set(names(folder)) >= {"model.safetensors", "training.pt", "knowledge.json", "config.yaml"}
+        return set(list_names(folder)) >= {"model.safetensors", "training.pt", "knowledge.json", "config.yaml"}
     try:
         with safe_open(folder / "model.safetensors", "pt"):
             learned_from(folder)

@@ -22,7 +22,7 @@ from waver.runs.environment import environment
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json, write_json, write_text
-from waver.tools.object_store import display_path, exists, fetch, names, remove, send_folder
+from waver.tools.object_store import display_path, exists, fetch, list_names, remove, upload_folder
 
 SELECTION_METRIC = "t2v/R@1"
 
@@ -101,7 +101,7 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The one with which a run goes on, at the end of an epoch or within one; None where it has to begin."""
-    newest_first = (folder / name for name in reversed(names(folder, "checkpoint_epoch_*")))
+    newest_first = (folder / name for name in reversed(list_names(folder, "checkpoint_epoch_*")))
     return next(filter(is_whole, newest_first), None)
 
 
@@ -118,14 +118,14 @@ def keep_checkpoint(folder: Path, part: Path, name: str) -> Path:
     target = folder / name
     remove(target)
     part.rename(target)
-    send_folder(target, last="config.yaml")
+    upload_folder(target, last="config.yaml")
     whole = _whole_checkpoints(folder)
     kept = {path.name for path in whole[-2:]}
     if ends := _epoch_ends(whole):
         evaluated = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in ends]
         # Until a disk that was full takes the metrics, all are kept.
         kept |= {ends[best_epoch(evaluated)[0]].name} if evaluated else {path.name for path in ends.values()}
-    for old in names(folder, "checkpoint_epoch_*"):
+    for old in list_names(folder, "checkpoint_epoch_*"):
         if old not in kept:
             with contextlib.suppress(OSError):  # what cannot be removed costs room, not the run
                 remove(folder / old)
@@ -145,7 +145,7 @@ def _epoch_ends(whole: Iterable[Path]) -> dict[int, Path]:
 
 def _whole_checkpoints(folder: Path) -> list[Path]:
     """Oldest first; what was damaged by a crash, a full disk or a copy that was cut short is none."""
-    return [folder / name for name in names(folder, "checkpoint_epoch_*") if is_whole(folder / name)]
+    return [folder / name for name in list_names(folder, "checkpoint_epoch_*") if is_whole(folder / name)]
 
 
 def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:

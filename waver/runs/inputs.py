@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from waver.config import ExperimentConfig
-from waver.data.clip_store import ClipStore, StoreError, StoreSettings
+from waver.data.clip_store import ClipStore, StoreSettings
+from waver.data.ledger import StoreError
 from waver.knowledge.store import Dictionary, Knowledge, KnowledgeError, read_dictionary
 from waver.tools.object_store import display_path
 

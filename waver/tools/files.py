@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from waver.tools.object_store import fetch, send
+from waver.tools.object_store import fetch, upload
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def atomic_write(path: Path) -> Iterator[io.BufferedWriter]:
     try:
         with part.open("xb") as file:  # never through a link that somebody put there
             yield file
-        send(path, part)
+        upload(path, part)
         part.rename(path)
     except BaseException:
         with contextlib.suppress(OSError):  # the first error is the one to report

@@ -147,7 +147,7 @@ def fetch_folder(path: Path, pattern: str = "*") -> list[Path]:
     return sorted(files)
 
 
-def send(path: Path, source: Path | None = None) -> None:
+def upload(path: Path, source: Path | None = None) -> None:
     """Sends a file to the store. It appears there when it is all there.
 
     Args:
@@ -163,15 +163,15 @@ def send(path: Path, source: Path | None = None) -> None:
             os.utime(source, ns=(modified, modified))
 
 
-def send_folder(path: Path, *, last: str) -> None:
+def upload_folder(path: Path, *, last: str) -> None:
     """Sends the files of a folder; the one named `last` comes last, and says to readers that all are there."""
     if remote_of(path):
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         for file in sorted(files, key=lambda file: file.name == last):
-            send(file)
+            upload(file)
 
 
-def names(folder: Path, pattern: str = "*") -> list[str]:
+def list_names(folder: Path, pattern: str = "*") -> list[str]:
     """Names of files and folders in a folder, sorted; none where it is not there."""
     if not (url := remote_of(folder)):
         return sorted(path.name for path in folder.glob(pattern))

@@ -28,7 +28,7 @@ _LINE_EVERY_S = 10.0
 _T = TypeVar("_T")
 
 
-def show(
+def track_progress(
     results: Iterable[_T],
     *,
     doing: str,
@@ -68,7 +68,7 @@ def show(
 
 
 @contextmanager
-def follow(folder: Path, *, num_steps: int) -> Iterator[None]:
+def follow_run(folder: Path, *, num_steps: int) -> Iterator[None]:
     """Draws a bar of the steps of a run on a terminal, and says the metrics after each epoch, while the body runs.
 
     Args:

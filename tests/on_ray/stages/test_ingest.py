@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 from rays import family, kill
 
-from waver.data.clip_store import ClipStore, StoreError, StoreSettings, create_store
+from waver.data.clip_store import ClipStore, StoreSettings, create_store
+from waver.data.ledger import StoreError
 from waver.on_ray.stages.ingest import IngestError, IngestReport, ingest
 
 VIDEOS = Path(os.environ.get("WAVER_VIDEOS", Path(__file__).parents[3].parent / "shared/data/videos"))

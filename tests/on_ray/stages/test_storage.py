@@ -16,7 +16,7 @@ from rays import family, kill
 
 from waver.runs.folder import best_checkpoint, checkpoints, finished
 from waver.runs.tracking import read_metrics
-from waver.tools.object_store import fetch_folder, local_copy, names
+from waver.tools.object_store import fetch_folder, list_names, local_copy
 
 EPOCHS = 3
 
@@ -72,7 +72,7 @@ def test_a_run_that_loses_its_machine_goes_on_on_another(s3, experiment, tmp_pat
     assert f"next: waver evaluate {s3}/runs/tiny " in said
     steps = [row["step"] for row in read_metrics(run) if "split" not in row]
     assert steps == list(range(1, finished(run)["steps"] + 1))
-    assert {"config.yaml", "data.json", "environment.json", "metrics.jsonl", "result.json"} <= set(names(run))
+    assert {"config.yaml", "data.json", "environment.json", "metrics.jsonl", "result.json"} <= set(list_names(run))
     assert max(checkpoints(run)) == EPOCHS
     assert len(checkpoints(run)) <= 3
 

@@ -185,7 +185,7 @@ def test_what_has_not_changed_is_not_sent_again(far, monkeypatch):
     tracker.log(1, {"loss": 1.0})
     tracker.flush()
     sent = []
-    monkeypatch.setattr(outbox, "send", lambda path, source: sent.append(path.name))
+    monkeypatch.setattr(outbox, "upload", lambda path, source: sent.append(path.name))
     tracker.flush()
     assert sent == []
     tracker.log(2, {"loss": 1.0})

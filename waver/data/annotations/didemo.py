@@ -20,11 +20,11 @@ from waver.data.annotations.reading import (
     Problems,
     caption_defect,
     check_folder,
+    excerpt,
     find_file,
     read_csv,
     read_json,
     read_text,
-    show,
     unknown_schema,
 )
 from waver.data.annotations.videos import find_videos
@@ -162,7 +162,7 @@ def _read_json(path: Path, clips: Collection[str], problems: Problems) -> dict[s
             _NAME.reject(name, where, problems)
         elif (clip_id := _clip_id(name)) in clips:
             if kind := caption_defect(description):
-                problems.add(kind, ORIGINAL_FILE, f"{where}: {clip_id} {show(description)}")
+                problems.add(kind, ORIGINAL_FILE, f"{where}: {clip_id} {excerpt(description)}")
             else:
                 descriptions_of.setdefault(clip_id, []).append(description)
     return {clip_id: " ".join(descriptions) for clip_id, descriptions in descriptions_of.items()}

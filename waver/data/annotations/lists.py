@@ -8,7 +8,7 @@ from typing import Any
 
 from waver.data.annotations.captions import Caption
 from waver.data.annotations.official import OFFICIAL, split_digest
-from waver.data.annotations.reading import Problems, caption_defect, read_text, show
+from waver.data.annotations.reading import Problems, caption_defect, excerpt, read_text
 
 LIST_FILES: Mapping[str, str] = {"train": "train_list.txt", "validation": "val_list.txt", "test": "test_list.txt"}
 """Names that MSVD, VATEX and DiDeMo share."""
@@ -30,7 +30,7 @@ class IdForm:
 
     def reject(self, value: Any, where: str, problems: Problems) -> None:
         """Notes that a value is not one."""
-        problems.add(f"id that is not of {self.data_set}", self.description, f"{where}: {show(value)}")
+        problems.add(f"id that is not of {self.data_set}", self.description, f"{where}: {excerpt(value)}")
 
 
 def read_list(path: Path, form: IdForm, problems: Problems) -> list[str] | None:
@@ -74,12 +74,12 @@ def read_captions(
         if captions is None:
             continue
         if not isinstance(captions, list):
-            problems.add("captions that are not a list", ORIGINAL_FILE, f"{clip_id} in {source}: {show(captions)}")
+            problems.add("captions that are not a list", ORIGINAL_FILE, f"{clip_id} in {source}: {excerpt(captions)}")
             continue
         captions_of[clip_id] = []
         for number, caption in enumerate(captions):
             if kind := caption_defect(caption):
-                problems.add(kind, ORIGINAL_FILE, f"number {number} of {clip_id} in {source}: {show(caption)}")
+                problems.add(kind, ORIGINAL_FILE, f"number {number} of {clip_id} in {source}: {excerpt(caption)}")
             else:
                 captions_of[clip_id].append(caption)
     return captions_of

@@ -19,11 +19,11 @@ from waver.data.annotations.reading import (
     Problems,
     caption_defect,
     check_folder,
+    excerpt,
     find_file,
     read_csv,
     read_json,
     read_text,
-    show,
     unknown_schema,
 )
 from waver.data.annotations.videos import find_videos
@@ -147,7 +147,7 @@ def _read_captions(folder: Path, problems: Problems) -> dict[str, list[str]] | N
         if not _ID.accepts(video_id):
             _ID.reject(video_id, f"{where}, {id_key}", problems)
         elif kind := caption_defect(caption):
-            problems.add(kind, ORIGINAL_FILE, f"{where}: {video_id} {show(caption)}")
+            problems.add(kind, ORIGINAL_FILE, f"{where}: {video_id} {excerpt(caption)}")
         else:
             captions_of.setdefault(video_id, []).append(caption)
     return captions_of

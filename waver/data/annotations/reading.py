@@ -57,7 +57,7 @@ class Problems:
         raise AnnotationError("\n".join(lines).encode("utf-8", "backslashreplace").decode())
 
 
-def show(value: Any) -> str:
+def excerpt(value: Any) -> str:
     """A value from a file as Python writes it, shortened; however large it is and however deeply nested."""
     return _shortened.repr(value)
 

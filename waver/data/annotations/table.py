@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from waver.data.annotations.captions import Caption, caption_table, held_out
 from waver.data.annotations.options import HeldOutData
-from waver.data.annotations.reading import MAX_BYTES, Problems, is_text, read_csv, read_jsonl, read_text, show
+from waver.data.annotations.reading import MAX_BYTES, Problems, excerpt, is_text, read_csv, read_jsonl, read_text
 from waver.data.annotations.videos import index_videos
 
 REQUIRED = ("video", "caption")
@@ -218,7 +218,7 @@ def _locate_videos(
         if not is_text(video) or not video.strip() or video in seen:
             continue
         seen.add(video)
-        path, where = videos / video, f"{where}: {show(video)}"  # an absolute `video` replaces the folder
+        path, where = videos / video, f"{where}: {excerpt(video)}"  # an absolute `video` replaces the folder
         parts = Path(video).parts
         if not parts or "\x00" in video or max(len(os.fsencode(part)) for part in parts) > _MAX_NAME_BYTES:
             problems.add("video that is no path of a file", f"write paths below {videos}", where)
@@ -277,7 +277,7 @@ def _text(row: Row, column: str, where: str, problems: Problems) -> str | None:
         return ""
     if is_text(value):
         return value
-    problems.add(f"{column} that is not text", "write a string", f"{where}: {show(value)}")
+    problems.add(f"{column} that is not text", "write a string", f"{where}: {excerpt(value)}")
     return None
 
 
@@ -291,7 +291,7 @@ def _seconds(row: Row, column: str, where: str, problems: Problems) -> float | N
         seconds = math.nan
     if math.isfinite(seconds):
         return seconds + 0.0  # -0.0 becomes 0.0
-    problems.add(f"{column} that is not a number", "write seconds, or nothing", f"{where}: {show(value)}")
+    problems.add(f"{column} that is not a number", "write seconds, or nothing", f"{where}: {excerpt(value)}")
     return None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from waver.runs.environment import environment
-from waver.tools.object_store import fetch, remove, send
+from waver.tools.object_store import fetch, remove, upload
 
 _CONNECT_S = 5.0
 
@@ -89,7 +89,7 @@ def _write(folder: Path, name: str) -> None:
         file.write(name)
         file.flush()
         os.fsync(file.fileno())
-    send(folder / name)
+    upload(folder / name)
 
 
 def _unseen(folder: Path, names: Sequence[str]) -> list[str]:

@@ -19,8 +19,9 @@ import pyarrow as pa
 from ray.exceptions import RayError
 
 from waver.config import ExperimentConfig
-from waver.data.clip_store import Decoded, StoreSettings, create_store, read_ledger, write_block, write_manifest
+from waver.data.clip_store import StoreSettings, create_store, write_block, write_manifest
 from waver.data.decoder import Decoder
+from waver.data.ledger import Decoded, read_ledger
 from waver.data.video import ClipError
 from waver.on_ray.cluster.blocks import BlockError, map_blocks
 from waver.on_ray.cluster.capacity import num_cpus
@@ -28,7 +29,7 @@ from waver.on_ray.cluster.connection import connect
 from waver.runs.inputs import load_captions, store_settings
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path
-from waver.tools.progress import show
+from waver.tools.progress import track_progress
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +236,9 @@ def _exhaust(ledgers: Iterator[pa.Table], num_clips: int, progress: bool) -> Non
         failed += len(ledger) - ledger["status"].to_pylist().count("ok")
         return f", {failed} failed"
 
-    for _ in show(ledgers, doing="decoding", unit="clips", total=num_clips, size=len, note=note, enabled=progress):
+    for _ in track_progress(
+        ledgers, doing="decoding", unit="clips", total=num_clips, size=len, note=note, enabled=progress
+    ):
         pass
 
 

@@ -33,7 +33,7 @@ from waver.on_ray.cluster.blocks import map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require
 from waver.on_ray.cluster.connection import connect, gpus_per_worker, own_device
 from waver.runs.inputs import load_captions, open_dictionary, open_store
-from waver.tools.progress import show
+from waver.tools.progress import track_progress
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,9 @@ def match(
     if parts := [pa.table({"first": [first]}) for first in starts if first not in embedded]:
         num_phrases = min(len(parts) * _PHRASES_PER_PART, knowledge.num_phrases)
         with closing(map_blocks(_Embedder, (config, folder), parts, **pool)) as done:
-            for _ in show(done, doing="embedding", unit="phrases", total=num_phrases, size=int, enabled=progress):
+            for _ in track_progress(
+                done, doing="embedding", unit="phrases", total=num_phrases, size=int, enabled=progress
+            ):
                 pass
     if released is not None:
         unknown = pa.array(knowledge.unknown(released["clip_id"].to_pylist()), pa.string())
@@ -104,7 +106,7 @@ def match(
         ]
         arguments = (config, folder, store.path, num_matches)
         with closing(map_blocks(_Matcher, arguments, blocks, **pool)) as done:
-            for _ in show(done, doing="matching", unit="clips", total=len(todo), size=int, enabled=progress):
+            for _ in track_progress(done, doing="matching", unit="clips", total=len(todo), size=int, enabled=progress):
                 pass
     return finish(folder)
 

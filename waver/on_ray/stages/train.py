@@ -28,7 +28,7 @@ from waver.runs.inputs import LEAKY, load_captions, open_store, training_knowled
 from waver.runs.results import protocol_of_table
 from waver.tools.files import write_json
 from waver.tools.object_store import display_path
-from waver.tools.progress import follow
+from waver.tools.progress import follow_run
 from waver.training.build import build_student
 from waver.training.plan import check_split, describe_data, plan_epoch, training_rows
 
@@ -93,7 +93,7 @@ def train(
         outcome = here(job)
     else:
         num_steps = config.train.epochs * steps_per_epoch
-        with follow(folder, num_steps=num_steps), signals() as actor, stop_on_sigterm(actor):
+        with follow_run(folder, num_steps=num_steps), signals() as actor, stop_on_sigterm(actor):
             outcome = run_on_workers(
                 _train_worker,
                 replace(job, signals=actor),

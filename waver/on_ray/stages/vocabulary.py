@@ -17,7 +17,7 @@ from waver.on_ray.cluster.capacity import num_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.runs.inputs import _captions_of, _digest, load_captions
 from waver.tools.object_store import display_path, exists
-from waver.tools.progress import show
+from waver.tools.progress import track_progress
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def make_vocabulary(
         blocks = [table.slice(first, size) for first in range(0, len(table), size)]
         pool = {"workers": parsers, "labels": node_labels, "wait_s": wait_s}
         with closing(map_blocks(_Counter, (parser,), blocks, **pool)) as results:
-            counted = show(
+            counted = track_progress(
                 results, doing="parsing", unit="captions", total=len(table), size=lambda part: part[0], enabled=progress
             )
             return merge_counts((counts for _, counts in counted), min_count)

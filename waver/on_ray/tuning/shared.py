@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from waver.config import ExperimentConfig
-from waver.data.clip_store import StoreError
+from waver.data.ledger import StoreError
 from waver.knowledge.store import KnowledgeError
 from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match

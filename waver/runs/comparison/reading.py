@@ -11,7 +11,7 @@ from waver.runs.folder import SELECTION_METRIC, best_epoch
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json
-from waver.tools.object_store import ObjectStoreError, display_path, exists, names
+from waver.tools.object_store import ObjectStoreError, display_path, exists, list_names
 
 
 class ComparisonError(WaverError):
@@ -103,7 +103,7 @@ def _check(folder: Path) -> None:
         raise ComparisonError(f"{display_path(folder)} is a checkpoint: name its run, {display_path(folder.parent)}")
     if exists(folder / "config.yaml"):
         return
-    inside = [folder / name for name in names(folder) if exists(folder / name / "config.yaml")]
+    inside = [folder / name for name in list_names(folder) if exists(folder / name / "config.yaml")]
     inside += [path.parent for path in sorted(folder.glob("trials/*/*/config.yaml"))]
     hint = f": name one in it, such as {display_path(inside[0])}" if inside else ": train one with `waver train CONFIG`"
     raise ComparisonError(f"{display_path(folder)} is no run, it has no config.yaml{hint}")
@@ -130,7 +130,7 @@ def _read(path: Path, problems: list[str], *, optional: bool = False) -> Mapping
 
 def _evaluations(folder: Path, problems: list[str]) -> dict[str, Mapping[str, Any]]:
     found = {}
-    for path in (folder / name for name in names(folder, "evaluation_*.json")):
+    for path in (folder / name for name in list_names(folder, "evaluation_*.json")):
         before = len(problems)
         content = _read(path, problems)
         metrics = content.get("metrics")

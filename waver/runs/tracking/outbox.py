@@ -7,7 +7,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from waver.tools.object_store import ObjectStoreError, remote_of, send
+from waver.tools.object_store import ObjectStoreError, remote_of, upload
 
 EVERY_S = 30.0
 
@@ -82,7 +82,7 @@ class Outbox:
             if not path.is_file() or path.suffix == ".part" or self._sent.get(path) == _state(path):
                 continue
             size = path.stat().st_size
-            send(self._folder / path.relative_to(self.here), path)
+            upload(self._folder / path.relative_to(self.here), path)
             if path.stat().st_size == size:  # else it has grown meanwhile
                 self._sent[path] = _state(path)
 
