@@ -189,7 +189,15 @@ def test_the_page_says_what_a_reader_needs(report, tmp_path):
     assert write_page(tmp_path / "report.html", report) == ["a note"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     parsed = Text(page)
-    for word in (*DEFINITIONS, "worst-case R@1", "AO@10", "b & c against a", "keywords <b>", "a note", "negation"):
+    for word in (
+        *DEFINITIONS,
+        "worst-case R@1",
+        "AO@10",
+        "b & c compared with a",
+        "keywords <b>",
+        "a note",
+        "negation",
+    ):
         assert word in parsed.text, word
     assert "<b>" not in page, "what users write is text, not HTML"
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
@@ -219,7 +227,7 @@ def test_a_browser_opens_the_page_without_errors(report, tmp_path):
     assert "CONSOLE" not in done.stderr, "what a page complains of, missing files among it, goes to its console"
     assert done.stdout.count("<svg") == 2
     assert done.stdout.count("<table") >= 10
-    assert "What the words mean" in done.stdout
+    assert "Definitions" in done.stdout
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")

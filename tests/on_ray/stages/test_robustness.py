@@ -64,7 +64,7 @@ def test_it_is_written_beside_the_runs(made, checkpoints):
         "dispersion.svg",
     }
     assert json.loads((folder / "report.json").read_text()) == report
-    assert any("asking" in line and "9 reference" in line for line in said)
+    assert any("queries of" in line and "9 reference" in line for line in said)
 
 
 def test_it_says_what_was_asked_of_what(made, checkpoints):
@@ -144,7 +144,7 @@ def test_imported_queries_are_a_track_and_their_authors_are_named(checkpoints, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rules": ["uper"]}, r"rules: uper: there is no such rule; choose from .*upper"),
+        ({"rules": ["uper"]}, r"rules: uper: no such rule; choose from .*upper"),
         ({"tracks": ["imported"]}, "nothing to compare"),
         ({"reference": "plain"}, "9 of 9 clips of test have no caption in the style 'plain'"),
     ],
@@ -161,7 +161,7 @@ def test_without_the_extra_it_says_what_to_install(checkpoints, monkeypatch):
 
 
 def test_a_run_is_not_compared_with_itself(checkpoints):
-    with pytest.raises(RobustnessError, match="seed0/checkpoint_epoch_0001: named twice"):
+    with pytest.raises(RobustnessError, match="seed0/checkpoint_epoch_0001: given twice"):
         report_on([checkpoints[0], checkpoints[0]])
 
 
@@ -178,5 +178,5 @@ def test_runs_on_other_captions_are_not_compared(checkpoints, tmp_path):
     shutil.copytree(checkpoints[1], copy)
     changed = config.model_copy(update={"data": config.data.model_copy(update={"annotations": other})})
     (copy / "config.yaml").write_text(changed.to_yaml())
-    with pytest.raises(RobustnessError, match="have other clips or captions in test"):
+    with pytest.raises(RobustnessError, match="have different clips or captions in test"):
         report_on([checkpoints[0], copy])

@@ -1,8 +1,9 @@
-"""The writing-style report: how much does retrieval depend on how the query is written?
+"""The writing-style report: measures how much retrieval depends on how a query is written.
 
-queries.py          what is asked: each clip's reference caption, and other versions of it
-measures.py         figures of the answers
-statistics.py       intervals and tests over videos
-report.py           everything of some runs, as JSON
-page.py, plots.py   to look at, in a browser; tables.py in a terminal
+queries.py          the queries: the reference caption of each clip, and other versions of it
+rewriting/          rules that make other versions of a caption
+measures.py         metrics of the ranked clips
+statistics.py       bootstrap intervals and permutation tests over videos
+report.py           the metrics and tests of all runs, as JSON
+page.py, plots.py   the report as an HTML page; tables.py for a terminal
 """

@@ -1,7 +1,7 @@
-"""What the answers to many versions of a query say: figures of each style, of each clip's versions together, and of hubs.
+"""Computes metrics of the clips retrieved for many versions of a query: per style, per clip over its versions, hubness.
 
-Every figure with an interval is a mean (or a quotient of two means) over units that belong to videos, and is kept as the
-sums of each video: whoever draws videos again, as a bootstrap does, has the figure of the draw from them.
+Every metric with an interval is a mean over units, or a quotient of two means, and each unit belongs to a video. It is
+stored as sums per video (`Ratio`), from which a bootstrap over videos computes the metric of each resample.
 """
 
 from dataclasses import dataclass
@@ -11,66 +11,68 @@ from jaxtyping import Bool, Float, Int
 
 CUTOFFS = (1, 5, 10)
 ANSWER_DEPTH = 10
-"""Answers of a query that are compared with those of another."""
+"""Number of top-ranked clips that are compared between two queries (the K of AO@K, Jaccard@K and hubness)."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model answered to Q queries."""
+    """Ranks and top clips of one model for Q queries."""
 
     ranks: Float[np.ndarray, " Q"]
-    """Of each query's clip, from 1; inf where the clip has no embedding."""
+    """Rank of each query's clip, from 1; inf if the clip has no embedding."""
     top: Int[np.ndarray, "Q depth"]
-    """Numbers of the best clips of the gallery, best first; -1 where the gallery has no more."""
+    """Gallery indices of the top clips, best first; -1 if the gallery has fewer clips."""
     available: Bool[np.ndarray, " clips"]
-    """Which clips of the gallery have an embedding: nobody can be answered with the others."""
+    """Whether each clip of the gallery has an embedding; a clip without one is never retrieved."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A mean over units, or a quotient of sums, by video: value = numerator.sum() / denominator.sum()."""
+    """A mean over units or quotient of sums, stored per video: value = numerator.sum() / denominator.sum()."""
 
     numerator: Float[np.ndarray, " videos"]
     denominator: Float[np.ndarray, " videos"]
 
     @property
     def value(self) -> float:
-        """Of all videos; NaN where there is nothing to divide by."""
-        below = self.denominator.sum()
-        return float(self.numerator.sum() / below) if below else float("nan")
+        """Value over all videos; NaN if the denominator is 0."""
+        denominator = self.denominator.sum()
+        return float(self.numerator.sum() / denominator) if denominator else float("nan")
 
 
 def mean_ratio(
     values: Float[np.ndarray, " units"] | Bool[np.ndarray, " units"], video: Int[np.ndarray, " units"], num_videos: int
 ) -> Ratio:
-    """The mean of values over units, each of which belongs to a video."""
+    """Returns the mean of values over units; `video` is the index of the video that each unit belongs to."""
+    # `astype`, because bincount of an empty array is not float.
     sums = np.bincount(video, weights=values, minlength=num_videos)
-    return Ratio(sums.astype(float), np.bincount(video, minlength=num_videos).astype(float))  # of nothing: not float
+    return Ratio(sums.astype(float), np.bincount(video, minlength=num_videos).astype(float))
 
 
-def quotient_ratio(above: Ratio, below: Ratio) -> Ratio:
-    """The quotient of two means over the same units."""
-    return Ratio(above.numerator, below.numerator)
+def quotient_ratio(dividend: Ratio, divisor: Ratio) -> Ratio:
+    """Returns the quotient of two means over the same units."""
+    return Ratio(dividend.numerator, divisor.numerator)
 
 
 def is_hit(ranks: Float[np.ndarray, " units"], k: int) -> Bool[np.ndarray, " units"]:
-    """Whether a rank is among the first k, as R@k counts it: a tie for the last place is outside."""
+    """Returns whether each rank, which is an average over ties, is at most k."""
     return ranks <= k
 
 
 def log_rank(ranks: Float[np.ndarray, " units"], gallery_size: int) -> Float[np.ndarray, " units"]:
-    """log2(1 + rank), a miss in the last place."""
+    """Returns log2(1 + rank); a clip without embedding gets the last rank."""
     return np.log2(1 + np.minimum(ranks, gallery_size))
 
 
 def average_overlap(
     first: Int[np.ndarray, "N depth"], second: Int[np.ndarray, "N depth"], depth: int = ANSWER_DEPTH
 ) -> Float[np.ndarray, " N"]:
-    """AO@depth of two lists: the mean over d = 1 ... depth of the share of their first d answers that both have.
+    """Returns AO@depth of two ranked lists: the mean over d = 1 ... depth of the overlap of their first d items.
 
-    Where the gallery has fewer answers, `depth` is their number. 1 for the same list, 0 for disjoint ones; agreement at the
-    top counts more than further down. Source: Webber, Moffat and Zobel, "A similarity measure for indefinite rankings",
-    ACM TOIS 28(4), 2010.
+    If the gallery has fewer clips, `depth` is their number. Equal lists give 1, disjoint lists 0; agreement at the top
+    counts more than agreement further down.
+
+    Source: Webber, Moffat and Zobel, "A similarity measure for indefinite rankings", ACM TOIS 28(4), 2010.
     """
     both = _both(first, second, depth)
     length = np.minimum((first[:, :depth] >= 0).sum(1), (second[:, :depth] >= 0).sum(1))
@@ -84,43 +86,43 @@ def average_overlap(
 def jaccard(
     first: Int[np.ndarray, "N depth"], second: Int[np.ndarray, "N depth"], depth: int = ANSWER_DEPTH
 ) -> Float[np.ndarray, " N"]:
-    """Jaccard@depth: answers that both lists have among those that at least one has."""
+    """Returns Jaccard@depth of two lists: the size of the intersection of their items over the size of the union."""
     shared = _both(first, second, depth).sum((1, 2))
     return shared / np.maximum((first[:, :depth] >= 0).sum(1) + (second[:, :depth] >= 0).sum(1) - shared, 1)
 
 
 def _both(first: np.ndarray, second: np.ndarray, depth: int) -> np.ndarray:
-    """[n, i, j]: whether the i-th answer of one list is the j-th of the other."""
+    """Returns (N, depth, depth): whether the i-th item of the first list is the j-th item of the second."""
     first, second = first[:, :depth], second[:, :depth]
     return (first[:, :, None] == second[:, None, :]) & (first >= 0)[:, :, None]
 
 
 @dataclass(frozen=True)
 class VersionMetrics:
-    """Figures of sets of queries that mean the same, a set a clip: the reference captions and their versions."""
+    """Metrics of sets of queries with one meaning: per clip the reference caption and its versions."""
 
     num_clips: int
     num_versions: int
-    """Without the references."""
+    """Number of versions, not counting the references."""
     clean: dict[int, Ratio]
-    """k -> share of the reference captions that find their clip in the first k."""
+    """k -> share of reference captions whose clip is among the first k."""
     worst_case: dict[int, Ratio]
-    """k -> share of clips found by EVERY query of their set."""
+    """k -> share of clips that are among the first k for EVERY query of their set."""
     best_case: dict[int, Ratio]
-    """k -> share of clips found by at least one query of their set."""
+    """k -> share of clips that are among the first k for at least one query of their set."""
     flip_rate: Ratio
     """Share of versions of which R@1 is another than their reference's, in either direction; clips count alike."""
     dispersion: Ratio
-    """Standard deviation of log2(1 + rank) over the queries of a clip's set, mean over clips."""
+    """Standard deviation of log2(1 + rank) over the queries of a set, mean over clips."""
     spread: Float[np.ndarray, " clips"]
-    """That standard deviation of each clip."""
+    """Standard deviation of log2(1 + rank) for each clip."""
     overlap: Ratio
-    """AO@10 of a version with its reference; clips count alike."""
+    """AO@10 of a version with its reference, mean over clips."""
     jaccard: Ratio
     consistent: dict[int, Ratio]
-    """k -> correct-and-consistent@k: share of versions for which both they and their reference find the clip in the first k.
+    """k -> correct-and-consistent@k: share of versions for which they and their reference both have the clip in the first k.
 
-    A collapsed model, which answers everything alike, has an AO of 1 and next to nothing of this."""
+    A collapsed model, which retrieves the same clips for every query, has an AO of 1, but is hardly ever correct."""
 
 
 def compute_version_metrics(
@@ -130,13 +132,14 @@ def compute_version_metrics(
     clip: Int[np.ndarray, " Q"],
     video: Int[np.ndarray, " Q"],
 ) -> VersionMetrics:
-    """Figures of versions and their references.
+    """Computes the metrics of versions and their references.
 
     Args:
-        answers: to all queries.
-        versions: queries; at least one.
-        reference: for each of them the query that it is a version of.
-        clip, video: of all queries; both are numbered from 0, and the gallery holds all clips.
+        answers: ranks and top clips of all Q queries.
+        versions: indices of the N queries that are versions; N > 0.
+        reference: for each version, the index of its reference query.
+        clip: gallery index of the clip of every query.
+        video: index of the video of every query, from 0.
     """
     num_videos, gallery_size = int(video.max()) + 1, len(answers.available)
     originals = np.unique(reference)
@@ -176,23 +179,23 @@ def compute_version_metrics(
 
 @dataclass(frozen=True)
 class StyleMetrics:
-    """Figures of the queries in one style, and of their references; a query is a unit."""
+    """Metrics of the queries in one style and of their references; means are over queries."""
 
     num_queries: int
     num_clips: int
     recall: dict[int, Ratio]
     reference_recall: dict[int, Ratio]
     change: dict[int, Ratio]
-    """k -> R@k of the style minus that of the same clips' reference captions; as a share."""
+    """k -> R@k of the style minus R@k of the reference captions of the same clips, between -1 and 1."""
     relative: Ratio
-    """Relative robustness: R@1 of the style / R@1 of the references, that is 1 - (R_reference - R_style) / R_reference."""
+    """Relative robustness: R@1 of the style / R@1 of the references = 1 - (R_reference - R_style) / R_reference."""
     mrr: Ratio
-    """Mean reciprocal rank; a miss counts 0."""
+    """Mean reciprocal rank; a clip without embedding counts 0."""
     median_rank: float
     hubness: float
-    """See `hubness`."""
+    """Skewness of the retrieval counts, see `hubness`."""
     overlap: Ratio
-    """AO@10 with the references."""
+    """AO@10 of a query with its reference."""
     first_kept: Ratio
     """Share of queries whose first answer is the first answer of their reference, right or wrong."""
 
@@ -204,7 +207,7 @@ def compute_style_metrics(
     clip: Int[np.ndarray, " Q"],
     video: Int[np.ndarray, " Q"],
 ) -> StyleMetrics:
-    """Figures of queries in one style; see `version_figures` for the arguments."""
+    """Computes the metrics of queries in one style; the arguments are those of `compute_version_metrics`."""
     num_videos, gallery_size = int(video.max()) + 1, len(answers.available)
 
     def over_queries(values: np.ndarray) -> Ratio:
@@ -229,9 +232,9 @@ def compute_style_metrics(
 
 
 def hubness(top: Int[np.ndarray, "N depth"], available: Bool[np.ndarray, " clips"]) -> float:
-    """Skewness of N_10, the number of queries in whose first 10 answers a clip stands, over the clips that can be answered.
+    """Returns the skewness of N_10, the number of queries that have a clip in their top 10, over the available clips.
 
-    High where a few clips, the hubs, are answered to everything; NaN where all are answered equally often.
+    It is high if a few clips, the hubs, are retrieved for most queries. It is NaN if all clips are retrieved equally often.
     Source: Radovanović, Nanopoulos and Ivanović, "Hubs in space", JMLR 11, 2010.
     """
     from scipy.stats import skew

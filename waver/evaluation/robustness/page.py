@@ -1,4 +1,4 @@
-"""The report as one HTML page, that needs no other file."""
+"""Writes the robustness report as one self-contained HTML page."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -19,39 +19,40 @@ td:first-child, th:first-child { text-align: left }
 .headline td { font-size: 1.1rem } dt { font-weight: 600 } dd { margin: 0 0 0.4rem 1.5rem }
 """
 DEFINITIONS: Mapping[str, str] = {
-    "reference": "of each clip the one caption with which its other versions are compared",
-    "R@K": "share of queries that find their clip among the first K of the gallery",
+    "reference": "the one caption of each clip with which other versions are compared",
+    "R@K": "share of queries whose clip is among the first K of the ranked gallery",
     "clean R@1": "R@1 of the reference captions",
-    "worst-case R@K": "share of clips that are found among the first K by EVERY version of their caption, the reference "
-    "among them; best-case R@K: by at least one",
-    "change": "R@K of a style minus R@K of the reference captions of the same clips, in points",
+    "worst-case R@K": "share of clips that are among the first K for EVERY version of their caption, including the "
+    "reference; best-case R@K: for at least one version",
+    "change": "R@K of a style minus R@K of the reference captions of the same clips, in percentage points",
     "relative robustness": "R@1 of a style / R@1 of the reference captions of the same clips, "
     "= 1 - (R_reference - R_style) / R_reference (Schiappa et al., NeurIPS 2022)",
     "MRR, MdR": "mean of 1 / rank; median rank",
-    "flip rate": "share of versions that find their clip at once where their reference does not, or the other way round",
-    "dispersion": "standard deviation of log2(1 + rank) over a caption's versions, mean over clips; 0: all rank alike",
-    "AO@10": "average overlap of the first 10 answers to a version and to its reference (Webber et al., 2010); "
-    "Jaccard@10: answers that both have among those that one has",
-    "correct and consistent@K": "share of versions for which both they and their reference find the clip among the first K. "
-    "To be read with AO: a model that answers everything alike agrees with itself",
-    "hubness": "skewness of the number of queries in whose first 10 a clip stands; high: a few clips are answered to "
-    "everything",
-    "controls": "queries that no longer describe their clip. What they find, they find for the wrong reason: a model that "
-    "reads should lose R@1 here and give another first answer. They are part of no mean",
-    "intervals": "95 %, percentile bootstrap over videos, the same draws for all figures; p: paired permutation test over "
-    "videos, two-sided; Holm's correction over all tests of a table",
+    "flip rate": "share of versions with a hit at rank 1 whose reference has none, or vice versa",
+    "dispersion": "standard deviation of log2(1 + rank) over the versions of a caption, mean over clips; "
+    "0: all versions have the same rank",
+    "AO@10": "average overlap of the top 10 clips of a version and of its reference (Webber et al., 2010); "
+    "Jaccard@10: size of the intersection of both top-10 sets over the size of their union",
+    "correct and consistent@K": "share of versions for which they and their reference both have the clip among the first K. "
+    "Read it together with AO@10, which is 100 % for a model that retrieves the same clips for every query",
+    "hubness": "skewness, over clips, of the number of queries that have a clip in their top 10; high: a few clips are "
+    "retrieved for most queries",
+    "controls": "queries whose words changed so that they no longer describe their clip. A model that uses the meaning "
+    "has a low R@1 on them and retrieves another top clip. They are not part of any mean",
+    "intervals": "95 %, percentile bootstrap over videos, with the same draws for all metrics; p: two-sided paired "
+    "permutation test over videos; p, Holm: corrected for all tests of a table",
 }
 
 
 def write_page(path: Path, report: Mapping[str, Any]) -> list[str]:
-    """Writes the page.
+    """Writes the report page.
 
     Args:
-        path: of the HTML file; plots go beside it as SVG files.
+        path: path of the HTML file; the plots are also written beside it, as SVG files.
         report: see `waver.evaluation.robustness.report.make_report`.
 
     Returns:
-        Sentences on what could not be drawn.
+        The notes of the report, and a sentence if the plots are missing.
     """
     runs, missing = report["runs"], list(report["notes"])
     track = ALL if ALL in runs[0]["tracks"] else next(iter(runs[0]["tracks"]))
@@ -59,7 +60,9 @@ def write_page(path: Path, report: Mapping[str, Any]) -> list[str]:
         plots = {"styles": style_bars(report), "dispersion": dispersion_histogram(report, track)}
     except ImportError:
         plots = {}
-        missing.append("plots: not drawn, they need matplotlib: pip install 'waver[robustness]', and run this again")
+        missing.append(
+            "plots: not drawn, they need matplotlib: pip install 'waver[robustness]', and run this command again"
+        )
     for name, plot in plots.items():
         write_text(path.parent / f"{name}.svg", plot)
     body = [
@@ -68,30 +71,30 @@ def write_page(path: Path, report: Mapping[str, Any]) -> list[str]:
         _headline(runs),
         "</div>",
         "".join(f"<p>{escape(sentence)}</p>" for sentence in missing),
-        "<h2>Style by style</h2>",
+        "<h2>Metrics by style</h2>",
         plots.get("styles", ""),
         *(_styles(run) for run in runs),
-        "<h2>All versions of a caption together</h2>",
+        "<h2>Metrics over all versions of a caption</h2>",
         *(_tracks(run) for run in runs),
         plots.get("dispersion", ""),
         *_controls(runs),
         *_comparisons(report["comparisons"]),
         *_lost(runs),
-        "<h2>What the words mean</h2><dl>",
+        "<h2>Definitions</h2><dl>",
         *(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in DEFINITIONS.items()),
-        "</dl><h2>What was asked of what</h2>",
+        "</dl><h2>Data and models</h2>",
         html_table(["", ""], _about(report)),
     ]
-    write_html(path, "Does it matter how the query is written?", body, _STYLE)
+    write_html(path, "Robustness to writing style", body, _STYLE)
     return missing
 
 
 def _summary(report: Mapping[str, Any]) -> str:
     counts = report["num_queries"]
-    asked = ", ".join(f"{counts[track]} {track} ({meaning})" for track, meaning in TRACKS.items() if counts[track])
+    versions = ", ".join(f"{counts[track]} {track} ({meaning})" for track, meaning in TRACKS.items() if counts[track])
     return (
         f"{report['num_clips']} clips of the {report['split']} split, each with one reference caption and other versions of "
-        f"it: {asked}. A writing-style agnostic model has a worst case near its clean figure, and AO@10 near 100 %."
+        f"it: {versions}. A writing-style agnostic model has a worst-case R@1 near its clean R@1, and AO@10 near 100 %."
     )
 
 
@@ -145,8 +148,8 @@ def _tracks(run: Mapping[str, Any]) -> str:
     ]
     metrics = [key for key, value in run["tracks"][names[0]].items() if isinstance(value, dict)]
     for key in metrics:
-        show = _number if key == "dispersion" else _percent
-        rows.append([key.replace("_", " "), *(show(run["tracks"][name][key]) for name in names)])
+        format_value = _number if key == "dispersion" else _percent
+        rows.append([key.replace("_", " "), *(format_value(run["tracks"][name][key]) for name in names)])
     return f"<h3>{escape(run['name'])}</h3>{html_table(['', *names], rows)}"
 
 
@@ -163,8 +166,15 @@ def _controls(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         for run in runs
         for entry in run["controls"]
     ]
-    head = ["run", "control", "queries", "R@1 before", "R@1 after (should fall)", "same first answer (should be rare)"]
-    return ["<h2>Controls: queries that mean something else</h2>", html_table(head, rows)] if rows else []
+    head = [
+        "run",
+        "control",
+        "queries",
+        "R@1 of the reference",
+        "R@1 (should be low)",
+        "same top clip (should be rare)",
+    ]
+    return ["<h2>Controls: queries that no longer describe their clip</h2>", html_table(head, rows)] if rows else []
 
 
 def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -182,16 +192,18 @@ def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
             ]
             for test in one["tests"]
         ]
-        elements.append(f"<h2>{escape(one['second'])} against {escape(one['first'])}</h2>{html_table(head, rows)}")
+        elements.append(
+            f"<h2>{escape(one['second'])} compared with {escape(one['first'])}</h2>{html_table(head, rows)}"
+        )
     return elements
 
 
 def _lost(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     elements = [
-        "<h2>Found by its reference, lost in other words</h2><p>Of each style the versions that fell deepest.</p>"
+        "<h2>Largest drops in rank</h2><p>Per style, the versions with the worst rank whose reference has rank 1.</p>"
     ]
     for run in runs:
-        head = ["style", "reference (rank 1)", "version", "rank", "clip", "first answer"]
+        head = ["style", "reference (rank 1)", "version", "rank", "clip", "top clip"]
         rows = [
             [one["style"], one["reference"], one["version"], f"{one['rank']:g}", one["clip"], one["answer"]]
             for one in run["lost"]
@@ -210,7 +222,7 @@ def _about(report: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def _percent(ratio: Mapping[str, Any], sign: str = "") -> str:
-    """A share in percent with its interval."""
+    """Formats a share in percent, with its interval."""
     return _with_interval(ratio, 100.0, f"{sign}.1f")
 
 

@@ -1,4 +1,4 @@
-"""Plots of a report, as SVG."""
+"""Draws the plots of the robustness report as SVG."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ Report = Mapping[str, Any]
 
 
 def style_bars(report: Report) -> str:
-    """R@1 of every style with its interval, a bar a run; the line is R@1 of the run's reference captions."""
+    """Draws R@1 of every style with its interval, one bar per run; dashed lines show R@1 of the reference captions."""
     runs = report["runs"]
     names = [f"{entry['track']}: {entry['style']}" for entry in runs[0]["styles"]]
     figure, axes = new_figure(width=9.0, height=1.2 + len(names) * (0.16 + 0.14 * len(runs)))
@@ -34,13 +34,13 @@ def style_bars(report: Report) -> str:
 
 
 def dispersion_histogram(report: Report, track: str) -> str:
-    """How many clips have which standard deviation of log2(1 + rank) over their queries of a track."""
+    """Draws the histogram over clips of the standard deviation of log2(1 + rank) over the queries of a track."""
     figure, axes = new_figure(width=7.0, height=3.2)
     spreads = [np.array(run["tracks"][track]["spread_of_clips"]) for run in report["runs"]]
     edges = np.linspace(0, max(1e-9, *(spread.max() for spread in spreads)), 25)
     for number, (run, spread) in enumerate(zip(report["runs"], spreads, strict=True)):
         axes.hist(spread, edges, histtype="step", color=_COLOURS[number % len(_COLOURS)], lw=1.6, label=run["name"])
-    axes.set_xlabel("deviation of log2(1 + rank) over the versions of a clip's caption")
+    axes.set_xlabel("standard deviation of log2(1 + rank) over the versions of a clip's caption")
     axes.set_ylabel("clips")
     axes.legend(fontsize=8)
     return svg(figure)

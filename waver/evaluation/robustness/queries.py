@@ -1,4 +1,4 @@
-"""The queries of a report: every clip's reference caption, and other versions of it by other writers and by rules."""
+"""Builds the queries of a report: the reference caption of every clip, and its versions by other writers and by rules."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,82 +13,82 @@ from waver.tools.errors import WaverError
 
 Track = Literal["reference", "natural", "rules", "imported", "control"]
 TRACKS: Mapping[str, str] = {
-    "natural": "all human captions of a clip are versions of each other",
-    "rules": "the reference caption, rewritten by deterministic rules",
-    "imported": "captions rewritten by somebody else",
+    "natural": "other human captions of the same clip",
+    "rules": "the reference caption rewritten by deterministic rules",
+    "imported": "captions rewritten by people or models, read from a file",
 }
-"""Tracks of versions that mean the same; `control` is no such track."""
+"""Track -> description of its queries, which keep the meaning of a caption; queries of `control` do not."""
 _TRACK_ORDER = ("reference", *TRACKS, "control")
 UNKNOWN_STYLE = "another caption"
-"""Style of human captions where the data set tells no styles."""
+"""Style of human captions if the data set names no styles."""
 
 
 class RobustnessError(WaverError):
-    """The report cannot be made as asked."""
+    """Raised if the report cannot be made with these runs and settings."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One query: a text that is meant to find a clip."""
+    """One query: a text and the clip that it should retrieve."""
 
     clip_id: str
     text: str
     track: Track
     style: str
-    """How it is written: a style of the data set, the name of a rule, or what the import says."""
+    """A style of the data set, the name of a rule, or the style given in the imported file."""
     original: int
     """`caption_index` of the caption that it is a version of."""
 
 
 @dataclass(frozen=True)
 class Queries:
-    """The queries of a report, sorted by clip; those of a clip begin with its reference caption."""
+    """The queries of a report, sorted by clip; the first query of a clip is its reference caption."""
 
     rows: tuple[Query, ...]
     clip_ids: tuple[str, ...]
-    """The gallery, sorted."""
+    """Clips of the gallery, sorted."""
     clip: np.ndarray
-    """(Q,) number of each query's clip in the gallery."""
+    """(Q,) gallery index of the clip of each query."""
     video: np.ndarray
-    """(Q,) number of the video that each query's clip is a part of."""
+    """(Q,) index of the video that the clip of each query is a segment of."""
     reference: np.ndarray
-    """(Q,) the query that each is a version of; references refer to themselves."""
+    """(Q,) index of the query that each is a version of; a reference has its own index."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def of_track(self, *tracks: str) -> np.ndarray:
-        """The queries of some tracks, in order."""
+        """Returns the indices of the queries of some tracks, in order."""
         return np.array([i for i, row in enumerate(self.rows) if row.track in tracks], dtype=np.int64)
 
     def of_style(self, track: str, style: str) -> np.ndarray:
-        """The queries of a track in one style."""
+        """Returns the indices of the queries of a track in one style."""
         return np.array([i for i, row in enumerate(self.rows) if (row.track, row.style) == (track, style)], np.int64)
 
     def styles(self, *tracks: str) -> list[tuple[str, str]]:
-        """(track, style) of the queries of some tracks, track by track, styles in alphabetical order."""
+        """Returns the (track, style) pairs of some tracks, sorted by track and style."""
         found = {(row.track, row.style) for row in self.rows if row.track in tracks}
         return sorted(found, key=lambda pair: (tracks.index(pair[0]), pair[1]))
 
 
 def reference_rows(captions: pa.Table, split: str, style: str | None) -> pa.Table:
-    """The reference caption of each clip: its first one, or its first one in a style.
+    """Selects the reference caption of each clip: its first caption, or its first caption in a style.
 
     Args:
         captions: caption table.
-        split: whose clips.
-        style: of the reference captions; None for any.
+        split: split of the clips.
+        style: style of the reference captions; None for any.
 
     Returns:
         Rows of the table, sorted by clip.
 
     Raises:
-        RobustnessError: where the split is empty, or a clip has no caption in that style.
+        RobustnessError: if the split is empty, or a clip has no caption in that style.
     """
     chosen = captions.filter(pc.equal(captions["split"], split))
     if chosen.num_rows == 0:
-        there = ", ".join(sorted(set(captions["split"].to_pylist())))
-        raise RobustnessError(f"split: the data set has no captions of {split}; choose one of {there}")
+        available = ", ".join(sorted(set(captions["split"].to_pylist())))
+        raise RobustnessError(f"split: the data set has no captions of {split}; choose one of {available}")
     chosen = chosen.sort_by([("clip_id", "ascending"), ("caption_index", "ascending")])
     clips = set(chosen["clip_id"].to_pylist())
     if style is not None:
@@ -97,8 +97,8 @@ def reference_rows(captions: pa.Table, split: str, style: str | None) -> pa.Tabl
         if absent := sorted(clips - set(chosen["clip_id"].to_pylist())):
             raise RobustnessError(
                 f"reference: {len(absent)} of {len(clips)} clips of {split} have no caption in the style {style!r} "
-                f"({', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}); styles there are: "
-                f"{', '.join(styles) or '(none)'}. Leave it out, and each clip's first caption is taken"
+                f"({', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}); available styles: "
+                f"{', '.join(styles) or '(none)'}. Without `reference` the first caption of each clip is used"
             )
     ids = chosen["clip_id"].to_pylist()
     return chosen.take([row for row in range(len(ids)) if row == 0 or ids[row] != ids[row - 1]])
@@ -113,15 +113,15 @@ def build_queries(
     imported: Sequence[Query],
     controls: Mapping[str, Sequence[str | None]],
 ) -> Queries:
-    """Puts all queries of a report together.
+    """Builds all queries of a report.
 
     Args:
         captions: caption table.
-        references: see `reference_rows`.
-        natural: whether the other human captions of the clips are versions.
-        rules: name -> each reference caption, in order, rewritten; None where the rule does not apply.
-        imported: versions of any caption of these clips.
-        controls: as `rules`, of versions that mean something else.
+        references: reference captions from `reference_rows`.
+        natural: whether to add the other human captions of the clips.
+        rules: name of a rule -> its rewrite of each reference caption, in order; None if the rule does not apply.
+        imported: rewrites of any captions of these clips.
+        controls: like `rules`, for rewrites that change the meaning.
     """
     first = references.to_pylist()
     clips = {row["clip_id"]: number for number, row in enumerate(first)}
@@ -176,11 +176,11 @@ def _rewritten(
 
 
 def queries_to_captions(queries: Queries, references: pa.Table) -> pa.Table:
-    """The queries as a caption table, which can be evaluated as any other; in the same order.
+    """Makes a caption table of the queries, in the same order, that can be evaluated like any other.
 
     Args:
-        queries: of the report.
-        references: what they were built with; gives videos, paths and segments.
+        queries: queries of the report.
+        references: reference captions that the queries were built from; gives videos, paths and segments.
     """
     table = references.take(queries.clip)
     seen: dict[str, int] = {}
@@ -199,6 +199,6 @@ def queries_to_captions(queries: Queries, references: pa.Table) -> pa.Table:
 
 
 def queries_digest(queries: Queries) -> str:
-    """Hash of all queries, in order: reports with the same one asked the same."""
+    """Returns a hash of all queries in order; reports with the same hash have the same queries."""
     text = "\n".join(f"{row.clip_id}\t{row.track}\t{row.style}\t{row.original}\t{row.text}" for row in queries.rows)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A whole report: figures of every run, tests between runs, and what is written of them as JSON."""
+"""Computes the report: metrics of every run and tests between runs, as JSON."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,31 +23,31 @@ from waver.evaluation.robustness.queries import TRACKS, Queries
 from waver.evaluation.robustness.statistics import difference_interval, draw_bootstrap, holm, interval, permutation_p
 
 ALL = "all"
-"""Name of all tracks together."""
+"""Name of the union of all tracks."""
 _EXAMPLES = 2
-"""Of each style."""
+"""Number of example queries per style."""
 
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """Everything that is known of one run."""
+    """All metrics of one run."""
 
     name: str
     answers: Answers
     clean: dict[int, Ratio]
     """k -> R@k of the reference captions, over all clips."""
     tracks: dict[str, VersionMetrics]
-    """Track, or `all` -> figures of its versions; only tracks that have any."""
+    """Track or `all` -> metrics of its versions; tracks without queries are left out."""
     overall: dict[str, StyleMetrics]
-    """`reference`, track, or `all` -> figures of all its queries, whatever their style."""
+    """`reference`, track or `all` -> metrics of all its queries, of any style."""
     styles: dict[tuple[str, str], StyleMetrics]
-    """(track, style) -> its figures."""
+    """(track, style) -> metrics of its queries."""
     controls: dict[str, StyleMetrics]
-    """Name -> figures; what is found of them is found for the wrong reason."""
+    """Name of a control -> metrics of its queries, which no longer describe their clip."""
 
 
 def compute_run_metrics(name: str, answers: Answers, queries: Queries) -> RunMetrics:
-    """Computes the figures of a run from its answers to all queries."""
+    """Computes the metrics of a run from its ranks and top clips of all queries."""
     place = queries.reference, queries.clip, queries.video
 
     def of(rows: np.ndarray, compute: Any) -> Any:
@@ -79,12 +79,12 @@ def compute_run_metrics(name: str, answers: Answers, queries: Queries) -> RunMet
 
 
 def reference_queries(queries: Queries) -> np.ndarray:
-    """The one reference caption of each clip; imports can bring the originals of others."""
+    """Returns the first reference query of each clip; clips with imported versions of other captions have several."""
     return np.unique(queries.clip, return_index=True)[1]
 
 
 def headline_metrics(run: RunMetrics) -> dict[str, Ratio]:
-    """Clean R@1, worst-case R@1 and AO@10 over all versions of all tracks."""
+    """Returns clean R@1, worst-case R@1 and AO@10 over all versions of all tracks."""
     versions = run.tracks[ALL] if ALL in run.tracks else next(iter(run.tracks.values()))
     return {"clean R@1": run.clean[1], "worst-case R@1": versions.worst_case[1], "AO@10": versions.overlap}
 
@@ -92,7 +92,7 @@ def headline_metrics(run: RunMetrics) -> dict[str, Ratio]:
 def compare_with_baseline(
     first: RunMetrics, second: RunMetrics, bootstrap: np.ndarray, *, permutations: int, seed: int
 ) -> dict:
-    """Tests whether two runs differ: the headline, and R@1 of each style; Holm's correction over all of them."""
+    """Tests for differences of two runs in the headline metrics and in R@1 of each style, with Holm's correction."""
     pairs = {name: (ratio, headline_metrics(second)[name]) for name, ratio in headline_metrics(first).items()}
     pairs |= {
         f"R@1 {track}/{style}": (metrics.recall[1], second.styles[track, style].recall[1])
@@ -126,15 +126,15 @@ def make_report(
     permutations: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The report as JSON holds it. Shares are between 0 and 1; an interval is (low, high), 95 %, over videos.
+    """Makes the report as a JSON object. Shares are between 0 and 1; intervals are (low, high), 95 %, over videos.
 
     Args:
-        runs: their figures; all but the first are compared with the first.
-        queries: what was asked.
-        about: what else a reader must know; stands in the report as it is.
-        resamples: of the bootstrap.
-        permutations: of each test.
-        seed: of both.
+        runs: metrics of the runs; all but the first are compared with the first.
+        queries: queries of the report.
+        about: further entries, which are copied into the report.
+        resamples: number of resamples of the bootstrap.
+        permutations: number of permutations of each test.
+        seed: seed of both.
     """
     bootstrap = draw_bootstrap(int(queries.video.max()) + 1, resamples=resamples, seed=seed)
     return {
@@ -175,7 +175,7 @@ def _run(run: RunMetrics, queries: Queries, bootstrap: np.ndarray) -> dict[str, 
 
 
 def find_largest_drops(run: RunMetrics, queries: Queries) -> list[dict[str, Any]]:
-    """Of each style the versions that fell deepest, of those whose reference found the clip at once."""
+    """Returns per style the versions with the worst rank, among those whose reference has rank 1."""
     ranks, reference = run.answers.ranks, queries.reference
     chosen: list[int] = []
     for track, style in run.styles:
@@ -236,5 +236,5 @@ def _finite_values(values: tuple[float, ...]) -> list[float | None]:
 
 
 def _finite_or_none(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Returns None for NaN and infinity, which JSON lacks."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Intervals and tests over videos: queries of one video stand or fall together, so whole videos are drawn."""
+"""Bootstrap intervals and permutation tests that resample whole videos, because queries of one video are correlated."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -9,33 +9,33 @@ LEVEL = 0.95
 
 
 def draw_bootstrap(num_videos: int, *, resamples: int, seed: int) -> Int[np.ndarray, "resamples videos"]:
-    """How often each video is in each resample of the bootstrap. Figures from the same draws are paired."""
+    """Draws how often each video is in each bootstrap resample. Metrics computed from the same draws are paired."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(num_videos, np.full(num_videos, 1 / num_videos), size=resamples)
 
 
 def interval(ratio: Ratio, bootstrap: Int[np.ndarray, "resamples videos"]) -> tuple[float, float]:
-    """Percentile interval of a figure, 95 %; NaN where nothing is left of it in some resample."""
+    """Returns the 95 % percentile interval of a metric; NaN if its denominator is 0 in some resample."""
     return _percentiles(_resampled(ratio, bootstrap))
 
 
 def difference_interval(
     first: Ratio, second: Ratio, bootstrap: Int[np.ndarray, "resamples videos"]
 ) -> tuple[float, float]:
-    """The same of `second - first`, two figures of the same videos."""
+    """Returns the 95 % percentile interval of `second - first`, two metrics of the same videos."""
     return _percentiles(_resampled(second, bootstrap) - _resampled(first, bootstrap))
 
 
 def permutation_p(first: Ratio, second: Ratio, *, resamples: int, seed: int) -> float:
-    """Two-sided p of "the two models are exchangeable for every video", by a paired permutation test.
+    """Returns the two-sided p-value of a paired permutation test; null hypothesis: the models are exchangeable per video.
 
-    The statistic is the difference of the two figures, which must be means over the same units of the same videos; each
-    resample exchanges the models on a random half of the videos.
+    The statistic is the difference of the two metrics, which must be means over the same units of the same videos. Each
+    resample exchanges the models for every video with probability 1/2.
     """
     from scipy.stats import permutation_test
 
     assert np.array_equal(first.denominator, second.denominator), "not the same units"
-    # Videos on which both agree change nothing, whatever is drawn; one alone is as far from 0 exchanged as not.
+    # Videos with equal metrics never change the statistic; with a single other one, both permutations are equally extreme.
     different = first.numerator != second.numerator
     if different.sum() < 2:
         return 1.0
@@ -53,7 +53,7 @@ def permutation_p(first: Ratio, second: Ratio, *, resamples: int, seed: int) -> 
 
 
 def holm(p_values: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
-    """p-values corrected for the number of tests: the chance of even one false finding among them stays below the level.
+    """Returns p-values corrected for multiple tests, which control the family-wise error rate.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6(2), 1979.
     """

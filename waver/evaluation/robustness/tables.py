@@ -1,4 +1,4 @@
-"""The report as people read it in a terminal."""
+"""Tables of the report for a terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,10 @@ from rich.table import Table
 
 
 def headline_table(report: Mapping[str, Any]) -> Table:
-    """A line a run: clean R@1, worst-case R@1 of each track and of all, AO@10, with their intervals."""
+    """Makes a table with one row per run: clean R@1, worst-case R@1 of each track and of all, AO@10, with intervals."""
     runs = report["runs"]
     tracks = list(runs[0]["tracks"])
-    title = f"{report['split']} split, {report['num_clips']} clips; in brackets 95 % over videos"
+    title = f"{report['split']} split, {report['num_clips']} clips; in brackets: 95 % interval over videos"
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in ("", "clean R@1", *(f"worst case, {track}" for track in tracks), "AO@10"):
         table.add_column(name, justify="right" if name else "left")
@@ -22,9 +22,9 @@ def headline_table(report: Mapping[str, Any]) -> Table:
 
 
 def styles_table(report: Mapping[str, Any]) -> Table:
-    """R@1 and its change against the reference caption, a line a style, a column a run; controls below."""
+    """Makes a table of R@1 and its change from the reference caption: one row per style or control, one column per run."""
     runs = report["runs"]
-    table = Table(title="R@1, and its change against the reference caption", title_justify="left", title_style="bold")
+    table = Table(title="R@1, and its change from the reference caption", title_justify="left", title_style="bold")
     table.add_column("")
     for run in runs:
         table.add_column(run["name"], justify="right")

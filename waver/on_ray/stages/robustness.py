@@ -1,4 +1,4 @@
-"""The writing-style report of finished runs: asks each of them the same queries, and writes what that says."""
+"""Makes the writing-style report of runs: evaluates each of them on the same queries and writes the metrics."""
 
 import importlib.util
 import logging
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Source:
-    """One run that is asked."""
+    """One run of the report."""
 
     name: str
     path: Path
@@ -67,21 +67,22 @@ def run_robustness(
     *,
     output: Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Makes the report on some runs; all but the first are compared with the first.
+    """Makes the report on one or several runs; the others are compared with the first.
 
     Args:
-        runs: folders of runs (the best checkpoint is taken) or of checkpoints.
-        settings: of the report.
-        overrides: of the experiments' places and resources.
-        output: folder of the report; by default `robustness_<split>` in the folder of the run, or beside the runs with
-            their names where there are several.
+        runs: folders of runs, whose best checkpoint is evaluated, or of checkpoints.
+        settings: configuration of the report.
+        overrides: dotted key -> value for the paths and resources of the experiments.
+        output: folder of the report; by default `robustness_<split>` in the folder of the run, or for several runs
+            `robustness_<split>_<names>` beside them.
 
     Returns:
-        The report, see `make_report`, and its folder: report.json, report.html, plots, and queries.parquet with every
-        query, its rank and its first answers.
+        The report (see `make_report`), and its folder with report.json, report.html, plots, and queries.parquet, which has
+        the rank and top clips of every query.
 
     Raises:
-        RobustnessError: where the runs have not the same clips and captions, or there is nothing to ask.
+        RobustnessError: if scipy is not installed, the runs have different clips or captions, or there is only one version
+            of every caption.
     """
     if importlib.util.find_spec("scipy") is None:
         raise RobustnessError(
@@ -102,7 +103,7 @@ def run_robustness(
         "notes": notes,
         "sources": [described for _, described in evaluated],
     }
-    logger.info("drawing videos again for the intervals")
+    logger.info("computing bootstrap intervals over videos")
     report = make_report(
         metrics,
         queries,
@@ -121,7 +122,7 @@ def run_robustness(
 
 
 def _open_sources(runs: Sequence[Path], overrides: Mapping[str, Any], split: str) -> list[_Source]:
-    """The runs, which must know the same clips by the same captions."""
+    """Finds checkpoints, configurations and captions of the runs; checks that their clips and captions are the same."""
     sources: list[_Source] = []
     for path in runs:
         checkpoint = find_checkpoint(path)
@@ -130,19 +131,19 @@ def _open_sources(runs: Sequence[Path], overrides: Mapping[str, Any], split: str
         sources.append(_Source(name, path, checkpoint, config, load_captions(config)))
     names = [source.name for source in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise RobustnessError(f"{', '.join(twice)}: named twice; a run is compared with others, not with itself")
+        raise RobustnessError(f"{', '.join(twice)}: given twice; a run cannot be compared with itself")
     columns = ["clip_id", "video_id", "caption_index", "caption", "style"]
 
-    def asked(source: _Source) -> pa.Table:
+    def split_captions(source: _Source) -> pa.Table:
         rows = source.captions.filter(pc.equal(source.captions["split"], split)).select(columns)
         return rows.sort_by([("clip_id", "ascending"), ("caption_index", "ascending")])
 
-    first = asked(sources[0])
+    first = split_captions(sources[0])
     for source in sources[1:]:
-        if not asked(source).equals(first):
+        if not split_captions(source).equals(first):
             raise RobustnessError(
-                f"{source.name} and {sources[0].name} have other clips or captions in {split}: runs are compared on "
-                "the same queries and the same gallery; report on them apart"
+                f"{source.name} and {sources[0].name} have different clips or captions in {split}, but runs are "
+                "compared on the same queries and gallery: make one report for each"
             )
     return sources
 
@@ -174,7 +175,7 @@ def _evaluate_source(
 def _collect_queries(
     captions: pa.Table, settings: RobustnessConfig, imported: Mapping[Path, Sequence[ImportedRewrite]]
 ) -> tuple[Queries, pa.Table, list[str]]:
-    """The queries, the rows of the reference captions, and what a reader must know of what was not asked."""
+    """Builds the queries; returns them, the reference captions, and notes on skipped rules and tracks."""
     references = reference_rows(captions, settings.split, settings.reference)
     rules = _chosen_rules(settings)
     controls = list(CONTROLS.values()) if settings.controls else []
@@ -188,7 +189,7 @@ def _collect_queries(
             rules, absent = available_rules(rules, parsed=False)
             controls, absent_controls = available_rules(controls, parsed=False)
             names = ", ".join(rule.key for rule in (*absent, *absent_controls))
-            notes.append(f"not asked: {names}, which need a parse. {error}")
+            notes.append(f"skipped: {names}, which need a parser. {error}")
         else:
             logger.info(f"parsing {len(texts)} captions")
             docs = parse_captions(texts, parser)
@@ -206,11 +207,11 @@ def _collect_queries(
     )
     if not len(queries.of_track(*settings.tracks)):
         raise RobustnessError(
-            "there is nothing to compare: every clip has one caption, and no rule or file gives versions of it; add rules "
-            "to `tracks`, or name files in `imported`"
+            "there is nothing to compare: every clip has one caption, and no rule or file gives other versions of it; add "
+            "rules to `tracks`, or name files in `imported`"
         )
     if "natural" in settings.tracks and not len(queries.of_track("natural")):
-        notes.append("natural: not asked, every clip has one human caption")
+        notes.append("natural: skipped, because every clip has one human caption")
     return queries, references, notes
 
 
@@ -218,12 +219,12 @@ def _chosen_rules(settings: RobustnessConfig) -> list[Rule]:
     if "rules" not in settings.tracks:
         return []
     if unknown := [name for name in settings.rules or () if name not in RULES]:
-        raise RobustnessError(f"rules: {', '.join(unknown)}: there is no such rule; choose from {', '.join(RULES)}")
+        raise RobustnessError(f"rules: {', '.join(unknown)}: no such rule; choose from {', '.join(RULES)}")
     return [RULES[name] for name in settings.rules] if settings.rules is not None else list(RULES.values())
 
 
 def _read_imported(captions: pa.Table, settings: RobustnessConfig) -> dict[Path, list[ImportedRewrite]]:
-    """What each file gives of the split."""
+    """Reads the imported rewrites of the split, per file."""
     if "imported" not in settings.tracks:
         return {}
     split = captions.filter(pc.equal(captions["split"], settings.split))
@@ -231,7 +232,7 @@ def _read_imported(captions: pa.Table, settings: RobustnessConfig) -> dict[Path,
 
 
 def _count_authors(imported: Mapping[Path, Sequence[ImportedRewrite]]) -> list[dict[str, Any]]:
-    """Who wrote what was imported."""
+    """Counts the imported queries of each author in each file."""
     return [
         {"file": str(path), "by": author, "queries": count}
         for path, rows in imported.items()
@@ -249,8 +250,8 @@ def _to_answers(evaluation: Evaluation) -> Answers:
 
 
 def _describe_source(source: _Source, result: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the result of an evaluation says which model answered, and how."""
-    told = (
+    """Selects the fields of an evaluation result that describe model, knowledge and hardware."""
+    fields = (
         "checkpoint",
         "chosen_on",
         "knowledge",
@@ -261,7 +262,7 @@ def _describe_source(source: _Source, result: Mapping[str, Any]) -> dict[str, An
         "precision",
         "config",
     )
-    return {"name": source.name, **{key: result[key] for key in told}}
+    return {"name": source.name, **{key: result[key] for key in fields}}
 
 
 def _default_folder(sources: Sequence[_Source], split: str) -> Path:
@@ -273,11 +274,11 @@ def _default_folder(sources: Sequence[_Source], split: str) -> Path:
 
 
 def _write_queries(path: Path, queries: Queries, runs: Sequence[RunMetrics]) -> None:
-    """A row a query, with each run's rank and first answers, for those who want to look closer."""
+    """Writes one row per query, with its rank and top clips for each run."""
     columns: dict[str, Any] = {
         name: [getattr(row, name) for row in queries.rows] for name in ("clip_id", "track", "style", "text", "original")
     }
-    clips = np.array([*queries.clip_ids, None], dtype=object)  # -1 is nothing
+    clips = np.array([*queries.clip_ids, None], dtype=object)  # index -1 (fewer clips than answers) gives None
     for run in runs:
         columns[f"{run.name}: rank"] = run.answers.ranks
         columns[f"{run.name}: first answers"] = clips[run.answers.top].tolist()
@@ -287,5 +288,5 @@ def _write_queries(path: Path, queries: Queries, runs: Sequence[RunMetrics]) -> 
 
 def _count_text(queries: Queries) -> str:
     counts = {track: len(queries.of_track(track)) for track in ("reference", *TRACKS, "control")}
-    told = ", ".join(f"{count} {track}" for track, count in counts.items() if count)
-    return f"asking {len(queries)} queries of {len(queries.clip_ids)} clips: {told}"
+    counts_text = ", ".join(f"{count} {track}" for track, count in counts.items() if count)
+    return f"{len(queries)} queries of {len(queries.clip_ids)} clips: {counts_text}"
