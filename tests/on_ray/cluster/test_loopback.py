@@ -10,6 +10,12 @@ SCRIPT = Path(__file__).with_name("alone.py")
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ray_session():
+    """Starts none in this process."""
+
+
+@pytest.mark.own_ray
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux tells who listens")
 def test_a_ray_of_this_machine_listens_to_nobody_else_and_serves_nobody_without_its_token():
     ours = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_API_SERVER_ADDRESS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")

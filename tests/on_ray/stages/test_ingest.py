@@ -171,6 +171,7 @@ def test_store_that_cannot_be_written(tmp_path, videos):
         run(videos, store)
 
 
+@pytest.mark.own_ray
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_in_the_middle_and_continued(tmp_path, videos, render_video, how):
     store, pipe = tmp_path / "store", tmp_path / "videos/pipe.gif"

@@ -21,6 +21,11 @@ from waver.tools.object_store import fetch_folder, list_names, local_copy
 EPOCHS = 3
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ray_session():
+    """Starts none in this process."""
+
+
 @pytest.fixture
 def experiment(s3, tmp_path, captions, build_project) -> Path:
     """The clips are in the store already."""
@@ -45,6 +50,7 @@ def waver(environment: dict[str, str], *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.own_ray
 @pytest.mark.timeout(600)
 def test_a_run_that_loses_its_machine_goes_on_on_another(s3, experiment, tmp_path):
     run = local_copy(f"{s3}/runs/tiny", tmp_path / "observer")

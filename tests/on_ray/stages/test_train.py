@@ -36,7 +36,7 @@ from waver.training.plan import plan_epoch, training_rows
 EPOCHS = 4
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # tests that start their own Ray come first, and share it
 def project(tmp_path_factory, build_project, captions) -> Path:
     """A folder as a user has it: experiment.yaml, captions, videos, and a finished clip store."""
     return build_project(tmp_path_factory.mktemp("project"), captions, train={"epochs": EPOCHS})
@@ -50,7 +50,7 @@ def run(config: ExperimentConfig) -> dict:
     return train(config, load_captions(config), ClipStore(config.clip_store))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # tests that start their own Ray come first, and share it
 def fitted(project) -> tuple[ExperimentConfig, dict, list[str]]:
     """A finished run of two workers, and what it said."""
     config = experiment(project, name="fitted")
@@ -125,6 +125,7 @@ def test_the_loader_deals_the_plan(project, loaders):
     assert [batch.num_pairs for batch in batches] == [len(one) for one in plan]
 
 
+@pytest.mark.own_ray
 def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted):
     """kill -9 of the whole job after a checkpoint: driver, Ray's daemons, worker.
 

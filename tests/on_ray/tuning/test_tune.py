@@ -27,7 +27,7 @@ EPOCHS, REPEATS = 3, 2
 ALONE = {"workers": 1, "loaders_per_worker": 0}  # a loader is one more process for every run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # tests that start their own Ray come first, and share it
 def project(tmp_path_factory, build_project, captions) -> Path:
     """A folder as a user has it, whose experiment trains with one worker."""
     return build_project(
@@ -173,6 +173,7 @@ def test_trials_of_several_workers_are_runs_of_ray_train(project, said):
     assert states[0].epochs == 2
 
 
+@pytest.mark.own_ray
 def test_killed_and_run_again_the_sweep_goes_on(project):
     """kill -9 of the whole job, driver, Ray's daemons and trials, when one trial is finished and another has begun."""
     path = write_sweep(
