@@ -5,6 +5,8 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
+
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -20,14 +22,9 @@ SETTINGS = {
 
 def family(pid: int) -> list[int]:
     """A process and its descendants, the oldest last, so that nobody is adopted before it is found."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for process in found:
-        found += [child for child, parent in parents.items() if parent == process]
-    return found[::-1]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [*(child.pid for child in reversed(psutil.Process(pid).children(recursive=True))), pid]
+    return [pid]
 
 
 def kill(processes: list[int]) -> None:

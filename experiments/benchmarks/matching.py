@@ -27,8 +27,8 @@ from waver.knowledge.store import make_dictionary
 from waver.model.weights import load_backbone
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.match import match
-from waver.quickstart.memory import peak_memory
 from waver.runs.inputs import store_settings
+from waver.tools.memory import sample_peak_memory
 
 BACKBONE = {
     "embed_dim": 512,
@@ -53,7 +53,7 @@ def main(clips: int = 10_000, phrases: int = 110_000, workers: int = 1) -> None:
             table = pa.table([range(num_phrases), [f"counts {i} sheep" for i in range(num_phrases)], [1] * num_phrases],
                              names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA)  # fmt: skip
             dictionary, started = make_dictionary(table, leaky=False), time.perf_counter()
-            with peak_memory() as memory, connect(num_cpus=workers):
+            with sample_peak_memory() as memory, connect(num_cpus=workers):
                 knowledge = match(config, clip_ids, store, dictionary)
             seconds = time.perf_counter() - started
             assert len(knowledge.matches) == num_clips

@@ -351,7 +351,6 @@ def test_memory_is_an_estimate_that_warns(tiny_config, captions):
     assert levels(large, gpus=[], ram=2**34) == {"memory": "warning"}
     assert levels(large, gpus=[2**34], ram=2**34) == {"memory of a GPU": "warning", "memory": "ok"}
     assert levels(large, gpus=[], ram=None) == {"memory": "info"}
-    assert machine.available_memory() > 0
 
 
 # ---- the command

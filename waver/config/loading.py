@@ -15,7 +15,7 @@ from waver.config.sweep import ParameterConfig, SweepConfig
 from waver.data.annotations import DATA_SETS, CommonData
 from waver.tools.errors import WaverError
 from waver.tools.object_store import fetch, hide_secrets
-from waver.tools.section import Section
+from waver.tools.section import Section, flatten
 
 _Config = TypeVar("_Config", bound=Section)
 _MAX_VALUES = 10_000
@@ -65,7 +65,7 @@ def as_written(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
     raw = _read_yaml(Path(path), "an experiment is a mapping of sections (name, data, train, ...)")
     for key, value in (overrides or {}).items():
         _set(raw, key, value)
-    return flat(raw)
+    return flatten(raw)
 
 
 def load_sweep(path: Path | str) -> SweepConfig:
@@ -210,14 +210,6 @@ def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
             raw[name] = {}
         raw = raw[name]
     raw[last] = value
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key: `{"train": {"lr": 1}}` is `{"train.lr": 1}`."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def _describe(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> str:

@@ -221,18 +221,6 @@ def check_memory(
     yield Finding("ok" if fits else "warning", "memory", f"{found}, of {size(ram)}", "" if fits else remedy, details)
 
 
-def available_memory() -> int:
-    """Bytes of RAM that are free for new processes here, within the limit of a container."""
-    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if meminfo.exists():
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        pages = int(fields["MemAvailable"].split()[0]) * 1024
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        pages = min(pages, int(text))
-    return pages
-
-
 def _backbone(config: ExperimentConfig) -> str:
     return config.model.backbone if isinstance(config.model.backbone, str) else "backbone of its own architecture"
 

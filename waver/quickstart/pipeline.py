@@ -27,11 +27,11 @@ from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.train import run_training
 from waver.quickstart.dictionary import make_dictionary
 from waver.quickstart.experiment import quickstart_config
-from waver.quickstart.memory import peak_memory
 from waver.quickstart.weights import write_backbone
 from waver.quickstart.world import SEEN_STYLES, UNSEEN_STYLES, WORLD, render_world
 from waver.runs.inputs import load_captions
 from waver.tools.files import write_json
+from waver.tools.memory import sample_peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def run_quickstart(output: Path, *, workers: int, show: Callable[[object], None]
     def stage(name: str) -> None:
         seconds[name] = time.perf_counter() - start - sum(seconds.values())
 
-    with peak_memory() as memory:
+    with sample_peak_memory() as memory:
         _render(output / "world")
         stage("render")
         write_backbone(output / "backbone.safetensors")

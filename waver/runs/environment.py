@@ -1,9 +1,8 @@
-"""environment."""
+"""Versions, machine and checkout with which a run was started."""
 
 import json
 import os
 import platform
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from waver.tools.git import run_git
 from waver.tools.object_store import fetch
 
 
@@ -20,8 +20,8 @@ def environment() -> dict[str, str | int | list[str] | None]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": sys.argv,
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changes": _git("status", "--porcelain"),
+        "git_commit": _of_checkout("rev-parse", "HEAD"),
+        "git_changes": _of_checkout("status", "--porcelain"),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("waver", *packages)},
         "platform": platform.platform(),
@@ -44,15 +44,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(*arguments: str) -> str | None:
+def _of_checkout(*arguments: str) -> str | None:
     """What git says of waver's own checkout; None where it was installed without one.
 
     A job computes with a copy of the checkout, without git; `waver submit` says in its environment what it is a copy of.
     """
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
+    told = run_git(Path(__file__).parent, *arguments)
+    if told is None:
         return os.environ.get({"rev-parse": "WAVER_GIT_COMMIT", "status": "WAVER_GIT_CHANGES"}[arguments[0]])
-    return done.stdout.strip()
+    return told

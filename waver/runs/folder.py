@@ -16,13 +16,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from waver.config import ExperimentConfig, flat, load_config
+from waver.config import ExperimentConfig, load_config
 from waver.runs.checkpoint import CheckpointError, is_whole
 from waver.runs.environment import environment
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json, write_json, write_text
 from waver.tools.object_store import display_path, exists, fetch, list_names, remove, upload_folder
+from waver.tools.section import flatten
 
 SELECTION_METRIC = "t2v/R@1"
 
@@ -60,7 +61,7 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
     """
     path = folder / "config.yaml"
     if exists(path) and (newest_checkpoint(folder) or finished(folder)):
-        there, asked = flat(load_config(path).identity()), flat(config.identity())
+        there, asked = flatten(load_config(path).identity()), flatten(config.identity())
         different = [
             f"{key}: {there.get(key)} there, {asked.get(key)} asked"
             for key in sorted(there.keys() | asked.keys())

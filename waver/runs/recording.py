@@ -3,8 +3,6 @@
 The first worker has a `Recording`, the others have none. Nothing of it changes what is learned, or stops it.
 """
 
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +29,7 @@ from waver.runs.inspection import Inspection, InspectionSettings, inspect_run, t
 from waver.runs.tracking import Tracker, read_metrics
 from waver.runs.tracking.hparams import comparable_settings, finish_hparams, write_best, write_hparams
 from waver.runs.tracking.texts import best_text, command_text, config_text, data_text, environment_text, model_text
+from waver.tools.memory import peak_rss
 from waver.training.build import Training
 from waver.training.profiling import DATA_WAIT, Profiler
 
@@ -106,7 +105,7 @@ class Recording:
         """Logs an evaluation and shows what the model finds."""
         pairs = int(self._pairs[training.step])
         styles = {f"styles/{style}": metrics["t2v/R@1"] for style, metrics in evaluation.styles.items()}
-        here = {"clips/failed": self._num_failed, "memory_of_worker_gib": peak_memory() / 2**30}
+        here = {"clips/failed": self._num_failed, "memory_of_worker_gib": peak_rss() / 2**30}
         self._tracker.log(
             training.step,
             {**evaluation.metrics, **styles, **here},
@@ -201,12 +200,6 @@ def _gpu(training: Training) -> dict[str, float]:
     except (ModuleNotFoundError, RuntimeError):  # NVIDIA's library is not there, or does not answer
         return figures
     return figures
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, bytes."""
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024
 
 
 @contextmanager

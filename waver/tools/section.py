@@ -1,6 +1,7 @@
 """What sections of the configuration are made of."""
 
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,3 +46,19 @@ class Section(BaseModel):
     """A part of the configuration: immutable, and nothing unknown may stand in it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def flatten(settings: Mapping[str, Any], *, whole: Collection[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings by dotted key: `{"train": {"lr": 1}}` becomes `{"train.lr": 1}`.
+
+    Args:
+        settings: nested mappings.
+        whole: dotted keys of mappings that are one value.
+        prefix: put before every key.
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = prefix + name
+        nested = isinstance(value, Mapping) and key not in whole
+        found |= flatten(value, whole=whole, prefix=f"{key}.") if nested else {key: value}
+    return found

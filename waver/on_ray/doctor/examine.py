@@ -37,6 +37,7 @@ from waver.on_ray.doctor.nodes import check_nodes
 from waver.runs.environment import environment
 from waver.runs.folder import newest_checkpoint
 from waver.tools.files import write_json
+from waver.tools.memory import available_memory
 from waver.tools.object_store import ObjectStoreError, check_bucket, display_path, exists
 
 logger = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ def check_cluster(
             num_phrases = Knowledge(config.knowledge_store).num_phrases
         # Of GPUs elsewhere nothing is known but their number.
         memory = [] if gpus == 0 else gpu_bytes
-        ram = None if elsewhere else machine.available_memory()
+        ram = None if elsewhere else available_memory()
         if gpus == 0 or gpu_bytes:
             yield from machine.check_memory(config, captions, model, num_phrases=num_phrases, gpus=memory, ram=ram)
 

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from waver.on_ray.jobs.paths import ON_RUNS, named_paths, only_here, patterns_be
 from waver.sweeps.folder import sweep_folder
 from waver.sweeps.space import base_overrides, corner_points, list_points, point_configs
 from waver.tools.errors import WaverError
+from waver.tools.git import run_git
 from waver.tools.object_store import display_path
 
 STOP_WAIT_S = 60
@@ -55,7 +55,7 @@ class Submission:
 
 def default_working_dir(folder: Path) -> Path:
     """The git clone that a folder is in, else the folder."""
-    top = _git(folder, "rev-parse", "--show-toplevel")
+    top = run_git(folder, "rev-parse", "--show-toplevel")
     return Path(top) if top else folder.absolute()
 
 
@@ -113,7 +113,7 @@ def plan_submission(
     if problems:
         raise SubmissionError("\n".join(["the job would not find its way:", *(f"  {problem}" for problem in problems)]))
 
-    commit, changes = _git(working_dir, "rev-parse", "HEAD"), _git(working_dir, "status", "--porcelain")
+    commit, changes = run_git(working_dir, "rev-parse", "HEAD"), run_git(working_dir, "status", "--porcelain")
     if commit and (working_dir / "waver" / "__main__.py").is_file():  # the job computes with this code, without .git
         environment |= {"WAVER_GIT_COMMIT": commit, "WAVER_GIT_CHANGES": changes or ""}
     written = _written_folder(stage, config, sweep)
@@ -186,12 +186,3 @@ def _secret_in(value: Any) -> str:
 def _unlinked(path: Path) -> Path:
     """Where a file is named, without links on the way; one that is a link itself is uploaded as what it leads to."""
     return path.parent.resolve() / path.name
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says of a folder; None where there is no git, or no clone."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

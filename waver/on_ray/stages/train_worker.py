@@ -26,7 +26,8 @@ from waver.on_ray.cluster.workers import Rescale
 from waver.on_ray.stages.loader import clip_stream
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
 from waver.runs.folder import checkpoint_name, keep_checkpoint, newest_checkpoint
-from waver.runs.recording import LOOKED_AT, Recording, peak_memory
+from waver.runs.recording import LOOKED_AT, Recording
+from waver.tools.memory import peak_rss
 from waver.training import parallel
 from waver.training.build import Training, build_training
 from waver.training.plan import plan_epoch
@@ -134,7 +135,7 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
             report(evaluation.metrics)
     return {
         "seconds": time.perf_counter() - start,  # without what was waited for room
-        "peak_memory_bytes_of_worker": max(parallel.gather_objects(peak_memory())),
+        "peak_memory_bytes_of_worker": max(parallel.gather_objects(peak_rss())),
     }
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from waver.config import flat
 from waver.runs.comparison.reading import ComparisonError, ReadRun, read_run
 from waver.tools.object_store import display_path
+from waver.tools.section import flatten
 
 _DATA_KEYS = ("data.format", "data.split", "data.annotations", "data.videos")
 _HELD_OUT_KEYS = ("data.validation_fraction", "data.validation_seed")
@@ -99,7 +99,7 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     return Comparison(
         *names,
         config=config,
-        data=_rows(flat(first.data), flat(second.data)),
+        data=_rows(flatten(first.data), flatten(second.data)),
         environment=_rows(_environment(first), _environment(second)),
         training=_rows(_training(first), _training(second)),
         figures=(*_validation(first, second, config), *_evaluations(first, second, config)),
@@ -110,8 +110,8 @@ def compare_runs(a: Path, b: Path) -> Comparison:
 def _config_rows(a: ReadRun, b: ReadRun) -> tuple[Row, ...]:
     if not (a.config and b.config):
         return ()
-    counting = flat(a.config.identity()).keys() | flat(b.config.identity()).keys()
-    settings = [flat(run.config.model_dump(mode="json", exclude={"name"})) for run in (a, b)]
+    counting = flatten(a.config.identity()).keys() | flatten(b.config.identity()).keys()
+    settings = [flatten(run.config.model_dump(mode="json", exclude={"name"})) for run in (a, b)]
     rows = [Row(row.key, row.a, row.b, row.key in counting) for row in _rows(*settings)]
     return tuple(sorted(rows, key=lambda row: not row.counts))  # what counts comes first, else as they stand
 

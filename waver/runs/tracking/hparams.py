@@ -16,7 +16,7 @@ Found out with TensorBoard 2.21, for both of its loaders (tests/tracking/test_hp
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from torch.utils.tensorboard import SummaryWriter
+
+from waver.tools.section import flatten
 
 Value = bool | int | float | str
 
@@ -58,7 +60,7 @@ def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Value]:
         Dotted key -> number, word or truth value. A backbone of the user's own is called by a hash of its description, a
         file by its name, and what is unset `none`.
     """
-    flat = dict(_flatten(settings))
+    flat = flatten(settings, whole=("model.backbone",))
     return {key: plain(value) for key, value in flat.items() if key.partition(".")[0] in _COMPARED or key in _ALSO}
 
 
@@ -114,15 +116,6 @@ def _write(writer: SummaryWriter, tag: str, content: HParamsPluginData) -> None:
     about = metadata.create_summary_metadata(content)
     value = Summary.Value(tag=tag, metadata=about, tensor=metadata.NULL_TENSOR)
     writer.file_writer.add_summary(Summary(value=[value]), global_step=0)
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        # The description of a backbone is one setting.
-        if isinstance(value, Mapping) and f"{prefix}{key}" != "model.backbone":
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def plain(value: Any) -> Value:
