@@ -1,11 +1,13 @@
 """The command line as a user meets it: exit codes, messages, no tracebacks."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from waver.__main__ import main
 from waver.config import load_config
 
 DATA = "name: x\ndata: {format: table, annotations: captions.jsonl, videos: videos}\n"
@@ -15,6 +17,23 @@ def waver(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "waver", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
     )
+
+
+@pytest.fixture
+def waver_here(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process, in the folder of the test; gives its exit code, standard output and error."""
+    logger = logging.getLogger("waver")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["waver", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    yield run
+    logger.handlers[:], logger.level, logger.propagate = handlers, level, propagate
 
 
 def test_print_config_is_a_configuration(tmp_path, repository, monkeypatch):
@@ -55,7 +74,7 @@ def test_print_config_is_a_configuration(tmp_path, repository, monkeypatch):
         (["tune", "sweep.yaml", "--dry-run"], "train.lrr: unknown key; did you mean lr? (in 2 of 2 points)"),
     ],
 )
-def test_mistakes_end_in_a_sentence(tmp_path, arguments, expected):
+def test_mistakes_end_in_a_sentence(tmp_path, waver_here, arguments, expected):
     (tmp_path / "broken.yaml").write_text("name: [")
     (tmp_path / "good.yaml").write_text(DATA)
     (tmp_path / "sweep.yaml").write_text(
@@ -66,11 +85,18 @@ def test_mistakes_end_in_a_sentence(tmp_path, arguments, expected):
     (tmp_path / "videos").mkdir()
     for name in "abc":
         (tmp_path / "videos" / f"{name}.mp4").touch()
-    done = waver(*arguments, cwd=tmp_path)
-    assert done.returncode in (1, 2)
-    assert expected in done.stderr
+    code, shown, said = waver_here(*arguments)
+    assert code in (1, 2)
+    assert expected in said
+    assert "Traceback" not in said
+    assert shown == ""
+
+
+def test_a_mistake_is_the_exit_code_of_the_process(tmp_path):
+    done = waver("train", "nowhere.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere.yaml: no such file" in done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stdout == ""
 
 
 def test_a_bug_shows_its_traceback_and_where_to_report_it(tmp_path):
