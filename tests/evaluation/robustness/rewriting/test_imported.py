@@ -64,11 +64,11 @@ def test_rewrites(tmp_path, references):
     [
         ("{", "1 x line that is not JSON: line 2"),
         ("[1]", "1 x line that is not a JSON object: line 2"),
-        (line(clip_id="v9"), "1 x clip that is not of the split: line 2: v9"),
+        (line(clip_id="v9"), "1 x clip that is not in the split: line 2: v9"),
         (line(caption_index=2), "1 x caption that the clip does not have: line 2: v1, caption 2"),
-        (line(caption_index=True), "1 x caption_index that is no number: line 2: True"),
-        (line(caption_index="0"), "1 x caption_index that is no number: line 2: '0'"),
-        (line(caption_index=-1), "1 x caption_index that is no number: line 2: -1"),
+        (line(caption_index=True), "1 x caption_index that is not a number: line 2: True"),
+        (line(caption_index="0"), "1 x caption_index that is not a number: line 2: '0'"),
+        (line(caption_index=-1), "1 x caption_index that is not a number: line 2: -1"),
         (line(text=" "), "1 x empty text: line 2"),
         (line(text=None), "1 x text that is not text: line 2: null"),
         (line(text="\ud800"), r'1 x text that is not text: line 2: "\ud800"'),
@@ -78,7 +78,7 @@ def test_rewrites(tmp_path, references):
         (line(text="a dog runs"), "1 x rewrite that is the caption itself: line 2: v1, caption 0"),
         (
             line(caption="a cat runs"),
-            "1 x another caption than the one of the split: line 2: v1, caption 0: 'a cat runs'",
+            "1 x caption that differs from that of the split: line 2: v1, caption 0: 'a cat runs'",
         ),
         (line(caption=3), "1 x caption that is not text: line 2"),
         (line(provenance="me"), "1 x provenance that is not a JSON object: line 2: 'me'"),
@@ -103,7 +103,7 @@ def test_everything_at_once(tmp_path, references):
     with pytest.raises(AnnotationError) as caught:
         read_rewrites(path, references)
     assert str(caught.value).splitlines()[0].endswith("rewrites.jsonl: 4 problems")
-    assert "2 x clip that is not of the split: line 1: v9, line 3: v8" in str(caught.value)
+    assert "2 x clip that is not in the split: line 1: v9, line 3: v8" in str(caught.value)
     assert "1 x empty text: line 2" in str(caught.value)
 
 

@@ -1,13 +1,13 @@
-"""The same query in other words, and in words that say something else.
+"""Rewrites captions by deterministic rules.
 
-`RULES` put a caption differently and keep what it says; `CONTROLS` keep the words and change what it says. All of it is
-text: nothing here needs a video or a network.
+`RULES` change the wording and keep the meaning; `CONTROLS` keep most words and change the meaning. Rules need text only, no
+video and no network.
 
-rewrites.py, controls.py    what there is
-rule.py                     how a rule is applied: without order, without state, with choices made by hashes
-surface.py, synonyms.py     rules that look at words
-syntax.py, passive.py       rules that look at a parse
-imported.py                 captions that somebody else rewrote
+rewrites.py, controls.py    tables of the rules and controls
+rule.py                     applies a rule; random choices come from hashes, so results do not depend on order or process
+surface.py, synonyms.py     rules on words
+syntax.py, passive.py       rules on a dependency parse
+imported.py                 reads captions that people or models rewrote
 """
 
 from waver.evaluation.robustness.rewriting.controls import CONTROLS

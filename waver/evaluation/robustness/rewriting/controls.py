@@ -1,6 +1,6 @@
-"""Rules that keep a caption's words and change what it says: a model that reads must answer differently.
+"""Control rules, which keep most words of a caption and change its meaning: a model should retrieve another clip.
 
-They are no measure of style and are reported apart from `rewrites`.
+They do not measure robustness to style, and are reported apart from the rules of `rewrites`.
 """
 
 import re
@@ -23,7 +23,7 @@ _AUXILIARIES = word_set(
 
 
 def negation(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
-    """`a man is not playing`: the verb of the sentence, denied."""
+    """Negates the verb of the sentence: `a man is not playing`."""
     tokens = [] if _DENIED.search(text) else sentence_tokens(doc)
     if not tokens:
         return None
@@ -39,7 +39,7 @@ def negation(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
     if auxiliaries:
         first = auxiliaries[0]
         return _replace_token(text, first, f"{first.text} not") if first.lower_ in _AUXILIARIES else None
-    # "does not pick up a ball and throws it": what stands beside the verb would have to change as well.
+    # "does not pick up a ball and throws it": the coordinated verb would have to change as well.
     if verb.pos_ != "VERB" or any(child.dep_ in {"conj", "cc"} for child in verb.children):
         return None
     base = _base_form(verb)
@@ -58,7 +58,7 @@ _DO = {"VBZ": "does", "VBP": "do", "VBD": "did"}
 
 
 def _base_form(verb: "spacy.tokens.Token") -> str | None:
-    """`play` of `plays`; None where parser and spelling do not agree."""
+    """Returns the base form of a verb (`play` of `plays`); None if tag and spelling disagree."""
     if verb.tag_ == "VBP":
         return verb.lower_
     if verb.tag_ not in _DO:
@@ -76,7 +76,7 @@ def _replace_token(text: str, token: "spacy.tokens.Token", words: str) -> str:
 
 
 def swapped_object(text: str, key: str, doc: object) -> str | None:
-    """`a woman is playing a piano`: one thing or person, wherever the caption names it, becomes another of its kind."""
+    """Replaces all mentions of one thing or person by another of its kind: `a woman is playing a piano`."""
     table = load_words(_EXCHANGES)
     found = find_words(text, _EXCHANGES)
     named = {word[0].lower() for word in found}
@@ -91,8 +91,8 @@ def swapped_object(text: str, key: str, doc: object) -> str | None:
 
 
 CONTROLS = rules_by_key(
-    Rule("negation", None, True, "the verb of the sentence denied", negation),
-    Rule("swapped_object", None, False, "a thing or person exchanged for another of its kind", swapped_object),
-    Rule("swapped_direction", None, False, "a direction, place or change turned into its opposite", swapped_direction),
+    Rule("negation", None, True, "the verb of the sentence negated", negation),
+    Rule("swapped_object", None, False, "a thing or person replaced by another of its kind", swapped_object),
+    Rule("swapped_direction", None, False, "a direction, place or change replaced by its opposite", swapped_direction),
 )
-"""By their key."""
+"""Key -> rule."""

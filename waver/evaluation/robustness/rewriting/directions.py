@@ -1,4 +1,4 @@
-"""The opposite of a direction, place or change: left and right, into and out of, opens and closes."""
+"""Replaces a direction, place or change by its opposite: left and right, into and out of, opens and closes."""
 
 import re
 from functools import cache
@@ -21,7 +21,7 @@ _MOTION = (
 )
 _FROM_OR_TO = r"\b(?:pour|walk|run|jump|climb|div|crawl|com|step|fall|get|go|swim|fly|hop|mov|driv|pull|leap|rid)\w* "
 _WITHIN = r"(?:(?!and\b|then\b)\w+ ){0,3}?"
-# Up a street may be the way down.
+# "Up the street" has no opposite in meaning: it need not go upwards.
 _LEVEL = (
     r"(?:a|an|the|some) (?:[\w-]+ ){0,3}?(?:roads?|streets?|paths?|tracks?|court|field|hall|hallway|sidewalk|aisle|runway|"
     r"river|lane|trail|beach|corridor|highway|alley|line)\b"
@@ -66,7 +66,7 @@ _CONTEXTS: tuple[tuple[str, str, str], ...] = (
     ("on top of", "under", rf"\b(?P<word>WORD){_THING}"),
     ("inside", "outside", rf"\b(?P<word>WORD){_THING}"),
 )  # fmt: skip
-"""Two opposites, and where they are: a pattern with a place for either."""
+"""(word, opposite, pattern of the context): `WORD` in the pattern stands for either of the two."""
 
 
 @cache
@@ -79,8 +79,8 @@ def _patterns() -> tuple[tuple[re.Pattern[str], str], ...]:
 
 
 def swapped_direction(text: str, key: str, doc: object) -> str | None:
-    """`a man climbs down a ladder`: one word becomes its opposite, where it is certain which sense it has."""
-    # Where both opposites are named, one cannot change without the other.
+    """Replaces one word by its opposite if the context settles its sense: `a man climbs down a ladder`."""
+    # If the caption has both opposites, replacing one would need to replace the other.
     found = {
         match.span("word"): other
         for pattern, other in _patterns()

@@ -1,20 +1,20 @@
-"""Queries that people or models rewrote, read from a file that says who did it.
+"""Reads rewritten captions, and who wrote them, from a JSONL file.
 
-A line a rewrite, JSON:
+Each line is one rewrite:
 
     {"clip_id": "video7020", "caption_index": 0, "text": "somebody bakes a cake out of sugar paste", "style": "plain words",
      "provenance": {"by": "a model, its version", "how": "the prompt", "when": "2026-11-24", "checked_by": "two readers"}}
 
 Fields:
-    clip_id, caption_index: the caption that was rewritten, as the caption table numbers it.
-    text: the caption in other words.
-    style: a word or a few for the way it is written; the report has a row for each.
-    provenance: `by`, the model or person who wrote the text. May also say `how` (the prompt or instruction), `when`, and
-        `checked_by`, who read whether the text says what the caption says.
-    caption (optional): the caption as it was given to whoever rewrote it. Where it stands it must be that caption: a table
-        with captions in another order would be noticed.
+    clip_id, caption_index: the caption that was rewritten, with its index in the caption table.
+    text: the rewritten caption.
+    style: name of the writing style; the report has one row per style.
+    provenance: `by`, the model or person who wrote the text; optionally `how` (the prompt or instruction), `when`, and
+        `checked_by`, who checked that the text has the meaning of the caption.
+    caption (optional): the original caption. If given, it must equal the caption of the table, which detects a table with
+        captions in another order.
 
-A caption has at most one rewrite in each style. Not every caption needs one.
+A caption has at most one rewrite per style, and may have none.
 """
 
 import difflib
@@ -35,7 +35,7 @@ _EXAMPLE = '{"clip_id": ..., "caption_index": 0, "text": ..., "style": ..., "pro
 
 @dataclass(frozen=True)
 class Provenance:
-    """Who wrote a rewrite, and how; None is what the file does not say."""
+    """Who wrote a rewrite, and how; None for fields that the file lacks."""
 
     by: str
     how: str | None = None
@@ -45,7 +45,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class ImportedRewrite:
-    """A caption in other words, as a line of the file gives it."""
+    """One rewritten caption."""
 
     clip_id: str
     caption_index: int
@@ -58,14 +58,14 @@ def read_rewrites(path: Path, captions: pa.Table) -> list[ImportedRewrite]:
     """Reads rewritten queries and checks them against the captions that they rewrite.
 
     Args:
-        path: a JSONL file, as the text above describes it.
-        captions: the references, of `CAPTIONS_SCHEMA`: those of the split that is evaluated, and no others.
+        path: JSONL file in the format of this module's docstring.
+        captions: caption table with only the rows of the split that is evaluated.
 
     Returns:
-        The rewrites in the order of the file.
+        The rewrites, in the order of the file.
 
     Raises:
-        AnnotationError: with everything that is wrong, by kind, and the lines where it is.
+        AnnotationError: if the file has errors; lists all of them by kind, with their lines.
     """
     problems = Problems()
     columns = (captions[name].to_pylist() for name in ("clip_id", "caption_index", "caption"))
@@ -73,14 +73,14 @@ def read_rewrites(path: Path, captions: pa.Table) -> list[ImportedRewrite]:
     text = read_text(path, problems)
     rows = [] if text is None else read_jsonl(text, _EXAMPLE, problems)[1]
     if text is not None and not rows and not len(problems):
-        problems.add("file without rewrites", f"write a line a rewrite: {_EXAMPLE}", path.name)
+        problems.add("file without rewrites", f"write one line per rewrite: {_EXAMPLE}", path.name)
 
     clips = {clip_id for clip_id, _ in reference_of}
     rewrites: list[ImportedRewrite] = []
     line_of: dict[tuple[str, int, str], str] = {}
     for where, row in rows:
         rewrite = _parse(where, row, problems)
-        if rewrite is None or not _is_of_the_split(where, rewrite, row.get("caption"), reference_of, clips, problems):
+        if rewrite is None or not _matches_split(where, rewrite, row.get("caption"), reference_of, clips, problems):
             continue
         key = (rewrite.clip_id, rewrite.caption_index, rewrite.style)
         if key in line_of:
@@ -93,7 +93,7 @@ def read_rewrites(path: Path, captions: pa.Table) -> list[ImportedRewrite]:
 
 
 def _parse(where: str, row: Mapping[str, Any], problems: Problems) -> ImportedRewrite | None:
-    """One line; None if something is wrong with it."""
+    """Parses one line; returns None if it has an error."""
     num_problems = len(problems)
     _check_names(where, row, _FIELDS, _REQUIRED, "field", problems)
     for name in ("clip_id", "text", "style"):
@@ -101,7 +101,7 @@ def _parse(where: str, row: Mapping[str, Any], problems: Problems) -> ImportedRe
     index = row.get("caption_index")
     if "caption_index" in row and (not isinstance(index, int) or isinstance(index, bool) or index < 0):
         problems.add(
-            "caption_index that is no number", "write 0, 1, ...: which caption of the clip", f"{where}: {index!r}"
+            "caption_index that is not a number", "write 0, 1, ...: which caption of the clip", f"{where}: {index!r}"
         )
     if row.get("caption") is not None and not is_text(row["caption"]):
         problems.add("caption that is not text", "write the caption that was rewritten, or nothing", where)
@@ -140,7 +140,7 @@ def _check_names(
             problems.add(f"unknown {kind}", f"known are {', '.join(known)}", f"{where}: {hint}")
     for name in required:
         if name not in row:
-            remedy = f"every line needs {', '.join(_REQUIRED)}, and provenance says `by` whom"
+            remedy = f"every line needs {', '.join(_REQUIRED)}, and provenance needs `by`"
             problems.add(f"missing {kind} {name}", remedy, where)
 
 
@@ -154,7 +154,7 @@ def _check_text(where: str, row: Mapping[str, Any], name: str, problems: Problem
         problems.add(f"empty {name}", "fill it in, or delete the line", where)
 
 
-def _is_of_the_split(
+def _matches_split(
     where: str,
     rewrite: ImportedRewrite,
     caption: str | None,
@@ -162,17 +162,17 @@ def _is_of_the_split(
     clips: set[str],
     problems: Problems,
 ) -> bool:
-    """Whether the caption is there that was rewritten, and the text is another."""
+    """Checks that the original caption is in the split and that the rewrite differs from it."""
     reference = reference_of.get((rewrite.clip_id, rewrite.caption_index))
     what = f"{where}: {rewrite.clip_id}, caption {rewrite.caption_index}"
     if rewrite.clip_id not in clips:
-        remedy = "rewrite captions of the split that is evaluated, and no others"
-        problems.add("clip that is not of the split", remedy, f"{where}: {rewrite.clip_id}")
+        remedy = "rewrite only captions of the split that is evaluated"
+        problems.add("clip that is not in the split", remedy, f"{where}: {rewrite.clip_id}")
     elif reference is None:
-        problems.add("caption that the clip does not have", "captions of a clip are counted from 0", what)
+        problems.add("caption that the clip does not have", "caption indices start at 0", what)
     elif caption is not None and caption.split() != reference.split():
         problems.add(
-            "another caption than the one of the split", "rewrite it again from this split", f"{what}: {caption!r}"
+            "caption that differs from that of the split", "rewrite the caption of this split", f"{what}: {caption!r}"
         )
     elif rewrite.text == " ".join(reference.split()):
         problems.add("rewrite that is the caption itself", "change it, or delete the line", what)

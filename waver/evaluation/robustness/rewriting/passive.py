@@ -1,4 +1,4 @@
-"""`an onion is being cut by a man`: the passive of captions with a subject, a verb and an object."""
+"""Turns captions with subject, verb and object into the passive: `an onion is being cut by a man`."""
 
 from waver.evaluation.robustness.rewriting.syntax import (
     agrees,
@@ -13,14 +13,14 @@ from waver.evaluation.robustness.rewriting.words import word_set
 
 _OBJECT_CASE = {"he": "him", "she": "her", "they": "them", "i": "me", "we": "us", "you": "you", "it": "it"}
 _SUBJECT_CASE = {"him": "he", "her": "she", "them": "they", "me": "I", "us": "we", "you": "you", "it": "it"}
-# Their owner would change: "his hair is being brushed by a man".
+# Pronouns whose antecedent would change: "his hair is being brushed by a man".
 _BOUND_PRONOUNS = word_set(
     """
     his her its their my our your himself herself itself themselves each other own one who which that what
     himselfs theirselves them him he she they it
     """
 )
-# Not done to anything: "makes fun", "takes turns"; and quantities whose number cannot be told.
+# Objects of idioms ("makes fun", "takes turns"), and quantities whose grammatical number is unclear.
 _IDIOMS = word_set(
     """
     way place turn turns fun care part time home lot number bunch couple variety pair place sense love something
@@ -33,7 +33,7 @@ _SCREENS = word_set(
     video clip movie film scene camera picture image animation advertisement commercial
     """
 )
-# Behind an object these may belong to the verb, while "the door to a house" may not be torn apart.
+# After an object these prepositions may attach to the verb; others may attach to the object ("the door to a house").
 _OF_THE_VERB = word_set(
     """
     into onto in on at off out from through across along over down near under around during
@@ -52,7 +52,7 @@ _MASS_PLURALS = frozenset({"news", "gymnastics", "yoga", "karate", "tennis", "bi
 
 
 def passive(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
-    """Exchanges subject and object; what stands behind the object stays with the verb, the former subject comes last."""
+    """Exchanges subject and object. Words after the object follow the verb; the former subject comes last."""
     tokens = sentence_tokens(doc)
     if not tokens:
         return None
@@ -73,12 +73,17 @@ def passive(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
         subject_head = heads[0] if heads else verb
     thing_heads = [child for child in verb.rights if child.dep_ == "dobj"]
     thing = subtree_tokens(thing_heads[0]) if len(thing_heads) == 1 else None
-    if not subject or not thing or subject[0].i != 0 or not _is_plain(subject, subject_head, thing, thing_heads[0]):
+    if (
+        not subject
+        or not thing
+        or subject[0].i != 0
+        or not _can_be_exchanged(subject, subject_head, thing, thing_heads[0])
+    ):
         return None
 
     middle, tail = tokens[subject[-1].i + 1 : verb.i], tokens[thing[-1].i + 1 :]
     particle = tokens[verb.i + 1 : thing[0].i]
-    if not _is_in_place(verb, middle, particle, tail):
+    if not _can_keep_rest(verb, middle, particle, tail):
         return None
     if verb.lemma_ in _PLACING and any(token.dep_ == "prep" and token.lower_ != "of" for token in thing):
         return None
@@ -94,13 +99,13 @@ def passive(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
     return render(doc, [patient, verb_group, particle, tail, "by", agent])
 
 
-def _is_plain(
+def _can_be_exchanged(
     subject: "list[spacy.tokens.Token]",
     subject_head: "spacy.tokens.Token",
     thing: "list[spacy.tokens.Token]",
     head: "spacy.tokens.Token",
 ) -> bool:
-    """Whether subject and object are nouns that can change places."""
+    """Returns whether subject and object are noun phrases that can be exchanged."""
     if subject_head.pos_ not in {"NOUN", "PROPN", "PRON", "NUM"} or head.pos_ not in {"NOUN", "PROPN", "PRON"}:
         return False
     if any(may_be_verb(token) and token.tag_ in {"NNS", "NN"} for token in [*subject[1:], *thing[1:]]):
@@ -120,13 +125,13 @@ def _is_plain(
     return not any(token.lower_ in _BOUND_PRONOUNS | {"with"} for token in thing)
 
 
-def _is_in_place(
+def _can_keep_rest(
     verb: "spacy.tokens.Token",
     middle: "list[spacy.tokens.Token]",
     particle: "list[spacy.tokens.Token]",
     tail: "list[spacy.tokens.Token]",
 ) -> bool:
-    """Whether every word between and behind has a place in the passive."""
+    """Returns whether all words between subject and verb, and after the object, can be kept in the passive."""
     if any(token.head != verb or token.dep_ not in {"aux", "advmod"} for token in middle):
         return False
     if any(token.dep_ == "advmod" and not token.lower_.endswith("ly") for token in middle):
@@ -145,7 +150,7 @@ def _is_in_place(
 
 
 def _belongs_to_verb(head: "spacy.tokens.Token") -> bool:
-    """Whether a phrase behind the object says how or where it is done, not which object it is done to."""
+    """Returns whether a phrase after the object modifies the verb, not the object."""
     if head.dep_ == "advmod":
         return head.lower_.endswith("ly")
     things = [child.lower_ for child in head.children if child.dep_ == "pobj"]
@@ -157,7 +162,7 @@ def _belongs_to_verb(head: "spacy.tokens.Token") -> bool:
 
 
 def _is_plural(head: "spacy.tokens.Token", thing: "list[spacy.tokens.Token]") -> bool | None:
-    """Whether a verb with this subject is plural; None if that cannot be told."""
+    """Returns whether a verb with this subject is plural; None if unclear."""
     if any(token.head == head and token.dep_ == "conj" for token in thing):
         return True if any(token.lower_ == "and" for token in thing) else None
     if len(thing) == 1 and head.lower_ in _SUBJECT_CASE:
@@ -173,7 +178,7 @@ def _is_plural(head: "spacy.tokens.Token", thing: "list[spacy.tokens.Token]") ->
 
 
 def _passive_verb(verb: "spacy.tokens.Token", middle: "list[spacy.tokens.Token]", plural: bool | None) -> str | None:
-    """`is being slowly cut`, in the time of the active; None if there is no plain one."""
+    """Returns the passive verb group in the tense of the active (`is being slowly cut`); None for other tenses."""
     forms = find_verb(verb.lower_, verb.tag_)
     if forms is None or plural is None:
         return None

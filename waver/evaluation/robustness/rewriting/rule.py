@@ -1,4 +1,4 @@
-"""What a rule is, and how one is applied to captions: without order, without state, with choices made by hashes."""
+"""Defines rules and applies them to captions. Random choices come from hashes: results do not depend on order or process."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -8,47 +8,47 @@ from typing import TypeVar
 T = TypeVar("T")
 
 Apply = Callable[[str, str, "spacy.tokens.Doc | None"], str | None]
-"""(caption, key of its random choices, its parse) -> the caption in other words; None where the rule does not apply."""
+"""(caption, key of random choices, parse) -> rewritten caption; None if the rule does not apply."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One way to put a caption differently.
+    """One way to rewrite a caption.
 
-    Rules of the same name differ in severity only; a greater one makes the choices of a smaller one, and more.
+    Rules of the same name differ in severity only; a higher severity includes the changes of a lower one.
     """
 
     name: str
     severity: str | None
-    """A word; None for a rule that has no degrees."""
+    """Name of the severity; None for a rule without severities."""
     needs_parse: bool
-    """Whether it works on a spaCy parse (see `parse_captions`)."""
+    """Whether the rule needs a spaCy parse (see `parse_captions`)."""
     describe: str
-    """What it does, in a sentence for the reader of a report."""
+    """Description for the reader of a report."""
     apply: Apply
 
     @property
     def key(self) -> str:
-        """`typos-light`; no other rule has it."""
+        """Unique name of the rule, such as `typos-light`."""
         return self.name if self.severity is None else f"{self.name}-{self.severity}"
 
 
 def rules_by_key(*rules: Rule) -> dict[str, Rule]:
-    """Rules by their key, in their order."""
+    """Returns key -> rule, in the given order."""
     by_key = {rule.key: rule for rule in rules}
     assert len(by_key) == len(rules), "two rules with one key"
     return by_key
 
 
 def available_rules(rules: Iterable[Rule], *, parsed: bool) -> tuple[list[Rule], list[Rule]]:
-    """Parts rules into those that can be applied and those that cannot.
+    """Splits rules into those that can be applied and those that cannot.
 
     Args:
-        rules: any.
-        parsed: whether there are parses, which take spaCy and one of its models.
+        rules: the rules.
+        parsed: whether parses are available, which need spaCy and one of its models.
 
     Returns:
-        Those that are available, those that are not.
+        The rules that can be applied, and those that cannot.
     """
     rules = list(rules)
     return (
@@ -58,11 +58,11 @@ def available_rules(rules: Iterable[Rule], *, parsed: bool) -> tuple[list[Rule],
 
 
 def parse_captions(captions: Sequence[str], parser: "spacy.language.Language") -> "list[spacy.tokens.Doc]":
-    """Parses captions as `rewrite` expects it, each different one once.
+    """Parses captions for `rewrite`; parses equal captions once.
 
     Args:
-        captions: any.
-        parser: from `waver.knowledge.phrases.load_parser`.
+        captions: the captions.
+        parser: spaCy pipeline from `waver.knowledge.phrases.load_parser`.
     """
     texts = [_normalised(caption) for caption in captions]
     distinct = list(dict.fromkeys(texts))
@@ -73,16 +73,16 @@ def parse_captions(captions: Sequence[str], parser: "spacy.language.Language") -
 def rewrite(
     captions: Sequence[str], rule: Rule, *, seed: int, docs: "Sequence[spacy.tokens.Doc] | None" = None
 ) -> list[str | None]:
-    """Puts captions differently. What becomes of one depends on itself, the rule and the seed, never on its neighbours.
+    """Rewrites captions by a rule. Each result depends only on the caption, the rule and the seed.
 
     Args:
-        captions: as they stand in the data set. White space counts for nothing: a run of it is one space in the result.
+        captions: the captions. A run of white space counts as one space.
         rule: of `rewrites.RULES` or `controls.CONTROLS`.
-        seed: another one, other choices. Rules that make none do not change.
-        docs: from `parse_captions`, one a caption; only rules with `needs_parse` look at them.
+        seed: seed of the random choices; rules without random choices ignore it.
+        docs: parses from `parse_captions`, one per caption; only used by rules with `needs_parse`.
 
     Returns:
-        One a caption; None where the rule does not apply or changes nothing.
+        One text per caption; None if the rule does not apply or changes nothing.
     """
     assert docs is not None or not rule.needs_parse, f"{rule.key} needs parses: see available_rules"
     assert docs is None or len(docs) == len(captions)
@@ -98,17 +98,17 @@ def rewrite(
 
 
 def hash_to_int(key: str) -> int:
-    """A random number of 64 bits that `key` alone decides: the same in every process and Python."""
+    """Returns a pseudo-random 64-bit number that depends only on `key`: the same in every process and Python version."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def choose(options: Sequence[T], key: str) -> T:
-    """One of the options."""
+    """Returns a pseudo-random one of the options."""
     return options[hash_to_int(key) % len(options)]
 
 
 def shuffle(items: Sequence[T], key: str) -> list[T]:
-    """The items in a random order."""
+    """Returns the items in a pseudo-random order."""
     return [
         items[place] for place in sorted(range(len(items)), key=lambda place: (hash_to_int(f"{key}/{place}"), place))
     ]

@@ -1,4 +1,4 @@
-"""Rewrites that need no grammar: case, punctuation, typing mistakes, missing words, frames, a casual tone."""
+"""Rules that need no parse: case, punctuation, typing errors, dropped words, added phrases, casual tone."""
 
 import re
 import unicodedata
@@ -12,7 +12,7 @@ _NEIGHBOURS = {
     "a": "qsz", "s": "adwx", "d": "sfec", "f": "dgrv", "g": "fhtb", "h": "gjyn", "j": "hkum", "k": "jlio", "l": "kop",
     "z": "xas", "x": "zcsd", "c": "xvdf", "v": "cbfg", "b": "vngh", "n": "bmhj", "m": "njk",
 }  # fmt: skip
-"""Letters beside each other on a QWERTY keyboard."""
+"""Adjacent letters on a QWERTY keyboard."""
 
 _ARTICLES = frozenset({"a", "an", "the", "some"})
 _FUNCTION_WORDS = word_set(
@@ -35,7 +35,7 @@ _FRAMES = {
         "in this clip one can see the following: {}",
         "here is what the camera recorded: {}",
     ),
-    # Most of it behind the caption: models read so many words (32 tokens in the paper), and the caption must be among them.
+    # Most words come after the caption: models read a limited number of tokens (32 in the paper), and the caption must fit.
     "heavy": (
         "i am looking for a video in which one can see this: {}, and that is basically all that is going on in it, as "
         "far as i can tell from watching it",
@@ -54,7 +54,7 @@ _CONTRACTIONS = (
     (r"\b(you|we|they) are (?=\w)", r"\1're "),
     (r"\b(i|you|we|they) have (?=been\b)", r"\1've "),
     (r"\b(there|here|that|it|he|she|who|someone|somebody|everyone) is (?=\w)", r"\1's "),
-    # Not behind a hiss (this, bus, fish) or a plural, where it is not said or reads as a possessive.
+    # Not after a sibilant (this, bus, fish) or a plural, where it is not said or reads as a possessive.
     (
         r"\b(?!(?:men|women|children|people|which|one|not|and|or)\b)([a-z]*[a-z](?<![sxz])(?<!ch)(?<!sh)) "
         r"is (?=[a-z]*[aeiouy][a-z]*ing\b)",
@@ -69,12 +69,12 @@ _CLOSERS = ("lol", "haha", "i guess", "you know", "tbh", "i think")
 
 
 def upper_case(text: str, key: str, doc: object) -> str:
-    """`A MAN IS SINGING`."""
+    """Changes to upper case: `A MAN IS SINGING`."""
     return text.upper()
 
 
 def strip_punctuation(text: str, key: str, doc: object) -> str:
-    """`a man s hat`: lower case, without punctuation but that within numbers (2.5)."""
+    """Changes to lower case and drops punctuation, except within numbers (2.5): `a man s hat`."""
     text = text.lower()
     in_number = {found.start() for found in re.finditer(r"(?<=\d)[.,:](?=\d)", text)}
     return "".join(
@@ -84,14 +84,14 @@ def strip_punctuation(text: str, key: str, doc: object) -> str:
 
 
 def sentence_case(text: str, key: str, doc: object) -> str:
-    """`A man is singing.`; a caption that shouts is quietened."""
+    """Writes a capital letter first and a full stop last, upper case becomes lower case: `A man is singing.`."""
     text = text.lower() if text.isupper() else text
     text = re.sub(r"\bi\b(?!\.)", "I", text[:1].upper() + text[1:])
     return text if unicodedata.category(text[-1]).startswith("P") else f"{text}."
 
 
 def typos(text: str, key: str, doc: object, *, share: float) -> str:
-    """Mistakes in a share of the words of four letters or more, in one at least; first letters and numbers stay right.
+    """Makes typing errors in a share of the words of four letters or more, at least in one; keeps first letters and numbers.
 
     Of a hundred words of MSVD that are mistyped, less than one becomes another word that is common there (hose for horse).
     """
@@ -103,7 +103,7 @@ def typos(text: str, key: str, doc: object, *, share: float) -> str:
 
 
 def _mistyped(word: str, key: str) -> str:
-    """One mistake: a neighbour on the keyboard, two letters the wrong way round, one missing, one twice."""
+    """Makes one error: a letter is replaced by its neighbour on the keyboard, swapped with the next, dropped or doubled."""
     at = 1 + hash_to_int(f"{key}/at") % (len(word) - 2)
     before, letter, following, after = word[:at], word[at], word[at + 1], word[at + 2 :]
     neighbour = choose(_NEIGHBOURS[letter.lower()], f"{key}/neighbour")
@@ -117,7 +117,7 @@ def _mistyped(word: str, key: str) -> str:
 
 
 def keywords(text: str, key: str, doc: object) -> str | None:
-    """`man playing guitar street`: what one would type into a search box. No and not stay."""
+    """Drops function words, as in a search box, except "no" and "not": `man playing guitar street`."""
     words = re.findall(r"\w+(?:[-.,]\w+)*", re.sub(r"['\u2019]s\b", "", text))
     kept = []
     for place, word in enumerate(words):
@@ -128,7 +128,7 @@ def keywords(text: str, key: str, doc: object) -> str | None:
 
 
 def no_determiners(text: str, key: str, doc: object) -> str:
-    """`man is playing guitar`: no articles. `a few` and `some of` stay, and what may be a letter (`vitamin a`)."""
+    """Drops articles (`man is playing guitar`), but keeps `a few`, `some of` and a possible letter (`vitamin a`)."""
     words = text.split()
     kept = []
     for place, word in enumerate(words):
@@ -140,19 +140,19 @@ def no_determiners(text: str, key: str, doc: object) -> str:
 
 
 def wordy(text: str, key: str, doc: object, *, severity: str) -> str:
-    """Around the caption, a frame that says nothing. A colon leaves open whether it is a sentence or a noun."""
+    """Adds phrases without content around the caption, after a colon, which fits both a sentence and a noun phrase."""
     text = text.rstrip(" .")
     return choose(_FRAMES[severity], key).format(text) if text else ""
 
 
 def casual(text: str, key: str, doc: object, *, heavy: bool) -> str:
-    """`a man's playing guitar`; heavier: `ok so a man's just playin guitar lol`."""
+    """Adds contractions (`a man's playing guitar`); if heavy, fillers too (`ok so a man's just playin guitar lol`)."""
     text = text.lower().rstrip(" .!")
     for pattern, replacement in _CONTRACTIONS:
         text = re.sub(pattern, replacement, text)
     if not heavy or not text:
         return text
-    # Behind an auxiliary it is a verb for certain: not "the ceilin".
+    # After an auxiliary, a word in -ing is certainly a verb: not "the ceilin".
     just = choose(("", "just ", "like "), f"{key}/just")
     text = re.sub(r"(\bis |\bare |'s |'re )([a-z]*[aeiouy][a-z]*in)g\b", rf"\g<1>{just}\g<2>", text, count=1)
     opener, closer = choose(_OPENERS, f"{key}/opener"), choose(_CLOSERS, f"{key}/closer")

@@ -1,4 +1,4 @@
-"""Words for which a curated table has another word of the same sense."""
+"""Replaces words by synonyms from a curated table."""
 
 from waver.evaluation.robustness.rewriting.rule import choose, shuffle
 from waver.evaluation.robustness.rewriting.words import find_words, load_words, replace_spans
@@ -7,7 +7,7 @@ _TABLE = "synonyms.txt"
 
 
 def synonyms(text: str, key: str, doc: object, *, every: bool) -> str:
-    """`a lady is speaking`: one word, or every word of the table, gives way to another."""
+    """Replaces one word, or every word, that the table has a synonym for: `a lady is speaking`."""
     found = shuffle(find_words(text, _TABLE), key)
     return replace_spans(
         text,

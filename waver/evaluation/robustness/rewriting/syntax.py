@@ -1,7 +1,7 @@
-"""Rewrites and controls that look at the parse of a caption. Where it is not plain, they leave the caption alone.
+"""Helpers for rules on a dependency parse, and the rule that fronts the last phrase.
 
-The parser was made for newspapers, and captions are lower case, short and misspelt: what is done here is done only to
-sentences of which every word has its place.
+The parser was trained on edited text, while captions are lower case, short and misspelt. The rules therefore apply only to
+sentences with a simple parse, and leave all others unchanged.
 """
 
 import itertools
@@ -22,7 +22,7 @@ _FRONTED_ADVERBS = word_set(
     carefully gently quietly loudly happily briefly momentarily finally
     """
 )
-# What the parser takes for nouns behind "and": "raises her hands and spins".
+# Verbs that the parser mistakes for nouns after "and": "raises her hands and spins".
 _OFTEN_VERBS = word_set(
     """
     move talk turn walk look run jump dance ride fall go stand sit smile laugh wave point shake kick throw play
@@ -30,7 +30,7 @@ _OFTEN_VERBS = word_set(
     """
 )
 _CONJUNCTIONS = frozenset({"while", "when", "as", "because", "after", "before"})
-# Verbs whose "in" or "on" belongs to them: where something goes, what is aimed at, in which form it ends.
+# Verbs with a prepositional complement, as of goal, target or result: their "in" or "on" phrase cannot be fronted.
 _BOUND = word_set(
     """
     put place pour drop throw set lay add mix stir dip dunk cut jump dive fall get climb step load stuff insert
@@ -45,7 +45,7 @@ _BOUND = word_set(
     """
 )
 _MOVES_ALONG = word_set("run walk go move drive crawl slide pass drag carry roll jump leap")
-# Things in or on which something is done, not where it is done; and ways to do it.
+# Nouns whose "in" or "on" phrase is not a place of the action: body parts, shapes, manners.
 _NO_PLACES = word_set(
     """
     head face back nose cheek leg arm hand belly stomach chest ear neck shoulder mouth eye foot finger lap
@@ -56,7 +56,7 @@ _NO_PLACES = word_set(
 
 
 def render(doc: "spacy.tokens.Doc", parts: "list[list[spacy.tokens.Token] | str]") -> str:
-    """Parts of a caption in another order, in its case: a capital first and a full stop last, if it has them."""
+    """Joins parts of a caption in a new order; keeps a capital letter first and a full stop last."""
     texts = [part if isinstance(part, str) else doc[part[0].i : part[-1].i + 1].text for part in parts if part]
     first = doc[0]
     if first.text[:1].isupper() and first.pos_ != "PROPN" and first.text != "I":
@@ -74,7 +74,7 @@ def _ending(doc: "spacy.tokens.Doc") -> "list[spacy.tokens.Token]":
 
 
 def sentence_tokens(doc: "spacy.tokens.Doc") -> "list[spacy.tokens.Token]":
-    """The tokens without a full stop at the end; none where there is other punctuation, or no one sentence."""
+    """Returns the tokens without final full stop; empty if there is other punctuation or not exactly one sentence."""
     roots = [token for token in doc if token.head == token]
     if any(before.lower_ == "and" and may_be_verb(after) for before, after in itertools.pairwise(doc)):
         return []
@@ -84,32 +84,32 @@ def sentence_tokens(doc: "spacy.tokens.Doc") -> "list[spacy.tokens.Token]":
 
 
 def may_be_verb(token: "spacy.tokens.Token") -> bool:
-    """Whether a word is often a verb where the parser sees a noun."""
+    """Returns whether a word that the parser tags as noun is often a verb."""
     return token.lower_ in _OFTEN_VERBS or token.lower_.removesuffix("s") in _OFTEN_VERBS
 
 
 def subtree_tokens(token: "spacy.tokens.Token") -> "list[spacy.tokens.Token] | None":
-    """What hangs on a token, with itself; None where other words stand between."""
+    """Returns the subtree of a token; None if it is not contiguous."""
     tokens = [part for part in token.subtree if not (part.i + 1 == len(part.doc) and part.text in {".", "!"})]
     return tokens if tokens and tokens[-1].i - tokens[0].i + 1 == len(tokens) else None
 
 
 def root_of(tokens: "list[spacy.tokens.Token]") -> "spacy.tokens.Token":
-    """The token that all others hang on."""
+    """Returns the root of the dependency tree."""
     return next(token for token in tokens if token.head == token)
 
 
 def agrees(verb: "spacy.tokens.Token", subject: "spacy.tokens.Token") -> bool:
-    """Whether subject and verb have one number, as far as that shows; where not, one of them is likely another word."""
+    """Returns whether subject and verb agree in number, as far as visible; if not, the parse is likely wrong."""
     plural = subject.tag_ in {"NNS", "NNPS"} or any(child.dep_ == "conj" for child in subject.children)
     singular = subject.tag_ in {"NN", "NNP"} and not plural
     return not (plural and verb.tag_ == "VBZ") and not (singular and verb.tag_ == "VBP")
 
 
 def clause_order(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
-    """`on the stage, a man is singing`: what stands last, if it tells where or when, comes first."""
+    """Moves the last phrase to the front if it gives place or time: `on the stage, a man is singing`."""
     tokens = sentence_tokens(doc)
-    verb = _plain_verb(tokens) if tokens else None
+    verb = _only_verb(tokens) if tokens else None
     if verb is None:
         return None
     for phrase in verb.rights:
@@ -118,15 +118,15 @@ def clause_order(text: str, key: str, doc: "spacy.tokens.Doc") -> str | None:
             rest = tokens[: moved[0].i]
             if rest[-1].pos_ in {"ADP", "PART", "CCONJ", "DET"} or rest[-1].dep_ in {"prt", "prep", "aux"}:
                 return None
-            # "talks to the people in the audience": who is in the audience?
+            # "talks to the people in the audience": the last phrase may modify the noun.
             if rest[-1].dep_ == "pobj" and rest[-1].head.lower_ in {"to", "of", "for", "from", "between"}:
                 return None
             return render(doc, [moved, ",", rest])
     return None
 
 
-def _plain_verb(tokens: "list[spacy.tokens.Token]") -> "spacy.tokens.Token | None":
-    """The verb of `a man is singing` or of `a man singing`, if the caption begins with the man and has one such verb."""
+def _only_verb(tokens: "list[spacy.tokens.Token]") -> "spacy.tokens.Token | None":
+    """Returns the verb of `a man is singing` or `a man singing` if the caption starts with its subject; else None."""
     root = root_of(tokens)
     if root.pos_ == "NOUN":
         verbs = [child for child in root.rights if child.dep_ == "acl" and child.tag_ == "VBG"]

@@ -1,4 +1,4 @@
-"""Forms of the verbs that captions use with an object."""
+"""Inflects verbs, and looks up transitive verbs of captions by their form."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -22,14 +22,14 @@ class Verb:
 
 
 def find_verb(form: str, tag: str) -> Verb | None:
-    """The verb of which this is a form, of those that go into the passive.
+    """Finds the transitive verb that has this form.
 
     Args:
-        form: in lower case.
-        tag: of the Penn Treebank: VB, VBP, VBZ, VBD, VBN or VBG.
+        form: the form, in lower case.
+        tag: its Penn Treebank tag: VB, VBP, VBZ, VBD, VBN or VBG.
 
     Returns:
-        None if the verb is not in the table, or the form could belong to two of them.
+        The verb; None if the table has none or several with this form.
     """
     found = _verbs_by_form().get((form, _FORM_OF_TAG.get(tag, "")), ())
     return found[0] if len(found) == 1 else None
@@ -62,12 +62,12 @@ def _verbs_by_form() -> dict[tuple[str, str], tuple[Verb, ...]]:
 
 
 def inflect(base: str, past: str | None = None, participle: str | None = None) -> Verb:
-    """The forms of a verb, spelt by rule: stop, stopped, stopping; carry, carries, carried; tie, tying; wash, washes.
+    """Inflects a verb by spelling rules: stop, stopped, stopping; carry, carries, carried; tie, tying; wash, washes.
 
     Args:
-        base: `cut`.
-        past: where it is irregular.
-        participle: likewise.
+        base: base form, such as `cut`.
+        past: past tense, if irregular.
+        participle: past participle, if irregular.
     """
     after_consonant = len(base) > 1 and base[-2] not in "aeiou"
     if base.endswith("y") and after_consonant:
@@ -85,7 +85,7 @@ def inflect(base: str, past: str | None = None, participle: str | None = None) -
 
 
 def double_final_consonant(base: str) -> str:
-    """With the last consonant doubled where one short vowel stands before it: stop, chop, control, but not open."""
+    """Doubles the last consonant after a single short vowel: stop, chop, control, but not open."""
     vowels = sum(letter in "aeiou" for letter in base)
     closed = len(base) > 2 and base[-1] not in "aeiou" and base[-1] not in _NEVER_DOUBLED and base[-2] in "aeiou"
     single = closed and vowels - base.count("qu") == 1

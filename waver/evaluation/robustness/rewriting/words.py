@@ -1,4 +1,4 @@
-"""Tables of words that stand for others, and exchanging words in a text so that case and articles stay right."""
+"""Reads tables of replacement words, and replaces words in a text with correct case and articles."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,17 +11,17 @@ _VOWEL_SOUND = re.compile(
 
 
 def word_set(words: str) -> frozenset[str]:
-    """The words of a text."""
+    """Returns the set of the words of a text."""
     return frozenset(words.split())
 
 
 @cache
 def load_words(name: str) -> Mapping[str, tuple[str, ...]]:
-    """Reads a table of this package: word -> the words that may stand for it, in lower case.
+    """Reads a table of this package: word -> its possible replacements, in lower case.
 
-    A line maps the words on its left to those on its right one by one (`child, children > kid, kids`), in both directions
-    (`<>`), or, alone, says that these words together are something else and stay as they are (`hot dog`). A word with
-    several lines has several words that may stand for it. `#` begins a comment.
+    A line maps the words on its left to those on its right one by one (`child, children > kid, kids`), or in both directions
+    with `<>`. A line without arrow lists phrases that are never changed (`hot dog`). A word on several lines has several
+    replacements. `#` starts a comment.
     """
     table: dict[str, list[str]] = {}
     lines = (
@@ -43,23 +43,23 @@ def load_words(name: str) -> Mapping[str, tuple[str, ...]]:
 
 @cache
 def _finder(name: str) -> re.Pattern[str]:
-    """Finds the words of a table, of those that overlap the longest."""
+    """Returns a pattern that matches the words of a table; of overlapping words the longest."""
     words = sorted(load_words(name), key=len, reverse=True)
     return re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, words))})(?![\w-])", re.IGNORECASE)
 
 
 def find_words(text: str, name: str) -> list[re.Match[str]]:
-    """Where words of a table stand that others may stand for, from left to right."""
+    """Finds the words of a text that a table has replacements for, from left to right."""
     return [found for found in _finder(name).finditer(text) if load_words(name)[found[0].lower()]]
 
 
 def replace_spans(text: str, replacements: Iterable[tuple[int, int, str]]) -> str:
-    """Puts words in the place of others.
+    """Replaces spans of a text by words.
 
     Args:
         text: the text.
-        replacements: (start, end, word) that do not overlap; the word, in lower case, takes over the case of what it
-            replaces, and an `a` or `an` before it is mended.
+        replacements: (start, end, word in lower case), without overlaps. The word gets the case of the span that it
+            replaces, and an `a` or `an` before it is corrected.
     """
     for start, end, word in sorted(replacements, reverse=True):
         before, old = text[:start], text[start:end]
