@@ -18,6 +18,7 @@ _REFUSED_BY_THE_SYSTEM = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
+    errno.ENAMETOOLONG,
     errno.EIO,
     errno.ESTALE,
     errno.EMFILE,
