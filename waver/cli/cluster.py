@@ -42,7 +42,7 @@ def submit(
     ] = [],  # noqa: B006
 ) -> None:
     """Run a stage on a cluster, as a job that goes on without this machine; submit again, it continues."""
-    from waver.on_ray.jobs import dashboard_address, default_working_dir, plan_submission
+    from waver.on_ray.jobs import StageCommand, dashboard_address, default_working_dir, plan_submission
     from waver.on_ray.jobs.client import follow_job, send_job
 
     given = [config, *(arguments or [])]
@@ -53,13 +53,9 @@ def submit(
     asked = {"resources.workers": parsed["workers"]} if parsed.get("workers") else {}
     cluster, here = dashboard_address(address, os.environ), Path.cwd()
     submission = plan_submission(
-        stage,
-        given,
-        parsed,
-        folder=here,
+        StageCommand(stage, given, parsed, asked | parse_overrides(parsed["overrides"]), here),
         working_dir=working_dir or default_working_dir(here),
         address=cluster,
-        overrides=asked | parse_overrides(parsed["overrides"]),
         excludes=exclude,
         variables=env,
         environ=os.environ,

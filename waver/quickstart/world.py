@@ -65,11 +65,9 @@ def render_world(
 
     Args:
         folder: is made if need be; files of other worlds in it are left alone.
-        num_train: clips of the split, broken ones among them; so are the next two.
-        num_validation: see above.
-        num_test: see above.
-        num_broken: clips whose file cannot be decoded: the first is one of test, so that a gallery with a missing clip
-            is seen, all others are of train.
+        num_train, num_validation, num_test: clips of each split, broken ones included.
+        num_broken: clips whose file cannot be decoded. The first is one of test, so that its gallery misses a clip; all
+            others are of train.
         seed: another seed, another world.
         train_writers: of each training clip, in a style of `SEEN_STYLES` each.
         progress: is called with the number of clips written and of all clips.
@@ -80,9 +78,9 @@ def render_world(
     Raises:
         ValueError: if there are not enough different scenes, or more broken files than clips that may be broken.
     """
-    if num_broken > num_train + min(num_test, 1):
+    if num_broken > (most := num_train + min(num_test, 1)):
         raise ValueError(
-            f"num_broken = {num_broken}: one clip of test and {num_train} of train may be broken; lower it"
+            f"num_broken = {num_broken}: at most {most} clips may be broken, one of test and those of train"
         )
     sizes = {"num_train": num_train, "num_validation": num_validation, "num_test": num_test}
     asked = json.dumps(
@@ -100,10 +98,8 @@ def render_world(
     rows = []
     for index, (split, scene) in enumerate(clips):
         path = folder / "videos" / f"{hashlib.sha256(f'{asked}/{index}'.encode()).hexdigest()[:10]}.mp4"
-        if index in broken:
-            _BREAK[broken.index(index) % len(_BREAK)](path, scene)
-        else:
-            encode(path, draw(scene))
+        write = _BREAK[broken.index(index) % len(_BREAK)] if index in broken else _encode_scene
+        write(path, scene)
         rows += [{"video": f"videos/{path.name}", **row} for row in describe(scene, split, seed, train_writers)]
         if progress:
             progress(index + 1, len(clips))
@@ -111,6 +107,10 @@ def render_world(
     captions_path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     done_path.write_text(asked, encoding="utf-8")
     return captions_path
+
+
+def _encode_scene(path: Path, scene: Scene) -> None:
+    encode(path, draw(scene))
 
 
 def describe(scene: Scene, split: str, seed: int, train_writers: int = TRAIN_WRITERS) -> list[dict[str, str]]:

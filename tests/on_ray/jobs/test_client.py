@@ -8,6 +8,7 @@ from ray._private.runtime_env.packaging import create_package
 
 from waver.on_ray.jobs import PackageError, Submission, SubmissionError, package_size
 from waver.on_ray.jobs.client import JobError, send_job, uploaded_files
+from waver.on_ray.jobs.submission import EXCLUDES
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_nothing_is_sent_that_could_not_start_or_is_too_large(folder):
         file.truncate(100 * 2**20)
     with pytest.raises(PackageError, match=r"(?s)100\.0 MiB would be uploaded.*100\.0 MiB  weights\.bin") as refused:
         send_job(submission(folder), nobody)
-    assert "--exclude 'weights.bin'" in str(refused.value)
+    assert "--exclude '/weights.bin'" in str(refused.value)
 
 
 def test_an_address_where_nobody_answers_ends_in_a_sentence(folder):
@@ -61,3 +62,18 @@ def test_an_address_where_nobody_answers_ends_in_a_sentence(folder):
         closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
     with pytest.raises(JobError, match=f"nobody answers at {closed} .*Is the cluster up"):
         send_job(submission(folder), closed)
+
+
+def test_the_advised_pattern_keeps_the_package_and_an_unanchored_one_would_not(tmp_path):
+    for path in ("data/videos/a.mp4", "waver/data/batch.py"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    assert set(uploaded_files(tmp_path, ("/data/",))) == {"waver/data/batch.py"}
+    assert set(uploaded_files(tmp_path, ("data/",))) == set()
+
+
+def test_the_package_of_this_repository_is_uploaded_whole(repository):
+    uploaded = set(uploaded_files(repository, EXCLUDES))
+    package = {path.relative_to(repository).as_posix() for path in (repository / "waver").rglob("*.py")}
+    assert package <= uploaded
+    assert "waver/quickstart/phrases/phrases.parquet" in uploaded

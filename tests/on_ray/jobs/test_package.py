@@ -44,4 +44,4 @@ def test_what_is_too_large_is_refused_by_name(tmp_path):
     with pytest.raises(PackageError, match=r"120.0 MiB would be uploaded, Ray takes less than 100 MiB"):
         check_package(tmp_path, files, 100 * mib)
     assert "    120.0 MiB  videos/  (2 files)\n" in str(refused.value)
-    assert "--exclude 'videos/'" in str(refused.value)
+    assert "--exclude '/videos/'" in str(refused.value)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from waver.config import ConfigError, load_config
-from waver.on_ray.jobs import SubmissionError, default_working_dir, plan_submission
+from waver.on_ray.jobs import StageCommand, SubmissionError, default_working_dir, plan_submission
 
 DATA = "data: {format: table, annotations: /shared/captions.jsonl, videos: /shared/videos}\n"
 STORED = "storage: {path: /shared/waver}\n"
@@ -27,8 +27,8 @@ def clone(tmp_path: Path) -> Path:
 
 
 def plan(clone, stage, *arguments, parsed=None, **how):
-    settings = {"folder": clone, "working_dir": clone, "address": "http://head:8265", "overrides": {}, "environ": {}}
-    return plan_submission(stage, arguments, parsed or {}, **settings | how)
+    command = StageCommand(stage, arguments, parsed or {}, how.pop("overrides", {}), how.pop("folder", clone))
+    return plan_submission(command, **{"working_dir": clone, "address": "http://head:8265", "environ": {}} | how)
 
 
 def test_a_job_is_the_plain_command_in_the_uploaded_folder(clone):

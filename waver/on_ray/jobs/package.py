@@ -77,6 +77,7 @@ def check_package(folder: Path, files: Mapping[str, int], limit: int) -> None:
         f"{folder} is too large for a job: {size / _MIB:.1f} MiB would be uploaded, Ray takes less than "
         f"{limit / _MIB:g} MiB. Most of it:\n"
         + "\n".join(lines)
-        + f"\nLeave out what the job does not read, with --exclude {entries[0][0]!r} or a line in .rayignore (written as in "
-        ".gitignore, which counts too); videos and stores belong into a folder that every node sees"
+        # Without the slash in front, `data/` would leave out waver/data as well.
+        + f"\nLeave out what the job does not read, with --exclude '/{entries[0][0]}' or a line in .rayignore (written as "
+        "in .gitignore, which counts too); videos and stores belong into a folder that every node sees"
     )

@@ -59,84 +59,124 @@ def default_working_dir(folder: Path) -> Path:
     return Path(top) if top else folder.absolute()
 
 
+@dataclass(frozen=True)
+class StageCommand:
+    """A command line of waver, as it was typed."""
+
+    stage: str
+    """train, tune, ingest, vocabulary, match, evaluate, robustness or doctor."""
+    arguments: Sequence[str]
+    """Of `waver STAGE`; the first of them is the experiment, sweep or run."""
+    parsed: Mapping[str, Any]
+    """The same, parsed by the command: name of the parameter -> value."""
+    overrides: Mapping[str, Any]
+    """From `--set` and `--workers` among the arguments."""
+    folder: Path
+    """The working directory: relative paths name files in it, on this machine and in the job."""
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the command of a stage reads before it starts."""
+
+    config: ExperimentConfig | None = None
+    sweep: SweepConfig | None = None
+    files: tuple[Path, ...] = ()
+
+
 def plan_submission(
-    stage: str,
-    arguments: Sequence[str],
-    parsed: Mapping[str, Any],
+    command: StageCommand,
     *,
-    folder: Path,
     working_dir: Path,
     address: str,
-    overrides: Mapping[str, Any],
     excludes: Sequence[str] = (),
     variables: Sequence[str] = (),
     environ: Mapping[str, str],
 ) -> Submission:
-    """Turns the arguments of a stage into a job; reads its configuration, sends nothing.
+    """Turns the command of a stage into a job; reads its configuration, sends nothing.
 
     Args:
-        stage: train, tune, ingest, vocabulary, match, evaluate, robustness or doctor.
-        arguments: of `waver STAGE`, the first of them the experiment, sweep or run.
-        parsed: the same, as the command has read them: name of the parameter -> value.
-        folder: where they were typed: relative paths mean files in it, here and in the job.
+        command: what the job runs.
         working_dir: the folder that is uploaded.
         address: of the dashboard.
-        overrides: what `--set` and `--workers` among the arguments say.
-        excludes: more that is not uploaded, written as in .gitignore.
+        excludes: patterns of further files that are not uploaded, written as in .gitignore.
         variables: NAME=VALUE for the environment of the job.
-        environ: the environment here.
+        environ: the environment of this process.
 
     Raises:
         ConfigError: with every mistake in the configuration.
         SubmissionError: with everything else that is wrong.
     """
-    working_dir, folder = working_dir.resolve(), folder.resolve()
+    working_dir, folder = working_dir.resolve(), command.folder.resolve()
     start = folder if folder.is_relative_to(working_dir) else working_dir
-    here = is_loopback(address)
-    first, *others = arguments
-    problems, needs, config, sweep = [], [], None, None
-    if stage not in ON_RUNS:
-        config, sweep = _load(stage, folder / first, overrides)
-        needs += [folder / first] + ([sweep.base] if sweep else [])
-        first = os.path.relpath(folder / first, start)
-    if stage == "robustness" and parsed.get("config"):
-        needs.append(start / parsed["config"])
-    problems += [
-        f"{path} is not below {working_dir}, which is all that is uploaded: move it, or name another --working-dir"
-        for path in needs
-        if not _unlinked(path).is_relative_to(working_dir)
-    ]
-    for name, value, origin in named_paths(stage, parsed, config, sweep, folder / arguments[0], overrides):
-        problems += [f"{name}: {value}{origin} {what}" for what in only_here(name, value, working_dir, here)]
-    environment, wrong = _environment(variables, environ)
-    problems += wrong + [f"--set {key}: {wrong}" for key, value in overrides.items() if (wrong := _secret_in(value))]
+    inputs = _read_inputs(command, folder, start)
+    environment, problems = _environment(variables, environ)
+    problems = _path_problems(command, inputs, folder, working_dir, local=is_loopback(address)) + problems
+    problems += [f"--set {key}: {wrong}" for key, value in command.overrides.items() if (wrong := _secret_in(value))]
     if problems:
         raise SubmissionError("\n".join(["the job would not find its way:", *(f"  {problem}" for problem in problems)]))
 
     commit, changes = run_git(working_dir, "rev-parse", "HEAD"), run_git(working_dir, "status", "--porcelain")
     if commit and (working_dir / "waver" / "__main__.py").is_file():  # the job computes with this code, without .git
         environment |= {"WAVER_GIT_COMMIT": commit, "WAVER_GIT_CHANGES": changes or ""}
-    written = _written_folder(stage, config, sweep)
+    config, sweep = inputs.config, inputs.sweep
+    written = _written_folder(command.stage, config, sweep)
     metadata = {
-        "waver.stage": stage,
+        "waver.stage": command.stage,
         "waver.experiment": sweep.name if sweep else config.name if config else None,
         "waver.config": config.digest() if config else None,
         "waver.git_commit": f"{commit}, with changes" if commit and changes else commit,
         "waver.folder": written,
     }
-    command = shlex.join(["python", "-m", "waver", stage, first, *others])
-    if start != working_dir:
-        command = f"cd {shlex.quote(str(start.relative_to(working_dir)))} && {command}"
     kept = (config.storage.folder, config.data.videos) if config else ()
     return Submission(
-        entrypoint=command,
+        entrypoint=_entrypoint(command, folder, start, working_dir),
         working_dir=working_dir,
-        needs=tuple(_unlinked(path).relative_to(working_dir).as_posix() for path in needs),
+        needs=tuple(_unlinked(path).relative_to(working_dir).as_posix() for path in inputs.files),
         excludes=(*EXCLUDES, *patterns_below(kept, working_dir), *excludes),
         environment=environment,
         metadata={key: value for key, value in metadata.items() if value},
-        runs={"train": written and written.rpartition("/")[0], "tune": written}.get(stage),
+        runs={"train": written and written.rpartition("/")[0], "tune": written}.get(command.stage),
     )
+
+
+def _read_inputs(command: StageCommand, folder: Path, start: Path) -> _Inputs:
+    """Reads the configuration of a stage, and lists the files that it needs."""
+    config, sweep, files = None, None, []
+    if command.stage not in ON_RUNS:
+        path = folder / command.arguments[0]
+        config, sweep = _load(command.stage, path, command.overrides)
+        files += [path] + ([sweep.base] if sweep else [])
+    if command.stage == "robustness" and command.parsed.get("config"):
+        files.append(start / command.parsed["config"])
+    return _Inputs(config, sweep, tuple(files))
+
+
+def _path_problems(
+    command: StageCommand, inputs: _Inputs, folder: Path, working_dir: Path, *, local: bool
+) -> list[str]:
+    """Paths that the job would not find: not uploaded, or only on this machine."""
+    problems = [
+        f"{path} is not below {working_dir}, which is all that is uploaded: move it, or name another --working-dir"
+        for path in inputs.files
+        if not _unlinked(path).is_relative_to(working_dir)
+    ]
+    first = folder / command.arguments[0]
+    named = named_paths(command.stage, command.parsed, inputs.config, inputs.sweep, first, command.overrides)
+    for name, value, origin in named:
+        problems += [f"{name}: {value}{origin} {what}" for what in only_here(name, value, working_dir, local)]
+    return problems
+
+
+def _entrypoint(command: StageCommand, folder: Path, start: Path, working_dir: Path) -> str:
+    """The command line of the job, in its copy of `working_dir`."""
+    first, *others = command.arguments
+    if command.stage not in ON_RUNS:
+        first = os.path.relpath(folder / first, start)
+    line = shlex.join(["python", "-m", "waver", command.stage, first, *others])
+    if start == working_dir:
+        return line
+    return f"cd {shlex.quote(str(start.relative_to(working_dir)))} && {line}"
 
 
 def _load(stage: str, path: Path, overrides: Mapping[str, Any]) -> tuple[ExperimentConfig, SweepConfig | None]:
