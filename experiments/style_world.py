@@ -1,14 +1,14 @@
-"""Does knowledge help with writers that training never saw? Every way of using it, with several seeds.
+"""Compares ways of using knowledge on writing styles that training never saw, over several seeds.
 
     python experiments/style_world.py [--seeds 10] [--output style_world] [--set KEY=VALUE]
 
-Renders the quickstart's world, decodes it, makes and matches the dictionary; then trains `style_world.yaml` in each of
-WAYS with each seed, as tasks of Ray, one CPU each, and evaluates on test. A seed decides initial weights and the order of
-batches, and is the same for all ways, so differences are paired. What is done stays in OUTPUT/runs.jsonl: run again, it
-goes on.
+Renders the data of the quickstart, decodes it, makes the dictionary and matches it. Then trains `style_world.yaml` with
+each entry of WAYS and each seed, as Ray tasks with one CPU each, and evaluates on test. The seed determines initial weights
+and the order of batches, and is the same for all ways, so that differences are paired. Results are appended to
+OUTPUT/runs.jsonl, from which an interrupted experiment resumes.
 
-Intervals of a difference are bootstraps (percentiles of 10,000 draws): over seeds and clips of test at the same time, which
-says what to expect of other clips; and over seeds alone, which says what is luck of training.
+Intervals of a difference are percentiles of 10,000 bootstrap resamples: over seeds and test clips together (variance between
+data sets), and over seeds alone (variance of training).
 """
 
 import json
@@ -55,7 +55,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "(e) distillation in place of captions, vision only": {**_VISION_ONLY, **_DISTILL, "loss.contrastive": 0.0},
     "(e) all losses, vision only": {**_VISION_ONLY, **_DISTILL, "loss.knowledge": 0.2},
 }
-"""Line of the table -> what it changes in style_world.yaml."""
+"""Row of the table -> settings that it changes in style_world.yaml."""
 _DRAWS = 10_000
 
 
@@ -64,7 +64,7 @@ def main(
     output: Path = Path("style_world"),
     overrides: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE")] = [],  # noqa: B006 (typer's way)
 ) -> None:
-    """Prints the table, in Markdown."""
+    """Runs the experiment and prints its table in Markdown."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     places = {
         "data.annotations": str(output / "world" / "captions.jsonl"),
@@ -102,7 +102,7 @@ def main(
 def _run_all(
     asked: dict[tuple[str, int], ExperimentConfig], captions: pa.Table, store: Path, made_from: str, log: Path
 ) -> Iterator[tuple[tuple[str, int], dict]]:
-    """What each run came to: from the log where it is there, else from a task of Ray."""
+    """Yields the result of each run, from the log if it has one, else from a Ray task."""
     rows = map(json.loads, log.read_text().splitlines()) if log.exists() else ()
     known = {(row["config"], row["made_from"]): row for row in rows}
     task, shared = ray.remote(num_cpus=1, max_retries=2)(run_once), ray.put(captions)
@@ -134,11 +134,11 @@ def _as_they_end(references: list[ray.ObjectRef]) -> Iterator[ray.ObjectRef]:
 
 
 def run_once(config: ExperimentConfig, captions: pa.Table, store_path: Path) -> dict[str, Any]:
-    """Trains and tests one run in this process, by the functions that training workers call.
+    """Trains and tests one run in this process, with the functions that training workers call.
 
     Returns:
-        Metrics on validation and test (of the epoch that was best on validation), and for each query of test whether it was
-        found at rank 1, beside its clip and style.
+        Metrics on validation and test of the epoch that was best on validation, and for each test query its clip, its style
+        and whether it is a hit at rank 1.
     """
     torch.set_num_threads(1)
     store = ClipStore(store_path)
@@ -177,9 +177,9 @@ def run_once(config: ExperimentConfig, captions: pa.Table, store_path: Path) -> 
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """R@1 on seen and unseen styles: mean and deviation over seeds; paired difference from the first line, with intervals.
+    """Makes the table: R@1 on seen and unseen styles, mean and standard deviation over seeds, difference from the first row.
 
-    The first interval is over seeds and clips, the second over seeds alone: of these clips, and of no others.
+    The first interval of a difference is over seeds and clips, the second over seeds alone.
     """
     groups = {"seen": SEEN_STYLES, "unseen": UNSEEN_STYLES}
     hits = {way: {name: _hits(runs, styles) for name, styles in groups.items()} for way, runs in results.items()}
@@ -205,7 +205,7 @@ def table(results: dict[str, list[dict]]) -> str:
 
 
 def _hits(runs: list[dict], styles: tuple[str, ...]) -> np.ndarray:
-    """(seeds, clips): share of the clip's captions in these styles that found it."""
+    """Returns (seeds, clips): share of the captions of a clip in these styles that are a hit at rank 1."""
     rows = []
     for run in runs:
         clip_ids, inside = np.array(run["clip_ids"]), np.isin(run["styles"], styles)
@@ -215,7 +215,7 @@ def _hits(runs: list[dict], styles: tuple[str, ...]) -> np.ndarray:
 
 
 def shared_misses(runs: list[dict]) -> str:
-    """How many misses in unseen styles are of clips that three of the four seen styles miss as well: not for their words."""
+    """Counts misses in unseen styles, and how many of their clips at least three of the four seen styles miss too."""
     misses = shared = 0
     for run in runs:
         _, clip = np.unique(run["clip_ids"], return_inverse=True)
@@ -228,7 +228,7 @@ def shared_misses(runs: list[dict]) -> str:
 
 
 def interval(differences: np.ndarray, *, clips: bool) -> tuple[float, float]:
-    """95 % interval, in percent, of the mean of (seeds, clips); seeds are drawn again with replacement, clips if asked."""
+    """Returns the 95 % bootstrap interval, in percent, of the mean of (seeds, clips); resamples seeds, and clips if set."""
     rng = np.random.default_rng(0)
     num_seeds, num_clips = differences.shape
     means = []

@@ -1,13 +1,13 @@
-"""Exact ranking at the scale of MSVD's test split: 27,763 captions against 670 clips, in bounded memory.
+"""Measures exact ranking at the size of the MSVD test split (27,763 captions, 670 clips), in bounded memory.
 
     python experiments/benchmarks/evaluation.py [--annotations MSVD_FOLDER] [--chunk-size 128] [--repeats 5] [--also]
 
-Embeddings are random, of width 512, 32 words and 12 frames; captions are grouped by clip as in MSVD where its annotations
-are given, else in groups of the same number, smallest and largest size. What is timed is what `waver evaluate` does once
-everything is embedded: `rank_tiles` over `wti`, both directions. The whole matrix product, without maxima, is timed beside
-it, in turn: nobody can be faster. `--also` times the first ten clips by name, and QB-Norm with a bank of as many captions as
-there are queries. Seconds of all cores together stand beside those of the clock, which other work on the machine lengthens.
-Peak memory is the largest resident size above that before ranking, when the embeddings are there already.
+Embeddings are random, with width 512, 32 words and 12 frames. Captions are grouped by clip as in MSVD if its annotations are
+given, else in groups of the same number, smallest and largest size. The benchmark times the part of `waver evaluate` that
+follows embedding: `rank_tiles` over `wti`, in both directions. Alternately it times the matrix product alone, without
+maxima, which is a lower bound. `--also` times the top ten clips of each query, and QB-Norm with a bank as large as the
+queries. CPU seconds of all cores are printed beside wall-clock seconds, which depend on other work of the machine. Peak
+memory is the largest resident size minus the resident size before ranking, when the embeddings are already in memory.
 """
 
 import json
@@ -32,7 +32,7 @@ WIDTH, NUM_WORDS, NUM_FRAMES = 512, 32, 12
 def main(
     annotations: Path | None = None, chunk_size: int = 128, repeats: int = 5, threads: int = 2, also: bool = False
 ) -> None:
-    """Prints seconds and peak memory, medians."""
+    """Prints the medians of seconds and peak memory."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     clip_of_text = torch.repeat_interleave(torch.arange(NUM_CLIPS), _sizes(annotations))
@@ -68,7 +68,7 @@ def main(
 
 
 def _sizes(annotations: Path | None) -> Tensor:
-    """Captions of each clip."""
+    """Returns the number of captions of each clip."""
     if annotations:
         captions = json.loads((annotations / "captions_msvd.json").read_text(encoding="utf-8"))
         clips = sorted((annotations / "test_list.txt").read_text(encoding="utf-8").split())
@@ -83,7 +83,7 @@ def _sizes(annotations: Path | None) -> Tensor:
 
 
 def _random(number: int, length: int) -> Embeddings:
-    """Half of the length at least is valid."""
+    """Makes random embeddings, of which at least half of the positions are valid."""
     mask = torch.arange(length) < torch.randint(length // 2, length + 1, (number, 1))
     return Embeddings(torch.randn(number, length, WIDTH), mask, uniform_weights(mask))
 
@@ -94,8 +94,8 @@ def _mib(embeddings: Embeddings) -> float:
 
 @torch.no_grad()
 def _measured(work: Callable[[], None]) -> tuple[float, float, float]:
-    """(seconds, seconds of CPU, MiB of the largest resident size above that before)."""
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the largest so far
+    """Returns (seconds, CPU seconds, peak MiB above the resident size before)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, start, cpu_start = _resident("VmRSS"), time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start, time.process_time() - cpu_start, _resident("VmHWM") - before

@@ -1,11 +1,11 @@
-"""First-pass ingest against bare decoding (decord's `get_batch` alone) of the same frames, in as many processes.
+"""Compares ingest with bare decoding (decord's `get_batch` alone) of the same frames in the same number of processes.
 
     python experiments/benchmarks/ingest.py VIDEO... [--clips 200] [--processes 2] [--repeats 5]
 
-The videos are taken in turn until there are enough clips. Both are repeated alternately, so that whatever else the machine
-does falls on both; the ratio is the median over the repeats. The time until the first blocks are there (actors starting,
-importing) is measured by an ingest of one clip for each process, and stands apart: it does not grow with the data.
-Peak memory is that of all processes of this user's session together, shared pages counted once (PSS), Ray's included.
+The videos are repeated until there are enough clips. Both methods run alternately, so that other work of the machine affects
+both; the ratio is the median over the repeats. The start-up time (actors, imports) is measured by an ingest of one clip per
+process and subtracted, because it does not grow with the data. Peak memory is the sum over this process and its descendants,
+which include Ray, with shared pages counted once (PSS).
 """
 
 import multiprocessing
@@ -35,10 +35,10 @@ def main(
     repeats: int = 5,
     frame_format: str = "raw",
 ) -> None:
-    """Prints clips a second, ratios and peak memory."""
+    """Prints clips per second, ratios and peak memory."""
     paths = [str(videos[i % len(videos)].absolute()) for i in range(clips)]
     settings = StoreSettings(**{**SETTINGS.key, "frame_format": frame_format})
-    # Ray runs its workers at this niceness; on a busy machine it would decide everything.
+    # Ray runs its workers with this niceness: on a busy machine any other would bias the comparison.
     bare = multiprocessing.get_context("spawn").Pool(processes, initializer=os.nice, initargs=(15,))
     with bare as pool, connect(num_cpus=processes) as where:
         print(where)
@@ -62,7 +62,7 @@ def main(
 
 
 def decode(path: str) -> int:
-    """What every loader must do at least."""
+    """Decodes the sampled frames of a video, the least that every loader does."""
     import decord
 
     reader = decord.VideoReader(path, num_threads=1)
@@ -80,7 +80,7 @@ def _ingest_s(paths: list[str], processes: int, settings: StoreSettings) -> floa
 
 
 class PeakMemory:
-    """Largest sum, over the processes started from here, of what they hold."""
+    """Measures the peak of the memory (PSS) of this process and its descendants."""
 
     def __enter__(self) -> "PeakMemory":
         self.peak_mib, self._stop = 0.0, threading.Event()

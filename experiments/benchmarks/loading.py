@@ -1,11 +1,11 @@
-"""Training input from the clip store against a conventional loader that opens the video for every caption.
+"""Compares training input from the clip store with a conventional loader that opens the video for every caption.
 
     python experiments/benchmarks/loading.py VIDEO... [--clips 320] [--batch-size 32] [--repeats 5]
 
-The clip store is read through `worker_batches`, the very function that a training worker iterates: Ray Data, joined with
-captions and tokenised. The conventional loader opens each video with decord, decodes the sampled frames and resizes them
-with PIL, in one process. Both deliver the same clips in the same order, alternately; figures are medians. The start of the
-stream (once in a run) stands apart from its speed: the second epoch begins where the first ended.
+The clip store is read with `worker_batches`, the function that training workers iterate: Ray Data, joined with captions and
+tokenised. The conventional loader opens each video with decord, decodes the sampled frames and resizes them with PIL, in one
+process. Both deliver the same clips in the same order, alternately; results are medians. The start-up time of the stream,
+which occurs once per run, is reported separately: the second epoch is timed.
 """
 
 import logging
@@ -44,7 +44,7 @@ def main(
     repeats: int = 5,
     loaders: int = 2,
 ) -> None:
-    """Prints clips a second of both, and their ratio, for raw and for JPEG frames."""
+    """Prints clips per second of both loaders, and their ratio, for raw and for JPEG frames."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     for frame_format in ("raw", "jpeg"):
         with tempfile.TemporaryDirectory() as folder, connect(num_cpus=4):
@@ -54,7 +54,7 @@ def main(
 def measure(
     videos: list[Path], clips: int, batch_size: int, repeats: int, loaders: int, frame_format: str, folder: Path
 ) -> None:
-    """One format of frames."""
+    """Measures and prints both loaders for one frame format."""
     (folder / "experiment.yaml").write_text(EXPERIMENT)
     overrides = {"ingest.frame_format": frame_format, "resources.loaders_per_worker": loaders}
     config = load_config(folder / "experiment.yaml", overrides)
@@ -92,7 +92,7 @@ def measure(
 
 
 def conventional(path: str, config: ExperimentConfig) -> np.ndarray:
-    """(F, size, size, 3): open, decode, resize the short side, crop the centre."""
+    """Loads (F, size, size, 3): opens, decodes, resizes the short side, crops the centre."""
     reader = decord.VideoReader(path, num_threads=1)
     video = config.video
     positions = sample_positions(len(reader), reader.get_avg_fps(), video.frames_per_second, video.max_frames)
@@ -107,7 +107,7 @@ def conventional(path: str, config: ExperimentConfig) -> np.ndarray:
 
 
 def table(videos: list[Path], clips: int) -> pa.Table:
-    """As many clips as asked for, from the videos in turn."""
+    """Makes a caption table of `clips` clips, repeating the videos."""
     rows = [
         {
             "video_id": f"clip{number}",

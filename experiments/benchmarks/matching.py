@@ -1,10 +1,10 @@
-"""Memory and speed of matching many clips with a large dictionary.
+"""Measures memory and speed of matching many clips with a large dictionary.
 
     python experiments/benchmarks/matching.py [--clips 10000] [--phrases 110000]
 
-The backbone is small, random, and as wide at its end as ViT-B/32 (512); clips are one frame of 32 pixels. What is measured
-is what grows with the numbers of clips and phrases, not the work on pixels and words. Memory is the peak of all processes
-together, Ray among them; a run with 64 clips and 64 phrases stands beside it, which holds the same models.
+The backbone is small and random, with the output width of ViT-B/32 (512); clips are one frame of 32 pixels. The benchmark
+therefore measures the cost that grows with the numbers of clips and phrases, not that of the encoders. Memory is the peak of
+all processes together, including Ray. A run with 64 clips and 64 phrases, which loads the same models, gives the baseline.
 """
 
 import logging
@@ -44,7 +44,7 @@ knowledge: {top_k: 1}
 
 
 def main(clips: int = 10_000, phrases: int = 110_000, workers: int = 1) -> None:
-    """Prints seconds, clips a second and GiB for a small run and for the large one."""
+    """Prints seconds and peak GiB of a small and of the large run."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     for num_clips, num_phrases in ((64, 64), (clips, phrases)):
         with tempfile.TemporaryDirectory() as folder:
@@ -58,12 +58,12 @@ def main(clips: int = 10_000, phrases: int = 110_000, workers: int = 1) -> None:
             seconds = time.perf_counter() - started
             assert len(knowledge.matches) == num_clips
             print(
-                f"{num_clips} clips, {num_phrases} phrases: {seconds:.0f} s, {memory.peak / 2**30:.2f} GiB at the peak"
+                f"{num_clips} clips, {num_phrases} phrases: {seconds:.0f} s, {memory.peak / 2**30:.2f} GiB peak memory"
             )
 
 
 def prepare(folder: Path, workers: int) -> ExperimentConfig:
-    """The experiment, with random weights of its backbone in a file."""
+    """Writes random weights of the backbone, and returns the experiment."""
     torch.manual_seed(0)
     save_file(load_backbone(BACKBONE, None, image_size=32).clip.state_dict(), folder / "weights.safetensors")
     (folder / "experiment.yaml").write_text(EXPERIMENT)
@@ -72,7 +72,7 @@ def prepare(folder: Path, workers: int) -> ExperimentConfig:
 
 
 def make_store(config: ExperimentConfig, num_clips: int) -> tuple[ClipStore, list[str]]:
-    """Clips of random pixels."""
+    """Writes a clip store of random pixels; returns it and its clips."""
     settings, rng = store_settings(config), np.random.default_rng(0)
     clip_ids = [f"clip{i:06}" for i in range(num_clips)]
     create_store(config.clip_store, settings)
