@@ -5,8 +5,8 @@
 Embeddings are random, with width 512, 32 words and 12 frames. Captions are grouped by clip as in MSVD if its annotations are
 given, else in groups of the same number, smallest and largest size. The benchmark times the part of `waver evaluate` that
 follows embedding: `rank_tiles` over `wti`, in both directions. Alternately it times the matrix product alone, without
-maxima, which is a lower bound. `--also` times the top ten clips of each query, and QB-Norm with a bank as large as the
-queries. CPU seconds of all cores are printed beside wall-clock seconds, which depend on other work of the machine. Peak
+maxima, which is a lower bound. `--also` times the top ten clips of each query, and QB-Norm with one bank caption per
+query. CPU seconds of all cores are printed beside wall-clock seconds, which depend on other work of the machine. Peak
 memory is the largest resident size minus the resident size before ranking, when the embeddings are already in memory.
 """
 
