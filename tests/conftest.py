@@ -31,7 +31,7 @@ from waver.data.annotations import CAPTIONS_SCHEMA
 from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block, write_manifest
 from waver.data.ledger import Decoded
 from waver.data.video import Clip, ClipError
-from waver.evaluation.evaluate import evaluate
+from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.knowledge.phrases import VOCABULARY_SCHEMA, load_parser
 from waver.knowledge.store import Knowledge, create_knowledge, finish, make_dictionary, write_embeddings, write_matches
 from waver.model.weights import load_backbone
@@ -263,7 +263,7 @@ def record_run(captions, store):
         frames = store.read([clips[row] for row in rows])
         batch = make_batch(captions, rows, frames, config, len(rows), knowledge)
         plan = [rows] * (3 * (before + epochs))
-        how = {"split": "validation", "knowledge": knowledge, "top_k": LOOKED_AT, "keep_video": True}
+        how = {"split": "validation", "knowledge": knowledge, "options": EvaluationOptions(LOOKED_AT, keep_video=True)}
         with Recording(folder, config, captions, store, knowledge, training, plan) as recording:
             for _ in range(epochs):
                 for logs in train_epoch(training, recording.watch([batch] * 3, training, 3), config):

@@ -7,7 +7,7 @@ import torch
 
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
-from waver.evaluation.evaluate import _bank, evaluate
+from waver.evaluation.evaluate import EvaluationOptions, evaluate, select_bank
 from waver.evaluation.metrics import direction_metrics, retrieval_metrics
 from waver.evaluation.ranking import EvaluationError, Ranks, rank_similarity
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
@@ -65,7 +65,7 @@ def direct_ranks(
 def test_first_clips_of_each_query_are_named(captions, store, load_tiny):
     config = load_tiny()
     student = build_student(config).eval()
-    result = evaluate(student, captions, store, config, split="test", top_k=12)
+    result = evaluate(student, captions, store, config, split="test", options=EvaluationOptions(top_k=12))
     rows = [row for row in captions.to_pylist() if row["split"] == "test"]
     assert result.text_ids == tuple(f"{row['clip_id']}#{row['caption_index']}" for row in rows)
     assert [result.clip_ids[clip] for clip in result.clip_of_text] == [row["clip_id"] for row in rows]
@@ -109,7 +109,7 @@ def test_excused_answers_stand_beside(captions, store, load_tiny):
     config = load_tiny()
     student = build_student(config).eval()
     excused = torch.cartesian_prod(torch.arange(5), torch.arange(4))
-    result = evaluate(student, captions, store, config, split="test", excused=excused)
+    result = evaluate(student, captions, store, config, split="test", options=EvaluationOptions(excused=excused))
     similarity = direct_similarity(student, captions, store, config)
     expected = rank_similarity(similarity, clips_of_texts(captions), AVAILABLE, excused=excused)
     assert result.variants == {"excused": pytest.approx(retrieval_metrics(expected))}
@@ -122,7 +122,7 @@ def test_dsl_and_qb_norm_stand_beside(captions, store, load_tiny):
     asked = {"evaluate.dsl": True, "evaluate.dsl_temperature": 0.5, "evaluate.qb_norm": True, "similarity.kind": "dp"}
     config = load_tiny(**asked)
     student = build_student(config).eval()
-    result = evaluate(student, one_each, store, config, split="test", rescore=True)
+    result = evaluate(student, one_each, store, config, split="test", options=EvaluationOptions(rescore=True))
     plain = evaluate(student, one_each, store, config, split="test")
     assert plain.variants == {}
     assert result.metrics == plain.metrics
@@ -147,19 +147,23 @@ def test_dsl_and_qb_norm_stand_beside(captions, store, load_tiny):
 def test_what_a_split_cannot_give_is_refused_before_work(captions, store, load_tiny):
     student = build_student(load_tiny())
     config = load_tiny(**{"evaluate.dsl": True})
-    with pytest.raises(EvaluationError, match="captions stand for 9 clips"):
-        evaluate(student, captions, store, config, split="test", rescore=True)
+    with pytest.raises(EvaluationError, match="captions for 9 clips"):
+        evaluate(student, captions, store, config, split="test", options=EvaluationOptions(rescore=True))
     assert evaluate(student, captions, store, config, split="test").variants == {}  # as training does, for validation
     test = captions.filter([split == "test" for split in captions["split"].to_pylist()])
     config = load_tiny(**{"evaluate.qb_norm": True})
     with pytest.raises(EvaluationError, match="needs captions of train"):
-        evaluate(student, test, store, config, split="test", rescore=True)
+        evaluate(student, test, store, config, split="test", options=EvaluationOptions(rescore=True))
 
 
 def test_a_bank_of_some_captions_is_spread_over_train(captions, store, load_tiny):
     config = load_tiny(**{"evaluate.qb_norm": True, "evaluate.qb_norm_queries": 3})
     train = captions.filter([split == "train" for split in captions["split"].to_pylist()])["caption"].to_pylist()
-    assert _bank(captions, config) == [train[0], train[round((len(train) - 1) / 2)], train[-1]]
+    assert select_bank(captions, config.evaluate.qb_norm_queries) == [
+        train[0],
+        train[round((len(train) - 1) / 2)],
+        train[-1],
+    ]
 
 
 def test_progress_is_told(captions, store, load_tiny):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from waver.evaluation.metrics import chance, retrieval_metrics
-from waver.evaluation.ranking import EvaluationError, rank_similarity, rank_tiles, row_chunks
+from waver.evaluation.ranking import EvaluationError, Workers, rank_similarity, rank_tiles, row_chunks
 
 INF = float("inf")
 
@@ -62,7 +62,7 @@ def test_tiles_give_the_naive_ranks(sizes, chunk_size, levels, num_workers, num_
             chunk_size=chunk_size,
             excused=excused,
             top_k=4,
-            **who,
+            workers=Workers(**who),
         ),
     )
     t2v, v2t = naive_ranks(similarity, clip_of_text, available, pairs)
@@ -95,7 +95,7 @@ def test_top_clips_are_those_of_the_whole_matrix(num_workers, on_workers):
             torch.ones(40, dtype=torch.bool),
             chunk_size=7,
             top_k=10,
-            **who,
+            workers=Workers(**who),
         ),
     )
     expected = similarity.topk(10)

@@ -5,8 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from waver.evaluation.ranking import EvaluationError, rank_similarity, rank_tiles
-from waver.evaluation.rescoring import Workers, dual_softmax_ranks, inverted_softmax_ranks, read_bank
+from waver.evaluation.ranking import EvaluationError, Workers, rank_similarity, rank_tiles
+from waver.evaluation.rescoring import build_query_bank, dual_softmax_ranks, inverted_softmax_ranks
 
 
 def similarity_of(texts: int, clips: int) -> torch.Tensor:
@@ -53,7 +53,7 @@ def test_missing_clips_are_in_no_softmax():
 
 def test_dual_softmax_refuses_several_captions_of_a_clip():
     with pytest.raises(
-        EvaluationError, match=r"6 captions stand for 3 clips\. Evaluate on a split with one caption a clip"
+        EvaluationError, match=r"6 captions for 3 clips\. Evaluate on a split with one caption per clip"
     ):
         dual_softmax_ranks(
             lambda r, c: torch.rand(6, 3)[r, c],
@@ -82,7 +82,7 @@ def test_inverted_softmax_is_its_formula(on_workers, num_workers, chunk_size, to
 
     def work(**who):
         workers = Workers(**who)
-        known = read_bank(
+        known = build_query_bank(
             lambda r, c: bank[r, c], 40, everything, beta=20.0, top_k=top_k, chunk_size=chunk_size, workers=workers
         )
         return inverted_softmax_ranks(
@@ -106,7 +106,7 @@ def test_inverted_softmax_is_its_formula(on_workers, num_workers, chunk_size, to
 def test_missing_clips_are_neither_active_nor_found():
     similarity, bank, available = similarity_of(10, 10), similarity_of(9, 10), torch.arange(10) != 2
     similarity[:, 2], bank[:, 2] = 9.0, 9.0
-    known = read_bank(lambda r, c: bank[r, c], 9, available, beta=20.0, top_k=1, chunk_size=4)
+    known = build_query_bank(lambda r, c: bank[r, c], 9, available, beta=20.0, top_k=1, chunk_size=4)
     assert not known.active[2]
     ranks = inverted_softmax_ranks(
         lambda r, c: similarity[r, c], known, torch.arange(10), available, beta=20.0, chunk_size=4
@@ -142,7 +142,7 @@ def largest(num_clips: int) -> int:
     with Largest() as seen:
         rank_tiles(tile, clip_of_text, everything, chunk_size=16, top_k=3, excused=excused)
         dual_softmax_ranks(tile, torch.arange(num_clips), everything, scale=9.0, chunk_size=16)
-        known = read_bank(tile, 2 * num_clips, everything, beta=20.0, top_k=1, chunk_size=16)
+        known = build_query_bank(tile, 2 * num_clips, everything, beta=20.0, top_k=1, chunk_size=16)
         inverted_softmax_ranks(tile, known, clip_of_text, everything, beta=20.0, chunk_size=16)
     return seen.elements
 

@@ -16,8 +16,8 @@ from waver.config import ExperimentConfig
 from waver.data.clip_store import create_store, write_block, write_manifest
 from waver.data.ledger import Decoded, StoreError
 from waver.data.video import Clip, ClipError
-from waver.evaluation.evaluate import evaluate
-from waver.evaluation.gallery import gallery
+from waver.evaluation.evaluate import EvaluationOptions, evaluate
+from waver.evaluation.gallery import build_gallery
 from waver.evaluation.protocols import Protocol
 from waver.knowledge.store import Knowledge, KnowledgeError
 from waver.on_ray.stages.evaluate import run_evaluation
@@ -332,14 +332,16 @@ def test_what_stands_twice_is_counted_listed_and_excused(project, checkpoint, tm
     assert listed["same_videos"] == [[clip.removesuffix(".mp4") for clip in clips[2:4]]]
 
     captions = load_captions(config)
-    queries = gallery(captions, "test")
+    queries = build_gallery(captions, "test")
     number = {clip: place for place, clip in enumerate(queries.clip_ids)}
     a, b, c, d = (number[clip.removesuffix(".mp4")] for clip in clips[:4])
     texts = {clip: [t for t, of in enumerate(queries.clip_of_text.tolist()) if of == clip] for clip in (a, b, c, d)}
     pairs = [(texts[a][0], b), (texts[b][0], a), *((t, d) for t in texts[c]), *((t, c) for t in texts[d])]
     student = load_student(saved, config)
     store = open_store(config, captions)
-    expected = evaluate(student, captions, store, config, split="test", excused=torch.tensor(sorted(pairs)))
+    expected = evaluate(
+        student, captions, store, config, split="test", options=EvaluationOptions(excused=torch.tensor(sorted(pairs)))
+    )
     assert result["variants"] == expected.variants
     assert result["metrics"] == expected.metrics
     assert list(result["protocol"]["variants"]) == ["excused"]

@@ -1,13 +1,19 @@
-"""embedding."""
+"""Embeddings of a split, and tiles of its similarity."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from waver.config import ExperimentConfig
 from waver.data.batch import frames_to_tensor, read_ahead
 from waver.data.clip_store import ClipStore
 from waver.data.epochs import fixed_batches
+from waver.evaluation.gallery import Gallery
+from waver.evaluation.ranking import Tile, Workers, row_chunks
 from waver.knowledge.store import Knowledge
 from waver.model.embeddings import Embeddings
 from waver.model.student import Student
@@ -16,7 +22,67 @@ from waver.training import parallel
 from waver.training.step import autocast
 
 
-def _embed_clips(
+@dataclass(frozen=True)
+class EmbeddedSplit:
+    """Embeddings of all clips of a split, and of the captions whose rows this worker ranks."""
+
+    student: Student
+    config: ExperimentConfig
+    row_of_clip: Int[Tensor, " clips"]
+    """Row, in `video`, of each clip of the gallery; arbitrary for clips without embedding, whose scores are masked."""
+    video: Embeddings
+    """Of the available clips, in the order of the gallery."""
+    text: dict[int, Embeddings]
+    """Index of the first caption of a chunk of rows -> embeddings of the chunk."""
+
+    def tile(self, rows: slice, columns: slice) -> Float[Tensor, "t c"]:
+        """Computes the similarity of a chunk of captions with a chunk of clips; see `waver.evaluation.ranking.Tile`."""
+        return self.student.similarity(self.text[rows.start], self._videos(columns))
+
+    def tile_of(self, texts: Sequence[str]) -> Tile:
+        """Returns a function that computes tiles of the similarity of other texts (chunks of rows) with the gallery."""
+
+        @lru_cache(maxsize=1)
+        def embed(start: int, stop: int) -> Embeddings:
+            return embed_texts(self.student, texts[start:stop], self.config)
+
+        return lambda rows, columns: self.student.similarity(embed(rows.start, rows.stop), self._videos(columns))
+
+    def _videos(self, columns: slice) -> Embeddings:
+        return self.video.map(lambda tensor: tensor[self.row_of_clip[columns]])
+
+
+def embed_split(
+    student: Student,
+    queries: Gallery,
+    available: Bool[Tensor, " clips"],
+    store: ClipStore,
+    config: ExperimentConfig,
+    *,
+    knowledge: Knowledge | None,
+    workers: Workers,
+    on_progress: Callable[[int, int], None],
+) -> EmbeddedSplit:
+    """Embeds the clips of a split, shared by the workers, and this worker's share of its captions.
+
+    Args:
+        student: the model, in evaluation mode.
+        queries: the split.
+        available: which of its clips have frames in the store.
+        store: frames of the clips.
+        config: configuration of the experiment.
+        knowledge: phrases of the clips, for informed videos; None for plain ones.
+        workers: this worker among all.
+        on_progress: called with (batches of clips embedded, batches to embed) of this worker.
+    """
+    clip_ids = [clip for clip, is_available in zip(queries.clip_ids, available.tolist(), strict=True) if is_available]
+    video = embed_clips(student, clip_ids, store, config, knowledge, on_progress)
+    rows = row_chunks(queries.clip_of_text, config.evaluate.chunk_size)[workers.worker :: workers.num_workers]
+    text = {row.start: embed_texts(student, queries.texts[row], config) for row in rows}
+    return EmbeddedSplit(student, config, (available.cumsum(0) - 1).clamp(min=0), video, text)
+
+
+def embed_clips(
     student: Student,
     clip_ids: list[str],
     store: ClipStore,
@@ -24,38 +90,44 @@ def _embed_clips(
     knowledge: Knowledge | None,
     on_progress: Callable[[int, int], None],
 ) -> Embeddings:
-    """Embeddings of all clips, on every worker; each embeds every world_size-th batch."""
+    """Returns the embeddings of all clips on every worker; each worker embeds every world_size-th batch.
+
+    Args:
+        student: the model, in evaluation mode.
+        clip_ids: clips with frames in the store.
+        store: frames of the clips.
+        config: configuration of the experiment.
+        knowledge: phrases of the clips, for informed videos; None for plain ones.
+        on_progress: called with (batches embedded, batches to embed) of this worker.
+    """
     device = student.logit_scale.device
-    table = knowledge.phrase_embeddings().to(device) if knowledge else None
+    phrase_table = knowledge.phrase_embeddings().to(device) if knowledge else None
     num_frames, width = config.video.max_frames, student.backbone.width
-    everything = Embeddings(
+    embeddings = Embeddings(
         torch.zeros(len(clip_ids), num_frames, width, device=device),
         torch.zeros(len(clip_ids), num_frames, dtype=torch.bool, device=device),
         torch.zeros(len(clip_ids), num_frames, device=device),
     )
-    mine = fixed_batches(len(clip_ids), config.evaluate.batch_size)[parallel.rank() :: parallel.world_size()]
-    for done, (rows, clips) in enumerate(zip(mine, read_ahead(store, [clip_ids[rows] for rows in mine]), strict=True)):
+    own = fixed_batches(len(clip_ids), config.evaluate.batch_size)[parallel.rank() :: parallel.world_size()]
+    for done, (rows, clips) in enumerate(zip(own, read_ahead(store, [clip_ids[rows] for rows in own]), strict=True)):
         frames, mask = (tensor.to(device, non_blocking=True) for tensor in frames_to_tensor(*clips))
         phrases = None
-        if knowledge:
-            phrases = table[knowledge.phrase_ids(clip_ids[rows], config.knowledge.top_k).to(device)]
+        if knowledge is not None and phrase_table is not None:
+            phrases = phrase_table[knowledge.phrase_ids(clip_ids[rows], config.knowledge.top_k).to(device)]
         with autocast(config, device):
             video = student.encode_video(frames, mask, phrases)
-        everything.values[rows], everything.mask[rows], everything.weights[rows] = (
-            video.values.float(),
-            mask,
-            video.weights,
-        )
-        on_progress(done + 1, len(mine))
-    # Other workers' rows are 0 here, so the sum is the exact gathering of uneven shares.
+        embeddings.values[rows], embeddings.mask[rows] = video.values.float(), mask
+        embeddings.weights[rows] = video.weights
+        on_progress(done + 1, len(own))
+    # Rows of other workers are 0, so the sum gathers shares of any size without rounding.
     values, mask, weights = (
-        parallel.all_reduce(t, "sum") for t in (everything.values, everything.mask.int(), everything.weights)
+        parallel.all_reduce(t, "sum") for t in (embeddings.values, embeddings.mask.int(), embeddings.weights)
     )
     return Embeddings(values, mask.bool(), weights)
 
 
-def _embed_texts(student: Student, texts: Sequence[str], config: ExperimentConfig) -> Embeddings:
-    """Embeddings of some captions, as long as the longest of them."""
+def embed_texts(student: Student, texts: Sequence[str], config: ExperimentConfig) -> Embeddings:
+    """Returns the embeddings of some captions, padded to the longest of them."""
     token_ids, mask = tokenize(list(texts), max_words=config.text.max_words, prompt=config.text.prompt)
     longest, device = int(mask.sum(1).max()), student.logit_scale.device
     with autocast(config, device):

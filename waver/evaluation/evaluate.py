@@ -1,19 +1,18 @@
-"""Exact evaluation of a split, shared by any number of workers, with the same figures for each number.
+"""Exact evaluation of a split, shared by any number of workers, with the same metrics for every number.
 
-Figures that were computed in another way (answers excused, DSL, QB-Norm) stand beside the plain ones, never in their place.
+Metrics computed in another way (excused answers, DSL, QB-Norm) are reported beside the plain ones, never in their place.
 
-Batches of clips and tiles of the similarity are cut without regard to the workers and then dealt to them: whoever computes
-one gets the same bits. Nothing is dropped and nothing counted twice.
+Batches of clips and tiles of the similarity do not depend on the workers, which take turns with them: whichever worker
+computes one gets the same bits. No clip and no caption is dropped or counted twice.
 """
 
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -21,11 +20,16 @@ from torch import Tensor
 from waver.config import ExperimentConfig
 from waver.data.annotations import validation_source
 from waver.data.clip_store import ClipStore
-from waver.evaluation.embedding import _embed_clips, _embed_texts
-from waver.evaluation.gallery import gallery
+from waver.evaluation.embedding import EmbeddedSplit, embed_split
+from waver.evaluation.gallery import Gallery, build_gallery
 from waver.evaluation.metrics import direction_metrics, retrieval_metrics
-from waver.evaluation.ranking import EvaluationError, Ranks, Tile, rank_tiles, row_chunks
-from waver.evaluation.rescoring import Workers, check_one_to_one, dual_softmax_ranks, inverted_softmax_ranks, read_bank
+from waver.evaluation.ranking import EvaluationError, Ranks, Workers, rank_tiles
+from waver.evaluation.rescoring import (
+    build_query_bank,
+    check_one_to_one,
+    dual_softmax_ranks,
+    inverted_softmax_ranks,
+)
 from waver.evaluation.top_clips import TopClips
 from waver.knowledge.store import Knowledge
 from waver.model.embeddings import Embeddings
@@ -35,38 +39,53 @@ from waver.training.step import autocast
 
 
 @dataclass(frozen=True)
+class EvaluationOptions:
+    """What an evaluation computes beside the plain metrics."""
+
+    top_k: int = 0
+    """Number of first clips per query in `Evaluation.top`; 0 for none."""
+    excused: Int[Tensor, "pairs 2"] | None = None
+    """(text, clip) pairs that do not count as wrong in the variant `excused`, as indices into `build_gallery`'s texts and
+    clips; see `waver.data.duplicates.excused_pairs`. None leaves the variant out."""
+    rescore: bool = False
+    """Whether to compute the variants that config.evaluate.dsl and qb_norm request; not needed to choose a model."""
+    keep_video: bool = False
+    """Whether to return `Evaluation.video`."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a split, and what they were computed over."""
+    """Metrics of a split, and what they were computed from."""
 
     metrics: dict[str, float]
     variants: dict[str, dict[str, float]]
-    """Metrics computed in another way, where it was asked for: `excused`, `dsl`, `qb_norm` (t2v only)."""
+    """Metrics computed in another way, if requested: `excused`, `dsl`, `qb_norm` (t2v only)."""
     split: str
     gallery_size: int
     num_queries: int
     missing_clips: tuple[str, ...]
-    """In the gallery without embedding: misses."""
+    """Clips of the gallery without embedding, which count as misses."""
     ranks: Ranks
     clip_ids: tuple[str, ...]
     """The gallery, in order."""
     text_ids: tuple[str, ...]
     """`<clip_id>#<caption_index>` of each query, in the order of ranks.t2v."""
     clip_of_text: Int[Tensor, " texts"]
-    """Number, in the gallery, of each query's clip."""
+    """Index, in clip_ids, of each query's clip."""
     validation: str
-    """Where the validation split comes from: the data set's own, or held out of train."""
+    """Origin of the validation split: the data set's own, or held out of train."""
     styles: dict[str, dict[str, float]]
-    """Style of writing -> t2v metrics of the captions in it; empty where the data set tells no styles."""
+    """Writing style -> t2v metrics of its captions; empty if the data set has no styles."""
     device: str
-    """Kind of device that computed: figures of another one differ in the last digits."""
+    """Type of the device: metrics of another type can differ in the last digits."""
     precision: str
-    """Of the towers."""
+    """Precision of the towers: fp32 or bf16."""
     video: Embeddings | None = None
-    """Of the clips that are not missing, in the order of the gallery, where they were asked for."""
+    """Embeddings of the clips that are not missing, in the order of the gallery; None if not requested."""
 
     @property
     def top(self) -> TopClips | None:
-        """The clips that each query finds first, where they were asked for."""
+        """First clips of each query; None if not requested."""
         return self.ranks.top
 
 
@@ -79,129 +98,150 @@ def evaluate(
     *,
     split: str,
     knowledge: Knowledge | None = None,
-    top_k: int = 0,
-    excused: Int[Tensor, "pairs 2"] | None = None,
-    rescore: bool = False,
-    keep_video: bool = False,
+    options: EvaluationOptions = EvaluationOptions(),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Exact metrics of a split, shared by the workers; identical for any number of them, on each of them.
+    """Computes the exact metrics of a split; returns the same on every worker, for any number of workers.
 
     Args:
         student: the model.
-        captions: caption table; only rows of the split count.
-        store: its clips.
-        config: of the experiment.
+        captions: caption table; only rows of the split are evaluated.
+        store: frames of the clips.
+        config: configuration of the experiment.
         split: train, validation or test.
-        knowledge: of the clips, needed where config.informed_at_inference; else it is never looked at.
-        top_k: how many of the first clips of each query `Evaluation.top` names; 0 for none.
-        excused: (text, clip) that are not wrong, in the numbers of `gallery`, for figures under `excused`; see
-            `waver.data.duplicates.excused_pairs`.
-        rescore: whether config.evaluate.dsl and qb_norm are heeded; choosing a model does not need them.
-        keep_video: whether `Evaluation.video` is wanted.
-        on_progress: is told (clips embedded, clips to embed) of this worker.
+        knowledge: phrases of the clips, required if config.informed_at_inference; otherwise never read.
+        options: what to compute beside the plain metrics.
+        on_progress: called with (batches of clips embedded, batches to embed) of this worker.
 
     Raises:
-        EvaluationError: if the split is empty, no clip of it was decoded, a similarity is NaN, or the split does not allow a
-            metric that is asked for.
+        EvaluationError: if the split is empty, none of its clips was decoded, a similarity is NaN, or the split does not
+            allow a metric that was requested.
     """
-    device = student.logit_scale.device
     student.eval()
-    queries = gallery(captions, split)
-    clip_ids, clip_of_text = queries.clip_ids, queries.clip_of_text.to(device)
-    bank = _bank(captions, config) if rescore and config.evaluate.qb_norm else ()
-    if rescore and config.evaluate.dsl:
-        check_one_to_one(clip_of_text, len(clip_ids))
-    # What the first worker sees: an ingest may be at work.
+    queries = build_gallery(captions, split)
+    bank = _check_rescoring(queries, captions, config) if options.rescore else []
+    # The first worker's view, since an ingest may be adding clips.
     decoded = set(parallel.broadcast_object(store.ok_clip_ids()))
-    available = torch.tensor([clip in decoded for clip in clip_ids], device=device)
+    available = torch.tensor([clip in decoded for clip in queries.clip_ids], device=student.logit_scale.device)
     if not available.any():
         raise EvaluationError(
-            f"none of the {len(clip_ids)} clips of the {split} split could be decoded: see the ledger of the clip store"
+            f"none of the {len(queries.clip_ids)} clips of the {split} split could be decoded: see the ledger of the clip "
+            "store"
         )
     if not config.informed_at_inference:
         knowledge = None
     assert knowledge or not config.informed_at_inference, "informed videos need the phrases of their clips"
-    video = _embed_clips(student, [clip for clip in clip_ids if clip in decoded], store, config, knowledge, on_progress)
-    # Row of a clip's embedding; of no meaning where it has none.
-    slot = (available.cumsum(0) - 1).clamp(min=0)
     workers = Workers(parallel.rank(), parallel.world_size(), parallel.all_reduce)
-    chunks = row_chunks(clip_of_text, config.evaluate.chunk_size)[workers.worker :: workers.num_workers]
-    text = {chunk.start: _embed_texts(student, queries.texts[chunk], config) for chunk in chunks}
+    embedded = embed_split(
+        student, queries, available, store, config, knowledge=knowledge, workers=workers, on_progress=on_progress
+    )
+    ranks, variants = _rank(embedded, queries, available, options, bank, workers)
+    return _summarise(queries, ranks, variants, embedded, available, split=split, captions=captions, options=options)
 
-    @lru_cache(maxsize=1)
-    def bank_text(start: int) -> Embeddings:
-        return _embed_texts(student, bank[start : start + config.evaluate.chunk_size], config)
 
-    def tile(rows: slice, columns: slice) -> Tensor:
-        return student.similarity(text[rows.start], video.map(lambda tensor: tensor[slot[columns]]))
+def _check_rescoring(queries: Gallery, captions: pa.Table, config: ExperimentConfig) -> list[str]:
+    """Checks, before any work, that a split allows the requested rescoring; returns the captions of QB-Norm's bank.
 
-    def bank_tile(rows: slice, columns: slice) -> Tensor:
-        return student.similarity(bank_text(rows.start), video.map(lambda tensor: tensor[slot[columns]]))
+    Raises:
+        EvaluationError: if it does not.
+    """
+    bank = select_bank(captions, config.evaluate.qb_norm_queries) if config.evaluate.qb_norm else []
+    if config.evaluate.dsl:
+        check_one_to_one(queries.clip_of_text, len(queries.clip_ids))
+    return bank
 
-    how = {"chunk_size": config.evaluate.chunk_size, **vars(workers)}
-    ranks = rank_tiles(tile, clip_of_text, available, top_k=top_k, **how)
-    assert (len(ranks.t2v), len(ranks.v2t)) == (len(queries.texts), len(clip_ids)), "every query is ranked exactly once"
-    variants = {}
-    if excused is not None:
-        pairs = excused.to(device)
-        variants["excused"] = retrieval_metrics(rank_tiles(tile, clip_of_text, available, excused=pairs, **how))
-    if rescore:
-        scale = student.logit_scale.exp().item()
-        variants |= _rescored(tile, bank_tile, len(bank), clip_of_text, available, config, scale, workers)
+
+def select_bank(captions: pa.Table, num_queries: int | None) -> list[str]:
+    """Selects the captions of train that QB-Norm normalises with.
+
+    Args:
+        captions: caption table.
+        num_queries: number of captions, evenly spaced among those of train; None for all.
+
+    Raises:
+        EvaluationError: if train has no captions.
+    """
+    train = captions["caption"].filter(pc.equal(captions["split"], "train"))
+    if len(train) == 0:
+        raise EvaluationError(
+            "evaluate.qb_norm needs captions of train, and the data set has none: switch it off (--set "
+            "evaluate.qb_norm=false)"
+        )
+    num_queries = min(num_queries or len(train), len(train))
+    return train.take(np.linspace(0, len(train) - 1, num_queries).round().astype(np.int64)).to_pylist()
+
+
+def _rank(
+    embedded: EmbeddedSplit,
+    queries: Gallery,
+    available: Bool[Tensor, " clips"],
+    options: EvaluationOptions,
+    bank: list[str],
+    workers: Workers,
+) -> tuple[Ranks, dict[str, dict[str, float]]]:
+    """Ranks the correct answers of a split; returns the plain ranks, and the metrics of each requested variant."""
+    clip_of_text = queries.clip_of_text.to(available.device)
+    settings, tile = embedded.config.evaluate, embedded.tile
+    size = settings.chunk_size
+    ranks = rank_tiles(tile, clip_of_text, available, chunk_size=size, top_k=options.top_k, workers=workers)
+    assert (len(ranks.t2v), len(ranks.v2t)) == (len(queries.texts), len(queries.clip_ids)), "each query is ranked once"
+    variants: dict[str, dict[str, float]] = {}
+    if options.excused is not None:
+        pairs = options.excused.to(available.device)
+        excused = rank_tiles(tile, clip_of_text, available, chunk_size=size, excused=pairs, workers=workers)
+        variants["excused"] = retrieval_metrics(excused)
+    if options.rescore and settings.dsl:
+        scale = embedded.student.logit_scale.exp().item() / settings.dsl_temperature
+        dsl = dual_softmax_ranks(tile, clip_of_text, available, scale=scale, chunk_size=size, workers=workers)
+        variants["dsl"] = retrieval_metrics(dsl)
+    if options.rescore and settings.qb_norm:
+        beta = settings.qb_norm_beta
+        normalisers = build_query_bank(
+            embedded.tile_of(bank),
+            len(bank),
+            available,
+            beta=beta,
+            top_k=settings.qb_norm_top_k,
+            chunk_size=size,
+            workers=workers,
+        )
+        t2v = inverted_softmax_ranks(
+            tile, normalisers, clip_of_text, available, beta=beta, chunk_size=size, workers=workers
+        )
+        variants["qb_norm"] = direction_metrics("t2v", t2v, len(available))
+    return ranks, variants
+
+
+def _summarise(
+    queries: Gallery,
+    ranks: Ranks,
+    variants: dict[str, dict[str, float]],
+    embedded: EmbeddedSplit,
+    available: Bool[Tensor, " clips"],
+    *,
+    split: str,
+    captions: pa.Table,
+    options: EvaluationOptions,
+) -> Evaluation:
+    """Computes the metrics of a split and of each writing style in it."""
+    num_clips, device = len(queries.clip_ids), available.device
     return Evaluation(
         metrics=retrieval_metrics(ranks),
         variants=variants,
         split=split,
-        gallery_size=len(clip_ids),
+        gallery_size=num_clips,
         num_queries=len(queries.texts),
-        missing_clips=tuple(clip for clip in clip_ids if clip not in decoded),
+        missing_clips=tuple(clip for clip, ok in zip(queries.clip_ids, available.tolist(), strict=True) if not ok),
         ranks=ranks,
-        clip_ids=clip_ids,
+        clip_ids=queries.clip_ids,
         text_ids=queries.text_ids,
         clip_of_text=queries.clip_of_text,
         validation=validation_source(captions),
         styles={
-            style: direction_metrics("t2v", ranks.t2v[torch.from_numpy(queries.styles == style)], len(clip_ids))
+            style: direction_metrics("t2v", ranks.t2v[torch.from_numpy(queries.styles == style)], num_clips)
             for style in sorted(set(queries.styles) - {""})
         },
         device=device.type,
-        precision="fp32" if isinstance(autocast(config, device), nullcontext) else "bf16",
-        video=video if keep_video else None,
+        precision="fp32" if isinstance(autocast(embedded.config, device), nullcontext) else "bf16",
+        video=embedded.video if options.keep_video else None,
     )
-
-
-def _bank(captions: pa.Table, config: ExperimentConfig) -> list[str]:
-    """The captions of train that QB-Norm asks for; never one of the split that is evaluated, unless that is train."""
-    train = captions["caption"].filter(pa.compute.equal(captions["split"], "train"))
-    if len(train) == 0:
-        raise EvaluationError(
-            "evaluate.qb_norm needs captions of train, and the data set has none: leave it out (--set "
-            "evaluate.qb_norm=false)"
-        )
-    num_queries = min(config.evaluate.qb_norm_queries or len(train), len(train))
-    return train.take(np.linspace(0, len(train) - 1, num_queries).round().astype(np.int64)).to_pylist()
-
-
-def _rescored(
-    tile: Tile,
-    bank_tile: Tile,
-    num_bank: int,
-    clip_of_text: Int[Tensor, " texts"],
-    available: Bool[Tensor, " clips"],
-    config: ExperimentConfig,
-    scale: float,
-    workers: Workers,
-) -> dict[str, dict[str, float]]:
-    """Metrics after DSL and QB-Norm, those that the configuration asks for."""
-    how, settings = {"chunk_size": config.evaluate.chunk_size, "workers": workers}, config.evaluate
-    found = {}
-    if settings.dsl:
-        ranks = dual_softmax_ranks(tile, clip_of_text, available, scale=scale / settings.dsl_temperature, **how)
-        found["dsl"] = retrieval_metrics(ranks)
-    if settings.qb_norm:
-        beta = settings.qb_norm_beta
-        bank = read_bank(bank_tile, num_bank, available, beta=beta, top_k=settings.qb_norm_top_k, **how)
-        t2v = inverted_softmax_ranks(tile, bank, clip_of_text, available, beta=beta, **how)
-        found["qb_norm"] = direction_metrics("t2v", t2v, len(available))
-    return found

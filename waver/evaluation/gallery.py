@@ -1,10 +1,10 @@
-"""gallery."""
+"""A split of a caption table as it is evaluated: its clips (the gallery) and its captions (the queries)."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -14,25 +14,25 @@ from waver.evaluation.ranking import EvaluationError
 
 @dataclass(frozen=True)
 class Gallery:
-    """A split as it is evaluated: clips in the order of their ids, captions by clip."""
+    """Clips sorted by id, and captions sorted by clip and caption index."""
 
     clip_ids: tuple[str, ...]
     texts: tuple[str, ...]
     text_ids: tuple[str, ...]
-    """`<clip_id>#<caption_index>`."""
+    """`<clip_id>#<caption_index>` of each caption."""
     clip_of_text: Int[Tensor, " texts"]
-    """Number of each caption's clip."""
+    """Index, in clip_ids, of each caption's clip."""
     styles: np.ndarray
-    """Of the captions; empty where there is none."""
+    """Writing style of each caption; the empty string if unknown."""
 
 
-def gallery(captions: pa.Table, split: str) -> Gallery:
-    """A split as it is evaluated.
+def build_gallery(captions: pa.Table, split: str) -> Gallery:
+    """Selects and sorts the clips and captions of a split.
 
     Raises:
-        EvaluationError: where it has no captions.
+        EvaluationError: if the split has no captions.
     """
-    rows = captions.filter(pa.compute.equal(captions["split"], split))
+    rows = captions.filter(pc.equal(captions["split"], split))
     if rows.num_rows == 0:
         counts = {row["values"]: row["counts"] for row in captions["split"].value_counts().to_pylist()}
         raise EvaluationError(

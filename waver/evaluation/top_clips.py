@@ -1,4 +1,4 @@
-"""The first answers of each query by name, kept while the similarity passes by in tiles."""
+"""The first k answers of each query, collected while the similarity is computed in tiles."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TopClips:
-    """The clips that each query finds first, best first, and their scores."""
+    """The first k clips of each query, best first, and their scores."""
 
     clips: Int[Tensor, "queries k"]
-    """Numbers of clips in the gallery; of equal scores the earlier clip stands first. -1 where there is no k-th."""
+    """Indices into the gallery; ties are sorted by index. -1 if there are fewer than k clips."""
     scores: Float[Tensor, "queries k"]
     """-inf where there is no clip."""
 
@@ -23,63 +23,62 @@ class TopClips:
         return TopClips(function(self.clips), function(self.scores))
 
 
-def no_clips(num_queries: int, k: int, like: Tensor) -> TopClips:
-    """k places for each query, all empty; scores of the type of `like`."""
+def empty_top_clips(num_queries: int, k: int, like: Tensor) -> TopClips:
+    """Returns k empty places for each query; scores have the dtype and device of `like`."""
     shape = (num_queries, k)
     return TopClips(
         torch.full(shape, -1, device=like.device), torch.full(shape, -torch.inf, dtype=like.dtype, device=like.device)
     )
 
 
-def push(top: TopClips, queries: slice, scores: Float[Tensor, "q c"], clips: Int[Tensor, " c"]) -> None:
-    """Lets more clips compete for the places of some queries, in place.
+def update_top_clips(top: TopClips, queries: slice, scores: Float[Tensor, "q c"], clips: Int[Tensor, " c"]) -> None:
+    """Merges further clips into the first answers of some queries, in place.
 
     Args:
-        top: the best so far.
-        queries: which.
-        scores: of these queries with these clips; -inf for clips that must not be found.
-        clips: their numbers, ascending and after all that competed before, so that ties fall in the order of the gallery.
+        top: the first answers so far.
+        queries: q of its queries.
+        scores: of these queries with c clips; -inf excludes a clip.
+        clips: indices of the clips, ascending and greater than all merged before, so that ties are sorted by index.
     """
     scores = torch.cat([top.scores[queries], scores], dim=1)
     clips = torch.cat([top.clips[queries], clips.expand(len(scores), -1)], dim=1)
-    # Stable, which topk is not: of equal scores the one that came first stays first.
+    # Stable, which topk is not: among equal scores the earlier clip stays first.
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     k = top.clips.shape[1]
     top.scores[queries] = scores[:, :k]
     top.clips[queries] = clips.gather(1, order[:, :k]).masked_fill(scores[:, :k] == -torch.inf, -1)
 
 
-def join_rows(
-    top: TopClips, mine: Bool[Tensor, " queries"], all_reduce: Callable[[Tensor, Literal["sum", "max"]], Tensor]
+def merge_rows(
+    top: TopClips, own: Bool[Tensor, " queries"], all_reduce: Callable[[Tensor, Literal["sum", "max"]], Tensor]
 ) -> TopClips:
-    """The places of all queries, where each query was one worker's alone.
+    """Merges the workers' first answers if each query belongs to one worker.
 
     Args:
-        top: what this worker found.
-        mine: the queries that were this worker's.
-        all_reduce: over the workers.
+        top: this worker's first answers.
+        own: the queries that belong to this worker.
+        all_reduce: reduces a tensor over the workers.
     """
-    return top.map(lambda tensor: all_reduce(tensor.where(mine[:, None], 0), "sum"))
+    return top.map(lambda tensor: all_reduce(tensor.where(own[:, None], 0), "sum"))
 
 
-def join_clips(
+def merge_clips(
     top: TopClips,
     *,
     worker: int,
     num_workers: int,
     all_reduce: Callable[[Tensor, Literal["sum", "max"]], Tensor],
 ) -> TopClips:
-    """The places of all queries, where each worker let other clips compete; one after the other, to save memory."""
-    joined = no_clips(*top.clips.shape, like=top.scores)
+    """Merges the workers' first answers if each worker compared other clips; worker by worker, to save memory."""
+    merged = empty_top_clips(*top.clips.shape, like=top.scores)
     for turn in range(num_workers):
-        theirs = top.map(
-            lambda tensor, turn=turn: all_reduce(tensor if worker == turn else torch.zeros_like(tensor), "sum")
-        )
-        clips = torch.cat([joined.clips, theirs.clips], dim=1)
-        scores = torch.cat([joined.scores, theirs.scores], dim=1)
-        # By number first: the clips of two workers alternate in the gallery.
+        theirs = top if turn == worker else top.map(torch.zeros_like)
+        theirs = theirs.map(lambda tensor: all_reduce(tensor, "sum"))
+        clips = torch.cat([merged.clips, theirs.clips], dim=1)
+        scores = torch.cat([merged.scores, theirs.scores], dim=1)
+        # Sorted by index first: the clips of two workers alternate in the gallery.
         clips, order = clips.sort(dim=1)
         scores, best = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
         k = top.clips.shape[1]
-        joined = TopClips(clips.gather(1, best[:, :k]), scores[:, :k])
-    return joined
+        merged = TopClips(clips.gather(1, best[:, :k]), scores[:, :k])
+    return merged

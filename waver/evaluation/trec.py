@@ -16,7 +16,7 @@ from pathlib import Path
 from waver.evaluation.top_clips import TopClips
 from waver.tools.files import write_text
 
-DEPTH = 1000
+TREC_DEPTH = 1000
 """Answers of each query in a run: what trec_eval looks at by default."""
 
 

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip_store import ClipStore
 from waver.data.epochs import BatchSizeError
-from waver.evaluation.evaluate import evaluate
+from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.on_ray.cluster.capacity import ClusterTooSmallError
 from waver.on_ray.cluster.failures import WorkerError
 from waver.on_ray.cluster.signals import Terminated, signals
@@ -106,8 +106,10 @@ def test_workers_on_ray_evaluate_as_one_process_does(fitted):
     config, _, _ = fitted
     captions, store = load_captions(config), ClipStore(config.clip_store)
     checkpoint = find_checkpoint(config.run_folder)
-    on_ray = evaluate_on_workers(checkpoint, config, captions, store, split="test", top_k=3)
-    here = evaluate(load_student(checkpoint, config), captions, store, config, split="test", top_k=3)
+    on_ray = evaluate_on_workers(checkpoint, config, captions, store, split="test", options=EvaluationOptions(top_k=3))
+    here = evaluate(
+        load_student(checkpoint, config), captions, store, config, split="test", options=EvaluationOptions(top_k=3)
+    )
     assert on_ray.metrics == here.metrics
     assert torch.equal(on_ray.top.clips, here.top.clips)
     assert (on_ray.num_queries, on_ray.gallery_size, on_ray.missing_clips) == (24, 9, ("v20",))

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from waver.data.batch import frames_to_tensor
-from waver.evaluation.embedding import _embed_clips
-from waver.evaluation.evaluate import Evaluation, evaluate
-from waver.evaluation.gallery import gallery
+from waver.evaluation.embedding import embed_clips
+from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
+from waver.evaluation.gallery import build_gallery
 from waver.knowledge.store import create_knowledge, finish, make_dictionary, write_embeddings, write_matches
 from waver.model.student import Student
 from waver.model.tokenizer import tokenize
@@ -34,7 +34,7 @@ def look(captions, store, knowledge, load_knowing):
         student, top_k = made[1] if made else build_student(config), config.knowledge.top_k
         settings = replace(SETTINGS, top_k=top_k, informed=config.informed_at_inference, **changes)
         known = known if top_k else None
-        how = {"split": "test", "top_k": 5, "knowledge": known}
+        how = {"split": "test", "options": EvaluationOptions(top_k=5), "knowledge": known}
         evaluation = made[0] if made else evaluate(student, captions, store, config, **how)
         found = inspect_run(student, evaluation, captions, store, settings, video=video, knowledge=known)
         return found, evaluation, student
@@ -95,7 +95,7 @@ def test_embeddings_of_the_evaluation_give_the_same(captions, store, knowledge, 
         config = load_knowing(**overrides)
         clips = [clip for clip in evaluation.clip_ids if clip not in evaluation.missing_clips]
         known = knowledge if config.informed_at_inference else None
-        video = _embed_clips(student, clips, store, config, known, lambda done, total: None)
+        video = embed_clips(student, clips, store, config, known, lambda done, total: None)
         given, _, _ = look(overrides, (evaluation, student), video=video)
         assert given.images.keys() == again.images.keys()
         for name, points in again.point_sets.items():
@@ -138,7 +138,7 @@ def test_points_are_clips_and_then_their_captions(look, captions, tmp_path):
     num = len(clips.points)
     assert both.points[:num] == clips.points
     assert {point.kind for point in clips.points} == {"clip"}
-    texts = dict(zip(evaluation.text_ids, gallery(captions, "test").texts, strict=True))
+    texts = dict(zip(evaluation.text_ids, build_gallery(captions, "test").texts, strict=True))
     for point in both.points[num:]:
         assert point.kind == "caption"
         assert point.caption in [text for name, text in texts.items() if name.startswith(f"{point.clip_id}#")]

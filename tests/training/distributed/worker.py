@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip_store import ClipStore
-from waver.evaluation.evaluate import evaluate
+from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.knowledge.store import Knowledge
 from waver.training import parallel
 from waver.training.build import Training, build_student
@@ -57,7 +57,9 @@ def compute(rank: int, world_size: int, folder: Path) -> None:
         config = load_config(folder / "experiment.yaml", STEPS[name])
         student = build_student(config).eval()
         for split in ("test", "validation"):
-            results[name, split] = evaluate(student, captions, store, config, split=split, knowledge=knowledge, top_k=3)
+            results[name, split] = evaluate(
+                student, captions, store, config, split=split, knowledge=knowledge, options=EvaluationOptions(top_k=3)
+            )
     asked = {"evaluate.dsl": True, "evaluate.qb_norm": True, "evaluate.chunk_size": 3}
     config = load_config(folder / "experiment.yaml", STEPS["dp"] | asked)
     one_each = captions.filter([index == 0 for index in captions["caption_index"].to_pylist()])
@@ -67,8 +69,7 @@ def compute(rank: int, world_size: int, folder: Path) -> None:
         store,
         config,
         split="test",
-        rescore=True,
-        excused=torch.tensor([[0, 1], [1, 0]]),
+        options=EvaluationOptions(rescore=True, excused=torch.tensor([[0, 1], [1, 0]])),
     )
     torch.save(results, folder / f"results-{world_size}-{rank}.pt")
     if world_size > 1:

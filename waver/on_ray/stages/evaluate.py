@@ -2,10 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +19,9 @@ from torch import Tensor
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.data.duplicates import Duplicates, equivalent_clips, excused_pairs, find_duplicates
-from waver.evaluation.evaluate import Evaluation, evaluate
-from waver.evaluation.gallery import Gallery, gallery
-from waver.evaluation.trec import DEPTH, write_trec
+from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
+from waver.evaluation.gallery import Gallery, build_gallery
+from waver.evaluation.trec import TREC_DEPTH, write_trec
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import cluster_address, connect, own_device
@@ -47,7 +45,7 @@ class _Job:
     store: Path
     knowledge: Path | None
     split: str
-    how: Mapping[str, Any]
+    options: EvaluationOptions
 
 
 def evaluate_here(
@@ -58,7 +56,7 @@ def evaluate_here(
     knowledge: Knowledge | None = None,
     *,
     split: str,
-    **how: Any,
+    options: EvaluationOptions = EvaluationOptions(),
 ) -> Evaluation:
     """Exact metrics of a split, by this process, with a bar on a terminal.
 
@@ -69,7 +67,7 @@ def evaluate_here(
         store: clips.
         knowledge: of the clips, where config.informed_at_inference.
         split: train, validation or test.
-        how: other arguments of `waver.evaluation.evaluate.evaluate`: top_k, excused, rescore.
+        options: what to compute beside the plain metrics.
     """
     student = load_student(checkpoint, config).to(own_device(config.resources))
     console = Console(stderr=True)
@@ -79,7 +77,16 @@ def evaluate_here(
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        return evaluate(student, captions, store, config, split=split, knowledge=knowledge, on_progress=show, **how)
+        return evaluate(
+            student,
+            captions,
+            store,
+            config,
+            split=split,
+            knowledge=knowledge,
+            options=options,
+            on_progress=show,
+        )
 
 
 def evaluate_on_workers(
@@ -90,7 +97,7 @@ def evaluate_on_workers(
     knowledge: Knowledge | None = None,
     *,
     split: str,
-    **how: Any,
+    options: EvaluationOptions = EvaluationOptions(),
 ) -> Evaluation:
     """The same metrics, by resources.workers of the connected cluster; they are the same for any number of them."""
     job = _Job(
@@ -100,7 +107,7 @@ def evaluate_on_workers(
         store.path,
         knowledge.path if knowledge else None,
         split,
-        how,
+        options,
     )
     with signals() as actor:
         return run_on_workers(_evaluate_worker, job, config.resources, signals=actor)
@@ -116,7 +123,7 @@ def _evaluate_worker(job: _Job) -> Evaluation:
         job.config,
         split=job.split,
         knowledge=knowledge,
-        **job.how,
+        options=job.options,
     )
     return dataclasses.replace(evaluation, ranks=evaluation.ranks.cpu())
 
@@ -128,7 +135,7 @@ def run_evaluation(
     split: str,
     output: Path | None = None,
     trec: Path | None = None,
-    trec_depth: int = DEPTH,
+    trec_depth: int = TREC_DEPTH,
 ) -> dict:
     """Evaluates a checkpoint, or the best one of a run; writes the result as JSON and returns it.
 
@@ -142,12 +149,11 @@ def run_evaluation(
         trec_depth: answers of each query in them.
     """
     checkpoint, captions = find_checkpoint(path), load_captions(config)
-    queries = gallery(captions, split)
+    queries = build_gallery(captions, split)
     duplicates, excused = _audit(config, captions, queries, split)
     top_k = min(trec_depth, len(queries.clip_ids)) if trec else 0
-    evaluation, knowledge = evaluate_checkpoint(
-        checkpoint, config, captions, split=split, top_k=top_k, excused=excused, rescore=True
-    )
+    options = EvaluationOptions(top_k=top_k, excused=excused, rescore=True)
+    evaluation, knowledge = evaluate_checkpoint(checkpoint, config, captions, split=split, options=options)
     is_best = path != checkpoint
     chosen_on = "validation" if is_best else None
     result = result_of(evaluation, checkpoint, config, knowledge, captions, chosen_on=chosen_on)
@@ -189,7 +195,7 @@ def evaluate_checkpoint(
     *,
     split: str,
     queries: pa.Table | None = None,
-    **how: Any,
+    options: EvaluationOptions = EvaluationOptions(),
 ) -> tuple[Evaluation, Knowledge | None]:
     """Evaluates a checkpoint, in this process or on workers.
 
@@ -199,7 +205,7 @@ def evaluate_checkpoint(
         captions: the data set's.
         split: train, validation or test.
         queries: asked in place of the split's captions, of the same clips; a caption table too.
-        how: other arguments of `waver.evaluation.evaluate.evaluate`: top_k, excused, rescore.
+        options: what to compute beside the plain metrics.
 
     Returns:
         The figures, and the knowledge that informed the videos; None for none.
@@ -212,7 +218,7 @@ def evaluate_checkpoint(
     logger.info(f"evaluating {display_path(checkpoint)} on the {split} split")
     asked = captions if queries is None else queries
     if config.resources.max_workers == 1 and not cluster_address():
-        return evaluate_here(checkpoint, config, asked, store, knowledge, split=split, **how), knowledge
+        return evaluate_here(checkpoint, config, asked, store, knowledge, split=split, options=options), knowledge
     with connect(num_cpus=local_cpus(config)) as where:
         logger.info(where)
-        return evaluate_on_workers(checkpoint, config, asked, store, knowledge, split=split, **how), knowledge
+        return evaluate_on_workers(checkpoint, config, asked, store, knowledge, split=split, options=options), knowledge

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from waver.config import ExperimentConfig, RobustnessConfig
-from waver.evaluation.evaluate import Evaluation
+from waver.evaluation.evaluate import Evaluation, EvaluationOptions
 from waver.evaluation.robustness.measures import ANSWER_DEPTH, Answers
 from waver.evaluation.robustness.page import write_page
 from waver.evaluation.robustness.queries import (
@@ -163,7 +163,7 @@ def _evaluate_source(
         The metrics of the run, and the fields of its evaluation result that describe model and hardware.
     """
     evaluation, knowledge = evaluate_checkpoint(
-        source.checkpoint, source.config, source.captions, split=split, queries=table, top_k=ANSWER_DEPTH
+        source.checkpoint, source.config, source.captions, split=split, queries=table, options=EvaluationOptions(top_k=ANSWER_DEPTH)
     )
     assert evaluation.clip_ids == queries.clip_ids
     assert np.array_equal(evaluation.clip_of_text.numpy(), queries.clip)

@@ -14,7 +14,7 @@ from ray.train import UserCallback
 from waver.config import ExperimentConfig
 from waver.data.annotations import validation_source
 from waver.data.clip_store import ClipStore
-from waver.evaluation.gallery import gallery
+from waver.evaluation.gallery import build_gallery
 from waver.evaluation.protocols import Protocol
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import CPUS_PER_LOADER, local_cpus
@@ -138,7 +138,7 @@ def _describe_workers(config: ExperimentConfig) -> str:
 
 def _protocol_of_validation(config: ExperimentConfig, captions: pa.Table, store: ClipStore, *, leaky: bool) -> Protocol:
     """Of the figures by which the best checkpoint was found."""
-    validation = gallery(captions, "validation")
+    validation = build_gallery(captions, "validation")
     return protocol_of_table(
         config,
         captions,

@@ -19,7 +19,7 @@ from ray.train.torch import get_device
 from waver.config import ExperimentConfig
 from waver.data.batch import Batch, read_ahead
 from waver.data.clip_store import ClipStore
-from waver.evaluation.evaluate import evaluate
+from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.signals import ControlSignals
 from waver.on_ray.cluster.workers import Rescale
@@ -126,8 +126,9 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
                 config,
                 split="validation",
                 knowledge=knowledge,
-                top_k=LOOKED_AT if config.tracking.images else 0,
-                keep_video=config.tracking.images,
+                options=EvaluationOptions(
+                    top_k=LOOKED_AT if config.tracking.images else 0, keep_video=config.tracking.images
+                ),
             )
             if recording:
                 recording.after_epoch(training, evaluation)

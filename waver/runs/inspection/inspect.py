@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from waver.data.clip_store import ClipStore
 from waver.evaluation.evaluate import Evaluation
-from waver.evaluation.gallery import gallery
+from waver.evaluation.gallery import build_gallery
 from waver.knowledge.store import Knowledge
 from waver.model.embeddings import Embeddings
 from waver.model.student import Student
@@ -77,7 +77,7 @@ def inspect_run(
     assert not settings.informed or (knowledge and settings.top_k), "informed videos need the phrases of their clips"
     start = time.perf_counter()
     evaluation = replace(evaluation, ranks=evaluation.ranks.cpu(), clip_of_text=evaluation.clip_of_text.cpu())
-    split = gallery(captions, evaluation.split)
+    split = build_gallery(captions, evaluation.split)
     assert split.text_ids == evaluation.text_ids, "these are the captions that were evaluated"
     subset = choose_subset(
         evaluation.clip_ids,
