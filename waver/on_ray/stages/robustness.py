@@ -163,7 +163,12 @@ def _evaluate_source(
         The metrics of the run, and the fields of its evaluation result that describe model and hardware.
     """
     evaluation, knowledge = evaluate_checkpoint(
-        source.checkpoint, source.config, source.captions, split=split, queries=table, options=EvaluationOptions(top_k=ANSWER_DEPTH)
+        source.checkpoint,
+        source.config,
+        source.captions,
+        split=split,
+        queries=table,
+        options=EvaluationOptions(top_k=ANSWER_DEPTH),
     )
     assert evaluation.clip_ids == queries.clip_ids
     assert np.array_equal(evaluation.clip_of_text.numpy(), queries.clip)
