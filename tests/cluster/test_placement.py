@@ -10,7 +10,7 @@ from waver.training import parallel
 from waver.config import ResourcesConfig
 from waver.on_ray.cluster.blocks import map_blocks
 from waver.on_ray.cluster.connection import connect
-from waver.on_ray.cluster.signals import signals
+from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
 
 def here(_=None):
@@ -29,7 +29,7 @@ class Where:
 
 train, decode = {"waver.role": "train"}, {"waver.role": "decode"}
 blocks = [pa.table({"number": [number]}) for number in range(8)]
-with connect(), signals() as actor:
+with connect(), signal_actor() as actor:
     roles = {node["NodeID"]: node["Labels"].get("waver.role", "head") for node in ray.nodes()}
     where = {
         "driver": {here()},

@@ -72,7 +72,7 @@ def test_what_labels_leave_is_counted(cluster, experiment):
     experiment.write_text(yaml.safe_dump(settings))
     found, said = examine(running, experiment)
     sentence = found["workers"][0]["found"]
-    assert "3 workers with 1 CPU each are asked for, and the cluster has room for 2" in sentence, said
+    assert "3 workers with 1 CPU each are requested, and the cluster has capacity for 2" in sentence, said
     assert "of 3 nodes, 1 has waver.role=train, 2 CPUs" in sentence
     assert "not tried: 3 workers" in found["all-reduce"][0]["found"]
 

@@ -11,7 +11,7 @@ from rays import family
 
 from waver.config import ResourcesConfig
 from waver.on_ray.cluster.connection import connect
-from waver.on_ray.cluster.signals import signals
+from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
 
 _LISTENS = "0A"
@@ -53,7 +53,7 @@ def work(driver: int) -> dict[str, str] | None:
 
 def main() -> None:
     before = dict(os.environ)
-    with connect(num_cpus=3, dashboard=True), signals() as actor:
+    with connect(num_cpus=3, dashboard=True), signal_actor() as actor:
         import ray
 
         token = os.environ["RAY_AUTH_TOKEN"]

@@ -10,8 +10,8 @@ class Doubled:
 
 
 def test_blocks_queue_behind_others_and_say_so(holding, monkeypatch):
-    monkeypatch.setattr("waver.on_ray.cluster.capacity._SAY_AFTER_S", 0.5)
+    monkeypatch.setattr("waver.on_ray.cluster.capacity._NOTICE_AFTER_S", 0.5)
     blocks = [pa.table({"number": [number]}) for number in range(3)]
     with holding(6) as let_go, logged(lambda _: let_go()) as said:
         assert sorted(map_blocks(Doubled, (), blocks, workers=2, labels={})) == [0, 2, 4]
-    assert said == ["others use the cluster: of 1 workers with 1 CPU each, 0 have room now: waiting for them"]
+    assert said == ["others use the cluster: 0 of 1 workers with 1 CPU each fit now: waiting for free capacity"]

@@ -22,7 +22,7 @@ from waver.data.epochs import BatchSizeError
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.on_ray.cluster.capacity import ClusterTooSmallError
 from waver.on_ray.cluster.failures import WorkerError
-from waver.on_ray.cluster.signals import Terminated, signals
+from waver.on_ray.cluster.signals import Terminated, signal_actor
 from waver.on_ray.stages.evaluate import evaluate_on_workers
 from waver.on_ray.stages.train import train
 from waver.on_ray.stages.train_worker import Job, train_job, worker_batches
@@ -198,7 +198,7 @@ def test_a_run_that_is_stopped_after_every_step_ends_like_one_that_was_not(proje
         with pytest.raises(Terminated) as ended:
             train(config, captions, store, here=take_a_step)
         assert ended.value.code == 143
-        assert f"stopped, as asked, after step {step}; a checkpoint is in {config.run_folder}" in ended.value.message
+        assert f"stopped on request after step {step}; a checkpoint is in {config.run_folder}" in ended.value.message
         newest = newest_checkpoint(config.run_folder)
         assert describe_checkpoint(newest) == f"step {step}, in epoch {1 + (step - 1) // 3}"
     train(config, captions, store, here=take_a_step)
@@ -219,7 +219,7 @@ def test_an_epoch_is_kept_before_it_is_evaluated(project, monkeypatch, said):
     def taken_away(*arguments, **options):
         raise RuntimeError("the machine is taken away")
 
-    with monkeypatch.context() as patch, signals() as actor:
+    with monkeypatch.context() as patch, signal_actor() as actor:
         patch.setattr("waver.on_ray.stages.train_worker.evaluate", taken_away)
         with pytest.raises(RuntimeError, match="taken away"):
             train(config, captions, store, here=lambda job: take_steps(replace(job, signals=actor)))
@@ -256,5 +256,5 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(project):
     with pytest.raises(BatchSizeError, match="more than the 13 training clips"):
         train(config, captions, store)
     config = experiment(project, name="large", **{"resources.workers": 6, "train.global_batch_size": 12})
-    with pytest.raises(ClusterTooSmallError, match=r"6 workers with 1.5 CPU each are asked for.*room for 4"):
+    with pytest.raises(ClusterTooSmallError, match=r"6 workers with 1.5 CPU each are requested.*capacity for 4"):
         train(config, captions, store)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from waver.config import ConfigError
-from waver.on_ray.cluster.capacity import ClusterTooSmallError, slots
+from waver.on_ray.cluster.capacity import ClusterTooSmallError, count_fitting_workers
 from waver.on_ray.tuning.plan import Plan, describe_plan, plan_sweep, trials_at_once
 from waver.on_ray.tuning.shared import find_shared
 from waver.sweeps.folder import SweepError
@@ -79,8 +79,8 @@ def test_the_sweep_may_ask_for_fewer_at_once(plan):
 
 
 def test_parts_of_resources_are_counted_without_rounding_errors():
-    assert slots([{"CPU": 1.0, "GPU": 1.0}], 0.1, 0.1) == 10
-    assert slots([{"CPU": 0.3}], 0.1, 0.0) == 3
+    assert count_fitting_workers([{"CPU": 1.0, "GPU": 1.0}], 0.1, 0.1) == 10
+    assert count_fitting_workers([{"CPU": 0.3}], 0.1, 0.0) == 3
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(plan, tmp_path, store, captions, said):
@@ -104,7 +104,9 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(plan, tmp_path, st
 
 
 def test_a_dry_run_of_what_never_fits_is_an_error(plan):
-    with pytest.raises(ClusterTooSmallError, match=r"1 workers with 1 CPU and 9 GPU each are asked for.*room for 0"):
+    with pytest.raises(
+        ClusterTooSmallError, match=r"1 workers with 1 CPU and 9 GPU each are requested.*capacity for 0"
+    ):
         describe_plan(plan(**{"resources.gpus_per_worker": 9}))
 
 

@@ -148,9 +148,9 @@ def test_a_trial_that_can_never_fit_is_an_error_before_the_start(project):
         project, "large", space={"train.lr": {"choice": [1e-3, 1e-4]}}, set={"resources.cpus_per_worker": 7}
     )
     plan = plan_sweep(path)
-    with pytest.raises(ClusterTooSmallError, match=r"1 workers with 7 CPU each are asked for.*6 CPUs"):
+    with pytest.raises(ClusterTooSmallError, match=r"1 workers with 7 CPU each are requested.*6 CPUs"):
         run_sweep(plan, print_table=lambda table: None)
-    with pytest.raises(ClusterTooSmallError, match=r"room for 0"):
+    with pytest.raises(ClusterTooSmallError, match=r"capacity for 0"):
         describe_plan(plan)
     assert read_trials(plan.folder) == []
 

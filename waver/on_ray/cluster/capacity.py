@@ -1,7 +1,7 @@
-"""Whether a cluster has room for what a run asks of it, now or after a while.
+"""The capacity of a cluster for workers: in total, free now, or after waiting for it.
 
-A worker has all that it takes on one node, so nodes are looked at one by one: what they have decides what could ever run,
-and what of it nobody uses decides what starts now.
+A worker takes all its resources from one node, so nodes are counted one by one. Their total resources decide whether a run
+could ever start; their free resources decide whether it starts now.
 """
 
 import logging
@@ -22,185 +22,225 @@ from waver.tools.errors import WaverError
 
 logger = logging.getLogger(__name__)
 
-
+CPUS_PER_LOADER = 0.5
+"""CPUs reserved for each loader process of a worker. It waits for the disk more than it computes."""
+_MAX_WORKERS_PER_CPU = 4
+"""Workers that may share a CPU of this machine; with more of them training is slower."""
 _POLL_S = 0.5
 _PATIENCE_S = 20.0
-"""How long fewer workers than there might be are held back: a group that has just ended is about to leave its place."""
-_SAY_AFTER_S = 5.0
-_ASK_EVERY_S = 5.0
-"""Who asks an autoscaler last is heard, and Ray Data and Ray Train ask every 20 s for what they use."""
+"""How long to wait for more workers than the minimum: a group that has just ended is about to free its resources."""
+_NOTICE_AFTER_S = 5.0
+_REQUEST_EVERY_S = 5.0
+"""The autoscaler follows the latest request only, and Ray Data and Ray Train send theirs every 20 s."""
 
 
 class ClusterTooSmallError(WaverError):
-    """The cluster has not what the run asks for; the message says what there is."""
+    """The cluster lacks the requested resources; the message says what it has."""
 
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What a worker takes, of one node."""
+    """Resources of one worker, all on one node."""
 
     cpus: float
     gpus: float = 0.0
     labels: Labels = field(default_factory=dict)
-    """Of the nodes that count."""
+    """Labels that a node must have."""
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
 
     @property
     def bundle(self) -> dict[str, float]:
-        """As Ray wants it."""
+        """The same as a bundle of a Ray placement group."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
     def max_workers(self) -> int:
-        """Workers for which the nodes, idle, have room."""
-        return slots(_staying(self.labels).values(), self.cpus, self.gpus)
+        """Returns how many workers fit on the idle cluster."""
+        return count_fitting_workers(_usable_nodes(self.labels).values(), self.cpus, self.gpus)
 
     def free_workers(self) -> int:
-        """Workers for which there is room now."""
-        return slots(_free_nodes(self.labels), self.cpus, self.gpus)
+        """Returns how many workers fit on the cluster beside what runs there now."""
+        return count_fitting_workers(_free_nodes(self.labels), self.cpus, self.gpus)
 
 
-def slots(nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int:
-    """Workers with so many CPUs and GPUs each that fit at the same time, none of them across nodes."""
+def count_fitting_workers(nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """Returns how many workers fit on nodes at the same time, each of them on one node.
+
+    Args:
+        nodes: resources of each node.
+        cpus: per worker.
+        gpus: per worker.
+    """
     wanted = {"CPU": cpus, "GPU": gpus}
     return sum(
         min(int(node.get(name, 0) / amount + 1e-9) for name, amount in wanted.items() if amount) for node in nodes
     )
 
 
-def require(workers: int, share: WorkerResources, *, wait_s: float = 0.0) -> None:
-    """Checks that the nodes of the cluster, idle, have room for all workers.
+def require_capacity(workers: int, worker: WorkerResources, *, wait_s: float = 0.0) -> None:
+    """Checks that all workers fit on the idle cluster.
 
     Args:
-        workers: wanted at the same time.
-        share: of each.
-        wait_s: how long a cluster may take to grow to that size.
+        workers: number of workers at the same time.
+        worker: resources of each.
+        wait_s: how long to wait until the cluster has grown to that size.
 
     Raises:
-        ClusterTooSmallError: if it has not, after `wait_s`.
+        ClusterTooSmallError: if it is still too small after `wait_s`.
     """
-    if not _grows(lambda: share.max_workers() >= workers, workers, share, wait_s):
-        raise too_small(workers, share, share.max_workers(), wait_s, cluster_size(share.labels))
+    if not _wait_until(lambda: worker.max_workers() >= workers, workers, worker, wait_s):
+        raise cluster_too_small(workers, worker, worker.max_workers(), cluster_size(worker.labels), wait_s=wait_s)
 
 
 def wait_for_capacity(
-    least: int,
-    most: int,
-    share: WorkerResources,
+    min_workers: int,
+    max_workers: int,
+    worker: WorkerResources,
     *,
     wait_s: float = 0.0,
     queues: bool = True,
     pause: Callable[[float], None] = time.sleep,
 ) -> int:
-    """How many workers start now: as many as there is room for, after a while if need be.
+    """Returns how many workers to start now, after waiting for free capacity if necessary.
 
     Args:
-        least: workers; with fewer nothing starts.
-        most: workers.
-        share: of each.
-        wait_s: how long a cluster that has not the nodes, or has them no more, may take to get them.
-        queues: whether to wait, for as long as it takes, until others leave the nodes that there are.
-        pause: called with the seconds until the next look; what it raises ends the waiting.
+        min_workers: fewest to start with.
+        max_workers: most to start with.
+        worker: resources of each.
+        wait_s: how long to wait for nodes while the idle cluster is too small for `min_workers`.
+        queues: whether to wait without limit while others use the capacity.
+        pause: sleeps for the given seconds; its exceptions end the waiting.
 
     Raises:
-        ClusterTooSmallError: if not even `least` have room.
+        ClusterTooSmallError: if the cluster is too small for `min_workers` for longer than `wait_s`; without `queues` also
+            if others use the capacity.
     """
-    start = short_since = time.monotonic()
-    told = False
-    with _requests(share) as request:
+    start = too_small_since = time.monotonic()
+    noticed = False
+    with _autoscaler_requests(worker) as request:
         while True:
-            there, free, now = share.max_workers(), share.free_workers(), time.monotonic()
-            waited, short_since = now - start, short_since if there < least else now
-            if free >= max(least, min(most, there)) or (free >= least and waited >= _PATIENCE_S):
-                return min(most, free)
-            if there < least:
-                if now - short_since >= wait_s:
-                    raise too_small(least, share, there, wait_s, cluster_size(share.labels))
+            total, free, now = worker.max_workers(), worker.free_workers(), time.monotonic()
+            waited, too_small_since = now - start, too_small_since if total < min_workers else now
+            if free >= max(min_workers, min(max_workers, total)) or (free >= min_workers and waited >= _PATIENCE_S):
+                return min(max_workers, free)
+            if total < min_workers:
+                if now - too_small_since >= wait_s:
+                    raise cluster_too_small(min_workers, worker, total, cluster_size(worker.labels), wait_s=wait_s)
             elif not queues and waited >= _PATIENCE_S:
-                raise ClusterTooSmallError(_taken(least, share, free))
-            elif queues and not told and free < least and waited >= _SAY_AFTER_S:
-                logger.info(f"{_taken(least, share, free)}: waiting for them")
-                told = True
-            request(there - free + least)
+                raise ClusterTooSmallError(_busy_message(min_workers, worker, free))
+            elif queues and not noticed and free < min_workers and waited >= _NOTICE_AFTER_S:
+                logger.info(f"{_busy_message(min_workers, worker, free)}: waiting for free capacity")
+                noticed = True
+            request(total - free + min_workers)
             pause(_POLL_S)
 
 
 @contextmanager
 def watch_free_capacity(
-    tell: Callable[[], object], wanted: int, share: WorkerResources, *, every_s: float
+    notify: Callable[[], object], wanted: int, worker: WorkerResources, *, every_s: float
 ) -> Iterator[None]:
-    """While the body runs, looks whether another worker has room, and asks a cluster that grows by itself for it.
+    """Watches for capacity for additional workers while the body runs, and requests it from the autoscaler.
 
     Args:
-        tell: called when there is room, after each look.
-        wanted: workers, beside those that there are.
-        share: of each.
-        every_s: how often to look.
+        notify: called after each look that finds capacity for at least one more worker.
+        wanted: additional workers to request.
+        worker: resources of each.
+        every_s: interval between looks.
     """
     over = threading.Event()
 
-    def look() -> None:
-        is_over, tell_s = over.wait(every_s), 0.0
-        with _requests(share) as request:
+    def watch() -> None:
+        is_over, next_look_s = over.wait(every_s), 0.0
+        with _autoscaler_requests(worker) as request:
             while not is_over:
-                # Where the cluster is lost for good the run itself will tell; its head may only start again.
+                # A cluster that is lost for good makes the run itself fail; perhaps its head only restarts.
                 with suppress(RayError, RuntimeError, OSError):
-                    there, free = share.max_workers(), share.free_workers()
-                    request(there - free + wanted)
-                    if time.monotonic() >= tell_s:
-                        tell_s = time.monotonic() + every_s
+                    total, free = worker.max_workers(), worker.free_workers()
+                    request(total - free + wanted)
+                    if time.monotonic() >= next_look_s:
+                        next_look_s = time.monotonic() + every_s
                         if free:
-                            tell()
-                is_over = over.wait(min(every_s, _ASK_EVERY_S))
+                            notify()
+                is_over = over.wait(min(every_s, _REQUEST_EVERY_S))
 
-    looker = threading.Thread(target=look, name="waver-room", daemon=True)
-    looker.start()
+    watcher = threading.Thread(target=watch, name="waver-capacity", daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         over.set()
-        looker.join()
+        watcher.join()
 
 
-def num_cpus(labels: Labels, *, wait_s: float = 0.0) -> int:
-    """CPUs of all nodes with these labels, at least 1.
+def count_cpus(labels: Labels, *, wait_s: float = 0.0) -> int:
+    """Returns the number of CPUs of all nodes with these labels, at least 1.
+
+    Args:
+        labels: of the nodes that count.
+        wait_s: how long to wait for such a node.
 
     Raises:
-        ClusterTooSmallError: if they have none after `wait_s`.
+        ClusterTooSmallError: if there is no such CPU after `wait_s`.
     """
 
     def cpus() -> int:
-        return sum(int(node.get("CPU", 0)) for node in _staying(labels).values())
+        return sum(int(node.get("CPU", 0)) for node in _usable_nodes(labels).values())
 
-    if not _grows(lambda: cpus() > 0, 1, WorkerResources(1.0, labels=labels), wait_s):
+    if not _wait_until(lambda: cpus() > 0, 1, WorkerResources(1.0, labels=labels), wait_s):
         waited = f" after {wait_s:g} s" if wait_s else ""
-        mend = "add such nodes or correct ingest.node_labels" if labels else "add nodes"
+        remedy = "add such nodes or correct ingest.node_labels" if labels else "add nodes"
         raise ClusterTooSmallError(
-            f"the cluster has no CPU for this work{waited} ({cluster_size(labels)}): {mend} (and raise resources.wait_s "
-            "where the cluster grows by itself)"
+            f"the cluster has no CPU for this work{waited} ({cluster_size(labels)}): {remedy} (and raise resources.wait_s "
+            "if the cluster is autoscaling)"
         )
     return cpus()
 
 
-def too_small(workers: int, share: WorkerResources, room: int, wait_s: float, size: str) -> ClusterTooSmallError:
-    """What to say of a cluster that has room for fewer workers."""
+def cluster_too_small(
+    workers: int, worker: WorkerResources, capacity: int, size: str, *, wait_s: float = 0.0
+) -> ClusterTooSmallError:
+    """Returns the error for a cluster that has capacity for fewer workers than requested.
+
+    Args:
+        workers: requested number.
+        worker: resources of each.
+        capacity: number of workers that fit.
+        size: of the cluster, in words.
+        wait_s: how long the cluster was given to grow.
+    """
     waited = f" after {wait_s:g} s" if wait_s else ""
     return ClusterTooSmallError(
-        f"{workers} workers with {share} each are asked for, and the cluster has room for {room}{waited} "
-        f"({size}): lower resources.workers or what each takes (resources.cpus_per_worker, gpus_per_worker, "
-        "loaders_per_worker), or add nodes (and raise resources.wait_s where the cluster grows by itself)"
+        f"{workers} workers with {worker} each are requested, and the cluster has capacity for {capacity}{waited} "
+        f"({size}): lower resources.workers or the resources of each worker (resources.cpus_per_worker, gpus_per_worker, "
+        "loaders_per_worker), or add nodes (and raise resources.wait_s if the cluster is autoscaling)"
     )
 
 
-def _taken(workers: int, share: WorkerResources, free: int) -> str:
-    return f"others use the cluster: of {workers} workers with {share} each, {free} have room now"
+def local_cpus(config: ExperimentConfig) -> int:
+    """Returns the number of CPUs to give a Ray that is started on this machine for an experiment.
+
+    Ray counts CPUs and reserves none, so workers can share a CPU: the number may exceed that of the machine, up to
+    `_MAX_WORKERS_PER_CPU` times.
+    """
+    resources = config.resources
+    wanted = resources.max_workers * (resources.cpus_per_worker + resources.loaders_per_worker * CPUS_PER_LOADER)
+    cpus = os.cpu_count() or 1
+    return min(max(cpus, int(-(-wanted // 1))), _MAX_WORKERS_PER_CPU * cpus)
 
 
-def _grows(is_enough: Callable[[], bool], workers: int, share: WorkerResources, wait_s: float) -> bool:
-    """Whether a cluster is large enough, or becomes so in time; one that grows by itself is asked for room for workers."""
+def _busy_message(workers: int, worker: WorkerResources, free: int) -> str:
+    return f"others use the cluster: {free} of {workers} workers with {worker} each fit now"
+
+
+def _wait_until(is_enough: Callable[[], bool], workers: int, worker: WorkerResources, wait_s: float) -> bool:
+    """Waits until a cluster is large enough, and requests capacity for workers from the autoscaler meanwhile.
+
+    Returns:
+        Whether it is large enough.
+    """
     deadline = time.monotonic() + wait_s
-    with _requests(share) as request:
+    with _autoscaler_requests(worker) as request:
         while not (enough := is_enough()) and time.monotonic() < deadline:
             request(workers)
             time.sleep(_POLL_S)
@@ -208,51 +248,39 @@ def _grows(is_enough: Callable[[], bool], workers: int, share: WorkerResources, 
 
 
 @contextmanager
-def _requests(share: WorkerResources) -> Iterator[Callable[[int], None]]:
-    """Yields a function that asks a cluster which grows by itself for nodes for so many workers, used or not; ask often."""
-    asked = False
+def _autoscaler_requests(worker: WorkerResources) -> Iterator[Callable[[int], None]]:
+    """Withdraws requests to the autoscaler at the end of the body.
+
+    Yields:
+        A function that requests capacity for so many workers in total, those that run included. Call it often.
+    """
+    requested = False
 
     def request(workers: int) -> None:
-        nonlocal asked
-        asked = True
-        selectors = [dict(share.labels)] * workers if share.labels else None
-        request_resources(bundles=[share.bundle] * workers, bundle_label_selectors=selectors)
+        nonlocal requested
+        requested = True
+        selectors = [dict(worker.labels)] * workers if worker.labels else None
+        request_resources(bundles=[worker.bundle] * workers, bundle_label_selectors=selectors)
 
     try:
         yield request
     finally:
-        # It would outlive this process, and keep nodes that nobody uses. Those that came stay until they are idle for long.
-        if asked:
+        # A request outlives this process and keeps idle nodes. Without it nodes leave after the autoscaler's idle timeout.
+        if requested:
             with suppress(RayError, RuntimeError, OSError):  # the cluster is lost, and the request with it
                 request_resources(bundles=[])
 
 
-def _staying(labels: Labels) -> dict[str, dict[str, float]]:
-    """Resources of each node with these labels, by its id, but for those that are drained, as before they are taken away.
+def _usable_nodes(labels: Labels) -> dict[str, dict[str, float]]:
+    """Returns the resources of each node with these labels, by node id, without nodes that are being drained.
 
-    They are alive and may be idle, and nothing is placed there.
+    Those are alive and may be idle, but Ray places nothing on them.
     """
-    leaving = draining_node_ids()
-    return {node: has for node, has in nodes_by_id(labels).items() if node not in leaving}
+    draining = draining_node_ids()
+    return {node: resources for node, resources in nodes_by_id(labels).items() if node not in draining}
 
 
 def _free_nodes(labels: Labels) -> list[dict[str, float]]:
-    """What nobody uses of each node that is alive and has these labels. Ray's public functions tell only the sum."""
+    """Returns the free resources of each usable node with these labels."""
     free = free_resources_by_node()
-    return [free.get(node, {}) for node in _staying(labels)]
-
-
-CPUS_PER_LOADER = 0.5
-"""What a loader is counted as: it waits for the disk more than it works. Its worker brings room for it."""
-
-
-_SHARES_OF_A_CPU = 4
-"""So many may share a CPU of this machine; more would be slower than fewer."""
-
-
-def local_cpus(config: ExperimentConfig) -> int:
-    """CPUs that a cluster of this machine alone is given. They are a count, not a reservation: workers may share one."""
-    resources = config.resources
-    wanted = resources.max_workers * (resources.cpus_per_worker + resources.loaders_per_worker * CPUS_PER_LOADER)
-    cpus = os.cpu_count() or 1
-    return min(max(cpus, int(-(-wanted // 1))), _SHARES_OF_A_CPU * cpus)
+    return [free.get(node, {}) for node in _usable_nodes(labels)]

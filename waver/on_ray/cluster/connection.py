@@ -1,4 +1,4 @@
-"""Joining or starting a Ray cluster, and what is in it."""
+"""Joining or starting a Ray cluster, and the nodes in it."""
 
 import logging
 import os
@@ -20,37 +20,37 @@ _CONNECT_S = 10.0
 
 
 class ClusterUnreachableError(WaverError):
-    """Nobody answers at the address of the cluster, or does not let us in."""
+    """The cluster does not answer at its address, or refuses the connection."""
 
 
 @contextmanager
 def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[str]:
-    """Joins Ray where it runs, or starts it on this machine and ends it afterwards.
+    """Joins a running Ray cluster, or starts one on this machine for the time of the body.
 
-    Already initialised Ray is used as it is; then the cluster of RAY_ADDRESS (a job has it); else a cluster of this
-    machine alone, which nobody else can reach, see `loopback_only`.
+    Uses the Ray of this process if it is initialised; else the cluster of RAY_ADDRESS (which Ray sets in a job); else
+    starts a single-node cluster that other machines cannot reach, see `loopback_only`.
 
     Args:
         num_cpus: of a cluster that is started; None for all CPUs of the machine.
-        dashboard: of a cluster that is started. Early stopping of Ray Train inside Ray Tune needs it.
+        dashboard: whether a cluster that is started has a dashboard. Early stopping of Ray Train inside Ray Tune needs it.
 
     Yields:
-        A sentence on where we are, for the user.
+        A sentence for the user that says which cluster is used.
 
     Raises:
-        ClusterUnreachableError: for the cluster of RAY_ADDRESS.
+        ClusterUnreachableError: if the cluster of RAY_ADDRESS does not answer or refuses the connection.
     """
     if ray.is_initialized():
         yield f"using the Ray of this process ({cluster_size()})"
         return
-    # What workers print goes to Ray's log files; what a user must know comes back in results and errors.
+    # Output of workers goes to Ray's log files; results and errors bring back what a user must know.
     quiet = {"logging_level": logging.WARNING, "configure_logging": True, "log_to_driver": False}
     address = cluster_address()
     with nullcontext() if address else loopback_only(dashboard=dashboard) as port:
         if address:
             _join(address, **quiet)
         else:
-            # Ray's core would print, for each pool of actors, that their arguments are kept in memory. Errors that matter
+            # Ray's core would print a notice about arguments kept in memory for each pool of actors. Errors that matter
             # are exceptions.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, dashboard_port=port, **quiet)
@@ -62,7 +62,7 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
 
 
 def cluster_address() -> str | None:
-    """Of the cluster that RAY_ADDRESS names; None for none, and for `local`, which is what we do without."""
+    """Returns RAY_ADDRESS; None if it is unset or `local`, which means that Ray is started on this machine."""
     address = os.environ.get("RAY_ADDRESS")
     return None if address == "local" else address or None
 
@@ -81,49 +81,49 @@ def _join(address: str, **how: Any) -> None:
 
 
 Labels = Mapping[str, str]
-"""Of nodes, as given to `ray start --labels`; none stand for every node."""
+"""Labels that a node must have, as given to `ray start --labels`; an empty mapping selects every node."""
 
 
 def nodes(labels: Labels = MappingProxyType({})) -> list[dict[str, float]]:
-    """Resources of each node that is alive and has these labels."""
+    """Returns the resources of each node that is alive and has these labels."""
     return list(nodes_by_id(labels).values())
 
 
 def nodes_by_id(labels: Labels = MappingProxyType({})) -> dict[str, dict[str, float]]:
-    """The same, by Ray's id of the node."""
+    """Returns the resources of each node that is alive and has these labels, by Ray's node id."""
     alive = (node for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items())
     return {node["NodeID"]: node["Resources"] for node in alive}
 
 
-def this_node() -> dict[str, str]:
-    """Label by which actors come to the node of this process: Ray gives it to every node.
+def local_node_label() -> dict[str, str]:
+    """Returns the label that places an actor on the node of this process. Ray gives every node such a label.
 
-    A soft NodeAffinitySchedulingStrategy is only a wish: of actors that take no CPU, half went elsewhere.
+    A soft NodeAffinitySchedulingStrategy is only a preference: half of the actors without CPUs were placed elsewhere.
     """
     return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
 
 
 def gpus_per_worker(resources: ResourcesConfig) -> float:
-    """GPUs that each worker takes: what was asked for, else 1 where its nodes have some."""
-    asked = resources.gpus_per_worker
-    have = any(node.get("GPU", 0) > 0 for node in nodes(resources.node_labels))
-    return float(have) if asked is None else asked
+    """Returns the GPUs of each worker: resources.gpus_per_worker, or 1 by default if any of its nodes has a GPU."""
+    if resources.gpus_per_worker is not None:
+        return resources.gpus_per_worker
+    return float(any(node.get("GPU", 0) > 0 for node in nodes(resources.node_labels)))
 
 
-def own_device(resources: ResourcesConfig) -> torch.device:
-    """Where this process computes: on a GPU if it sees one, unless none was asked for."""
+def local_device(resources: ResourcesConfig) -> torch.device:
+    """Returns the device of this process: a GPU if it sees one, unless resources.gpus_per_worker is 0."""
     return torch.device("cuda" if torch.cuda.is_available() and resources.gpus_per_worker != 0 else "cpu")
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for minutes, and then abort the process."""
+    """Raises at once if nothing answers at an address; Ray itself would try for minutes, and then abort the process."""
     if address.startswith("ray://"):
         raise ClusterUnreachableError(
-            f"RAY_ADDRESS={address} is that of Ray's client, which knows too little of a cluster: run the command on one of "
-            "its nodes, with RAY_ADDRESS=HEAD:6379, or send it there with `waver submit`"
+            f"RAY_ADDRESS={address} is that of Ray's client, which waver does not support: run the command on one of "
+            "its nodes, with RAY_ADDRESS=HEAD:6379, or submit it with `waver submit`"
         )
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:  # `auto`, and what Ray itself refuses
+    if not host or not port.isdigit() or "/" in host:  # `auto`, and forms that Ray itself refuses
         return
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
@@ -135,7 +135,7 @@ def _check_reachable(address: str) -> None:
 
 
 def cluster_size(labels: Labels = MappingProxyType({})) -> str:
-    """Nodes, CPUs and GPUs of the cluster; with labels, of the nodes that have them."""
+    """Returns a description of the cluster: nodes, CPUs and GPUs; with labels, those of the nodes that have them."""
     all_nodes, counted = nodes(), nodes(labels)
     text = "1 node" if len(all_nodes) == 1 else f"{len(all_nodes)} nodes"
     if labels:

@@ -12,27 +12,27 @@ from waver.tools.errors import RemoteTracebackError, WaverError
 
 
 class WorkerError(WaverError):
-    """The workers cannot do what was asked; the message says why, without inner traceback."""
+    """The workers failed for good; the message says why, without a traceback."""
 
 
 _DISK_FULL = (
-    "no space is left on the disk (of the run's folder, or of the folder for temporary files): make room and run the same "
-    "command again, which goes on after the last checkpoint"
+    "no space is left on the disk (of the run's folder, or of the folder for temporary files): free some space and "
+    "run the same command again, which continues after the last checkpoint"
 )
 
 _LOST_PEER = re.compile(
     r"GroupEndedError|DistBackendError|DistNetworkError|gloo|NCCL|[Cc]onnection (closed|reset|refused)"
 )
-"""Of an error that says that the exchange with another worker failed, mostly because that one was lost."""
+"""Matches the last line of a traceback if communication with another worker failed, mostly because that one was lost."""
 
 
 @contextmanager
-def _told_of_cluster() -> Iterator[None]:
-    """What Ray cannot do any more is told in words."""
+def explain_ray_errors() -> Iterator[None]:
+    """Turns an error of Ray in the body into a WorkerError."""
     try:
         yield
     except RayError as error:
-        raise WorkerError(f"Ray could not run the workers: {_cause(error)}") from error
+        raise WorkerError(f"Ray could not run the workers: {describe_cause(error)}") from error
 
 
 def permanent_message(error: Exception) -> str | None:
@@ -43,33 +43,33 @@ def permanent_message(error: Exception) -> str | None:
     """
     if isinstance(error, torch.OutOfMemoryError):
         text = next(iter(str(error).splitlines()), "")
-        return f"the memory of a GPU is too small ({text}): lower train.global_batch_size, or take more workers"
+        return f"the memory of a GPU is too small ({text}): lower train.global_batch_size, or use more workers"
     if _is_full_disk(error):
         return _DISK_FULL
     return str(error) if isinstance(error, WaverError) and not isinstance(error, OSError) else None
 
 
 def _is_full_disk(error: Exception) -> bool:
-    """Of the system's errors the one that stays; safetensors and torch tell it in words only."""
+    """Returns whether the disk is full. Of the system's errors it is the permanent one; in some the text alone tells it."""
     words = ("No space left on device", "file write failed", "unexpected pos")  # the last two are torch's
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(part in str(error) for part in words)
 
 
-def _met(error: Exception, *kinds: type[Exception]) -> bool:
-    """Whether it is one of these for which Ray Train's controller gave up, rather than a worker."""
+def is_controller_failure(error: Exception, *kinds: type[Exception]) -> bool:
+    """Returns whether Ray Train's controller, rather than a worker, failed with an error of one of these types."""
     failure = getattr(error, "controller_failure", None)
     return failure is not None and isinstance(_innermost(failure), kinds)
 
 
 def _innermost(error: Exception) -> Exception:
-    """What an error was raised for, and that in turn."""
+    """Returns the first error in the chain of causes."""
     while inner := getattr(error, "cause", None) or error.__cause__:
         error = inner
     return error
 
 
-def _cause(error: Exception) -> str:
-    """The innermost reason of a failed run, in a line or two."""
+def describe_cause(error: Exception) -> str:
+    """Returns the innermost cause of a failed run: the worker, the type of the error and the last line of its message."""
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
     rank, failure = next(iter(failures.items()))
     cause = _innermost(failure)

@@ -1,7 +1,7 @@
-"""A Ray of this machine alone: it listens on the loopback interface, and asks its own processes for a token.
+"""A single-node Ray that listens on the loopback interface only, and requires a token of its own processes.
 
-Whoever reaches a port of Ray can run programs as the user who started it. By itself Ray listens on every interface of a
-Linux machine, and so does the store in which the workers of torch.distributed find each other.
+Anyone who can connect to a port of Ray can run programs as the user who started it. By default, Ray listens on every
+interface of a Linux machine, and so does the TCPStore through which the workers of torch.distributed find each other.
 """
 
 import importlib
@@ -25,19 +25,19 @@ _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 @contextmanager
 def loopback_only(*, dashboard: bool) -> Iterator[int | None]:
-    """Makes a Ray that is started within it, and all its processes, keep to the loopback interface.
+    """Restricts a Ray that is started within the body, with all its processes, to the loopback interface.
 
-    Other users of the machine reach that as well, therefore the token: a random one, in the environment of this process and
-    those that it starts, and nowhere else. What the user has set (RAY_AUTH_MODE, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)
-    stays; everything is put back at the end.
+    Other users of the machine can reach that interface, therefore Ray also requires a token. It is random, and stands only
+    in the environment of this process and of the processes that it starts. RAY_AUTH_MODE, GLOO_SOCKET_IFNAME and
+    NCCL_SOCKET_IFNAME are left alone if the user has set them. The environment is restored at the end.
 
     Args:
-        dashboard: whether Ray is to have one.
+        dashboard: whether Ray will have a dashboard.
 
     Yields:
-        The port for the dashboard, None without one.
+        The port for the dashboard; None without a dashboard.
     """
-    # Where several Rays run on a machine, their processes would not know whose dashboard to ask.
+    # If several Rays run on a machine, their processes do not know which dashboard is theirs.
     port = _free_port() if dashboard else None
     settings = {_DASHBOARD: f"http://{LOOPBACK}:{port}"} if dashboard else {}
     if "RAY_AUTH_MODE" not in os.environ:
@@ -51,13 +51,13 @@ def loopback_only(*, dashboard: bool) -> Iterator[int | None]:
 
 
 def torch_config(*, timeout_s: int) -> TorchConfig:
-    """How the workers of this Ray find each other: on the loopback interface, if Ray keeps to it.
+    """Returns Ray Train's configuration of the process group; its store listens on loopback if this Ray does.
 
     Args:
         timeout_s: of one operation of the process group.
     """
-    alone = ray.util.get_node_ip_address() == LOOPBACK
-    return (_LoopbackTorchConfig if alone else TorchConfig)(timeout_s=timeout_s)
+    is_loopback = ray.util.get_node_ip_address() == LOOPBACK
+    return (_LoopbackTorchConfig if is_loopback else TorchConfig)(timeout_s=timeout_s)
 
 
 class _LoopbackTorchConfig(TorchConfig):
@@ -73,14 +73,14 @@ class _LoopbackBackend(TorchConfig().backend_cls):
 
 
 def _keep_stores_on_loopback() -> None:
-    """Torch has no setting for it; its stores take a socket that listens already."""
-    # `torch.distributed.rendezvous` is a function as well, which hides the module.
+    """Replaces torch's TCPStore, which has no setting for its interface but accepts a listening socket."""
+    # The attribute `torch.distributed.rendezvous` is a function, which hides the module of that name.
     importlib.import_module("torch.distributed.rendezvous").TCPStore = _loopback_store
 
 
 def _loopback_store(host_name: str, port: int, *, is_master: bool, **settings: object) -> TCPStore:
     if is_master:
-        settings["master_listen_fd"] = socket.create_server((LOOPBACK, port)).detach()  # which the store closes
+        settings["master_listen_fd"] = socket.create_server((LOOPBACK, port)).detach()  # the store closes it
     return TCPStore(host_name, port, is_master=is_master, **settings)
 
 

@@ -38,8 +38,8 @@ def draining_node_ids() -> set[str]:
 def single_node_cluster() -> Iterator[None]:
     """Makes a Ray that is started within the body use the loopback interface only.
 
-    `ray.init` has no parameter for it. Despite its name, the variable ENABLE_RAY_CLUSTERS (made to spare users of macOS
-    questions of the firewall) does it when it is off. Ray reads it while it is imported, which this process did already.
+    `ray.init` has no parameter for it. Despite its name, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 does it on every system (it was
+    made for the firewall of macOS). Ray reads the variable while it is imported, which this process did already.
     """
     from ray._private import ray_constants
 

@@ -1,7 +1,7 @@
-"""What the driver of a run and its workers tell each other outside the process group.
+"""Control signals between the driver of a run and its workers, outside the process group.
 
-One small actor on the driver's node holds it, so that no file system has to be shared and a full disk is no hindrance: that
-the run should stop, that there is room for more workers, and why it failed.
+A small actor on the driver's node holds them: requests to stop, notices of free capacity for more workers, and permanent
+errors. It needs no shared file system, and works when the disk is full.
 """
 
 import signal
@@ -16,20 +16,20 @@ import ray.train
 import torch
 from ray.exceptions import RayError
 
-from waver.on_ray.cluster.connection import this_node
-from waver.on_ray.cluster.signals_actor import Signals
+from waver.on_ray.cluster.connection import local_node_label
+from waver.on_ray.cluster.signals_actor import SignalActor
 from waver.training import parallel
 
 TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a process that ended because it was asked to."""
+"""Exit code of a process that ended because of SIGTERM."""
 _PREEMPTION_EVERY_S = 5.0
-"""How often workers ask Ray whether one of their nodes is about to be taken away."""
-Order = Literal["go on", "save", "rescale", "stop"]
-_GO_ON, _LOOK, _RESCALE, _STOP = range(4)
+"""Interval at which workers ask Ray whether one of their nodes is about to be preempted."""
+Command = Literal["continue", "save", "rescale", "stop"]
+_CONTINUE, _CHECK_PREEMPTION, _RESCALE, _STOP = range(4)
 
 
 class Terminated(SystemExit):
-    """Somebody asked this process to end (SIGTERM), and it has put things in order before; the message says how."""
+    """This process ends in order because of SIGTERM; the message says what is kept and how to continue."""
 
     def __init__(self, message: str):
         super().__init__(TERMINATED)
@@ -37,13 +37,13 @@ class Terminated(SystemExit):
 
 
 @contextmanager
-def signals() -> Iterator[Any]:
-    """Starts the actor on this node, for the time of a run.
+def signal_actor() -> Iterator[Any]:
+    """Starts a `SignalActor` on this node for the time of a run.
 
     Yields:
         Its handle.
     """
-    actor = ray.remote(Signals).options(num_cpus=0, label_selector=this_node()).remote()
+    actor = ray.remote(SignalActor).options(num_cpus=0, label_selector=local_node_label()).remote()
     try:
         yield actor
     finally:
@@ -52,72 +52,72 @@ def signals() -> Iterator[Any]:
 
 @contextmanager
 def stop_on_sigterm(actor: Any) -> Iterator[None]:
-    """While the body runs, SIGTERM asks the run to save itself and to end.
+    """While the body runs, SIGTERM asks the run to write a checkpoint and to end.
 
-    Use it after Ray was initialised, which brings a handler of its own.
+    Call it after `ray.init`, which installs a handler of its own.
 
     Args:
-        actor: see `signals`.
+        actor: see `signal_actor`.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only there are signals handled
+        yield  # Python handles signals in the main thread only
         return
-    asked, over = threading.Event(), threading.Event()
+    requested, over = threading.Event(), threading.Event()
 
-    def tell() -> None:
-        asked.wait()
+    def forward() -> None:
+        requested.wait()
         if not over.is_set():
             actor.ask_to_stop.remote()
 
-    # The handler may interrupt anything, Ray's own code among it: it raises a flag, and a thread acts on it.
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    teller = threading.Thread(target=tell, name="waver-sigterm", daemon=True)
-    teller.start()
+    # The handler may interrupt any code, Ray's included: it only sets a flag, and a thread acts on it.
+    before = signal.signal(signal.SIGTERM, lambda *_: requested.set())
+    forwarder = threading.Thread(target=forward, name="waver-sigterm", daemon=True)
+    forwarder.start()
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
         over.set()
-        asked.set()
-        teller.join()
+        requested.set()
+        forwarder.join()
 
 
 class ControlSignals:
-    """What the workers are to do after a step, the same for all; they must ask equally often.
+    """Gives all workers the same command after each step. All must call it equally often.
 
     Args:
-        actor: see `signals`; only the first worker listens to it.
+        actor: see `signal_actor`; only the worker of rank 0 waits for it.
         device: on which the workers exchange values.
     """
 
     def __init__(self, actor: Any, device: torch.device):
         self._device = device
-        self._asked: dict[ray.ObjectRef, int] = {}
+        self._waiting: dict[ray.ObjectRef, int] = {}
         if parallel.rank() == 0:
-            self._asked = {actor.wait_for_stop.remote(): _STOP, actor.wait_for_capacity.remote(): _RESCALE}
-        self._looked_s = time.monotonic()
+            self._waiting = {actor.wait_for_stop.remote(): _STOP, actor.wait_for_capacity.remote(): _RESCALE}
+        self._checked_s = time.monotonic()
         self._saved = False
 
-    def next(self) -> Order:
-        """Stop or regroup where somebody asked for it; save, once, where a node of the workers is about to be taken away."""
-        word = self._word() if parallel.rank() == 0 else _GO_ON
-        word = int(parallel.all_reduce(torch.tensor(word, device=self._device), "max"))
-        if word == _LOOK:
+    def next_command(self) -> Command:
+        """Returns "stop" or "rescale" if requested, "save" once if a node is about to be preempted, else "continue"."""
+        own = self._own_command() if parallel.rank() == 0 else _CONTINUE
+        command = int(parallel.all_reduce(torch.tensor(own, device=self._device), "max"))
+        if command == _CHECK_PREEMPTION:
             preempted = ray.train.get_preemption_info() is not None
             save, self._saved = preempted and not self._saved, preempted
-            return "save" if save else "go on"
-        return {_GO_ON: "go on", _RESCALE: "rescale", _STOP: "stop"}[word]
+            return "save" if save else "continue"
+        return {_CONTINUE: "continue", _RESCALE: "rescale", _STOP: "stop"}[command]
 
-    def _word(self) -> int:
-        asked = list(self._asked)
-        said = ray.wait(asked, num_returns=len(asked), timeout=0)[0] if asked else []
+    def _own_command(self) -> int:
+        waiting = list(self._waiting)
+        done = ray.wait(waiting, num_returns=len(waiting), timeout=0)[0] if waiting else []
         try:
-            ray.get(said)
-        except RayError:  # the actor is gone, and with it whoever could ask
-            self._asked, said = {}, []
-        if said:
-            return max(self._asked[one] for one in said)
-        if time.monotonic() - self._looked_s < _PREEMPTION_EVERY_S:
-            return _GO_ON
-        self._looked_s = time.monotonic()
-        return _LOOK
+            ray.get(done)
+        except RayError:  # the actor is lost, and nothing can be requested any more
+            self._waiting, done = {}, []
+        if done:
+            return max(self._waiting[one] for one in done)
+        if time.monotonic() - self._checked_s < _PREEMPTION_EVERY_S:
+            return _CONTINUE
+        self._checked_s = time.monotonic()
+        return _CHECK_PREEMPTION

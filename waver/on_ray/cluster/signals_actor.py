@@ -1,47 +1,48 @@
-"""The actor of a run's control signals; see `waver.on_ray.cluster.signals`.
+"""The actor that holds the control signals of a run; see `waver.on_ray.cluster.signals`.
 
-It has a module of its own, which imports neither torch nor Ray Train: the process of the actor starts 2 s earlier without.
+It has a module of its own, which imports neither torch nor Ray Train: without them the process of the actor starts 2 s
+earlier.
 """
 
 import asyncio
 
 
-class Signals:
-    """The actor. Its methods are called with `.remote`; all are coroutines, so that any number of workers may wait."""
+class SignalActor:
+    """The actor that holds the signals. Its methods are coroutines, so that any number of workers can wait at once."""
 
     def __init__(self) -> None:
-        self._stop, self._room, self._listens, self._failure = asyncio.Event(), asyncio.Event(), False, None
+        self._stop, self._capacity, self._is_awaited, self._failure = asyncio.Event(), asyncio.Event(), False, None
 
     async def ask_to_stop(self) -> None:
-        """The run should save itself and end."""
+        """Asks the run to write a checkpoint and to end."""
         self._stop.set()
 
     async def wait_for_stop(self) -> None:
-        """Returns when the run should end; until then, never."""
+        """Returns as soon as the run is asked to stop."""
         await self._stop.wait()
 
     async def ask_to_rescale(self) -> None:
-        """The run should save itself and begin again, with more workers.
+        """Asks the run to write a checkpoint and to start again with more workers.
 
-        What was free before a worker listens may be its own group's, which is just taking its place.
+        Does nothing until a worker waits for capacity: what is free before may be for its own group, which is starting.
         """
-        if self._listens:
-            self._room.set()
+        if self._is_awaited:
+            self._capacity.set()
 
-    async def begin(self) -> None:
-        """A group begins, with the workers that there is room for."""
-        self._room.clear()
-        self._listens = False
+    async def start_group(self) -> None:
+        """Forgets requests to rescale: they were for the group of workers before."""
+        self._capacity.clear()
+        self._is_awaited = False
 
     async def wait_for_capacity(self) -> None:
-        """Returns when there is room for more workers than the group has; until then, never."""
-        self._listens = True
-        await self._room.wait()
+        """Returns as soon as the run is asked to rescale, because more workers fit than the group has."""
+        self._is_awaited = True
+        await self._capacity.wait()
 
-    async def fail(self, message: str) -> None:
-        """Keeps an error that would come again, for the workers that Ray starts in place of those that met it."""
+    async def keep_failure(self, message: str) -> None:
+        """Keeps the message of a permanent error, for the workers that Ray starts in place of those that failed."""
         self._failure = self._failure or message
 
     async def failure(self) -> str | None:
-        """The first error that was kept."""
+        """Returns the first message that was kept; None if there is none."""
         return self._failure

@@ -19,10 +19,10 @@ from waver.on_ray.cluster.capacity import (
     CPUS_PER_LOADER,
     ClusterTooSmallError,
     WorkerResources,
+    cluster_too_small,
+    count_cpus,
+    count_fitting_workers,
     local_cpus,
-    num_cpus,
-    slots,
-    too_small,
 )
 from waver.on_ray.cluster.connection import (
     ClusterUnreachableError,
@@ -167,7 +167,7 @@ def check_cluster(
                 cluster, gpus = nodes(config.resources.node_labels), gpus_per_worker(config.resources)
                 have = cluster_size(config.resources.node_labels)
                 if before == "ingest":
-                    num_cpus(config.ingest.node_labels)
+                    count_cpus(config.ingest.node_labels)
         except (ClusterTooSmallError, ClusterUnreachableError, ConnectionError, ray.exceptions.RayError) as error:
             yield Finding("error", "cluster", str(error))
             return
@@ -184,7 +184,7 @@ def check_cluster(
             remedy = "set RAY_ADDRESS to that of a cluster, or the node_labels of ingest and resources to {}"
             yield Finding("error", "cluster", f"this machine alone has no labels, and {labels} are asked for", remedy)
     if before != "ingest":
-        yield from _check_room(config, cluster, gpus, have, before=before)
+        yield from _check_capacity(config, cluster, gpus, have, before=before)
     if gpus == 0 and asked is None and model and model.trained > 5e7:
         found = f"no GPU: {model.trained / 1e6:.0f} M parameters would be trained on CPUs"
         yield Finding(
@@ -201,18 +201,18 @@ def check_cluster(
             yield from machine.check_memory(config, captions, model, num_phrases=num_phrases, gpus=memory, ram=ram)
 
 
-def _check_room(
+def _check_capacity(
     config: ExperimentConfig, cluster: list[dict[str, float]], gpus: float, have: str, *, before: Before
 ) -> Iterator[Finding]:
     resources = config.resources
     beside = resources.loaders_per_worker * CPUS_PER_LOADER if before == "train" else 0.0
     cpus = resources.cpus_per_worker + beside
-    room, share = slots(cluster, cpus, gpus), WorkerResources(cpus, gpus)
-    if room >= resources.min_workers:
+    capacity, worker = count_fitting_workers(cluster, cpus, gpus), WorkerResources(cpus, gpus)
+    if capacity >= resources.min_workers:
         asked = f"{resources.min_workers} to {resources.max_workers}" if resources.is_elastic else resources.max_workers
-        yield Finding("ok", "workers", f"{asked} with {share} each; there is room for {room}")
+        yield Finding("ok", "workers", f"{asked} with {worker} each; there is capacity for {capacity}")
         return
-    sentence = too_small(resources.min_workers, share, room, 0.0, have)
+    sentence = cluster_too_small(resources.min_workers, worker, capacity, have)
     waits = resources.wait_s > 0
     remedy = f"resources.wait_s = {resources.wait_s:g}: it will be waited for" if waits else ""
     yield Finding("warning" if waits else "error", "workers", str(sentence), remedy)

@@ -13,7 +13,7 @@ from waver.config import ExperimentConfig
 from waver.doctor.findings import Finding, size
 from waver.on_ray.cluster.capacity import ClusterTooSmallError
 from waver.on_ray.cluster.failures import WorkerError
-from waver.on_ray.cluster.signals import signals
+from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
 from waver.tools.errors import WaverError
 
@@ -35,7 +35,7 @@ def check_exchange(config: ExperimentConfig, *, gradient_bytes: int) -> Iterator
     limited = {"timeout_s": _EXCHANGE_S, "max_failures": 0, "wait_s": 0.0}
     resources = config.resources.model_copy(update=limited)
     try:
-        with signals() as actor:
+        with signal_actor() as actor:
             measured = run_on_workers(_exchange, gradient_bytes, resources, signals=actor, queues=False)
     except ClusterTooSmallError as error:
         yield Finding("info", "all-reduce", f"not tried: {error}")

@@ -24,8 +24,8 @@ from waver.evaluation.gallery import Gallery, build_gallery
 from waver.evaluation.trec import TREC_DEPTH, write_trec
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import local_cpus
-from waver.on_ray.cluster.connection import cluster_address, connect, own_device
-from waver.on_ray.cluster.signals import signals
+from waver.on_ray.cluster.connection import cluster_address, connect, local_device
+from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
 from waver.runs.checkpoint import learned_from, load_student
 from waver.runs.folder import find_checkpoint
@@ -69,7 +69,7 @@ def evaluate_here(
         split: train, validation or test.
         options: what to compute beside the plain metrics.
     """
-    student = load_student(checkpoint, config).to(own_device(config.resources))
+    student = load_student(checkpoint, config).to(local_device(config.resources))
     console = Console(stderr=True)
     with Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("embedding clips", total=None)
@@ -109,7 +109,7 @@ def evaluate_on_workers(
         split,
         options,
     )
-    with signals() as actor:
+    with signal_actor() as actor:
         return run_on_workers(_evaluate_worker, job, config.resources, signals=actor)
 
 

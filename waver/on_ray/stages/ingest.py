@@ -24,7 +24,7 @@ from waver.data.decoder import Decoder
 from waver.data.ledger import Decoded, read_ledger
 from waver.data.video import ClipError
 from waver.on_ray.cluster.blocks import BlockError, map_blocks
-from waver.on_ray.cluster.capacity import num_cpus
+from waver.on_ray.cluster.capacity import count_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.runs.inputs import load_captions, store_settings
 from waver.tools.errors import WaverError
@@ -113,7 +113,7 @@ def ingest(
         if len(todo):
             write_manifest(store, settings, complete=False)
             with connect():
-                cpus = num_cpus(node_labels, wait_s=wait_s)
+                cpus = count_cpus(node_labels, wait_s=wait_s)
                 pool = {
                     "workers": decoders or cpus,
                     "max_workers": decoders or len(todo),

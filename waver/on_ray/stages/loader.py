@@ -10,7 +10,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from waver.data.clip_store import ClipStore
-from waver.on_ray.cluster.connection import this_node
+from waver.on_ray.cluster.connection import local_node_label
 
 _READ_AHEAD = 2
 _LONGEST_REST_S = 6 * 3600
@@ -46,7 +46,7 @@ def clip_stream(store: ClipStore, batches: list[list[str]], *, loaders: int) -> 
         compute=ActorPoolStrategy(size=loaders),
         num_cpus=0,  # its worker has taken them, so that a group that grows leaves room for its loaders
         # Frames need not cross the network, and a node that is lost takes nothing from workers on others.
-        label_selector=this_node(),
+        label_selector=local_node_label(),
     )
     shape = (store.settings.max_frames, store.settings.size, store.settings.size, 3)
     for block in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_READ_AHEAD):

@@ -30,8 +30,8 @@ from waver.knowledge.store import (
 from waver.knowledge.teacher import Teacher, best_phrases
 from waver.model.weights import load_backbone
 from waver.on_ray.cluster.blocks import map_blocks
-from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require
-from waver.on_ray.cluster.connection import connect, gpus_per_worker, own_device
+from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
+from waver.on_ray.cluster.connection import connect, gpus_per_worker, local_device
 from waver.runs.inputs import load_captions, open_dictionary, open_store
 from waver.tools.progress import track_progress
 
@@ -73,7 +73,7 @@ def match(
     knowledge = create_knowledge(folder, dictionary, source=source, teacher=teacher, num_matches=num_matches)
     resources = config.resources
     share = WorkerResources(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
-    require(resources.min_workers, share, wait_s=resources.wait_s)
+    require_capacity(resources.min_workers, share, wait_s=resources.wait_s)
     pool = {
         "wait_s": resources.wait_s,
         "workers": resources.min_workers,
@@ -114,7 +114,7 @@ def match(
 def build_teacher(config: ExperimentConfig) -> Teacher:
     """The frozen teacher of an experiment: its backbone with the pre-trained weights, on a GPU where there is one."""
     backbone = load_backbone(config.model.backbone, config.model.weights, image_size=config.video.size)
-    return Teacher(backbone.to(own_device(config.resources)), config.knowledge.prompt)
+    return Teacher(backbone.to(local_device(config.resources)), config.knowledge.prompt)
 
 
 class _Embedder:

@@ -19,7 +19,7 @@ from waver.evaluation.protocols import Protocol
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import CPUS_PER_LOADER, local_cpus
 from waver.on_ray.cluster.connection import connect
-from waver.on_ray.cluster.signals import Terminated, signals, stop_on_sigterm
+from waver.on_ray.cluster.signals import Terminated, signal_actor, stop_on_sigterm
 from waver.on_ray.cluster.workers import run_on_workers
 from waver.on_ray.stages.train_worker import Job, _train_worker
 from waver.runs.checkpoint import learned_from
@@ -93,7 +93,7 @@ def train(
         outcome = here(job)
     else:
         num_steps = config.train.epochs * steps_per_epoch
-        with follow_run(folder, num_steps=num_steps), signals() as actor, stop_on_sigterm(actor):
+        with follow_run(folder, num_steps=num_steps), signal_actor() as actor, stop_on_sigterm(actor):
             outcome = run_on_workers(
                 _train_worker,
                 replace(job, signals=actor),

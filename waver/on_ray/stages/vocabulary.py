@@ -13,7 +13,7 @@ from waver.config import ExperimentConfig
 from waver.knowledge.phrases import count_phrases, load_parser, merge_counts
 from waver.knowledge.store import Dictionary, KnowledgeError, make_dictionary, read_dictionary, write_dictionary
 from waver.on_ray.cluster.blocks import map_blocks
-from waver.on_ray.cluster.capacity import num_cpus
+from waver.on_ray.cluster.capacity import count_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.runs.inputs import _captions_of, _digest, load_captions
 from waver.tools.object_store import display_path, exists
@@ -58,7 +58,7 @@ def make_vocabulary(
     table = pa.table({"caption": captions, "row": np.arange(len(captions))})
     with connect() as where:
         logger.info(where)
-        parsers = min(num_cpus(node_labels, wait_s=wait_s), -(-len(table) // _CAPTIONS_PER_PARSER))
+        parsers = min(count_cpus(node_labels, wait_s=wait_s), -(-len(table) // _CAPTIONS_PER_PARSER))
         # The last blocks should keep all parsers busy; identical captions stand near each other and are parsed once.
         size = max(1, min(_CAPTIONS_PER_BLOCK, len(table) // (2 * parsers)))
         blocks = [table.slice(first, size) for first in range(0, len(table), size)]

@@ -11,7 +11,13 @@ import ray
 import torch
 
 from waver.config import ExperimentConfig, SweepConfig, check_config, load_config, load_sweep
-from waver.on_ray.cluster.capacity import CPUS_PER_LOADER, WorkerResources, local_cpus, slots, too_small
+from waver.on_ray.cluster.capacity import (
+    CPUS_PER_LOADER,
+    WorkerResources,
+    cluster_too_small,
+    count_fitting_workers,
+    local_cpus,
+)
 from waver.on_ray.cluster.connection import cluster_address, cluster_size, connect, gpus_per_worker, nodes
 from waver.on_ray.tuning.shared import SharedArtifact, find_shared
 from waver.sweeps.folder import SweepError, sweep_folder
@@ -102,7 +108,7 @@ def trials_at_once(plan: Plan, cluster: Sequence[Mapping[str, float]], gpus: flo
         cluster: resources of each node.
         gpus: GPUs of each worker.
     """
-    fit = slots(cluster, plan.cpus_per_worker, gpus) // plan.base.resources.max_workers
+    fit = count_fitting_workers(cluster, plan.cpus_per_worker, gpus) // plan.base.resources.max_workers
     return min(fit, plan.num_trials, plan.sweep.max_concurrent or fit)
 
 
@@ -130,8 +136,8 @@ def describe_plan(plan: Plan) -> None:
         size = f"{cluster[0]['CPU']:g} CPUs and {cluster[0]['GPU']:g} GPUs"
     at_once = trials_at_once(plan, cluster, gpus)
     if at_once == 0:
-        room = slots(cluster, plan.cpus_per_worker, gpus)
-        raise too_small(resources.max_workers, WorkerResources(plan.cpus_per_worker, gpus), room, 0.0, size)
+        capacity = count_fitting_workers(cluster, plan.cpus_per_worker, gpus)
+        raise cluster_too_small(resources.max_workers, WorkerResources(plan.cpus_per_worker, gpus), capacity, size)
     sweep = plan.sweep
     drawn = (
         f"{plan.num_trials} trials whose points Optuna draws during the sweep"

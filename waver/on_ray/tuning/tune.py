@@ -19,7 +19,7 @@ from ray.util.state.exception import RayStateApiException
 from rich.table import Table
 
 from waver.config import SweepConfig
-from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require
+from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
 from waver.on_ray.cluster.connection import connect, gpus_per_worker, nodes
 from waver.on_ray.tuning.plan import Plan, trials_at_once
 from waver.on_ray.tuning.shared import make_shared
@@ -89,7 +89,7 @@ def _run_trials(plan: Plan) -> None:
         logger.info(where)
         gpus = gpus_per_worker(resources)
         share = WorkerResources(plan.cpus_per_worker, gpus, resources.node_labels)
-        require(resources.max_workers, share, wait_s=resources.wait_s)
+        require_capacity(resources.max_workers, share, wait_s=resources.wait_s)
         if needs_dashboard(plan):
             _check_dashboard()
         shared = make_shared(plan.configs, count=plan.points is not None)
