@@ -20,6 +20,7 @@ from typing import Annotated
 import pyarrow as pa
 import typer
 
+from waver.config.video import IngestConfig
 from waver.data.clip_store import StoreSettings
 from waver.data.video import sample_positions
 from waver.on_ray.cluster.connection import connect
@@ -76,7 +77,7 @@ def _ingest_s(paths: list[str], processes: int, settings: StoreSettings) -> floa
         {"clip_id": [f"clip{i}" for i in range(len(paths))], "path": paths, "start_s": none, "end_s": none}
     )
     with tempfile.TemporaryDirectory() as folder:
-        return ingest(captions, Path(folder), settings, decoders=processes, progress=False).seconds
+        return ingest(captions, Path(folder), settings, IngestConfig(decoders=processes), progress=False).seconds
 
 
 class PeakMemory:

@@ -59,7 +59,7 @@ def measure(
     overrides = {"ingest.frame_format": frame_format, "resources.loaders_per_worker": loaders}
     config = load_config(folder / "experiment.yaml", overrides)
     captions = table(videos, clips)
-    ingest(captions, folder / "store", store_settings(config), progress=False)
+    ingest(captions, folder / "store", store_settings(config), config.ingest, progress=False)
     store = ClipStore(folder / "store")
     size = sum(path.stat().st_size for path in (folder / "store" / "clips").iterdir()) / clips
     plan = np.array_split(np.random.default_rng(0).permutation(clips), clips // batch_size)

@@ -60,9 +60,8 @@ config = load_config(sys.argv[1], yaml.safe_load(sys.argv[2]))
 paths = sorted(map(str, config.data.videos.glob("*.mp4")))
 none = pa.nulls(len(paths), pa.float64())
 captions = pa.table({"clip_id": paths, "path": paths, "start_s": none, "end_s": none})
-settings = config.ingest
-ingest(captions, config.clip_store, store_settings(config), timeout_s=settings.timeout_s, clips_per_block=1,
-       max_failed_fraction=settings.max_failed_fraction, node_labels=settings.node_labels)
+section = config.ingest.model_copy(update={"clips_per_block": 1})
+ingest(captions, config.clip_store, store_settings(config), section)
 """
 
 

@@ -8,7 +8,8 @@ import pyarrow as pa
 import ray
 from waver.training import parallel
 from waver.config import ResourcesConfig
-from waver.on_ray.cluster.blocks import map_blocks
+from waver.on_ray.cluster.blocks import ActorPool, map_blocks
+from waver.on_ray.cluster.capacity import WorkerResources
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
@@ -33,7 +34,7 @@ with connect(), signal_actor() as actor:
     roles = {node["NodeID"]: node["Labels"].get("waver.role", "head") for node in ray.nodes()}
     where = {
         "driver": {here()},
-        "blocks": set(map_blocks(Where, (), blocks, workers=2, labels=decode)),
+        "blocks": set(map_blocks(Where, (), blocks, ActorPool(2, actor=WorkerResources(1.0, labels=decode)))),
         "workers": run(workers=2),
         "a range": run(workers={"min": 1, "max": 4}),
     }

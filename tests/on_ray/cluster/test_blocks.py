@@ -1,7 +1,7 @@
 import pyarrow as pa
 from logs import logged
 
-from waver.on_ray.cluster.blocks import map_blocks
+from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 
 
 class Doubled:
@@ -13,5 +13,5 @@ def test_blocks_queue_behind_others_and_say_so(holding, monkeypatch):
     monkeypatch.setattr("waver.on_ray.cluster.capacity._NOTICE_AFTER_S", 0.5)
     blocks = [pa.table({"number": [number]}) for number in range(3)]
     with holding(6) as let_go, logged(lambda _: let_go()) as said:
-        assert sorted(map_blocks(Doubled, (), blocks, workers=2, labels={})) == [0, 2, 4]
+        assert sorted(map_blocks(Doubled, (), blocks, ActorPool(2))) == [0, 2, 4]
     assert said == ["others use the cluster: 0 of 1 workers with 1 CPU each fit now: waiting for free capacity"]

@@ -96,7 +96,7 @@ def test_what_would_come_again_is_a_sentence_of_a_range_too_which_does_not_queue
             RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4 vs 3"),
             "free some space and run the same",
         ),
-        (fail, torch.OutOfMemoryError("CUDA out of memory."), "lower train.global_batch_size, or take more workers"),
+        (fail, torch.OutOfMemoryError("CUDA out of memory."), "lower train.global_batch_size, or use more workers"),
         (fail, OSError(errno.EIO, "a cable is loose"), None),
         (fail, RuntimeError("a worker was lost"), None),
         (without_group, None, None),

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from rays import family, kill
 
+from waver.config.video import IngestConfig
 from waver.data.clip_store import ClipStore, StoreSettings, create_store
 from waver.data.ledger import StoreError
 from waver.on_ray.stages.ingest import IngestError, IngestReport, ingest
@@ -36,14 +37,10 @@ def captions(paths: dict[str, Path], captions_per_clip: int = 2) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def run(paths: dict[str, Path], store: Path, **arguments) -> IngestReport:
-    arguments = {
-        "settings": SMALL,
-        "max_failed_fraction": 1.0,
-        "progress": False,
-        "decoders": 1,  # each is a process, which starts for each run
-    } | arguments
-    return ingest(captions(paths), store, **arguments)
+def run(paths: dict[str, Path], store: Path, settings: StoreSettings = SMALL, **section) -> IngestReport:
+    # Each decoder is a process, which starts for each run.
+    section = IngestConfig(**{"max_failed_fraction": 1.0, "decoders": 1} | section)
+    return ingest(captions(paths), store, settings, section, progress=False)
 
 
 def statuses(store: Path) -> dict[str, str]:
@@ -209,6 +206,7 @@ import signal
 import sys
 from pathlib import Path
 import pyarrow as pa
+from waver.config.video import IngestConfig
 from waver.data.clip_store import StoreSettings
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.ingest import IngestInterrupted, ingest
@@ -221,7 +219,7 @@ none = pa.nulls(len(ids), pa.float64())
 captions = pa.table({"clip_id": ids, "path": paths, "start_s": none, "end_s": none})
 try:
     with connect(num_cpus=1):
-        ingest(captions, Path(store), eval(settings), timeout_s=60, decoders=1, clips_per_block=1, progress=False)
+        ingest(captions, Path(store), eval(settings), IngestConfig(decoders=1, clips_per_block=1), progress=False)
 except IngestInterrupted as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(130)

@@ -7,24 +7,23 @@ travels back. So neither the object store nor this process ever holds a frame, a
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from ray.exceptions import RayError
 
 from waver.config import ExperimentConfig
+from waver.config.video import IngestConfig
 from waver.data.clip_store import StoreSettings, create_store, write_block, write_manifest
 from waver.data.decoder import Decoder
 from waver.data.ledger import Decoded, read_ledger
 from waver.data.video import ClipError
-from waver.on_ray.cluster.blocks import BlockError, map_blocks
-from waver.on_ray.cluster.capacity import count_cpus
+from waver.on_ray.cluster.blocks import ActorPool, BlockError, map_blocks
+from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.runs.inputs import load_captions, store_settings
 from waver.tools.errors import WaverError
@@ -72,12 +71,8 @@ def ingest(
     captions: pa.Table,
     store: Path,
     settings: StoreSettings,
+    section: IngestConfig,
     *,
-    timeout_s: float = 60.0,
-    decoders: int | None = None,
-    clips_per_block: int = 32,
-    max_failed_fraction: float = 0.01,
-    node_labels: Mapping[str, str] = MappingProxyType({}),
     wait_s: float = 0.0,
     progress: bool = True,
 ) -> IngestReport:
@@ -90,13 +85,9 @@ def ingest(
         captions: of `CAPTIONS_SCHEMA`; a clip counts once, however many captions it has.
         store: its folder; made where it is not there.
         settings: of the store.
-        timeout_s: a clip that takes longer is given up.
-        decoders: clips decoded at the same time; None for one for every CPU, also of nodes that join later.
-        clips_per_block: clips in one file of the store; a killed run loses at most one such block for each decoder.
-        max_failed_fraction: of the clips of these captions.
-        node_labels: of the nodes that decode; none for all nodes.
-        wait_s: how long a cluster may take to have such a node.
-        progress: whether to show it, on standard error.
+        section: `ingest` of the configuration: decoders, their nodes, time limit, and how many clips may fail.
+        wait_s: how long to wait for a node that may decode.
+        progress: whether to show progress, on standard error.
 
     Raises:
         IngestError: if more clips failed than that, after everything was written; or if the store cannot be written.
@@ -112,16 +103,8 @@ def ingest(
         todo = _unfinished(clips, store)
         if len(todo):
             write_manifest(store, settings, complete=False)
-            with connect():
-                cpus = count_cpus(node_labels, wait_s=wait_s)
-                pool = {
-                    "workers": decoders or cpus,
-                    "max_workers": decoders or len(todo),
-                    "labels": node_labels,
-                    "wait_s": wait_s,
-                }
-                with closing(_decode(todo, store, settings, timeout_s, clips_per_block, **pool)) as ledgers:
-                    _exhaust(ledgers, len(todo), progress)
+            with connect(), closing(_decode(todo, store, settings, section, wait_s=wait_s)) as ledgers:
+                _exhaust(ledgers, len(todo), progress)
         write_manifest(store, settings, complete=True)
     except KeyboardInterrupt:
         num_left = len(_unfinished(clips, store))
@@ -135,10 +118,10 @@ def ingest(
             "run the same command again when this is mended"
         ) from error
     report = _report(clips, store, len(todo), time.monotonic() - started)
-    if report.failed_fraction > max_failed_fraction:
+    if report.failed_fraction > section.max_failed_fraction:
         raise IngestError(
             f"{sum(report.reasons.values())} of {len(clips)} clips could not be decoded, more than "
-            f"ingest.max_failed_fraction = {max_failed_fraction:g} allows:\n{describe_failures(report)}\n"
+            f"ingest.max_failed_fraction = {section.max_failed_fraction:g} allows:\n{describe_failures(report)}\n"
             f"Each of them is listed in {display_path(store / 'ledger')}. Replace the files and run the same "
             f"command again, or "
             "allow more failures: they count as misses in evaluation"
@@ -212,20 +195,25 @@ def _decode(
     clips: pa.Table,
     store: Path,
     settings: StoreSettings,
-    timeout_s: float,
-    clips_per_block: int,
+    section: IngestConfig,
     *,
-    workers: int,
-    **pool: Any,
+    wait_s: float,
 ) -> Iterator[pa.Table]:
-    """Yields the ledger of each block as it is finished."""
+    """Yields the ledger of each block as soon as it is written."""
+    decoder = WorkerResources(1.0, labels=section.node_labels)
+    decoders = section.decoders or count_cpus(section.node_labels, wait_s=wait_s)
+    pool = ActorPool(
+        decoders,
+        section.decoders or len(clips),  # nodes that join later decode as well
+        decoder,
+        wait_s=wait_s,
+        # A block in which every clip hangs takes so long, and Ray Data must not take it for dead.
+        patience_s=section.clips_per_block * section.timeout_s,
+    )
     # The last blocks should keep all decoders busy.
-    rows = max(1, min(clips_per_block, len(clips) // (2 * workers)))
+    rows = max(1, min(section.clips_per_block, len(clips) // (2 * decoders)))
     blocks = [clips.slice(first, rows) for first in range(0, len(clips), rows)]
-    arguments = (store, settings, timeout_s)
-    # A block in which every clip hangs takes so long, and Ray Data must not take it for dead.
-    patience_s = clips_per_block * timeout_s
-    return map_blocks(_BlockWriter, arguments, blocks, workers=workers, patience_s=patience_s, **pool)
+    return map_blocks(_BlockWriter, (store, settings, section.timeout_s), blocks, pool)
 
 
 def _exhaust(ledgers: Iterator[pa.Table], num_clips: int, progress: bool) -> None:
@@ -265,11 +253,7 @@ def run_ingest(config: ExperimentConfig, *, progress: bool = True) -> IngestRepo
         captions,
         config.clip_store,
         store_settings(config),
-        timeout_s=config.ingest.timeout_s,
-        decoders=config.ingest.decoders,
-        clips_per_block=config.ingest.clips_per_block,
-        max_failed_fraction=config.ingest.max_failed_fraction,
-        node_labels=config.ingest.node_labels,
+        config.ingest,
         wait_s=config.resources.wait_s,
         progress=progress,
     )

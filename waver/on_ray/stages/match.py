@@ -29,7 +29,7 @@ from waver.knowledge.store import (
 )
 from waver.knowledge.teacher import Teacher, best_phrases
 from waver.model.weights import load_backbone
-from waver.on_ray.cluster.blocks import map_blocks
+from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
 from waver.on_ray.cluster.connection import connect, gpus_per_worker, local_device
 from waver.runs.inputs import load_captions, open_dictionary, open_store
@@ -74,18 +74,11 @@ def match(
     resources = config.resources
     share = WorkerResources(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
     require_capacity(resources.min_workers, share, wait_s=resources.wait_s)
-    pool = {
-        "wait_s": resources.wait_s,
-        "workers": resources.min_workers,
-        "max_workers": resources.max_workers,
-        "num_cpus": share.cpus,
-        "num_gpus": share.gpus,
-        "labels": share.labels,
-    }
+    pool = ActorPool(resources.min_workers, resources.max_workers, share, wait_s=resources.wait_s)
     embedded, starts = knowledge.embedded(), range(0, knowledge.num_phrases, _PHRASES_PER_PART)
     if parts := [pa.table({"first": [first]}) for first in starts if first not in embedded]:
         num_phrases = min(len(parts) * _PHRASES_PER_PART, knowledge.num_phrases)
-        with closing(map_blocks(_Embedder, (config, folder), parts, **pool)) as done:
+        with closing(map_blocks(_Embedder, (config, folder), parts, pool)) as done:
             for _ in track_progress(
                 done, doing="embedding", unit="phrases", total=num_phrases, size=int, enabled=progress
             ):
@@ -105,7 +98,7 @@ def match(
             for first in range(0, len(todo), _CLIPS_PER_BLOCK)
         ]
         arguments = (config, folder, store.path, num_matches)
-        with closing(map_blocks(_Matcher, arguments, blocks, **pool)) as done:
+        with closing(map_blocks(_Matcher, arguments, blocks, pool)) as done:
             for _ in track_progress(done, doing="matching", unit="clips", total=len(todo), size=int, enabled=progress):
                 pass
     return finish(folder)

@@ -12,8 +12,8 @@ import pyarrow as pa
 from waver.config import ExperimentConfig
 from waver.knowledge.phrases import count_phrases, load_parser, merge_counts
 from waver.knowledge.store import Dictionary, KnowledgeError, make_dictionary, read_dictionary, write_dictionary
-from waver.on_ray.cluster.blocks import map_blocks
-from waver.on_ray.cluster.capacity import count_cpus
+from waver.on_ray.cluster.blocks import ActorPool, map_blocks
+from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.runs.inputs import _captions_of, _digest, load_captions
 from waver.tools.object_store import display_path, exists
@@ -62,8 +62,8 @@ def make_vocabulary(
         # The last blocks should keep all parsers busy; identical captions stand near each other and are parsed once.
         size = max(1, min(_CAPTIONS_PER_BLOCK, len(table) // (2 * parsers)))
         blocks = [table.slice(first, size) for first in range(0, len(table), size)]
-        pool = {"workers": parsers, "labels": node_labels, "wait_s": wait_s}
-        with closing(map_blocks(_Counter, (parser,), blocks, **pool)) as results:
+        pool = ActorPool(parsers, actor=WorkerResources(1.0, labels=node_labels), wait_s=wait_s)
+        with closing(map_blocks(_Counter, (parser,), blocks, pool)) as results:
             counted = track_progress(
                 results, doing="parsing", unit="captions", total=len(table), size=lambda part: part[0], enabled=progress
             )
