@@ -100,7 +100,7 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
     if parallel.rank() == 0:
         recording = Recording(job.run_folder, config, captions, store, knowledge, training, steps, group=job.group)
     batches = worker_batches(steps[training.step :], captions, store, config, knowledge)
-    orders = ControlSignals(job.signals, device) if job.signals else None
+    control = ControlSignals(job.signals, device) if job.signals else None
     with recording or nullcontext():
         for epoch in range(training.epoch, config.train.epochs):
             ends_at = sum(map(len, plans[: epoch + 1]))
@@ -109,15 +109,15 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
             for logs in train_epoch(training, recording.watch(coming, training, left) if recording else coming, config):
                 if recording:
                     recording.after_step(training, logs)
-                order = orders.next() if orders else "go on"
+                command = control.next_command() if control else "continue"
                 every = config.checkpoint.every_steps
                 # Who asks to stop while the epoch is evaluated may not wait for its end: the epoch is kept before.
-                ends = orders and training.step == ends_at
-                if order != "go on" or ends or (every and training.step % every == 0):
+                ends = control and training.step == ends_at
+                if command != "continue" or ends or (every and training.step % every == 0):
                     _save(job, training, knowledge, checkpoint_name(epoch, training.step), recording)
-                if order == "stop":
+                if command == "stop":
                     return {"stopped_at": training.step}
-                if order == "rescale":
+                if command == "rescale":
                     return Rescale()
             evaluation = evaluate(
                 training.student,
