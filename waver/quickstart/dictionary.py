@@ -34,7 +34,7 @@ def main() -> None:
         parser.error(f"needs spaCy and one of the models {', '.join(PARSERS)}: pip install 'waver[test]'")
     with tempfile.TemporaryDirectory() as folder:
         render_world(Path(folder) / "world", **WORLD)
-        write_dictionary(output, make_dictionary(quickstart_config(Path(folder), 1, {}), print))
+        write_dictionary(output, make_dictionary(quickstart_config(Path(folder), 1, {})))
 
 
 def make_dictionary(config: ExperimentConfig) -> Dictionary:
