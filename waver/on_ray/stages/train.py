@@ -105,7 +105,7 @@ def train(
             )
     if "stopped_at" in outcome:
         raise Terminated(
-            f"stopped, as asked, after step {outcome['stopped_at']}; a checkpoint is in {display_path(folder)}. "
+            f"stopped on request after step {outcome['stopped_at']}; a checkpoint is in {display_path(folder)}. "
             f"Run the same "
             "command again to go on from there"
         )
