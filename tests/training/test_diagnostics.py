@@ -5,7 +5,7 @@ import torch
 
 from waver.model.embeddings import Embeddings
 from waver.model.student import Encoded
-from waver.training.diagnostics import agreement, relative_entropy, watch
+from waver.training.diagnostics import batch_diagnostics, normalised_entropy, top1_agreement
 
 
 def embeddings(weights, mask):
@@ -17,19 +17,19 @@ def test_entropy_is_between_one_for_all_and_all_alike():
     weights = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0]])
     mask = torch.tensor([[True] * 4, [True] * 4, [True] * 4, [True, True, False, False]])
     expected = [1, 0, math.log(2) / math.log(4), 1]
-    torch.testing.assert_close(relative_entropy(weights, mask), torch.tensor(expected))
+    torch.testing.assert_close(normalised_entropy(weights, mask), torch.tensor(expected))
 
 
 def test_one_token_has_no_entropy():
-    assert relative_entropy(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)).item() == 0
+    assert normalised_entropy(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)).item() == 0
 
 
 def test_shares_of_workers_sum_to_the_mean_over_pairs():
     text = embeddings([[0.5, 0.5], [1.0, 0.0]], [[True, True], [True, True]])
     video = embeddings([[1.0, 0.0], [1.0, 0.0]], [[True, False], [True, True]])
-    whole = watch(Encoded(text, video, None, None), num_pairs=2, learned_weights=True)
+    whole = batch_diagnostics(Encoded(text, video, None, None), num_pairs=2, learned_weights=True)
     parts = [
-        watch(Encoded(text[rows], video[rows], None, None), num_pairs=2, learned_weights=True)
+        batch_diagnostics(Encoded(text[rows], video[rows], None, None), num_pairs=2, learned_weights=True)
         for rows in (slice(0, 1), slice(1, 2))
     ]
     assert {name: value.item() for name, value in whole.items()} == {
@@ -40,9 +40,9 @@ def test_shares_of_workers_sum_to_the_mean_over_pairs():
         torch.testing.assert_close(sum(part[name] for part in parts), value)
 
 
-def test_weights_that_are_not_learned_are_not_watched():
+def test_uniform_weights_have_no_diagnostic():
     text = embeddings([[0.5, 0.5]], [[True, True]])
-    assert watch(Encoded(text, text, None, None), num_pairs=1, learned_weights=False) == {}
+    assert batch_diagnostics(Encoded(text, text, None, None), num_pairs=1, learned_weights=False) == {}
 
 
 def test_attention_to_phrases_counts_valid_frames_alone():
@@ -50,11 +50,11 @@ def test_attention_to_phrases_counts_valid_frames_alone():
     video = embeddings([[0.5, 0.5, 0.0]], [[True, True, False]])
     attention = torch.tensor([[[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]], [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]])[None]
     encoded = Encoded(text, None, video, attention)  # (B, H, F, K) = (1, 2, 3, 2)
-    watched = watch(encoded, num_pairs=1, learned_weights=False)
-    assert watched["entropy/phrase_attention"].item() == pytest.approx((1 + 0.5) / 2)
+    diagnostics = batch_diagnostics(encoded, num_pairs=1, learned_weights=False)
+    assert diagnostics["entropy/phrase_attention"].item() == pytest.approx((1 + 0.5) / 2)
 
 
-def test_agreement_is_the_share_of_equal_first_answers():
+def test_top1_agreement_is_the_share_of_equal_first_answers():
     plain = torch.tensor([[3.0, 1, 0], [0, 1, 2], [0, 5, 1]])
     informed = torch.tensor([[9.0, 1, 0], [4, 1, 2], [0, 5, 1]])
-    assert agreement(plain, informed, num_pairs=4)["agreement/first_answer"].item() == pytest.approx(2 / 4)
+    assert top1_agreement(plain, informed, num_pairs=4)["agreement/first_answer"].item() == pytest.approx(2 / 4)

@@ -14,6 +14,7 @@ from waver.model.backbone import BackboneError
 from waver.model.embeddings import Embeddings
 from waver.runs.checkpoint import save_checkpoint
 from waver.training.build import Training, build_training
+from waver.training.objective import LOSS_TERMS
 from waver.training.step import batch_terms, make_batch, train_epoch, train_step
 
 CPU = torch.device("cpu")
@@ -102,6 +103,10 @@ def test_each_term_is_its_formula(batch, start, load_knowing, kind, at_inference
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, msg=lambda text, name=name: f"{name}: {text}")
     assert not torch.isclose(symmetric_cross_entropy(plain), symmetric_cross_entropy(informed), rtol=0.01)
+
+
+def test_every_term_has_a_weight_in_the_configuration(load_tiny):
+    assert load_tiny().loss.weights.keys() == LOSS_TERMS.keys()
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,12 @@ def test_one_worker_exchanges_nothing():
 
 def test_a_group_that_ends_leaves_no_worker_alone():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    with parallel.lasting_group():
+    with parallel.require_process_group():
         assert (parallel.rank(), parallel.world_size()) == (0, 1)
         dist.destroy_process_group()
         for exchange in (parallel.rank, parallel.world_size, lambda: parallel.all_reduce(torch.ones(1), "sum")):
-            with pytest.raises(parallel.GroupEndedError, match="ended while its workers computed"):
+            with pytest.raises(parallel.ProcessGroupEndedError, match="ended while its workers computed"):
                 exchange()
     assert parallel.world_size() == 1
-    with parallel.lasting_group():
+    with parallel.require_process_group():
         assert parallel.world_size() == 1

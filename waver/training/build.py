@@ -1,8 +1,9 @@
-"""build."""
+"""Builds the student, its optimizer and its learning-rate schedule from the configuration."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,13 +21,13 @@ from waver.training import parallel
 
 @dataclass
 class Training:
-    """Everything that changes during a run."""
+    """The state of a run: model, optimizer, schedule and counters."""
 
     student: Student
     forward: Callable[..., Encoded]
-    """The student, or DDP around it."""
+    """The student, wrapped in DDP if there are several workers."""
     phrases: Float[Tensor, "P D"]
-    """The teacher's embeddings of all phrases: a table, no parameter; P = 0 without knowledge."""
+    """The teacher's embeddings of all P phrases, a table without gradient; P = 0 without knowledge."""
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     epoch: int = 0
@@ -34,15 +35,18 @@ class Training:
     step: int = 0
     """Optimizer steps taken."""
     rows: int = 0
-    """Rows of captions learned from, each as often as it came up."""
+    """Number of captions trained on, repetitions included."""
 
 
 def build_student(config: ExperimentConfig, weights: str | None = None) -> Student:
-    """The model of an experiment.
+    """Builds the model of an experiment; the seed determines its random weights.
 
     Args:
-        config: of the experiment.
-        weights: of the backbone, see `load_backbone`; None where a checkpoint is loaded afterwards.
+        config: configuration of the experiment.
+        weights: weights of the backbone, see `load_backbone`; None if a checkpoint is loaded afterwards.
+
+    Raises:
+        BackboneError: if the backbone cannot be built, or captions or clips of the configured length do not fit into it.
     """
     torch.manual_seed(config.seed)
     backbone = load_backbone(config.model.backbone, weights, image_size=config.video.size)
@@ -75,14 +79,17 @@ def build_training(
     phrases: Float[Tensor, "P D"] | None = None,
     pretrained: bool = True,
 ) -> Training:
-    """Model, optimizer and schedule at the start of a run.
+    """Builds model, optimizer (AdamW) and schedule at the start of a run.
 
     Args:
-        config: of the experiment.
+        config: configuration of the experiment.
         num_steps: optimizer steps of the whole run.
-        device: of the model.
-        phrases: the teacher's embeddings; None where the experiment uses no knowledge.
-        pretrained: whether to load model.weights; a checkpoint that follows makes it needless.
+        device: device of the model.
+        phrases: the teacher's embeddings of all phrases; None without knowledge.
+        pretrained: whether to load model.weights; not needed if a checkpoint is loaded afterwards.
+
+    Raises:
+        BackboneError: as `build_student`; if the phrases have another width, or no parameter would be trained.
     """
     student = build_student(config, config.model.weights if pretrained else None).to(device)
     if config.train.backbone_lr_scale == 0:
@@ -104,15 +111,23 @@ def build_training(
 
 
 def warmup_cosine(step: int, *, num_steps: int, warmup: float) -> float:
-    """Factor on the learning rate of step `step` (from 0): rises linearly to 1, then falls to 0 as half a cosine."""
+    """Returns the factor on the learning rate: a linear warmup to 1, then half a cosine down to 0.
+
+    Args:
+        step: optimizer step, from 0.
+        num_steps: optimizer steps of the whole run.
+        warmup: fraction of the steps in which the factor rises.
+    """
     num_warmup = warmup * num_steps
     if step < num_warmup:
         return min(1.0, (step + 1) / num_warmup)
     return 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / max(1, num_steps - num_warmup)))
 
 
-def parameter_groups(student: Student, config: ExperimentConfig) -> list[dict]:
-    """Backbone and new parameters, each with and without weight decay (biases, norms and the scale are not decayed).
+def parameter_groups(student: Student, config: ExperimentConfig) -> list[dict[str, Any]]:
+    """Groups the trained parameters: backbone and new ones, each with and without weight decay.
+
+    Biases, layer norms and the logit scale are not decayed.
 
     Raises:
         BackboneError: if no parameter is trained.
@@ -124,7 +139,7 @@ def parameter_groups(student: Student, config: ExperimentConfig) -> list[dict]:
             "nothing can be learned: train.backbone_lr_scale = 0 freezes the backbone, and neither aggregator nor "
             "interaction has weights; raise the former or choose model.temporal = seqTransf or similarity.kind = wti"
         )
-    groups = []
+    groups: list[dict[str, Any]] = []
     for backbone, scale in ((True, config.train.backbone_lr_scale), (False, 1.0)):
         for decayed in (True, False):
             chosen = [p for p in trainable if (id(p) in in_backbone) == backbone and (p.ndim > 1) == decayed]

@@ -1,7 +1,7 @@
-"""The terms of the loss, from similarities; none of them sees the model.
+"""Losses as pure functions of similarities.
 
-Each worker holds the rows of its own pairs against ALL columns of the global batch. What it returns is its share of the
-global loss: the sum over workers is the loss of the global batch, whatever their number.
+Each worker passes the rows of its own pairs against ALL columns of the global batch, and gets its share of the loss: the sum
+over workers is the loss of the global batch, for any number of workers.
 """
 
 import torch
@@ -18,14 +18,14 @@ def contrastive(
     offset: int,
     not_negative: Bool[Tensor, "m M"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Symmetric cross-entropy between each caption and its video, CLIP's loss (arXiv 2103.00020).
+    """Computes the symmetric cross-entropy between captions and videos, CLIP's loss (Radford et al., arXiv 2103.00020).
 
     Args:
         t2v: similarity of this worker's m captions with all M videos.
         v2t: similarity of this worker's m videos with all M captions.
         logit_scale: factor on the similarities (not its logarithm).
         offset: column of this worker's first pair.
-        not_negative: pairs that count neither as right nor as wrong (a clip's own pair always counts).
+        not_negative: pairs left out of the negatives (the positive pair of a row always counts); None for none.
 
     Returns:
         Sum over this worker's pairs of (CE(t2v) + CE(v2t)) / 2, divided by M.
@@ -33,15 +33,15 @@ def contrastive(
     targets = torch.arange(offset, offset + len(t2v), device=t2v.device)
     logits = [logit_scale * rows for rows in (t2v, v2t)]
     if not_negative is not None:
-        # After the scale: its gradient would be infinity times zero.
-        left_out = not_negative & ~F.one_hot(targets, t2v.shape[1]).bool()
-        logits = [rows.masked_fill(left_out, -torch.inf) for rows in logits]
+        # Masked after scaling: the gradient of the scale would otherwise be infinity times zero.
+        excluded = not_negative & ~F.one_hot(targets, t2v.shape[1]).bool()
+        logits = [rows.masked_fill(excluded, -torch.inf) for rows in logits]
     terms = [F.cross_entropy(rows, targets, reduction="sum") for rows in logits]
     return (terms[0] + terms[1]) / (2 * t2v.shape[1])
 
 
 def shared_phrases(rows: Int[Tensor, "m K"], columns: Int[Tensor, "M K"]) -> Bool[Tensor, "m M"]:
-    """Which clips have a phrase in common: in the `knowledge` term they are not each other's negatives."""
+    """Returns which pairs of clips have a phrase in common; such clips are not each other's negatives."""
     return (rows[:, None, :, None] == columns[None, :, None, :]).any(dim=(2, 3))
 
 
@@ -52,15 +52,15 @@ def distillation(
     *,
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Kullback-Leibler divergence of the student's answers from the teacher's, softened (Hinton et al., arXiv 1503.02531).
+    """Computes the KL divergence of the student's softened softmax from the teacher's (Hinton et al., arXiv 1503.02531).
 
-    No gradient reaches the teacher, nor the scale, which would shrink until both were uniform.
+    Neither the teacher nor the logit scale gets a gradient; the scale would shrink until both distributions were uniform.
 
     Args:
-        student: its (t2v, v2t): this worker's m rows against all M columns.
+        student: similarities (t2v, v2t) of the student: this worker's m rows against all M columns.
         teacher: the same of the teacher.
         logit_scale: factor on all similarities (not its logarithm).
-        temperature: divides what the softmax sees; its square multiplies the result, so that gradients keep their size.
+        temperature: divides the logits; its square multiplies the result, so that gradients keep their magnitude.
 
     Returns:
         Sum over this worker's rows of (KL(t2v) + KL(v2t)) / 2, times temperature squared, divided by M.

@@ -1,15 +1,18 @@
-"""What is learned: the terms of the loss for a batch, from its embeddings, over all workers.
+"""The training objective: the loss terms of a global batch, from its embeddings, distributed over the workers.
 
-    contrastive   captions against the videos that are retrieved (informed ones, or plain ones)
-    knowledge     phrases of the teacher against plain videos
-    distill       plain videos answer captions as informed videos do
-    informed      captions against informed videos, where plain ones are retrieved and informed ones teach them in `distill`
+Each worker compares its own rows of the similarity with all columns; its terms are shares whose sum over workers is the term
+of the global batch.
+
+To add a loss term: write its function and a row of `LOSS_TERMS`, and add its weight to `LossConfig` in
+`waver/config/training.py`. A term that reads phrases or informed videos also needs `ExperimentConfig` to require them (its
+validator, `uses_fusion` and `uses_knowledge` in `waver/config/experiment.py`); every other term needs nothing else.
 
 Source: WAVER (arXiv 2312.09507).
 """
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,8 +24,113 @@ from waver.model.embeddings import Embeddings
 from waver.model.interaction import uniform_weights, wti
 from waver.model.student import Encoded, Student
 from waver.training import parallel
-from waver.training.diagnostics import agreement, watch
+from waver.training.diagnostics import batch_diagnostics, top1_agreement
 from waver.training.losses import contrastive, distillation, shared_phrases
+
+Videos = Literal["plain", "informed"]
+"""How clips are embedded: from their frames alone, or with their phrases."""
+Similarities = tuple[Float[Tensor, "m M"], Float[Tensor, "m M"]]
+"""(t2v, v2t): this worker's m captions with all M videos, and its m videos with all M captions."""
+
+
+class GlobalBatch:
+    """A global batch after the towers: this worker's embeddings, those of all workers, and their similarities.
+
+    Args:
+        student: computes the similarities.
+        encoded: this worker's embeddings.
+        batch: this worker's share, on the device of the model.
+        phrases: the teacher's embeddings of all phrases.
+        temperature: of the distillation.
+        retrieved: which videos captions retrieve at inference.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        encoded: Encoded,
+        batch: Batch,
+        phrases: Float[Tensor, "P D"],
+        *,
+        temperature: float,
+        retrieved: Videos,
+    ):
+        self.share, self.phrases, self.temperature, self.retrieved = batch, phrases, temperature, retrieved
+        self.logit_scale = student.logit_scale.exp()
+        self.offset = parallel.shard(batch.num_pairs, parallel.rank(), parallel.world_size()).start
+        """Column, in the global batch, of this worker's first pair."""
+        self._similarity = student.similarity
+        self._text = _gather(encoded.text, batch.num_pairs)
+        ways: dict[Videos, Embeddings | None] = {"plain": encoded.plain, "informed": encoded.informed}
+        self.videos = {name: _gather(video, batch.num_pairs) for name, video in ways.items() if video is not None}
+
+    @functools.cached_property
+    def plain(self) -> Similarities:
+        """Similarities of captions and plain videos."""
+        return _both_directions(self._similarity, self._text, self.videos["plain"])
+
+    @functools.cached_property
+    def informed(self) -> Similarities:
+        """Similarities of captions and informed videos."""
+        return _both_directions(self._similarity, self._text, self.videos["informed"])
+
+
+def _contrastive(batch: GlobalBatch) -> Float[Tensor, ""]:
+    """Captions against the videos that are retrieved."""
+    similarities = batch.plain if batch.retrieved == "plain" else batch.informed
+    return contrastive(*similarities, batch.logit_scale, offset=batch.offset)
+
+
+def _distill(batch: GlobalBatch) -> Float[Tensor, ""]:
+    """Similarities with plain videos learn from those with informed videos."""
+    return distillation(batch.plain, batch.informed, batch.logit_scale, temperature=batch.temperature)
+
+
+def _informed(batch: GlobalBatch) -> Float[Tensor, ""]:
+    """Captions against informed videos."""
+    return contrastive(*batch.informed, batch.logit_scale, offset=batch.offset)
+
+
+def _knowledge(batch: GlobalBatch) -> Float[Tensor, ""]:
+    """Phrases of the teacher against plain videos; clips that share a phrase are not each other's negatives."""
+    ids = batch.share.phrase_ids
+    all_ids = parallel.all_gather(ids, batch.share.num_pairs)  # not their embeddings, which every worker has
+    known = (_phrase_tokens(batch.phrases, ids), _phrase_tokens(batch.phrases, all_ids))
+    similarities = _both_directions(wti, known, batch.videos["plain"])
+    return contrastive(*similarities, batch.logit_scale, offset=batch.offset, not_negative=shared_phrases(ids, all_ids))
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One row of `LOSS_TERMS`."""
+
+    compute: Callable[[GlobalBatch], Float[Tensor, ""]]
+    """Returns this worker's share of the term."""
+    needs_plain: bool = False
+    """Whether it reads plain videos even where informed ones are retrieved."""
+    teaches: bool = False
+    """Whether it only trains the teacher of `distill`: computed where `distill` has a weight and plain videos are
+    retrieved."""
+
+
+LOSS_TERMS: Mapping[str, LossTerm] = {
+    "contrastive": LossTerm(_contrastive),
+    "distill": LossTerm(_distill, needs_plain=True),
+    "informed": LossTerm(_informed, teaches=True),
+    "knowledge": LossTerm(_knowledge, needs_plain=True),
+}
+"""Name (`loss.<name>`, its weight) -> the term; terms are computed and summed in this order."""
+
+
+def active_terms(weights: Mapping[str, float], retrieved: Videos) -> list[str]:
+    """Returns the terms that are computed: those with a weight, `informed` only where it trains a teacher."""
+    trains_teacher = weights["distill"] > 0 and retrieved == "plain"
+    return [name for name, term in LOSS_TERMS.items() if weights[name] > 0 and (trains_teacher or not term.teaches)]
+
+
+def needs_plain(weights: Mapping[str, float], retrieved: Videos) -> bool:
+    """Returns whether the active terms read plain videos."""
+    return retrieved == "plain" or any(LOSS_TERMS[name].needs_plain for name in active_terms(weights, retrieved))
 
 
 def loss_terms(
@@ -33,51 +141,29 @@ def loss_terms(
     *,
     weights: Mapping[str, float],
     temperature: float,
-    retrieved: Literal["plain", "informed"],
+    retrieved: Videos,
 ) -> tuple[dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]:
-    """This worker's share of each term that has a weight, and of what is watched beside them (see
-    `waver.training.diagnostics`).
-
-    The sum over workers is that of the global batch.
-
-    Each worker compares its own rows with all columns, not the whole matrix.
+    """Computes this worker's shares of the loss terms and of the diagnostics; their sums are those of the global batch.
 
     Args:
-        student: compares texts with videos.
-        encoded: what it made of the batch.
+        student: computes the similarities.
+        encoded: this worker's embeddings of the batch.
         batch: this worker's share, on the device of the model.
         phrases: the teacher's embeddings of all phrases.
-        weights: term -> weight; what has none is not computed.
-        temperature: of `distill`.
-        retrieved: which videos captions are to find.
+        weights: name of each term -> weight; terms with weight 0 are not computed.
+        temperature: of the distillation.
+        retrieved: which videos captions retrieve at inference.
+
+    Returns:
+        (name -> loss term, name -> diagnostic, see `waver.training.diagnostics`).
     """
-    scale = student.logit_scale.exp()
-    offset = parallel.shard(batch.num_pairs, parallel.rank(), parallel.world_size()).start
-    text = _gather(encoded.text, batch.num_pairs)
-    videos = {
-        name: _gather(video, batch.num_pairs) for name in ("plain", "informed") if (video := getattr(encoded, name))
-    }
-
-    @functools.cache
-    def answers(name: Literal["plain", "informed"]) -> tuple[Tensor, Tensor]:
-        return _both_directions(student.similarity, text, videos[name])
-
-    terms = {}
-    watched = watch(encoded, num_pairs=batch.num_pairs, learned_weights=student.text_weights is not None)
-    if weights["contrastive"]:
-        terms["contrastive"] = contrastive(*answers(retrieved), scale, offset=offset)
-    if weights["distill"]:
-        terms["distill"] = distillation(answers("plain"), answers("informed"), scale, temperature=temperature)
-        watched |= agreement(answers("plain")[0], answers("informed")[0], num_pairs=batch.num_pairs)
-        if retrieved == "plain":
-            terms["informed"] = contrastive(*answers("informed"), scale, offset=offset)
-    if weights["knowledge"]:
-        ids = batch.phrase_ids
-        all_ids = parallel.all_gather(ids, batch.num_pairs)  # rather than their embeddings, which every worker has
-        known = (_phrase_tokens(phrases, ids), _phrase_tokens(phrases, all_ids))
-        rows = _both_directions(wti, known, videos["plain"])
-        terms["knowledge"] = contrastive(*rows, scale, offset=offset, not_negative=shared_phrases(ids, all_ids))
-    return terms, watched
+    whole = GlobalBatch(student, encoded, batch, phrases, temperature=temperature, retrieved=retrieved)
+    learns_weights = student.interaction.learns_weights
+    diagnostics = batch_diagnostics(encoded, num_pairs=batch.num_pairs, learned_weights=learns_weights)
+    terms = {name: LOSS_TERMS[name].compute(whole) for name in active_terms(weights, retrieved)}
+    if "distill" in terms:
+        diagnostics |= top1_agreement(whole.plain[0], whole.informed[0], num_pairs=batch.num_pairs)
+    return terms, diagnostics
 
 
 _Gathered = tuple[Embeddings, Embeddings]
@@ -91,14 +177,13 @@ def _gather(own: Embeddings, num_pairs: int) -> _Gathered:
 
 def _both_directions(
     similarity: Callable[[Embeddings, Embeddings], Float[Tensor, "T V"]], text: _Gathered, video: _Gathered
-) -> tuple[Float[Tensor, "m M"], Float[Tensor, "m M"]]:
-    """(t2v, v2t): this worker's texts with all videos, and its videos with all texts."""
+) -> Similarities:
     (own_text, all_text), (own_video, all_video) = text, video
     t2v = similarity(own_text, all_video)
     return t2v, t2v.T if parallel.world_size() == 1 else similarity(all_text, own_video).T
 
 
 def _phrase_tokens(phrases: Float[Tensor, "P D"], phrase_ids: Int[Tensor, "B K"]) -> Embeddings:
-    """The K phrases of each clip as the tokens of one text, each counting the same."""
+    """Returns the K phrases of each clip as the tokens of one text, with equal weights."""
     mask = torch.ones_like(phrase_ids, dtype=torch.bool)
     return Embeddings(phrases[phrase_ids], mask, uniform_weights(mask).to(phrases.dtype))

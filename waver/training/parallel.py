@@ -1,8 +1,9 @@
-"""What workers exchange. Outside a process group there is one worker and nothing is exchanged.
+"""Collectives of the workers of a process group. Outside a process group there is one worker, and they do nothing.
 
-The exact distribution rests on three facts: `shard` deals the rows of a global batch to workers so that sizes differ by at
-most one; `all_gather` brings all rows, in global order, to every worker and lets gradients flow back to where the rows came
-from; and each worker's loss covers its own rows only, so that the sum over workers is the loss of the global batch.
+Training is exact for any number of workers because `shard` splits the rows of a global batch into contiguous shares whose
+sizes differ by at most one, `all_gather` returns all rows in global order to every worker and sends gradients back to the
+worker that owns a row, and each worker's loss covers its own rows only, so that the sum over workers is the loss of the
+global batch.
 """
 
 from collections.abc import Iterator
@@ -18,65 +19,65 @@ from waver.tools.errors import WaverError
 from waver.training.profiling import ALL_GATHER, ALL_REDUCE
 
 
-class InStepError(WaverError):
-    """An error that all workers meet in the same step: they can stop together, nobody waits for the others."""
+class CollectiveError(WaverError):
+    """An error that all workers raise at the same step, so that they stop together and none waits in a collective."""
 
 
-class GroupEndedError(RuntimeError):
-    """The process group was ended under a worker, as when others are lost and all are to start again."""
+class ProcessGroupEndedError(RuntimeError):
+    """The process group was destroyed while a worker computed, as happens when workers are restarted after a loss."""
 
 
-_lasts = False
+_requires_group = False
 
 
 @contextmanager
-def lasting_group() -> Iterator[None]:
-    """While the body runs, the end of the process group is an error.
+def require_process_group() -> Iterator[None]:
+    """Makes every collective in the body raise ProcessGroupEndedError once the process group has been destroyed.
 
-    Whoever starts workers anew ends their group while they still compute; one that then took itself for alone would go on
-    with the sums of a part, and might save what comes of them. Outside a process group this does nothing.
+    A restart of the workers destroys their group while they still compute. A worker that then took itself for the only one
+    would continue with sums over its own share, and might save them. Outside a process group this does nothing.
     """
-    global _lasts
-    before, _lasts = _lasts, dist.is_initialized()
+    global _requires_group
+    before, _requires_group = _requires_group, dist.is_initialized()
     try:
         yield
     finally:
-        _lasts = before
+        _requires_group = before
 
 
 def world_size() -> int:
-    """Number of workers."""
+    """Returns the number of workers."""
     return dist.get_world_size() if _in_group() else 1
 
 
 def rank() -> int:
-    """This worker's number, from 0."""
+    """Returns the number of this worker, from 0."""
     return dist.get_rank() if _in_group() else 0
 
 
 def _in_group() -> bool:
-    there = dist.is_initialized()
-    if _lasts and not there:
-        raise GroupEndedError("the process group ended while its workers computed")
-    return there
+    in_group = dist.is_initialized()
+    if _requires_group and not in_group:
+        raise ProcessGroupEndedError("the process group ended while its workers computed")
+    return in_group
 
 
 def shard(num_rows: int, rank: int, world_size: int) -> slice:
-    """The rows of `num_rows` that belong to a worker: contiguous, sizes differ by at most one."""
+    """Returns the rows of `num_rows` that belong to a worker: contiguous; sizes differ by at most one."""
     size, extra = divmod(num_rows, world_size)
     start = rank * size + min(rank, extra)
     return slice(start, start + size + (rank < extra))
 
 
 def all_gather(rows: Tensor, num_rows: int) -> Tensor:
-    """The rows of all workers, in global order; differentiable.
+    """Gathers the rows of all workers, in global order; differentiable.
 
     Args:
         rows: (m, ...) this worker's `shard` of num_rows rows.
-        num_rows: rows of all workers together.
+        num_rows: number of rows of all workers together.
 
     Returns:
-        (num_rows, ...). The gradient of `rows` is the sum of what all workers' losses send back to them.
+        (num_rows, ...). The gradient of `rows` is the sum of the gradients of all workers' losses.
     """
     if world_size() == 1:
         return rows
@@ -89,7 +90,7 @@ class _AllGather(torch.autograd.Function):
         ctx.num_rows = num_rows
         sizes = [(part := shard(num_rows, r, world_size())).stop - part.start for r in range(world_size())]
         assert len(rows) == sizes[rank()], f"worker {rank()} holds {len(rows)} of {num_rows} rows, not {sizes[rank()]}"
-        # Collectives want equal sizes: shards are one row apart at most, so a row of padding evens them out.
+        # Collectives need equal sizes: shards differ by one row at most, so the smaller ones get a row of padding.
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
         gathered = [torch.empty_like(padded) for _ in sizes]
@@ -106,7 +107,7 @@ class _AllGather(torch.autograd.Function):
 
 
 def all_reduce(value: Tensor, operation: Literal["sum", "max"]) -> Tensor:
-    """Sum or maximum over workers, the same on all; not differentiable."""
+    """Returns the sum or maximum over workers, the same on all of them; not differentiable."""
     value = value.detach().clone()
     if world_size() > 1:
         with record_function(ALL_REDUCE):
@@ -115,7 +116,7 @@ def all_reduce(value: Tensor, operation: Literal["sum", "max"]) -> Tensor:
 
 
 def broadcast_object(value: Any) -> Any:
-    """The first worker's value, on all."""
+    """Returns the first worker's value on every worker; it must be picklable."""
     values = [value]
     if world_size() > 1:
         dist.broadcast_object_list(values)
@@ -123,7 +124,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """One small Python object of every worker, in the order of ranks."""
+    """Returns the values of all workers, in the order of ranks, on every worker; they must be small and picklable."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()

@@ -1,4 +1,4 @@
-"""plan."""
+"""Which captions are trained on, and in which global batches."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from waver.tools.object_store import display_path
 
 
 class SplitError(WaverError):
-    """A split has nothing to train on, or nothing to validate with."""
+    """A split has no captions, or none of its clips has frames."""
 
 
 def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
-    """Rows of the caption table that can be trained on: of the train split, with frames; captions of a clip adjacent."""
+    """Returns the rows of the caption table in the train split whose clips have frames; captions of a clip are adjacent."""
     train = pc.equal(captions["split"], "train")
     decoded = pc.is_in(captions["clip_id"], value_set=pa.array(store.ok_clip_ids(), pa.string()))
     rows = np.flatnonzero(pc.and_(train, decoded).to_numpy())
@@ -29,7 +29,10 @@ def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
 
 
 def describe_data(captions: pa.Table) -> dict[str, Any]:
-    """What is trained on: counts, and a hash of clips and captions in their order, on which the plan of a run rests."""
+    """Describes the captions that are trained on: counts, and a hash of clips and captions in their order.
+
+    The order determines the batches of a run, so a run is only continued with the same hash.
+    """
     columns = (captions["clip_id"].to_pylist(), captions["caption"].to_pylist())
     return {
         "num_train_clips": len(set(columns[0])),
@@ -39,7 +42,11 @@ def describe_data(captions: pa.Table) -> dict[str, Any]:
 
 
 def check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
-    """Raises SplitError where nothing could be learned from a split, or nothing chosen by it."""
+    """Checks that a split can be trained on or evaluated.
+
+    Raises:
+        SplitError: if it has no captions, or none of its clips has frames.
+    """
     clips = pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], split)))
     if len(clips) == 0:
         raise SplitError(f"the {split} split has no captions")
@@ -50,7 +57,14 @@ def check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
 
 
 def plan_epoch(config: ExperimentConfig, captions: pa.Table, rows: np.ndarray, *, epoch: int) -> list[np.ndarray]:
-    """Rows of the caption table for each global batch of an epoch."""
+    """Returns the rows of the caption table for each global batch of an epoch.
+
+    Args:
+        config: configuration of the experiment: seed, global batch size and captions per clip.
+        captions: caption table.
+        rows: rows that are trained on, see `training_rows`.
+        epoch: number of the epoch, from 0.
+    """
     _, clip_of_caption = np.unique(captions["clip_id"].take(rows).to_numpy(), return_inverse=True)
     batches = epoch_batches(
         clip_of_caption,

@@ -1,7 +1,7 @@
-"""Where the time of some steps goes, operator by operator: a trace for Perfetto (ui.perfetto.dev) or chrome://tracing.
+"""Profiles some training steps with torch's profiler: a trace for Perfetto (ui.perfetto.dev) or chrome://tracing.
 
-The parts of a step have names, so that the traces of all runs show the same blocks: `with record_function(FORWARD): ...`,
-which costs some 12 microseconds where nobody records.
+The parts of a step are named, so that the traces of all runs have the same blocks: `with record_function(FORWARD): ...`,
+which costs about 12 microseconds while no profiler records.
 """
 
 import gzip
@@ -19,29 +19,30 @@ DATA_WAIT, FORWARD, LOSS, BACKWARD = "data wait", "forward", "loss", "backward"
 ALL_REDUCE, OPTIMIZER = "all-reduce", "optimizer"
 ALL_GATHER = "all-gather"
 PARTS = (DATA_WAIT, FORWARD, LOSS, BACKWARD, ALL_REDUCE, OPTIMIZER)
-"""The parts of a training step, in their order, as torch's `record_function` is given them."""
+"""Names of the parts of a training step, in their order, for torch's `record_function`."""
 STEP = "step"
 MAX_STEPS = 50
-"""Of a trace that a viewer still opens."""
+"""Maximum number of steps in one trace: viewers do not open larger ones."""
 
 
 class ProfileError(WaverError):
-    """These steps cannot be recorded."""
+    """The requested steps cannot be profiled."""
 
 
 class Profiler:
-    """Records steps `first` to `last` and writes them as one trace; before and after it does nothing.
+    """Records steps `first` to `last` and writes them as one trace; other steps are not recorded.
 
-    Call `step` before each step, with its number; use it as a context, so that a run that ends in between has a trace too.
+    Call `step` before each step, with its number. As a context manager it also writes the trace of a run that ends within
+    the recorded steps.
 
     Args:
-        folder: receives `steps_<first>_to_<last>.pt.trace.json.gz`, with the rank of the process in the name where there
-            are several. The ending is the one that TensorBoard's and Holistic Trace Analysis' readers look for.
-        steps: first and last step, both recorded, from 1.
-        rank: of this process among several; None where there is one.
+        folder: receives `steps_<first>_to_<last>.pt.trace.json.gz`, with the rank of the process in the name if there are
+            several. TensorBoard's and Holistic Trace Analysis' readers look for this suffix.
+        steps: first and last step, from 1; both are recorded.
+        rank: rank of this process among several; None for a single process.
 
     Raises:
-        ProfileError: no such steps, or so many that the trace would not open.
+        ProfileError: if there are no such steps, or more than MAX_STEPS.
     """
 
     def __init__(self, folder: Path, steps: tuple[int, int], *, rank: int | None = None):
@@ -68,7 +69,7 @@ class Profiler:
         self._write()
 
     def step(self, number: int) -> None:
-        """Step `number` begins, and with it the one before has ended."""
+        """Ends the previous step and starts step `number`."""
         self._end_step()
         if self._profile is None and self._first <= number <= self._last and not self._done:
             self._start()
@@ -80,7 +81,7 @@ class Profiler:
             self._write()
 
     def pause(self) -> None:
-        """What comes now, such as an evaluation, belongs to no step."""
+        """Ends the current step: what follows, such as an evaluation, belongs to no step."""
         self._end_step()
 
     def _start(self) -> None:
@@ -97,11 +98,11 @@ class Profiler:
             self._now = None
 
     def _write(self) -> None:
-        """Stops recording; torch writes JSON, which packs to a tenth."""
+        """Stops recording and writes the trace; gzip compresses torch's JSON to a tenth."""
         if self._profile is None:
             return
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # what was started in these steps belongs to them
+            torch.cuda.synchronize()  # kernels started in these steps belong to them
         self._profile.stop()
         rank = "" if self._rank is None else f"_rank_{self._rank}"
         target = self._folder / f"steps_{self._done[0]}_to_{self._done[-1]}{rank}.pt.trace.json.gz"

@@ -1,7 +1,4 @@
-"""Training in pure torch: the same functions run in one process, under DDP, and inside Ray.
-
-Here the configuration becomes objects; what lies below takes plain arguments.
-"""
+"""The training step in pure torch: the same functions run in one process, under DDP, and inside Ray."""
 
 import math
 import time
@@ -21,12 +18,12 @@ from waver.knowledge.store import Knowledge
 from waver.model.tokenizer import tokenize
 from waver.training import parallel
 from waver.training.build import Training
-from waver.training.objective import loss_terms
+from waver.training.objective import loss_terms, needs_plain
 from waver.training.profiling import BACKWARD, FORWARD, LOSS, OPTIMIZER
 
 
-class NonFiniteLossError(parallel.InStepError):
-    """The loss or its gradient is NaN or infinite; the weights were not touched."""
+class NonFiniteLossError(parallel.CollectiveError):
+    """The loss or its gradient is NaN or infinite; the weights were not changed."""
 
 
 def make_batch(
@@ -37,15 +34,15 @@ def make_batch(
     num_pairs: int,
     knowledge: Knowledge | None = None,
 ) -> Batch:
-    """Joins captions with the frames of their clips, and with their phrases.
+    """Builds a worker's share of a global batch: captions with the frames, and the phrases, of their clips.
 
     Args:
         captions: caption table.
-        rows: which captions.
-        clips: what the clip store gives for their clips, in the same order.
-        config: of the experiment.
-        num_pairs: pairs in the global batch.
-        knowledge: of the clips; None for none.
+        rows: rows of the B captions.
+        clips: frames of their clips, and the number of valid frames of each, as `ClipStore.read` returns them.
+        config: configuration of the experiment.
+        num_pairs: number of pairs in the global batch.
+        knowledge: phrases of the clips; None for none.
     """
     chosen = captions.take(rows)
     texts = chosen["caption"].to_pylist()
@@ -59,26 +56,26 @@ def make_batch(
 
 
 def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> dict[str, float]:
-    """One optimizer step over a global batch.
+    """Takes one optimizer step over a global batch.
 
     Returns:
-        What to log: loss and terms of the global batch, what is watched beside them (see
-        `waver.training.diagnostics`), learning rates, gradient norm before clipping, logit scale.
+        Name -> value to log: loss and loss terms of the global batch, diagnostics (see `waver.training.diagnostics`),
+        learning rates, gradient norm before clipping, logit scale.
 
     Raises:
-        NonFiniteLossError: on every worker, before any weight is changed.
+        NonFiniteLossError: if the loss or its gradient is not finite; on every worker, before any weight is changed.
     """
     student = training.student
     student.train()
-    terms, watched = batch_terms(training, batch, config)
+    terms, diagnostics = batch_terms(training, batch, config)
     loss = sum(config.loss.weights[name] * term for name, term in terms.items())
     training.optimizer.zero_grad(set_to_none=True)
     with record_function(BACKWARD):
-        # DDP averages gradients over workers; our loss is a share of a sum.
+        # DDP averages gradients over workers, but a worker's loss is a share of a sum.
         (loss * parallel.world_size()).backward()
     norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.train.clip_grad_norm)
 
-    logged = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": loss} | watched
+    logged = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": loss} | diagnostics
     sums = parallel.all_reduce(torch.stack([value.detach() for value in logged.values()]), "sum").tolist()
     logs = dict(zip(logged, sums, strict=True)) | {"grad_norm": norm.item()}
     rates = training.schedule.get_last_lr()
@@ -101,14 +98,14 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
 def batch_terms(
     training: Training, batch: Batch, config: ExperimentConfig
 ) -> tuple[dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]:
-    """This worker's share of each loss term of a global batch, and of what is watched, see `waver.training.objective`."""
+    """Computes this worker's shares of the loss terms and diagnostics of a global batch; see `waver.training.objective`."""
     device, weights = training.student.logit_scale.device, config.loss.weights
     retrieved = "informed" if config.informed_at_inference else "plain"
-    needs_plain = retrieved == "plain" or weights["knowledge"] > 0 or weights["distill"] > 0
+    plain = needs_plain(weights, retrieved)
     batch = batch.to(device)
     with record_function(FORWARD), autocast(config, device):
         phrases = training.phrases[batch.phrase_ids]
-        encoded = training.forward(batch, phrases, plain=needs_plain, informed=config.uses_fusion)
+        encoded = training.forward(batch, phrases, plain=plain, informed=config.uses_fusion)
     with record_function(LOSS):
         return loss_terms(
             training.student,
@@ -122,8 +119,11 @@ def batch_terms(
 
 
 def train_epoch(training: Training, batches: Iterable[Batch], config: ExperimentConfig) -> Iterator[dict[str, float]]:
-    """Runs one epoch, or what is left of it; yields the logs of each step, with throughput and the share of time spent
-    waiting for data.
+    """Trains for one epoch, or the rest of one.
+
+    Yields:
+        The logs of each step, see `train_step`, with the throughput (clips per second) and the fraction of the step's time
+        spent waiting for data.
     """
     batches = iter(batches)
     while True:
@@ -144,6 +144,6 @@ def train_epoch(training: Training, batches: Iterable[Batch], config: Experiment
 
 
 def autocast(config: ExperimentConfig, device: torch.device) -> torch.autocast | nullcontext:
-    """The precision of the towers; similarity and loss are always computed in full precision."""
+    """Returns the context for the precision of the towers; similarity and loss are always in full precision."""
     bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()

@@ -21,7 +21,7 @@ _DISK_FULL = (
 )
 
 _LOST_PEER = re.compile(
-    r"GroupEndedError|DistBackendError|DistNetworkError|gloo|NCCL|[Cc]onnection (closed|reset|refused)"
+    r"ProcessGroupEndedError|DistBackendError|DistNetworkError|gloo|NCCL|[Cc]onnection (closed|reset|refused)"
 )
 """Matches the last line of a traceback if communication with another worker failed, mostly because that one was lost."""
 

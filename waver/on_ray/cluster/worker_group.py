@@ -21,7 +21,7 @@ from waver.on_ray.cluster.failures import describe_cause, is_controller_failure,
 from waver.on_ray.cluster.loopback import torch_config
 from waver.on_ray.cluster.ray_internals import worker_group_startup_error, worker_group_timeout_error
 from waver.tools.environment import environment_variables
-from waver.training.parallel import InStepError, lasting_group
+from waver.training.parallel import CollectiveError, require_process_group
 
 NO_CAPACITY = (
     "the cluster had no capacity for the workers any more, although waver waited for it: a node is lost or others use it. "
@@ -136,9 +136,9 @@ def run_task(config: dict) -> Any:
     if message := ray.get(task.signals.failure.remote()):
         return GroupFailure(message)
     try:
-        with lasting_group():
+        with require_process_group():
             return task.function(task.argument)
-    except InStepError as error:
+    except CollectiveError as error:
         return GroupFailure(str(error))
     except Exception as error:
         if message := permanent_message(error):
