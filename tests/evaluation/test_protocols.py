@@ -6,7 +6,7 @@ import pytest
 from waver.config import load_config
 from waver.data.annotations import load_msvd
 from waver.data.annotations.official import OFFICIAL, OfficialSplit, split_digest
-from waver.evaluation.protocols import NAMES, OWN, VARIANTS, protocol_of
+from waver.evaluation.protocols import NAMES, OWN, VARIANTS, EvaluatedSplit, Protocol, identify_protocol
 from waver.runs.results import protocol_of_table
 
 SHARED = Path(os.environ.get("WAVER_SHARED", Path(__file__).parents[2].parent / "shared"))
@@ -25,6 +25,10 @@ HONEST = {
 }
 
 
+def identify(**facts) -> Protocol:
+    return identify_protocol(EvaluatedSplit(**facts))
+
+
 @pytest.fixture(autouse=True)
 def _published(monkeypatch):
     """A small data set with the name of a large one."""
@@ -33,12 +37,12 @@ def _published(monkeypatch):
 
 
 def test_what_is_published_has_a_name_and_no_difference():
-    protocol = protocol_of(**HONEST)
+    protocol = identify(**HONEST)
     assert (protocol.name, protocol.published, protocol.differences) == ("MSR-VTT 1k-A, 9k train", True, ())
     assert protocol.captions_per_clip == (1, 1, 1)
     assert protocol.lines() == [
         "protocol: MSR-VTT 1k-A, 9k train, test split (exactly as published)",
-        "  4 captions against 4 clips, 1 a clip; a tied answer has the average rank of those it is tied with",
+        "  4 captions against 4 clips, 1 per clip; a tied answer has the average rank of those it is tied with",
         "  model chosen on validation; validation: held out of train; phrases at inference: yes",
     ]
 
@@ -59,21 +63,21 @@ def test_what_is_published_has_a_name_and_no_difference():
     ],
 )  # fmt: skip
 def test_what_differs_is_said(changes, difference):
-    protocol = protocol_of(**HONEST | changes)
+    protocol = identify(**HONEST | changes)
     assert (protocol.published, protocol.differences) == (False, (difference,))
     assert f"  differs: {difference}" in protocol.lines()
     assert "not as published" in protocol.lines()[0]
 
 
 def test_own_data_is_compared_with_nothing():
-    protocol = protocol_of(**HONEST | {"data_format": "table", "data_split": None, "captions_per_clip": [1, 2, 4, 9]})
+    protocol = identify(**HONEST | {"data_format": "table", "data_split": None, "captions_per_clip": [1, 2, 4, 9]})
     assert (protocol.name, protocol.published, protocol.differences) == (OWN, False, ())
     assert protocol.captions_per_clip == (1, 4, 9)
-    assert "16 captions against 4 clips, 1 to 9 (mean 4.0) a clip" in protocol.lines()[1]
+    assert "16 captions against 4 clips, 1 to 9 (mean 4.0) per clip" in protocol.lines()[1]
 
 
 def test_figures_beside_are_explained():
-    lines = protocol_of(**HONEST, variants=["dsl", "qb_norm"]).lines()
+    lines = identify(**HONEST, variants=["dsl", "qb_norm"]).lines()
     assert lines[-2:] == [f"  {VARIANTS['dsl']}", f"  {VARIANTS['qb_norm']}"]
     assert "all queries of the split at once" in lines[-2]
 

@@ -1,6 +1,6 @@
-"""What a figure is a figure of: the name of the protocol, whether it is exactly the published one, and in what it differs.
+"""Evaluation protocols: which one a result follows, whether exactly as published, and in what it differs.
 
-experiments/PROTOCOLS.md tells where each protocol comes from and what is compared with what.
+experiments/PROTOCOLS.md has the source of each protocol, and which results are comparable.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,51 +19,80 @@ NAMES: Mapping[tuple[str, str], str] = {
     ("vatex", "1k5"): "VATEX 1k5 (CLIP2Video)",
     ("didemo", "official"): "DiDeMo paragraph-to-video",
 }
-"""(`data.format`, `data.split`) -> how papers call it."""
+"""(`data.format`, `data.split`) -> the protocol's name in papers."""
 OWN = "own data"
 TIES = "a tied answer has the average rank of those it is tied with"
 
 
 @dataclass(frozen=True)
+class EvaluatedSplit:
+    """The facts of an evaluation that decide whether its protocol is a published one."""
+
+    data_format: str
+    """`data.format` of the experiment."""
+    data_split: str | None
+    """`data.split` of the experiment; None if the format has none."""
+    split: str
+    """The evaluated split: train, validation or test."""
+    clip_ids: Mapping[str, Collection[str]]
+    """Split -> its clips, of the whole data set."""
+    captions_per_clip: Sequence[int]
+    """Number of captions of each evaluated clip."""
+    num_missing_clips: int
+    """Number of evaluated clips without embedding."""
+    chosen_on: str | None
+    """Split on which the checkpoint was chosen as the best of its run; None if the user named the checkpoint."""
+    validation: str
+    """Origin of the validation split, see `waver.data.annotations.validation_source`."""
+    knowledge_at_inference: bool
+    """Whether videos were informed by phrases."""
+    leaky: bool
+    """Whether the model or its phrases used captions of validation or test."""
+    variants: Sequence[str] = ()
+    """Names of the metrics beside the plain ones, see `VARIANTS`."""
+
+
+@dataclass(frozen=True)
 class Protocol:
-    """What was ranked, against what, with which model; stands in every result."""
+    """What was ranked, against what, with which model; part of every result."""
 
     name: str
     published: bool
-    """Whether gallery, queries and training videos are those of the published protocol, all of them decoded and honest."""
+    """Whether gallery, queries and training videos are exactly those of the published protocol, all videos were decoded, and
+    nothing is leaky."""
     differences: Sequence[str]
-    """In what it is not the published one; empty for data that no protocol is published of."""
+    """Differences from the published protocol; empty for data without one."""
     split: str
     gallery_size: int
     num_queries: int
     captions_per_clip: Sequence[int | float]
-    """Smallest, mean and largest number."""
+    """Minimum, mean and maximum."""
     num_missing_clips: int
-    """In the gallery without embedding: misses."""
+    """Clips of the gallery without embedding, which count as misses."""
     chosen_on: str | None
-    """The split on which the model was found to be the best of its run; None where somebody named it."""
+    """Split on which the checkpoint was chosen as the best of its run; None if the user named the checkpoint."""
     validation: str
-    """Where that split comes from."""
+    """Origin of the validation split."""
     knowledge_at_inference: bool
     leaky: bool
-    """Whether captions of validation or test went into the dictionary."""
+    """Whether the dictionary or the model used captions of validation or test."""
     ties: str
     variants: Sequence[str]
-    """Figures beside the plain ones, by name."""
+    """Names of the metrics beside the plain ones."""
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in a result."""
+        """Returns the protocol as part of a result."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def lines(self) -> list[str]:
-        """The protocol in words."""
+        """Describes the protocol, line by line."""
         least, average, most = self.captions_per_clip
         each = f"{least}" if least == most else f"{least} to {most} (mean {average:.1f})"
         status = "exactly as published" if self.published else "not as published" if self.name != OWN else "no protocol"
         return [
             f"protocol: {self.name}, {self.split} split ({status})",
             *(f"  differs: {difference}" for difference in self.differences),
-            f"  {self.num_queries} captions against {self.gallery_size} clips, {each} a clip; {self.ties}",
+            f"  {self.num_queries} captions against {self.gallery_size} clips, {each} per clip; {self.ties}",
             f"  model chosen on {self.chosen_on or 'nothing: named by hand'}; validation: {self.validation}; "
             f"phrases at inference: {'yes' if self.knowledge_at_inference else 'no'}"
             f"{'; leaky dictionary' if self.leaky else ''}",
@@ -72,99 +101,69 @@ class Protocol:
 
 
 VARIANTS = {
-    "excused": "excused: answers that show the same video or bear the same caption are left out of the count",
-    "dsl": "DSL: every score looks at all queries of the split at once, one for each clip; never compare it with plain ones",
+    "excused": "excused: answers that show the same video or have the same caption do not count as wrong",
+    "dsl": "DSL: every score depends on all queries of the split, one per clip; not comparable with plain metrics",
     "qb_norm": "QB-Norm: scores are normalised by a bank of training captions; text to video only",
 }
-"""Name of a variant -> what its figures are."""
+"""Name of a variant -> its description."""
 
 
-def protocol_of(
-    *,
-    data_format: str,
-    data_split: str | None,
-    split: str,
-    clip_ids: Mapping[str, Collection[str]],
-    captions_per_clip: Sequence[int],
-    num_missing_clips: int,
-    chosen_on: str | None,
-    validation: str,
-    knowledge_at_inference: bool,
-    leaky: bool,
-    variants: Sequence[str] = (),
-) -> Protocol:
-    """Names the protocol of an evaluation.
-
-    Args:
-        data_format: `data.format` of the experiment.
-        data_split: `data.split`, None where the format has none.
-        split: that is evaluated: train, validation or test.
-        clip_ids: split -> its clips, of the whole data set.
-        captions_per_clip: number of captions of each clip that is evaluated.
-        num_missing_clips: of them that have no embedding.
-        chosen_on: split on which the model was chosen; None where somebody named it.
-        validation: `waver.data.annotations.validation_source`.
-        knowledge_at_inference: whether videos were informed by phrases.
-        leaky: whether the model or its phrases saw captions of validation or test.
-        variants: names of figures beside the plain ones.
-    """
-    official = OFFICIAL.get((data_format, data_split or ""), {})
-    name = NAMES.get((data_format, data_split or ""), OWN)
-    differences = []
-    if official:
-        differences += _gallery_differences(official, split, clip_ids, sum(captions_per_clip), validation)
-        differences += _training_differences(official, clip_ids, validation)
-    if official and num_missing_clips:
-        differences.append(f"{num_missing_clips} clips of the gallery could not be decoded and count as misses")
-    if official and leaky:
-        differences.append("captions of validation or test went into the dictionary (leaky)")
+def identify_protocol(evaluated: EvaluatedSplit) -> Protocol:
+    """Names the protocol of an evaluation and lists its differences from the published one."""
+    key = (evaluated.data_format, evaluated.data_split or "")
+    official, counts = OFFICIAL.get(key), evaluated.captions_per_clip
+    differences = _differences(official, evaluated) if official else []
     return Protocol(
-        name=name,
+        name=NAMES.get(key, OWN),
         published=bool(official) and not differences,
         differences=tuple(differences),
-        split=split,
-        gallery_size=len(captions_per_clip),
-        num_queries=sum(captions_per_clip),
-        captions_per_clip=(min(captions_per_clip), float(mean(captions_per_clip)), max(captions_per_clip)),
-        num_missing_clips=num_missing_clips,
-        chosen_on=chosen_on,
-        validation=validation,
-        knowledge_at_inference=knowledge_at_inference,
-        leaky=leaky,
+        split=evaluated.split,
+        gallery_size=len(counts),
+        num_queries=sum(counts),
+        captions_per_clip=(min(counts), float(mean(counts)), max(counts)),
+        num_missing_clips=evaluated.num_missing_clips,
+        chosen_on=evaluated.chosen_on,
+        validation=evaluated.validation,
+        knowledge_at_inference=evaluated.knowledge_at_inference,
+        leaky=evaluated.leaky,
         ties=TIES,
-        variants=tuple(variants),
+        variants=tuple(evaluated.variants),
     )
 
 
-def _gallery_differences(
-    official: Mapping[str, OfficialSplit],
-    split: str,
-    clip_ids: Mapping[str, Collection[str]],
-    num_captions: int,
-    validation: str,
-) -> list[str]:
+def _differences(official: Mapping[str, OfficialSplit], evaluated: EvaluatedSplit) -> list[str]:
+    differences = _gallery_differences(official, evaluated) + _training_differences(official, evaluated)
+    if evaluated.num_missing_clips:
+        differences.append(
+            f"{evaluated.num_missing_clips} clips of the gallery could not be decoded and count as misses"
+        )
+    if evaluated.leaky:
+        differences.append("captions of validation or test went into the dictionary (leaky)")
+    return differences
+
+
+def _gallery_differences(official: Mapping[str, OfficialSplit], evaluated: EvaluatedSplit) -> list[str]:
+    split, num_captions = evaluated.split, sum(evaluated.captions_per_clip)
     part = official.get(split)
-    if part is None or (split == "train" and validation != "own"):
+    if part is None or (split == "train" and evaluated.validation != "own"):
         return [f"no {split} split is published; this one was held out of train"]
-    if split_digest(clip_ids[split]) != part.digest:
-        return [f"another gallery: {_clips(len(clip_ids[split]), part)}"]
+    if split_digest(evaluated.clip_ids[split]) != part.digest:
+        return [f"another gallery: {_clips(len(evaluated.clip_ids[split]), part)}"]
     if part.num_captions not in (None, num_captions):
         return [f"{num_captions} queries, not the {part.num_captions} published ones"]
     return []
 
 
-def _training_differences(
-    official: Mapping[str, OfficialSplit], clip_ids: Mapping[str, Collection[str]], validation: str
-) -> list[str]:
-    """What is held out of train counts as train: it is ours to choose the model on."""
-    train = set(clip_ids.get("train", ()))
-    if validation != "own":
-        train |= set(clip_ids.get("validation", ()))
+def _training_differences(official: Mapping[str, OfficialSplit], evaluated: EvaluatedSplit) -> list[str]:
+    """Compares the training videos; a validation split held out of train counts as train."""
+    train = set(evaluated.clip_ids.get("train", ()))
+    if evaluated.validation != "own":
+        train |= set(evaluated.clip_ids.get("validation", ()))
     if split_digest(train) != official["train"].digest:
         return [f"other training videos: {_clips(len(train), official['train'])}"]
     return []
 
 
 def _clips(number: int, official: OfficialSplit) -> str:
-    there = "others of the same number" if number == official.num_clips else f"{official.num_clips}"
-    return f"{number} clips, published are {there}"
+    published = "others of the same number" if number == official.num_clips else f"{official.num_clips}"
+    return f"{number} clips, published are {published}"

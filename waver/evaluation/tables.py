@@ -1,4 +1,4 @@
-"""Metrics as people read them."""
+"""Tables of metrics for the terminal."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,11 @@ _COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
 def styles_table(title: str, columns: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    """R@1 from text to video: for each style of writing a line.
+    """Builds a table of R@1, text to video, with one row per writing style.
 
     Args:
-        title: above the table.
-        columns: name of the column -> style -> metrics of the captions in it.
+        title: title of the table.
+        columns: name of the column -> style -> metrics of its captions; every column has the same styles.
     """
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("R@1, text to video")
@@ -26,16 +26,16 @@ def styles_table(title: str, columns: Mapping[str, Mapping[str, Mapping[str, flo
 
 
 def rows_of(result: Mapping) -> dict[str, Mapping[str, float]]:
-    """Rows of `metrics_table` for what `waver evaluate` writes: the plain figures first, then those beside them."""
+    """Returns the rows of `metrics_table` for a result of `waver evaluate`: plain metrics first, then the variants."""
     return {"plain": result["metrics"]} | {_VARIANTS[name]: metrics for name, metrics in result["variants"].items()}
 
 
 def metrics_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """A table of `retrieval_metrics`: for each direction a line for each entry of `rows`.
+    """Builds a table of `retrieval_metrics`, with one row per direction and entry of `rows`.
 
     Args:
-        title: above the table.
-        rows: name of the line -> metrics, of both directions or one; the name of a single line is left out.
+        title: title of the table.
+        rows: name of the row -> metrics, of both directions or one; the name of a single row is left out.
     """
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")

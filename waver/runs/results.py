@@ -1,7 +1,7 @@
 """results."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from waver.config import ExperimentConfig
 from waver.data.annotations import validation_source
 from waver.evaluation.evaluate import Evaluation
-from waver.evaluation.protocols import Protocol, protocol_of
+from waver.evaluation.protocols import EvaluatedSplit, Protocol, identify_protocol
 from waver.knowledge.store import Knowledge
 from waver.runs.checkpoint import learned_from
 from waver.tools.object_store import display_path
@@ -68,16 +68,30 @@ def result_of(
     }
 
 
-def protocol_of_table(config: ExperimentConfig, captions: pa.Table, split: str, **facts: Any) -> Protocol:
-    """The protocol of figures on a split of a data set.
+def protocol_of_table(
+    config: ExperimentConfig,
+    captions: pa.Table,
+    split: str,
+    *,
+    captions_per_clip: Sequence[int],
+    num_missing_clips: int,
+    chosen_on: str | None,
+    leaky: bool,
+    variants: Sequence[str] = (),
+) -> Protocol:
+    """Identifies the protocol of an evaluation; the arguments are those of `waver.evaluation.protocols.EvaluatedSplit`.
 
     Args:
-        config: of the experiment.
+        config: configuration of the experiment.
         captions: the data set's caption table.
-        split: on which the figures are.
-        facts: other arguments of `waver.evaluation.protocols.protocol_of`.
+        split: the evaluated split.
+        captions_per_clip: number of captions of each evaluated clip.
+        num_missing_clips: number of evaluated clips without embedding.
+        chosen_on: split on which the checkpoint was chosen; None if the user named the checkpoint.
+        leaky: whether the model or its phrases used captions of validation or test.
+        variants: names of the metrics beside the plain ones.
     """
-    return protocol_of(
+    evaluated = EvaluatedSplit(
         data_format=config.data.format,
         data_split=getattr(config.data, "split", None),
         split=split,
@@ -87,5 +101,10 @@ def protocol_of_table(config: ExperimentConfig, captions: pa.Table, split: str, 
         },
         validation=validation_source(captions),
         knowledge_at_inference=config.informed_at_inference,
-        **facts,
+        captions_per_clip=captions_per_clip,
+        num_missing_clips=num_missing_clips,
+        chosen_on=chosen_on,
+        leaky=leaky,
+        variants=variants,
     )
+    return identify_protocol(evaluated)
