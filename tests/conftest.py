@@ -33,7 +33,14 @@ from waver.data.ledger import Decoded
 from waver.data.video import Clip, ClipError
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.knowledge.phrases import VOCABULARY_SCHEMA, load_parser
-from waver.knowledge.store import Knowledge, create_knowledge, finish, make_dictionary, write_embeddings, write_matches
+from waver.knowledge.store import (
+    Knowledge,
+    build_dictionary,
+    create_knowledge,
+    mark_complete,
+    write_embeddings,
+    write_matches,
+)
 from waver.model.weights import load_backbone
 from waver.runs.inputs import store_settings
 from waver.runs.recording import LOOKED_AT, Recording
@@ -189,7 +196,7 @@ def knowledge(tmp_path_factory: pytest.TempPathFactory, store: ClipStore) -> Kno
     folder = tmp_path_factory.mktemp("knowledge")
     phrases = pa.table([range(NUM_PHRASES), [f"moves a thing {i}" for i in range(NUM_PHRASES)], [1] * NUM_PHRASES],
                        names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA)  # fmt: skip
-    dictionary = make_dictionary(phrases, leaky=False)
+    dictionary = build_dictionary(phrases, leaky=False)
     create_knowledge(folder, dictionary, source="matched", teacher="test", num_matches=NUM_MATCHES)
     rng = np.random.default_rng(0)
     for first in (0, 8):
@@ -201,7 +208,7 @@ def knowledge(tmp_path_factory: pytest.TempPathFactory, store: ClipStore) -> Kno
     ]
     write_matches(folder, pa.Table.from_pylist(rows[:10]))
     write_matches(folder, pa.Table.from_pylist(rows[10:]))
-    return finish(folder)
+    return mark_complete(folder)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from waver.data.clip_store import ClipStore, create_store, write_block, write_ma
 from waver.data.ledger import Decoded
 from waver.data.video import Clip
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
-from waver.knowledge.store import make_dictionary
+from waver.knowledge.store import build_dictionary
 from waver.model.weights import load_backbone
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.match import match
@@ -52,7 +52,7 @@ def main(clips: int = 10_000, phrases: int = 110_000, workers: int = 1) -> None:
             store, clip_ids = make_store(config, num_clips)
             table = pa.table([range(num_phrases), [f"counts {i} sheep" for i in range(num_phrases)], [1] * num_phrases],
                              names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA)  # fmt: skip
-            dictionary, started = make_dictionary(table, leaky=False), time.perf_counter()
+            dictionary, started = build_dictionary(table, leaky=False), time.perf_counter()
             with sample_peak_memory() as memory, connect(num_cpus=workers):
                 knowledge = match(config, clip_ids, store, dictionary)
             seconds = time.perf_counter() - started

@@ -31,7 +31,7 @@ import sys
 import pyarrow as pa
 from waver.data.clip_store import ClipStore
 from waver.config import load_config
-from waver.knowledge.store import make_dictionary
+from waver.knowledge.store import build_dictionary
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.match import match
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
@@ -39,7 +39,7 @@ from waver.knowledge.phrases import VOCABULARY_SCHEMA
 config = load_config(sys.argv[1])
 store = ClipStore(config.clip_store)
 columns = [range(50), [f"do {number} things" for number in range(50)], [1] * 50]
-dictionary = make_dictionary(pa.table(columns, names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA), leaky=False)
+dictionary = build_dictionary(pa.table(columns, names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA), leaky=False)
 with connect():
     knowledge = match(config, store.ok_clip_ids(), store, dictionary, progress=False)
 print(len(knowledge.matches))

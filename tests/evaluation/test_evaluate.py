@@ -11,7 +11,14 @@ from waver.evaluation.evaluate import EvaluationOptions, evaluate, select_bank
 from waver.evaluation.metrics import direction_metrics, retrieval_metrics
 from waver.evaluation.ranking import EvaluationError, Ranks, rank_similarity
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
-from waver.knowledge.store import Knowledge, create_knowledge, finish, make_dictionary, write_embeddings, write_matches
+from waver.knowledge.store import (
+    Knowledge,
+    build_dictionary,
+    create_knowledge,
+    mark_complete,
+    write_embeddings,
+    write_matches,
+)
 from waver.model.student import Student
 from waver.training.build import build_student
 from waver.training.step import make_batch
@@ -195,11 +202,11 @@ def other_knowledge(tmp_path_factory: pytest.TempPathFactory, store: ClipStore) 
     """Of the same clips, in other phrases with other embeddings."""
     folder, rng = tmp_path_factory.mktemp("other"), np.random.default_rng(5)
     phrases = pa.table([range(20), [f"stands {i}" for i in range(20)], [1] * 20], names=VOCABULARY_SCHEMA.names)
-    create_knowledge(folder, make_dictionary(phrases.cast(VOCABULARY_SCHEMA), leaky=False), source="matched")
+    create_knowledge(folder, build_dictionary(phrases.cast(VOCABULARY_SCHEMA), leaky=False), source="matched")
     write_embeddings(folder, 0, torch.from_numpy(rng.standard_normal((20, 32)).astype(np.float32)))
     rows = [{"clip_id": clip, "phrase_ids": rng.permutation(20)[:6].tolist()} for clip in store.ok_clip_ids()]
     write_matches(folder, pa.Table.from_pylist([row | {"scores": None} for row in rows]))
-    return finish(folder)
+    return mark_complete(folder)
 
 
 def knowing_student(config: ExperimentConfig) -> Student:

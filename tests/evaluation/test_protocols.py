@@ -79,7 +79,7 @@ def test_own_data_is_compared_with_nothing():
 def test_figures_beside_are_explained():
     lines = identify(**HONEST, variants=["dsl", "qb_norm"]).lines()
     assert lines[-2:] == [f"  {VARIANTS['dsl']}", f"  {VARIANTS['qb_norm']}"]
-    assert "all queries of the split at once" in lines[-2]
+    assert "depends on all queries of the split" in lines[-2]
 
 
 def test_every_published_split_has_a_name(repository):

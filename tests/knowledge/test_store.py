@@ -12,9 +12,9 @@ from waver.knowledge.store import (
     Dictionary,
     Knowledge,
     KnowledgeError,
+    build_dictionary,
     create_knowledge,
-    finish,
-    make_dictionary,
+    mark_complete,
     read_dictionary,
     write_dictionary,
     write_embeddings,
@@ -28,7 +28,7 @@ SETTINGS = {"source": "matched", "teacher": "abc", "num_matches": 3}
 def dictionary_of(*phrases: str, leaky: bool = False, **source) -> Dictionary:
     columns = [range(len(phrases)), phrases, [7] * len(phrases)]
     table = pa.table([pa.array(column) for column in columns], names=VOCABULARY_SCHEMA.names)
-    return make_dictionary(table.cast(VOCABULARY_SCHEMA), leaky=leaky, **source)
+    return build_dictionary(table.cast(VOCABULARY_SCHEMA), leaky=leaky, **source)
 
 
 def matches_of(rows: dict[str, list[int]]) -> pa.Table:
@@ -60,7 +60,7 @@ def test_a_dictionary_reads_as_it_was_written(tmp_path):
 
 def test_a_dictionary_of_released_phrases_has_no_counts(tmp_path):
     columns = [pa.array([0, 1], pa.int32()), pa.array(["a", "b"]), pa.nulls(2, pa.int64())]
-    dictionary = make_dictionary(pa.table(columns, schema=VOCABULARY_SCHEMA), leaky=True)
+    dictionary = build_dictionary(pa.table(columns, schema=VOCABULARY_SCHEMA), leaky=True)
     write_dictionary(tmp_path, dictionary)
     assert read_dictionary(tmp_path).phrases["count"].null_count == 2
 
@@ -117,21 +117,21 @@ def test_phrases_come_in_the_order_asked_for_and_the_best_first(folder):
 
 
 def test_clips_of_which_nothing_is_known(folder):
-    assert Knowledge(folder).unknown(["z", "a", "y", "c"]) == ["z", "y"]
-    assert Knowledge(folder).unknown([]) == []
+    assert Knowledge(folder).unmatched_clips(["z", "a", "y", "c"]) == ["z", "y"]
+    assert Knowledge(folder).unmatched_clips([]) == []
 
 
 def test_before_anything_is_matched_nothing_is_known(tmp_path):
     knowledge = create_knowledge(tmp_path, FIVE, **SETTINGS)
-    assert knowledge.unknown(["a", "b"]) == ["a", "b"]
+    assert knowledge.unmatched_clips(["a", "b"]) == ["a", "b"]
     assert len(knowledge.matches) == 0
-    assert knowledge.embedded() == set()
+    assert knowledge.embedded_parts() == set()
 
 
 def test_a_clip_that_two_wrote_is_one_row(folder):
     write_matches(folder, matches_of({"c": [4, 0, 2], "d": [2, 1, 0]}))
     write_matches(folder, matches_of({"a": [1, 2, 3], "c": [4, 0, 2]}))
-    knowledge = finish(folder)
+    knowledge = mark_complete(folder)
     assert knowledge.matches["clip_id"].to_pylist() == ["a", "b", "c", "d"]
     assert knowledge.phrase_ids(["c", "d", "a", "b"], 3).tolist() == [[4, 0, 2], [2, 1, 0], [1, 2, 3], [0, 3, 1]]
     assert knowledge.manifest["num_clips"] == 4
@@ -150,7 +150,7 @@ def test_many_may_write_at_the_same_time(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    knowledge = finish(tmp_path)
+    knowledge = mark_complete(tmp_path)
     assert len(knowledge.matches) == 4 * 5 + 5
     assert knowledge.phrase_ids(["3-4", "both-0"], 3).tolist() == [[3, 4, 0], [0, 1, 2]]
 
@@ -160,7 +160,7 @@ def test_parts_of_embeddings_are_joined_in_order(folder):
     for first, last in ((4, 5), (0, 2), (2, 4)):
         write_embeddings(folder, first, embeddings[first:last])
     assert torch.equal(Knowledge(folder).phrase_embeddings(), embeddings)
-    assert Knowledge(folder).embedded() == {0, 2, 4}
+    assert Knowledge(folder).embedded_parts() == {0, 2, 4}
 
 
 def test_parts_are_in_the_order_of_numbers_not_of_words(tmp_path):
@@ -210,8 +210,8 @@ def test_damaged_files_are_named(folder):
 
 def test_the_same_things_open_what_is_there(folder):
     again = create_knowledge(folder, FIVE, **SETTINGS)
-    assert again.unknown(["a", "b", "c"]) == []
-    finish(folder)
+    assert again.unmatched_clips(["a", "b", "c"]) == []
+    mark_complete(folder)
     assert create_knowledge(folder, FIVE, **SETTINGS).manifest["complete"]
 
 
@@ -220,7 +220,7 @@ def test_another_dictionary_is_refused(folder):
     with pytest.raises(KnowledgeError) as caught:
         create_knowledge(folder, other, **SETTINGS)
     message = str(caught.value)
-    assert f"dictionary: {FIVE.digest} there, {other.digest} now" in message
+    assert f"dictionary: {FIVE.digest} in the folder, {other.digest} now" in message
     assert "teacher" not in message
     assert "delete the folder and match again" in message
     assert Knowledge(folder).phrases == FIVE.phrases["phrase"].to_pylist()
@@ -228,13 +228,13 @@ def test_another_dictionary_is_refused(folder):
 
 @pytest.mark.parametrize(("name", "value"), [("teacher", "xyz"), ("num_matches", 4), ("source", "released")])
 def test_another_teacher_or_setting_is_refused(folder, name, value):
-    with pytest.raises(KnowledgeError, match=rf"\({name}: {SETTINGS[name]} there, {value} now\)"):
+    with pytest.raises(KnowledgeError, match=rf"\({name}: {SETTINGS[name]} in the folder, {value} now\)"):
         create_knowledge(folder, FIVE, **(SETTINGS | {name: value}))
 
 
 def test_all_that_differs_is_said_at_once(folder):
     with pytest.raises(
-        KnowledgeError, match=r"\(dictionary: .*; teacher: abc there, xyz now; num_matches: 3 there, 2 now\)"
+        KnowledgeError, match=r"\(dictionary: .*; teacher: abc in the folder, xyz now; num_matches: 3 in the folder, 2 now\)"
     ):
         create_knowledge(folder, dictionary_of("x"), source="matched", teacher="xyz", num_matches=2)
 
@@ -243,16 +243,16 @@ def test_the_same_phrases_of_other_captions_are_taken_over(tmp_path):
     """Captions were changed and give the same phrases: what was matched stays good, and now belongs to the new captions."""
     create_knowledge(tmp_path, dictionary_of("a", "b", captions="old"), **SETTINGS)
     write_matches(tmp_path, matches_of({"c": [1, 0, 1]}))
-    finish(tmp_path)
+    mark_complete(tmp_path)
     knowledge = create_knowledge(tmp_path, dictionary_of("a", "b", captions="new", leaky=True), **SETTINGS)
     assert knowledge.manifest["dictionary"]["captions"] == "new"
     assert knowledge.leaky
-    assert knowledge.unknown(["c"]) == []
+    assert knowledge.unmatched_clips(["c"]) == []
 
 
 def test_it_is_complete_only_when_somebody_says_so(folder):
     assert Knowledge(folder).manifest["complete"] is False
-    knowledge = finish(folder)
+    knowledge = mark_complete(folder)
     assert (knowledge.manifest["complete"], knowledge.manifest["num_clips"]) == (True, 3)
     on_disk = json.loads((folder / "manifest.json").read_text())
     assert on_disk == knowledge.manifest
@@ -264,7 +264,7 @@ def test_leaks_are_told_by_all_that_is_made_of_a_dictionary(tmp_path, leaky):
     write_dictionary(tmp_path / "d", dictionary_of("a", "b", leaky=leaky))
     dictionary = read_dictionary(tmp_path / "d")
     create_knowledge(tmp_path / "k", dictionary, **SETTINGS)
-    knowledge = finish(tmp_path / "k")
+    knowledge = mark_complete(tmp_path / "k")
     assert (dictionary.leaky, knowledge.leaky, knowledge.summary()["leaky"]) == (leaky, leaky, leaky)
 
 
@@ -284,11 +284,11 @@ def test_knowledge_in_an_object_store_is_read_from_another_machine(s3, tmp_path)
     create_knowledge(here / "known", dictionary, **SETTINGS)
     write_matches(here / "known", matches_of({"b": [1, 2, 3]}))
     write_embeddings(here / "known", 0, torch.ones(2, 4))
-    assert create_knowledge(there / "known", dictionary, **SETTINGS).embedded() == {0}
+    assert create_knowledge(there / "known", dictionary, **SETTINGS).embedded_parts() == {0}
     write_embeddings(there / "known", 2, torch.zeros(3, 4))  # another machine goes on
     write_matches(there / "known", matches_of({"a": [0, 4, 2]}))
     for folder in (here / "known", there / "known"):
-        knowledge = finish(folder)
+        knowledge = mark_complete(folder)
         assert knowledge.manifest["num_clips"] == 2
         assert knowledge.phrases == FIVE.phrases["phrase"].to_pylist()
         assert knowledge.phrase_ids(["b", "a"], 2).tolist() == [[1, 2], [0, 4]]
@@ -302,6 +302,6 @@ def test_knowledge_that_was_made_anew_replaces_the_copy(s3, tmp_path):
         create_knowledge(here, FIVE, **SETTINGS)
         write_embeddings(here, 0, torch.full((5, value), float(value)))
         write_matches(here, matches_of({"a": [value, 0, 4]}))
-        knowledge = finish(there)
+        knowledge = mark_complete(there)
         assert knowledge.phrase_embeddings().tolist() == [[value] * value] * 5
         assert knowledge.phrase_ids(["a"], 1).tolist() == [[value]]

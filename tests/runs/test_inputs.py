@@ -139,7 +139,7 @@ def test_the_remedy_for_missing_clips_depends_on_who_matched(place, captions, st
 
 
 def test_clips_that_could_not_be_decoded_need_no_phrases(place, captions, store, knowledge):
-    assert knowledge.unknown(["v03", "v20"]) == ["v03", "v20"]
+    assert knowledge.unmatched_clips(["v03", "v20"]) == ["v03", "v20"]
     open_knowledge(place(), captions, store, SPLITS)
 
 

@@ -128,7 +128,7 @@ def _check_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipSt
             return
         width = knowledge.phrase_embeddings().shape[1]
         if newest := newest_checkpoint(config.run_folder):
-            knowledge.check_taught(newest, learned_from(newest))
+            knowledge.check_same_dictionary(newest, learned_from(newest))
     except (KnowledgeError, CheckpointError) as error:
         yield Finding("error", name, str(error), "next: waver match CONFIG")
         return

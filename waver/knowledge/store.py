@@ -1,14 +1,14 @@
-"""The dictionary of phrases on disk, and what the teacher knows of each clip in its words.
+"""Dictionaries of phrases, and knowledge: the phrases that the teacher matched with each clip. Both are folders on disk.
 
-A dictionary is a folder with `phrases.parquet` (phrase_id, phrase, count) and `manifest.json`. Knowledge is a folder too,
-which any number of processes may write to at the same time:
+A dictionary has `phrases.parquet` (phrase_id, phrase, count) and `manifest.json`. Knowledge has the files below; any number
+of processes may write them at the same time:
 
-    manifest.json             dictionary, teacher, settings, whether test captions leaked into it, whether it is complete
-    phrases.parquet           the dictionary, so that the folder can be read by itself
-    embeddings/<first>.safetensors   the teacher's embeddings of phrases from that id on
-    matches/<block>.parquet   a row a clip: its best phrases with their scores
+    manifest.json                    dictionary, teacher, settings, whether it is leaky, whether it is complete
+    phrases.parquet                  a copy of the dictionary, so that the folder is self-contained
+    embeddings/<first>.safetensors   the teacher's embeddings of consecutive phrases, from phrase id <first>
+    matches/<block>.parquet          one row per clip: its best phrases with their scores
 
-`leaky` says that captions of other splits than train went into the dictionary; it travels into every result.
+A dictionary is `leaky` if captions of other splits than train went into it; every result that uses it is labelled so.
 """
 
 import hashlib
@@ -37,16 +37,16 @@ from waver.tools.object_store import ObjectStoreError, display_path, exists, fet
 MATCHES_SCHEMA = pa.schema(
     {"clip_id": pa.string(), "phrase_ids": pa.list_(pa.int32()), "scores": pa.list_(pa.float32())}
 )
-"""Best phrase first; scores are cosines, null where nobody told them."""
+"""Best phrase first; scores are cosines, null for released matches, which have none."""
 
 
 class KnowledgeError(WaverError):
-    """A dictionary or what was matched with it is not there, damaged, or does not fit."""
+    """A dictionary or knowledge is missing, damaged, or belongs to other data or settings."""
 
 
 @dataclass(frozen=True)
 class Dictionary:
-    """Phrases, and where they come from."""
+    """Phrases, and a manifest with their origin."""
 
     phrases: pa.Table
     """VOCABULARY_SCHEMA."""
@@ -54,22 +54,22 @@ class Dictionary:
 
     @property
     def leaky(self) -> bool:
-        """Whether captions of other splits than train went into it."""
+        """Whether captions of other splits than train were used."""
         return self.manifest["leaky"]
 
     @property
     def digest(self) -> str:
-        """Short hash of the phrases in their order."""
+        """Short hash of the phrases, in order."""
         return self.manifest["digest"]
 
 
-def make_dictionary(phrases: pa.Table, *, leaky: bool, **source: Any) -> Dictionary:
-    """A dictionary with its manifest.
+def build_dictionary(phrases: pa.Table, *, leaky: bool, **source: Any) -> Dictionary:
+    """Builds a dictionary with its manifest.
 
     Args:
-        phrases: VOCABULARY_SCHEMA.
-        leaky: whether captions of other splits than train went into it.
-        source: what else the manifest should tell.
+        phrases: table of VOCABULARY_SCHEMA.
+        leaky: whether captions of other splits than train were used.
+        source: further entries of the manifest, such as the origin of the phrases.
     """
     text = "\n".join(phrases["phrase"].to_pylist())
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -77,7 +77,7 @@ def make_dictionary(phrases: pa.Table, *, leaky: bool, **source: Any) -> Diction
 
 
 def write_dictionary(folder: Path, dictionary: Dictionary) -> None:
-    """Writes a dictionary; its manifest comes last."""
+    """Writes a dictionary; its manifest last, so that a folder with a manifest is complete."""
     with atomic_write(folder / "phrases.parquet") as file:
         pq.write_table(dictionary.phrases, file)
     write_json(folder / "manifest.json", dictionary.manifest)
@@ -87,7 +87,7 @@ def read_dictionary(folder: Path) -> Dictionary:
     """Reads a dictionary.
 
     Raises:
-        KnowledgeError: where there is none.
+        KnowledgeError: if there is none in the folder, or it is damaged.
     """
     manifest = _read_manifest(folder, "dictionary", "waver vocabulary CONFIG")
     fetch(folder / "phrases.parquet")
@@ -100,14 +100,14 @@ def read_dictionary(folder: Path) -> Dictionary:
 
 
 class Knowledge:
-    """What is known of the clips, read from its folder as it is now.
+    """The phrases of each clip and the embeddings of all phrases, read from their folder as it is now.
 
     Attributes:
-        path: its folder.
+        path: the folder.
         manifest: content of manifest.json.
 
     Raises:
-        KnowledgeError: where there is none.
+        KnowledgeError: if there is no knowledge in the folder, or it is damaged.
     """
 
     def __init__(self, path: Path | str):
@@ -116,22 +116,22 @@ class Knowledge:
 
     @property
     def num_phrases(self) -> int:
-        """P, of the dictionary."""
+        """P, the number of phrases in the dictionary."""
         return self.manifest["dictionary"]["num_phrases"]
 
     @property
     def leaky(self) -> bool:
-        """See `Dictionary.leaky`."""
+        """Whether the dictionary is leaky, see `Dictionary.leaky`."""
         return self.manifest["dictionary"]["leaky"]
 
     @cached_property
     def phrases(self) -> list[str]:
-        """The dictionary, by phrase id."""
+        """All phrases of the dictionary, by phrase id."""
         return pq.read_table(fetch(self.path / "phrases.parquet"))["phrase"].to_pylist()
 
     @cached_property
     def matches(self) -> pa.Table:
-        """MATCHES_SCHEMA, sorted by clip_id; of a clip matched twice one row, they are the same."""
+        """Table of MATCHES_SCHEMA, sorted by clip_id; one row per clip (rows of a clip matched twice are equal)."""
         files = fetch_folder(self.path / "matches", "*.parquet")
         try:
             tables = [pq.read_table(file, schema=MATCHES_SCHEMA) for file in files]
@@ -152,24 +152,24 @@ class Knowledge:
     def _phrase_ids(self) -> Int[np.ndarray, "clips num_matches"]:
         return np.array(self.matches["phrase_ids"].to_pylist(), np.int64).reshape(len(self.matches), -1)
 
-    def unknown(self, clip_ids: Sequence[str]) -> list[str]:
-        """Those of some clips of which nothing is known."""
+    def unmatched_clips(self, clip_ids: Sequence[str]) -> list[str]:
+        """Returns the clips that have no phrases."""
         return [clip_id for clip_id in clip_ids if clip_id not in self._row_of_clip]
 
     def phrase_ids(self, clip_ids: Sequence[str], top_k: int) -> Int[Tensor, "B K"]:
-        """The best K = top_k phrases of some clips, in the order asked for."""
+        """Returns the best K = top_k phrases of each clip, in the order of clip_ids."""
         rows = [self._row_of_clip[clip_id] for clip_id in clip_ids]
         return torch.from_numpy(self._phrase_ids[rows, :top_k])
 
-    def embedded(self) -> set[int]:
-        """First phrase ids of the parts whose embeddings are there."""
+    def embedded_parts(self) -> set[int]:
+        """Returns the first phrase id of each part whose embeddings are stored."""
         return {int(Path(name).stem) for name in list_names(self.path / "embeddings", "*.safetensors")}
 
     def phrase_embeddings(self) -> Float[Tensor, "P D"]:
-        """The teacher's embeddings of all phrases, not normalised.
+        """Reads the teacher's embeddings of all phrases, not normalised.
 
         Raises:
-            KnowledgeError: where some are missing.
+            KnowledgeError: if some are missing or damaged.
         """
         files = fetch_folder(self.path / "embeddings", "*.safetensors")
         try:
@@ -188,40 +188,39 @@ class Knowledge:
         return torch.cat(parts)
 
     def summary(self) -> dict[str, Any]:
-        """What a result should tell of the knowledge that went into it."""
+        """Returns the entries about this knowledge that results and checkpoints store."""
         names = ("num_phrases", "leaky", "digest")
         return {name: self.manifest["dictionary"][name] for name in names} | {"source": self.manifest["source"]}
 
-    def check_taught(self, checkpoint: Path, learned_from: dict[str, Any] | None) -> None:
-        """Checks that a model learned from this very dictionary.
+    def check_same_dictionary(self, checkpoint: Path, learned_from: dict[str, Any] | None) -> None:
+        """Checks that a model was trained with the dictionary of this knowledge.
 
         Args:
-            checkpoint: of the model.
-            learned_from: the `summary` of what it learned from.
+            checkpoint: folder of the model's checkpoint.
+            learned_from: `summary` of the knowledge that it was trained with; None for none.
 
         Raises:
-            KnowledgeError: where it was another one.
+            KnowledgeError: if it was trained with another dictionary.
         """
-        theirs = learned_from and learned_from["digest"]
-        if theirs != self.summary()["digest"]:
+        trained_with = learned_from and learned_from["digest"]
+        if trained_with != self.summary()["digest"]:
             raise KnowledgeError(
-                f"{display_path(checkpoint)} learned from another dictionary ({theirs}) "
-                f"than {display_path(self.path)} was matched with "
-                f"({self.summary()['digest']}): its phrases would mean something else. Make that dictionary and match "
-                "again, or train under another name"
+                f"{display_path(checkpoint)} learned from another dictionary ({trained_with}) than "
+                f"{display_path(self.path)} was matched with ({self.summary()['digest']}), so its phrase ids mean other "
+                "phrases. Build that dictionary and match again, or train under another name"
             )
 
 
 def create_knowledge(folder: Path, dictionary: Dictionary, **settings: Any) -> Knowledge:
-    """Makes the folder, or opens the one there if it was made from the same things.
+    """Creates the folder of knowledge, or opens an existing one with the same dictionary and settings.
 
     Args:
-        folder: of the knowledge.
+        folder: folder of the knowledge.
         dictionary: its phrases.
-        settings: `source`, `teacher`, `num_matches`.
+        settings: `source`, `teacher` and `num_matches`, kept in the manifest.
 
     Raises:
-        KnowledgeError: where it was made from others; says from what.
+        KnowledgeError: if the folder exists with another dictionary or other settings; the message has both.
     """
     asked = {"dictionary": dictionary.manifest, **settings}
     if not exists(folder / "manifest.json"):
@@ -231,22 +230,21 @@ def create_knowledge(folder: Path, dictionary: Dictionary, **settings: Any) -> K
             pq.write_table(dictionary.phrases, file)
         write_json(folder / "manifest.json", {**asked, "complete": False})
     knowledge = Knowledge(folder)
-    there = {"dictionary": knowledge.manifest["dictionary"]["digest"]} | {
+    existing = {"dictionary": knowledge.manifest["dictionary"]["digest"]} | {
         name: knowledge.manifest.get(name) for name in settings
     }
     different = [
-        f"{name}: {there[name]} there, {value} now"
+        f"{name}: {existing[name]} in the folder, {value} now"
         for name, value in ({"dictionary": dictionary.digest} | settings).items()
-        if there[name] != value
+        if existing[name] != value
     ]
     if different:
         raise KnowledgeError(
             f"{display_path(folder)} was made from something else ({'; '.join(different)}): "
-            f"delete the folder and match again. "
-            "Runs that were trained with it can then not be continued"
+            "delete the folder and match again. Runs that were trained with it can then not be continued"
         )
     if knowledge.manifest["dictionary"] != dictionary.manifest:
-        # The same phrases of other captions: what was matched stays as it is, and belongs to these captions now.
+        # The same phrases, built from other captions: the matches stay valid and now belong to these captions.
         with atomic_write(folder / "phrases.parquet") as file:
             pq.write_table(dictionary.phrases, file)
         write_json(folder / "manifest.json", {**knowledge.manifest, "dictionary": dictionary.manifest})
@@ -255,19 +253,19 @@ def create_knowledge(folder: Path, dictionary: Dictionary, **settings: Any) -> K
 
 
 def write_embeddings(folder: Path, first: int, embeddings: Float[Tensor, "p D"]) -> None:
-    """Writes the embeddings of the phrases from id `first` on."""
+    """Writes the embeddings of p consecutive phrases, from phrase id `first`."""
     with atomic_write(folder / "embeddings" / f"{first:09d}.safetensors") as file:
         file.write(save({"embeddings": embeddings.contiguous().cpu()}))
 
 
 def write_matches(folder: Path, matches: pa.Table) -> None:
-    """Writes what is known of some clips (MATCHES_SCHEMA)."""
+    """Writes the phrases of some clips, a table of MATCHES_SCHEMA, as a new block."""
     with atomic_write(folder / "matches" / f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}.parquet") as file:
         pq.write_table(matches.cast(MATCHES_SCHEMA), file)
 
 
-def finish(folder: Path) -> Knowledge:
-    """Notes that everything that was asked for is there."""
+def mark_complete(folder: Path) -> Knowledge:
+    """Marks knowledge as complete in its manifest."""
     knowledge = Knowledge(folder)
     write_json(folder / "manifest.json", {**knowledge.manifest, "complete": True, "num_clips": len(knowledge.matches)})
     return Knowledge(folder)

@@ -1,7 +1,7 @@
-"""The frozen teacher: the backbone as it was pre-trained, which knows which phrases of a dictionary describe a clip.
+"""The frozen teacher: the pre-trained backbone, which matches the phrases of a dictionary with clips.
 
-Its embeddings of all phrases are computed once and kept as a table; training looks them up and never runs it. Every clip and
-every batch of phrases is computed by itself, so that nothing depends on what else is computed where.
+Its embeddings of all phrases are computed once and kept as a table; training looks them up and never runs the teacher. Every
+clip is embedded on its own, so that its matches do not depend on the other clips of a worker.
 
 Source: WAVER (arXiv 2312.09507), which matches the phrases of its video content dictionary in this way.
 """
@@ -19,11 +19,11 @@ from waver.model.tokenizer import tokenize
 
 
 class Teacher:
-    """Embeds phrases and clips in the common space of its two towers, without gradients.
+    """Embeds phrases and clips in the common embedding space, without gradients.
 
     Args:
-        backbone: with its pre-trained weights; is frozen.
-        prompt: sentence with {} where a phrase goes.
+        backbone: the pre-trained backbone; it is frozen in place.
+        prompt: template with {} in place of a phrase.
     """
 
     def __init__(self, backbone: Backbone, prompt: str):
@@ -32,12 +32,12 @@ class Teacher:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the teacher."""
         return self._backbone.pixel_mean.device
 
     @torch.no_grad()
     def embed_phrases(self, phrases: list[str]) -> Float[Tensor, "P D"]:
-        """Each phrase in its prompt, at the end token; not normalised."""
+        """Embeds each phrase in the prompt, by its end token; not normalised."""
         ids, mask = tokenize(phrases, max_words=self._backbone.text.positional_embedding.shape[0], prompt=self._prompt)
         longest = int(mask.sum(1).max())
         ids, mask = ids[:, :longest].to(self.device), mask[:, :longest].to(self.device)
@@ -45,13 +45,13 @@ class Teacher:
 
     @torch.no_grad()
     def embed_clip(self, frames: UInt8[Tensor, "F 3 H W"]) -> Float[Tensor, " D"]:
-        """Mean of the normalised embeddings of a clip's frames."""
+        """Returns the mean of the normalised embeddings of a clip's F frames."""
         pixels = self._backbone.pixels(frames.to(self.device))
         mask = torch.ones(1, len(frames), dtype=torch.bool, device=self.device)
         return F.normalize(self._backbone.encode_frames(pixels[None], mask)[0], dim=-1).mean(dim=0)
 
     def digest(self) -> str:
-        """Short hash of its weights."""
+        """Returns a short hash of the weights."""
         sha = hashlib.sha256()
         for name, tensor in sorted(self._backbone.state_dict().items()):
             sha.update(name.encode())
@@ -62,12 +62,12 @@ class Teacher:
 def best_phrases(
     clip: Float[Tensor, " D"], phrases: Float[Tensor, "P D"], num_matches: int
 ) -> tuple[Int[Tensor, " K"], Float[Tensor, " K"]]:
-    """The phrases nearest to a clip: (ids, scores), best first; of equal ones the lower id first.
+    """Returns the phrases nearest to a clip, (ids, scores), best first; ties are sorted by id.
 
     Args:
-        clip: as `Teacher.embed_clip` gives it.
-        phrases: all of the dictionary, normalised.
-        num_matches: K, at most P.
+        clip: embedding of the clip, see `Teacher.embed_clip`.
+        phrases: normalised embeddings of all phrases of the dictionary.
+        num_matches: K; fewer are returned if there are fewer phrases.
     """
     scores, order = torch.sort(phrases @ clip, descending=True, stable=True)
     return order[:num_matches], scores[:num_matches]

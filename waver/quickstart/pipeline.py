@@ -122,7 +122,7 @@ def _render(folder: Path) -> None:
 
 def _example(config: ExperimentConfig, knowledge: Knowledge) -> str:
     """What the teacher says of one clip, beside its caption."""
-    caption = next(row for row in load_captions(config).to_pylist() if not knowledge.unknown([row["clip_id"]]))
+    caption = next(row for row in load_captions(config).to_pylist() if not knowledge.unmatched_clips([row["clip_id"]]))
     best = knowledge.phrase_ids([caption["clip_id"]], 3)[0].tolist()
     return (
         f'"{caption["caption"]}"; the teacher, who sees only the video: {", ".join(knowledge.phrases[i] for i in best)}'

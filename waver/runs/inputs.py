@@ -91,7 +91,7 @@ def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStor
     decoded = set(store.ok_clip_ids())
     for split in splits:
         clips = set(captions["clip_id"].filter(pc.equal(captions["split"], split)).to_pylist()) & decoded
-        if unknown := sorted(knowledge.unknown(list(clips))):
+        if unknown := sorted(knowledge.unmatched_clips(list(clips))):
             released = config.knowledge.released
             remedy = (
                 "name a released file that has them, set knowledge.at_inference to false if only training is covered, or "

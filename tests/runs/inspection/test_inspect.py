@@ -9,7 +9,7 @@ from waver.data.batch import frames_to_tensor
 from waver.evaluation.embedding import embed_clips
 from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
 from waver.evaluation.gallery import build_gallery
-from waver.knowledge.store import create_knowledge, finish, make_dictionary, write_embeddings, write_matches
+from waver.knowledge.store import build_dictionary, create_knowledge, mark_complete, write_embeddings, write_matches
 from waver.model.student import Student
 from waver.model.tokenizer import tokenize
 from waver.runs.inspection import Inspection, InspectionSettings, inspect_run, write_projection
@@ -171,15 +171,15 @@ def test_attention_without_informed_videos(look, captions, store, knowledge, tmp
     assert "knowledge/attention_1" in found.images
     create_knowledge(
         tmp_path,
-        make_dictionary(pq.read_table(knowledge.path / "phrases.parquet"), leaky=False),
+        build_dictionary(pq.read_table(knowledge.path / "phrases.parquet"), leaky=False),
         source="matched",
         teacher="t",
         num_matches=6,
     )
     write_embeddings(tmp_path, 0, knowledge.phrase_embeddings())
     write_matches(tmp_path, knowledge.matches.slice(0, 10))
-    other = finish(tmp_path)
-    assert other.unknown(evaluation.clip_ids) == list(evaluation.clip_ids)
+    other = mark_complete(tmp_path)
+    assert other.unmatched_clips(evaluation.clip_ids) == list(evaluation.clip_ids)
     without, _, _ = look(distilled, (evaluation, student), known=other)
     assert found.images.keys() - without.images.keys() == {"knowledge/attention_1", "knowledge/attention_2"}
     np.testing.assert_array_equal(without.point_sets["clips"].vectors, found.point_sets["clips"].vectors)

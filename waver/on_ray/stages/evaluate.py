@@ -214,7 +214,7 @@ def evaluate_checkpoint(
     knowledge = None
     if config.informed_at_inference:
         knowledge = open_knowledge(config, captions, store, (split,))
-        knowledge.check_taught(checkpoint, learned_from(checkpoint))
+        knowledge.check_same_dictionary(checkpoint, learned_from(checkpoint))
     logger.info(f"evaluating {display_path(checkpoint)} on the {split} split")
     asked = captions if queries is None else queries
     if config.resources.max_workers == 1 and not cluster_address():

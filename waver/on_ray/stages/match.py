@@ -23,7 +23,7 @@ from waver.knowledge.store import (
     Knowledge,
     KnowledgeError,
     create_knowledge,
-    finish,
+    mark_complete,
     write_embeddings,
     write_matches,
 )
@@ -75,7 +75,7 @@ def match(
     share = WorkerResources(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
     require_capacity(resources.min_workers, share, wait_s=resources.wait_s)
     pool = ActorPool(resources.min_workers, resources.max_workers, share, wait_s=resources.wait_s)
-    embedded, starts = knowledge.embedded(), range(0, knowledge.num_phrases, _PHRASES_PER_PART)
+    embedded, starts = knowledge.embedded_parts(), range(0, knowledge.num_phrases, _PHRASES_PER_PART)
     if parts := [pa.table({"first": [first]}) for first in starts if first not in embedded]:
         num_phrases = min(len(parts) * _PHRASES_PER_PART, knowledge.num_phrases)
         with closing(map_blocks(_Embedder, (config, folder), parts, pool)) as done:
@@ -84,11 +84,11 @@ def match(
             ):
                 pass
     if released is not None:
-        unknown = pa.array(knowledge.unknown(released["clip_id"].to_pylist()), pa.string())
+        unknown = pa.array(knowledge.unmatched_clips(released["clip_id"].to_pylist()), pa.string())
         write_matches(folder, released.filter(pc.is_in(released["clip_id"], value_set=unknown)))
         logger.info(f"{len(released)} clips come with their phrases")
-        return finish(folder)
-    todo = knowledge.unknown(clip_ids)
+        return mark_complete(folder)
+    todo = knowledge.unmatched_clips(clip_ids)
     logger.info(
         f"{len(clip_ids) - len(todo)} of {len(clip_ids)} clips are matched with {knowledge.num_phrases} phrases"
     )
@@ -101,7 +101,7 @@ def match(
         with closing(map_blocks(_Matcher, arguments, blocks, pool)) as done:
             for _ in track_progress(done, doing="matching", unit="clips", total=len(todo), size=int, enabled=progress):
                 pass
-    return finish(folder)
+    return mark_complete(folder)
 
 
 def build_teacher(config: ExperimentConfig) -> Teacher:

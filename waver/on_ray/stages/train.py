@@ -82,7 +82,7 @@ def train(
         build_student(config)  # what cannot be built is said here, not by the workers
     newest = newest_checkpoint(folder)
     if newest and knowledge:
-        knowledge.check_taught(newest, learned_from(newest))
+        knowledge.check_same_dictionary(newest, learned_from(newest))
     what = f"continuing {config.name} after {describe_checkpoint(newest)}" if newest else f"training {config.name}"
     logger.info(
         f"{what}: {config.train.epochs} epochs of {steps_per_epoch} steps, {_describe_workers(config)}; "

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from waver.config import ExperimentConfig
 from waver.knowledge.phrases import count_phrases, load_parser, merge_counts
-from waver.knowledge.store import Dictionary, KnowledgeError, make_dictionary, read_dictionary, write_dictionary
+from waver.knowledge.store import Dictionary, KnowledgeError, build_dictionary, read_dictionary, write_dictionary
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
 from waver.on_ray.cluster.connection import connect
@@ -119,6 +119,6 @@ def run_vocabulary(config: ExperimentConfig, *, progress: bool = True) -> Dictio
             f"no phrase was found in {len(chosen)} captions: they need sentences with a subject, a verb and an object, in "
             f"the language of {settings.parser}"
         )
-    dictionary = make_dictionary(phrases, leaky=any(split != "train" for split in settings.splits), **source)
+    dictionary = build_dictionary(phrases, leaky=any(split != "train" for split in settings.splits), **source)
     write_dictionary(config.dictionary, dictionary)
     return dictionary

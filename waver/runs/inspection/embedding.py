@@ -144,7 +144,7 @@ def see_clips(
         knowledge: of the clips; if it is None or lacks one of the clips with a heat map, there is no attention.
     """
     device = student.logit_scale.device
-    if knowledge and not settings.informed and knowledge.unknown(clip_ids[: settings.num_maps]):
+    if knowledge and not settings.informed and knowledge.unmatched_clips(clip_ids[: settings.num_maps]):
         knowledge = None  # phrases were matched for the clips of train alone
     table = knowledge.phrase_embeddings().to(device) if knowledge else None
     embedded, columns, thumbnails, attention, phrases_of = [], [], [], [], []
