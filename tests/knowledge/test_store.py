@@ -234,7 +234,8 @@ def test_another_teacher_or_setting_is_refused(folder, name, value):
 
 def test_all_that_differs_is_said_at_once(folder):
     with pytest.raises(
-        KnowledgeError, match=r"\(dictionary: .*; teacher: abc in the folder, xyz now; num_matches: 3 in the folder, 2 now\)"
+        KnowledgeError,
+        match=r"\(dictionary: .*; teacher: abc in the folder, xyz now; num_matches: 3 in the folder, 2 now\)",
     ):
         create_knowledge(folder, dictionary_of("x"), source="matched", teacher="xyz", num_matches=2)
 

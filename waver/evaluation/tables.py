@@ -1,6 +1,7 @@
 """Tables of metrics for the terminal."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.table import Table
 
@@ -25,7 +26,7 @@ def styles_table(title: str, columns: Mapping[str, Mapping[str, Mapping[str, flo
     return table
 
 
-def rows_of(result: Mapping) -> dict[str, Mapping[str, float]]:
+def rows_of(result: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     """Returns the rows of `metrics_table` for a result of `waver evaluate`: plain metrics first, then the variants."""
     return {"plain": result["metrics"]} | {_VARIANTS[name]: metrics for name, metrics in result["variants"].items()}
 

@@ -1,10 +1,10 @@
-"""Captions -> verb phrases with their counts, the entries of a dictionary.
+"""Extracts verb phrases and their counts from captions: the entries of a dictionary.
 
-`a boy is playing with a dog` gives `playing with a dog`. The rule is the one behind the released WAVER dictionaries, as far
-as experiments show it: run on all captions of MSVD, with spaCy's `en_core_web_sm` 3.8.0, it gives 94.4% of the released
-phrases that are visible, in nearly the released order.
+`a boy is playing with a dog` gives `playing with a dog`. The rules reproduce the released WAVER dictionaries (arXiv
+2312.09507) as far as experiments show: on all captions of MSVD, with spaCy's `en_core_web_sm` 3.8.0, they give 94.4% of the
+released phrases that are visible, in nearly the released order.
 
-Counting and merging are apart, so that the captions can be cut into parts in any way.
+Counting and merging are separate steps, so that the captions can be split into parts in any way.
 """
 
 import re
@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 from waver.tools.errors import WaverError
 
 MAX_WORDS = 10
+"""Longest phrase, in words."""
 
 COUNTS_SCHEMA = pa.schema([("phrase", pa.string()), ("count", pa.int64()), ("first", pa.int64())])
-"""What `count_phrases` finds. `first` is the sort key of the first appearance among all captions."""
+"""Result of `count_phrases`. `first` is the sort key of a phrase's first occurrence among all captions."""
 
 VOCABULARY_SCHEMA = pa.schema([("phrase_id", pa.int32()), ("phrase", pa.string()), ("count", pa.int64())])
-"""A dictionary: phrases 0, 1, ..., the most frequent first; an imported one does not tell the counts (null)."""
+"""A dictionary: phrase ids 0, 1, ..., the most frequent phrase first; counts are null in an imported one."""
 
 _SUBJECTS = frozenset({"NOUN", "PROPN", "PRON", "DET", "NUM"})
 _OBJECTS = frozenset({"NOUN", "PROPN", "PRON"})
@@ -34,22 +35,22 @@ _AUXILIARY_FORMS = frozenset({"has", "have", "had"})
 _LEMMA_REPAIRS = {("rid", "VERB"): "ride", ("wad", "VERB"): "wade", ("cooky", "NOUN"): "cookie"}
 # Not corrections: the released lists have `chopping coriander leave`; and in "it's tail" spaCy may read "is".
 _LEMMA_OF_WORD = {"leaves": "leave", "'s": "'s"}
-# Places for the phrases of one caption in the key of a first appearance.
+# Upper bound on the phrases of one caption, in the sort key of a first occurrence.
 _KEYS_PER_CAPTION = 1 << 16
 
 
 class VocabularyError(WaverError):
-    """No phrases can be taken from captions; the message says what to install."""
+    """Phrases cannot be extracted, since spaCy or its model is missing; the message says what to install."""
 
 
 def load_parser(name: str) -> "spacy.language.Language":
-    """Loads a spaCy model as `count_phrases` needs it, without named entities.
+    """Loads a spaCy model for `count_phrases`, without named-entity recognition.
 
     Args:
-        name: of an installed model, such as `en_core_web_sm`, or the folder of one.
+        name: name of an installed model, such as `en_core_web_sm`, or its folder.
 
     Raises:
-        VocabularyError: spaCy or the model is not installed, or the model does not parse.
+        VocabularyError: if spaCy or the model is not installed, or the model lacks a tagger, parser or lemmatizer.
     """
     try:
         import spacy
@@ -74,12 +75,12 @@ def count_phrases(captions: Sequence[str], rows: Sequence[int], parser: "spacy.l
     """Counts the phrases of some of the captions.
 
     Args:
-        captions: as they stand in the data set.
-        rows: for each of them its place among all captions, which no other has, in this call or another.
-        parser: from `load_parser`.
+        captions: as written in the data set.
+        rows: index of each caption among all captions, unique over all calls.
+        parser: spaCy model from `load_parser`.
 
     Returns:
-        A table of `COUNTS_SCHEMA`, a row a phrase, to be merged with those of the other captions.
+        A table of `COUNTS_SCHEMA`, one row per phrase, to be merged with those of the other captions.
     """
     rows_of: dict[str, list[int]] = {}
     for caption, row in zip(captions, rows, strict=True):
@@ -87,7 +88,7 @@ def count_phrases(captions: Sequence[str], rows: Sequence[int], parser: "spacy.l
 
     counts: dict[str, int] = {}
     first: dict[str, int] = {}
-    # Parsing takes nearly all the time: a caption that stands there often is parsed once.
+    # Parsing takes nearly all the time, so a repeated caption is parsed once.
     for same, doc in zip(rows_of.values(), parser.pipe(rows_of), strict=True):
         for order, phrase in enumerate(phrases_of(doc)):
             key = min(same) * _KEYS_PER_CAPTION + order
@@ -98,14 +99,14 @@ def count_phrases(captions: Sequence[str], rows: Sequence[int], parser: "spacy.l
 
 
 def merge_counts(parts: Iterable[pa.Table], min_count: int = 1) -> pa.Table:
-    """Makes one dictionary of the counts of all parts; it is the same however the captions were cut into parts.
+    """Merges the counts of all parts into one dictionary, which does not depend on how the captions were split.
 
     Args:
         parts: tables of `COUNTS_SCHEMA`.
-        min_count: rarer phrases are left out. The released dictionaries have all of them.
+        min_count: rarer phrases are left out. The released dictionaries have all phrases.
 
     Returns:
-        A table of `VOCABULARY_SCHEMA`: count falling, of equal ones the phrase that appeared first.
+        A table of `VOCABULARY_SCHEMA`, sorted by descending count; ties by first occurrence.
     """
     counts = pa.concat_tables([COUNTS_SCHEMA.empty_table(), *parts])
     counts = counts.group_by("phrase").aggregate([("count", "sum"), ("first", "min")])
@@ -116,12 +117,12 @@ def merge_counts(parts: Iterable[pa.Table], min_count: int = 1) -> pa.Table:
 
 
 def repair_possessives(text: str) -> str:
-    """Joins what the cleaning of captions tore apart: `a dog s ear` -> `a dog's ear`."""
+    """Restores possessives that the cleaning of captions split: `a dog s ear` -> `a dog's ear`."""
     return re.sub(r"(?<=\w) s\b", "'s", text)
 
 
 def phrases_of(doc: "spacy.tokens.Doc") -> list[str]:
-    """The phrases of a parsed caption in the order of their verbs, each once for every subject that does it."""
+    """Returns the phrases of a parsed caption in the order of their verbs, each repeated for every subject."""
     phrases: list[str] = []
     for verb in doc:
         if subjects := _subjects(verb):
@@ -136,7 +137,7 @@ def phrases_of(doc: "spacy.tokens.Doc") -> list[str]:
 
 
 def _subjects(verb: "spacy.tokens.Token") -> "list[spacy.tokens.Token]":
-    """Who does it: the subjects to the left; for `a man riding a horse` the noun that the verb describes."""
+    """Returns the subjects left of a verb; for `a man riding a horse`, the noun that the verb modifies."""
     if _is_auxiliary(verb):
         return []
     subjects = [token for token in verb.lefts if token.dep_ == "nsubj" and token.pos_ in _SUBJECTS]
@@ -156,7 +157,7 @@ def _direct_objects(verb: "spacy.tokens.Token") -> "list[spacy.tokens.Token]":
 def _objects_behind_preposition(
     verb: "spacy.tokens.Token",
 ) -> "list[tuple[spacy.tokens.Token, spacy.tokens.Token]]":
-    """(preposition, object) where the preposition is the next word and makes a phrasal pair with the verb."""
+    """Returns (preposition, object) pairs if the next word is a preposition that forms a phrasal pair with the verb."""
     if verb.i + 1 == len(verb.doc):
         return []
     following = verb.nbor()
@@ -174,28 +175,28 @@ def _phrasal_pairs() -> frozenset[tuple[str, str]]:
 
 
 def _agents(verb: "spacy.tokens.Token") -> "list[spacy.tokens.Token]":
-    """Who does it in the passive: `sliced by a man`."""
+    """Returns the agents of a passive verb: `sliced by a man`."""
     if _is_auxiliary(verb):
         return []
     return [token for by in verb.children if by.dep_ == "agent" for token in by.children if token.dep_ == "pobj"]
 
 
 def _passive_subjects(verb: "spacy.tokens.Token") -> "list[spacy.tokens.Token]":
-    """What it is done to: the object of the same sentence in the active."""
+    """Returns the subjects of a passive verb, which are the objects of the active sentence."""
     return [token for token in verb.lefts if token.dep_ == "nsubjpass"]
 
 
 def _heads(thing: "spacy.tokens.Token") -> "list[spacy.tokens.Token]":
-    """The object and what stands beside it (`onions and garlic`), each for a phrase of its own."""
+    """Returns an object and its conjuncts (`onions and garlic`), each the head of its own phrase."""
     together = [thing, *(token for token in thing.conjuncts if token.i > thing.i)]
     return [token for token in together if token.pos_ in _OBJECTS]
 
 
 def _text(verb: "spacy.tokens.Token", preposition: "spacy.tokens.Token | None", head: "spacy.tokens.Token") -> str:
-    """The verb as it stands, the preposition if any, and the lemmas from the left edge of the object to its head."""
+    """Returns the verb form, the preposition if any, and the lemmas from the left edge of the object to its head."""
     words = [verb.lower_] + ([] if preposition is None else [preposition.lower_])
     words += [_lemma(token) for token in verb.doc[head.left_edge.i : head.i + 1]]
-    # spaCy takes t-shirt for three words, the released dictionaries for one.
+    # spaCy splits t-shirt into three words, the released dictionaries have one.
     return " ".join(words).replace(" - ", "-")
 
 
@@ -207,5 +208,5 @@ def _lemma(token: "spacy.tokens.Token") -> str:
 
 
 def _num_subjects(subjects: "list[spacy.tokens.Token]") -> int:
-    """A phrase counts once for each: two for `a man and a woman`."""
+    """Returns how often a phrase counts, once per subject: two for `a man and a woman`."""
     return sum(1 + len(subject.conjuncts) for subject in subjects)

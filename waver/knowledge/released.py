@@ -119,7 +119,7 @@ def _phrases(value: Any) -> tuple[list[str] | None, list[int | None]]:
     phrases = value["vocab"] if has_indices else value
     if not isinstance(phrases, list) or not phrases or not all(is_text(phrase) for phrase in phrases):
         return None, []
-    indices = value["vocab_idx"] if has_indices else [None] * len(phrases)
+    indices: Any = value["vocab_idx"] if has_indices else [None] * len(phrases)
     if not isinstance(indices, list) or len(indices) != len(phrases):
         return None, []
     if has_indices and not all(type(i) is int for i in indices):

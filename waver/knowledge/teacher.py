@@ -38,7 +38,7 @@ class Teacher:
     @torch.no_grad()
     def embed_phrases(self, phrases: list[str]) -> Float[Tensor, "P D"]:
         """Embeds each phrase in the prompt, by its end token; not normalised."""
-        ids, mask = tokenize(phrases, max_words=self._backbone.text.positional_embedding.shape[0], prompt=self._prompt)
+        ids, mask = tokenize(phrases, max_words=self._backbone.num_positions, prompt=self._prompt)
         longest = int(mask.sum(1).max())
         ids, mask = ids[:, :longest].to(self.device), mask[:, :longest].to(self.device)
         return last_token(self._backbone.encode_tokens(ids), mask)

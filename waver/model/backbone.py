@@ -28,6 +28,9 @@ class Backbone(nn.Module):
         BackboneError: if open_clip cannot build the network, or waver cannot use its towers.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, architecture: dict[str, Any], image_size: int):
         super().__init__()
         self.architecture = copy.deepcopy(architecture)
@@ -43,7 +46,8 @@ class Backbone(nn.Module):
                 "byte pairs; choose a model that does so too, such as ViT-B-32, ViT-L-14 or MobileCLIP-B"
             )
         vision["image_size"] = image_size
-        self.clip = _build(self.architecture)
+        # open_clip's modules set most of their attributes dynamically, without types.
+        self.clip: Any = _build(self.architecture)
         text = getattr(self.clip, "text", self.clip)
         if not isinstance(text, TextTransformer | open_clip.CLIP) or getattr(text, "cls_emb", None) is not None:
             raise BackboneError(
@@ -62,9 +66,19 @@ class Backbone(nn.Module):
         )
 
     @property
-    def text(self) -> nn.Module:
+    def text(self) -> Any:
         """The module with the parts of the text tower: open_clip keeps them in the model itself or in `.text`."""
         return getattr(self.clip, "text", self.clip)
+
+    @property
+    def num_positions(self) -> int:
+        """Context length of the text tower: its number of position embeddings."""
+        return self.text.positional_embedding.shape[0]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens that the text tower embeds."""
+        return self.text.token_embedding.num_embeddings
 
     @property
     def logit_scale(self) -> nn.Parameter:

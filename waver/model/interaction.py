@@ -13,17 +13,16 @@ interactions WAVER (arXiv 2312.09507) uses.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from open_clip.transformer import QuickGELU, Transformer
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from waver.model.backbone import BackboneError
 from waver.model.embeddings import Embeddings
-from waver.model.temporal import TransformerAggregator, attention_bias
+from waver.model.temporal import TransformerAggregator, attention_bias, build_transformer
 
 
 def uniform_weights(mask: Bool[Tensor, "M L"]) -> Float[Tensor, "M L"]:
@@ -94,10 +93,9 @@ class CrossEncoder(nn.Module):
         super().__init__()
         if width % num_heads:
             raise BackboneError(f"similarity.kind: xti needs an embed_dim that {num_heads} heads divide, not {width}")
+        self.num_heads = num_heads
         self.position_embedding = nn.Parameter(torch.randn(num_positions, width) * 0.01)
-        self.transformer = Transformer(
-            width, num_layers, num_heads, act_layer=QuickGELU, norm_layer=partial(nn.LayerNorm, eps=1e-12)
-        )
+        self.transformer = build_transformer(width, num_layers, num_heads)
         self.pool_norm = nn.LayerNorm(width, eps=1e-12)
         self.pool = nn.Linear(width, width)
         self.activation = QuickGELU()
@@ -125,7 +123,7 @@ class CrossEncoder(nn.Module):
         tokens = torch.cat([sentence.expand(num_videos, 1, -1), video.values], dim=1)
         mask = F.pad(video.mask, (1, 0), value=True)
         tokens = tokens + self.position_embedding[: tokens.shape[1]].to(tokens.dtype)
-        tokens = self.transformer(tokens, attn_mask=attention_bias(mask, self.transformer.resblocks[0].attn.num_heads))
+        tokens = self.transformer(tokens, attn_mask=attention_bias(mask, self.num_heads))
         pooled = self.activation(self.pool(self.pool_norm(tokens[:, 0])))
         return self.score(pooled).squeeze(-1)
 

@@ -80,8 +80,7 @@ class Student(nn.Module):
         learns_weights, build_module = self.interaction.learns_weights, self.interaction.build_module
         self.text_weights = WeightHead(backbone.width, wti_layers) if learns_weights else None
         self.video_weights = WeightHead(backbone.width, wti_layers) if learns_weights else None
-        num_positions = backbone.text.positional_embedding.shape[0]
-        self.cross = build_module(backbone.width, num_positions, self.temporal) if build_module else None
+        self.cross = build_module(backbone.width, backbone.num_positions, self.temporal) if build_module else None
 
     @property
     def logit_scale(self) -> nn.Parameter:

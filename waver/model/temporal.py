@@ -8,6 +8,7 @@ Source: CLIP4Clip (Luo et al., arXiv 2104.08860), which names them seqTransf and
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -35,10 +36,9 @@ class TransformerAggregator(nn.Module):
             raise BackboneError(
                 f"model.temporal: seqTransf needs an embed_dim that {num_heads} heads divide, not {backbone.width}"
             )
-        self.position_embedding = nn.Parameter(torch.randn(text.positional_embedding.shape[0], backbone.width) * 0.01)
-        self.transformer = Transformer(
-            backbone.width, num_layers, num_heads, act_layer=QuickGELU, norm_layer=partial(nn.LayerNorm, eps=1e-12)
-        )
+        self.num_heads: int = num_heads
+        self.position_embedding = nn.Parameter(torch.randn(backbone.num_positions, backbone.width) * 0.01)
+        self.transformer = build_transformer(backbone.width, num_layers, num_heads)
         if fits:
             with torch.no_grad():
                 self.position_embedding.copy_(text.positional_embedding)
@@ -47,7 +47,7 @@ class TransformerAggregator(nn.Module):
 
     def forward(self, frames: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
         """Lets each frame attend to the valid frames of its clip; residual."""
-        bias = attention_bias(mask, self.transformer.resblocks[0].attn.num_heads)
+        bias = attention_bias(mask, self.num_heads)
         positions = self.position_embedding[: frames.shape[1]].to(frames.dtype)
         return frames + self.transformer(frames + positions, attn_mask=bias)
 
@@ -75,6 +75,12 @@ TEMPORAL_AGGREGATORS: Mapping[str, Callable[[Backbone, int], nn.Module | None]] 
 }
 """Name (`model.temporal`) -> builds the module from the backbone and the number of layers. The module maps frames (B, F, D)
 and their mask (B, F) to frames of the same shape."""
+
+
+def build_transformer(width: int, num_layers: int, num_heads: int) -> Transformer:
+    """Builds transformer blocks like those of CLIP's text tower (QuickGELU), with the layer norms' epsilon of BERT."""
+    norm_layer: Any = partial(nn.LayerNorm, eps=1e-12)  # open_clip only calls it, though it asks for a class
+    return Transformer(width, num_layers, num_heads, act_layer=QuickGELU, norm_layer=norm_layer)
 
 
 def attention_bias(mask: Bool[Tensor, "M L"], num_heads: int) -> Float[Tensor, "MH L L"]:

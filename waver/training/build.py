@@ -50,7 +50,7 @@ def build_student(config: ExperimentConfig, weights: str | None = None) -> Stude
     """
     torch.manual_seed(config.seed)
     backbone = load_backbone(config.model.backbone, weights, image_size=config.video.size)
-    num_positions, num_words = backbone.text.positional_embedding.shape[0], backbone.text.token_embedding.num_embeddings
+    num_positions, num_words = backbone.num_positions, backbone.vocabulary_size
     needed = config.video.max_frames + INTERACTIONS[config.similarity.kind].num_extra_positions
     if max(needed, config.text.max_words) > num_positions:
         raise BackboneError(

@@ -6,7 +6,7 @@ worker that owns a row, and each worker's loss covers its own rows only, so that
 global batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ _requires_group = False
 
 
 @contextmanager
-def require_process_group() -> Iterator[None]:
+def require_process_group() -> Generator[None, None, None]:
     """Makes every collective in the body raise ProcessGroupEndedError once the process group has been destroyed.
 
     A restart of the workers destroys their group while they still compute. A worker that then took itself for the only one

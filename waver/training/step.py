@@ -1,9 +1,11 @@
 """The training step in pure torch: the same functions run in one process, under DDP, and inside Ray."""
 
 import math
+import operator
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from functools import reduce
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +70,7 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
     student = training.student
     student.train()
     terms, diagnostics = batch_terms(training, batch, config)
-    loss = sum(config.loss.weights[name] * term for name, term in terms.items())
+    loss = reduce(operator.add, (config.loss.weights[name] * term for name, term in terms.items()))
     training.optimizer.zero_grad(set_to_none=True)
     with record_function(BACKWARD):
         # DDP averages gradients over workers, but a worker's loss is a share of a sum.
@@ -143,7 +145,7 @@ def train_epoch(training: Training, batches: Iterable[Batch], config: Experiment
     training.epoch += 1
 
 
-def autocast(config: ExperimentConfig, device: torch.device) -> torch.autocast | nullcontext:
+def autocast(config: ExperimentConfig, device: torch.device) -> torch.autocast | nullcontext[None]:
     """Returns the context for the precision of the towers; similarity and loss are always in full precision."""
     bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
