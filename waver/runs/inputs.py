@@ -1,4 +1,4 @@
-"""The stages of an experiment, from its configuration: ingest, vocabulary, match, train, evaluate."""
+"""Opens the inputs that a configuration names: captions, clip store, dictionary, knowledge."""
 
 import dataclasses
 import hashlib
@@ -13,11 +13,11 @@ from waver.data.ledger import StoreError
 from waver.knowledge.store import Dictionary, Knowledge, KnowledgeError, read_dictionary
 from waver.tools.object_store import display_path
 
-LEAKY = "leaky: the dictionary was made with captions of validation or test; no result of it is an honest one"
+LEAKY = "leaky: the dictionary is contaminated by captions of validation or test; do not report its results"
 
 
 def training_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> Knowledge | None:
-    """The knowledge that training an experiment needs, see `open_knowledge`; None where it needs none."""
+    """Opens the knowledge that training needs, see `open_knowledge`; None if it needs none."""
     if not config.uses_knowledge:
         return None
     return open_knowledge(
@@ -26,10 +26,11 @@ def training_knowledge(config: ExperimentConfig, captions: pa.Table, store: Clip
 
 
 def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
-    """The clip store of an experiment.
+    """Opens the clip store of an experiment.
 
     Raises:
-        StoreError: where it is not there, decoded in another way, or was never asked for some of the clips.
+        StoreError: if it does not exist, was decoded with other settings or from other files, or lacks some of the clips in
+            its ledger.
     """
     store = ClipStore(config.clip_store)
     if store.settings.key != store_settings(config).key:
@@ -55,10 +56,10 @@ def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
 
 
 def open_dictionary(config: ExperimentConfig, captions: pa.Table) -> Dictionary:
-    """The dictionary of an experiment.
+    """Opens the dictionary of an experiment.
 
     Raises:
-        KnowledgeError: where it is not there, or was made of other captions.
+        KnowledgeError: if it does not exist, or was built from other captions.
     """
     dictionary = read_dictionary(config.dictionary)
     _check_captions(dictionary.manifest, captions, config)
@@ -66,16 +67,17 @@ def open_dictionary(config: ExperimentConfig, captions: pa.Table) -> Dictionary:
 
 
 def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStore, splits: Sequence[str]) -> Knowledge:
-    """The knowledge of an experiment.
+    """Opens the knowledge of an experiment.
 
     Args:
-        config: of the experiment.
+        config: configuration of the experiment.
         captions: its caption table.
-        store: its clips.
-        splits: of the clips that will be looked up.
+        store: its clip store.
+        splits: splits whose clips need phrases.
 
     Raises:
-        KnowledgeError: where it is not there, belongs to other captions, or lacks clips or phrases that are needed.
+        KnowledgeError: if it does not exist, is incomplete, belongs to other captions, or lacks clips or phrases that are
+            needed.
     """
     knowledge = Knowledge(config.knowledge_store)
     if not knowledge.manifest["complete"]:
@@ -115,7 +117,7 @@ def _digest(captions: list[str]) -> str:
 
 
 def _check_captions(dictionary: dict, captions: pa.Table, config: ExperimentConfig) -> None:
-    """Imported dictionaries tell no captions."""
+    """Checks that a dictionary was built from these captions; imported ones do not record theirs."""
     if "captions" in dictionary and dictionary["captions"] != _digest(_captions_of(captions, dictionary["splits"])):
         raise KnowledgeError(
             f"the captions of {', '.join(dictionary['splits'])} are not those that the dictionary was made of: run "
