@@ -33,10 +33,14 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of this folder is `cluster`, and in one process: two clusters at a time would starve each other."""
+    """All of this folder is `cluster` and `ray`, and in one process: two clusters at a time would starve each other.
+
+    `ray` keeps it out of the fast lane, whose `-m` replaces the `-m 'not cluster'` of pyproject.toml.
+    """
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.cluster)
+            item.add_marker(pytest.mark.ray)
             item.add_marker(pytest.mark.xdist_group("cluster"))
 
 
