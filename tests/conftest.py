@@ -43,7 +43,7 @@ from waver.knowledge.store import (
 )
 from waver.model.weights import load_backbone
 from waver.runs.inputs import store_settings
-from waver.runs.recording import LOOKED_AT, Recording
+from waver.runs.recording import NUM_TOP_ANSWERS, Recording
 from waver.training.build import Training, build_training
 from waver.training.step import make_batch, train_epoch
 
@@ -270,10 +270,14 @@ def record_run(captions, store):
         frames = store.read([clips[row] for row in rows])
         batch = make_batch(captions, rows, frames, config, len(rows), knowledge)
         plan = [rows] * (3 * (before + epochs))
-        how = {"split": "validation", "knowledge": knowledge, "options": EvaluationOptions(LOOKED_AT, keep_video=True)}
+        how = {
+            "split": "validation",
+            "knowledge": knowledge,
+            "options": EvaluationOptions(NUM_TOP_ANSWERS, keep_video=True),
+        }
         with Recording(folder, config, captions, store, knowledge, training, plan) as recording:
             for _ in range(epochs):
-                for logs in train_epoch(training, recording.watch([batch] * 3, training, 3), config):
+                for logs in train_epoch(training, recording.trace([batch] * 3, training, 3), config):
                     recording.after_step(training, logs)
                 recording.after_epoch(training, evaluate(training.student, captions, store, config, **how))
         return training

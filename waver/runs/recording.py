@@ -1,6 +1,6 @@
-"""What a run tells people while it goes on: figures, texts, pictures, points, hyper-parameters, and a trace if asked for.
+"""Records a run for TensorBoard: metrics, texts, images, projector points, hyper-parameters, and an optional profile.
 
-The first worker has a `Recording`, the others have none. Nothing of it changes what is learned, or stops it.
+Only the first worker has a `Recording`. Recording neither changes nor stops training.
 """
 
 import time
@@ -33,22 +33,22 @@ from waver.tools.memory import peak_rss
 from waver.training.build import Training
 from waver.training.profiling import DATA_WAIT, Profiler
 
-LOOKED_AT = 5
-"""Answers of a query that are drawn."""
+NUM_TOP_ANSWERS = 5
+"""Top answers of a query that images show."""
 
 
 class Recording:
-    """Tells of one run, from where it is begun or continued to its end. Use it as a context.
+    """Records one run, from where it starts or resumes to its end. Use it as a context manager.
 
     Args:
-        folder: of the run.
-        config: of the experiment.
-        captions: its caption table.
-        store: its clips.
-        knowledge: of the clips; None for none.
-        training: as it begins, or as its checkpoint left it.
-        plan: of all epochs, for each optimizer step of the run the rows of its global batch.
-        group: runs of one group differ in their seed alone.
+        folder: run folder.
+        config: configuration of the experiment.
+        captions: caption table of the data set.
+        store: clip store.
+        knowledge: knowledge of the clips, or None to train without.
+        training: initial state, or the state restored from a checkpoint.
+        plan: caption rows of the global batch, for each optimizer step of all epochs.
+        group: name shared by runs that differ only in their seed.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Recording:
                 self._profiler.__exit__(None, None, None)
         self._tracker.close()
 
-    def watch(self, batches: Iterable[Batch], training: Training, num_steps: int) -> Iterator[Batch]:
-        """The batches of the `num_steps` steps of an epoch, each of which begins a step of the trace."""
+    def trace(self, batches: Iterable[Batch], training: Training, num_steps: int) -> Iterator[Batch]:
+        """Yields the batches of an epoch's next `num_steps` steps; each batch begins a step of the profile."""
         batches = iter(batches)
         for _ in range(num_steps):
             if self._profiler:
@@ -102,7 +102,7 @@ class Recording:
         self._tracker.log(training.step, {**logs, **_gpu(training)}, pairs=pairs, epoch=training.epoch + 1)
 
     def after_epoch(self, training: Training, evaluation: Evaluation) -> None:
-        """Logs an evaluation and shows what the model finds."""
+        """Logs an evaluation, and draws retrieved clips if `tracking.images` is on."""
         pairs = int(self._pairs[training.step])
         styles = {f"styles/{style}": metrics["t2v/R@1"] for style, metrics in evaluation.styles.items()}
         here = {"clips/failed": self._num_failed, "memory_of_worker_gib": peak_rss() / 2**30}
@@ -120,16 +120,16 @@ class Recording:
             self._tracker.draw(lambda events: events.add_text("best so far", text, training.step))
             self._tracker.draw(lambda events: write_best(events, training.step, metrics))
         if self._config.tracking.images:
-            self._show(training, evaluation)
+            self._draw_or_warn(training, evaluation)
         self._tracker.flush()
 
     def flush(self) -> None:
-        """Makes everything visible that was logged so far."""
+        """Writes out everything logged so far."""
         self._tracker.flush()
 
     def _introduce(self, events: SummaryWriter, training: Training, group: str) -> None:
-        """What is known at the start; of a run that is continued it stands there already, and stands there again."""
-        # The command of who started the run, not of this worker.
+        """Writes the texts and hyper-parameters of the run; a resumed run writes them again."""
+        # The command that started the run, not that of this worker.
         settings, place = self._config.model_dump(mode="json"), read_environment(self._folder)
         texts = {
             "configuration": config_text(settings),
@@ -147,8 +147,8 @@ class Recording:
             events.add_text(name, text, training.step)
         write_hparams(events, comparable_settings(settings), start_s=time.time(), group=group)
 
-    def _show(self, training: Training, evaluation: Evaluation) -> None:
-        """Whatever goes wrong in drawing (a caption that no font can show) must not end a night's training."""
+    def _draw_or_warn(self, training: Training, evaluation: Evaluation) -> None:
+        """Draws the inspection. Warns of any error: a caption that no font can show must not end a long training run."""
         try:
             self._draw(training, evaluation)
         except Exception as error:
@@ -190,21 +190,21 @@ def _write(events: SummaryWriter, inspection: Inspection, step: int) -> None:
 
 
 def _gpu(training: Training) -> dict[str, float]:
-    """Memory and utilisation of this worker's GPU; nothing on a CPU."""
+    """Returns memory and utilisation of this worker's GPU; empty on a CPU."""
     device = training.student.logit_scale.device
     if device.type != "cuda":
         return {}
-    figures = {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+    metrics = {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
     try:
-        figures["gpu_utilisation"] = float(torch.cuda.utilization(device))
-    except (ModuleNotFoundError, RuntimeError):  # NVIDIA's library is not there, or does not answer
-        return figures
-    return figures
+        metrics["gpu_utilisation"] = float(torch.cuda.utilization(device))
+    except (ModuleNotFoundError, RuntimeError):  # NVIDIA's library is missing or does not respond
+        return metrics
+    return metrics
 
 
 @contextmanager
 def _or_warn(what: str) -> Iterator[None]:
-    """Files that cannot be written cost a warning, not the run."""
+    """Turns an OSError of the body into a warning, so that training continues."""
     try:
         yield
     except OSError as error:

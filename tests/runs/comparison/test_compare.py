@@ -82,7 +82,7 @@ def test_what_differs_and_what_came_of_it(make):
     training = {row.key: row.a for row in comparison.training}
     assert training["seconds (since its workers were last started)"] == 12.5
     assert training["clips per second (median)"] == 119.0  # of steps 10, 19 and 20: the first waited for everything
-    validation, test = comparison.figures
+    validation, test = comparison.metrics
     assert differing(validation.rows) == {"t2v/R@1": (9.0, 11.0), "t2v/MnR": (1.0, -1.0)}
     assert differing(test.rows) == {"t2v/R@1": (50.0, 62.5), "t2v/MnR": (3.0, 2.0)}
     assert ("t2v/R@1, plain", 40.0, 40.0) in [(row.key, row.a, row.b) for row in test.rows]
@@ -102,7 +102,7 @@ def test_what_differs_and_what_came_of_it(make):
 )
 def test_figures_of_something_else_are_not_comparable(make, other, reason):
     comparison = compare_runs(make("a", evaluation={}), make("b", evaluation=other))
-    assert any(reason in sentence for sentence in comparison.figures[1].not_comparable)
+    assert any(reason in sentence for sentence in comparison.metrics[1].not_comparable)
     assert reason in printed(comparison)
     assert "+0.00" not in printed(comparison).partition("evaluation_test")[2]
 
@@ -111,30 +111,30 @@ def test_figures_on_other_data_are_not_comparable(make):
     comparison = compare_runs(
         make("a", evaluation={}), make("b", evaluation={}, **{"data.annotations": "/other.jsonl"})
     )
-    assert all("data.annotations" in figures.not_comparable[0] for figures in comparison.figures)
+    assert all("data.annotations" in metrics.not_comparable[0] for metrics in comparison.metrics)
 
 
 def test_other_held_out_videos_make_validation_incomparable_where_it_is_held_out(make):
     a, b = make("a"), make("b", **{"data.validation_seed": 1})
-    assert compare_runs(a, b).figures[0].not_comparable == ()  # the data set has a split of its own
+    assert compare_runs(a, b).metrics[0].not_comparable == ()  # the data set has a split of its own
     for folder in (a, b):
         write_json(folder / "result.json", {"validation_split": "5% of train, held out"})
-    assert "data.validation_seed = 0 and 1" in compare_runs(a, b).figures[0].not_comparable[0]
+    assert "data.validation_seed = 0 and 1" in compare_runs(a, b).metrics[0].not_comparable[0]
 
 
 def test_cautions(make):
     comparison = compare_runs(make("a", evaluation={}), make("b", evaluation={"missing_clips": ["v1"], "leaky": True}))
-    assert "leaky dictionary: False and True" in comparison.figures[1].cautions
-    assert any("2 clips of the gallery were lost to one" in caution for caution in comparison.figures[1].cautions)
+    assert "leaky dictionary: False and True" in comparison.metrics[1].cautions
+    assert any("2 clips of the gallery were lost to one" in caution for caution in comparison.metrics[1].cautions)
 
 
 def test_runs_that_are_not_finished(make):
     a, b, c = make("a"), make("b", (4.0,), finished=False), make("c", (), finished=False)
     comparison = compare_runs(a, b)
     assert differing(comparison.training)["status"] == ("finished", "not finished: step 10, epoch 1 of 2")
-    assert comparison.figures[0].cautions == ("b not finished: the best so far",)
+    assert comparison.metrics[0].cautions == ("b not finished: the best so far",)
     comparison = compare_runs(a, c)
-    assert comparison.figures == ()
+    assert comparison.metrics == ()
     assert comparison.notes == ("validation is not compared: c has no evaluation yet",)
     assert "not finished: no step yet" in printed(comparison)
 
@@ -167,7 +167,7 @@ def test_all_that_is_damaged_is_said_and_the_rest_is_compared(make):
     ):
         assert said in text
     assert comparison.config == ()
-    assert [figures.title for figures in comparison.figures] == ["best validation (epochs 1 and 1)"]
+    assert [metrics.title for metrics in comparison.metrics] == ["best validation (epochs 1 and 1)"]
     assert "data.json is missing" in printed(comparison)
 
 

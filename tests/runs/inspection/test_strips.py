@@ -9,7 +9,7 @@ from waver.evaluation.ranking import Ranks
 from waver.evaluation.top_clips import TopClips
 from waver.runs.inspection import strips
 from waver.runs.inspection.pictures import GIVEN, RIGHT, WRONG
-from waver.runs.inspection.strips import FRAME_SIZE, Row, clips_of_strip, draw_strip, text_to_video, video_to_text
+from waver.runs.inspection.strips import FRAME_SIZE, StripRow, clips_of_strip, draw_strip, text_to_video, video_to_text
 
 INF = float("inf")
 FRAMES = np.random.default_rng(0).integers(0, 200, (6, 4, FRAME_SIZE, FRAME_SIZE, 3), dtype=np.uint8)
@@ -46,7 +46,7 @@ def rows(monkeypatch):
     return drawn
 
 
-def described(rows: list[Row]) -> list[tuple]:
+def described(rows: list[StripRow]) -> list[tuple]:
     return [(row.colour, *row.labels, row.text, row.clip_id) for row in rows]
 
 
@@ -98,8 +98,8 @@ def test_a_clip_shows_the_captions_that_it_finds(evaluation, rows):
 
 
 def test_frames_stand_in_a_row_with_a_border_of_the_colour():
-    rows = [Row(GIVEN, ("its clip",), "t", "c", FRAMES[0]), Row(WRONG, ("1", "0.1"), "t", "d", FRAMES[1, :2])]
-    picture = draw_strip("title", "detail", [*rows, Row(RIGHT, ("2", "0.0"), "t", "e", FRAMES[2])])
+    rows = [StripRow(GIVEN, ("its clip",), "t", "c", FRAMES[0]), StripRow(WRONG, ("1", "0.1"), "t", "d", FRAMES[1, :2])]
+    picture = draw_strip("title", "detail", [*rows, StripRow(RIGHT, ("2", "0.0"), "t", "e", FRAMES[2])])
     assert picture.shape[1] == 650
     for row, colour, frames in zip(range(3), (GIVEN, WRONG, RIGHT), (FRAMES[0], FRAMES[1, :2], FRAMES[2]), strict=True):
         found = []
@@ -117,8 +117,10 @@ def test_frames_stand_in_a_row_with_a_border_of_the_colour():
 
 
 def test_a_clip_without_frames_is_told_from_one_with_black_frames():
-    black = draw_strip("t", "d", [Row(GIVEN, ("1",), "t", "c", np.zeros((4, FRAME_SIZE, FRAME_SIZE, 3), np.uint8))])
-    none = draw_strip("t", "d", [Row(GIVEN, ("1",), "t", "c", FRAMES[0, :0])])
+    black = draw_strip(
+        "t", "d", [StripRow(GIVEN, ("1",), "t", "c", np.zeros((4, FRAME_SIZE, FRAME_SIZE, 3), np.uint8))]
+    )
+    none = draw_strip("t", "d", [StripRow(GIVEN, ("1",), "t", "c", FRAMES[0, :0])])
     assert none.shape == black.shape
     assert (black == 0).all(-1).sum() >= 4 * FRAME_SIZE**2
     assert (none == 0).all(-1).sum() == 0
@@ -126,7 +128,7 @@ def test_a_clip_without_frames_is_told_from_one_with_black_frames():
 
 @pytest.mark.parametrize("text", ["日本語 עברית 👨‍👩‍👧", "\ud800\x00\n\u2028", "x" * 9999, "word " * 999, ""])
 def test_any_text_can_be_drawn(text):
-    row = Row(RIGHT, ("1", "0.5"), text, text, FRAMES[0])
+    row = StripRow(RIGHT, ("1", "0.5"), text, text, FRAMES[0])
     picture = draw_strip(text, text, [row, replace(row, frames=None)])
     assert picture.shape[1] == 650
     assert picture.shape[0] < 320

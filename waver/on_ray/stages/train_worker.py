@@ -26,7 +26,7 @@ from waver.on_ray.cluster.workers import Rescale
 from waver.on_ray.stages.loader import clip_stream
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
 from waver.runs.folder import checkpoint_name, keep_checkpoint, newest_checkpoint
-from waver.runs.recording import LOOKED_AT, Recording
+from waver.runs.recording import NUM_TOP_ANSWERS, Recording
 from waver.tools.memory import peak_rss
 from waver.training import parallel
 from waver.training.build import Training, build_training
@@ -106,7 +106,7 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
             ends_at = sum(map(len, plans[: epoch + 1]))
             left = ends_at - training.step
             coming = islice(batches, left)
-            for logs in train_epoch(training, recording.watch(coming, training, left) if recording else coming, config):
+            for logs in train_epoch(training, recording.trace(coming, training, left) if recording else coming, config):
                 if recording:
                     recording.after_step(training, logs)
                 command = control.next_command() if control else "continue"
@@ -127,7 +127,7 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
                 split="validation",
                 knowledge=knowledge,
                 options=EvaluationOptions(
-                    top_k=LOOKED_AT if config.tracking.images else 0, keep_video=config.tracking.images
+                    top_k=NUM_TOP_ANSWERS if config.tracking.images else 0, keep_video=config.tracking.images
                 ),
             )
             if recording:

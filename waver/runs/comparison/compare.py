@@ -1,4 +1,4 @@
-"""Two folders of runs -> in what they differ."""
+"""Compares two run folders: configuration, data, environment, training and metrics."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _PROTOCOL = {
     "num_queries": "other queries",
     "ties": "ties are counted in another way",
 }
-"""What makes figures those of something else, by the key in evaluation_*.json."""
+"""Keys of evaluation_*.json that must be equal for metrics to be comparable -> reason given if they differ."""
 _CAUTIONS = {
     "chosen_on": "model chosen on",
     "validation": "validation split",
@@ -29,57 +29,58 @@ _CAUTIONS = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """Something that both runs may say; None where one does not."""
+class ComparisonRow:
+    """A value of both runs, None for a run that lacks it."""
 
     key: str
     a: Any
     b: Any
     counts: bool = True
-    """Whether a figure can depend on it; otherwise it only says where, or how fast, the run was computed."""
+    """Whether metrics can depend on it. False for values that only describe where or how fast a run was computed."""
 
     @property
     def differs(self) -> bool:
-        """Whether they say different things."""
+        """Whether the two values differ."""
         return self.a != self.b
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Metrics of both, and whether they may be compared."""
+class MetricComparison:
+    """Metrics of both runs on one split, and whether they may be compared."""
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     not_comparable: tuple[str, ...] = ()
-    """Why their difference means nothing."""
+    """Reasons why the difference of the metrics is meaningless; empty if they are comparable."""
     cautions: tuple[str, ...] = ()
-    """What else to know before one believes it."""
+    """Differences between the evaluations that may explain a difference of the metrics."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs side by side. Rows are there whether they differ or not."""
+    """Two runs side by side. Includes rows whose values are equal."""
 
     a: str
     b: str
-    config: tuple[Row, ...]
-    data: tuple[Row, ...]
-    environment: tuple[Row, ...]
-    training: tuple[Row, ...]
-    figures: tuple[Figures, ...]
+    config: tuple[ComparisonRow, ...]
+    data: tuple[ComparisonRow, ...]
+    environment: tuple[ComparisonRow, ...]
+    training: tuple[ComparisonRow, ...]
+    metrics: tuple[MetricComparison, ...]
+    """Validation first, then every evaluation file that both runs have."""
     notes: tuple[str, ...]
-    """What could not be read or compared."""
+    """Files that could not be read, and parts that could not be compared."""
 
 
 def compare_runs(a: Path, b: Path) -> Comparison:
-    """Compares two runs, finished or not, of sweeps or not.
+    """Compares two runs. They may be unfinished, and may be trials of a sweep.
 
     Args:
-        a: folder of a run.
-        b: of another.
+        a: folder of the first run.
+        b: folder of the second run.
 
     Raises:
-        ComparisonError: where either is no run, of both at once; or they are the same.
+        ComparisonError: if a folder holds no run (one message names both folders), or both are the same folder.
     """
     runs, mistakes = [], []
     for folder in (a, b):
@@ -102,18 +103,20 @@ def compare_runs(a: Path, b: Path) -> Comparison:
         data=_rows(flatten(first.data), flatten(second.data)),
         environment=_rows(_environment(first), _environment(second)),
         training=_rows(_training(first), _training(second)),
-        figures=(*_validation(first, second, config), *_evaluations(first, second, config)),
+        metrics=(*_validation(first, second, config), *_evaluations(first, second, config)),
         notes=tuple(_notes(first, second, names)),
     )
 
 
-def _config_rows(a: ReadRun, b: ReadRun) -> tuple[Row, ...]:
+def _config_rows(a: ReadRun, b: ReadRun) -> tuple[ComparisonRow, ...]:
     if not (a.config and b.config):
         return ()
     counting = flatten(a.config.identity()).keys() | flatten(b.config.identity()).keys()
     settings = [flatten(run.config.model_dump(mode="json", exclude={"name"})) for run in (a, b)]
-    rows = [Row(row.key, row.a, row.b, row.key in counting) for row in _rows(*settings)]
-    return tuple(sorted(rows, key=lambda row: not row.counts))  # what counts comes first, else as they stand
+    rows = [ComparisonRow(row.key, row.a, row.b, row.key in counting) for row in _rows(*settings)]
+    return tuple(
+        sorted(rows, key=lambda row: not row.counts)
+    )  # settings that affect metrics first, else in their order
 
 
 def _environment(run: ReadRun) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def _training(run: ReadRun) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value is not None}
 
 
-def _validation(a: ReadRun, b: ReadRun, config: tuple[Row, ...]) -> list[Figures]:
+def _validation(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> list[MetricComparison]:
     if not (a.best and b.best):
         return []
     (epoch_a, metrics_a), (epoch_b, metrics_b) = a.best, b.best
@@ -150,7 +153,7 @@ def _validation(a: ReadRun, b: ReadRun, config: tuple[Row, ...]) -> list[Figures
     unfinished = [run.folder.name for run in (a, b) if not run.result]
     cautions = [f"{' and '.join(unfinished)} not finished: the best so far"] if unfinished else []
     return [
-        Figures(
+        MetricComparison(
             f"best validation (epochs {epoch_a} and {epoch_b})",
             _rows(metrics_a, metrics_b),
             (f"other clips: {'; '.join(different)}",) if different else (),
@@ -159,8 +162,8 @@ def _validation(a: ReadRun, b: ReadRun, config: tuple[Row, ...]) -> list[Figures
     ]
 
 
-def _evaluations(a: ReadRun, b: ReadRun, config: tuple[Row, ...]) -> list[Figures]:
-    figures = []
+def _evaluations(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> list[MetricComparison]:
+    compared = []
     for name in sorted(a.evaluations.keys() & b.evaluations.keys()):
         left, right = a.evaluations[name], b.evaluations[name]
         not_comparable = [
@@ -179,12 +182,14 @@ def _evaluations(a: ReadRun, b: ReadRun, config: tuple[Row, ...]) -> list[Figure
             cautions.append(f"{len(lost)} clips of the gallery were lost to one of them alone and count as its misses")
         if (queries := left.get("num_queries")) and queries == right.get("num_queries"):
             cautions.append(f"one query of {queries} is {100 / queries:.2f} points of R@K from text to video")
-        figures.append(Figures(name, _rows(_metrics(left), _metrics(right)), tuple(not_comparable), tuple(cautions)))
-    return figures
+        compared.append(
+            MetricComparison(name, _rows(_metrics(left), _metrics(right)), tuple(not_comparable), tuple(cautions))
+        )
+    return compared
 
 
 def _metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures, and for each style of writing R@1 from text to video."""
+    """Returns the metrics and, for each writing style, text-to-video R@1."""
     by_style = evaluation.get("styles")
     return dict(evaluation["metrics"]) | {
         f"t2v/R@1, {style}": metrics["t2v/R@1"]
@@ -206,11 +211,11 @@ def _notes(a: ReadRun, b: ReadRun, names: list[str]) -> Iterable[str]:
         yield f"{name} is there for {only} alone: make the other with `waver evaluate`"
 
 
-def _different(config: tuple[Row, ...], keys: Iterable[str]) -> list[str]:
+def _different(config: tuple[ComparisonRow, ...], keys: Iterable[str]) -> list[str]:
     wanted = set(keys)
     return [f"{row.key} = {row.a} and {row.b}" for row in config if row.key in wanted and row.differs]
 
 
-def _rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Row, ...]:
-    """In the order of the first; what only the second has comes after."""
-    return tuple(Row(key, a.get(key), b.get(key)) for key in (*a, *(key for key in b if key not in a)))
+def _rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[ComparisonRow, ...]:
+    """Returns a row per key, in the order of `a`; keys that only `b` has come last."""
+    return tuple(ComparisonRow(key, a.get(key), b.get(key)) for key in (*a, *(key for key in b if key not in a)))

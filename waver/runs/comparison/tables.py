@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from waver.runs.comparison.compare import Comparison, Figures, Row
+from waver.runs.comparison.compare import Comparison, ComparisonRow, MetricComparison
 
 _ABSENT = "-"
 _LONGEST = 160
@@ -36,10 +36,10 @@ def comparison_tables(comparison: Comparison, *, all_rows: bool = False) -> Iter
             yield _table(name, comparison, shown)
         elif rows:
             yield Text(f"{name}: equal in all {len(rows)}", "dim")
-    for figures in comparison.figures:
-        yield _figures_table(figures, comparison)
-        yield from (Text(f"  not comparable: {reason}", "bold red") for reason in figures.not_comparable)
-        yield from (Text(f"  {caution}", "dim") for caution in figures.cautions)
+    for metrics in comparison.metrics:
+        yield _metrics_table(metrics, comparison)
+        yield from (Text(f"  not comparable: {reason}", "bold red") for reason in metrics.not_comparable)
+        yield from (Text(f"  {caution}", "dim") for caution in metrics.cautions)
 
 
 def lower_is_better(metric: str) -> bool:
@@ -47,7 +47,7 @@ def lower_is_better(metric: str) -> bool:
     return metric.rpartition("/")[2] in ("MdR", "MnR")
 
 
-def _table(title: str, comparison: Comparison, rows: Iterable[Row]) -> Table:
+def _table(title: str, comparison: Comparison, rows: Iterable[ComparisonRow]) -> Table:
     table = _empty(title, comparison, justify="left")
     for row in rows:
         # Dim is what no figure depends on.
@@ -55,16 +55,16 @@ def _table(title: str, comparison: Comparison, rows: Iterable[Row]) -> Table:
     return table
 
 
-def _figures_table(figures: Figures, comparison: Comparison) -> Table:
-    table = _empty(figures.title, comparison, justify="right")
+def _metrics_table(metrics: MetricComparison, comparison: Comparison) -> Table:
+    table = _empty(metrics.title, comparison, justify="right")
     table.add_column("difference", justify="right")
-    for row in figures.rows:
+    for row in metrics.rows:
         difference = Text(_ABSENT)
         if row.a is not None and row.b is not None:
             change = row.b - row.a
             better = change < 0 if lower_is_better(row.key) else change > 0
-            colour = "" if not change or figures.not_comparable else "green" if better else "red"
-            difference = Text("not comparable", "dim") if figures.not_comparable else Text(f"{change:+.2f}", colour)
+            colour = "" if not change or metrics.not_comparable else "green" if better else "red"
+            difference = Text("not comparable", "dim") if metrics.not_comparable else Text(f"{change:+.2f}", colour)
         table.add_row(Text(row.key), _figure(row.a), _figure(row.b), difference)
     return table
 

@@ -33,7 +33,7 @@ Thumbnails = Mapping[str, UInt8[np.ndarray, "_ s s 3"]]
 
 
 @dataclass(frozen=True)
-class Row:
+class StripRow:
     """A line of a strip: a clip, a caption, or both."""
 
     colour: Colour
@@ -61,14 +61,14 @@ def text_to_video(
     top, right = evaluation.ranks.top, int(evaluation.clip_of_text[text])
     clip_id = evaluation.clip_ids[right]
     own = [t for t in _texts_of(evaluation, right) if t != text][:1]
-    rows = [Row(GIVEN, ("its clip",), texts[own[0]] if own else "", clip_id, thumbnails[clip_id])]
+    rows = [StripRow(GIVEN, ("its clip",), texts[own[0]] if own else "", clip_id, thumbnails[clip_id])]
     for place, (clip, score) in enumerate(
         zip(top.clips[text, :num_found].tolist(), top.scores[text, :num_found].tolist(), strict=True), 1
     ):
         if clip >= 0:
             found = evaluation.clip_ids[clip]
             labels, colour = (f"{place}", f"{score:.3f}"), RIGHT if clip == right else WRONG
-            rows.append(Row(colour, labels, texts[_texts_of(evaluation, clip)[0]], found, thumbnails[found]))
+            rows.append(StripRow(colour, labels, texts[_texts_of(evaluation, clip)[0]], found, thumbnails[found]))
     rank = _rank_words(float(evaluation.ranks.t2v[text]), len(evaluation.clip_ids))
     return draw_strip(texts[text], f"{evaluation.text_ids[text]}: its clip is {rank}", rows)
 
@@ -82,7 +82,7 @@ def video_to_text(
     """
     top, clip_id = evaluation.ranks.top_groups, evaluation.clip_ids[clip]
     own = " / ".join(texts[text] for text in _texts_of(evaluation, clip))
-    rows = [Row(GIVEN, ("the clip",), own, clip_id, thumbnails[clip_id])]
+    rows = [StripRow(GIVEN, ("the clip",), own, clip_id, thumbnails[clip_id])]
     for place, (group, score) in enumerate(
         zip(top.clips[clip, :num_found].tolist(), top.scores[clip, :num_found].tolist(), strict=True), 1
     ):
@@ -90,7 +90,7 @@ def video_to_text(
             captions = [texts[text] for text in _texts_of(evaluation, group)]
             number = "" if len(captions) == 1 else f" ({len(captions)} captions)"
             labels, colour = (f"{place}", f"{score:.3f}"), RIGHT if group == clip else WRONG
-            rows.append(Row(colour, labels, " / ".join(captions), evaluation.clip_ids[group] + number, None))
+            rows.append(StripRow(colour, labels, " / ".join(captions), evaluation.clip_ids[group] + number, None))
     rank = _rank_words(float(evaluation.ranks.v2t[clip]), len(evaluation.clip_ids))
     return draw_strip(clip_id, f"its captions are {rank}", rows)
 
@@ -101,7 +101,7 @@ def clips_of_strip(evaluation: Evaluation, text: int, *, num_found: int = NUM_FO
     return [evaluation.clip_ids[clip] for clip in (int(evaluation.clip_of_text[text]), *found)]
 
 
-def draw_strip(title: str, detail: str, rows: Sequence[Row]) -> Picture:
+def draw_strip(title: str, detail: str, rows: Sequence[StripRow]) -> Picture:
     """Draws rows below a title."""
     title_lines = wrap(title, width=_WIDTH - 2 * MARGIN, size=16, max_lines=4)
     detail_lines = wrap(detail, width=_WIDTH - 2 * MARGIN, size=12, max_lines=1)
@@ -115,11 +115,11 @@ def draw_strip(title: str, detail: str, rows: Sequence[Row]) -> Picture:
     return np.asarray(image)
 
 
-def _row_height(row: Row) -> int:
+def _row_height(row: StripRow) -> int:
     return 50 if row.frames is None else FRAME_SIZE + 2 * _BORDER + 5
 
 
-def _draw_row(image: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int) -> None:
+def _draw_row(image: Image.Image, draw: ImageDraw.ImageDraw, row: StripRow, top: int) -> None:
     draw.line((MARGIN, top - 2, _WIDTH - MARGIN, top - 2), fill=RULE)
     draw.rectangle((MARGIN, top + 2, MARGIN + 4, top + _row_height(row) - 6), fill=row.colour)
     y = write_lines(draw, row.labels[:1], left=MARGIN + 10, top=top + 2, size=14, colour=row.colour)
