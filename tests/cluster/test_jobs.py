@@ -29,6 +29,12 @@ pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.ma
 REPOSITORY = Path(__file__).parents[2]
 QUOTED = 'text.prompt=it\'s "a" video of {}'
 """A setting that a shell would take apart."""
+FOLLOW = """
+import logging, sys
+from waver.on_ray.jobs.client import follow_job
+logging.basicConfig(level=logging.INFO)
+sys.exit(follow_job(*sys.argv[1:], write=print))
+"""
 
 
 @dataclass
@@ -217,12 +223,11 @@ def test_one_writer_and_one_stop(head, project):
     stopped = head.run("ray.scripts.scripts", "job", "stop", job_id, "--address", head.address, cwd=project)
     assert stopped.returncode == 0, stopped.stderr
     head.wait_for(job_id, "STOPPED")
-    again = "import sys; from waver.on_ray.jobs.client import *; sys.exit(follow_job(*sys.argv[1:], write=print))"
     follow = subprocess.run(
-        [sys.executable, "-c", again, job_id, head.address], env=head.environment, capture_output=True, text=True
+        [sys.executable, "-c", FOLLOW, job_id, head.address], env=head.environment, capture_output=True, text=True
     )
     assert follow.returncode == 143, follow.stderr
-    assert f"job {job_id} was stopped" in follow.stdout
+    assert f"job {job_id} was stopped" in follow.stderr
 
 
 def test_without_the_token_nobody_is_let_in(head, project, monkeypatch):

@@ -31,8 +31,9 @@ SETTINGS = {
     "train": {"epochs": 2, "captions_per_clip": 40},  # 240 steps
     "checkpoint": {"every_steps": EVERY},
     "tracking": {"images": False},
-    # Loaders are two more processes for each group: only runs in which they may break have them.
-    "resources": {"workers": 2, "cpus_per_worker": 1, "loaders_per_worker": 0, "timeout_s": 60, "wait_s": 60},
+    # A node of 2 CPUs has room for one worker, with its loader if it has one. Loaders are two more processes for each group:
+    # only runs in which they may break have them.
+    "resources": {"workers": 2, "cpus_per_worker": 1.5, "loaders_per_worker": 0, "timeout_s": 60, "wait_s": 60},
 }
 NUM_STEPS = 240
 LOADERS = "resources.loaders_per_worker=1"

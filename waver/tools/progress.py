@@ -25,6 +25,8 @@ _POLL_STORE_S = 5.0
 """An object store is asked less often."""
 _LINE_EVERY_S = 10.0
 """How often progress is reported where there is no terminal to draw a bar on."""
+_MAX_ROW_BYTES = 2**20
+"""More than a row of metrics.jsonl has."""
 _T = TypeVar("_T")
 
 
@@ -120,15 +122,21 @@ def _bar(doing: str, text: str, console: Console, enabled: bool) -> Progress:
 
 
 def _new_rows(path: Path, position: int) -> tuple[list[dict], int]:
-    """Rows written since `position` bytes, and where they end. A resumed run may have shortened the file."""
+    """Returns the rows that were written since the file had `position` bytes, and where they end.
+
+    A run that resumes shortens the file to its checkpoint and appends other rows. So `position` may lie within a row, or
+    beyond the end. Within a row, reading begins at the start of that row.
+    """
     if not path.exists():
         return [], 0
     with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(min(position, size))
+        position = min(position, file.seek(0, 2))
+        file.seek(max(0, position - _MAX_ROW_BYTES))
+        before = file.read(position - file.tell())
+        position -= len(before) - (before.rfind(b"\n") + 1)
+        file.seek(position)
         whole, newline, _ = file.read().rpartition(b"\n")
-    end = min(position, size) + len(whole) + len(newline)
-    return [json.loads(line) for line in whole.splitlines()], end
+    return [json.loads(line) for line in whole.splitlines()], position + len(whole) + len(newline)
 
 
 def _step_line(row: dict) -> str:
