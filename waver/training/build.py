@@ -38,6 +38,11 @@ class Training:
     """Number of captions trained on, repetitions included."""
 
 
+def local_device(config: ExperimentConfig) -> torch.device:
+    """Returns the device of this process: a GPU if it sees one, unless resources.gpus_per_worker is 0."""
+    return torch.device("cuda" if torch.cuda.is_available() and config.resources.gpus_per_worker != 0 else "cpu")
+
+
 def build_student(config: ExperimentConfig, weights: str | None = None) -> Student:
     """Builds the model of an experiment; the seed determines its random weights.
 

@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayError
 
 from waver.config import ResourcesConfig
@@ -108,11 +107,6 @@ def gpus_per_worker(resources: ResourcesConfig) -> float:
     if resources.gpus_per_worker is not None:
         return resources.gpus_per_worker
     return float(any(node.get("GPU", 0) > 0 for node in nodes(resources.node_labels)))
-
-
-def local_device(resources: ResourcesConfig) -> torch.device:
-    """Returns the device of this process: a GPU if it sees one, unless resources.gpus_per_worker is 0."""
-    return torch.device("cuda" if torch.cuda.is_available() and resources.gpus_per_worker != 0 else "cpu")
 
 
 def _check_reachable(address: str) -> None:

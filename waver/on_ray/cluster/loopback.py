@@ -1,19 +1,14 @@
 """A single-node Ray that listens on the loopback interface only, and requires a token of its own processes.
 
 Anyone who can connect to a port of Ray can run programs as the user who started it. By default, Ray listens on every
-interface of a Linux machine, and so does the TCPStore through which the workers of torch.distributed find each other.
+interface of a Linux machine.
 """
 
-import importlib
 import os
 import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import ray
-from ray.train.torch import TorchConfig
-from torch.distributed import TCPStore
 
 from waver.on_ray.cluster.ray_internals import reload_authentication, single_node_cluster
 from waver.tools.environment import environment_variables
@@ -48,40 +43,6 @@ def loopback_only(*, dashboard: bool) -> Iterator[int | None]:
         reload_authentication()
         yield port
     reload_authentication()
-
-
-def torch_config(*, timeout_s: int) -> TorchConfig:
-    """Returns Ray Train's configuration of the process group; its store listens on loopback if this Ray does.
-
-    Args:
-        timeout_s: of one operation of the process group.
-    """
-    is_loopback = ray.util.get_node_ip_address() == LOOPBACK
-    return (_LoopbackTorchConfig if is_loopback else TorchConfig)(timeout_s=timeout_s)
-
-
-class _LoopbackTorchConfig(TorchConfig):
-    @property
-    def backend_cls(self) -> type:
-        return _LoopbackBackend
-
-
-class _LoopbackBackend(TorchConfig().backend_cls):
-    def on_start(self, worker_group, backend_config) -> None:
-        worker_group.execute(_keep_stores_on_loopback)
-        super().on_start(worker_group, backend_config)
-
-
-def _keep_stores_on_loopback() -> None:
-    """Replaces torch's TCPStore, which has no setting for its interface but accepts a listening socket."""
-    # The attribute `torch.distributed.rendezvous` is a function, which hides the module of that name.
-    importlib.import_module("torch.distributed.rendezvous").TCPStore = _loopback_store
-
-
-def _loopback_store(host_name: str, port: int, *, is_master: bool, **settings: object) -> TCPStore:
-    if is_master:
-        settings["master_listen_fd"] = socket.create_server((LOOPBACK, port)).detach()  # the store closes it
-    return TCPStore(host_name, port, is_master=is_master, **settings)
 
 
 def _free_port() -> int:

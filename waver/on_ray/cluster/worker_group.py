@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 from waver.config import ResourcesConfig
 from waver.on_ray.cluster.capacity import WorkerResources
 from waver.on_ray.cluster.failures import describe_cause, is_controller_failure, permanent_message
-from waver.on_ray.cluster.loopback import torch_config
+from waver.on_ray.cluster.process_group import torch_config
 from waver.on_ray.cluster.ray_internals import worker_group_startup_error, worker_group_timeout_error
 from waver.tools.environment import environment_variables
 from waver.training.parallel import CollectiveError, require_process_group

@@ -24,7 +24,7 @@ from waver.evaluation.gallery import Gallery, build_gallery
 from waver.evaluation.trec import TREC_DEPTH, write_trec
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import local_cpus
-from waver.on_ray.cluster.connection import cluster_address, connect, local_device
+from waver.on_ray.cluster.connection import cluster_address, connect
 from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
 from waver.runs.checkpoint import learned_from, load_student
@@ -33,6 +33,7 @@ from waver.runs.inputs import LEAKY, load_captions, open_knowledge, open_store
 from waver.runs.results import result_of
 from waver.tools.files import write_json
 from waver.tools.object_store import display_path
+from waver.training.build import local_device
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def evaluate_here(
         split: train, validation or test.
         options: what to compute beside the plain metrics.
     """
-    student = load_student(checkpoint, config).to(local_device(config.resources))
+    student = load_student(checkpoint, config).to(local_device(config))
     console = Console(stderr=True)
     with Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("embedding clips", total=None)

@@ -31,9 +31,10 @@ from waver.knowledge.teacher import Teacher, best_phrases
 from waver.model.weights import load_backbone
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
-from waver.on_ray.cluster.connection import connect, gpus_per_worker, local_device
+from waver.on_ray.cluster.connection import connect, gpus_per_worker
 from waver.runs.inputs import load_captions, open_dictionary, open_store
 from waver.tools.progress import track_progress
+from waver.training.build import local_device
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def match(
 def build_teacher(config: ExperimentConfig) -> Teacher:
     """The frozen teacher of an experiment: its backbone with the pre-trained weights, on a GPU where there is one."""
     backbone = load_backbone(config.model.backbone, config.model.weights, image_size=config.video.size)
-    return Teacher(backbone.to(local_device(config.resources)), config.knowledge.prompt)
+    return Teacher(backbone.to(local_device(config)), config.knowledge.prompt)
 
 
 class _Embedder:
