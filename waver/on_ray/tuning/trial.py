@@ -18,7 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from waver.config import ExperimentConfig, SweepConfig, load_config
 from waver.on_ray.cluster.failures import permanent_message
 from waver.on_ray.stages.train import run_training
-from waver.on_ray.stages.train_worker import Job, train_job
+from waver.on_ray.stages.train_worker import TrainingJob, train_job
 from waver.sweeps.folder import begin_trial, read_if_written, read_trial, run_folder
 from waver.sweeps.space import Point
 from waver.tools.errors import WaverError
@@ -129,15 +129,15 @@ def _config(job: SweepJob, trial: Path, point: Point, repeat: int) -> Experiment
 
 
 def _train(config: ExperimentConfig, trial: Path, progress: TrialProgress, *, group: str) -> None:
-    how: dict[str, Any] = {"folder": run_folder(trial, config.seed), "group": group}
+    options: dict[str, Any] = {"folder": run_folder(trial, config.seed), "group": group}
     if config.resources.max_workers == 1:
-        how["here"] = lambda job: _train_here(job, progress)
+        options["local_worker"] = lambda job: _train_here(job, progress)
     else:
-        how["callbacks"] = [_ReportToTune(progress)]
-    run_training(config, **how)
+        options["callbacks"] = [_ReportToTune(progress)]
+    run_training(config, **options)
 
 
-def _train_here(job: Job, progress: TrialProgress) -> dict:
+def _train_here(job: TrainingJob, progress: TrialProgress) -> dict:
     """Trains a run of one worker in this process, from its last checkpoint."""
 
     def report(metrics: dict[str, float]) -> None:
