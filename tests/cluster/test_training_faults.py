@@ -74,7 +74,7 @@ def train_here(project: Path, name: str, **overrides) -> dict:
 
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        train(config, captions, open_store(config, captions), here=here)
+        train(config, captions, open_store(config, captions), local_worker=here)
     finally:
         ray.shutdown()
     return read_metrics(config.run_folder)[-1]

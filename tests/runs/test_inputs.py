@@ -187,14 +187,14 @@ def test_clips_of_other_files_are_an_error(project):
 
 def test_released_phrases_need_no_vocabulary(project):
     config = project(**{"knowledge.released": ["a.json"]})
-    with pytest.raises(KnowledgeError, match=r"knowledge.released names files .* go on with `waver match CONFIG`"):
+    with pytest.raises(KnowledgeError, match=r"knowledge.released names files .* run `waver match CONFIG`"):
         run_vocabulary(config)
     assert not config.dictionary.exists()
 
 
 def test_a_random_teacher_is_an_error(project):
     config = project(knows=False, **{"model.weights": None, "knowledge.top_k": 0})
-    with pytest.raises(KnowledgeError, match=r"model.weights = null makes a teacher with random weights"):
+    with pytest.raises(KnowledgeError, match=r"model.weights = null gives the teacher random weights"):
         run_match(config)
     assert not config.knowledge_store.exists()
 
@@ -308,7 +308,7 @@ def test_an_evaluation_names_its_protocol_and_exports_its_rankings(project, chec
     first = [line.split() for line in runs["t2v.run"] if line.split()[3] == "1"]
     hits = sum(words[0].rpartition("#")[0] == words[2] for words in first)
     assert 100 * hits / result["num_queries"] == pytest.approx(result["metrics"]["t2v/R@1"])
-    assert any("rankings, 3 deep" in text for text in said)
+    assert any("the first 3 answers of each query" in text for text in said)
 
 
 def test_what_stands_twice_is_counted_listed_and_excused(project, checkpoint, tmp_path):

@@ -108,17 +108,21 @@ def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStor
     return knowledge
 
 
-def _captions_of(captions: pa.Table, splits: Sequence[str]) -> list[str]:
+def captions_of_splits(captions: pa.Table, splits: Sequence[str]) -> list[str]:
+    """Returns the captions of some splits, in the order of the table."""
     return captions["caption"].filter(pc.is_in(captions["split"], value_set=pa.array(splits, pa.string()))).to_pylist()
 
 
-def _digest(captions: list[str]) -> str:
+def captions_digest(captions: list[str]) -> str:
+    """Returns the hash by which a dictionary records the captions that it was built from."""
     return hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16]
 
 
 def _check_captions(dictionary: dict, captions: pa.Table, config: ExperimentConfig) -> None:
     """Checks that a dictionary was built from these captions; imported ones do not record theirs."""
-    if "captions" in dictionary and dictionary["captions"] != _digest(_captions_of(captions, dictionary["splits"])):
+    if "captions" in dictionary and dictionary["captions"] != captions_digest(
+        captions_of_splits(captions, dictionary["splits"])
+    ):
         raise KnowledgeError(
             f"the captions of {', '.join(dictionary['splits'])} are not those that the dictionary was made of: run "
             f"`waver vocabulary CONFIG` again (it replaces {display_path(config.dictionary)}), then `waver match CONFIG`"

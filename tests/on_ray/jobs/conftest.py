@@ -3,4 +3,4 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_session():
-    """Starts none: what is sent to a cluster is made up without Ray."""
+    """Starts no Ray: jobs are planned without it."""

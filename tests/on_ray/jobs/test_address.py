@@ -4,7 +4,7 @@ from waver.on_ray.jobs import AddressError, dashboard_address, is_loopback
 
 
 @pytest.mark.parametrize(
-    ("asked", "environ", "expected"),
+    ("option", "environ", "expected"),
     [
         ("http://head:8265/", {}, "http://head:8265"),
         ("http://head:8265", {"RAY_API_SERVER_ADDRESS": "http://other:8265"}, "http://head:8265"),
@@ -13,29 +13,33 @@ from waver.on_ray.jobs import AddressError, dashboard_address, is_loopback
         (None, {"RAY_ADDRESS": "http://a:1", "RAY_API_SERVER_ADDRESS": "http://b:2"}, "http://b:2"),
     ],
 )
-def test_address_is_what_was_asked_or_the_environment(asked, environ, expected):
-    assert dashboard_address(asked, environ) == expected
+def test_the_option_precedes_the_environment(option, environ, expected):
+    assert dashboard_address(option, environ) == expected
 
 
 @pytest.mark.parametrize(
-    ("asked", "environ", "expected"),
+    ("option", "environ", "expected"),
     [
-        (None, {}, "--address is missing: jobs are sent to the dashboard"),
-        (None, {"RAY_ADDRESS": "10.0.0.1:6379"}, r"--address is missing \(RAY_ADDRESS=10.0.0.1:6379 is not that"),
-        ("head:6379", {}, "--address head:6379: write .* as in http://head:8265"),
+        (None, {}, "--address is missing: give the address of the cluster's dashboard"),
+        (
+            None,
+            {"RAY_ADDRESS": "10.0.0.1:6379"},
+            r"--address is missing \(RAY_ADDRESS=10.0.0.1:6379 is not the address of",
+        ),
+        ("head:6379", {}, "--address head:6379: .* begins with http:// or https://, as in http://head:8265"),
         (
             "ray://head:10001",
             {},
-            "--address ray://head:10001: jobs are sent to the dashboard, .* as in http://head:8265",
+            "--address ray://head:10001: .* begins with http:// or https://, as in http://head:8265",
         ),
         ("http://", {}, "as in http://HEAD:8265"),
         ("http://head:many", {}, "--address http://head:many: "),
-        ("http://me:opensesame@head:8265", {}, "has a password in it"),
+        ("http://me:opensesame@head:8265", {}, "contains a password"),
     ],
 )
-def test_addresses_of_something_else_are_refused(asked, environ, expected):
+def test_an_address_that_is_not_of_a_dashboard_is_an_error(option, environ, expected):
     with pytest.raises(AddressError, match=expected) as refused:
-        dashboard_address(asked, environ)
+        dashboard_address(option, environ)
     assert "opensesame" not in str(refused.value)
 
 
@@ -49,5 +53,5 @@ def test_addresses_of_something_else_are_refused(asked, environ, expected):
         ("http://localhost.example.com", False),
     ],
 )
-def test_loopback(address, expected):
+def test_loopback_addresses_are_recognised(address, expected):
     assert is_loopback(address) is expected

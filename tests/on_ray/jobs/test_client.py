@@ -1,4 +1,4 @@
-"""What would be uploaded; jobs themselves are in tests/cluster/test_jobs.py."""
+"""Which files of a job are uploaded. Jobs on a cluster are tested in tests/cluster/test_jobs.py."""
 
 import logging
 import socket
@@ -13,7 +13,7 @@ from waver.on_ray.jobs.submission import EXCLUDES
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with what belongs into an upload, and what does not."""
+    """A folder with files that are uploaded, and files that are excluded."""
     root = tmp_path / "project"
     for name in (
         "experiments/a.yaml",
@@ -30,12 +30,12 @@ def folder(tmp_path):
     return root
 
 
-def submission(folder, **what):
-    settings = {"needs": (), "excludes": ("/storage",), "environment": {}, "metadata": {}, "runs": None}
-    return Submission(entrypoint="true", working_dir=folder, **settings | what)
+def submission(folder, **fields):
+    defaults = {"needs": (), "excludes": ("/storage",), "environment": {}, "metadata": {}, "runs": None}
+    return Submission(entrypoint="true", working_dir=folder, **defaults | fields)
 
 
-def test_what_is_measured_is_what_ray_packs(folder, tmp_path):
+def test_package_size_is_that_of_the_archive_that_ray_makes(folder, tmp_path):
     files = uploaded_files(folder, ("/storage", "/drafts"))
     assert set(files) == {"experiments/a.yaml", ".gitignore", "sub/.rayignore"}
     excludes = ["/storage", "/drafts", ".git"]
@@ -45,26 +45,28 @@ def test_what_is_measured_is_what_ray_packs(folder, tmp_path):
     assert package_size(files) == (tmp_path / "all.zip").stat().st_size
 
 
-def test_nothing_is_sent_that_could_not_start_or_is_too_large(folder):
-    nobody = "http://127.0.0.1:9"  # these checks come before anybody is asked
-    with pytest.raises(SubmissionError, match=r"notes\.txt would not be uploaded: .* \.gitignore, \.rayignore"):
-        send_job(submission(folder, needs=("experiments/a.yaml", "notes.txt")), nobody)
+def test_missing_files_and_large_packages_are_errors_before_anything_is_sent(folder):
+    unused = "http://127.0.0.1:9"  # nothing listens here: the checks come before the first request
+    with pytest.raises(
+        SubmissionError, match=r"notes\.txt would not be uploaded, but the job needs it: .* \.gitignore, \.rayignore"
+    ):
+        send_job(submission(folder, needs=("experiments/a.yaml", "notes.txt")), unused)
     with (folder / "weights.bin").open("wb") as file:
         file.truncate(100 * 2**20)
     with pytest.raises(PackageError, match=r"(?s)100\.0 MiB would be uploaded.*100\.0 MiB  weights\.bin") as refused:
-        send_job(submission(folder), nobody)
+        send_job(submission(folder), unused)
     assert "--exclude '/weights.bin'" in str(refused.value)
 
 
-def test_an_address_where_nobody_answers_ends_in_a_sentence(folder):
+def test_an_address_that_does_not_answer_is_an_error(folder):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    with pytest.raises(JobError, match=f"nobody answers at {closed} .*Is the cluster up"):
+    with pytest.raises(JobError, match=f"nothing answers at {closed} .*Check that the cluster is up"):
         send_job(submission(folder), closed)
 
 
-def test_the_advised_pattern_keeps_the_package_and_an_unanchored_one_would_not(tmp_path):
+def test_an_anchored_pattern_keeps_files_that_an_unanchored_one_excludes(tmp_path):
     for path in ("data/videos/a.mp4", "waver/data/batch.py"):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).touch()
@@ -72,7 +74,7 @@ def test_the_advised_pattern_keeps_the_package_and_an_unanchored_one_would_not(t
     assert set(uploaded_files(tmp_path, ("data/",))) == set()
 
 
-def test_the_package_of_this_repository_is_uploaded_whole(repository):
+def test_no_default_pattern_excludes_a_file_of_waver(repository):
     uploaded = set(uploaded_files(repository, EXCLUDES))
     package = {path.relative_to(repository).as_posix() for path in (repository / "waver").rglob("*.py")}
     assert package <= uploaded

@@ -13,7 +13,7 @@ STORED = "storage: {path: /shared/waver}\n"
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A folder with an experiment, a sweep, and an experiment that knows only this machine."""
+    """A folder with an experiment, a sweep, and an experiment whose paths exist only on this machine."""
     folder = tmp_path / "clone"
     (folder / "experiments").mkdir(parents=True)
     (folder / "experiments" / "good.yaml").write_text("name: good\n" + DATA + STORED)
@@ -26,12 +26,12 @@ def clone(tmp_path: Path) -> Path:
     return folder
 
 
-def plan(clone, stage, *arguments, parsed=None, **how):
-    command = StageCommand(stage, arguments, parsed or {}, how.pop("overrides", {}), how.pop("folder", clone))
-    return plan_submission(command, **{"working_dir": clone, "address": "http://head:8265", "environ": {}} | how)
+def plan(clone, stage, *arguments, parsed=None, **options):
+    command = StageCommand(stage, arguments, parsed or {}, options.pop("overrides", {}), options.pop("folder", clone))
+    return plan_submission(command, **{"working_dir": clone, "address": "http://head:8265", "environ": {}} | options)
 
 
-def test_a_job_is_the_plain_command_in_the_uploaded_folder(clone):
+def test_a_job_runs_the_same_command_in_the_uploaded_folder(clone):
     job = plan(
         clone, "train", "experiments/good.yaml", "--set", "text.prompt=it's {}", overrides={"text.prompt": "it's {}"}
     )
@@ -50,7 +50,7 @@ def test_a_job_is_the_plain_command_in_the_uploaded_folder(clone):
     assert job.environment == {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 
-def test_relative_arguments_mean_the_same_there(clone, tmp_path):
+def test_relative_paths_are_relative_to_the_same_folder_in_the_job(clone, tmp_path):
     inside = plan(clone, "ingest", "good.yaml", folder=clone / "experiments")
     assert inside.entrypoint == "cd experiments && python -m waver ingest good.yaml"
     outside = plan(clone, "ingest", "clone/experiments/good.yaml", folder=tmp_path)
@@ -59,7 +59,7 @@ def test_relative_arguments_mean_the_same_there(clone, tmp_path):
     assert absolute.entrypoint == "python -m waver ingest experiments/good.yaml"
 
 
-def test_each_stage_says_which_folder_it_writes(clone):
+def test_metadata_names_the_folder_that_a_stage_writes(clone):
     config = load_config(clone / "experiments/good.yaml")
     folders = {
         stage: plan(clone, stage, "experiments/good.yaml").metadata.get("waver.folder")
@@ -76,7 +76,7 @@ def test_each_stage_says_which_folder_it_writes(clone):
     assert sweep.needs == ("experiments/sweep.yaml", "experiments/good.yaml")
 
 
-def test_a_run_is_evaluated_where_it_is(clone):
+def test_runs_are_not_uploaded_and_their_relative_paths_are_errors(clone):
     job = plan(
         clone,
         *("evaluate", "/shared/waver/runs/good", "--split", "validation"),
@@ -93,12 +93,12 @@ def test_a_run_is_evaluated_where_it_is(clone):
         )
     lines = str(refused.value).splitlines()[1:]
     assert [line.partition(":")[0].strip() for line in lines] == [
-        f"/elsewhere/report.yaml is not below {clone}, which is all that is uploaded",
+        f"/elsewhere/report.yaml is not in {clone}, the uploaded folder",
         *("storage.path", "run", "--output"),
     ]
 
 
-def test_all_that_is_only_here_is_told_at_once(clone):
+def test_all_problems_are_reported_at_once(clone):
     with pytest.raises(SubmissionError) as refused:
         plan(clone, "train", "experiments/local.yaml", variables=["AWS_SECRET_ACCESS_KEY=opensesame", "X"])
     text = str(refused.value)
@@ -107,32 +107,32 @@ def test_all_that_is_only_here_is_told_at_once(clone):
         "data.annotations: captions.jsonl (in local.yaml) is relative",
         "data.videos: ~/videos (in local.yaml) is the home of",
         "model.weights: w/clip.pt (in local.yaml) is relative",
-        "--env AWS_SECRET_ACCESS_KEY: what looks like a credential is not sent",
+        "--env AWS_SECRET_ACCESS_KEY: looks like a credential and is not sent",
         "--env X: write it as NAME=VALUE",
     ):
         assert expected in text
     assert "opensesame" not in text
 
 
-def test_pretrained_tags_are_no_files(clone):
+def test_a_pretrained_tag_is_not_a_path(clone):
     plan(clone, "train", "experiments/good.yaml", overrides={"model.weights": "laion2b_s34b_b79k"})
 
 
-def test_a_sweep_over_places_names_places_that_nodes_see(clone):
+def test_paths_in_a_search_space_are_checked(clone):
     sweep = clone / "experiments" / "places.yaml"
     sweep.write_text("name: s\nbase: good.yaml\nspace: {model.weights: {choice: [openai, w/a.pt]}}\n")
     with pytest.raises(SubmissionError, match=r"space.model.weights: w/a.pt \(in the sweep\) is relative"):
         plan(clone, "tune", "experiments/places.yaml")
 
 
-def test_mistakes_of_any_point_of_a_sweep_cost_no_job(clone):
+def test_every_point_of_a_sweep_is_validated(clone):
     sweep = clone / "experiments" / "wrong.yaml"
     sweep.write_text("name: s\nbase: good.yaml\nspace: {train.lrr: {choice: [1, 2]}}\n")
     with pytest.raises(ConfigError, match=r"train\.lrr"):
         plan(clone, "tune", "experiments/wrong.yaml")
 
 
-def test_environment_goes_along_without_credentials(clone):
+def test_a_job_inherits_no_credentials(clone):
     environ = {
         "OMP_NUM_THREADS": "4",
         "AWS_ENDPOINT_URL": "http://minio:9000",
@@ -146,12 +146,12 @@ def test_environment_goes_along_without_credentials(clone):
         "AWS_ENDPOINT_URL": "http://minio:9000",
         "NCCL_SOCKET_IFNAME": "eth0",
     }
-    with pytest.raises(SubmissionError, match="AWS_ENDPOINT_URL: has a password in its address") as refused:
+    with pytest.raises(SubmissionError, match="AWS_ENDPOINT_URL: contains a password in its URL") as refused:
         plan(clone, "train", "experiments/good.yaml", environ={"AWS_ENDPOINT_URL": "http://me:opensesame@minio:9000"})
     assert "opensesame" not in str(refused.value)
 
 
-def test_places_in_the_uploaded_folder_stay_at_home(clone):
+def test_storage_and_videos_in_the_working_directory_are_not_uploaded(clone):
     job = plan(
         clone,
         *("train", "experiments/good.yaml"),
@@ -161,7 +161,7 @@ def test_places_in_the_uploaded_folder_stay_at_home(clone):
     assert {"/my/storage", "/clips", ".git", "/quickstart"} <= set(job.excludes)
 
 
-def test_git_says_what_was_sent(clone):
+def test_metadata_has_the_git_commit_and_whether_files_changed(clone):
     def git(*arguments: str) -> str:
         who = ("-c", "user.name=t", "-c", "user.email=t@example.com")
         return subprocess.run(

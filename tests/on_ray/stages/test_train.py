@@ -25,7 +25,7 @@ from waver.on_ray.cluster.failures import WorkerError
 from waver.on_ray.cluster.signals import Terminated, signal_actor
 from waver.on_ray.stages.evaluate import evaluate_on_workers
 from waver.on_ray.stages.train import train
-from waver.on_ray.stages.train_worker import Job, train_job, worker_batches
+from waver.on_ray.stages.train_worker import TrainingJob, train_job, worker_batches
 from waver.runs.checkpoint import CheckpointError, load_student
 from waver.runs.folder import checkpoints, describe_checkpoint, find_checkpoint, newest_checkpoint
 from waver.runs.inputs import load_captions
@@ -162,7 +162,7 @@ def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted):
 
     with logged() as said:
         again = experiment(project, name="killed", **{"resources.workers": 1})
-        result = train(again, load_captions(again), ClipStore(again.clip_store), here=take_steps)
+        result = train(again, load_captions(again), ClipStore(again.clip_store), local_worker=take_steps)
     assert f"continuing killed after epoch {before}: 4 epochs" in said[0]
     rows = [row for row in read_metrics(folder) if "split" not in row]
     assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))
@@ -178,14 +178,14 @@ def assert_ends_alike(folder: Path, undisturbed: Path) -> None:
         assert last[name] == value if isinstance(value, str) else abs(last[name] - value) <= 1e-3 * max(1, abs(value))
 
 
-def take_a_step(job: Job) -> dict:
+def take_a_step(job: TrainingJob) -> dict:
     """Trains in this process, where somebody has asked to stop before it begins; that there is room is less urgent."""
     at_once = SimpleNamespace(remote=lambda: ray.put(None))
     asked = SimpleNamespace(wait_for_stop=at_once, wait_for_capacity=at_once)
     return take_steps(replace(job, signals=asked))
 
 
-def take_steps(job: Job) -> dict:
+def take_steps(job: TrainingJob) -> dict:
     return train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
 
 
@@ -196,12 +196,12 @@ def test_a_run_that_is_stopped_after_every_step_ends_like_one_that_was_not(proje
     captions, store = load_captions(config), ClipStore(config.clip_store)
     for step in range(1, result["steps"] + 1):
         with pytest.raises(Terminated) as ended:
-            train(config, captions, store, here=take_a_step)
+            train(config, captions, store, local_worker=take_a_step)
         assert ended.value.code == 143
         assert f"stopped on request after step {step}; a checkpoint is in {config.run_folder}" in ended.value.message
         newest = newest_checkpoint(config.run_folder)
         assert describe_checkpoint(newest) == f"step {step}, in epoch {1 + (step - 1) // 3}"
-    train(config, captions, store, here=take_a_step)
+    train(config, captions, store, local_worker=take_a_step)
     assert "continuing stopped after step 5, in epoch 2: 4 epochs of 3 steps" in said[5]
     rows = [row for row in read_metrics(config.run_folder) if "split" not in row]
     assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))
@@ -222,9 +222,9 @@ def test_an_epoch_is_kept_before_it_is_evaluated(project, monkeypatch, said):
     with monkeypatch.context() as patch, signal_actor() as actor:
         patch.setattr("waver.on_ray.stages.train_worker.evaluate", taken_away)
         with pytest.raises(RuntimeError, match="taken away"):
-            train(config, captions, store, here=lambda job: take_steps(replace(job, signals=actor)))
+            train(config, captions, store, local_worker=lambda job: take_steps(replace(job, signals=actor)))
     with pytest.raises(Terminated):
-        train(config, captions, store, here=take_a_step)
+        train(config, captions, store, local_worker=take_a_step)
     assert "continuing evaluating after step 3, in epoch 1: 4 epochs of 3 steps" in said[1]
     rows = [(row["step"], row.get("split")) for row in read_metrics(config.run_folder)]
     assert rows == [(1, None), (2, None), (3, None), (3, "validation"), (4, None)]
@@ -235,11 +235,11 @@ def test_a_checkpoint_of_another_plan_is_refused(project, fitted):
     config = experiment(project, name="other-plan", **{"resources.workers": 1})
     captions, store = load_captions(config), ClipStore(config.clip_store)
     with pytest.raises(Terminated):
-        train(config, captions, store, here=take_a_step)
+        train(config, captions, store, local_worker=take_a_step)
     path = newest_checkpoint(config.run_folder) / "training.pt"
     torch.save(torch.load(path, weights_only=True) | {"rows": 2}, path)
-    with pytest.raises(CheckpointError, match=r"has seen 2 captions in 1 steps, and by this plan it would be 5"):
-        train(config, captions, store, here=take_a_step)
+    with pytest.raises(CheckpointError, match=r"was trained on 2 captions in 1 steps, but the plan of this run has 5"):
+        train(config, captions, store, local_worker=take_a_step)
 
 
 def test_infinite_loss_ends_the_run_in_a_sentence(project):

@@ -1,4 +1,4 @@
-"""What a sweep knows before it needs Ray."""
+"""Plans of sweeps, which need no Ray."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ NODE = {"CPU": 8.0, "GPU": 2.0, "memory": 1e9}
 
 @pytest.fixture
 def plan(tmp_path, load_tiny):
-    """A sweep over the small experiment, with some settings of all trials."""
+    """Plans a sweep over the small experiment; `settings` apply to all trials."""
 
     def make(
         *,
@@ -37,7 +37,7 @@ def plan(tmp_path, load_tiny):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_sweep_is_one(path: Path):
+def test_shipped_sweeps_are_valid(path: Path):
     plan = plan_sweep(path)
     assert plan.sweep.name == path.stem
     assert plan.num_trials >= 8
@@ -45,7 +45,7 @@ def test_every_shipped_sweep_is_one(path: Path):
     assert plan.sweep.objective.split == "validation"
 
 
-def test_the_quickstarts_sweep_varies_what_the_method_is_about():
+def test_the_sweep_of_the_quickstart_covers_the_losses_and_top_k():
     plan = plan_sweep(REPOSITORY / "experiments" / "sweeps" / "quickstart.yaml")
     assert {"loss.distill", "loss.knowledge", "knowledge.top_k", "similarity.wti_layers"} <= plan.sweep.space.keys()
     assert trials_at_once(plan, [{"CPU": 2.0}], 0.0) == 2
@@ -56,14 +56,14 @@ def test_the_quickstarts_sweep_varies_what_the_method_is_about():
     ("settings", "nodes", "gpus", "expected"),
     [
         ({}, [{"CPU": 2.0}], 0, 2),
-        ({}, [{"CPU": 16.0}], 0, 4),  # all trials there are
-        ({"resources.cpus_per_worker": 2}, [{"CPU": 3.0}, {"CPU": 3.0}], 0, 2),  # no worker lies across nodes
-        ({"resources.loaders_per_worker": 2}, [{"CPU": 6.0}], 0, 3),  # those who read ahead count
-        ({"resources.workers": 2}, [{"CPU": 3.0}, {"CPU": 3.0}], 0, 3),  # workers of a trial may
+        ({}, [{"CPU": 16.0}], 0, 4),  # limited by the number of trials
+        ({"resources.cpus_per_worker": 2}, [{"CPU": 3.0}, {"CPU": 3.0}], 0, 2),  # a worker does not span nodes
+        ({"resources.loaders_per_worker": 2}, [{"CPU": 6.0}], 0, 3),  # loaders need CPUs too
+        ({"resources.workers": 2}, [{"CPU": 3.0}, {"CPU": 3.0}], 0, 3),  # a trial may span nodes
         ({"resources.workers": 3}, [{"CPU": 8.0}], 0, 2),
         ({}, [NODE], 1, 2),
         ({}, [NODE], 0.5, 4),
-        ({}, [NODE, {"CPU": 8.0}], 0.5, 4),  # a node without GPUs has none to offer
+        ({}, [NODE, {"CPU": 8.0}], 0.5, 4),  # a node without GPUs adds none
         ({"resources.workers": 2}, [NODE], 1, 1),
         ({"resources.workers": 2}, [NODE], 2, 0),
         ({"resources.cpus_per_worker": 4}, [], 0, 0),
@@ -73,17 +73,17 @@ def test_trials_at_once(plan, settings, nodes, gpus, expected):
     assert trials_at_once(plan(**settings), nodes, float(gpus)) == expected
 
 
-def test_the_sweep_may_ask_for_fewer_at_once(plan):
+def test_max_concurrent_limits_trials_at_once(plan):
     assert trials_at_once(plan(rest="max_concurrent: 1"), [NODE], 0.0) == 1
     assert trials_at_once(plan(rest="max_concurrent: 3"), [{"CPU": 2.0}], 0.0) == 2
 
 
-def test_parts_of_resources_are_counted_without_rounding_errors():
+def test_fractional_resources_are_counted_without_rounding_errors():
     assert count_fitting_workers([{"CPU": 1.0, "GPU": 1.0}], 0.1, 0.1) == 10
     assert count_fitting_workers([{"CPU": 0.3}], 0.1, 0.0) == 3
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(plan, tmp_path, store, captions, said):
+def test_a_dry_run_logs_the_plan_and_writes_nothing(plan, tmp_path, store, captions, said):
     (tmp_path / "videos").mkdir()
     lines = ["video,caption,split"]
     for row in captions.to_pylist():
@@ -103,14 +103,14 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(plan, tmp_path, st
     assert not (tmp_path / "storage").exists()
 
 
-def test_a_dry_run_of_what_never_fits_is_an_error(plan):
+def test_a_dry_run_of_trials_that_do_not_fit_is_an_error(plan):
     with pytest.raises(
         ClusterTooSmallError, match=r"1 workers with 1 CPU and 9 GPU each are requested.*capacity for 0"
     ):
         describe_plan(plan(**{"resources.gpus_per_worker": 9}))
 
 
-def test_mistakes_in_what_would_be_tried_are_found_before_anything_starts(plan):
+def test_mistakes_in_points_or_base_are_errors_of_the_plan(plan):
     with pytest.raises(ConfigError, match=r"train.lrr: unknown key; did you mean lr\? \(in 2 of 2 points\)"):
         plan(space="{train.lrr: {choice: [1, 2]}}")
     made = plan()
@@ -119,7 +119,7 @@ def test_mistakes_in_what_would_be_tried_are_found_before_anything_starts(plan):
         plan_sweep(made.sweep.base.with_name("sweep.yaml"))
 
 
-def test_experiments_that_mean_the_same_share_it(load_knowing):
+def test_experiments_with_other_losses_and_top_k_share_stores(load_knowing):
     configs = [
         load_knowing(**{"data.annotations": "x.csv", "loss.distill": weight, "knowledge.top_k": top_k})
         for weight, top_k in ((0.0, 1), (1.0, 3), (1.0, 0))
@@ -130,8 +130,8 @@ def test_experiments_that_mean_the_same_share_it(load_knowing):
     assert find_shared([]) == []
 
 
-def test_optuna_draws_nothing_that_must_be_made_first(plan):
-    with pytest.raises(SweepError, match=r"space.video.size: .*write a choice in place of randint"):
+def test_with_optuna_a_range_must_not_change_the_clip_store(plan):
+    with pytest.raises(SweepError, match=r"space.video.size: .*use choice instead of randint"):
         plan(space="{video.size: {randint: [8, 16]}}", search="optuna")
     made = plan(space="{video.size: {choice: [8, 16]}, train.lr: {uniform: [0.1, 1]}}", search="optuna")
     assert len({config.clip_store for config in made.configs}) == 2
@@ -139,12 +139,12 @@ def test_optuna_draws_nothing_that_must_be_made_first(plan):
     assert made.num_trials == 16
 
 
-def test_optuna_that_is_not_installed(plan, monkeypatch):
+def test_a_missing_optuna_is_an_error_that_names_the_extra(plan, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SweepError, match=r"pip install 'waver\[tune\]'"):
         plan(rest="", space="{train.lr: {uniform: [0.1, 1]}}", search="optuna")
 
 
-def test_a_sweep_needs_a_folder(tmp_path):
+def test_a_sweep_on_an_object_store_is_an_error(tmp_path):
     with pytest.raises(SweepError, match=r"storage.path = s3://bucket/x: .* a file system that every node mounts"):
         plan_sweep(SHIPPED[0], {"storage.path": "s3://bucket/x"})

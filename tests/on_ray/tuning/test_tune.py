@@ -24,12 +24,11 @@ from waver.runs.tracking import read_metrics
 from waver.sweeps.folder import SweepError, TrialState, read_trials
 
 EPOCHS, REPEATS = 3, 2
-ALONE = {"workers": 1, "loaders_per_worker": 0}  # a loader is one more process for every run
 
 
 @pytest.fixture(scope="session")  # tests that start their own Ray come first, and share it
 def project(tmp_path_factory, build_project, captions) -> Path:
-    """A folder as a user has it, whose experiment trains with one worker."""
+    """A project folder whose experiment trains with one worker and without loaders, which are one more process per run."""
     return build_project(
         tmp_path_factory.mktemp("sweeps"),
         captions,
@@ -46,7 +45,7 @@ def write_sweep(project: Path, name: str, **settings) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(project) -> tuple[Plan, list[TrialState], list[str], list]:
-    """A grid of six points, two of which must fail, with two seeds each; what it said and showed."""
+    """A grid of six points, two of which must fail, with two seeds each: plan, trials, log lines, printed tables."""
     path = write_sweep(
         project,
         "grid",
@@ -91,7 +90,7 @@ def test_the_objective_is_the_mean_over_seeds_of_the_best_checkpoint(swept):
     assert all(row["deviation"] == pytest.approx(abs(results[0] - results[1]) / 2**0.5) for row in rows)
 
 
-def test_only_the_best_keeps_its_checkpoints(swept):
+def test_only_the_best_trial_keeps_its_checkpoints(swept):
     _, states, _, _ = swept
     for state in states:
         kept = {run.seed: checkpoints(run.folder) for run in state.runs}
@@ -101,10 +100,10 @@ def test_only_the_best_keeps_its_checkpoints(swept):
         assert EPOCHS in checkpoints(run.folder)
 
 
-def test_all_results_are_there(swept):
+def test_a_sweep_writes_results_report_and_events(swept):
     plan, states, said, shown = swept
-    there = {path.name for path in plan.folder.iterdir()}
-    assert {"sweep.yaml", "base.yaml", "results.csv", "results.parquet", "best.yaml", "report.html"} <= there
+    written = {path.name for path in plan.folder.iterdir()}
+    assert {"sweep.yaml", "base.yaml", "results.csv", "results.parquet", "best.yaml", "report.html"} <= written
     assert (plan.folder / "results.csv").read_text().count("\n") > len(states)
     assert len(shown) == 1
     assert shown[0].row_count == len(states)
@@ -112,9 +111,9 @@ def test_all_results_are_there(swept):
     assert page.count("<svg") >= 5
     assert "clip store" in page
     assert "Lower train.lr" in page
-    assert 'src="' not in page, "it needs no other file"
+    assert 'src="' not in page, "the report is self-contained"
     assert 'href="http' not in page
-    assert any("found" in line for line in said), "nothing was decoded twice"
+    assert any("found" in line for line in said), "the existing clip store is reused"
     for state in states:
         if state.status != "failed":
             events = EventAccumulator(str(plan.folder / "events" / f"trial_{state.number:04d}"))
@@ -123,7 +122,7 @@ def test_all_results_are_there(swept):
             assert "_hparams_/session_start_info" in events.summary_metadata
 
 
-def test_best_yaml_gives_the_metric_again(swept):
+def test_training_with_best_yaml_reproduces_the_metrics(swept):
     plan, states, _, _ = swept
     config = load_config(plan.folder / "best.yaml")
     assert config.seed == states[0].runs[0].seed
@@ -132,7 +131,7 @@ def test_best_yaml_gives_the_metric_again(swept):
         assert result["validation"][name] == pytest.approx(value, abs=1e-3)
 
 
-def test_a_finished_sweep_says_so_and_another_under_its_name_is_refused(swept, project, said):
+def test_a_finished_sweep_is_not_run_again_and_its_name_is_taken(swept, project, said):
     plan, states, _, _ = swept
     again = run_sweep(plan, print_table=lambda table: None)
     assert [state.number for state in again] == [state.number for state in states]
@@ -143,7 +142,7 @@ def test_a_finished_sweep_says_so_and_another_under_its_name_is_refused(swept, p
         run_sweep(plan_sweep(other), print_table=lambda table: None)
 
 
-def test_a_trial_that_can_never_fit_is_an_error_before_the_start(project):
+def test_trials_that_do_not_fit_are_an_error_before_the_start(project):
     path = write_sweep(
         project, "large", space={"train.lr": {"choice": [1e-3, 1e-4]}}, set={"resources.cpus_per_worker": 7}
     )
@@ -155,7 +154,7 @@ def test_a_trial_that_can_never_fit_is_an_error_before_the_start(project):
     assert read_trials(plan.folder) == []
 
 
-def test_trials_of_several_workers_are_runs_of_ray_train(project, said):
+def test_trials_with_several_workers_finish(project, said):
     path = write_sweep(
         project,
         "wide",
@@ -174,8 +173,8 @@ def test_trials_of_several_workers_are_runs_of_ray_train(project, said):
 
 
 @pytest.mark.own_ray
-def test_killed_and_run_again_the_sweep_goes_on(project):
-    """kill -9 of the whole job, driver, Ray's daemons and trials, when one trial is finished and another has begun."""
+def test_a_killed_sweep_resumes(project):
+    """SIGKILL of driver, Ray and trials, when one trial is finished and another has begun."""
     path = write_sweep(
         project,
         "killed",
@@ -211,5 +210,5 @@ def test_killed_and_run_again_the_sweep_goes_on(project):
     assert (by_number[0].runs[0].folder / "metrics.jsonl").read_bytes() == first, "a finished trial is not run again"
     assert [by_number[n].point for n in (0, 1)] == [state.point for state in before]
     steps = [row["step"] for row in read_metrics(by_number[1].runs[0].folder) if "split" not in row]
-    assert steps == list(range(1, len(steps) + 1)), "it went on from its checkpoint"
+    assert steps == list(range(1, len(steps) + 1)), "the trial resumed from its checkpoint"
     assert by_number[1].seconds > before[1].seconds

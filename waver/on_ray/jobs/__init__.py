@@ -1,7 +1,7 @@
-"""What is sent to a cluster as a job, and where to; all of it is checked before anything is sent.
+"""Prepares a job for a cluster, and checks it before anything is sent.
 
-A job runs in a copy of a folder, at another path and on another machine, and the copy is deleted when the job ends. So what
-names a file of this machine, or a place in the copy, is found here.
+A job runs in a copy of the working directory, on another machine and at another path, and Ray deletes the copy when the job
+ends. So the checks find paths that exist only on this machine or inside the copy.
 """
 
 from waver.on_ray.jobs.address import DASHBOARD_PORT, AddressError, dashboard_address, is_loopback

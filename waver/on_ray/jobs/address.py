@@ -1,4 +1,4 @@
-"""Where jobs are sent: the dashboard of a cluster."""
+"""Address of the dashboard of a cluster, to which jobs are sent."""
 
 import ipaddress
 from collections.abc import Mapping
@@ -10,28 +10,34 @@ DASHBOARD_PORT = 8265
 
 
 class AddressError(WaverError):
-    """It is not the address of a dashboard."""
+    """No address is given, or it cannot be that of a dashboard."""
 
 
-def dashboard_address(asked: str | None, environ: Mapping[str, str]) -> str:
-    """Where jobs are sent: what was asked, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS where that is http(s).
+def dashboard_address(option: str | None, environ: Mapping[str, str]) -> str:
+    """Returns the address of the dashboard, without a trailing slash.
+
+    Args:
+        option: value of --address. If it is None or empty, RAY_API_SERVER_ADDRESS is used, or RAY_ADDRESS if it is http(s).
+        environ: environment variables.
 
     Raises:
-        AddressError: where it is none, or cannot be the address of a dashboard.
+        AddressError: if no address is given, or it cannot be that of a dashboard.
     """
     example = f"http://HEAD:{DASHBOARD_PORT}"
-    joined = environ.get("RAY_ADDRESS", "")
-    address = asked or environ.get("RAY_API_SERVER_ADDRESS") or (joined if joined.startswith("http") else "")
+    ray_address = environ.get("RAY_ADDRESS", "")
+    address = option or environ.get("RAY_API_SERVER_ADDRESS")
+    if not address and ray_address.startswith("http"):
+        address = ray_address
     if not address:
-        also = f" (RAY_ADDRESS={joined} is not that of the dashboard)" if joined else ""
+        also = f" (RAY_ADDRESS={ray_address} is not the address of a dashboard)" if ray_address else ""
         raise AddressError(
-            f"--address is missing{also}: jobs are sent to the dashboard of the cluster, as in --address {example}; or set "
+            f"--address is missing{also}: give the address of the cluster's dashboard, as in --address {example}, or set "
             "RAY_API_SERVER_ADDRESS to it"
         )
     if "://" not in address:
         host = address.partition(":")[0]
         raise AddressError(
-            f"--address {address}: write the address of the dashboard with http:// or https://, as in "
+            f"--address {address}: the address of a dashboard begins with http:// or https://, as in "
             f"http://{host}:{DASHBOARD_PORT}"
         )
     try:
@@ -41,16 +47,18 @@ def dashboard_address(asked: str | None, environ: Mapping[str, str]) -> str:
         raise AddressError(f"--address {address}: {error}; write it as in {example}") from error
     if parts.scheme not in ("http", "https") or not host:
         raise AddressError(
-            f"--address {address}: jobs are sent to the dashboard, over http:// or https://, as in "
+            f"--address {address}: the address of a dashboard begins with http:// or https://, as in "
             f"http://{host or 'HEAD'}:{DASHBOARD_PORT}"
         )
     if parts.password:
-        raise AddressError("--address has a password in it, which would be printed: Ray's token goes another way")
+        raise AddressError(
+            "--address contains a password, which would be printed: remove it, and give Ray's token with RAY_AUTH_TOKEN_PATH"
+        )
     return address.rstrip("/")
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is of this machine itself (or a tunnel that begins here)."""
+    """Returns whether an address is on this machine: a dashboard here, or the local end of a tunnel."""
     host = urlsplit(address).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -1,4 +1,4 @@
-"""`waver submit`: sends a job to a cluster through its dashboard, follows it, and ends as it ended."""
+"""Submits a job through the dashboard of a cluster, prints its output, and returns its exit status (`waver submit`)."""
 
 import asyncio
 import contextlib
@@ -32,39 +32,44 @@ logger = logging.getLogger(__name__)
 
 _CONNECT_S = 10.0
 _POLL_S = 1.0
-_LOST_S = 60.0
-_OVERRULES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-"""Ray's client takes an address from these, whatever address it is given."""
-_STOPPED, _NO_PYTHON = 128 + 15, 127
+_SILENCE_LIMIT_S = 60.0
+"""How long a dashboard may fail to answer, or a stream of logs may be silent, before it counts as lost."""
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""Ray's client prefers these variables to the address that it is given."""
+_EXIT_STOPPED, _EXIT_NO_COMMAND = 128 + 15, 127
+"""Exit status of a job that was stopped (SIGTERM), and of a shell that does not find a command."""
 
 
 class JobError(WaverError):
-    """The cluster does not take the job, or nobody can tell what became of it."""
+    """The cluster does not accept the job, or its dashboard no longer answers."""
 
 
 def send_job(submission: Submission, address: str) -> str:
-    """Uploads the folder of a job and starts it. Returns the job's id.
+    """Uploads the working directory of a job and starts the job.
 
     Args:
         submission: the job.
-        address: of the dashboard.
+        address: address of the dashboard.
+
+    Returns:
+        The id of the job.
 
     Raises:
-        SubmissionError: where a file that the job needs would not be uploaded.
-        PackageError: where the folder is too large.
-        JobError: where nobody answers at the address, the token is refused, or a running job writes the same folder.
+        SubmissionError: if a file that the job needs would not be uploaded.
+        PackageError: if the working directory is too large.
+        JobError: if no dashboard answers at the address, it refuses the token, or a running job writes to the same folder.
     """
     files = uploaded_files(submission.working_dir, submission.excludes)
     if missing := [path for path in submission.needs if path not in files]:
         raise SubmissionError(
-            f"{', '.join(missing)} would not be uploaded: it is not in {submission.working_dir}, or .gitignore, .rayignore "
-            "or --exclude leaves it out"
+            f"{', '.join(missing)} would not be uploaded, but the job needs it: it is not in {submission.working_dir}, or "
+            ".gitignore, .rayignore or --exclude excludes it"
         )
     check_package(submission.working_dir, files, max_package_bytes())
     with _client(address) as client:
-        if (folder := submission.metadata.get("waver.folder")) and (other := _writer(client, folder)):
+        if (folder := submission.metadata.get("waver.folder")) and (other := _job_writing_to(client, folder)):
             raise JobError(
-                f"job {other} writes {folder}, and two writers would spoil it: wait for it, end it with "
+                f"job {other} writes {folder}, and a second writer would corrupt it: wait until that job ends, stop it with "
                 f"`ray job stop {other} --address {address}`, or choose another name (--set name=...)"
             )
         job_id = client.submit_job(
@@ -81,96 +86,102 @@ def send_job(submission: Submission, address: str) -> str:
     logger.info(f"  dashboard  {address}/#/jobs/{job_id}")
     if submission.runs:
         logger.info(
-            f"  curves     waver board {submission.runs}    (where that folder is seen, once training has begun)"
+            f"  metrics    waver board {submission.runs}    (on a machine with that folder, once training has begun)"
         )
-    logger.info(f"  stop       ray job stop {job_id} --address {address}    (gives it {STOP_WAIT_S} s to end in order)")
+    logger.info(
+        f"  stop       ray job stop {job_id} --address {address}    (it has {STOP_WAIT_S} s to save a checkpoint)"
+    )
     return job_id
 
 
 def follow_job(job_id: str, address: str, *, write: Callable[[str], object]) -> int:
-    """Shows what a job prints until it ends. Returns the exit status: that of the job, 143 if it was stopped.
+    """Passes on the output of a job until the job ends.
 
     Args:
-        job_id: of the job.
-        address: of the dashboard.
-        write: is given what the job prints, as it comes.
+        job_id: id of the job.
+        address: address of the dashboard.
+        write: called with each new piece of the output.
+
+    Returns:
+        The exit status of the job; 143 if it was stopped.
 
     Raises:
-        JobError: where the dashboard is lost.
-        KeyboardInterrupt: after Ctrl-C, which leaves the job alone, saying so.
+        JobError: if the dashboard no longer answers.
+        KeyboardInterrupt: on Ctrl-C, which does not end the job; the message says how to follow or stop it.
     """
     try:
         with _client(address) as client:
             job = _follow(client, job_id, write)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"no longer looking; job {job_id} goes on. Look again: ray job logs {job_id} --follow --address {address}    "
-            f"end it: ray job stop {job_id} --address {address}"
+            f"no longer following; job {job_id} goes on. Follow it: ray job logs {job_id} --follow --address {address}    "
+            f"stop it: ray job stop {job_id} --address {address}"
         ) from None
     if job.status == JobStatus.SUCCEEDED:
         logger.info(f"job {job_id} succeeded")
         return 0
     if job.status == JobStatus.STOPPED:
-        logger.info(f"job {job_id} was stopped; submit it again to go on from what is kept")
-        return _STOPPED
+        logger.info(f"job {job_id} was stopped; submit it again to resume from its newest checkpoint")
+        return _EXIT_STOPPED
     status = job.driver_exit_code
-    if status is None:  # its command was never started, or the process that looked after it was lost
-        logger.info(f"job {job_id} failed: {(job.message or 'without a word').strip().splitlines()[0]}")
+    if status is None:  # its command did not start, or Ray lost the process that supervised it
+        logger.info(f"job {job_id} failed: {(job.message or 'no reason is known').strip().splitlines()[0]}")
         return 1
     logger.info(f"job {job_id} failed with exit status {status}")
-    if status == _NO_PYTHON:
+    if status == _EXIT_NO_COMMAND:
         logger.info(
-            "  the head of the cluster finds no `python`: start Ray there from the environment in which waver is installed"
+            "  the head of the cluster has no `python`: start Ray there in the environment in which waver is installed"
         )
     return 128 - status if status < 0 else status
 
 
 def uploaded_files(folder: Path, excludes: tuple[str, ...]) -> dict[str, int]:
-    """What Ray would upload of a folder: path within it -> bytes. Nothing is read but .gitignore and .rayignore."""
+    """Returns the files of a folder that Ray would upload: path within the folder -> bytes."""
     found: dict[str, int] = {}
 
-    def note(path: Path) -> None:
+    def add(path: Path) -> None:
         if path.is_file():
             found[path.relative_to(folder).as_posix()] = path.stat().st_size
 
     errors_only = logging.getLogger(f"{__name__}.upload")
     errors_only.setLevel(logging.ERROR)
-    visit_package(folder, excludes, note, errors_only)
+    visit_package(folder, excludes, add, errors_only)
     return found
 
 
 @contextlib.contextmanager
 def _client(address: str) -> Iterator[JobSubmissionClient]:
-    """Ray's client for one address; what goes wrong with it, here or in the body, is said in a sentence."""
+    """Yields Ray's client for an address. Raises a JobError for its errors, here or in the body."""
     silence_job_client()
     _check_reachable(address)
     with environment_variables(_client_environment(address)):
         try:
             client = JobSubmissionClient(address)
         except AuthenticationError as error:
-            raise JobError(_refused(address)) from error
+            raise JobError(_token_message(address)) from error
         except (ConnectionError, requests.exceptions.RequestException, RuntimeError, ValueError) as error:
             scheme = ", or it is http://" if address.startswith("https") else ", or it is https://"
             raise JobError(
-                f"what answers at {address} is not the dashboard of a Ray cluster{scheme}: it is at "
-                f"http://HEAD:{DASHBOARD_PORT}, or where --dashboard-port of `ray start` says"
+                f"what answers at {address} is not the dashboard of a Ray cluster{scheme}: the dashboard is at "
+                f"http://HEAD:{DASHBOARD_PORT} unless `ray start` was given another --dashboard-port"
             ) from error
         try:
             yield client
         except (AuthenticationError, requests.exceptions.RequestException, RuntimeError) as error:
             hint = (
-                "; if this lasts, another Ray on the head's machine holds the port of its agent: start it with "
-                "--dashboard-agent-listen-port=0"
+                "; if this persists, another Ray on the head's machine uses the port of the dashboard agent: start the "
+                "head with --dashboard-agent-listen-port=0"
             )
-            what = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise JobError(
-                f"the cluster at {address} does not do as asked: {what}{hint if 'agent' in what else ''}"
+                f"the cluster at {address} refused the request, or the connection broke: {reason}"
+                f"{hint if 'agent' in reason else ''}"
             ) from error
 
 
 def _client_environment(address: str) -> dict[str, str | None]:
-    """Variables for Ray's client: none that names another cluster, no proxy for an address of this machine."""
-    values: dict[str, str | None] = dict.fromkeys(_OVERRULES)
+    """Returns changes of the environment for Ray's client: no other address, and no proxy for this machine."""
+    values: dict[str, str | None] = dict.fromkeys(_ADDRESS_VARIABLES)
     if is_loopback(address):
         for name in ("NO_PROXY", "no_proxy"):
             values[name] = ",".join(filter(None, [os.environ.get(name), urlsplit(address).hostname]))
@@ -178,36 +189,38 @@ def _client_environment(address: str) -> dict[str, str | None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would wait for minutes where nothing answers."""
+    """Raises a JobError if nothing answers at an address. Ray itself would wait for minutes."""
     parts = urlsplit(address)
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     try:
         socket.create_connection((parts.hostname, port), timeout=_CONNECT_S).close()
     except OSError as error:
         guess = (
-            "" if parts.port else f" The address has no port, which means {port}; the dashboard's is {DASHBOARD_PORT}."
+            ""
+            if parts.port
+            else f" The address has no port, which means {port}; the default port of the dashboard is {DASHBOARD_PORT}."
         )
         raise JobError(
-            f"nobody answers at {address} ({error}).{guess} Is the cluster up, and does its dashboard listen beyond its own "
-            "machine? If not, make a tunnel to it (`ssh -L`, `kubectl port-forward`, `ray dashboard`) and name its local end"
+            f"nothing answers at {address} ({error}).{guess} Check that the cluster is up. If its dashboard listens on "
+            "localhost only, open a tunnel (`ssh -L`, `kubectl port-forward`, `ray dashboard`) and give its local address"
         ) from error
 
 
-def _refused(address: str) -> str:
-    """What to do about a cluster that wants a token. Never says what the token is."""
+def _token_message(address: str) -> str:
+    """Returns the message for a cluster that requires a token. It never contains the token."""
     if os.environ.get("RAY_AUTH_MODE") != "token":
         return (
             f"the cluster at {address} wants a token and was sent none: set RAY_AUTH_MODE=token, and put the cluster's "
-            "token into ~/.ray/auth_token, or into a file that RAY_AUTH_TOKEN_PATH names"
+            "token into ~/.ray/auth_token or into the file that RAY_AUTH_TOKEN_PATH names"
         )
     return (
-        f"the cluster at {address} refuses the token, or was sent none: that of the cluster belongs into RAY_AUTH_TOKEN, "
-        "else into the file that RAY_AUTH_TOKEN_PATH names, else into ~/.ray/auth_token"
+        f"the cluster at {address} refuses the token, or was sent none. Ray reads the token from RAY_AUTH_TOKEN, else from "
+        "the file that RAY_AUTH_TOKEN_PATH names, else from ~/.ray/auth_token: put the token of this cluster there"
     )
 
 
-def _writer(client: JobSubmissionClient, folder: str) -> str | None:
-    """Id of a job that has not ended and writes a folder."""
+def _job_writing_to(client: JobSubmissionClient, folder: str) -> str | None:
+    """Returns the id of a job that has not ended and writes to a folder; None if there is none."""
     for job in client.list_jobs():
         if not job.status.is_terminal() and (job.metadata or {}).get("waver.folder") == folder:
             return job.submission_id or job.job_id
@@ -215,43 +228,47 @@ def _writer(client: JobSubmissionClient, folder: str) -> str | None:
 
 
 def _follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], object]) -> JobDetails:
-    shown, silent_since = 0, None
+    """Passes on the output of a job until it ends, reconnecting when the stream breaks; returns how the job ended."""
+    num_written, silent_since = 0, None
 
-    def show(text: str) -> None:
-        nonlocal shown
-        shown += len(text)
+    def write_counted(text: str) -> None:
+        nonlocal num_written
+        num_written += len(text)
         write(text)
 
     while True:
         try:
-            whole = asyncio.run(_show_logs(client, job_id, shown, show))
+            complete = asyncio.run(_stream_logs(client, job_id, num_written, write_counted))
             job = client.get_job_info(job_id)
             if job.status.is_terminal():
-                if not whole:
-                    show(client.get_job_logs(job_id)[shown:])
+                if not complete:
+                    write_counted(client.get_job_logs(job_id)[num_written:])
                 return job
             silent_since = None
-        except (OSError, RuntimeError) as error:  # those of requests are OSErrors
+        except (OSError, RuntimeError) as error:  # the exceptions of requests are OSErrors
             silent_since = silent_since or time.monotonic()
-            if time.monotonic() - silent_since > _LOST_S:
+            if time.monotonic() - silent_since > _SILENCE_LIMIT_S:
                 raise JobError(
-                    f"the dashboard at {client.get_address()} has not answered for {_LOST_S:g} s ({error}); job {job_id} "
-                    f"may go on without it: ray job status {job_id} --address {client.get_address()}"
+                    f"the dashboard at {client.get_address()} has not answered for {_SILENCE_LIMIT_S:g} s ({error}); job "
+                    f"{job_id} may still be running: ray job status {job_id} --address {client.get_address()}"
                 ) from error
         time.sleep(_POLL_S)
 
 
-async def _show_logs(client: JobSubmissionClient, job_id: str, skip: int, show: Callable[[str], None]) -> bool:
-    """Shows what a job prints, but for so many characters that were shown before; False where the line broke.
+async def _stream_logs(client: JobSubmissionClient, job_id: str, skip: int, write: Callable[[str], None]) -> bool:
+    """Streams the output of a job, from its beginning, and writes it without the first `skip` characters.
 
-    One that is silent for long counts as broken: of a machine that was lost nobody says so, and a new line will tell.
+    A stream that is silent for long counts as broken: if the machine at the other end is lost, only a new connection fails.
+
+    Returns:
+        True if the stream came to its end, False if it broke.
     """
     pieces = aiter(client.tail_job_logs(job_id))
     try:
         while True:
-            text = await asyncio.wait_for(anext(pieces), _LOST_S)
+            text = await asyncio.wait_for(anext(pieces), _SILENCE_LIMIT_S)
             if text[skip:]:
-                show(text[skip:])
+                write(text[skip:])
             skip = max(0, skip - len(text))
     except StopAsyncIteration:
         return True

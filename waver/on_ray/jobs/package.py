@@ -1,4 +1,4 @@
-"""What a folder weighs when Ray uploads it for a job, and what in it weighs most."""
+"""Checks the size of the folder that Ray uploads for a job, and finds what takes most of it."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -6,34 +6,37 @@ from pathlib import Path, PurePosixPath
 
 from waver.tools.errors import WaverError
 
-_SHOWN = 5
-_MOST = 0.9
+_NUM_LISTED = 5
+_DOMINANT_FRACTION = 0.9
+"""Fraction of a folder above which its largest entry is listed in place of the folder."""
 _MIB = 2**20
 
 
 class PackageError(WaverError):
-    """The folder cannot be uploaded as it is."""
+    """The folder is too large to be uploaded."""
 
 
 def package_size(files: Mapping[str, int]) -> int:
-    """Bytes of the archive that Ray makes of some files: it stores them as they are, without compressing.
+    """Returns the bytes of the zip archive in which Ray uploads files, without compression.
 
     Args:
         files: path within the folder -> bytes.
     """
-    # A local header of 30 bytes and an entry of 46 in the directory, each with the name; 22 bytes end the archive.
+    # Per file a local header (30 bytes) and a directory entry (46 bytes), each with the name; 22 bytes at the end.
     return 22 + sum(size + 76 + 2 * len(name.encode()) for name, size in files.items())
 
 
-def heaviest(files: Mapping[str, int], count: int = _SHOWN) -> list[tuple[str, int, int]]:
-    """The entries of a folder that weigh most, heaviest first: (path, bytes, number of files).
+def largest_entries(files: Mapping[str, int], count: int = _NUM_LISTED) -> list[tuple[str, int, int]]:
+    """Returns the largest entries of a folder, the largest first.
 
-    A folder is opened as long as one thing in it weighs nearly all of it, so that the path says what to leave out. Paths
-    of folders end in `/`.
+    If one entry takes most of a subfolder, it is listed in place of the subfolder, so that the path says what to exclude.
 
     Args:
         files: path within the folder -> bytes.
-        count: entries, at most.
+        count: maximum number of entries.
+
+    Returns:
+        (path, bytes, number of files) of each entry; paths of folders end in `/`.
     """
     below: dict[PurePosixPath, list[int]] = defaultdict(list)
     children: dict[PurePosixPath, set[PurePosixPath]] = defaultdict(set)
@@ -46,11 +49,11 @@ def heaviest(files: Mapping[str, int], count: int = _SHOWN) -> list[tuple[str, i
             path = path.parent
     found = []
     for path in children[PurePosixPath(".")]:
-        weight = sum(below[path])
-        while heavy := [child for child in children[path] if sum(below[child]) > _MOST * weight]:
-            path = heavy[0]
-            weight = sum(below[path])
-        found.append((f"{path}/" if children[path] else str(path), weight, len(below[path])))
+        size = sum(below[path])
+        while dominant := [child for child in children[path] if sum(below[child]) > _DOMINANT_FRACTION * size]:
+            path = dominant[0]
+            size = sum(below[path])
+        found.append((f"{path}/" if children[path] else str(path), size, len(below[path])))
     return sorted(found, key=lambda entry: (-entry[1], entry[0]))[:count]
 
 
@@ -59,25 +62,25 @@ def check_package(folder: Path, files: Mapping[str, int], limit: int) -> None:
 
     Args:
         folder: the folder.
-        files: those that would be uploaded: path within the folder -> bytes.
-        limit: bytes that Ray refuses, with all that is above.
+        files: files that would be uploaded: path within the folder -> bytes.
+        limit: smallest size in bytes that Ray refuses.
 
     Raises:
-        PackageError: naming what weighs most, and how to leave it out.
+        PackageError: if it is too large; the message lists the largest entries and says how to exclude them.
     """
     size = package_size(files)
     if size < limit:
         return
-    entries = heaviest(files)
+    entries = largest_entries(files)
     lines = [
-        f"  {weight / _MIB:8.1f} MiB  {path}" + (f"  ({number} files)" if path.endswith("/") else "")
-        for path, weight, number in entries
+        f"  {entry_size / _MIB:8.1f} MiB  {path}" + (f"  ({num_files} files)" if path.endswith("/") else "")
+        for path, entry_size, num_files in entries
     ]
     raise PackageError(
-        f"{folder} is too large for a job: {size / _MIB:.1f} MiB would be uploaded, Ray takes less than "
-        f"{limit / _MIB:g} MiB. Most of it:\n"
+        f"{folder} is too large for a job: {size / _MIB:.1f} MiB would be uploaded, and Ray accepts less than "
+        f"{limit / _MIB:g} MiB. The largest entries:\n"
         + "\n".join(lines)
-        # Without the slash in front, `data/` would leave out waver/data as well.
-        + f"\nLeave out what the job does not read, with --exclude '/{entries[0][0]}' or a line in .rayignore (written as "
-        "in .gitignore, which counts too); videos and stores belong into a folder that every node sees"
+        # Without the leading slash, `data/` would exclude waver/data as well.
+        + f"\nExclude what the job does not read, with --exclude '/{entries[0][0]}' or a line in .rayignore or .gitignore. "
+        "Put videos and stores into a folder that every node can read"
     )

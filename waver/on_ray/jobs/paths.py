@@ -1,4 +1,4 @@
-"""What in the arguments of a job names files and folders, and whether a job on another machine would find them."""
+"""Finds the paths in the arguments and settings of a job, and checks that the job would find them on another machine."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,15 +8,15 @@ from typing import Any
 from waver.config import ExperimentConfig, SweepConfig, as_written
 from waver.sweeps.space import base_overrides
 
-ON_RUNS = ("evaluate", "robustness")
-"""Stages that are given runs instead of a file of settings."""
-_PATHS = ("storage.path", "data.annotations", "data.videos", "model.weights", "knowledge.released")
-_WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
-_NETWORK = (
+RUN_STAGES = ("evaluate", "robustness")
+"""Stages whose argument is a run, not the YAML file of an experiment or sweep."""
+_PATH_KEYS = ("storage.path", "data.annotations", "data.videos", "model.weights", "knowledge.released")
+_WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+_NETWORK_FILE_SYSTEMS = (
     *("nfs", "cifs", "smb", "afs", "9p", "virtiofs", "fuse."),
     *("lustre", "gpfs", "beegfs", "ceph", "gluster", "pvfs"),
 )
-"""How the types of file systems begin that several machines may mount."""
+"""Prefixes of the types of file systems that several machines can mount."""
 
 
 def named_paths(
@@ -27,23 +27,35 @@ def named_paths(
     path: Path,
     overrides: Mapping[str, Any],
 ) -> Iterator[tuple[str, str, str]]:
-    """What names a file or folder outside the upload: (name, value as it is written, where it is written)."""
+    """Yields the paths that a stage reads or writes outside the uploaded folder.
+
+    Args:
+        stage: name of the stage.
+        parsed: parameters of the command: name -> value.
+        config: experiment, or base experiment of the sweep; None for a stage that is given a run.
+        sweep: sweep; None for other stages.
+        path: YAML file of the experiment; ignored for a sweep, whose base is read.
+        overrides: dotted key -> value, from --set and --workers.
+
+    Yields:
+        (name of the setting or option, value as written, where it is written, for an error message).
+    """
     if sweep:
         settings = as_written(sweep.base, base_overrides(sweep, overrides))
-        settings |= {f"space.{key}": parameter.values for key, parameter in sweep.space.items() if key in _PATHS}
+        settings |= {f"space.{key}": parameter.values for key, parameter in sweep.space.items() if key in _PATH_KEYS}
         path = sweep.base
     else:
         settings = as_written(path, overrides) if config else dict(overrides)
     if config and "storage.path" not in settings:
         yield "storage.path", "storage", " (the default)"
-    for name in _PATHS:
+    for name in _PATH_KEYS:
         for key in (name, f"space.{name}"):
             values = settings.get(key)
             origin = " (--set)" if name in overrides else f" (in {path.name})" if key == name else " (in the sweep)"
             for value in values if isinstance(values, list | tuple) else [values]:
-                if isinstance(value, str) and (name != "model.weights" or _is_file_of_weights(value)):
+                if isinstance(value, str) and (name != "model.weights" or _is_weights_file(value)):
                     yield key, value, origin
-    if stage in ON_RUNS:
+    if stage in RUN_STAGES:
         runs = parsed.get("runs") or [parsed["run_or_checkpoint"]]
         yield from (("run", str(run), "") for run in runs)
     for name in ("output", "export"):
@@ -51,51 +63,56 @@ def named_paths(
             yield f"--{name}", str(value[1] if name == "export" else value), ""
 
 
-def _is_file_of_weights(value: str) -> bool:
-    """Whether it names a file, not pretrained weights."""
-    return "/" in value or value.endswith(_WEIGHTS) or Path(value).is_file()
+def _is_weights_file(value: str) -> bool:
+    """Returns whether model.weights names a file, and not a pretrained tag."""
+    return "/" in value or value.endswith(_WEIGHTS_SUFFIXES) or Path(value).is_file()
 
 
-def only_here(name: str, value: str, working_dir: Path, here: bool) -> list[str]:
-    """Why a path means nothing, or something else, in a job; empty where nothing speaks against it.
+def path_problem(name: str, value: str, working_dir: Path, *, local: bool) -> str | None:
+    """Returns why a job would not find a path, and what to write instead; None if nothing speaks against the path.
 
     Args:
-        name: of the setting.
-        value: the path, as it is written.
-        working_dir: the folder that is uploaded.
-        here: whether the cluster may be on this machine, whose folders are then its own.
+        name: name of the setting or option.
+        value: the path as written.
+        working_dir: folder that is uploaded.
+        local: whether the cluster may be on this machine, and so have its folders.
     """
     if "://" in value:
-        return []
-    place = "write an absolute path that every node sees"
+        return None
+    remedy = "write an absolute path that every node sees"
     if name == "storage.path":
-        place = "--set storage.path=/a/folder/that/every/node/sees, or an object store"
+        remedy = "--set storage.path=/a/folder/that/every/node/sees, or an object store"
     path = Path(value)
     if value.startswith("~"):
-        return [f"is the home of whoever runs Ray there: {place}"]
+        return f"is the home of the user who runs Ray on the cluster: {remedy}"
     if not path.is_absolute():
         if name in ("storage.path", "--output", "--export"):
-            return [f"is relative, and a job's own folder is deleted when it ends: {place}"]
-        return [f"is relative, and a job runs in a copy of the folder, at another path each time: {place}"]
+            return f"is relative, and the folder in which a job runs is deleted when it ends: {remedy}"
+        return f"is relative, and a job runs in a copy of the folder, at another path each time: {remedy}"
     path = path.resolve()
     temporary = Path(tempfile.gettempdir()).resolve()
-    for parent, what in ((working_dir, "the folder that is uploaded"), (temporary, "temporary files of one machine")):
-        if path.is_relative_to(parent) and not here and not on_network(path):
-            return [f"is in {parent}, {what}: nodes have nothing there; {place}"]
-    return []
+    for parent, what in ((working_dir, "the uploaded folder"), (temporary, "a temporary folder of this machine")):
+        if path.is_relative_to(parent) and not local and not on_network(path):
+            return f"is in {parent}, {what}, which the nodes do not have: {remedy}"
+    return None
 
 
 def on_network(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
-    """Whether a path lies on a file system of the network, such as a home that all nodes mount."""
+    """Returns whether a path is on a network file system, such as a home folder that all nodes mount.
+
+    Args:
+        path: absolute path.
+        mounts: table of mounted file systems.
+    """
     try:
         lines = [line.split() for line in mounts.read_text().splitlines()]
     except OSError:
         return False
     holding = [(len(point), kind) for _, point, kind, *_ in lines if path.is_relative_to(point)]
-    return bool(holding) and max(holding)[1].startswith(_NETWORK)
+    return bool(holding) and max(holding)[1].startswith(_NETWORK_FILE_SYSTEMS)
 
 
-def patterns_below(paths: Sequence[Any], working_dir: Path) -> list[str]:
-    """Patterns for those of some paths that lie in the folder."""
+def exclude_patterns(paths: Sequence[Any], working_dir: Path) -> list[str]:
+    """Returns anchored .gitignore patterns for those of the paths that are inside the folder."""
     inside = [Path(path) for path in paths if Path(path).is_relative_to(working_dir)]
     return [f"/{path.relative_to(working_dir).as_posix()}" for path in inside if path != working_dir]

@@ -1,1 +1,1 @@
-"""The stages of an experiment on Ray, one file each."""
+"""The stages of an experiment on Ray: ingest, vocabulary, match, train, evaluate, robustness."""

@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint: in this process, or on the workers of a cluster."""
+"""Evaluates a checkpoint, in this process or on the workers of a Ray cluster."""
 
 import dataclasses
 import logging
@@ -39,7 +39,9 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Job:
+class _EvaluationJob:
+    """Arguments of `_evaluate_on_worker`, as they travel to a worker."""
+
     checkpoint: Path
     config: ExperimentConfig
     captions: ray.ObjectRef
@@ -59,23 +61,26 @@ def evaluate_here(
     split: str,
     options: EvaluationOptions = EvaluationOptions(),
 ) -> Evaluation:
-    """Exact metrics of a split, by this process, with a bar on a terminal.
+    """Computes the exact metrics of a split in this process, with a progress bar on a terminal.
 
     Args:
-        checkpoint: folder.
-        config: of the run.
-        captions: caption table.
-        store: clips.
-        knowledge: of the clips, where config.informed_at_inference.
+        checkpoint: checkpoint folder.
+        config: configuration of the checkpoint.
+        captions: caption table; only rows of the split are evaluated.
+        store: clip store.
+        knowledge: phrases of the clips, required if config.informed_at_inference.
         split: train, validation or test.
         options: what to compute beside the plain metrics.
+
+    Raises:
+        EvaluationError: if the split or its similarities cannot be evaluated, see `waver.evaluation.evaluate.evaluate`.
     """
     student = load_student(checkpoint, config).to(local_device(config))
     console = Console(stderr=True)
     with Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("embedding clips", total=None)
 
-        def show(done: int, total: int) -> None:
+        def update_bar(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
         return evaluate(
@@ -86,7 +91,7 @@ def evaluate_here(
             split=split,
             knowledge=knowledge,
             options=options,
-            on_progress=show,
+            on_progress=update_bar,
         )
 
 
@@ -100,8 +105,15 @@ def evaluate_on_workers(
     split: str,
     options: EvaluationOptions = EvaluationOptions(),
 ) -> Evaluation:
-    """The same metrics, by resources.workers of the connected cluster; they are the same for any number of them."""
-    job = _Job(
+    """Computes the metrics of `evaluate_here` on config.resources.workers of the connected Ray cluster.
+
+    They are the same for any number of workers.
+
+    Raises:
+        WorkerError: if the evaluation fails on the workers.
+        ClusterTooSmallError: if the cluster is too small for resources.workers.
+    """
+    job = _EvaluationJob(
         checkpoint.absolute(),
         config,
         ray.put(captions),
@@ -111,10 +123,10 @@ def evaluate_on_workers(
         options,
     )
     with signal_actor() as actor:
-        return run_on_workers(_evaluate_worker, job, config.resources, signals=actor)
+        return run_on_workers(_evaluate_on_worker, job, config.resources, signals=actor)
 
 
-def _evaluate_worker(job: _Job) -> Evaluation:
+def _evaluate_on_worker(job: _EvaluationJob) -> Evaluation:
     student = load_student(job.checkpoint, job.config).to(get_device())
     knowledge = Knowledge(job.knowledge) if job.knowledge else None
     evaluation = evaluate(
@@ -140,18 +152,23 @@ def run_evaluation(
 ) -> dict:
     """Evaluates a checkpoint, or the best one of a run; writes the result as JSON and returns it.
 
+    Writes `duplicates_<split>.json` as well, which lists the duplicate captions and videos of the split.
+
     Args:
-        path: of the checkpoint or the run.
-        config: that of the checkpoint, perhaps with other places and resources.
+        path: folder of a checkpoint or a run.
+        config: configuration of the checkpoint; paths and resources may differ.
         split: train, validation or test.
-        output: JSON file; by default `evaluation_<split>.json` in the folder of the run, with the checkpoint's name in it
-            where one was named. What stands twice in the split is listed beside it, in `duplicates_<split>.json`.
-        trec: folder that receives the rankings in TREC's format, see `waver.evaluation.trec`; None for none.
-        trec_depth: answers of each query in them.
+        output: JSON file; by default `evaluation_<split>.json` in the run folder for the best checkpoint of a run, or
+            `evaluation_<split>_<checkpoint>.json` there for a checkpoint.
+        trec: folder for the rankings in TREC format, see `waver.evaluation.trec`; None to write none.
+        trec_depth: number of answers per query in those rankings, at most.
+
+    Raises:
+        WaverError: if an input is missing or does not fit the checkpoint, or the evaluation fails.
     """
     checkpoint, captions = find_checkpoint(path), load_captions(config)
     queries = build_gallery(captions, split)
-    duplicates, excused = _audit(config, captions, queries, split)
+    duplicates, excused = _find_duplicates(config, captions, queries, split)
     top_k = min(trec_depth, len(queries.clip_ids)) if trec else 0
     options = EvaluationOptions(top_k=top_k, excused=excused, rescore=True)
     evaluation, knowledge = evaluate_checkpoint(checkpoint, config, captions, split=split, options=options)
@@ -168,7 +185,7 @@ def run_evaluation(
             v2t=evaluation.ranks.top_groups,
             tag=config.name,
         )
-        logger.info(f"rankings, {top_k} deep, are in {trec}")
+        logger.info(f"rankings (the first {top_k} answers of each query) are in {trec}")
     if result["leaky"]:
         logger.info(LEAKY)
     result["duplicates"] = duplicates.counts
@@ -178,12 +195,12 @@ def run_evaluation(
     return result
 
 
-def _audit(
+def _find_duplicates(
     config: ExperimentConfig, captions: pa.Table, queries: Gallery, split: str
 ) -> tuple[Duplicates, Int[Tensor, "pairs 2"] | None]:
-    """What stands twice in a split, and which answers to its queries are therefore not wrong; None where all others are."""
-    own = captions.filter(pc.equal(captions["split"], split))
-    equivalent = equivalent_clips(own, open_store(config, captions))
+    """Finds the duplicates of a split, and the (text, clip) pairs that they excuse, see `EvaluationOptions.excused`."""
+    split_captions = captions.filter(pc.equal(captions["split"], split))
+    equivalent = equivalent_clips(split_captions, open_store(config, captions))
     texts, clips = excused_pairs(queries.texts, queries.clip_of_text.numpy(), queries.clip_ids, equivalent)
     excused = torch.from_numpy(np.stack([texts, clips], axis=1)) if len(texts) else None
     return find_duplicates(captions, split, equivalent), excused
@@ -198,18 +215,21 @@ def evaluate_checkpoint(
     queries: pa.Table | None = None,
     options: EvaluationOptions = EvaluationOptions(),
 ) -> tuple[Evaluation, Knowledge | None]:
-    """Evaluates a checkpoint, in this process or on workers.
+    """Evaluates a checkpoint: on a Ray cluster if RAY_ADDRESS names one or resources.workers > 1, else in this process.
 
     Args:
-        checkpoint: folder.
-        config: that of the checkpoint, perhaps with other places and resources.
-        captions: the data set's.
+        checkpoint: checkpoint folder.
+        config: configuration of the checkpoint; paths and resources may differ.
+        captions: caption table of the data set.
         split: train, validation or test.
-        queries: asked in place of the split's captions, of the same clips; a caption table too.
+        queries: caption table to use instead, with other captions of the same clips; None for the captions of the split.
         options: what to compute beside the plain metrics.
 
     Returns:
-        The figures, and the knowledge that informed the videos; None for none.
+        The evaluation, and the knowledge that the video embeddings used; None if they used none.
+
+    Raises:
+        WaverError: if an input is missing or does not fit the checkpoint, or the evaluation fails.
     """
     store = open_store(config, captions)
     knowledge = None
@@ -217,9 +237,9 @@ def evaluate_checkpoint(
         knowledge = open_knowledge(config, captions, store, (split,))
         knowledge.check_same_dictionary(checkpoint, learned_from(checkpoint))
     logger.info(f"evaluating {display_path(checkpoint)} on the {split} split")
-    asked = captions if queries is None else queries
+    table = captions if queries is None else queries
     if config.resources.max_workers == 1 and not cluster_address():
-        return evaluate_here(checkpoint, config, asked, store, knowledge, split=split, options=options), knowledge
+        return evaluate_here(checkpoint, config, table, store, knowledge, split=split, options=options), knowledge
     with connect(num_cpus=local_cpus(config)) as where:
         logger.info(where)
-        return evaluate_on_workers(checkpoint, config, asked, store, knowledge, split=split, options=options), knowledge
+        return evaluate_on_workers(checkpoint, config, table, store, knowledge, split=split, options=options), knowledge

@@ -1,7 +1,7 @@
-"""Videos -> clip store, through Ray Data.
+"""Decodes videos into a clip store with Ray Data.
 
-Each actor holds a decoder, takes the clips of a block and writes the block to the store by itself; only its ledger
-travels back. So neither the object store nor this process ever holds a frame, and memory does not grow with the data.
+Each actor has a decoder, decodes the clips of a block and writes the block to the store; only the ledger of the block is
+sent back. No frame passes through the object store or this process, so memory does not grow with the data set.
 """
 
 import logging
@@ -34,36 +34,36 @@ logger = logging.getLogger(__name__)
 
 
 class IngestError(WaverError):
-    """Too many clips failed, or clips cannot be decoded or written at all; what was decoded is kept."""
+    """Too many clips failed, or the store cannot be written; clips that were decoded are kept."""
 
 
 class IngestInterrupted(KeyboardInterrupt):
-    """The user stopped it; the message says what is kept and how to go on."""
+    """The user stopped an ingest; the message says what is kept and how to continue."""
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What is known of the clips that were asked for, and what this run did."""
+    """Outcome of an ingest, over all clips of the captions."""
 
     counts: dict[str, int]
-    """Clips by status, commonest first."""
+    """Status -> number of clips, the most frequent first."""
     reasons: dict[str, int]
-    """Failed clips by `status: reason`, commonest first."""
+    """`status: error` -> number of failed clips, the most frequent first."""
     num_decoded: int
-    """Clips tried by this run."""
+    """Clips that this run decoded or tried to decode."""
     num_skipped: int
-    """Clips that needed nothing, from runs before."""
+    """Clips that earlier runs had finished."""
     seconds: float
-    """Taken by this run."""
+    """Duration of this run."""
 
     @property
     def failed_fraction(self) -> float:
-        """Share of the clips that have no frames."""
+        """Fraction of the clips that have no frames."""
         return 1 - self.counts.get("ok", 0) / sum(self.counts.values())
 
     @property
     def clips_per_s(self) -> float:
-        """Speed of this run, its start included."""
+        """Clips per second of this run, including its start."""
         return self.num_decoded / self.seconds
 
 
@@ -76,24 +76,25 @@ def ingest(
     wait_s: float = 0.0,
     progress: bool = True,
 ) -> IngestReport:
-    """Decodes every clip of the captions that the store does not have yet.
+    """Decodes every clip of the captions that is not in the store yet.
 
-    A clip that is in the store is not decoded again. One that failed is tried again if its file is another than then (a
-    missing one has come, a corrupt one was replaced), or if time ran out or its decoder was killed.
+    A clip that failed is tried again if its file has changed since (a missing file was added, a corrupt one replaced), or
+    if it failed by a timeout or because its decoder was killed.
 
     Args:
-        captions: of `CAPTIONS_SCHEMA`; a clip counts once, however many captions it has.
-        store: its folder; made where it is not there.
-        settings: of the store.
-        section: `ingest` of the configuration: decoders, their nodes, time limit, and how many clips may fail.
-        wait_s: how long to wait for a node that may decode.
-        progress: whether to show progress, on standard error.
+        captions: caption table (CAPTIONS_SCHEMA).
+        store: folder of the clip store; created if it does not exist.
+        settings: settings of the store.
+        section: section `ingest` of the configuration: number of decoders, labels of their nodes, time limit per clip, and
+            the fraction of clips that may fail.
+        wait_s: seconds to wait for a node with these labels.
+        progress: whether to show progress on standard error.
 
     Raises:
-        IngestError: if more clips failed than that, after everything was written; or if the store cannot be written.
+        IngestError: if more clips failed than allowed, after all were tried; or if the store cannot be written.
         IngestInterrupted: on Ctrl-C.
         StoreError: if the store has other settings.
-        ClusterTooSmallError: if no such node has a CPU.
+        ClusterTooSmallError: if no node with these labels has a CPU.
     """
     started = time.monotonic()
     clips = _unique_clips(captions)
@@ -103,48 +104,48 @@ def ingest(
         todo = _unfinished(clips, store)
         if len(todo):
             write_manifest(store, settings, complete=False)
-            with connect(), closing(_decode(todo, store, settings, section, wait_s=wait_s)) as ledgers:
-                _exhaust(ledgers, len(todo), progress)
+            with connect(), closing(_decode_clips(todo, store, settings, section, wait_s=wait_s)) as ledgers:
+                _show_progress(ledgers, len(todo), progress)
         write_manifest(store, settings, complete=True)
     except KeyboardInterrupt:
         num_left = len(_unfinished(clips, store))
         raise IngestInterrupted(
             f"stopped. {len(clips) - num_left} of {len(clips)} clips are done and kept in {display_path(store)}; "
-            "run the same command again to decode the others"
+            "run the same command again to decode the rest"
         ) from None
     except (BlockError, OSError, RayError) as error:
         raise IngestError(
-            f"the clips could not be decoded into {display_path(store)}: {error}. What was decoded before is kept; "
-            "run the same command again when this is mended"
+            f"the clips could not be decoded into {display_path(store)}: {error}. Clips that were decoded are kept; "
+            "resolve this, then run the same command again"
         ) from error
     report = _report(clips, store, len(todo), time.monotonic() - started)
     if report.failed_fraction > section.max_failed_fraction:
         raise IngestError(
             f"{sum(report.reasons.values())} of {len(clips)} clips could not be decoded, more than "
             f"ingest.max_failed_fraction = {section.max_failed_fraction:g} allows:\n{describe_failures(report)}\n"
-            f"Each of them is listed in {display_path(store / 'ledger')}. Replace the files and run the same "
-            f"command again, or "
-            "allow more failures: they count as misses in evaluation"
+            f"Each is listed in {display_path(store / 'ledger')}. Replace the files and run the same command again, or "
+            "allow more failures: evaluation counts them as misses"
         )
     return report
 
 
-def describe_failures(report: IngestReport, most: int = 5) -> str:
-    """The commonest reasons, a line each."""
-    lines = [f"  {count} x {reason}" for reason, count in list(report.reasons.items())[:most]]
-    if len(report.reasons) > most:
-        lines.append(f"  and {len(report.reasons) - most} other reasons")
+def describe_failures(report: IngestReport, max_lines: int = 5) -> str:
+    """Returns the most frequent reasons for failure, one per line."""
+    lines = [f"  {count} x {reason}" for reason, count in list(report.reasons.items())[:max_lines]]
+    if len(report.reasons) > max_lines:
+        lines.append(f"  and {len(report.reasons) - max_lines} other reasons")
     return "\n".join(lines)
 
 
 def _unique_clips(captions: pa.Table) -> pa.Table:
-    """clip_id, path, start_s, end_s; a row a clip, in the order of the captions."""
+    """Returns one row per clip (clip_id, path, start_s, end_s), in the order of the captions."""
     clips = captions.select(["clip_id", "path", "start_s", "end_s"])
     _, first = np.unique(clips["clip_id"].to_numpy(), return_index=True)
     return clips.take(np.sort(first))
 
 
 def _unfinished(clips: pa.Table, store: Path) -> pa.Table:
+    """Selects the clips that have no final outcome in the ledger."""
     known = {row["clip_id"]: row for row in read_ledger(store).drop_columns("row").to_pylist()}
     wanted = zip(clips["clip_id"].to_pylist(), clips["path"].to_pylist(), strict=True)
     unfinished = [clip_id not in known or _try_again(known[clip_id], path, store) for clip_id, path in wanted]
@@ -166,7 +167,7 @@ def _try_again(known: dict, path: str, store: Path) -> bool:
 
 
 class _BlockWriter:
-    """What an actor does: decodes the clips of a block and writes them to the store."""
+    """Decodes the clips of a block and writes them to the store; returns the ledger of the block."""
 
     def __init__(self, store: Path, settings: StoreSettings, timeout_s: float):
         self._store, self._settings = store, settings
@@ -191,7 +192,7 @@ class _BlockWriter:
         return Decoded(clip["clip_id"], clip["path"], time.perf_counter() - started, outcome)
 
 
-def _decode(
+def _decode_clips(
     clips: pa.Table,
     store: Path,
     settings: StoreSettings,
@@ -199,7 +200,7 @@ def _decode(
     *,
     wait_s: float,
 ) -> Iterator[pa.Table]:
-    """Yields the ledger of each block as soon as it is written."""
+    """Decodes clips on the connected Ray cluster; yields the ledger of each block as soon as the block is written."""
     decoder = WorkerResources(1.0, labels=section.node_labels)
     decoders = section.decoders or count_cpus(section.node_labels, wait_s=wait_s)
     pool = ActorPool(
@@ -207,7 +208,7 @@ def _decode(
         section.decoders or len(clips),  # nodes that join later decode as well
         decoder,
         wait_s=wait_s,
-        # A block in which every clip hangs takes so long, and Ray Data must not take it for dead.
+        # If every clip of a block hangs, the block takes this long, and Ray Data must not give it up.
         patience_s=section.clips_per_block * section.timeout_s,
     )
     # The last blocks should keep all decoders busy.
@@ -216,7 +217,8 @@ def _decode(
     return map_blocks(_BlockWriter, (store, settings, section.timeout_s), blocks, pool)
 
 
-def _exhaust(ledgers: Iterator[pa.Table], num_clips: int, progress: bool) -> None:
+def _show_progress(ledgers: Iterator[pa.Table], num_clips: int, progress: bool) -> None:
+    """Consumes the ledgers of all blocks, and shows how many clips are done and how many failed."""
     failed = 0
 
     def note(ledger: pa.Table) -> str:
@@ -231,9 +233,9 @@ def _exhaust(ledgers: Iterator[pa.Table], num_clips: int, progress: bool) -> Non
 
 
 def _report(clips: pa.Table, store: Path, num_decoded: int, seconds: float) -> IngestReport:
-    asked = set(clips["clip_id"].to_pylist())
-    ledger = [row for row in read_ledger(store).to_pylist() if row["clip_id"] in asked]
-    assert len(ledger) == len(asked), "every clip that was asked for has its row"
+    requested = set(clips["clip_id"].to_pylist())
+    ledger = [row for row in read_ledger(store).to_pylist() if row["clip_id"] in requested]
+    assert len(ledger) == len(requested), "the ledger has one row per requested clip"
     return IngestReport(
         counts=dict(Counter(row["status"] for row in ledger).most_common()),
         reasons=dict(
@@ -246,7 +248,12 @@ def _report(clips: pa.Table, store: Path, num_decoded: int, seconds: float) -> I
 
 
 def run_ingest(config: ExperimentConfig, *, progress: bool = True) -> IngestReport:
-    """Decodes the videos of an experiment into its clip store."""
+    """Decodes the clips of an experiment into its clip store; see `ingest` for the errors.
+
+    Args:
+        config: configuration of the experiment.
+        progress: whether to show progress on standard error.
+    """
     captions = load_captions(config)
     logger.info(f"decoding the clips of {len(captions)} captions into {display_path(config.clip_store)}")
     return ingest(

@@ -1,8 +1,8 @@
-"""Clips x phrases: which phrases of the dictionary describe each clip, by the frozen teacher, through Ray Data.
+"""Finds the phrases of the dictionary that describe each clip, with the frozen teacher, on Ray Data.
 
-Actors hold one teacher each. First they embed the phrases of the dictionary, a part at a time; then they match clips from
-their frames alone. Each writes what it finds by itself, so a run that was stopped goes on where it was, and a clip gets the
-same phrases whoever matches it.
+Each actor has a teacher. The actors first embed the phrases of the dictionary in parts, then match clips by their frames
+alone. Each writes its results itself, so that a run that was stopped resumes. The phrases of a clip do not depend on the
+number of actors.
 """
 
 import logging
@@ -52,26 +52,25 @@ def match(
     released: pa.Table | None = None,
     progress: bool = True,
 ) -> Knowledge:
-    """Matches clips with phrases on the connected Ray cluster, those that are not matched yet.
+    """Matches the clips that are not matched yet with phrases, on the connected Ray cluster.
 
     Args:
-        config: of the experiment.
+        config: configuration of the experiment.
         clip_ids: clips that have frames.
-        store: their frames.
+        store: clip store with these frames.
         dictionary: the phrases.
-        released: matches that are known already (MATCHES_SCHEMA); then only the phrases are embedded, and clips without
-            matches stay without.
-        progress: whether to show it, on standard error.
+        released: imported matches (MATCHES_SCHEMA). Then only phrases are embedded, and other clips are not matched.
+        progress: whether to show progress on standard error.
 
     Raises:
-        KnowledgeError: where the folder holds what was made from something else.
-        ClusterTooSmallError: for resources.workers, the fewest of them.
+        KnowledgeError: if the knowledge folder was made from another dictionary or teacher.
+        ClusterTooSmallError: if the cluster is too small for the minimum of resources.workers.
     """
     folder = config.knowledge_store
     num_matches = min(config.knowledge.num_matches, len(dictionary.phrases))
-    teacher = build_teacher(config).digest()  # the actors have their own
+    teacher_digest = build_teacher(config).digest()
     source = "matched" if released is None else "released"
-    knowledge = create_knowledge(folder, dictionary, source=source, teacher=teacher, num_matches=num_matches)
+    knowledge = create_knowledge(folder, dictionary, source=source, teacher=teacher_digest, num_matches=num_matches)
     resources = config.resources
     share = WorkerResources(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
     require_capacity(resources.min_workers, share, wait_s=resources.wait_s)
@@ -85,13 +84,13 @@ def match(
             ):
                 pass
     if released is not None:
-        unknown = pa.array(knowledge.unmatched_clips(released["clip_id"].to_pylist()), pa.string())
-        write_matches(folder, released.filter(pc.is_in(released["clip_id"], value_set=unknown)))
-        logger.info(f"{len(released)} clips come with their phrases")
+        unmatched = pa.array(knowledge.unmatched_clips(released["clip_id"].to_pylist()), pa.string())
+        write_matches(folder, released.filter(pc.is_in(released["clip_id"], value_set=unmatched)))
+        logger.info(f"the phrases of {len(released)} clips are imported")
         return mark_complete(folder)
     todo = knowledge.unmatched_clips(clip_ids)
     logger.info(
-        f"{len(clip_ids) - len(todo)} of {len(clip_ids)} clips are matched with {knowledge.num_phrases} phrases"
+        f"{len(clip_ids) - len(todo)} of {len(clip_ids)} clips are already matched with {knowledge.num_phrases} phrases"
     )
     if todo:
         blocks = [
@@ -106,13 +105,13 @@ def match(
 
 
 def build_teacher(config: ExperimentConfig) -> Teacher:
-    """The frozen teacher of an experiment: its backbone with the pre-trained weights, on a GPU where there is one."""
+    """Builds the frozen teacher: the backbone with its pre-trained weights, on a GPU if this process sees one."""
     backbone = load_backbone(config.model.backbone, config.model.weights, image_size=config.video.size)
     return Teacher(backbone.to(local_device(config)), config.knowledge.prompt)
 
 
 class _Embedder:
-    """Embeds the phrases of a part of the dictionary, and writes them; returns how many."""
+    """Embeds the phrases of a part of the dictionary and writes the embeddings; returns the number of phrases."""
 
     def __init__(self, config: ExperimentConfig, folder: Path):
         self._folder, self._teacher, self._phrases = folder, build_teacher(config), Knowledge(folder).phrases
@@ -120,7 +119,7 @@ class _Embedder:
     def __call__(self, part: pa.Table) -> int:
         first = part["first"][0].as_py()
         phrases = self._phrases[first : first + _PHRASES_PER_PART]
-        # In small batches of about equal length: padding is work, and the order of the dictionary says nothing of lengths.
+        # In small batches of phrases of similar length, which need less padding.
         order = np.argsort([len(phrase) for phrase in phrases], kind="stable")
         embeddings = None
         for rows in np.array_split(order, -(-len(order) // 64)):
@@ -133,19 +132,19 @@ class _Embedder:
 
 
 class _Matcher:
-    """Finds the best phrases of the clips of a block, and writes them; returns how many clips."""
+    """Finds the best phrases of the clips of a block and writes them; returns the number of clips."""
 
     def __init__(self, config: ExperimentConfig, folder: Path, store: Path, num_matches: int):
         self._folder, self._num_matches, self._store = folder, num_matches, ClipStore(store)
         self._teacher = build_teacher(config)
         phrases = Knowledge(folder).phrase_embeddings()
-        # In place: the table is the largest thing in memory.
+        # In place, because the table is the largest object in memory.
         self._phrases = F.normalize(phrases, dim=-1, out=phrases).to(self._teacher.device)
 
     def __call__(self, block: pa.Table) -> int:
         rows = []
         for clip_id in block["clip_id"].to_pylist():
-            # One clip at a time: in company its last bits could be others, and ties would fall otherwise.
+            # One clip at a time: in a batch, the last bits of its embedding could differ, and with them the order of ties.
             frames, num_frames = self._store.read([clip_id])
             clip = self._teacher.embed_clip(torch.from_numpy(frames[0, : num_frames[0]]).permute(0, 3, 1, 2))
             ids, scores = best_phrases(clip, self._phrases, self._num_matches)
@@ -157,22 +156,32 @@ class _Matcher:
 def run_match(config: ExperimentConfig, *, progress: bool = True) -> Knowledge:
     """Matches the clips of an experiment with the phrases of its dictionary, or imports released matches.
 
+    Args:
+        config: configuration of the experiment.
+        progress: whether to show progress on standard error.
+
     Raises:
-        KnowledgeError: where something is missing that must be made first, or was made from something else.
-        AnnotationError: for released files that do not fit.
+        StoreError: if the clip store is missing or incomplete, or has other settings.
+        KnowledgeError: if the dictionary is missing or was built from other captions, the knowledge folder was made from
+            another dictionary or teacher, or the teacher would have random weights.
+        AnnotationError: if released files do not fit the data set.
+        ClusterTooSmallError: if the cluster is too small for the minimum of resources.workers.
     """
     captions = load_captions(config)
     store = open_store(config, captions)
-    asked = set(captions["clip_id"].to_pylist())
-    clip_ids = [clip_id for clip_id in store.ok_clip_ids() if clip_id in asked]
+    data_set = set(captions["clip_id"].to_pylist())
+    clip_ids = [clip_id for clip_id in store.ok_clip_ids() if clip_id in data_set]
     if config.model.weights is None:
         raise KnowledgeError(
-            "model.weights = null makes a teacher with random weights, who knows nothing: name a file or a pretrained tag"
+            "model.weights = null gives the teacher random weights, with which matches are meaningless: set it to a file or "
+            "a pretrained tag"
         )
     with connect(num_cpus=local_cpus(config)) as where:
         logger.info(where)
         if config.knowledge.released:
-            dictionary, matches = read_released(config.knowledge.released, sorted(asked), config.knowledge.num_matches)
+            dictionary, matches = read_released(
+                config.knowledge.released, sorted(data_set), config.knowledge.num_matches
+            )
         else:
             dictionary, matches = open_dictionary(config, captions), None
         return match(config, clip_ids, store, dictionary, released=matches, progress=progress)

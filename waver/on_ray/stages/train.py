@@ -1,11 +1,12 @@
-"""Training with Ray Train: DDP workers fed by Ray Data, checkpoints, resuming."""
+"""Trains an experiment with Ray Train: DDP workers fed by Ray Data, with checkpoints from which a run resumes."""
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.train
@@ -21,7 +22,7 @@ from waver.on_ray.cluster.capacity import CPUS_PER_LOADER, local_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.cluster.signals import Terminated, signal_actor, stop_on_sigterm
 from waver.on_ray.cluster.workers import run_on_workers
-from waver.on_ray.stages.train_worker import Job, _train_worker
+from waver.on_ray.stages.train_worker import TrainingJob, train_on_ray_worker
 from waver.runs.checkpoint import learned_from
 from waver.runs.folder import best_checkpoint, describe_checkpoint, finished, newest_checkpoint, open_run
 from waver.runs.inputs import LEAKY, load_captions, open_store, training_knowledge
@@ -35,6 +36,16 @@ from waver.training.plan import check_split, describe_data, plan_epoch, training
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _RunPlan:
+    rows: np.ndarray
+    """Rows of the caption table that are trained on."""
+    steps_per_epoch: int
+    num_steps: int
+    data: dict[str, Any]
+    """Counts and hash of the training captions, see `describe_data`."""
+
+
 def train(
     config: ExperimentConfig,
     captions: pa.Table,
@@ -44,100 +55,124 @@ def train(
     folder: Path | None = None,
     group: str = "",
     callbacks: Sequence[UserCallback] = (),
-    here: Callable[[Job], dict] | None = None,
+    local_worker: Callable[[TrainingJob], dict] | None = None,
 ) -> dict:
-    """Trains an experiment, or continues it where its last checkpoint was, on the connected Ray cluster.
+    """Trains an experiment on the connected Ray cluster, or resumes it from its newest checkpoint.
 
     Args:
-        config: of the experiment.
+        config: configuration of the experiment.
         captions: its caption table.
-        store: its clips.
-        knowledge: of the clips, where config.uses_knowledge.
-        folder: of the run; by default that of the configuration.
-        group: runs of one group differ in their seed alone, and are one line in TensorBoard's HParams.
-        callbacks: of Ray Train, told of each report.
-        here: trains in this process, in place of workers that are started for it.
+        store: its clip store.
+        knowledge: phrases of the clips, required if config.uses_knowledge.
+        folder: run folder; by default config.run_folder.
+        group: name shared by runs that differ only in their seed: one group in TensorBoard's HParams. Empty for none.
+        callbacks: callbacks of Ray Train, called at each report.
+        local_worker: trains in this process, instead of workers started by Ray Train.
 
     Returns:
-        What the run came to, as in its result.json.
+        The result of the run, as written to result.json.
 
     Raises:
-        WorkerError: the run cannot go on; its last checkpoint is kept.
-        Terminated: this process got SIGTERM; the run has written a checkpoint and goes on with the same command.
+        WorkerError: if training fails for good; the newest checkpoint is kept.
+        Terminated: if this process gets SIGTERM; a checkpoint was written, from which the same command resumes.
         WaverError: if the experiment cannot be trained as configured.
     """
     folder = folder or config.run_folder
-    for split in ("train", "validation"):  # rather now than after the first epoch
-        check_split(captions, store, split)
-    rows = training_rows(captions, store)
-    steps_per_epoch = len(plan_epoch(config, captions, rows, epoch=0))
-    data = describe_data(captions.take(rows))
-    open_run(folder, config, data)
+    plan = _plan_run(config, captions, store)
+    open_run(folder, config, plan.data)
     if result := finished(folder):
         logger.info(
             f"{display_path(folder)} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name"
         )
         return result
-    if not here:
-        build_student(config)  # what cannot be built is said here, not by the workers
+    if not local_worker:
+        build_student(config)  # report a model that cannot be built here, not from the workers
     newest = newest_checkpoint(folder)
     if newest and knowledge:
         knowledge.check_same_dictionary(newest, learned_from(newest))
-    what = f"continuing {config.name} after {describe_checkpoint(newest)}" if newest else f"training {config.name}"
-    logger.info(
-        f"{what}: {config.train.epochs} epochs of {steps_per_epoch} steps, {_describe_workers(config)}; "
-        f"everything goes to {display_path(folder)}"
-    )
-    job = Job(config, ray.put(captions), rows, store.path, knowledge.path if knowledge else None, folder, group)
-    if here:
-        outcome = here(job)
-    else:
-        num_steps = config.train.epochs * steps_per_epoch
-        with follow_run(folder, num_steps=num_steps), signal_actor() as actor, stop_on_sigterm(actor):
-            outcome = run_on_workers(
-                _train_worker,
-                replace(job, signals=actor),
-                config.resources,
-                signals=actor,
-                rescales=True,
-                extra_cpus=config.resources.loaders_per_worker * CPUS_PER_LOADER,
-                callbacks=callbacks,
-            )
+    logger.info(_start_text(config, folder, plan, newest))
+    knowledge_path = knowledge.path if knowledge else None
+    job = TrainingJob(config, ray.put(captions), plan.rows, store.path, knowledge_path, folder, group)
+    outcome = local_worker(job) if local_worker else _train_on_workers(job, plan.num_steps, callbacks)
     if "stopped_at" in outcome:
         raise Terminated(
             f"stopped on request after step {outcome['stopped_at']}; a checkpoint is in {display_path(folder)}. "
-            f"Run the same "
-            "command again to go on from there"
+            "Run the same command again to resume from it"
         )
+    result = _run_result(config, captions, store, knowledge, folder, plan) | outcome
+    write_json(folder / "result.json", result)
+    return result
+
+
+def _plan_run(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> _RunPlan:
+    """Checks the splits and plans the steps of a run.
+
+    Raises:
+        SplitError: if train or validation cannot be used.
+        BatchSizeError: if the global batch is larger than the number of training clips.
+    """
+    for split in ("train", "validation"):  # a missing validation split must not first show after an epoch
+        check_split(captions, store, split)
+    rows = training_rows(captions, store)
+    steps_per_epoch = len(plan_epoch(config, captions, rows, epoch=0))
+    return _RunPlan(rows, steps_per_epoch, config.train.epochs * steps_per_epoch, describe_data(captions.take(rows)))
+
+
+def _start_text(config: ExperimentConfig, folder: Path, plan: _RunPlan, newest: Path | None) -> str:
+    what = f"continuing {config.name} after {describe_checkpoint(newest)}" if newest else f"training {config.name}"
+    least, most = config.resources.min_workers, config.resources.max_workers
+    workers = f"{least} workers" if least == most else f"{least} to {most} workers"
+    return (
+        f"{what}: {config.train.epochs} epochs of {plan.steps_per_epoch} steps, {workers}; the run folder is "
+        f"{display_path(folder)}"
+    )
+
+
+def _train_on_workers(job: TrainingJob, num_steps: int, callbacks: Sequence[UserCallback]) -> dict:
+    """Trains on Ray Train workers, which SIGTERM asks to stop; returns the outcome of `train_job`."""
+    resources = job.config.resources
+    with follow_run(job.run_folder, num_steps=num_steps), signal_actor() as actor, stop_on_sigterm(actor):
+        return run_on_workers(
+            train_on_ray_worker,
+            replace(job, signals=actor),
+            resources,
+            signals=actor,
+            rescales=True,
+            extra_cpus=resources.loaders_per_worker * CPUS_PER_LOADER,
+            callbacks=callbacks,
+        )
+
+
+def _run_result(
+    config: ExperimentConfig,
+    captions: pa.Table,
+    store: ClipStore,
+    knowledge: Knowledge | None,
+    folder: Path,
+    plan: _RunPlan,
+) -> dict[str, Any]:
+    """Returns the content of result.json, without what the workers measured."""
     checkpoint, metrics = best_checkpoint(folder)
     leaky = bool(knowledge and knowledge.leaky)
-    result = {
-        "protocol": _protocol_of_validation(config, captions, store, leaky=leaky).as_json(),
+    return {
+        "protocol": _validation_protocol(config, captions, store, leaky=leaky).as_json(),
         "epochs": config.train.epochs,
-        "steps": config.train.epochs * steps_per_epoch,
+        "steps": plan.num_steps,
         "best_checkpoint": checkpoint.name,
         "validation": metrics,
         "validation_split": validation_source(captions),
-        "data": data,
+        "data": plan.data,
         "knowledge": {
             "at_inference": config.informed_at_inference,
             "learned_from": knowledge.summary() if knowledge else None,
         },
         "leaky": leaky,
         "config": config.digest(),
-        **outcome,
     }
-    write_json(folder / "result.json", result)
-    return result
 
 
-def _describe_workers(config: ExperimentConfig) -> str:
-    least, most = config.resources.min_workers, config.resources.max_workers
-    return f"{least} workers" if least == most else f"{least} to {most} workers"
-
-
-def _protocol_of_validation(config: ExperimentConfig, captions: pa.Table, store: ClipStore, *, leaky: bool) -> Protocol:
-    """Of the figures by which the best checkpoint was found."""
+def _validation_protocol(config: ExperimentConfig, captions: pa.Table, store: ClipStore, *, leaky: bool) -> Protocol:
+    """Identifies the protocol of the validation metrics by which the best checkpoint was chosen."""
     validation = build_gallery(captions, "validation")
     return protocol_of_table(
         config,
@@ -150,12 +185,17 @@ def _protocol_of_validation(config: ExperimentConfig, captions: pa.Table, store:
     )
 
 
-def run_training(config: ExperimentConfig, **how: Any) -> dict:
-    """Trains an experiment whose videos are ingested, or continues it. Returns what stands in its result.json.
+def run_training(config: ExperimentConfig, **options: Any) -> dict:
+    """Trains an experiment whose videos are ingested, or resumes it; returns the result, as written to result.json.
+
+    Joins the Ray cluster of RAY_ADDRESS, or starts Ray on this machine.
 
     Args:
-        config: of the experiment.
-        how: other arguments of `train`.
+        config: configuration of the experiment.
+        options: keyword arguments of `train`.
+
+    Raises:
+        WaverError: see `train`; also if an input is missing or does not fit the configuration.
     """
     captions = load_captions(config)
     store = open_store(config, captions)
@@ -164,4 +204,4 @@ def run_training(config: ExperimentConfig, **how: Any) -> dict:
         logger.info(LEAKY)
     with connect(num_cpus=local_cpus(config)) as where:
         logger.info(where)
-        return train(config, captions, store, knowledge, **how)
+        return train(config, captions, store, knowledge, **options)

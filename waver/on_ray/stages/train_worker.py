@@ -1,10 +1,15 @@
-"""train_worker."""
+"""One worker's part of a training run: reads its share of each batch, takes the steps, evaluates, writes checkpoints.
+
+All workers run the same code in step: what communicates between workers (evaluation, checkpoints, control signals) must be
+called by each of them, equally often.
+"""
 
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,7 @@ from waver.data.batch import Batch, read_ahead
 from waver.data.clip_store import ClipStore
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.knowledge.store import Knowledge
-from waver.on_ray.cluster.signals import ControlSignals
+from waver.on_ray.cluster.signals import Command, ControlSignals
 from waver.on_ray.cluster.workers import Rescale
 from waver.on_ray.stages.loader import clip_stream
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
@@ -35,22 +40,22 @@ from waver.training.step import make_batch, train_epoch
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a worker is handed."""
+class TrainingJob:
+    """Everything that a worker needs to know about a run."""
 
     config: ExperimentConfig
     captions: ray.ObjectRef
     """Caption table."""
     rows: np.ndarray
-    """Of the captions that are trained on: found once, since an ingest may be at work."""
+    """Rows of the caption table that are trained on. Chosen once, since an ingest may add clips during the run."""
     store: Path
     knowledge: Path | None
+    """Knowledge folder; None to train without."""
     run_folder: Path
     group: str
-    """Runs of one group differ in their seed alone; empty for none."""
+    """Name shared by runs that differ only in their seed; empty for none."""
     signals: Any = None
-    """Actor through which workers hear that they are to stop, see `waver.on_ray.cluster.signals`; None where
-    nobody would say."""
+    """Handle of the run's `SignalActor`, see `waver.on_ray.cluster.signals`; None if nothing can ask the run to stop."""
 
 
 def worker_batches(
@@ -60,7 +65,15 @@ def worker_batches(
     config: ExperimentConfig,
     knowledge: Knowledge | None = None,
 ) -> Iterator[Batch]:
-    """This worker's share of each global batch, read from the clip store by Ray Data and joined with the captions."""
+    """Yields this worker's share of each global batch, with frames that are read ahead from the clip store.
+
+    Args:
+        plan: rows of the caption table, for each global batch.
+        captions: caption table.
+        store: clip store.
+        config: configuration of the experiment. Ray Data reads if resources.loaders_per_worker > 0, otherwise a thread.
+        knowledge: phrases of the clips; None for none.
+    """
     rank, world_size = parallel.rank(), parallel.world_size()
     shares = [rows[parallel.shard(len(rows), rank, world_size)] for rows in plan]
     clip_ids = [captions["clip_id"].take(share).to_pylist() for share in shares]
@@ -71,54 +84,47 @@ def worker_batches(
         yield make_batch(captions, share, frames, config, num_pairs=len(rows), knowledge=knowledge)
 
 
-def _train_worker(job: Job) -> dict | Rescale:
-    """Runs on every worker, from the last checkpoint to the last epoch."""
+def train_on_ray_worker(job: TrainingJob) -> dict | Rescale:
+    """Runs `train_job` on the device of a Ray Train worker, and reports to Ray Train."""
     return train_job(job, device=get_device(), report=ray.train.report)
 
 
-def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, float]], Any]) -> dict | Rescale:
-    """This worker's part of a run, from its newest checkpoint to the last epoch, or until it is to stop.
+def train_job(job: TrainingJob, *, device: torch.device, report: Callable[[dict[str, float]], Any]) -> dict | Rescale:
+    """Trains from the newest checkpoint to the last epoch, or until a control signal ends it.
 
     Args:
         job: the run.
-        device: of the model.
-        report: is handed the validation metrics after each epoch, when its checkpoint is written.
+        device: device of the model.
+        report: called with the validation metrics after each epoch, once its checkpoint is written.
 
     Returns:
-        What result.json says of the workers; where the run is not finished, `stopped_at`, the step, or `Rescale`.
+        Fields of result.json that the workers measure: seconds and peak_memory_bytes_of_worker. If the run is asked to stop,
+        `{"stopped_at": step}`; if it is asked to change the number of workers, `Rescale`. Both leave a checkpoint.
 
     Raises:
-        CheckpointError: the newest checkpoint does not belong to this plan.
+        CheckpointError: if the newest checkpoint was trained on other captions or batches.
     """
     start = time.perf_counter()
     config, captions, store = job.config, ray.get(job.captions), ClipStore(job.store)
     knowledge = Knowledge(job.knowledge) if job.knowledge else None
     plans = [plan_epoch(config, captions, job.rows, epoch=epoch) for epoch in range(config.train.epochs)]
     steps = [batch for plan in plans for batch in plan]
-    training = _begin_or_go_on(job, knowledge, steps, device)
+    training = _start_or_resume(job, knowledge, steps, device)
     recording = None
     if parallel.rank() == 0:
         recording = Recording(job.run_folder, config, captions, store, knowledge, training, steps, group=job.group)
     batches = worker_batches(steps[training.step :], captions, store, config, knowledge)
     control = ControlSignals(job.signals, device) if job.signals else None
+    save = partial(_save, job, training, knowledge, recording)
     with recording or nullcontext():
         for epoch in range(training.epoch, config.train.epochs):
-            ends_at = sum(map(len, plans[: epoch + 1]))
-            left = ends_at - training.step
-            coming = islice(batches, left)
-            for logs in train_epoch(training, recording.trace(coming, training, left) if recording else coming, config):
-                if recording:
-                    recording.after_step(training, logs)
-                command = control.next_command() if control else "continue"
-                every = config.checkpoint.every_steps
-                # Who asks to stop while the epoch is evaluated may not wait for its end: the epoch is kept before.
-                ends = control and training.step == ends_at
-                if command != "continue" or ends or (every and training.step % every == 0):
-                    _save(job, training, knowledge, checkpoint_name(epoch, training.step), recording)
-                if command == "stop":
-                    return {"stopped_at": training.step}
-                if command == "rescale":
-                    return Rescale()
+            end_step = sum(map(len, plans[: epoch + 1]))
+            command = _train_until(end_step, training, batches, config, recording, control, save)
+            if command == "stop":
+                return {"stopped_at": training.step}
+            if command == "rescale":
+                return Rescale()
+            images = config.tracking.images
             evaluation = evaluate(
                 training.student,
                 captions,
@@ -126,23 +132,64 @@ def train_job(job: Job, *, device: torch.device, report: Callable[[dict[str, flo
                 config,
                 split="validation",
                 knowledge=knowledge,
-                options=EvaluationOptions(
-                    top_k=NUM_TOP_ANSWERS if config.tracking.images else 0, keep_video=config.tracking.images
-                ),
+                options=EvaluationOptions(top_k=NUM_TOP_ANSWERS if images else 0, keep_video=images),
             )
             if recording:
                 recording.after_epoch(training, evaluation)
-            _save(job, training, knowledge, checkpoint_name(training.epoch), recording)
+            save(checkpoint_name(training.epoch))
             report(evaluation.metrics)
     return {
-        "seconds": time.perf_counter() - start,  # without what was waited for room
+        "seconds": time.perf_counter() - start,  # without the time spent waiting for capacity
         "peak_memory_bytes_of_worker": max(parallel.gather_objects(peak_rss())),
     }
 
 
-def _begin_or_go_on(job: Job, knowledge: Knowledge | None, steps: list[np.ndarray], device: torch.device) -> Training:
-    """Model and optimizer as the newest checkpoint that is whole left them, or as a run begins."""
-    # The first worker looks, for all: on a network disk others may not see the newest yet.
+def _train_until(
+    end_step: int,
+    training: Training,
+    batches: Iterator[Batch],
+    config: ExperimentConfig,
+    recording: Recording | None,
+    control: ControlSignals | None,
+    save: Callable[[str], None],
+) -> Command:
+    """Trains to the end of an epoch, or until a control signal ends it. Saves a checkpoint wherever one is due.
+
+    Args:
+        end_step: optimizer step at which the epoch ends.
+        training: state of the run.
+        batches: batches of the remaining steps of the run.
+        config: configuration of the experiment.
+        recording: of rank 0; None on other workers.
+        control: None if nothing can end the run early.
+        save: writes a checkpoint of the given name.
+
+    Returns:
+        "stop" or "rescale" if requested, otherwise "continue".
+    """
+    num_left = end_step - training.step
+    epoch_batches = islice(batches, num_left)
+    if recording:
+        epoch_batches = recording.trace(epoch_batches, training, num_left)
+    every = config.checkpoint.every_steps
+    for logs in train_epoch(training, epoch_batches, config):
+        if recording:
+            recording.after_step(training, logs)
+        command = control.next_command() if control else "continue"
+        # Save before the evaluation: a request to stop that comes during it may not leave the time to finish it.
+        ends = control and training.step == end_step
+        if command != "continue" or ends or (every and training.step % every == 0):
+            save(checkpoint_name(training.epoch, training.step))
+        if command in ("stop", "rescale"):
+            return command
+    return "continue"
+
+
+def _start_or_resume(
+    job: TrainingJob, knowledge: Knowledge | None, steps: list[np.ndarray], device: torch.device
+) -> Training:
+    """Builds model and optimizer, and restores them from the newest complete checkpoint, if there is one."""
+    # Rank 0 chooses the checkpoint for all: on a network disk, other workers may not see the newest one yet.
     checkpoint = parallel.broadcast_object(newest_checkpoint(job.run_folder))
     training = build_training(
         job.config,
@@ -156,18 +203,20 @@ def _begin_or_go_on(job: Job, knowledge: Knowledge | None, steps: list[np.ndarra
         planned = sum(map(len, steps[: training.step]))
         if training.rows != planned:
             raise CheckpointError(
-                f"{checkpoint} has seen {training.rows} captions in {training.step} steps, and by this plan it would be "
-                f"{planned}: it was trained on other captions, or in other batches; choose another name (--set name=...)"
+                f"{checkpoint} was trained on {training.rows} captions in {training.step} steps, but the plan of this run "
+                f"has {planned}: captions or batches have changed. Choose another name (--set name=...)"
             )
     return training
 
 
-def _save(job: Job, training: Training, knowledge: Knowledge | None, name: str, recording: Recording | None) -> None:
-    """Writes a checkpoint, with what was logged up to it. Every worker must call it; the first one writes."""
+def _save(
+    job: TrainingJob, training: Training, knowledge: Knowledge | None, recording: Recording | None, name: str
+) -> None:
+    """Writes a checkpoint, and the logs up to its step. Every worker must call it; rank 0 writes."""
     part = job.run_folder / ".checkpoint.part"
     if recording:
-        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-        recording.flush()  # a run that goes on from here finds its log complete up to here
+        shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+        recording.flush()  # a run that resumes from this checkpoint needs the logs up to its step
     save_checkpoint(part, training, job.config, knowledge)
     if recording:
         keep_checkpoint(job.run_folder, part, name)

@@ -1,4 +1,4 @@
-"""Captions -> dictionary of phrases, through Ray Data: each actor holds a parser and counts the phrases of its blocks."""
+"""Builds the dictionary of phrases from captions with Ray Data: each actor has a parser and counts phrases in blocks."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from waver.knowledge.store import Dictionary, KnowledgeError, build_dictionary, 
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
 from waver.on_ray.cluster.connection import connect
-from waver.runs.inputs import _captions_of, _digest, load_captions
+from waver.runs.inputs import captions_digest, captions_of_splits, load_captions
 from waver.tools.object_store import display_path, exists
 from waver.tools.progress import track_progress
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _CAPTIONS_PER_BLOCK = 1000
 _CAPTIONS_PER_PARSER = 4000
-"""Fewer are parsed sooner than another parser is loaded."""
+"""Minimum per parser: loading another parser takes longer than parsing fewer captions."""
 
 
 def make_vocabulary(
@@ -36,30 +36,30 @@ def make_vocabulary(
     wait_s: float = 0.0,
     progress: bool = True,
 ) -> pa.Table:
-    """Phrases of captions, the same for any number of workers.
+    """Counts the phrases of captions; the result is the same for any number of workers.
 
     Args:
-        captions: in their order, by which ties are broken.
+        captions: the captions. Of phrases with equal counts, the one that occurs first precedes.
         parser: name of a spaCy model.
-        min_count: phrases that occur less often are left out.
-        node_labels: of the nodes that parse; none for all nodes.
-        wait_s: how long a cluster may take to have such a node.
-        progress: whether to show it, on standard error.
+        min_count: minimum count of a phrase.
+        node_labels: labels of the nodes that parse; empty for all nodes.
+        wait_s: seconds to wait for a node with these labels.
+        progress: whether to show progress on standard error.
 
     Returns:
-        VOCABULARY_SCHEMA, commonest first.
+        Phrases (VOCABULARY_SCHEMA), the most frequent first.
 
     Raises:
-        VocabularyError: where the parser is not installed.
-        ClusterTooSmallError: where no such node has a CPU.
-        BlockError: where it cannot be loaded on another node.
+        VocabularyError: if the parser is not installed on this machine.
+        BlockError: if the parser cannot be loaded on another node.
+        ClusterTooSmallError: if no node with these labels has a CPU.
     """
-    load_parser(parser)  # rather a sentence now than from the actors
+    load_parser(parser)  # report a missing parser before Ray starts
     table = pa.table({"caption": captions, "row": np.arange(len(captions))})
     with connect() as where:
         logger.info(where)
         parsers = min(count_cpus(node_labels, wait_s=wait_s), -(-len(table) // _CAPTIONS_PER_PARSER))
-        # The last blocks should keep all parsers busy; identical captions stand near each other and are parsed once.
+        # Small enough to keep all parsers busy at the end, and large enough to hold equal captions, which are parsed once.
         size = max(1, min(_CAPTIONS_PER_BLOCK, len(table) // (2 * parsers)))
         blocks = [table.slice(first, size) for first in range(0, len(table), size)]
         pool = ActorPool(parsers, actor=WorkerResources(1.0, labels=node_labels), wait_s=wait_s)
@@ -71,7 +71,7 @@ def make_vocabulary(
 
 
 class _Counter:
-    """Counts the phrases of a block of captions."""
+    """Returns the number of captions in a block, and the counts of their phrases (COUNTS_SCHEMA)."""
 
     def __init__(self, parser: str):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -82,32 +82,37 @@ class _Counter:
 
 
 def run_vocabulary(config: ExperimentConfig, *, progress: bool = True) -> Dictionary:
-    """Makes the dictionary of phrases of an experiment's captions, or opens it where these captions were read before.
+    """Builds the dictionary of an experiment, or opens it if it was already built from the same captions.
+
+    Args:
+        config: configuration of the experiment.
+        progress: whether to show progress on standard error.
 
     Raises:
-        KnowledgeError: where the experiment imports released phrases, or its captions have none.
+        KnowledgeError: if the experiment imports released phrases, or its captions have no phrases.
+        VocabularyError: if the parser is not installed.
     """
     if config.knowledge.released:
         raise KnowledgeError(
-            "knowledge.released names files that bring their own phrases: go on with `waver match CONFIG`, or take it out"
+            "knowledge.released names files that have their own phrases: run `waver match CONFIG`, or remove it"
         )
     settings = config.vocabulary
-    chosen = _captions_of(load_captions(config), settings.splits)
+    captions = captions_of_splits(load_captions(config), settings.splits)
     source = {
         "splits": list(settings.splits),
-        "num_captions": len(chosen),
-        "captions": _digest(chosen),
+        "num_captions": len(captions),
+        "captions": captions_digest(captions),
         "parser": settings.parser,
         "min_count": settings.min_count,
     }
     if exists(config.dictionary / "manifest.json"):
         dictionary = read_dictionary(config.dictionary)
         if dictionary.manifest.items() >= source.items():
-            logger.info(f"{display_path(config.dictionary)} has the phrases of these {len(chosen)} captions")
+            logger.info(f"{display_path(config.dictionary)} has the phrases of these {len(captions)} captions")
             return dictionary
-    logger.info(f"looking for phrases in {len(chosen)} captions of {', '.join(settings.splits)}")
+    logger.info(f"extracting phrases from {len(captions)} captions of {', '.join(settings.splits)}")
     phrases = make_vocabulary(
-        chosen,
+        captions,
         parser=settings.parser,
         min_count=settings.min_count,
         node_labels=config.ingest.node_labels,
@@ -116,8 +121,8 @@ def run_vocabulary(config: ExperimentConfig, *, progress: bool = True) -> Dictio
     )
     if len(phrases) == 0:
         raise KnowledgeError(
-            f"no phrase was found in {len(chosen)} captions: they need sentences with a subject, a verb and an object, in "
-            f"the language of {settings.parser}"
+            f"no phrase was found in {len(captions)} captions: captions must be sentences with subject, verb and object, in "
+            f"the language of the parser ({settings.parser})"
         )
     dictionary = build_dictionary(phrases, leaky=any(split != "train" for split in settings.splits), **source)
     write_dictionary(config.dictionary, dictionary)

@@ -19,7 +19,7 @@ from waver.on_ray.cluster.capacity import (
     local_cpus,
 )
 from waver.on_ray.cluster.connection import cluster_address, cluster_size, connect, gpus_per_worker, nodes
-from waver.on_ray.tuning.shared import SharedArtifact, find_shared
+from waver.on_ray.tuning.shared import find_shared
 from waver.sweeps.folder import SweepError, sweep_folder
 from waver.sweeps.space import Point, base_overrides, corner_points, list_points, point_configs
 from waver.tools.object_store import remote_of
@@ -62,22 +62,22 @@ def plan_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
     Raises:
         ConfigError: with every mistake in the sweep or in the settings that it would try.
         SweepError: if the sweep needs Optuna, which is not installed; if a range would change what trials share; if the
-            number of workers is elastic; or if the storage path is not on a disk.
+            number of workers is elastic; or if storage.path is an object store.
     """
     sweep = load_sweep(path)
     if sweep.search == "optuna" and find_spec("optuna") is None:
-        raise SweepError("search: optuna is an extra: pip install 'waver[tune]', or take search: random")
+        raise SweepError("search: optuna is not installed: pip install 'waver[tune]', or use search: random")
     for_all = base_overrides(sweep, overrides)
     base = load_config(sweep.base, for_all)
     if base.resources.is_elastic:
         raise SweepError(
-            "resources.workers is a range: how many trials fit at a time is only known where each has a fixed number of "
-            "workers; set it, e.g. with --set resources.workers=1"
+            "resources.workers is a range, but the trials of a sweep need a fixed number of workers: set it, e.g. with "
+            "--set resources.workers=1"
         )
     if remote_of(base.storage.folder):
         raise SweepError(
-            f"storage.path = {base.storage.path}: the trials of a sweep share a folder, which must be in a file system that "
-            "every node mounts; give such a path (`set` in the sweep, or --set storage.path=...)"
+            f"storage.path = {base.storage.path}: the trials of a sweep share a folder, which must be on a file system that "
+            "every node mounts: set such a path (`set` in the sweep, or --set storage.path=...)"
         )
     known = None if sweep.search == "optuna" else tuple(list_points(sweep, base))
     configs = point_configs(sweep, base, for_all, list(corner_points(sweep, base) if known is None else known))
@@ -95,8 +95,8 @@ def _check_ranges(sweep: SweepConfig, for_all: dict[str, Any]) -> None:
         places = {(config.clip_store, config.dictionary, config.knowledge_store) for config in ends if config}
         if len(places) > 1:
             raise SweepError(
-                f"space.{key}: each value needs its own clips or phrases, and these are made before the first trial: "
-                f"with search: optuna write a choice in place of {parameter.kind}"
+                f"space.{key}: each value needs its own clip store or knowledge, which is made before the first trial: "
+                f"with search: optuna, use choice instead of {parameter.kind}"
             )
 
 
@@ -131,23 +131,22 @@ def describe_plan(plan: Plan) -> None:
             size = cluster_size(resources.node_labels)
     else:
         cluster = local_nodes(plan)
-        asked = resources.gpus_per_worker
-        gpus = float(cluster[0]["GPU"] > 0) if asked is None else asked
+        gpus = resources.gpus_per_worker
+        if gpus is None:
+            gpus = float(cluster[0]["GPU"] > 0)
         size = f"{cluster[0]['CPU']:g} CPUs and {cluster[0]['GPU']:g} GPUs"
     at_once = trials_at_once(plan, cluster, gpus)
     if at_once == 0:
         capacity = count_fitting_workers(cluster, plan.cpus_per_worker, gpus)
         raise cluster_too_small(resources.max_workers, WorkerResources(plan.cpus_per_worker, gpus), capacity, size)
     sweep = plan.sweep
-    drawn = (
-        f"{plan.num_trials} trials whose points Optuna draws during the sweep"
-        if plan.points is None
-        else f"{plan.num_trials} trials"
-    )
+    trials = f"{plan.num_trials} trials"
+    if plan.points is None:
+        trials += " whose points Optuna draws during the sweep"
     seeds = f", {sweep.repeats} seeds each" if sweep.repeats > 1 else ""
     epochs = max(config.train.epochs for config in plan.configs) * sweep.repeats
     logger.info(
-        f"{sweep.name}: {drawn}{seeds}, {epochs} epochs at most, {sweep.objective.metric} on {sweep.objective.split}"
+        f"{sweep.name}: {trials}{seeds}, {epochs} epochs at most, {sweep.objective.metric} on {sweep.objective.split}"
     )
     for number, point in enumerate(plan.points or ()):
         logger.info(f"  {number:4d}  {', '.join(f'{key}={value}' for key, value in point.items())}")
@@ -156,14 +155,18 @@ def describe_plan(plan: Plan) -> None:
         f"{at_once} at a time"
     )
     logger.info(memory_estimate(plan, at_once))
-    for one in find_shared(plan.configs, count=plan.points is not None):
-        logger.info(
-            f"{one.what}: {'exists and will be reused' if one.there else 'will be made once'}: {one.path}{_users_text(one)}"
-        )
+    for artifact in find_shared(plan.configs, count=plan.points is not None):
+        state = "exists and will be reused" if artifact.there else "will be made once"
+        users = f" ({artifact.trials} trials)" if artifact.trials else ""
+        logger.info(f"{artifact.what}: {state}: {artifact.path}{users}")
 
 
 def memory_estimate(plan: Plan, at_once: int) -> str:
-    """Estimates the memory of a trial without running it; returns a sentence."""
+    """Estimates the memory of a trial without running it.
+
+    Returns:
+        A sentence for the user: GiB per trial, and for `at_once` trials together.
+    """
     bytes_of: dict[str, int] = {}
     for config in plan.configs:
         with torch.device("meta"):
@@ -178,7 +181,3 @@ def memory_estimate(plan: Plan, at_once: int) -> str:
         f"estimated memory: {most:.2f} GiB per trial for weights, gradients, optimizer and frames, {at_once * most:.2f} GiB "
         "at a time; activations and each process's libraries (about 1 GiB) come on top"
     )
-
-
-def _users_text(one: SharedArtifact) -> str:
-    return f" ({one.trials} trials)" if one.trials else ""

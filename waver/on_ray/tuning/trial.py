@@ -18,7 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from waver.config import ExperimentConfig, SweepConfig, load_config
 from waver.on_ray.cluster.failures import permanent_message
 from waver.on_ray.stages.train import run_training
-from waver.on_ray.stages.train_worker import Job, train_job
+from waver.on_ray.stages.train_worker import TrainingJob, train_job
 from waver.sweeps.folder import begin_trial, read_if_written, read_trial, run_folder
 from waver.sweeps.space import Point
 from waver.tools.errors import WaverError
@@ -95,7 +95,7 @@ def run_trial(config: dict[str, Any], job: SweepJob) -> None:
     """Trains a point with all its seeds; resumes from the checkpoints of an earlier attempt.
 
     Args:
-        config: number of the trial and, if Optuna draws the points, its point.
+        config: what Tune gives the trial: its `number` and, if Optuna draws the points, its point.
         job: parameters of all trials.
 
     Raises:
@@ -105,20 +105,20 @@ def run_trial(config: dict[str, Any], job: SweepJob) -> None:
     point = job.point(config)
     trial = begin_trial(job.folder, config["number"], point)
     failure = trial / "failure.json"
-    if (earlier := read_if_written(failure)).get("comes_again"):
-        raise TrialError(earlier["error"])
-    start, before = time.time(), read_if_written(trial / "progress.json").get("seconds", 0.0)
+    if (earlier_failure := read_if_written(failure)).get("comes_again"):
+        raise TrialError(earlier_failure["error"])
+    start, seconds_before = time.time(), read_if_written(trial / "progress.json").get("seconds", 0.0)
     try:
         configs = [_config(job, trial, point, repeat) for repeat in range(job.sweep.repeats)]
         num_epochs = sum(config.train.epochs for config in configs)
-        progress = TrialProgress(trial, job.sweep.objective.metric, job.gpus, start, before, num_epochs)
+        progress = TrialProgress(trial, job.sweep.objective.metric, job.gpus, start, seconds_before, num_epochs)
         for config in configs:
             _train(config, trial, progress, group=f"{job.sweep.name}/{trial.name}")
         tune.report(progress.measure())
     except Exception as error:
         permanent = permanent_message(error)
-        text = permanent or str(error) or type(error).__name__
-        write_json(failure, {"error": text, "comes_again": permanent is not None})
+        message = permanent or str(error) or type(error).__name__
+        write_json(failure, {"error": message, "comes_again": permanent is not None})
         raise
 
 
@@ -129,16 +129,16 @@ def _config(job: SweepJob, trial: Path, point: Point, repeat: int) -> Experiment
 
 
 def _train(config: ExperimentConfig, trial: Path, progress: TrialProgress, *, group: str) -> None:
-    how: dict[str, Any] = {"folder": run_folder(trial, config.seed), "group": group}
+    options: dict[str, Any] = {"folder": run_folder(trial, config.seed), "group": group}
     if config.resources.max_workers == 1:
-        how["here"] = lambda job: _train_here(job, progress)
+        options["local_worker"] = lambda job: _train_in_process(job, progress)
     else:
-        how["callbacks"] = [_ReportToTune(progress)]
-    run_training(config, **how)
+        options["callbacks"] = [_ReportToTune(progress)]
+    run_training(config, **options)
 
 
-def _train_here(job: Job, progress: TrialProgress) -> dict:
-    """Trains a run of one worker in this process, from its last checkpoint."""
+def _train_in_process(job: TrainingJob, progress: TrialProgress) -> dict:
+    """Trains a run with one worker in this process, from its newest checkpoint."""
 
     def report(metrics: dict[str, float]) -> None:
         if measured := progress.after_epoch():

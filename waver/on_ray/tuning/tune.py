@@ -48,7 +48,7 @@ _INTERRUPTED = "the sweep was stopped; run the same command again to resume it"
 
 
 def run_sweep(plan: Plan, *, print_table: Callable[[Table], None]) -> list[TrialState]:
-    """Runs or resumes a sweep, and writes its results even if it was interrupted.
+    """Runs or resumes a sweep, and writes its results even if it is interrupted.
 
     Args:
         plan: plan of the sweep.
@@ -60,7 +60,7 @@ def run_sweep(plan: Plan, *, print_table: Callable[[Table], None]) -> list[Trial
     Raises:
         ClusterTooSmallError: if not one trial fits.
         SweepError: if the folder holds another sweep, Ray's dashboard does not answer though early stopping needs it, or no
-            trial has ended an epoch.
+            trial finished an epoch.
         KeyboardInterrupt: after Ctrl-C or SIGTERM; the results so far are written and printed before.
     """
     open_sweep(plan.folder, plan.sweep, plan.base.to_yaml())
@@ -75,7 +75,7 @@ def run_sweep(plan: Plan, *, print_table: Callable[[Table], None]) -> list[Trial
     if len(_ended(plan)) < plan.num_trials:
         raise KeyboardInterrupt(_INTERRUPTED)
     if not measured:
-        raise SweepError(f"no trial came to the end of an epoch; error of the first trial: {states[0].error}")
+        raise SweepError(f"no trial finished an epoch; error of the first trial: {states[0].error}")
     return rank_trials(states, plan.sweep)
 
 
@@ -93,16 +93,17 @@ def _run_trials(plan: Plan) -> None:
         if needs_dashboard(plan):
             _check_dashboard()
         shared = make_shared(plan.configs, count=plan.points is not None)
-        if not (plan.folder / "shared.json").exists():  # a resumed sweep would find what it made itself
-            rows = [{**dataclasses.asdict(one), "path": str(one.path)} for one in shared]
+        if not (
+            plan.folder / "shared.json"
+        ).exists():  # a resumed sweep would record that its own artifacts existed before
+            rows = [{**dataclasses.asdict(artifact), "path": str(artifact.path)} for artifact in shared]
             write_json(plan.folder / "shared.json", rows)
         at_once = trials_at_once(plan, nodes(resources.node_labels), gpus)
         logger.info(f"{plan.num_trials} trials, {at_once} at a time; the folder of the sweep is {plan.folder}")
-        with _terminated_like_interrupted(), follow_sweep(plan.folder, plan.sweep, total=plan.num_trials):
+        with _sigterm_as_sigint(), follow_sweep(plan.folder, plan.sweep, total=plan.num_trials):
             _tuner(plan, at_once, gpus).fit()
-    _keep_best(
-        plan.folder, plan.sweep
-    )  # workers of the last trial may have written checkpoints while they were stopped
+    # Workers of the last trial may have written checkpoints while they were being stopped.
+    _keep_best(plan.folder, plan.sweep)
 
 
 def needs_dashboard(plan: Plan) -> bool:
@@ -111,19 +112,22 @@ def needs_dashboard(plan: Plan) -> bool:
 
 
 def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
+    """Builds the tuner of a sweep, or restores it if the sweep was started before; `gpus` are those of each worker."""
     # Tune prints the traceback of every failed trial, although its cause is recorded, and at the end it warns of missing
     # logs that it was configured not to write.
     for name in ("execution.tune_controller", "analysis.experiment_analysis"):
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
     sweep, resources = plan.sweep, plan.base.resources
     job = SweepJob(sweep, plan.folder, plan.points, gpus * resources.max_workers)
-    alone = resources.max_workers == 1
-    if alone:
+    one_worker = resources.max_workers == 1
+    if one_worker:
         bundle = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     else:  # the process of the trial only waits for Ray Train, which reserves the workers; it must not reserve CPUs itself
         bundle = {"CPU": 0, "node:__internal_head__": 0.001}
-    where = {"bundle_label_selector": [resources.node_labels]} if alone and resources.node_labels else {}
-    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), PlacementGroupFactory([bundle], **where))
+    placement = {"bundle_label_selector": [resources.node_labels]} if one_worker and resources.node_labels else {}
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, job=job), PlacementGroupFactory([bundle], **placement)
+    )
     state = plan.folder / _TUNE
     if any(state.glob("experiment_state*.json")):
         return tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=False)
@@ -154,8 +158,8 @@ def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
             num_samples=sweep.num_samples if search else 1,
             # If the trial's own process trains, Tune limits the number of trials by their resources, also when the cluster
             # grows. Resources that Ray Train reserves are unknown to Tune: the limit must be given.
-            max_concurrent_trials=sweep.max_concurrent if alone and not resources.loaders_per_worker else at_once,
-            reuse_actors=alone,
+            max_concurrent_trials=sweep.max_concurrent if one_worker and not resources.loaders_per_worker else at_once,
+            reuse_actors=one_worker,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
@@ -202,6 +206,7 @@ class _RecordOutcomes(tune.Callback):
 
 
 def _keep_best(folder: Path, sweep: SweepConfig) -> None:
+    """Removes the checkpoints of ended trials, except of the `keep_best` best that finished."""
     ended = [state for state in rank_trials(read_trials(folder), sweep) if state.status != "running"]
     best = [state for state in ended if state.status == "finished"][: sweep.keep_best]
     for state in ended:
@@ -238,13 +243,13 @@ def _ask_dashboard() -> str:
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def _sigterm_as_sigint() -> Iterator[None]:
     """Turns SIGTERM, which `ray job stop` sends, into SIGINT, whose handler in Tune ends the sweep in order."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    previous_handler = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
