@@ -18,13 +18,12 @@ from ray.exceptions import RayError
 
 from waver.config import ExperimentConfig
 from waver.config.video import IngestConfig
-from waver.data.clip_store import StoreSettings, create_store, write_block, write_manifest
-from waver.data.decoder import Decoder
-from waver.data.ledger import Decoded, read_ledger
-from waver.data.video import ClipError
+from waver.data.clip_store import StoreSettings, create_store, write_manifest
+from waver.data.ledger import read_ledger
 from waver.on_ray.cluster.blocks import ActorPool, BlockError, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
 from waver.on_ray.cluster.connection import connect
+from waver.on_ray.stages.ingest_worker import BlockDecoder
 from waver.runs.inputs import load_captions, store_settings
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path
@@ -166,32 +165,6 @@ def _try_again(known: dict, path: str, store: Path) -> bool:
     return known["status"] == "missing" or changed > (store / "ledger" / known["block"]).stat().st_mtime
 
 
-class _BlockWriter:
-    """Decodes the clips of a block and writes them to the store; returns the ledger of the block."""
-
-    def __init__(self, store: Path, settings: StoreSettings, timeout_s: float):
-        self._store, self._settings = store, settings
-        self._decoder = Decoder(timeout_s)
-
-    def __call__(self, clips: pa.Table) -> pa.Table:
-        return write_block(self._store, self._settings, map(self._decode, clips.to_pylist()))
-
-    def _decode(self, clip: dict) -> Decoded:
-        started = time.perf_counter()
-        try:
-            outcome = self._decoder.read_clip(
-                clip["path"],
-                start_s=clip["start_s"],
-                end_s=clip["end_s"],
-                frames_per_second=self._settings.frames_per_second,
-                max_frames=self._settings.max_frames,
-                size=self._settings.size,
-            )
-        except ClipError as error:
-            outcome = error
-        return Decoded(clip["clip_id"], clip["path"], time.perf_counter() - started, outcome)
-
-
 def _decode_clips(
     clips: pa.Table,
     store: Path,
@@ -214,7 +187,7 @@ def _decode_clips(
     # The last blocks should keep all decoders busy.
     rows = max(1, min(section.clips_per_block, len(clips) // (2 * decoders)))
     blocks = [clips.slice(first, rows) for first in range(0, len(clips), rows)]
-    return map_blocks(_BlockWriter, (store, settings, section.timeout_s), blocks, pool)
+    return map_blocks(BlockDecoder, (store, settings, section.timeout_s), blocks, pool)
 
 
 def _show_progress(ledgers: Iterator[pa.Table], num_clips: int, progress: bool) -> None:
