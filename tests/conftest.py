@@ -13,10 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
-import jaxtyping
+from shape_checks import install_shape_checks
 
-# Shapes that signatures promise are checked at every call; without the hook they are documentation.
-jaxtyping.install_import_hook("waver", "beartype.beartype")
+install_shape_checks("waver")  # before anything imports waver
 
 import numpy as np
 import pyarrow as pa
