@@ -38,7 +38,7 @@ def captions(paths: dict[str, Path], captions_per_clip: int = 2) -> pa.Table:
 
 
 def run(paths: dict[str, Path], store: Path, settings: StoreSettings = SMALL, **section) -> IngestReport:
-    # Each decoder is a process, which starts for each run.
+    # One decoder: each is a process, which every run starts.
     section = IngestConfig(**{"max_failed_fraction": 1.0, "decoders": 1} | section)
     return ingest(captions(paths), store, settings, section, progress=False)
 
@@ -58,7 +58,7 @@ def videos(tmp_path, render_video) -> dict[str, Path]:
 
 
 @pytest.mark.skipif(not VIDEOS.is_dir(), reason="no real videos here: set WAVER_VIDEOS")
-def test_real_videos(tmp_path):
+def test_real_videos_are_decoded_or_reported(tmp_path):
     paths = {str(path.relative_to(VIDEOS)): path for path in VIDEOS.rglob("*") if path.suffix not in ("", ".md")}
     assert len(paths) == 15
     report = run(paths, tmp_path, settings=StoreSettings(frames_per_second=1.0, max_frames=12, size=224), decoders=2)
@@ -87,7 +87,7 @@ def test_each_clip_is_decoded_once(tmp_path, videos):
     assert files(store) == before
 
 
-def test_more_clips_only_add_to_the_store(tmp_path, videos):
+def test_new_clips_are_added_to_the_store(tmp_path, videos):
     store = tmp_path / "store"
     run(dict(list(videos.items())[:3]), store)
     before = files(store)
@@ -95,7 +95,7 @@ def test_more_clips_only_add_to_the_store(tmp_path, videos):
     assert before < files(store)
 
 
-def test_lost_block_is_decoded_again(tmp_path, videos):
+def test_lost_and_damaged_blocks_are_decoded_again(tmp_path, videos):
     store = tmp_path / "store"
     run(videos, store, clips_per_block=1)
     lost, damaged, *_ = sorted(store.glob("clips/*.parquet"))
@@ -105,7 +105,7 @@ def test_lost_block_is_decoded_again(tmp_path, videos):
     assert len(ClipStore(store).read(list(videos))[0]) == 5
 
 
-def test_failures_are_rows_and_are_tried_again_when_their_file_changes(tmp_path, videos, render_video):
+def test_failed_clips_are_in_the_ledger_and_retried_when_their_file_changes(tmp_path, videos, render_video):
     store, folder = tmp_path / "store", tmp_path / "videos"
     videos["late"] = folder / "late.gif"
     videos["torn"] = folder / "torn.gif"
@@ -117,14 +117,14 @@ def test_failures_are_rows_and_are_tried_again_when_their_file_changes(tmp_path,
 
     render_video(videos["late"])
     render_video(videos["torn"])
-    # As if the failed attempt were longer ago than the clock of the disk can tell.
+    # The disk's time stamps are too coarse to order the failed attempt and the new file.
     for ledger in store.glob("ledger/*"):
         os.utime(ledger, (0, 0))
     report = run(videos, store)
     assert (report.counts, report.num_decoded) == ({"ok": 7}, 2)
 
 
-def test_budget_is_checked_after_the_ledger_is_written(tmp_path, videos):
+def test_too_many_failures_are_an_error_after_the_ledger_is_written(tmp_path, videos):
     videos |= {f"absent{i}": tmp_path / f"{i}.mp4" for i in range(3)}
     with pytest.raises(IngestError, match=r"3 of 8 clips could not be decoded(.|\n)*3 x missing: no such file"):
         run(videos, tmp_path / "store", max_failed_fraction=0.3)
@@ -133,7 +133,7 @@ def test_budget_is_checked_after_the_ledger_is_written(tmp_path, videos):
     assert run(videos, tmp_path / "store", max_failed_fraction=0.4).num_decoded == 0
 
 
-def test_hanging_clip_ends_as_timeout(tmp_path, videos):
+def test_a_hanging_clip_has_the_status_timeout(tmp_path, videos):
     os.mkfifo(tmp_path / "pipe.mp4")
     videos["pipe"] = tmp_path / "pipe.mp4"
     report = run(videos, tmp_path / "store", timeout_s=2.0)
@@ -141,7 +141,7 @@ def test_hanging_clip_ends_as_timeout(tmp_path, videos):
     assert report.reasons == {"timeout: not decoded after 2 s": 1}
 
 
-def test_two_runs_at_once(tmp_path, videos):
+def test_two_concurrent_runs_complete_the_same_store(tmp_path, videos):
     reports = []
     threads = [threading.Thread(target=lambda: reports.append(run(videos, tmp_path / "store"))) for _ in range(2)]
     for thread in threads:
@@ -153,14 +153,14 @@ def test_two_runs_at_once(tmp_path, videos):
     assert frames[:, 0, 8, 8, 0].tolist() == [0, 10, 20, 30, 40]
 
 
-def test_other_settings_are_refused(tmp_path, videos):
+def test_a_store_with_other_settings_is_an_error(tmp_path, videos):
     create_store(tmp_path / "store", SMALL)
     with pytest.raises(StoreError, match="size: 16 in the store, 32 asked"):
         run(videos, tmp_path / "store", settings=StoreSettings(frames_per_second=1.0, max_frames=4, size=32))
 
 
-def test_store_that_cannot_be_written(tmp_path, videos):
-    """A path with room for the manifest but not for the longer names of blocks stands in for a disk that refuses."""
+def test_a_store_that_cannot_be_written_is_an_error(tmp_path, videos):
+    """Simulates a full disk by a path that is too long for the files of blocks, but not for the manifest."""
     store = tmp_path
     while (left := 4095 - len(f"{store}/clips/{'x' * 40}")) > 0:
         store /= "x" * min(left, 200)
@@ -170,9 +170,9 @@ def test_store_that_cannot_be_written(tmp_path, videos):
 
 @pytest.mark.own_ray
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_in_the_middle_and_continued(tmp_path, videos, render_video, how):
+def test_an_interrupted_run_is_continued(tmp_path, videos, render_video, how):
     store, pipe = tmp_path / "store", tmp_path / "videos/pipe.gif"
-    os.mkfifo(pipe)  # the run stands still at this clip
+    os.mkfifo(pipe)  # the run hangs at this clip
     videos["pipe"] = pipe
     driver = subprocess.Popen(
         [sys.executable, "-c", _DRIVER, str(store), str(SMALL), *videos, *map(str, videos.values())],
@@ -187,7 +187,7 @@ def test_stopped_in_the_middle_and_continued(tmp_path, videos, render_video, how
         processes = family(driver.pid)
         driver.send_signal(how)
     _, output = driver.communicate()
-    # The actor outlives its driver for a moment, and would write down what it finds in the pipe.
+    # The actor outlives its driver for a moment, and would record the removed pipe.
     kill(processes)
     pipe.unlink()
     if how == signal.SIGINT:
@@ -211,7 +211,7 @@ from waver.data.clip_store import StoreSettings
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.ingest import IngestInterrupted, ingest
 
-# A test run in the background of a shell inherits that Ctrl-C is ignored.
+# A process that a shell starts in the background ignores SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 store, settings, *rest = sys.argv[1:]
 ids, paths = rest[: len(rest) // 2], rest[len(rest) // 2 :]

@@ -1,4 +1,4 @@
-"""From captions to a model that learned from phrases, by the stages of an experiment, on real Ray workers."""
+"""The stages vocabulary, match, train and evaluate with phrases, on real Ray workers."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ VERBS = ("kicks", "shows", "paints")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, build_project, captions, teacher_weights) -> Path:
-    """Clips whose captions have phrases; one phrase stands in captions of test alone."""
+    """A project whose captions have phrases; one phrase occurs only in captions of test."""
     texts = [
         "a girl juggles a golden key" if row["split"] == "test" and row["caption_index"] == 0 else
         f"a man {VERBS[index % 3]} a {THINGS[index % 5]}{' and a dog' if index % 4 == 0 else ''}"
@@ -53,13 +53,13 @@ def experiment(project: Path, **overrides) -> ExperimentConfig:
 
 @pytest.fixture(scope="module")
 def known(project) -> Knowledge:
-    """A dictionary, and the clips matched with it by two workers."""
+    """A dictionary, and the knowledge from matching the clips with two workers."""
     config = experiment(project)
     run_vocabulary(config, progress=False)
     return run_match(config, progress=False)
 
 
-def test_the_dictionary_is_that_of_one_process_over_training_captions(project, known):
+def test_the_dictionary_equals_that_of_one_process_on_training_captions(project, known):
     config = experiment(project)
     captions = load_captions(config)
     train = [row["caption"] for row in captions.to_pylist() if row["split"] == "train"]
@@ -71,13 +71,13 @@ def test_the_dictionary_is_that_of_one_process_over_training_captions(project, k
     assert {"kicks a red ball", "kicks a dog"} <= set(known.phrases)
 
 
-def test_a_dictionary_is_not_made_twice(project, known, said):
+def test_an_existing_dictionary_is_reused(project, known, said):
     run_vocabulary(experiment(project), progress=False)
     assert len(said) == 1
     assert "has the phrases of these" in said[0]
 
 
-def test_clips_get_the_phrases_nearest_to_their_frames(project, known):
+def test_clips_get_the_phrases_with_the_highest_scores(project, known):
     config = experiment(project)
     store, teacher = open_store(config, load_captions(config)), build_teacher(config)
     phrases = torch.cat([teacher.embed_phrases([phrase]) for phrase in known.phrases])
@@ -94,8 +94,8 @@ def test_clips_get_the_phrases_nearest_to_their_frames(project, known):
         assert scores.topk(5).values[-1] <= row["scores"][-1] + 1e-6
 
 
-def test_stopped_and_continued_with_another_number_of_workers(project, known):
-    """Half of the phrases and some clips are forgotten; what is found again is the same to the last bit."""
+def test_matching_resumes_with_another_number_of_workers_to_equal_bits(project, known):
+    """The embeddings of all phrases and the matches of some clips are deleted, and computed again."""
     config, folder = experiment(project, **{"resources.workers": 1}), known.path
     copy = folder.with_name("copy")
     shutil.copytree(folder, copy)
@@ -115,7 +115,7 @@ def test_stopped_and_continued_with_another_number_of_workers(project, known):
 
 @pytest.fixture(scope="module")
 def released(project) -> dict[str, list[str]]:
-    """Files of matched phrases as the authors released them, for train and test; as an override."""
+    """Overrides that import files of matched phrases for train and test, in the format of the released ones."""
     rows = load_captions(experiment(project)).to_pylist()
     for split in ("train", "test"):
         clips = sorted({row["clip_id"] for row in rows if row["split"] == split})
@@ -139,14 +139,14 @@ def test_released_phrases_are_imported(project, released):
 
 @pytest.fixture(scope="module")
 def distilled(project, released) -> tuple[ExperimentConfig, dict, list[str]]:
-    """A run of two workers with all losses, on imported phrases, for inference on vision alone; and what it said."""
+    """A run with all losses on imported phrases, for inference without phrases: configuration, result, log lines."""
     config = experiment(project, name="distilled", **released)
     run_match(config, progress=False)
     with logged() as said:
         return config, run_training(config), said
 
 
-def test_every_loss_is_learned_and_logged(distilled):
+def test_every_loss_term_is_logged_and_the_total_is_their_weighted_sum(distilled):
     config, _, _ = distilled
     rows = [row for row in read_metrics(config.run_folder) if "split" not in row]
     weights = config.loss.weights
@@ -157,18 +157,18 @@ def test_every_loss_is_learned_and_logged(distilled):
 
 @pytest.fixture(scope="module")
 def evaluated(distilled) -> dict:
-    """Its result on test, found while all that is known of the clips was out of reach."""
+    """Result of that run on test, evaluated while its knowledge folder is hidden."""
     config, _, _ = distilled
     hidden = config.knowledge_store.with_name("hidden")
     config.knowledge_store.rename(hidden)
     try:
-        alone = config.model_copy(update={"resources": config.resources.model_copy(update={"workers": 1})})
-        return run_evaluation(config.run_folder, alone, split="test")
+        one_worker = config.model_copy(update={"resources": config.resources.model_copy(update={"workers": 1})})
+        return run_evaluation(config.run_folder, one_worker, split="test")
     finally:
         hidden.rename(config.knowledge_store)
 
 
-def test_inference_of_a_distilled_student_opens_no_dictionary(distilled, evaluated):
+def test_a_distilled_student_is_evaluated_without_knowledge(distilled, evaluated):
     config, _, _ = distilled
     assert evaluated["gallery_size"] == 9
     weights = load_file(find_checkpoint(config.run_folder) / "model.safetensors")
@@ -177,7 +177,7 @@ def test_inference_of_a_distilled_student_opens_no_dictionary(distilled, evaluat
     assert len([name for name in weights if name.endswith("token_embedding.weight")]) == 1, "no second text encoder"
 
 
-def test_leaky_phrases_are_told_in_every_result(distilled, evaluated):
+def test_every_result_of_imported_phrases_is_labelled_leaky(distilled, evaluated):
     config, trained, said = distilled
     assert len([line for line in said if line.startswith("leaky")]) == 1
     written = json.loads((config.run_folder / "evaluation_test.json").read_text())
@@ -187,7 +187,7 @@ def test_leaky_phrases_are_told_in_every_result(distilled, evaluated):
         assert not result["knowledge"]["at_inference"]
 
 
-def test_captions_of_other_splits_make_a_leaky_dictionary(project):
+def test_a_dictionary_from_test_captions_is_leaky(project):
     config = experiment(project, **{"vocabulary.splits": ["train", "test"]})
     dictionary = run_vocabulary(config, progress=False)
     assert dictionary.leaky
@@ -195,7 +195,7 @@ def test_captions_of_other_splits_make_a_leaky_dictionary(project):
     assert config.dictionary != experiment(project).dictionary
 
 
-def test_random_teacher_is_refused(project):
+def test_a_random_teacher_is_an_error(project):
     config = experiment(project)
     random = config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
     with connect(), pytest.raises(KnowledgeError, match="random weights"):

@@ -4,20 +4,20 @@ from ray.data import DataContext
 from waver.on_ray.stages.loader import clip_stream
 
 
-def test_large_batches_stay_whole(store):
+def test_large_batches_are_not_split(store):
     context = DataContext.get_current()
-    context.target_max_block_size = 1000  # less than a clip: as a batch of gigabytes is to Ray's 128 MiB
+    context.target_max_block_size = 1000  # smaller than a clip, as 128 MiB (the default) is smaller than a large batch
     clip_ids = store.ok_clip_ids()
-    seen = list(clip_stream(store, [clip_ids[:9], clip_ids[9:14]], loaders=1))
-    assert [len(num_frames) for _, num_frames in seen] == [9, 5]
+    read = list(clip_stream(store, [clip_ids[:9], clip_ids[9:14]], loaders=1))
+    assert [len(num_frames) for _, num_frames in read] == [9, 5]
 
 
-def test_batches_come_in_order_as_the_store_gives_them(store):
+def test_batches_are_in_order_and_equal_those_of_the_store(store):
     clip_ids = store.ok_clip_ids()
     batches = [clip_ids[start : start + 3] for start in range(0, 15, 3)] * 2 + [[clip_ids[-1]]]
-    seen = list(clip_stream(store, batches, loaders=2))
-    assert len(seen) == len(batches)
-    for (frames, num_frames), batch in zip(seen, batches, strict=True):
+    read = list(clip_stream(store, batches, loaders=2))
+    assert len(read) == len(batches)
+    for (frames, num_frames), batch in zip(read, batches, strict=True):
         expected_frames, expected_num_frames = store.read(batch)
         np.testing.assert_array_equal(frames, expected_frames)
         np.testing.assert_array_equal(num_frames, expected_num_frames)

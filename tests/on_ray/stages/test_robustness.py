@@ -1,4 +1,4 @@
-"""The writing-style report on checkpoints; nothing of it needs a cluster."""
+"""The writing-style report on checkpoints, without a cluster."""
 
 import json
 import shutil
@@ -27,12 +27,12 @@ QUICK = {"resamples": 100, "permutations": 99, "parser": "no_such_parser"}
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_session():
-    """Starts none: one worker evaluates in this process."""
+    """Starts no Ray: one worker evaluates in this process."""
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory, build_project, captions) -> list[Path]:
-    """Two models of one experiment that have learned nothing."""
+    """Two untrained models of one experiment, with different seeds."""
     folder = build_project(tmp_path_factory.mktemp("project"), captions, resources={"workers": 1})
     made = []
     for seed in (0, 1):
@@ -53,7 +53,7 @@ def made(checkpoints):
         return *report_on(checkpoints), said
 
 
-def test_it_is_written_beside_the_runs(made, checkpoints):
+def test_the_report_is_written_beside_the_runs(made, checkpoints):
     report, folder, said = made
     assert folder.parent == checkpoints[0].parents[1]
     assert {path.name for path in folder.iterdir()} == {
@@ -67,7 +67,7 @@ def test_it_is_written_beside_the_runs(made, checkpoints):
     assert any("queries of" in line and "9 reference" in line for line in said)
 
 
-def test_it_says_what_was_asked_of_what(made, checkpoints):
+def test_the_report_names_its_checkpoints_and_missing_clips(made, checkpoints):
     report, _, _ = made
     for source, checkpoint in zip(report["sources"], checkpoints, strict=True):
         assert source["checkpoint"] == str(checkpoint)
@@ -76,8 +76,8 @@ def test_it_says_what_was_asked_of_what(made, checkpoints):
     assert report["runs"][0]["num_missing_clips"] == 1
 
 
-def test_ranks_are_those_of_the_evaluation(made, checkpoints):
-    """All human captions are asked, and each ranks as it does in an evaluation of the split."""
+def test_ranks_equal_those_of_the_evaluation(made, checkpoints):
+    """Every human caption is a query, with the rank that it has in an evaluation of the split."""
     _, folder, _ = made
     rows = pq.read_table(folder / "queries.parquet").to_pylist()
     for checkpoint in checkpoints:
@@ -101,7 +101,7 @@ def test_ranks_are_those_of_the_evaluation(made, checkpoints):
                 assert answers[int(row[f"{name}: rank"]) - 1] == row["clip_id"]
 
 
-def test_clean_recall_is_that_of_the_reference_captions(made):
+def test_clean_recall_is_computed_on_the_reference_captions(made):
     report, folder, _ = made
     rows = pq.read_table(folder / "queries.parquet").to_pylist()
     for run in report["runs"]:
@@ -109,7 +109,7 @@ def test_clean_recall_is_that_of_the_reference_captions(made):
         assert run["headline"]["clean R@1"]["value"] == pytest.approx((ranks <= 1).mean())
 
 
-def test_without_a_parser_the_other_rules_are_asked_and_the_reader_is_told(made):
+def test_without_a_parser_rules_that_need_it_are_skipped_with_a_note(made):
     report, folder, said = made
     asked = {entry["style"] for entry in report["runs"][0]["styles"] if entry["track"] == "rules"}
     assert asked
@@ -130,7 +130,7 @@ def test_rules_and_tracks_can_be_chosen(checkpoints, tmp_path):
     assert report["comparisons"] == report["runs"][0]["controls"] == []
 
 
-def test_imported_queries_are_a_track_and_their_authors_are_named(checkpoints, tmp_path):
+def test_imported_queries_are_a_track_with_their_authors(checkpoints, tmp_path):
     captions = load_captions(checkpoint_config(checkpoints[0]))
     row = next(row for row in captions.to_pylist() if row["split"] == "test")
     line = {"clip_id": row["clip_id"], "caption_index": row["caption_index"], "text": "other words", "style": "mine"}
@@ -149,24 +149,24 @@ def test_imported_queries_are_a_track_and_their_authors_are_named(checkpoints, t
         ({"reference": "plain"}, "9 of 9 clips of test have no caption in the style 'plain'"),
     ],
 )
-def test_what_cannot_be_asked_is_a_sentence(checkpoints, settings, message):
+def test_queries_that_cannot_be_built_are_an_error(checkpoints, settings, message):
     with pytest.raises(RobustnessError, match=message):
         report_on(checkpoints[:1], **settings)
 
 
-def test_without_the_extra_it_says_what_to_install(checkpoints, monkeypatch):
+def test_a_missing_scipy_is_an_error_that_names_the_extra(checkpoints, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(RobustnessError, match=r"pip install 'waver\[robustness\]'"):
         report_on(checkpoints[:1])
 
 
-def test_a_run_is_not_compared_with_itself(checkpoints):
+def test_the_same_run_twice_is_an_error(checkpoints):
     with pytest.raises(RobustnessError, match="seed0/checkpoint_epoch_0001: given twice"):
         report_on([checkpoints[0], checkpoints[0]])
 
 
-def test_runs_on_other_captions_are_not_compared(checkpoints, tmp_path):
-    """A checkpoint that names another file of captions."""
+def test_runs_with_different_captions_are_an_error(checkpoints, tmp_path):
+    """One checkpoint is changed to name another caption file."""
     config = checkpoint_config(checkpoints[1])
     lines = Path(config.data.annotations).read_text().splitlines()
     test = next(number for number, line in enumerate(lines) if '"test"' in line)

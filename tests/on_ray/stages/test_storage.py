@@ -1,6 +1,6 @@
-"""A run whose storage is an object store (a real S3 server on loopback), with machines that come and go.
+"""A run whose storage is an object store (a real S3 server on loopback), continued on other machines.
 
-Each command is a process of its own, as on a machine that knows the URL and nothing else.
+Each command runs in its own process with an empty cache, as on a machine that has only the URL.
 """
 
 import json
@@ -23,26 +23,26 @@ EPOCHS = 3
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_session():
-    """Starts none in this process."""
+    """Starts no Ray in this process."""
 
 
 @pytest.fixture
 def experiment(s3, tmp_path, captions, build_project) -> Path:
-    """The clips are in the store already."""
+    """An experiment whose clip store is complete."""
     resources = {"workers": 1, "loaders_per_worker": 1}
     build_project(tmp_path, captions, storage={"path": s3}, train={"epochs": EPOCHS}, resources=resources)
     return tmp_path / "experiment.yaml"
 
 
 def machine(tmp_path: Path, name: str) -> dict[str, str]:
-    """Its environment: nothing of what other machines have of the store is on it."""
+    """Returns the environment of a machine, which has a cache of its own."""
     return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {
         "XDG_CACHE_HOME": str(tmp_path / name)
     }
 
 
 def waver(environment: dict[str, str], *arguments: str) -> str:
-    """Everything that a command says."""
+    """Runs a command; returns its output."""
     done = subprocess.run(
         [sys.executable, "-m", "waver", *arguments], env=environment, capture_output=True, text=True, check=False
     )
@@ -52,7 +52,7 @@ def waver(environment: dict[str, str], *arguments: str) -> str:
 
 @pytest.mark.own_ray
 @pytest.mark.timeout(600)
-def test_a_run_that_loses_its_machine_goes_on_on_another(s3, experiment, tmp_path):
+def test_a_run_that_loses_its_machine_continues_on_another(s3, experiment, tmp_path):
     run = local_copy(f"{s3}/runs/tiny", tmp_path / "observer")
     job = subprocess.Popen(
         [sys.executable, "-m", "waver", "train", str(experiment)],
@@ -70,7 +70,7 @@ def test_a_run_that_loses_its_machine_goes_on_on_another(s3, experiment, tmp_pat
     finally:
         kill(family(job.pid))
         said = job.communicate()[0]
-    assert finished(run) is None, "it was finished before it could be killed"
+    assert finished(run) is None, "the run finished before it was killed"
     shutil.rmtree(tmp_path / "first")
 
     said += waver(machine(tmp_path, "second"), "train", str(experiment), "--set", "resources.loaders_per_worker=0")

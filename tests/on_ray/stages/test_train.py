@@ -1,4 +1,4 @@
-"""Training on real Ray workers. Fits cost seconds: one of two workers serves most tests."""
+"""Training on real Ray workers. A run takes seconds, so most tests share one, with two workers."""
 
 import json
 import os
@@ -36,9 +36,9 @@ from waver.training.plan import plan_epoch, training_rows
 EPOCHS = 4
 
 
-@pytest.fixture(scope="session")  # tests that start their own Ray come first, and share it
+@pytest.fixture(scope="session")  # session scope: tests that start their own Ray run first and use it too
 def project(tmp_path_factory, build_project, captions) -> Path:
-    """A folder as a user has it: experiment.yaml, captions, videos, and a finished clip store."""
+    """A project folder: experiment.yaml, captions, videos, and a complete clip store."""
     return build_project(tmp_path_factory.mktemp("project"), captions, train={"epochs": EPOCHS})
 
 
@@ -50,28 +50,28 @@ def run(config: ExperimentConfig) -> dict:
     return train(config, load_captions(config), ClipStore(config.clip_store))
 
 
-@pytest.fixture(scope="session")  # tests that start their own Ray come first, and share it
-def fitted(project) -> tuple[ExperimentConfig, dict, list[str]]:
-    """A finished run of two workers, and what it said."""
+@pytest.fixture(scope="session")  # session scope: tests that start their own Ray run first and use it too
+def finished_run(project) -> tuple[ExperimentConfig, dict, list[str]]:
+    """A finished run with two workers: configuration, result and log lines."""
     config = experiment(project, name="fitted")
     with logged() as said:
         return config, run(config), said
 
 
-def test_the_folder_of_a_run_holds_what_it_should(fitted):
-    config, result, _ = fitted
-    there = {path.name for path in config.run_folder.iterdir()}
-    assert {"config.yaml", "environment.json", "metrics.jsonl", "events", "result.json"} <= there
+def test_a_run_folder_has_all_files_and_the_kept_checkpoints(finished_run):
+    config, result, _ = finished_run
+    written = {path.name for path in config.run_folder.iterdir()}
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "events", "result.json"} <= written
     assert json.loads((config.run_folder / "result.json").read_text()) == result
     kept = checkpoints(config.run_folder)
-    assert EPOCHS in kept, "the last one"
+    assert EPOCHS in kept, "the last epoch"
     assert result["best_checkpoint"] in {path.name for path in kept.values()}
     assert len(kept) <= 3
     assert not list(config.run_folder.glob(".checkpoint*"))
 
 
-def test_each_step_is_logged_once_and_tensorboard_says_the_same(fitted):
-    config, result, _ = fitted
+def test_each_step_is_logged_once_with_the_same_values_in_tensorboard(finished_run):
+    config, result, _ = finished_run
     rows = read_metrics(config.run_folder)
     steps = [row for row in rows if "split" not in row]
     assert [row["step"] for row in steps] == list(range(1, result["steps"] + 1))
@@ -79,61 +79,65 @@ def test_each_step_is_logged_once_and_tensorboard_says_the_same(fitted):
     events = EventAccumulator(str(config.run_folder / "events"))
     events.Reload()
     evaluations = [row for row in rows if "split" in row]
-    for wanted in (steps, evaluations):
-        names = [name for name in wanted[0] if name not in ("step", "epoch", "split")]
+    for rows_of_kind in (steps, evaluations):
+        names = [name for name in rows_of_kind[0] if name not in ("step", "epoch", "split")]
         for name in names:
             written = [(event.step, event.value) for event in events.Scalars(tag_of(name))]
-            assert written == [(row["step"], pytest.approx(row[name])) for row in wanted], name
+            assert written == [(row["step"], pytest.approx(row[name])) for row in rows_of_kind], name
     assert {"entropy/text_weights", "entropy/video_weights", "clips_per_s_per_worker", "data_wait_share"} <= steps[
         0
     ].keys()
 
 
-def test_progress_is_told_after_each_epoch(fitted):
-    _, _, said = fitted
+def test_each_epoch_logs_a_line(finished_run):
+    _, _, said = finished_run
     assert [line.split(":")[0] for line in said if line.startswith("epoch ")] == [
         f"epoch {e}" for e in range(1, EPOCHS + 1)
     ]
 
 
-def test_a_finished_run_says_so_and_does_nothing(fitted, said):
-    config, result, _ = fitted
+def test_a_finished_run_is_not_trained_again(finished_run, said):
+    config, result, _ = finished_run
     assert run(config) == result
     assert "is finished (4 epochs)" in said[0]
 
 
-def test_workers_on_ray_evaluate_as_one_process_does(fitted):
-    config, _, _ = fitted
+def test_metrics_on_ray_workers_equal_those_of_one_process(finished_run):
+    config, _, _ = finished_run
     captions, store = load_captions(config), ClipStore(config.clip_store)
     checkpoint = find_checkpoint(config.run_folder)
-    on_ray = evaluate_on_workers(checkpoint, config, captions, store, split="test", options=EvaluationOptions(top_k=3))
-    here = evaluate(
+    on_workers = evaluate_on_workers(
+        checkpoint, config, captions, store, split="test", options=EvaluationOptions(top_k=3)
+    )
+    in_process = evaluate(
         load_student(checkpoint, config), captions, store, config, split="test", options=EvaluationOptions(top_k=3)
     )
-    assert on_ray.metrics == here.metrics
-    assert torch.equal(on_ray.top.clips, here.top.clips)
-    assert (on_ray.num_queries, on_ray.gallery_size, on_ray.missing_clips) == (24, 9, ("v20",))
+    assert on_workers.metrics == in_process.metrics
+    assert torch.equal(on_workers.top.clips, in_process.top.clips)
+    assert (on_workers.num_queries, on_workers.gallery_size, on_workers.missing_clips) == (24, 9, ("v20",))
 
 
-@pytest.mark.parametrize("loaders", [0, 1], ids=["a thread", "a process"])
-def test_the_loader_deals_the_plan(project, loaders):
+@pytest.mark.parametrize("loaders", [0, 1], ids=["thread", "process"])
+def test_worker_batches_follow_the_plan(project, loaders):
     config = experiment(project, **{"resources.loaders_per_worker": loaders})
     captions, store = load_captions(config), ClipStore(config.clip_store)
     rows = training_rows(captions, store)
     assert set(captions["clip_id"].take(rows).to_pylist()) <= set(store.ok_clip_ids())
     plan = plan_epoch(config, captions, rows, epoch=3)
     batches = list(worker_batches(plan, captions, store, config))
-    assert [batch.clip_ids for batch in batches] == [tuple(captions["clip_id"].take(one).to_pylist()) for one in plan]
-    assert [batch.num_pairs for batch in batches] == [len(one) for one in plan]
+    assert [batch.clip_ids for batch in batches] == [
+        tuple(captions["clip_id"].take(batch_rows).to_pylist()) for batch_rows in plan
+    ]
+    assert [batch.num_pairs for batch in batches] == [len(batch_rows) for batch_rows in plan]
 
 
 @pytest.mark.own_ray
-def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted):
-    """kill -9 of the whole job after a checkpoint: driver, Ray's daemons, worker.
+def test_a_killed_run_resumes_to_the_same_metrics(project, finished_run):
+    """SIGKILL of driver, Ray and worker after a checkpoint.
 
-    The job has one worker and the undisturbed run had two: the number must not matter either.
+    The killed run has one worker and the undisturbed run two, which must not change the metrics.
     """
-    config, _, _ = fitted
+    config, _, _ = finished_run
     folder = config.run_folder.parent / "killed"
     command = [
         sys.executable,
@@ -157,19 +161,19 @@ def test_killed_and_run_again_ends_like_a_run_that_was_not(project, fitted):
     finally:
         kill(family(job.pid))
         job.communicate()
-    assert not (folder / "result.json").exists(), "it was finished before it could be killed"
+    assert not (folder / "result.json").exists(), "the run finished before it was killed"
     before = max(checkpoints(folder))
 
     with logged() as said:
         again = experiment(project, name="killed", **{"resources.workers": 1})
-        result = train(again, load_captions(again), ClipStore(again.clip_store), local_worker=take_steps)
+        result = train(again, load_captions(again), ClipStore(again.clip_store), local_worker=train_in_process)
     assert f"continuing killed after epoch {before}: 4 epochs" in said[0]
     rows = [row for row in read_metrics(folder) if "split" not in row]
     assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))
-    assert_ends_alike(folder, config.run_folder)
+    assert_same_last_metrics(folder, config.run_folder)
 
 
-def assert_ends_alike(folder: Path, undisturbed: Path) -> None:
+def assert_same_last_metrics(folder: Path, undisturbed: Path) -> None:
     last, expected = (read_metrics(path)[-1] for path in (folder, undisturbed))
     assert last["split"] == expected["split"] == "validation"
     for name, value in expected.items():
@@ -178,71 +182,70 @@ def assert_ends_alike(folder: Path, undisturbed: Path) -> None:
         assert last[name] == value if isinstance(value, str) else abs(last[name] - value) <= 1e-3 * max(1, abs(value))
 
 
-def take_a_step(job: TrainingJob) -> dict:
-    """Trains in this process, where somebody has asked to stop before it begins; that there is room is less urgent."""
-    at_once = SimpleNamespace(remote=lambda: ray.put(None))
-    asked = SimpleNamespace(wait_for_stop=at_once, wait_for_capacity=at_once)
-    return take_steps(replace(job, signals=asked))
+def train_one_step(job: TrainingJob) -> dict:
+    """Trains in this process for one step: stop and rescale are requested from the start, and stop takes precedence."""
+    requested = SimpleNamespace(remote=lambda: ray.put(None))
+    signals = SimpleNamespace(wait_for_stop=requested, wait_for_capacity=requested)
+    return train_in_process(replace(job, signals=signals))
 
 
-def take_steps(job: TrainingJob) -> dict:
+def train_in_process(job: TrainingJob) -> dict:
     return train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
 
 
-def test_a_run_that_is_stopped_after_every_step_ends_like_one_that_was_not(project, fitted, said):
-    """Each time somebody asks it to stop before it begins; it takes a step, saves itself and ends."""
-    undisturbed, result, _ = fitted
+def test_a_run_stopped_after_every_step_has_the_same_metrics(project, finished_run, said):
+    undisturbed, result, _ = finished_run
     config = experiment(project, name="stopped", **{"resources.workers": 1})
     captions, store = load_captions(config), ClipStore(config.clip_store)
     for step in range(1, result["steps"] + 1):
         with pytest.raises(Terminated) as ended:
-            train(config, captions, store, local_worker=take_a_step)
+            train(config, captions, store, local_worker=train_one_step)
         assert ended.value.code == 143
         assert f"stopped on request after step {step}; a checkpoint is in {config.run_folder}" in ended.value.message
         newest = newest_checkpoint(config.run_folder)
         assert describe_checkpoint(newest) == f"step {step}, in epoch {1 + (step - 1) // 3}"
-    train(config, captions, store, local_worker=take_a_step)
+    train(config, captions, store, local_worker=train_one_step)
     assert "continuing stopped after step 5, in epoch 2: 4 epochs of 3 steps" in said[5]
     rows = [row for row in read_metrics(config.run_folder) if "split" not in row]
     assert [row["step"] for row in rows] == list(range(1, result["steps"] + 1))
     assert [row["epoch"] for row in rows] == [1 + step // 3 for step in range(result["steps"])]
-    assert_ends_alike(config.run_folder, undisturbed.run_folder)
+    assert_same_last_metrics(config.run_folder, undisturbed.run_folder)
     assert list(checkpoints(config.run_folder))[-1] == EPOCHS
     assert len(list(config.run_folder.glob("*checkpoint*"))) <= 3
 
 
-def test_an_epoch_is_kept_before_it_is_evaluated(project, monkeypatch, said):
-    """Validation may take longer than a machine that is taken away allows."""
+def test_a_checkpoint_is_written_before_the_evaluation(project, monkeypatch, said):
+    """A machine may be preempted during the evaluation."""
     config = experiment(project, name="evaluating", **{"resources.workers": 1})
     captions, store = load_captions(config), ClipStore(config.clip_store)
 
-    def taken_away(*arguments, **options):
-        raise RuntimeError("the machine is taken away")
+    def preempted(*arguments, **options):
+        raise RuntimeError("preempted")
 
     with monkeypatch.context() as patch, signal_actor() as actor:
-        patch.setattr("waver.on_ray.stages.train_worker.evaluate", taken_away)
-        with pytest.raises(RuntimeError, match="taken away"):
-            train(config, captions, store, local_worker=lambda job: take_steps(replace(job, signals=actor)))
+        patch.setattr("waver.on_ray.stages.train_worker.evaluate", preempted)
+        with pytest.raises(RuntimeError, match="preempted"):
+            train(config, captions, store, local_worker=lambda job: train_in_process(replace(job, signals=actor)))
     with pytest.raises(Terminated):
-        train(config, captions, store, local_worker=take_a_step)
+        train(config, captions, store, local_worker=train_one_step)
     assert "continuing evaluating after step 3, in epoch 1: 4 epochs of 3 steps" in said[1]
     rows = [(row["step"], row.get("split")) for row in read_metrics(config.run_folder)]
     assert rows == [(1, None), (2, None), (3, None), (3, "validation"), (4, None)]
 
 
-def test_a_checkpoint_of_another_plan_is_refused(project, fitted):
-    config, _, _ = fitted
+def test_a_checkpoint_of_another_plan_is_an_error(project, finished_run):
+    config, _, _ = finished_run
     config = experiment(project, name="other-plan", **{"resources.workers": 1})
     captions, store = load_captions(config), ClipStore(config.clip_store)
     with pytest.raises(Terminated):
-        train(config, captions, store, local_worker=take_a_step)
+        train(config, captions, store, local_worker=train_one_step)
     path = newest_checkpoint(config.run_folder) / "training.pt"
     torch.save(torch.load(path, weights_only=True) | {"rows": 2}, path)
     with pytest.raises(CheckpointError, match=r"was trained on 2 captions in 1 steps, but the plan of this run has 5"):
-        train(config, captions, store, local_worker=take_a_step)
+        train(config, captions, store, local_worker=train_one_step)
 
 
-def test_infinite_loss_ends_the_run_in_a_sentence(project):
+def test_an_infinite_loss_is_an_error_that_names_the_learning_rate(project):
     config = experiment(
         project, name="diverged", **{"train.lr": 1e30, "train.warmup_fraction": 0.7, "resources.workers": 1}
     )
@@ -250,7 +253,7 @@ def test_infinite_loss_ends_the_run_in_a_sentence(project):
         run(config)
 
 
-def test_more_workers_than_the_cluster_has_are_refused_at_once(project):
+def test_too_large_batches_and_too_many_workers_are_errors_before_the_start(project):
     config = experiment(project, name="large", **{"resources.workers": 9, "train.global_batch_size": 18})
     captions, store = load_captions(config), ClipStore(config.clip_store)
     with pytest.raises(BatchSizeError, match="more than the 13 training clips"):

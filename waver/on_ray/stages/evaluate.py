@@ -51,7 +51,7 @@ class _EvaluationJob:
     options: EvaluationOptions
 
 
-def evaluate_here(
+def evaluate_in_process(
     checkpoint: Path,
     config: ExperimentConfig,
     captions: pa.Table,
@@ -105,7 +105,7 @@ def evaluate_on_workers(
     split: str,
     options: EvaluationOptions = EvaluationOptions(),
 ) -> Evaluation:
-    """Computes the metrics of `evaluate_here` on config.resources.workers of the connected Ray cluster.
+    """Computes the metrics of `evaluate_in_process` on config.resources.workers of the connected Ray cluster.
 
     They are the same for any number of workers.
 
@@ -239,7 +239,7 @@ def evaluate_checkpoint(
     logger.info(f"evaluating {display_path(checkpoint)} on the {split} split")
     table = captions if queries is None else queries
     if config.resources.max_workers == 1 and not cluster_address():
-        return evaluate_here(checkpoint, config, table, store, knowledge, split=split, options=options), knowledge
-    with connect(num_cpus=local_cpus(config)) as where:
-        logger.info(where)
+        return evaluate_in_process(checkpoint, config, table, store, knowledge, split=split, options=options), knowledge
+    with connect(num_cpus=local_cpus(config)) as description:
+        logger.info(description)
         return evaluate_on_workers(checkpoint, config, table, store, knowledge, split=split, options=options), knowledge

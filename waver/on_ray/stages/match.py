@@ -176,8 +176,8 @@ def run_match(config: ExperimentConfig, *, progress: bool = True) -> Knowledge:
             "model.weights = null gives the teacher random weights, with which matches are meaningless: set it to a file or "
             "a pretrained tag"
         )
-    with connect(num_cpus=local_cpus(config)) as where:
-        logger.info(where)
+    with connect(num_cpus=local_cpus(config)) as description:
+        logger.info(description)
         if config.knowledge.released:
             dictionary, matches = read_released(
                 config.knowledge.released, sorted(data_set), config.knowledge.num_matches

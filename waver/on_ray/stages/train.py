@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _RunPlan:
+    """Training data and number of optimizer steps of a run."""
+
     rows: np.ndarray
     """Rows of the caption table that are trained on."""
     steps_per_epoch: int
@@ -202,6 +204,6 @@ def run_training(config: ExperimentConfig, **options: Any) -> dict:
     knowledge = training_knowledge(config, captions, store)
     if knowledge and knowledge.leaky:
         logger.info(LEAKY)
-    with connect(num_cpus=local_cpus(config)) as where:
-        logger.info(where)
+    with connect(num_cpus=local_cpus(config)) as description:
+        logger.info(description)
         return train(config, captions, store, knowledge, **options)

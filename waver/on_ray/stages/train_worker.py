@@ -1,7 +1,6 @@
 """One worker's part of a training run: reads its share of each batch, takes the steps, evaluates, writes checkpoints.
 
-All workers run the same code in step: what communicates between workers (evaluation, checkpoints, control signals) must be
-called by each of them, equally often.
+Evaluation, checkpoints and control signals communicate between the workers: every worker must call them equally often.
 """
 
 import shutil

@@ -56,8 +56,8 @@ def make_vocabulary(
     """
     load_parser(parser)  # report a missing parser before Ray starts
     table = pa.table({"caption": captions, "row": np.arange(len(captions))})
-    with connect() as where:
-        logger.info(where)
+    with connect() as description:
+        logger.info(description)
         parsers = min(count_cpus(node_labels, wait_s=wait_s), -(-len(table) // _CAPTIONS_PER_PARSER))
         # Small enough to keep all parsers busy at the end, and large enough to hold equal captions, which are parsed once.
         size = max(1, min(_CAPTIONS_PER_BLOCK, len(table) // (2 * parsers)))

@@ -125,8 +125,8 @@ def describe_plan(plan: Plan) -> None:
     """
     resources = plan.base.resources
     if cluster_address() or ray.is_initialized():
-        with connect() as where:
-            logger.info(where)
+        with connect() as description:
+            logger.info(description)
             cluster, gpus = nodes(resources.node_labels), gpus_per_worker(resources)
             size = cluster_size(resources.node_labels)
     else:

@@ -85,8 +85,8 @@ def _ended(plan: Plan) -> list[TrialState]:
 
 def _run_trials(plan: Plan) -> None:
     resources = plan.base.resources
-    with connect(num_cpus=local_cpus(plan.base), dashboard=needs_dashboard(plan)) as where:
-        logger.info(where)
+    with connect(num_cpus=local_cpus(plan.base), dashboard=needs_dashboard(plan)) as description:
+        logger.info(description)
         gpus = gpus_per_worker(resources)
         share = WorkerResources(plan.cpus_per_worker, gpus, resources.node_labels)
         require_capacity(resources.max_workers, share, wait_s=resources.wait_s)
