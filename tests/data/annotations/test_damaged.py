@@ -17,8 +17,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from waver.data.annotations import AnnotationError, load_didemo, load_msrvtt, load_msvd, load_table, load_vatex
-from waver.data.annotations.official import OFFICIAL, OfficialSplit, split_digest
+from waver.data.annotations import (
+    DATA_SETS,
+    AnnotationError,
+    load_didemo,
+    load_msrvtt,
+    load_msvd,
+    load_table,
+    load_vatex,
+)
+from waver.data.annotations.published import PublishedPart, PublishedSplit, split_digest
 
 HELD_OUT = {"validation_fraction": 0.05, "validation_seed": 0}
 DEEP = json.loads("[" * 300 + "]" * 300)
@@ -191,23 +199,26 @@ def damaged(draw, files):
 def publish_what_stands_in_the_lists(monkeypatch, folder):
     """The comparison with what is published would refuse other ids: here only their form does."""
 
-    def official(names, cut=lambda line: line):
+    def publish(data_set, split, parts):
+        monkeypatch.setitem(DATA_SETS[data_set].published_splits, split, PublishedSplit("a protocol", parts))
+
+    def read_part(names, cut=lambda line: line):
         text = "".join((folder / name).read_text(errors="replace") for name in names if (folder / name).is_file())
         ids = {cut(line.strip()) for line in text.split("\n") if line.strip()}
         digest = split_digest(id_.encode("utf-8", "replace").decode() for id_ in ids)
-        return OfficialSplit(len(ids), None, digest)
+        return PublishedPart(len(ids), None, digest)
 
     parts = {"train": "train_list.txt", "validation": "val_list.txt", "test": "test_list.txt"}
     stem = {"didemo": lambda line: os.path.splitext(line)[0]}  # noqa: PTH122
     for key in (("msvd", "official"), ("vatex", "hgr"), ("didemo", "official")):
-        published = {part: official([name], stem.get(key[0], lambda line: line)) for part, name in parts.items()}
-        monkeypatch.setitem(OFFICIAL, key, published)
+        published = {part: read_part([name], stem.get(key[0], lambda line: line)) for part, name in parts.items()}
+        publish(*key, published)
     ids = {"train": ["video0", "video1"], "test": ["video2", "video3"]}
-    published = {part: OfficialSplit(2, None, split_digest(listed)) for part, listed in ids.items()}
-    monkeypatch.setitem(OFFICIAL, ("msrvtt", "9k"), published)
+    published = {part: PublishedPart(2, None, split_digest(listed)) for part, listed in ids.items()}
+    publish("msrvtt", "9k", published)
     ids = {"train": VATEX_CLIPS[2:], "validation": VATEX_CLIPS[1:2], "test": VATEX_CLIPS[:1]}
-    published = {part: OfficialSplit(len(listed), None, split_digest(listed)) for part, listed in ids.items()}
-    monkeypatch.setitem(OFFICIAL, ("vatex", "1k5"), published)
+    published = {part: PublishedPart(len(listed), None, split_digest(listed)) for part, listed in ids.items()}
+    publish("vatex", "1k5", published)
 
 
 def outcome(kind, files):

@@ -221,7 +221,8 @@ def test_what_differs_from_the_published_split_is_said(folder, videos):
     message = fail(folder, videos)
     assert f"1 x video listed twice: line 6 of train_list.txt: {other}\n" in message
     assert (
-        "1 x list that differs from the published one of didemo, official: train_list.txt has 5 videos, but" in message
+        "1 x list that differs from the published one of DiDeMo paragraph-to-video: train_list.txt has 5 videos, but"
+        in message
     )
 
 

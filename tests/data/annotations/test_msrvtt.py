@@ -143,14 +143,14 @@ def test_every_missing_file_is_named(tmp_path):
     assert f"1 x missing folder of videos: {tmp_path / 'no videos'}\n" in message
 
 
-def test_what_differs_from_the_official_split_is_said(folder, videos):
+def test_differences_from_the_published_split_are_listed(folder, videos):
     leaked = TEST_1K[0]
     write_ids(folder / "MSRVTT_train.9k.csv", [*TRAIN_9K[:5], *TRAIN_9K[6:-1], leaked, leaked])
     write_test_1k(folder / "MSRVTT_JSFUSION_test.csv", TEST_1K[:-1])
     message = fail(folder, videos)
     assert f"1 x video in two splits: video{leaked} (train, test)\n" in message
     assert f"1 x video listed twice: line 91 of MSRVTT_train.9k.csv: video{leaked}\n" in message
-    assert "2 x list that differs from the published one of msrvtt, 9k: " in message
+    assert "2 x list that differs from the published one of MSR-VTT 1k-A, 9k train: " in message
     assert "MSRVTT_train.9k.csv has 89 videos instead of 90, " in message
     assert "MSRVTT_JSFUSION_test.csv has 9 videos instead of 10\n" in message
 

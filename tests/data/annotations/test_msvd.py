@@ -119,7 +119,7 @@ def test_what_differs_from_the_published_split_is_said(folder, videos):
     message = fail(folder, videos)
     assert "1 x video listed twice: line 4 of train_list.txt: -4wsuPCjDBc_20_25\n" in message
     assert "1 x video in two splits: -4wsuPCjDBc_20_25 (train, test)\n" in message
-    assert "2 x list that differs from the published one of msvd, official: " in message
+    assert "2 x list that differs from the published one of MSVD official, all captions: " in message
     assert "train_list.txt has 3 videos, but other ones, val_list.txt has 0 videos instead of 1\n" in message
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError, load_vatex
-from waver.data.annotations.official import OFFICIAL
+from waver.data.annotations.published import PublishedSplit
+from waver.data.annotations.vatex import VatexData
 
 
 def clip(number):
@@ -149,15 +150,15 @@ def test_every_missing_file_is_named(tmp_path):
     assert "test1k5" not in fail(tmp_path / "nothing", tmp_path / "no videos", "hgr")
 
 
-def test_the_two_test_lists_are_not_mixed_up(folder, videos):
+def test_hgr_and_1k5_test_lists_are_told_apart(folder, videos):
     (folder / "test_list.txt").write_text("\n".join(TEST_1K5))
     message = fail(folder, videos)
     assert f"2 x video in two splits: {VAL[0]} (validation, test), {VAL[1]} (validation, test)\n" in message
-    differs = "1 x list that differs from the published one of vatex"
-    assert f"{differs}, hgr: test_list.txt has 4 videos, but other ones" in message
+    differs = "1 x list that differs from the published one of VATEX"
+    assert f"{differs} HGR: test_list.txt has 4 videos, but other ones" in message
     message = fail(folder, videos, "1k5")
     rest = "the rest of val_list.txt and test_list.txt has 2 videos instead of 4\n"
-    assert f"{differs}, 1k5: {rest}" in message
+    assert f"{differs} 1k5 (CLIP2Video): {rest}" in message
 
     (folder / "test_list.txt").write_text("\n".join(TEST))
     (folder / "test1k5_sec_list.txt").write_text("\n".join(TEST))
@@ -231,10 +232,10 @@ def test_real_lists(shared_annotations, tmp_path, touch, splits_of, monkeypatch)
     }
     videos = touch(tmp_path / "videos", f"{listed['train'][0]}.mp4")
     captions = {clip_id: ["a man"] for name in ("train", "val", "test") for clip_id in listed[name]}
-    for key in (("vatex", "hgr"), ("vatex", "1k5")):
-        assert all(part.num_captions == 10 * part.num_clips for part in OFFICIAL[key].values())
-        ones = {part: replace(official, num_captions=official.num_clips) for part, official in OFFICIAL[key].items()}
-        monkeypatch.setitem(OFFICIAL, key, ones)
+    for name, split in list(VatexData.published_splits.items()):
+        assert all(part.num_captions == 10 * part.num_clips for part in split.parts.values())
+        ones = {key: replace(part, num_captions=part.num_clips) for key, part in split.parts.items()}
+        monkeypatch.setitem(VatexData.published_splits, name, PublishedSplit(split.protocol, ones))
 
     write_json(folder / "ref_captions.json", captions)
     table = load(folder, videos, "hgr", allow_missing_videos=True)

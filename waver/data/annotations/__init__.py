@@ -14,6 +14,7 @@ from waver.data.annotations.didemo import DidemoData, load_didemo
 from waver.data.annotations.msrvtt import MsrvttData, load_msrvtt
 from waver.data.annotations.msvd import MsvdData, load_msvd
 from waver.data.annotations.options import CommonData
+from waver.data.annotations.published import PublishedSplit
 from waver.data.annotations.reading import AnnotationError
 from waver.data.annotations.table import TableData, load_table
 from waver.data.annotations.vatex import VatexData, load_vatex
@@ -24,6 +25,20 @@ DATA_SETS: Mapping[str, type[CommonData]] = {
     get_args(data_set.model_fields["format"].annotation)[0]: data_set for data_set in get_args(AnyData)
 }
 """`data.format` -> the section that it selects."""
+
+
+def published_split(data_format: str, split: str | None) -> PublishedSplit | None:
+    """Looks up what is published of a split.
+
+    Args:
+        data_format: `data.format`.
+        split: `data.split`; None for a format without one.
+
+    Returns:
+        The published split; None for a user's own data.
+    """
+    return DATA_SETS[data_format].published_splits.get(split or "")
+
 
 __all__ = [
     "CAPTIONS_SCHEMA",
@@ -36,5 +51,6 @@ __all__ = [
     "load_msvd",
     "load_table",
     "load_vatex",
+    "published_split",
     "validation_source",
 ]

@@ -16,6 +16,7 @@ import pyarrow as pa
 from waver.data.annotations.captions import Caption, caption_table
 from waver.data.annotations.lists import LIST_FILES, ORIGINAL_FILE, IdForm, check_lists, read_list
 from waver.data.annotations.options import CommonData
+from waver.data.annotations.published import PublishedPart, PublishedSplit
 from waver.data.annotations.reading import (
     Problems,
     caption_defect,
@@ -57,6 +58,17 @@ class DidemoData(CommonData):
     """True: the 30 videos of train and 3 of validation that the csv files of T-MASS lack are left out. False: they are an
     error; `train_data.json` and `val_data.json` have them."""
     clip_rule: ClassVar[str | None] = "first 31 seconds"
+    # Clip ids are file names without ending.
+    published_splits: ClassVar[Mapping[str, PublishedSplit]] = {
+        "official": PublishedSplit(
+            "DiDeMo paragraph-to-video",
+            {
+                "train": PublishedPart(8392, 8392, "d9b1e3175d28def3"),
+                "validation": PublishedPart(1065, 1065, "c1939b35c9e675a6"),
+                "test": PublishedPart(1004, 1004, "57c0b06b28455cd3"),
+            },
+        )
+    }
 
     def load(self) -> pa.Table:
         """See `load_didemo`."""
@@ -87,12 +99,12 @@ def load_didemo(
     Raises:
         AnnotationError: with everything that is wrong.
     """
-    problems = Problems()
+    problems, published = Problems(), DidemoData.published_splits["official"]
     files = [*LIST_FILES.values(), *(" or ".join(names) for names in CAPTION_FILES.values())]
     check_folder(annotations, ", ".join(files), problems)
     read = {part: read_list(annotations / name, _NAME, problems) for part, name in LIST_FILES.items()}
     lists = {part: {_clip_id(name): name for name in names} for part, names in read.items() if names is not None}
-    check_lists("didemo", "official", {part: clips.keys() for part, clips in lists.items()}, LIST_FILES, problems)
+    check_lists(published, {part: clips.keys() for part, clips in lists.items()}, LIST_FILES, problems)
     captions_of: dict[str, str] = {}
     for part, clips in lists.items():
         found = _read_captions(annotations, CAPTION_FILES[part], clips, problems)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from waver.data.annotations.captions import Caption
-from waver.data.annotations.official import OFFICIAL, split_digest
+from waver.data.annotations.published import PublishedSplit, split_digest
 from waver.data.annotations.reading import Problems, caption_defect, excerpt, read_text
 
 LIST_FILES: Mapping[str, str] = {"train": "train_list.txt", "validation": "val_list.txt", "test": "test_list.txt"}
@@ -86,15 +86,14 @@ def read_captions(
 
 
 def check_lists(
-    data_set: str, split: str, lists: Mapping[str, Collection[str]], files: Mapping[str, str], problems: Problems
+    published: PublishedSplit, lists: Mapping[str, Collection[str]], files: Mapping[str, str], problems: Problems
 ) -> None:
-    """Compares the lists that could be read with those published; a right list has the right clips, in any order.
+    """Compares the lists of a split with the published ones: each must have the same clips, in any order.
 
     Args:
-        data_set: first part of the key in `OFFICIAL`.
-        split: second part.
-        lists: part of the split -> clips.
-        files: part of the split -> where its list stands.
+        published: the published split.
+        lists: part of the split -> clips; parts whose list could not be read are absent.
+        files: part of the split -> name of the file with its list.
         problems: receives what is wrong.
     """
     remedy = f"{ORIGINAL_FILE} (a part of the data set is written as a table)"
@@ -103,24 +102,23 @@ def check_lists(
         for clip_id in sorted(split_of.keys() & clips):
             problems.add("video in two splits", remedy, f"{clip_id} ({split_of[clip_id]}, {part})")
         split_of.update(dict.fromkeys(clips, part))
-        official = OFFICIAL[data_set, split][part]
-        if len(clips) != official.num_clips:
-            found = f"{files[part]} has {len(clips)} videos instead of {official.num_clips}"
-        elif split_digest(clips) != official.digest:
+        expected = published.parts[part]
+        if len(clips) != expected.num_clips:
+            found = f"{files[part]} has {len(clips)} videos instead of {expected.num_clips}"
+        elif split_digest(clips) != expected.digest:
             found = f"{files[part]} has {len(clips)} videos, but other ones"
         else:
             continue
-        problems.add(f"list that differs from the published one of {data_set}, {split}", remedy, found)
+        problems.add(f"list that differs from the published one of {published.protocol}", remedy, found)
 
 
 def check_captions(
-    data_set: str, split: str, lists: Mapping[str, Mapping[str, Sequence[str]]], problems: Problems
+    published: PublishedSplit, lists: Mapping[str, Mapping[str, Sequence[str]]], problems: Problems
 ) -> None:
-    """Finds clips without captions; if there is no other problem, compares the number of captions with that published.
+    """Finds clips without captions; if there is no other problem, compares the number of captions with the published one.
 
     Args:
-        data_set: first part of the key in `OFFICIAL`.
-        split: second part.
+        published: the published split.
         lists: part of the split -> clip -> captions.
         problems: receives what is wrong.
     """
@@ -132,7 +130,7 @@ def check_captions(
     if problems:
         return
     for part, clips in lists.items():
-        expected = OFFICIAL[data_set, split][part].num_captions
+        expected = published.parts[part].num_captions
         num_captions = sum(map(len, clips.values()))
         if expected is not None and num_captions != expected:
             remedy = f"{ORIGINAL_FILE} of captions (a variation of the data set is written as a table)"

@@ -8,13 +8,14 @@ The captions are in `MSRVTT_data.json`, a name that two incompatible schemas sha
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
 from waver.data.annotations.captions import Caption, caption_table, held_out
 from waver.data.annotations.lists import ORIGINAL_FILE, IdForm, check_captions, check_lists, unique_ids
 from waver.data.annotations.options import HeldOutData
+from waver.data.annotations.published import PublishedPart, PublishedSplit
 from waver.data.annotations.reading import (
     Problems,
     caption_defect,
@@ -40,6 +41,7 @@ SPLIT_FILES: Mapping[str, Mapping[str, str]] = {
     },
 }
 
+_PUBLISHED_1K_A = PublishedPart(1000, 1000, "49a09fb68f7ec52b")
 _ID = IdForm("MSR-VTT", re.compile(r"video[0-9]{1,4}"), "ids are video0 ... video9999")
 
 
@@ -49,6 +51,24 @@ class MsrvttData(HeldOutData):
     format: Literal["msrvtt"]
     split: Literal["9k", "7k", "full"] = "9k"
     """9k and 7k are tested on 1k-A (`MSRVTT_JSFUSION_test.csv`), full on the official 2,990."""
+    published_splits: ClassVar[Mapping[str, PublishedSplit]] = {
+        "9k": PublishedSplit(
+            "MSR-VTT 1k-A, 9k train",
+            {"train": PublishedPart(9000, 180_000, "7dce4e3e1af1eded"), "test": _PUBLISHED_1K_A},
+        ),
+        "7k": PublishedSplit(
+            "MSR-VTT 1k-A, 7k train",
+            {"train": PublishedPart(7010, 140_200, "81ea9208d6c64212"), "test": _PUBLISHED_1K_A},
+        ),
+        "full": PublishedSplit(
+            "MSR-VTT full",
+            {
+                "train": PublishedPart(6513, 130_260, "5cac8e8a55a87350"),
+                "validation": PublishedPart(497, 9_940, "be5b1994f643740b"),
+                "test": PublishedPart(2990, 59_800, "916e9b2dd9a45181"),
+            },
+        ),
+    }
 
     def load(self) -> pa.Table:
         """See `load_msrvtt`."""
@@ -91,13 +111,13 @@ def load_msrvtt(
     Raises:
         AnnotationError: with everything that is wrong.
     """
-    problems = Problems()
+    problems, published = Problems(), MsrvttData.published_splits[split]
     check_folder(annotations, f"{CAPTION_FILES[0]} and the csv files of the split", problems)
     captions_of = _read_captions(annotations, problems)
     files = SPLIT_FILES[split]
     read = {part: _read_list(annotations / name, problems) for part, name in files.items()}
     lists = {part: listed for part, listed in read.items() if listed is not None}
-    check_lists("msrvtt", split, {part: listed.keys() for part, listed in lists.items()}, files, problems)
+    check_lists(published, {part: listed.keys() for part, listed in lists.items()}, files, problems)
     captions: dict[str, dict[str, list[str]]] = {}
     if captions_of is not None:
         for part, listed in lists.items():
@@ -105,7 +125,7 @@ def load_msrvtt(
                 video_id: captions_of.get(video_id, []) if own_caption is None else [own_caption]
                 for video_id, own_caption in listed.items()
             }
-        check_captions("msrvtt", split, captions, problems)
+        check_captions(published, captions, problems)
     file_name_of = {video_id: f"{video_id}.mp4" for listed in lists.values() for video_id in listed}
     path_of = find_videos(file_name_of, videos.absolute(), allow_missing=allow_missing_videos, problems=problems)
     problems.raise_if_any(annotations)

@@ -1,8 +1,9 @@
 """MSVD in its original files: three lists of clips and their captions."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
@@ -17,6 +18,7 @@ from waver.data.annotations.lists import (
     youtube_captions,
 )
 from waver.data.annotations.options import CommonData
+from waver.data.annotations.published import PublishedPart, PublishedSplit
 from waver.data.annotations.reading import Problems, check_folder, find_file, read_json, unknown_schema
 from waver.data.annotations.videos import find_videos
 
@@ -42,6 +44,16 @@ class MsvdData(CommonData):
     format: Literal["msvd"]
     split: Literal["official"] = "official"
     """1,200 clips to train, 100 to validate and 670 to test; all their captions are queries."""
+    published_splits: ClassVar[Mapping[str, PublishedSplit]] = {
+        "official": PublishedSplit(
+            "MSVD official, all captions",
+            {
+                "train": PublishedPart(1200, 48_774, "223a750f33fcec3c"),
+                "validation": PublishedPart(100, 4_290, "0e6b31c93757d251"),
+                "test": PublishedPart(670, 27_763, "8d2c6c42af984fd0"),
+            },
+        )
+    }
 
     def load(self) -> pa.Table:
         """See `load_msvd`."""
@@ -68,16 +80,16 @@ def load_msvd(annotations: Path, videos: Path, *, allow_missing_videos: bool) ->
     Raises:
         AnnotationError: with everything that is wrong.
     """
-    problems = Problems()
+    problems, published = Problems(), MsvdData.published_splits["official"]
     check_folder(annotations, f"{CAPTION_FILE}, {', '.join(LIST_FILES.values())}", problems)
     read = {part: read_list(annotations / name, _ID, problems) for part, name in LIST_FILES.items()}
     lists = {part: clips for part, clips in read.items() if clips is not None}
-    check_lists("msvd", "official", lists, LIST_FILES, problems)
+    check_lists(published, lists, LIST_FILES, problems)
     wanted = [clip_id for clips in lists.values() for clip_id in clips]
     captions_of = _read_captions(annotations, wanted, problems)
     if captions_of is not None:
         captions = {part: {clip_id: captions_of.get(clip_id, []) for clip_id in lists[part]} for part in lists}
-        check_captions("msvd", "official", captions, problems)
+        check_captions(published, captions, problems)
     file_name_of = {clip_id: f"{clip_id}.avi" for clip_id in wanted}
     path_of = find_videos(file_name_of, videos.absolute(), allow_missing=allow_missing_videos, problems=problems)
     problems.raise_if_any(annotations)

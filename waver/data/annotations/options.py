@@ -1,10 +1,12 @@
 """What the sections of all data sets share in the configuration; each data set adds its own in its module."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
+from waver.data.annotations.published import PublishedSplit
 from waver.tools.section import AnyPath, Section
 
 
@@ -19,6 +21,8 @@ class CommonData(Section):
     """False: a video that is not on disk is an error. True: it is decoded as `missing` and counts as a miss."""
     clip_rule: ClassVar[str | None] = None
     """Which part of a video is the clip, if it is neither the whole file nor a segment that the annotations name."""
+    published_splits: ClassVar[Mapping[str, PublishedSplit]] = {}
+    """`data.split` -> what is published of it; empty for a user's own data."""
 
     def load(self) -> pa.Table:
         """Reads the annotations.

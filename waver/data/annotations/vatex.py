@@ -7,7 +7,7 @@ CVPR 2020), which most follow, or CLIP2Video's own 1,500 ("1k5").
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -23,6 +23,7 @@ from waver.data.annotations.lists import (
     youtube_captions,
 )
 from waver.data.annotations.options import CommonData
+from waver.data.annotations.published import PublishedPart, PublishedSplit
 from waver.data.annotations.reading import Problems, check_folder, find_file, read_json, unknown_schema
 from waver.data.annotations.videos import find_videos
 
@@ -35,6 +36,7 @@ CAPTION_FILES = (
 TEST_1K5 = "test1k5_sec_list.txt"
 _PUBLIC_TEST = "vatex_public_test_english_v1.1.json"
 
+_PUBLISHED_TRAIN = PublishedPart(25_991, 259_910, "abd0450473f9f784")
 _ID = IdForm(
     "VATEX",
     re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{6}_[0-9]{6}"),
@@ -52,6 +54,25 @@ class VatexData(CommonData):
     format: Literal["vatex"]
     split: Literal["hgr", "1k5"] = "hgr"
     """hgr is tested on the usual 1,500 clips of the official validation set, 1k5 on those of CLIP2Video."""
+    published_splits: ClassVar[Mapping[str, PublishedSplit]] = {
+        "hgr": PublishedSplit(
+            "VATEX HGR",
+            {
+                "train": _PUBLISHED_TRAIN,
+                "validation": PublishedPart(1500, 15_000, "561ef7c7f03a2e6e"),
+                "test": PublishedPart(1500, 15_000, "5c359709225c0551"),
+            },
+        ),
+        # Its test is CLIP2Video's; its validation is the rest of the official validation set, which HGR divided.
+        "1k5": PublishedSplit(
+            "VATEX 1k5 (CLIP2Video)",
+            {
+                "train": _PUBLISHED_TRAIN,
+                "validation": PublishedPart(1500, 15_000, "2d92cd2cc777f707"),
+                "test": PublishedPart(1500, 15_000, "df88dab1df5fc178"),
+            },
+        ),
+    }
 
     def load(self) -> pa.Table:
         """See `load_vatex`."""
@@ -82,7 +103,7 @@ def load_vatex(
     Raises:
         AnnotationError: with everything that is wrong.
     """
-    problems = Problems()
+    problems, published = Problems(), VatexData.published_splits[split]
     content = [*LIST_FILES.values(), *([TEST_1K5] if split == "1k5" else []), _caption_files()]
     check_folder(annotations, ", ".join(content), problems)
     lists = _read_lists(annotations, split, problems)
@@ -90,7 +111,7 @@ def load_vatex(
     captions_of = _read_captions(annotations, wanted, problems)
     if captions_of is not None:
         captions = {part: {clip_id: captions_of.get(clip_id, []) for clip_id in lists[part]} for part in lists}
-        check_captions("vatex", split, captions, problems)
+        check_captions(published, captions, problems)
     file_name_of = {clip_id: f"{clip_id}.mp4" for clip_id in wanted}
     path_of = find_videos(file_name_of, videos.absolute(), allow_missing=allow_missing_videos, problems=problems)
     problems.raise_if_any(annotations)
@@ -113,7 +134,7 @@ def _read_lists(folder: Path, split: str, problems: Problems) -> Mapping[str, li
             lists["test"] = test
         rest = f"the rest of {LIST_FILES['validation']} and {LIST_FILES['test']}"
         files |= {"validation": rest, "test": TEST_1K5}
-    check_lists("vatex", split, lists, files, problems)
+    check_lists(VatexData.published_splits[split], lists, files, problems)
     return lists
 
 
