@@ -65,7 +65,7 @@ def test_all_mistakes_at_once_with_path_value_and_remedy(tmp_path):
     for expected in (
         "7 mistakes",
         "name: 'a b'",
-        "data.annotations: is missing; Where the captions are",
+        "data.annotations: is missing; Folder with the annotation files",
         "data.splitt: unknown key",
         "train.lr: 'abc'",
         "train.epoch: unknown key; did you mean epochs?",
@@ -93,7 +93,7 @@ def test_unknown_data_set_names_those_there_are(tmp_path, data):
         ("format: table, split: full", "data.split: unknown key; known keys here: annotations, videos, "),
         (
             "format: msrvtt, validation_fraction: 1",
-            "(Share of training videos held out for choosing the model",
+            "(Share of the training videos to hold out for validation",
         ),
         ("format: [msvd]", "data.format: which data set this is; one of msrvtt, msvd, "),
     ],

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from waver.config import load_config
-from waver.data.annotations import DATA_SETS, load_msvd
+from waver.data.annotations import DATA_SETS
 from waver.data.annotations.msrvtt import MsrvttData
+from waver.data.annotations.msvd import load_msvd
 from waver.data.annotations.published import PublishedPart, PublishedSplit, split_digest
 from waver.evaluation.protocols import OWN, VARIANTS, EvaluatedSplit, Protocol, identify_protocol
 from waver.runs.results import protocol_of_table

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError, load_vatex
+from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError
 from waver.data.annotations.published import PublishedSplit
-from waver.data.annotations.vatex import VatexData
+from waver.data.annotations.vatex import VatexData, load_vatex
 
 
 def clip(number):
@@ -94,7 +94,7 @@ def test_all_english_captions_in_the_order_of_the_lists(folder, videos):
     ]
 
 
-def test_1k5_is_validated_on_what_it_leaves_of_the_two_halves(folder, videos, splits_of):
+def test_1k5_validates_on_the_rest_of_the_two_halves(folder, videos, splits_of):
     assert splits_of(load(folder, videos, "1k5")) == {"train": TRAIN, "validation": REST, "test": TEST_1K5}
 
 
@@ -107,7 +107,7 @@ SCHEMAS = {
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 @pytest.mark.parametrize("name", ["vatex_data.json", "ref_captions.json", "vatex_data.json.gz"])
-def test_schemas_are_told_by_content_not_by_name(folder, videos, name, schema):
+def test_schema_is_recognised_by_content_not_by_name(folder, videos, name, schema):
     table = load(folder, videos)
     for path in folder.glob("*.json"):
         path.unlink()
@@ -130,7 +130,7 @@ def test_compressed_originals(lists, videos):
     assert load(lists, videos).num_rows == 140
 
 
-def test_which_files_of_captions_would_do_is_said(lists, videos):
+def test_missing_caption_file_names_the_alternatives(lists, videos):
     write_json(lists / "vatex_validation_v1.0.json", records(TEST + VAL))
     message = fail(lists, videos)
     assert (
@@ -155,7 +155,7 @@ def test_hgr_and_1k5_test_lists_are_told_apart(folder, videos):
     message = fail(folder, videos)
     assert f"2 x video in two splits: {VAL[0]} (validation, test), {VAL[1]} (validation, test)\n" in message
     differs = "1 x list that differs from the published one of VATEX"
-    assert f"{differs} HGR: test_list.txt has 4 videos, but other ones" in message
+    assert f"{differs} HGR: test_list.txt has 4 videos, but not the published ones" in message
     message = fail(folder, videos, "1k5")
     rest = "the rest of val_list.txt and test_list.txt has 2 videos instead of 4\n"
     assert f"{differs} 1k5 (CLIP2Video): {rest}" in message
@@ -164,11 +164,12 @@ def test_hgr_and_1k5_test_lists_are_told_apart(folder, videos):
     (folder / "test1k5_sec_list.txt").write_text("\n".join(TEST))
     message = fail(folder, videos, "1k5")
     assert (
-        "the rest of val_list.txt and test_list.txt has 4 videos, but other ones, test1k5_sec_list.txt has 4" in message
+        "the rest of val_list.txt and test_list.txt has 4 videos, but not the published ones, test1k5_sec_list.txt has 4"
+        in message
     )
 
 
-def test_a_list_that_is_missing_is_not_a_list_that_differs(folder, videos):
+def test_missing_list_is_not_reported_as_a_different_list(folder, videos):
     (folder / "val_list.txt").unlink()
     for split in ("hgr", "1k5"):
         message = fail(folder, videos, split)
@@ -176,7 +177,7 @@ def test_a_list_that_is_missing_is_not_a_list_that_differs(folder, videos):
         assert "1 problem\n" in message
 
 
-def test_captions_are_those_published(folder, videos):
+def test_another_number_of_captions_is_an_error(folder, videos):
     write_json(folder / "vatex_training_v1.0.json", [{"videoID": TRAIN[0], "enCap": ["one"]}, *records(TRAIN[1:])])
     assert "train has 51 captions instead of 60" in fail(folder, videos)
 
@@ -212,7 +213,7 @@ def test_one_error_has_every_kind_of_problem(folder, videos):
 
 
 @pytest.mark.parametrize("content", [{}, {"annotations": []}, 7, None])
-def test_json_that_is_not_understood(folder, videos, content):
+def test_unknown_json_schema_is_an_error(folder, videos, content):
     write_json(folder / "vatex_validation_v1.0.json", content)
     message = fail(folder, videos)
     assert "1 x unknown JSON schema: vatex_validation_v1.0.json has " in message
