@@ -20,7 +20,7 @@ from waver.config import ExperimentConfig
 from waver.config.video import IngestConfig
 from waver.data.clip_store import StoreSettings, create_store, write_block, write_manifest
 from waver.data.decoder import Decoder
-from waver.data.ledger import Decoded, read_ledger
+from waver.data.ledger import DecodedClip, read_ledger
 from waver.data.video import ClipError
 from waver.on_ray.cluster.blocks import ActorPool, BlockError, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
@@ -175,7 +175,7 @@ class _BlockWriter:
     def __call__(self, clips: pa.Table) -> pa.Table:
         return write_block(self._store, self._settings, map(self._decode, clips.to_pylist()))
 
-    def _decode(self, clip: dict) -> Decoded:
+    def _decode(self, clip: dict) -> DecodedClip:
         started = time.perf_counter()
         try:
             outcome = self._decoder.read_clip(
@@ -188,7 +188,7 @@ class _BlockWriter:
             )
         except ClipError as error:
             outcome = error
-        return Decoded(clip["clip_id"], clip["path"], time.perf_counter() - started, outcome)
+        return DecodedClip(clip["clip_id"], clip["path"], time.perf_counter() - started, outcome)
 
 
 def _decode(
