@@ -413,9 +413,11 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(tmp_path, url, key):
 
 
 def test_places_that_are_none(tmp_path):
-    with pytest.raises(ConfigError, match=r"storage.path: 'ftp://x': no object store .* s3://, gs://, abfs://"):
+    with pytest.raises(
+        ConfigError, match=r"storage.path: 'ftp://x': unsupported object store .* s3://, gs://, abfs://"
+    ):
         load_config(write(tmp_path, SMALL), {"storage.path": "ftp://x"})
-    with pytest.raises(ConfigError, match=r"data.videos: 's3://b/v': must be a path that every node sees"):
+    with pytest.raises(ConfigError, match=r"data.videos: 's3://b/v': must be a path that every node can read"):
         load_config(write(tmp_path, SMALL), {"data.videos": "s3://b/v"})
     with pytest.raises(ConfigError, match=r"storage.path: 3: input should be a valid string"):
         load_config(write(tmp_path, SMALL), {"storage.path": 3})

@@ -143,7 +143,7 @@ def test_bad_files_have_a_status_and_a_reason(tmp_path, name, content, status):
     assert str(tmp_path) not in caught.value.reason
 
 
-def test_truncated_file_gives_the_frames_before_its_end(tmp_path):
+def test_truncated_file_without_index_is_corrupt(tmp_path):
     path = render(tmp_path / "video.mp4", 30)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # the index stood at the end
     with pytest.raises(ClipError) as caught:

@@ -127,13 +127,13 @@ def test_a_zip_bomb(tmp_path, tiny_config):
     zeros = {"a": torch.zeros(100 * 2**20, dtype=torch.uint8)}
     torch.save(zeros, tmp_path / "w.pt")
     packed(tmp_path / "w.pt")
-    with pytest.raises(BackboneError, match=r"would unpack to 1048\d+; torch does not pack tensors"):
+    with pytest.raises(BackboneError, match=r"would unpack to 1048\d+; torch does not compress tensors"):
         load_backbone(ARCHITECTURE, str(tmp_path / "w.pt"), image_size=SIZE)
 
     training = build_training(tiny_config, num_steps=10, device=torch.device("cpu"))
     save_checkpoint(tmp_path, training, tiny_config)
     (tmp_path / "w.pt").rename(tmp_path / "training.pt")
-    with pytest.raises(CheckpointError, match="torch does not pack tensors"):
+    with pytest.raises(CheckpointError, match="torch does not compress tensors"):
         restore_training(tmp_path, training)
 
 
