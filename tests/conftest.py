@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from waver.config import ExperimentConfig, load_config
 from waver.data.annotations import CAPTIONS_SCHEMA
 from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block, write_manifest
-from waver.data.ledger import Decoded
+from waver.data.ledger import DecodedClip
 from waver.data.video import Clip, ClipError
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.knowledge.phrases import VOCABULARY_SCHEMA, load_parser
@@ -129,7 +129,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, captions: pa.Table) -> ClipS
             if clip_id in ("v03", "v20")
             else Clip(frames, tuple(float(i) for i in range(num_frames)), 25.0, 16, 16, "test")
         )
-        results.append(Decoded(clip_id, f"/nowhere/{clip_id}.mp4", 0.0, outcome))
+        results.append(DecodedClip(clip_id, f"/nowhere/{clip_id}.mp4", 0.0, outcome))
     write_block(path, settings, results[:15])
     write_block(path, settings, results[15:])
     write_manifest(path, settings, complete=True)
@@ -167,7 +167,7 @@ def build_project(tiny_config, store):
                 frames, num_frames = store.read([row["clip_id"]])
                 times = tuple(float(i) for i in range(num_frames[0]))
                 outcome = Clip(frames[0, : num_frames[0]], times, 25.0, 16, 16, "test")
-            results.append(Decoded(row["clip_id"], str(folder / "videos" / f"{row['clip_id']}.mp4"), 0.0, outcome))
+            results.append(DecodedClip(row["clip_id"], str(folder / "videos" / f"{row['clip_id']}.mp4"), 0.0, outcome))
         write_block(config.clip_store, store_settings(config), results)
         write_manifest(config.clip_store, store_settings(config), complete=True)
         return folder

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip_store import create_store, write_block, write_manifest
-from waver.data.ledger import Decoded
+from waver.data.ledger import DecodedClip
 from waver.data.video import Clip
 from waver.model.weights import load_backbone
 from waver.runs.inputs import store_settings
@@ -76,7 +76,7 @@ def config(tmp_path) -> ExperimentConfig:
     for row in rows:
         frames = random.integers(0, 256, (4, SIZE, SIZE, 3)).astype(np.uint8)
         clip = Clip(frames, (0.0, 1.0, 2.0, 3.0), 25.0, SIZE, SIZE, "test")
-        clips.append(Decoded(row["video"], str(tmp_path / "videos" / row["video"]), 0.0, clip))
+        clips.append(DecodedClip(row["video"], str(tmp_path / "videos" / row["video"]), 0.0, clip))
     write_block(config.clip_store, store_settings(config), clips)
     write_manifest(config.clip_store, store_settings(config), complete=True)
     return config

@@ -65,7 +65,7 @@ def test_all_mistakes_at_once_with_path_value_and_remedy(tmp_path):
     for expected in (
         "7 mistakes",
         "name: 'a b'",
-        "data.annotations: is missing; Where the captions are",
+        "data.annotations: is missing; Folder with the annotation files",
         "data.splitt: unknown key",
         "train.lr: 'abc'",
         "train.epoch: unknown key; did you mean epochs?",
@@ -93,7 +93,7 @@ def test_unknown_data_set_names_those_there_are(tmp_path, data):
         ("format: table, split: full", "data.split: unknown key; known keys here: annotations, videos, "),
         (
             "format: msrvtt, validation_fraction: 1",
-            "(Share of training videos held out for choosing the model",
+            "(Share of the training videos to hold out for validation",
         ),
         ("format: [msvd]", "data.format: which data set this is; one of msrvtt, msvd, "),
     ],
@@ -413,9 +413,11 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(tmp_path, url, key):
 
 
 def test_places_that_are_none(tmp_path):
-    with pytest.raises(ConfigError, match=r"storage.path: 'ftp://x': no object store .* s3://, gs://, abfs://"):
+    with pytest.raises(
+        ConfigError, match=r"storage.path: 'ftp://x': unsupported object store .* s3://, gs://, abfs://"
+    ):
         load_config(write(tmp_path, SMALL), {"storage.path": "ftp://x"})
-    with pytest.raises(ConfigError, match=r"data.videos: 's3://b/v': must be a path that every node sees"):
+    with pytest.raises(ConfigError, match=r"data.videos: 's3://b/v': must be a path that every node can read"):
         load_config(write(tmp_path, SMALL), {"data.videos": "s3://b/v"})
     with pytest.raises(ConfigError, match=r"storage.path: 3: input should be a valid string"):
         load_config(write(tmp_path, SMALL), {"storage.path": 3})

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from waver.data.clip_store import CLIPS_SCHEMA, ClipStore, StoreSettings, create_store, write_block, write_manifest
-from waver.data.ledger import LEDGER_SCHEMA, Decoded, StoreError, read_ledger
+from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, StoreError, read_ledger
 from waver.data.video import Clip, ClipError
 from waver.tools.object_store import ObjectStoreError, local_copy, remove
 
@@ -27,11 +27,11 @@ def clip(seed: int, num_frames: int = 3) -> Clip:
     return Clip(frames, tuple(float(i) for i in range(num_frames)), 25.0, 240, 320, "decord")
 
 
-def done(clip_id: str, outcome: Clip | ClipError) -> Decoded:
-    return Decoded(clip_id, f"/videos/{clip_id}.mp4", 0.5, outcome)
+def done(clip_id: str, outcome: Clip | ClipError) -> DecodedClip:
+    return DecodedClip(clip_id, f"/videos/{clip_id}.mp4", 0.5, outcome)
 
 
-def make(folder: Path, *blocks: list[Decoded], settings: StoreSettings = RAW) -> Path:
+def make(folder: Path, *blocks: list[DecodedClip], settings: StoreSettings = RAW) -> Path:
     create_store(folder, settings)
     for block in blocks:
         write_block(folder, settings, block)
@@ -74,7 +74,7 @@ def test_ledger_has_a_row_for_every_clip(tmp_path):
     ]
 
 
-def test_files_are_as_designed(tmp_path):
+def test_layout_of_the_files(tmp_path):
     make(tmp_path, [done("a", clip(1)), done("b", clip(2))])
     (file,) = tmp_path.glob("clips/*.parquet")
     assert pq.read_schema(file).equals(CLIPS_SCHEMA)
@@ -82,7 +82,7 @@ def test_files_are_as_designed(tmp_path):
     assert pq.read_table(file)["frame_times_s"].to_pylist() == [[0.0, 1.0, 2.0]] * 2
 
 
-def test_ok_wins_then_the_newest(tmp_path):
+def test_ok_takes_precedence_then_the_newest_block(tmp_path):
     failed, missing = ClipError("corrupt", "torn"), ClipError("missing", "no such file")
     make(
         tmp_path,
@@ -95,7 +95,7 @@ def test_ok_wins_then_the_newest(tmp_path):
     assert frames[:, 0, 0, 0, 0].tolist() == [1, 4]
 
 
-def test_frames_are_those_of_the_file_that_was_asked_for_last(tmp_path):
+def test_frames_are_those_of_the_file_requested_last(tmp_path):
     """Another file under the same id replaces the first one, also where it cannot be decoded."""
     other = dataclasses.replace(done("a", ClipError("corrupt", "torn")), path="/videos/other.mp4")
     make(tmp_path, [done("a", clip(1)), done("b", clip(2))], [other])
@@ -119,7 +119,7 @@ def test_more_blocks_than_open_files(tmp_path):
         assert frames[:, 0, 0, 0, 0].tolist() == [i % 40 for i in range(70)]
 
 
-def test_no_store(tmp_path):
+def test_missing_store_is_an_error(tmp_path):
     with pytest.raises(StoreError, match="run `waver ingest CONFIG` first"):
         ClipStore(tmp_path / "nowhere")
 
@@ -127,17 +127,19 @@ def test_no_store(tmp_path):
 def test_other_settings_are_refused(tmp_path):
     make(tmp_path)
     create_store(tmp_path, RAW)
-    with pytest.raises(StoreError, match="max_frames: 5 in the store, 8 asked; size: 16 in the store, 32 asked"):
+    with pytest.raises(
+        StoreError, match="max_frames: 5 in the store, 8 requested; size: 16 in the store, 32 requested"
+    ):
         create_store(tmp_path, StoreSettings(frames_per_second=1.0, max_frames=8, size=32))
 
 
-def test_unknown_clips_are_counted_and_named(tmp_path):
+def test_error_counts_and_names_clips_without_frames(tmp_path):
     make(tmp_path, [done("a", clip(1)), done("b", ClipError("empty", "the file has 0 bytes"))])
     with pytest.raises(StoreError, match=r"5 of 6 clips have no frames in .* \(b, u0, u1, \.\.\.\)"):
         ClipStore(tmp_path).read(["a", "b", "u0", "u1", "u2", "u3"])
 
 
-def test_block_without_its_clips_is_unknown(tmp_path):
+def test_block_without_its_clips_file_is_ignored(tmp_path):
     make(tmp_path, [done("a", clip(1))], [done("b", clip(2))])
     first, second = sorted(tmp_path.glob("clips/*.parquet"))
     first.unlink()
@@ -146,7 +148,7 @@ def test_block_without_its_clips_is_unknown(tmp_path):
     assert len(read_ledger(tmp_path)) == 0
 
 
-def test_damaged_block_is_named(tmp_path):
+def test_error_names_the_damaged_block(tmp_path):
     make(tmp_path, [done("a", clip(1))])
     store = ClipStore(tmp_path)
     (file,) = tmp_path.glob("clips/*.parquet")
@@ -155,7 +157,7 @@ def test_damaged_block_is_named(tmp_path):
         store.read(["a"])
 
 
-def test_write_that_fails_leaves_nothing(tmp_path):
+def test_failed_write_leaves_no_files(tmp_path):
     make(tmp_path)
 
     def results():
@@ -167,7 +169,7 @@ def test_write_that_fails_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["manifest.json"]
 
 
-def test_full_disk_leaves_nothing(tmp_path):
+def test_full_disk_leaves_no_files(tmp_path):
     """A limit on the size of files stands in for the disk: the kernel refuses the write in the same way."""
     make(tmp_path)
     code = f"""
@@ -179,7 +181,7 @@ from waver.data.video import Clip
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, {resource.RLIM_INFINITY}))
 clip = Clip(np.zeros((3, 16, 16, 3), np.uint8), (0.0, 1.0, 2.0), 25.0, 240, 320, "decord")
 try:
-    write_block(Path({str(tmp_path)!r}), StoreSettings(1.0, 5, 16), [Decoded("a", "a.mp4", 0.5, clip)])
+    write_block(Path({str(tmp_path)!r}), StoreSettings(1.0, 5, 16), [DecodedClip("a", "a.mp4", 0.5, clip)])
 except OSError as error:
     print("refused:", error)
 """
@@ -188,7 +190,7 @@ except OSError as error:
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["manifest.json"]
 
 
-def test_old_leftovers_are_removed_and_young_ones_are_not(tmp_path):
+def test_only_old_temporary_files_are_removed(tmp_path):
     make(tmp_path)
     old, young = tmp_path / "clips/old.parquet.part", tmp_path / "clips/young.parquet.part"
     for path in (old, young):
@@ -199,11 +201,11 @@ def test_old_leftovers_are_removed_and_young_ones_are_not(tmp_path):
     assert young.exists()
 
 
-def test_a_node_whose_clock_is_behind_is_still_the_newest(tmp_path, monkeypatch):
+def test_block_of_a_node_with_a_slow_clock_is_the_newest(tmp_path, monkeypatch):
     """The file of a clip is replaced by one of another name, and a node that lives in 1970 decodes it."""
     make(tmp_path, [done("a", clip(1))])
     monkeypatch.setattr("waver.data.clip_store.time.time_ns", lambda: 1)
-    write_block(tmp_path, RAW, [Decoded("a", "/videos/new.mp4", 0.5, clip(2))])
+    write_block(tmp_path, RAW, [DecodedClip("a", "/videos/new.mp4", 0.5, clip(2))])
     assert read_ledger(tmp_path)["path"].to_pylist() == ["/videos/new.mp4"]
     frames, _ = ClipStore(tmp_path).read(["a"])
     assert (frames[0, :3] == clip(2).frames).all()
@@ -227,7 +229,7 @@ def test_several_writers_at_once(tmp_path):
     assert frames[:, 0, 0, 0, 0].tolist() == [0, 4, 2]
 
 
-def test_manifest_counts_and_is_the_same_for_the_same_content(tmp_path):
+def test_manifest_has_counts_and_depends_on_the_content_only(tmp_path):
     results = [done("a", clip(1)), done("b", clip(2)), done("c", ClipError("empty", "the file has 0 bytes"))]
     stores = [make(tmp_path / "one", results), make(tmp_path / "two", results[2:], results[:2])]
     for store in stores:
@@ -268,7 +270,7 @@ def test_a_store_in_an_object_store_is_read_from_another_machine(far):
     np.testing.assert_array_equal(store.read(["a", "c"])[0], ClipStore(here).read(["a", "c"])[0])
 
 
-def test_a_block_whose_clips_object_is_gone_does_not_count(far):
+def test_block_without_its_clips_object_is_ignored(far):
     here, there = far
     make(here, [done("a", clip(1))], [done("b", clip(2))])
     read_ledger(there)
@@ -283,18 +285,18 @@ def test_settings_are_those_in_the_object_store(far):
         create_store(there, JPEG)
 
 
-def test_a_store_that_is_not_in_the_object_store(far):
+def test_missing_store_in_an_object_store_is_an_error(far):
     with pytest.raises(StoreError, match=r"there is no clip store in s3://waver/.*/clips: run `waver ingest CONFIG`"):
         ClipStore(far[0])
 
 
 @pytest.mark.slow
-def test_an_object_store_that_does_not_answer_is_no_damage(far, monkeypatch):
+def test_unreachable_object_store_is_not_reported_as_damage(far, monkeypatch):
     here, there = far
     make(here, [done("a", clip(1))])
     store = ClipStore(there)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(ObjectStoreError, match="nobody answers"):
+    with pytest.raises(ObjectStoreError, match="the store does not answer"):
         store.read(["a"])
-    with pytest.raises(ObjectStoreError, match="nobody answers"):
+    with pytest.raises(ObjectStoreError, match="the store does not answer"):
         ClipStore(there)

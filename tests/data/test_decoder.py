@@ -41,7 +41,7 @@ def decoder():
         yield decoder
 
 
-def test_same_clip_as_without_a_process(decoder, video):
+def test_clip_equals_that_of_read_clip(decoder, video):
     ours, expected = (
         decoder.read_clip(video, start_s=0.2, end_s=None, **SAMPLING),
         read_clip(video, start_s=0.2, **SAMPLING),
@@ -52,7 +52,7 @@ def test_same_clip_as_without_a_process(decoder, video):
         assert getattr(ours, name) == getattr(expected, name)
 
 
-def test_errors_arrive(decoder, tmp_path):
+def test_errors_of_read_clip_are_raised(decoder, tmp_path):
     with pytest.raises(ClipError) as caught:
         decoder.read_clip(tmp_path / "absent.mp4", **SAMPLING)
     assert (caught.value.status, caught.value.reason) == ("missing", "no such file")
@@ -88,7 +88,7 @@ def test_crash_costs_one_clip(decoder, video, blocking_file):
     assert len(decoder.read_clip(video, **SAMPLING).frames) == 10
 
 
-def test_a_decoder_that_was_killed_tries_again(decoder, video, blocking_file):
+def test_clip_is_retried_after_the_decoder_was_killed(decoder, video, blocking_file):
     """Memory may have run out for a moment, or a cluster is being shut down: that says nothing of the clip."""
     shutil.copy(video, copy := blocking_file.with_suffix(".gif"))
     with ended_while_reading(decoder, blocking_file, signal.SIGKILL, before=lambda: copy.replace(blocking_file)):
@@ -115,14 +115,14 @@ def test_hang_costs_one_clip(video, blocking_file):
         assert len(patient.read_clip(video, **SAMPLING).frames) == 10
 
 
-def test_death_between_clips_costs_none(decoder, video):
+def test_decoder_restarts_after_it_died_between_clips(decoder, video):
     decoder.read_clip(video, **SAMPLING)
     decoder._child.kill()
     decoder._child.wait()
     assert len(decoder.read_clip(video, **SAMPLING).frames) == 10
 
 
-def test_child_is_renewed_now_and_then(monkeypatch, video):
+def test_child_is_replaced_after_a_number_of_clips(monkeypatch, video):
     monkeypatch.setattr("waver.data.decoder._CLIPS_PER_CHILD", 2)
     with Decoder(60.0) as decoder:
         children = []
@@ -132,7 +132,7 @@ def test_child_is_renewed_now_and_then(monkeypatch, video):
     assert children[0] == children[1] != children[2] == children[3] != children[4]
 
 
-def test_nothing_is_left_behind(video):
+def test_close_ends_the_process_and_closes_its_pipes(video):
     with Decoder(60.0) as decoder:
         decoder.read_clip(video, **SAMPLING)
         child, answers = decoder._child, decoder._answers
@@ -165,7 +165,7 @@ def wait_for_end(pid: int) -> None:
     pytest.fail("the child outlived its parent by a minute")
 
 
-def test_child_that_cannot_start_is_no_failure_of_a_clip(monkeypatch, video, tmp_path):
+def test_child_that_cannot_start_raises_decoder_start_error(monkeypatch, video, tmp_path):
     (tmp_path / "python").write_text("#!/bin/sh\necho no such library >&2\nexit 3\n")
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))

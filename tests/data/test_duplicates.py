@@ -23,7 +23,7 @@ from waver.data.duplicates import (
     same_files,
     same_frames,
 )
-from waver.data.ledger import Decoded
+from waver.data.ledger import DecodedClip
 from waver.data.video import Clip, ClipError
 
 ANNOTATIONS = Path(os.environ.get("WAVER_ANNOTATIONS", Path(__file__).parents[2].parent / "shared/data/annotations"))
@@ -121,7 +121,7 @@ ROWS = st.lists(
 
 @given(ROWS)
 @settings(max_examples=100, deadline=None)
-def test_counts_are_those_of_comparing_all_rows(rows):
+def test_counts_equal_those_of_comparing_all_rows(rows):
     found = find_duplicates(table(*rows), "test").counts
 
     def queries(agree) -> int:
@@ -139,7 +139,7 @@ def test_counts_are_those_of_comparing_all_rows(rows):
 
 @given(ROWS, st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("abcdef")), max_size=3))
 @settings(max_examples=150, deadline=None)
-def test_excused_pairs_are_those_of_comparing_all_pairs(rows, equivalent):
+def test_excused_pairs_equal_those_of_comparing_all_pairs(rows, equivalent):
     clip_ids = sorted({clip for clip, _, _ in rows})
     clip_of_text = np.array([clip_ids.index(clip) for clip, _, _ in rows])
     texts, clips = excused_pairs([caption for _, caption, _ in rows], clip_of_text, clip_ids, equivalent)
@@ -157,12 +157,12 @@ def test_excused_pairs_are_those_of_comparing_all_pairs(rows, equivalent):
     assert list(zip(texts.tolist(), clips.tolist(), strict=True)) == expected
 
 
-def test_no_pairs_are_empty_index_arrays():
+def test_without_pairs_index_arrays_are_empty():
     texts, clips = excused_pairs(["a"], np.array([0]), ["x"])
     assert (texts.shape, clips.shape, texts.dtype) == ((0,), (0,), np.int64)
 
 
-def test_files_are_the_same_by_their_bytes(tmp_path):
+def test_byte_identical_files_are_the_same_video(tmp_path):
     contents = {
         "a": b"12345",
         "b": b"12345",
@@ -197,10 +197,10 @@ def test_frames_are_the_same_pixel_by_pixel(tmp_path, frame_format):
     times, other = (0.0, 1.0), 255 - pixels
 
     def decoded(clip_id, frames, times=times):
-        return Decoded(clip_id, f"/nowhere/{clip_id}", 0.0, Clip(frames, times, 25.0, 8, 8, "test"))
+        return DecodedClip(clip_id, f"/nowhere/{clip_id}", 0.0, Clip(frames, times, 25.0, 8, 8, "test"))
 
     create_store(tmp_path, settings)
-    failed = Decoded("failed", "/nowhere/failed", 0.0, ClipError("corrupt", "made so"))
+    failed = DecodedClip("failed", "/nowhere/failed", 0.0, ClipError("corrupt", "made so"))
     write_block(tmp_path, settings, [decoded("a", pixels), failed, decoded("b", other)])
     write_block(tmp_path, settings, [decoded("c", other), decoded("d", pixels[:1], times[:1]), decoded("e", other)])
     write_manifest(tmp_path, settings, complete=True)
@@ -211,7 +211,7 @@ def test_frames_are_the_same_pixel_by_pixel(tmp_path, frame_format):
     assert equivalent_clips(captions, store) == [("b", "c"), ("b", "e"), ("c", "e")]
 
 
-def test_what_cannot_be_read_is_equal_to_none(tmp_path):
+def test_unreadable_files_are_no_duplicates(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
     assert same_files(table(("a", "x", "test"), ("b", "x", "test"), path=[str(tmp_path / n) for n in "ab"])) == []

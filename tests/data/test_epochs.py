@@ -22,7 +22,7 @@ def clips(sizes: list[int]) -> np.ndarray:
     epoch=st.integers(0, 5),
     seed=st.integers(0, 2**31),
 )
-def test_an_epoch_visits_each_clip_as_often_as_asked(sizes, batch, passes, epoch, seed):
+def test_an_epoch_visits_each_clip_captions_per_clip_times(sizes, batch, passes, epoch, seed):
     clip = clips(sizes)
     batches = epoch_batches(clip, epoch=epoch, seed=seed, global_batch_size=batch, captions_per_clip=passes)
     rows = np.concatenate(batches)
@@ -37,7 +37,7 @@ def test_an_epoch_visits_each_clip_as_often_as_asked(sizes, batch, passes, epoch
 
 
 @given(size=st.integers(1, 7), seed=st.integers(0, 1000))
-def test_all_captions_come_up_before_any_comes_again(size, seed):
+def test_all_captions_are_used_before_any_is_repeated(size, seed):
     clip = clips([size, 2])
     taken = []
     for epoch in range(2 * size):

@@ -68,7 +68,7 @@ def test_positions_and_pixels_equal_the_reference(clip):
     assert np.abs(normalised - expected).mean() <= 0.01
 
 
-def test_positions_by_hand():
+def test_positions_of_simple_cases():
     assert sample_positions(300, 29.97, 1.0, 12) == list(range(0, 300, 30))
     assert sample_positions(10, 25.0, 1.0, 12) == [0]
     assert sample_positions(100, 10.0, 100.0, 4) == [0, 33, 66, 99]  # never more often than the video, then thinned
@@ -84,7 +84,7 @@ def test_positions_by_hand():
 @pytest.mark.parametrize(
     ("height", "width"), [(48, 64), (64, 48), (480, 640), (272, 640), (101, 77), (32, 32), (1, 1), (3, 500)]
 )
-def test_resizing_only_what_is_seen_equals_resizing_all(height, width):
+def test_resizing_only_the_crop_equals_resizing_all(height, width):
     size = 32
     frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
     short = min(height, width)
@@ -120,7 +120,7 @@ def test_both_readers_agree(tmp_path):
     assert np.abs(ours.frames.astype(int) - fallback.frames).max() <= 1
 
 
-def test_what_decord_cannot_be_trusted_with_goes_to_pyav(tmp_path):
+def test_videos_without_increasing_timestamps_are_read_by_pyav(tmp_path):
     # H.264 in AVI has no presentation times; decord then returns frames of other positions, without an error.
     path = render(tmp_path / "video.avi", 30)
     clip = read_clip(path, frames_per_second=1.0, max_frames=12, size=16)
@@ -143,7 +143,7 @@ def test_bad_files_have_a_status_and_a_reason(tmp_path, name, content, status):
     assert str(tmp_path) not in caught.value.reason
 
 
-def test_truncated_file(tmp_path):
+def test_truncated_file_without_index_is_corrupt(tmp_path):
     path = render(tmp_path / "video.mp4", 30)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # the index stood at the end
     with pytest.raises(ClipError) as caught:
@@ -151,7 +151,7 @@ def test_truncated_file(tmp_path):
     assert caught.value.status == "corrupt"
 
 
-def test_sound_alone_is_no_video(tmp_path):
+def test_audio_file_has_status_no_video(tmp_path):
     path = tmp_path / "sound.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000, layout="mono")
@@ -164,7 +164,7 @@ def test_sound_alone_is_no_video(tmp_path):
     assert caught.value.status == "no_video"
 
 
-def test_segment_outside_the_video(tmp_path):
+def test_segment_outside_the_video_is_too_short(tmp_path):
     with pytest.raises(ClipError, match=r"30 frames, 3\.00 s") as caught:
         read_clip(render(tmp_path / "video.mp4", 30), start_s=5.0, end_s=6.0, **ONE_A_SECOND)
     assert caught.value.status == "too_short"

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip_store import create_store, write_block, write_manifest
-from waver.data.ledger import Decoded
+from waver.data.ledger import DecodedClip
 from waver.data.video import ClipError, read_clip
 from waver.doctor import data, machine
 from waver.doctor.findings import Finding, attempt, can_start, findings_text, independently, some, summary
@@ -66,7 +66,7 @@ def decode(config: ExperimentConfig) -> None:
             outcome = read_clip(clip["path"], frames_per_second=1.0, max_frames=settings.max_frames, size=settings.size)
         except ClipError as error:
             outcome = error
-        results.append(Decoded(clip["clip_id"], clip["path"], 0.0, outcome))
+        results.append(DecodedClip(clip["clip_id"], clip["path"], 0.0, outcome))
     create_store(config.clip_store, settings)
     write_block(config.clip_store, settings, results)
     write_manifest(config.clip_store, settings, complete=True)
@@ -292,7 +292,7 @@ def test_an_object_store_that_cannot_be_used_is_said_once(project, s3, monkeypat
     assert "s3://nowhere/x: there is no such bucket" in finding.found
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     (finding,) = [f for fs in look(**{"storage.path": s3}).values() for f in fs]
-    assert "nobody answers" in finding.found
+    assert "the store does not answer" in finding.found
 
 
 # ---- figures

@@ -14,7 +14,7 @@ import torch
 
 from waver.config import ExperimentConfig
 from waver.data.clip_store import create_store, write_block, write_manifest
-from waver.data.ledger import Decoded, StoreError
+from waver.data.ledger import DecodedClip, StoreError
 from waver.data.video import Clip, ClipError
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.evaluation.gallery import build_gallery
@@ -166,7 +166,7 @@ def project(tmp_path, captions, store, knowledge, load_knowing):
                     times = tuple(float(i) for i in range(num_frames))
                     outcome = Clip(frames[0, :num_frames], times, 25.0, 16, 16, "test")
                 path = str(tmp_path / "videos" / f"{row['clip_id']}.mp4")
-                results.append(Decoded(row["clip_id"], path, 0.0, outcome))
+                results.append(DecodedClip(row["clip_id"], path, 0.0, outcome))
             write_block(config.clip_store, settings, results)
             write_manifest(config.clip_store, settings, complete=True)
         if knows and not config.knowledge_store.exists():

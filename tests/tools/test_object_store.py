@@ -55,14 +55,14 @@ def there(s3, tmp_path) -> Path:
         ("abfs://box@account.dfs.core.windows.net/a", "abfs://box@account.dfs.core.windows.net/a"),
     ],
 )
-def test_a_url_and_its_copy(url, same, tmp_path):
+def test_local_copy_of_a_url(url, same, tmp_path):
     copy = local_copy(check_url(url), tmp_path)
     assert copy.is_relative_to(tmp_path)
     assert remote_of(copy) == display_path(copy) == same
     assert remote_of(pickle.loads(pickle.dumps(copy / "x.json"))) == f"{same}/x.json"
 
 
-def test_another_path_is_no_copy(tmp_path):
+def test_other_paths_have_no_url(tmp_path):
     assert remote_of(tmp_path) is None
     assert display_path(tmp_path) == str(tmp_path)
 
@@ -80,12 +80,12 @@ def test_another_path_is_no_copy(tmp_path):
         ("s3://bucket/../x", "s3://bucket/folder"),
     ],
 )
-def test_urls_that_are_refused(url, message):
+def test_invalid_urls_are_errors(url, message):
     with pytest.raises(ValueError, match=message):
         check_url(url)
 
 
-def test_what_a_url_should_not_hold_is_not_repeated():
+def test_secrets_in_urls_are_hidden():
     assert hide_secrets("'s3://key:sec/r?t@bucket/x'") == "'s3://...@bucket/x'"
     assert hide_secrets("'s3://bucket/x?token=secret'") == "'s3://bucket/x?...'"
     assert hide_secrets("'which one? s3://bucket'") == "'which one? s3://bucket'"
@@ -94,14 +94,14 @@ def test_what_a_url_should_not_hold_is_not_repeated():
 # ---- files
 
 
-def test_a_file_travels(here, there):
+def test_uploaded_file_is_fetched(here, there):
     write_json(here / "a" / "x.json", {"n": 1})
     assert read_json(there / "a" / "x.json") == {"n": 1}
     write_json(there / "a" / "x.json", {"n": 2})  # of the same size, perhaps in the same second
     assert read_json(here / "a" / "x.json") == {"n": 2}
 
 
-def test_what_is_gone_from_the_store_is_gone_from_the_copy(here, there):
+def test_file_deleted_from_the_store_is_deleted_from_the_copy(here, there):
     write_text(here / "x", "1")
     fetch(there / "x")
     remove(there / "x")
@@ -111,25 +111,25 @@ def test_what_is_gone_from_the_store_is_gone_from_the_copy(here, there):
         read_text(here / "x")
 
 
-def test_a_large_file_that_is_the_same_is_not_brought_again(here, there, monkeypatch):
+def test_unchanged_large_file_is_not_fetched_again(here, there, monkeypatch):
     here.mkdir(parents=True)
     (here / "large").write_bytes(bytes(2 * 2**20))
     upload(here / "large")
     assert fetch(there / "large").stat().st_size == 2 * 2**20
-    monkeypatch.setattr(objects, "_bring", lambda *arguments: pytest.fail("it is here"))
+    monkeypatch.setattr(objects, "_download", lambda *arguments: pytest.fail("the copy is current"))
     fetch(there / "large")
     fetch(here / "large")
     fetch_folder(there)
 
 
-def test_a_file_that_never_changes_is_asked_for_once(here, there, monkeypatch):
+def test_fetch_once_makes_one_request(here, there, monkeypatch):
     write_text(here / "block", "1")
     fetch_once(there / "block")
-    monkeypatch.setattr(objects, "_open", lambda url: pytest.fail("nothing needs to be asked"))
+    monkeypatch.setattr(objects, "_open", lambda url: pytest.fail("no request is needed"))
     assert fetch_once(there / "block").read_text() == "1"
 
 
-def test_a_file_that_was_not_sent_is_not_there(here, monkeypatch):
+def test_file_whose_upload_failed_is_absent(here, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ObjectStoreError):
         write_text(here / "x", "1")
@@ -139,7 +139,7 @@ def test_a_file_that_was_not_sent_is_not_there(here, monkeypatch):
 # ---- folders
 
 
-def test_a_folder_travels(here, there):
+def test_uploaded_folder_is_fetched(here, there):
     for name in ("b", "config.yaml", "z/deep"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(name)
@@ -151,7 +151,7 @@ def test_a_folder_travels(here, there):
     assert sorted(path.name for path in there.rglob("*")) == ["b", "config.yaml", "deep", "z"]
 
 
-def test_the_last_file_of_a_folder_is_sent_last(here, monkeypatch):
+def test_last_file_of_a_folder_is_uploaded_last(here, monkeypatch):
     sent = []
     monkeypatch.setattr(objects, "upload", lambda path: sent.append(path.name))
     here.mkdir(parents=True)
@@ -161,7 +161,7 @@ def test_the_last_file_of_a_folder_is_sent_last(here, monkeypatch):
     assert sent == ["a", "z", "config.yaml"]
 
 
-def test_a_folder_follows_the_store(here, there):
+def test_fetch_folder_updates_the_copy(here, there):
     for name in ("run/events/a", "run/events/b", "run/model"):
         write_text(here / name, "1")
     fetch_folder(there, "*events*")
@@ -175,7 +175,7 @@ def test_a_folder_follows_the_store(here, there):
     assert not (there / "run/model").exists()
 
 
-def test_a_folder_is_removed(here, there):
+def test_remove_deletes_a_folder(here, there):
     for name in ("kept/a", "run/a", "run/b/c"):
         write_text(here / name, "1")
     fetch_folder(there)
@@ -185,7 +185,7 @@ def test_a_folder_is_removed(here, there):
     remove(there / "run")  # nothing is there
 
 
-def test_what_is_not_there(here):
+def test_missing_files_and_folders(here):
     assert list_names(here) == []
     assert not exists(here)
     assert fetch_folder(here) == []
@@ -194,7 +194,7 @@ def test_what_is_not_there(here):
 # ---- a folder of this machine
 
 
-def test_local_paths_stay_as_they_are(tmp_path, monkeypatch):
+def test_local_paths_need_no_store(tmp_path, monkeypatch):
     monkeypatch.setattr(objects, "_open", lambda url: pytest.fail("a local path has no store"))
     write_text(tmp_path / "a" / "x", "1")
     assert fetch(tmp_path / "a" / "x") == fetch_once(tmp_path / "a" / "x") == tmp_path / "a" / "x"
@@ -214,9 +214,9 @@ def test_local_paths_stay_as_they_are(tmp_path, monkeypatch):
 # ---- stores that refuse
 
 
-def test_a_bucket_that_is_not_there(here, tmp_path):
+def test_missing_bucket_is_an_error(here, tmp_path):
     nowhere = local_copy("s3://nowhere/x", tmp_path)
-    with pytest.raises(ObjectStoreError, match=r"s3://nowhere/x/y: there is no such bucket: make it"):
+    with pytest.raises(ObjectStoreError, match=r"s3://nowhere/x/y: there is no such bucket: create it"):
         write_text(nowhere / "y", "1")
     with pytest.raises(ObjectStoreError, match="there is no such bucket"):
         check_bucket(nowhere)
@@ -224,11 +224,11 @@ def test_a_bucket_that_is_not_there(here, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_store_that_does_not_answer(here, monkeypatch):
+def test_unreachable_store_is_an_error(here, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     start = time.monotonic()
     for ask in (fetch, list_names, exists, remove, fetch_folder, check_bucket):
-        with pytest.raises(ObjectStoreError, match=r"s3://waver/.*: nobody answers: .*AWS_ENDPOINT_URL"):
+        with pytest.raises(ObjectStoreError, match=r"s3://waver/.*: the store does not answer: .*AWS_ENDPOINT_URL"):
             ask(here)
     assert time.monotonic() - start < 60
 
@@ -257,11 +257,11 @@ def _check_requests(server: str, *, after: str) -> None:
     [
         ("an-unknown-key", "wrong-secret", "credentials are missing or not accepted: set AWS_ACCESS_KEY_ID"),
         (None, "wrong-secret", "credentials are missing or not accepted: set AWS_ACCESS_KEY_ID"),
-        (None, None, "access is denied: are the credentials .* may they list, read, write"),
+        (None, None, "access is denied: check the credentials .* list, read, write"),
     ],
     ids=["unknown key", "wrong secret", "no rights"],
 )
-def test_credentials_that_do_not_do(here, somebody, monkeypatch, key, secret, message):
+def test_wrong_credentials_are_an_error(here, somebody, monkeypatch, key, secret, message):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", key or somebody["AccessKeyId"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret or somebody["SecretAccessKey"])
     with pytest.raises(ObjectStoreError, match=message) as raised:
@@ -273,7 +273,7 @@ def test_credentials_that_do_not_do(here, somebody, monkeypatch, key, secret, me
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in f"{raised.value} {raised.value.__cause__}"
 
 
-def test_no_credentials_at_all(here, somebody, monkeypatch):
+def test_missing_credentials_are_an_error(here, somebody, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # whatever machine the tests run on
@@ -281,7 +281,7 @@ def test_no_credentials_at_all(here, somebody, monkeypatch):
         check_bucket(here)
 
 
-def test_a_full_disk_is_not_the_fault_of_the_store(here, there, monkeypatch):
+def test_full_disk_is_not_reported_as_error_of_the_store(here, there, monkeypatch):
     write_text(here / "x", "1")
 
     def full(*arguments):

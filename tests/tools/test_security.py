@@ -25,7 +25,7 @@ from waver.data.annotations.reading import AnnotationError, Problems, read_json
 from waver.data.annotations.table import load_table
 from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block
 from waver.data.decoder import Decoder
-from waver.data.ledger import Decoded, StoreError
+from waver.data.ledger import DecodedClip, StoreError
 from waver.data.video import Clip, ClipError
 from waver.model.backbone import BackboneError
 from waver.model.weights import check_weights, load_backbone
@@ -127,13 +127,13 @@ def test_a_zip_bomb(tmp_path, tiny_config):
     zeros = {"a": torch.zeros(100 * 2**20, dtype=torch.uint8)}
     torch.save(zeros, tmp_path / "w.pt")
     packed(tmp_path / "w.pt")
-    with pytest.raises(BackboneError, match=r"would unpack to 1048\d+; torch does not pack tensors"):
+    with pytest.raises(BackboneError, match=r"would unpack to 1048\d+; torch does not compress tensors"):
         load_backbone(ARCHITECTURE, str(tmp_path / "w.pt"), image_size=SIZE)
 
     training = build_training(tiny_config, num_steps=10, device=torch.device("cpu"))
     save_checkpoint(tmp_path, training, tiny_config)
     (tmp_path / "w.pt").rename(tmp_path / "training.pt")
-    with pytest.raises(CheckpointError, match="torch does not pack tensors"):
+    with pytest.raises(CheckpointError, match="torch does not compress tensors"):
         restore_training(tmp_path, training)
 
 
@@ -294,7 +294,7 @@ def test_a_video_that_names_other_files_does_not_open_them(tmp_path, text):
     with Decoder(timeout_s=60.0) as decoder, pytest.raises(ClipError) as caught:
         decoder.read_clip(tmp_path / "video.mp4", **HOW)
     assert caught.value.status == "no_video"
-    assert "a list of others" in caught.value.reason
+    assert "the file is a playlist" in caught.value.reason
 
 
 @pytest.mark.parametrize("kind", ["size", "format"])
@@ -306,7 +306,7 @@ def test_a_frame_in_a_store_that_is_something_else(tmp_path, monkeypatch, kind):
     Image.new("RGB", (3000, 3000) if kind == "size" else (SIZE, SIZE)).save(value, "JPEG" if kind == "size" else "PNG")
     monkeypatch.setattr("waver.data.clip_store._jpeg", lambda *_: value.getvalue())
     clip = Clip(np.zeros((1, SIZE, SIZE, 3), np.uint8), (0.0,), 25.0, SIZE, SIZE, "test")
-    write_block(tmp_path, settings, [Decoded("a", "a.mp4", 0.0, clip)])
+    write_block(tmp_path, settings, [DecodedClip("a", "a.mp4", 0.0, clip)])
     with pytest.raises(StoreError, match="3000 x 3000 pixels" if kind == "size" else "cannot identify image file"):
         ClipStore(tmp_path).read(["a"])
 

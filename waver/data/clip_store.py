@@ -1,17 +1,16 @@
-"""The clip store: decoded frames in Parquet, and a ledger with a row for every clip that was asked for.
+"""The clip store: decoded frames in Parquet, and a ledger with the outcome of decoding each requested clip.
 
-A store is a folder that any number of processes may write to and read from at the same time:
+A store is a folder that several processes may read and write at the same time:
 
-    manifest.json            the settings, and what the last finished ingest counted
-    clips/<block>.parquet    frames, a row and a row group a clip
-    ledger/<block>.parquet   what became of each clip of the block; its ok rows are the rows of the clips file, in order
+    manifest.json            the settings, and the counts of the last ingest
+    clips/<block>.parquet    frames; one row, and one row group, per clip
+    ledger/<block>.parquet   one row per clip of the block; its ok rows correspond to the rows of the clips file, in order
 
-A block is complete once its ledger file is there, which is written last; every file is written under another name and
-renamed. The name of a block begins with the time, which is never before that of a block that is there (clocks of nodes
-differ), and is unique, so that attempts never collide. Where several blocks know a clip, ok wins over a failure, then the
-newest block over the others.
+The ledger file of a block is written last: with it the block is complete. Each file is written under a temporary name and
+renamed. The name of a block is unique and begins with a timestamp, which is later than that of every existing block even if
+the clocks of nodes differ. If several blocks have a clip, an ok row takes precedence over a failure, then the newest block.
 
-Of a store in an object store, a node brings the ledger whenever it is read, and a clips file when it first reads from it.
+In an object store, a node fetches the ledger at each reading, and a clips file when it first needs it.
 """
 
 import contextlib
@@ -34,7 +33,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 import waver
-from waver.data.ledger import LEDGER_SCHEMA, Decoded, StoreError, ledger_row, read_ledger, read_manifest
+from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, StoreError, ledger_row, read_ledger, read_store_manifest
 from waver.data.video import Clip
 from waver.tools.files import atomic_write, write_json
 from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch_once, list_names
@@ -51,25 +50,25 @@ CLIPS_SCHEMA = pa.schema(
         "decoder": pa.string(),
     }
 )
-"""frames: one value a frame, either the bytes of its pixels (height, width, channel) or a JPEG file."""
+"""frames: one value per frame, either its pixels (height, width, channel) as bytes, or a JPEG file."""
 _MAX_OPEN_BLOCKS = 64
 _DAY_S = 86400
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """What all clips of a store have in common."""
+    """How the clips of a store are sampled, resized and stored."""
 
     frames_per_second: float
     max_frames: int
     size: int
     frame_format: Literal["raw", "jpeg"] = "raw"
     jpeg_quality: int = 90
-    """Of no effect where frames are raw."""
+    """Ignored if frames are raw."""
 
     @property
     def key(self) -> dict[str, float | int | str]:
-        """The settings that make a difference to the content."""
+        """The settings that the content depends on."""
         key = dataclasses.asdict(self)
         if self.frame_format == "raw":
             del key["jpeg_quality"]
@@ -77,7 +76,7 @@ class StoreSettings:
 
 
 def create_store(store: Path, settings: StoreSettings) -> None:
-    """Makes the folder, or checks that the one there has the same settings; removes what dead runs left half-written.
+    """Creates a store, or checks that an existing one has the same settings; removes temporary files older than a day.
 
     Raises:
         StoreError: if the store has other settings.
@@ -90,31 +89,31 @@ def create_store(store: Path, settings: StoreSettings) -> None:
                 leftover.unlink()
     if not exists(store / "manifest.json"):
         write_json(store / "manifest.json", {"waver": waver.__version__, "settings": settings.key, "complete": False})
-    there = read_manifest(store)["settings"]
+    there = read_store_manifest(store)["settings"]
     different = [
-        f"{name}: {there.get(name)} in the store, {settings.key.get(name)} asked"
+        f"{name}: {there.get(name)} in the store, {settings.key.get(name)} requested"
         for name in sorted(there.keys() | settings.key.keys())
         if there.get(name) != settings.key.get(name)
     ]
     if different:
         raise StoreError(
-            f"{display_path(store)} was made with other settings ({'; '.join(different)}): choose another folder, or delete "
-            "this one"
+            f"{display_path(store)} was made with other settings ({'; '.join(different)}): choose another storage.path, or "
+            "delete this folder"
         )
 
 
-def write_block(store: Path, settings: StoreSettings, results: Iterable[Decoded]) -> pa.Table:
-    """Writes a block, one clip at a time as `results` yields them, so that memory holds a single one.
+def write_block(store: Path, settings: StoreSettings, results: Iterable[DecodedClip]) -> pa.Table:
+    """Writes a block, one clip at a time, so that memory holds a single clip.
 
     Returns:
         The ledger of the block (LEDGER_SCHEMA).
 
     Raises:
-        OSError: if it cannot be written, for example because the disk is full; then there is no block.
+        OSError: if the block cannot be written, for example because the disk is full; no part of it remains.
     """
-    block = f"{_now(store):020d}-{uuid.uuid4().hex[:12]}.parquet"
+    block = f"{_block_time_ns(store):020d}-{uuid.uuid4().hex[:12]}.parquet"
     rows = []
-    # Pixels do not compress, and their statistics are of no use: both only cost time.
+    # Pixels do not compress, and nobody reads their statistics: both only cost time.
     plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     with (
         atomic_write(store / "clips" / block) as file,
@@ -131,15 +130,15 @@ def write_block(store: Path, settings: StoreSettings, results: Iterable[Decoded]
 
 
 def write_manifest(store: Path, settings: StoreSettings, *, complete: bool) -> None:
-    """Describes the store: settings, counts by status, and a hash of what the ledger says.
+    """Writes the manifest of a store: settings, number of clips by status, and a hash of the ledger.
 
     Args:
-        store: its folder.
-        settings: its settings.
-        complete: whether every clip that was asked for has its row.
+        store: folder of the store.
+        settings: settings of the store.
+        complete: whether the ledger has a row for every requested clip.
     """
     ledger = read_ledger(store)
-    # The seconds differ from run to run and the blocks from attempt to attempt; the content does not.
+    # Without `seconds` and `block`, which differ between ingests of the same content.
     content = ledger.select(["clip_id", "path", "status", "error", "decoder"]).to_pylist()
     manifest = {
         "waver": waver.__version__,
@@ -153,13 +152,13 @@ def write_manifest(store: Path, settings: StoreSettings, *, complete: bool) -> N
 
 
 class ClipStore:
-    """Reads clips of a store as it is now, in any order. Can be pickled; not for several threads at once.
+    """Reads clips of a store, as of its opening, in any order. It can be pickled; it is not thread-safe.
 
     Attributes:
-        path: its folder.
-        manifest: the content of manifest.json.
-        settings: of all its clips.
-        ledger: see `read_ledger`; sorted by clip_id.
+        path: folder of the store.
+        manifest: content of manifest.json.
+        settings: settings of all clips.
+        ledger: see `read_ledger`.
 
     Raises:
         StoreError: if there is no store.
@@ -167,7 +166,7 @@ class ClipStore:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self.manifest = read_manifest(self.path)
+        self.manifest = read_store_manifest(self.path)
         self.settings = StoreSettings(**self.manifest["settings"])
         self.ledger = read_ledger(self.path)
         ok = self.ledger.filter(pc.equal(self.ledger["status"], "ok"))
@@ -179,14 +178,14 @@ class ClipStore:
         return {**self.__dict__, "_files": OrderedDict()}
 
     def ok_clip_ids(self) -> list[str]:
-        """The clips that have frames, sorted."""
+        """Returns the clips that have frames, sorted."""
         return list(self._places)
 
     def read(self, clip_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Reads clips, in the order asked for.
+        """Reads clips, in the given order.
 
         Returns:
-            frames, uint8 (B, max_frames, size, size, 3), 0 after the last frame of a clip; num_frames, int32 (B,).
+            frames, uint8 (B, max_frames, size, size, 3), zero after the last frame of a clip; num_frames, int32 (B,).
 
         Raises:
             StoreError: if a clip has no frames in this store, or a file is damaged.
@@ -196,7 +195,7 @@ class ClipStore:
             raise StoreError(
                 f"{len(unknown)} of {len(clip_ids)} clips have no frames in {display_path(self.path)} "
                 f"({', '.join(unknown[:3])}"
-                f"{', ...' if len(unknown) > 3 else ''}): ask `ok_clip_ids` first, or run `waver ingest CONFIG`"
+                f"{', ...' if len(unknown) > 3 else ''}): run `waver ingest CONFIG`"
             )
         size = self.settings.size
         frames = np.empty((len(clip_ids), self.settings.max_frames, size, size, 3), np.uint8)
@@ -233,17 +232,17 @@ class ClipStore:
         return self._files[block]
 
 
-def _now(store: Path) -> int:
-    """Nanoseconds of this node's clock or, where that is behind those of others, after all that is in the store."""
+def _block_time_ns(store: Path) -> int:
+    """Returns the time of this node's clock in nanoseconds, but later than every block of the store (clocks differ)."""
     newest = list_names(store / "ledger", "*.parquet")[-1:]
     return max([time.time_ns(), *(int(name.partition("-")[0]) + 1 for name in newest)])
 
 
 def _clip_row(clip_id: str, clip: Clip, settings: StoreSettings) -> pa.Table:
-    assert clip.frames.shape[1:] == (settings.size, settings.size, 3), "the clip was decoded for another store"
+    assert clip.frames.shape[1:] == (settings.size, settings.size, 3), "the clip was decoded with another size"
     num_frames = len(clip.frames)
     if settings.frame_format == "raw":
-        # Arrow's own layout around the frames as they are, without a copy.
+        # Wraps the pixels in Arrow's memory layout without copying them.
         pixels = np.ascontiguousarray(clip.frames)
         offsets = np.arange(num_frames + 1, dtype=np.int32) * pixels[0].nbytes
         frames = pa.Array.from_buffers(pa.binary(), num_frames, [None, pa.py_buffer(offsets), pa.py_buffer(pixels)])
@@ -265,7 +264,7 @@ def _clip_row(clip_id: str, clip: Clip, settings: StoreSettings) -> pa.Table:
 def _decode_frame(value: pa.Buffer, settings: StoreSettings) -> np.ndarray:
     if settings.frame_format == "raw":
         return np.frombuffer(value, np.uint8).reshape(settings.size, settings.size, 3)
-    with Image.open(io.BytesIO(value), formats=["JPEG"]) as image:  # others of Pillow's formats start programs
+    with Image.open(io.BytesIO(value), formats=["JPEG"]) as image:  # some of Pillow's other formats start programs
         if image.size != (settings.size, settings.size):
             raise ValueError(f"a frame of {image.width} x {image.height} pixels")
         return np.asarray(image)

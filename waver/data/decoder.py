@@ -1,7 +1,7 @@
-"""Decodes in a child process, so that a crash or a hang of native code costs one clip and nothing else.
+"""Decodes videos in a child process, so that a crash or hang of native code costs one clip only.
 
-The child (`python -m waver.data.decoder`) reads requests from its standard input, a JSON line each, and answers on a pipe of
-its own, since native libraries print where they like. It ends when its parent does.
+The child (`python -m waver.data.decoder`) reads requests from its standard input, one JSON object per line. It answers on a
+separate pipe, because native libraries may print to standard output. It ends with its parent.
 """
 
 import contextlib
@@ -26,41 +26,40 @@ from waver.data.video import Clip, ClipError, read_clip
 from waver.tools.errors import WaverError
 
 _START_S = 120.0
-"""Time for the child to import its libraries, which may lie on a slow network disk."""
+"""Time limit for the child to import its libraries, perhaps from a slow network disk."""
 _CLIPS_PER_CHILD = 1000
-"""decord loses about 40 kB a clip; a new child now and then keeps that from adding up."""
-_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
-"""No fault in the child ends it with these: somebody else did (memory ran out, a cluster was shut down)."""
+"""Clips after which the child is replaced: decord leaks about 40 kB per clip."""
+_EXTERNAL_SIGNALS = (signal.SIGKILL, signal.SIGTERM)
+"""Signals that only another process sends (out of memory, shutdown of a cluster), never a fault in the child."""
 MEMORY_BYTES = 4 * 2**30
-"""Of the child, beyond what its libraries take, bytes: a small file can hold frames of gigabytes. Twelve frames of 8K, the
-largest that cameras make, take a third of it."""
+"""Memory limit of the child beyond its libraries: a small file can have huge frames. Twelve 8K frames take a third of it."""
 _LENGTHS = struct.Struct("!IQ")
-"""What an answer begins with: bytes of the JSON header, bytes of pixels."""
+"""Prefix of an answer: length of the JSON header, length of the pixels; bytes."""
 
 
 class DecoderStartError(WaverError):
-    """The process that decodes clips does not start; the message holds its last words."""
+    """The decoder process cannot start; the message ends with its last line of output."""
 
 
 class _KilledError(Exception):
-    """The child was ended by somebody else."""
+    """Another process killed the child."""
 
 
 class Decoder:
-    """Reads clips in a child process, which is started when it is needed and again after its death.
+    """Reads clips in a child process, which is started on demand and restarted after it dies.
 
-    A context manager; not for several threads at once.
+    A context manager; it is not thread-safe.
 
     Args:
-        timeout_s: a clip that takes longer is given up.
-        memory_bytes: a clip that takes more is given up.
+        timeout_s: time limit per clip.
+        memory_bytes: memory limit of decoding.
     """
 
     def __init__(self, timeout_s: float, memory_bytes: int = MEMORY_BYTES):
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
         self._child: subprocess.Popen | None = None
-        self._resources = contextlib.ExitStack()  # of the child: its pipes, its error output, itself
+        self._resources = contextlib.ExitStack()  # the child, its pipes and its error output
 
     def __enter__(self) -> "Decoder":
         return self
@@ -69,12 +68,12 @@ class Decoder:
         self.close()
 
     def read_clip(self, path: Path | str, **arguments: Any) -> Clip:
-        """`waver.data.video.read_clip`, with the same arguments.
+        """Calls `waver.data.video.read_clip` in the child, with the same arguments.
 
         Raises:
-            ClipError: as there, or because time ran out (timeout) or the child died (corrupt). A child that was killed from
-                outside says nothing of the clip: it is tried once more, then given up for now (killed).
-            RuntimeError: if the child cannot be started, which no other clip will change.
+            ClipError: as `read_clip`; also `timeout`, `corrupt` (the child crashed) and `killed` (another process killed the
+                child in both of two attempts, which says nothing about the clip).
+            DecoderStartError: if the child cannot start.
         """
         for _ in range(2):
             try:
@@ -99,7 +98,7 @@ class Decoder:
         except (EOFError, BrokenPipeError):
             code = self._exit_code()
             cause = self._cause_of_death(code)
-            if code is not None and -code in _FROM_OUTSIDE:
+            if code is not None and -code in _EXTERNAL_SIGNALS:
                 raise _KilledError(cause) from None
             raise ClipError("corrupt", f"the decoder process {cause}") from None
         if "status" in header:
@@ -108,7 +107,7 @@ class Decoder:
         return Clip(np.frombuffer(pixels, np.uint8).reshape(shape), tuple(header.pop("times_s")), **header)
 
     def close(self) -> None:
-        """Ends the child; the next clip would start another."""
+        """Ends the child; the next clip starts a new one."""
         self._resources.close()
         self._child = None
 
@@ -118,7 +117,7 @@ class Decoder:
             self._answers, writing_end = os.pipe()
             resources.callback(os.close, self._answers)
             self._errors = resources.enter_context(tempfile.TemporaryFile())
-            # The child must find this very package, wherever the parent has it from.
+            # The child must import the same waver package as the parent.
             search_path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
             try:
                 self._child = subprocess.Popen(
@@ -164,13 +163,13 @@ class Decoder:
         return buffer
 
     def _exit_code(self) -> int | None:
-        """Of the child, whose pipe is closed: it is on its way out. None where it does not get there."""
+        """Waits for the end of the child, which has closed its pipe; returns its exit code, or None if it does not end."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(timeout=10)
         return self._child.returncode
 
     def _cause_of_death(self, code: int | None) -> str:
-        """Ends the child, if it lives, and says how it ended by itself."""
+        """Describes how the child ended, with its last line of output; kills it if it still runs."""
         self._errors.seek(0)
         last_words = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
         self.close()
@@ -184,30 +183,30 @@ class Decoder:
 def _end(child: subprocess.Popen) -> None:
     child.kill()
     child.wait()
-    with contextlib.suppress(BrokenPipeError):  # closing sends what is left of a request that was never read
+    with contextlib.suppress(BrokenPipeError):  # closing flushes a request that was never read
         child.stdin.close()
 
 
 def serve(send: Callable[[dict[str, Any], memoryview], None], timeout_s: float, memory_bytes: int) -> None:
-    """The child: answers the requests on standard input until there are no more.
+    """Runs in the child: answers the requests on standard input until it is closed.
 
     Args:
-        send: takes the header and the pixels of an answer.
-        timeout_s: after twice this time on one clip the process ends itself.
-        memory_bytes: that decoding may take; Linux sees to it.
+        send: sends the header and the pixels of an answer.
+        timeout_s: time limit per clip; after twice this time the process ends itself.
+        memory_bytes: memory limit of decoding, enforced on Linux only.
     """
-    # At the start, so that a broken installation shows at once and no clip pays for it.
+    # Before the first request, so that a broken installation is not blamed on a clip.
     import av
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
     av.logging.set_level(None)
     _limit_memory(memory_bytes)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches this process; the parent decides
     nothing = memoryview(b"")
     send({}, nothing)
     for request in sys.stdin:
-        # The parent may have died, and native code may hang: then only a signal ends this process.
+        # If native code hangs after the parent died, only a signal ends this process.
         signal.alarm(math.ceil(2 * timeout_s) + 1)
         try:
             clip = read_clip(**json.loads(request))
@@ -223,14 +222,16 @@ def serve(send: Callable[[dict[str, Any], memoryview], None], timeout_s: float, 
 
 def _limit_memory(memory_bytes: int) -> None:
     statm = Path("/proc/self/statm")
-    if statm.exists():  # else nobody says what is taken already
+    if statm.exists():  # only Linux reports the memory in use
         limit = int(statm.read_text().split()[0]) * resource.getpagesize() + memory_bytes
-        _, most = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(
+            resource.RLIMIT_AS, (limit if hard_limit == resource.RLIM_INFINITY else min(limit, hard_limit), hard_limit)
+        )
 
 
 def main() -> None:
-    """`python -m waver.data.decoder FILE_DESCRIPTOR TIMEOUT_S MEMORY_BYTES`; only `Decoder` calls it."""
+    """Runs `python -m waver.data.decoder FILE_DESCRIPTOR TIMEOUT_S MEMORY_BYTES`, which `Decoder` starts."""
     with os.fdopen(int(sys.argv[1]), "wb", buffering=0) as answers:
 
         def send(header: dict[str, Any], pixels: memoryview) -> None:
@@ -239,7 +240,7 @@ def main() -> None:
                 while part:
                     part = part[answers.write(part) :]
 
-        with contextlib.suppress(BrokenPipeError):  # the parent is gone, and with it the reason to be here
+        with contextlib.suppress(BrokenPipeError):  # the parent has ended
             serve(send, float(sys.argv[2]), int(sys.argv[3]))
 
 

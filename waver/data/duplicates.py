@@ -1,17 +1,16 @@
-"""What stands twice in a data set: captions, rows, videos; within a split, and between splits.
+"""Finds duplicate captions, rows and videos of a data set, within a split and between splits.
 
-A query whose caption also describes another clip has two right answers, of which the metrics know one; a test video that is
-a training video under another id is remembered, not retrieved. Here both are found and counted; `excused_pairs` gives the
-answers that are wrong by the annotations alone.
+If a query's caption also describes another clip, it has two correct answers, but the metrics accept only one. If a test
+video is also in train under another id, the model may have memorised it. `find_duplicates` counts both; `excused_pairs`
+lists the answers that count as wrong only because of duplicates.
 
-What is compared:
+What counts as a duplicate:
 
 - *Same caption*: equal after `normalise`.
-- *Near caption*: the same set of words, whatever their order, without articles and forms of *to be* (`content_words`):
-  "A man is playing the guitar" and "a man playing guitar". It is an equivalence, so captions fall into groups, found in
-  one pass. A threshold on the overlap of words is none, and finds quadratically many pairs among captions so short.
-- *Same video*: files that are equal byte by byte, or clips whose decoded frames are. A video that was encoded again is
-  neither, and is not found.
+- *Near caption*: the same set of words without articles and forms of *to be* (`content_words`), such as "A man is playing
+  the guitar" and "a man playing guitar". This is an equivalence relation, so one pass groups the captions; a threshold on
+  the overlap of words is not, and would find quadratically many pairs among short captions.
+- *Same video*: byte-identical files, or clips with identical decoded frames. A re-encoded video is not found.
 """
 
 import hashlib
@@ -35,48 +34,48 @@ from waver.tools.object_store import fetch_once
 Progress = Callable[[int, int], None]
 _Key = TypeVar("_Key", bound=Hashable)
 _Item = TypeVar("_Item")
-# English, as the captions of the published data sets are; in other languages near captions differ in order alone.
-_FUNCTION_WORDS = frozenset(["a", "an", "the", "is", "are", "was", "were", "be", "been", "being"])
+# English, as the published captions are. In other languages near captions are only those in another word order.
+_STOP_WORDS = frozenset(["a", "an", "the", "is", "are", "was", "were", "be", "been", "being"])
 _PART_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class SameCaption:
-    """Captions that count as one."""
+class CaptionGroup:
+    """Captions that are duplicates of each other."""
 
     caption: str
-    """As it is written at its first place."""
+    """The first of them."""
     clip_ids: tuple[str, ...]
-    """Different ones, in the order of the table."""
+    """Their clips without repetition, in the order of the table."""
     num_captions: int
-    """Rows of the table, so many queries."""
+    """Number of captions (rows of the table, queries)."""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What stands twice, seen from one split."""
+    """The duplicates of one split."""
 
     split: str
     num_captions: int
     num_clips: int
-    same_captions: tuple[SameCaption, ...]
-    """On several clips of the split."""
-    near_captions: tuple[SameCaption, ...]
-    """On several clips of the split, and not all of them the same caption."""
-    repeated_rows: tuple[SameCaption, ...]
-    """The same caption of one clip in several rows: each is a query, and counts."""
+    same_captions: tuple[CaptionGroup, ...]
+    """Groups of the same caption on several clips of the split."""
+    near_captions: tuple[CaptionGroup, ...]
+    """Groups of near captions on several clips of the split, of which at least two are not the same caption."""
+    repeated_rows: tuple[CaptionGroup, ...]
+    """Groups of the same caption in several rows of one clip; each row counts as a query."""
     captions_in_train: tuple[str, ...]
-    """Rows of the split whose caption stands in train as well; empty for train itself."""
+    """The caption of each row of the split whose caption is also in train; empty for train itself."""
     same_videos: tuple[tuple[str, str], ...]
     """Pairs of clips of the split that are the same video."""
     same_videos_elsewhere: tuple[tuple[str, str], ...]
     """(clip of the split, clip of another split) that are the same video."""
     shared_sources: tuple[str, ...]
-    """Source videos (`video_id`) of which the split has a clip, and another split one too."""
+    """Source videos (`video_id`) with clips in the split and in another split."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """All in figures."""
+        """The number of duplicates of each kind."""
         return {
             "captions": self.num_captions,
             "clips": self.num_clips,
@@ -92,15 +91,15 @@ class Duplicates:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """Counts and lists, for a JSON file."""
+        """Returns the counts and lists, for a JSON file."""
         return {"counts": self.counts} | asdict(self)
 
 
 def normalise(caption: str) -> str:
-    """What makes captions the same: Unicode NFC, casefolded, and all but letters, marks and digits is one space.
+    """Normalises a caption: Unicode NFC, casefolded; other characters than letters, marks and digits become one space.
 
-    So `A dog's ear.` is `a dog s ear`, as some data sets write it. Of a caption without any letter or digit the spaces alone
-    are dropped.
+    `A dog's ear.` becomes `a dog s ear`, as some data sets write it. A caption without letters and digits only loses its
+    spaces.
     """
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", caption).casefold())
     kept = "".join(char if unicodedata.category(char)[0] in "LMN" else " " for char in folded)
@@ -108,28 +107,28 @@ def normalise(caption: str) -> str:
 
 
 def content_words(caption: str) -> frozenset[str]:
-    """What makes captions near: the different words of `normalise`, without articles and *to be* if others remain."""
+    """Returns the set of words of a normalised caption, without articles and forms of *to be* unless it has no others."""
     words = frozenset(normalise(caption).split())
-    return words - _FUNCTION_WORDS or words
+    return words - _STOP_WORDS or words
 
 
 def find_duplicates(captions: pa.Table, split: str, equivalent: Iterable[tuple[str, str]] = ()) -> Duplicates:
-    """What stands twice, seen from one split.
+    """Finds the duplicates of one split.
 
     Args:
-        captions: caption table, of all splits.
+        captions: caption table with all splits.
         split: train, validation or test.
-        equivalent: pairs of clips of the table that are the same video, as `equivalent_clips` finds them.
+        equivalent: pairs of clips that are the same video, see `equivalent_clips`.
     """
     rows = captions.filter(pc.equal(captions["split"], split))
     texts, clip_ids = rows["caption"].to_pylist(), rows["clip_id"].to_pylist()
     keys = [normalise(text) for text in texts]
     places = list(zip(texts, clip_ids, strict=True))
-    same = _grouped(keys, places)
-    near = _grouped(map(content_words, texts), zip(keys, places, strict=True))
-    repeated = _grouped(zip(clip_ids, keys, strict=True), places)
+    same = _group_by_key(keys, places)
+    near = _group_by_key(map(content_words, texts), zip(keys, places, strict=True))
+    repeated = _group_by_key(zip(clip_ids, keys, strict=True), places)
     train = captions.filter(pc.equal(captions["split"], "train"))
-    trained_on = set() if split == "train" else {normalise(text) for text in train["caption"].to_pylist()}
+    train_keys = set() if split == "train" else {normalise(text) for text in train["caption"].to_pylist()}
     own = set(clip_ids)
     pairs = sorted(pair if pair[0] in own else pair[::-1] for pair in equivalent if own.intersection(pair))
     elsewhere = captions.filter(pc.not_equal(captions["split"], split))["video_id"]
@@ -141,8 +140,8 @@ def find_duplicates(captions: pa.Table, split: str, equivalent: Iterable[tuple[s
         near_captions=_on_several_clips(
             [place for _, place in group] for group in near.values() if len({key for key, _ in group}) > 1
         ),
-        repeated_rows=tuple(_as_one(group) for group in repeated.values() if len(group) > 1),
-        captions_in_train=tuple(text for text, key in zip(texts, keys, strict=True) if key in trained_on),
+        repeated_rows=tuple(_as_caption_group(group) for group in repeated.values() if len(group) > 1),
+        captions_in_train=tuple(text for text, key in zip(texts, keys, strict=True) if key in train_keys),
         same_videos=tuple(pair for pair in pairs if pair[1] in own),
         same_videos_elsewhere=tuple(pair for pair in pairs if pair[1] not in own),
         shared_sources=tuple(sorted(set(rows["video_id"].to_pylist()) & set(elsewhere.to_pylist()))),
@@ -150,16 +149,16 @@ def find_duplicates(captions: pa.Table, split: str, equivalent: Iterable[tuple[s
 
 
 def describe_counts(counts: Mapping[str, int]) -> list[str]:
-    """`Duplicates.counts` in words, a line for each kind of which there is any."""
+    """Describes `Duplicates.counts`: one line for each kind with a count above 0."""
     lines = {
-        "queries_with_same_caption": f"queries whose caption stands on another clip too "
+        "queries_with_same_caption": f"queries whose caption is also that of another clip "
         f"({counts['same_captions']} captions)",
-        "queries_with_near_caption": "queries whose caption differs from another clip's in order, articles or forms of to "
-        f"be alone ({counts['near_captions']} captions)",
-        "surplus_rows": "rows that repeat a caption of their clip, each of them a query",
-        "queries_in_train": "queries that stand in train word for word",
+        "queries_with_near_caption": "queries whose caption differs from another clip's only in word order, articles or "
+        f"forms of to be ({counts['near_captions']} captions)",
+        "surplus_rows": "rows that repeat a caption of their clip and count as queries",
+        "queries_in_train": "queries whose caption is also in train",
         "same_videos": "pairs of clips that are the same video",
-        "same_videos_elsewhere": "pairs with a clip of another split that are the same video",
+        "same_videos_elsewhere": "pairs of a clip and a clip of another split that are the same video",
         "shared_sources": "source videos with clips in another split",
     }
     return [f"{counts[name]:6d} {line}" for name, line in lines.items() if counts[name]]
@@ -168,12 +167,15 @@ def describe_counts(counts: Mapping[str, int]) -> list[str]:
 def equivalent_clips(
     captions: pa.Table, store: ClipStore | None = None, *, progress: Progress = lambda done, total: None
 ) -> list[tuple[str, str]]:
-    """Every pair of clips that are the same video under two ids, the same segment of it included.
+    """Finds all pairs of clips that are the same (segment of a) video under two ids.
 
     Args:
         captions: caption table.
-        store: of its clips, whose decoded frames are compared too; None for the files alone.
-        progress: is told (files read, files to read).
+        store: clip store whose decoded frames are compared too; None to compare files only.
+        progress: called with (files read, files to read).
+
+    Returns:
+        Sorted pairs of clip ids.
     """
     same = same_files(captions, progress=progress)
     if store:
@@ -182,32 +184,37 @@ def equivalent_clips(
 
 
 def same_files(captions: pa.Table, *, progress: Progress = lambda done, total: None) -> list[tuple[str, str]]:
-    """Pairs of clips that show the same segment of files that are equal byte by byte; of more than two, each with the first.
+    """Finds clips that are the same segment of byte-identical files.
 
-    Only files of equal size are read; empty ones, and those that are not there, are equal to none.
+    Only files of equal size are read. Empty and missing files are no duplicates.
+
+    Returns:
+        Pairs of clip ids; for more than two equal clips, the first paired with each other one.
     """
     clips = captions.select(["clip_id", "path", "start_s", "end_s"]).group_by(["clip_id"], use_threads=False)
     clips = clips.aggregate([(name, "first") for name in ("path", "start_s", "end_s")]).to_pylist()
     paths = dict.fromkeys(clip["path_first"] for clip in clips)
-    sizes = {path: size for path in paths if (size := _size(Path(path)))}
-    alike = [group for group in _grouped(sizes.values(), sizes).values() if len(group) > 1]
+    sizes = {path: size for path in paths if (size := _file_size(Path(path)))}
+    alike = [group for group in _group_by_key(sizes.values(), sizes).values() if len(group) > 1]
     content: dict[str, bytes] = {}
     total = sum(map(len, alike))
     for path in itertools.chain.from_iterable(alike):
         if digest := _file_digest(Path(path)):
             content[path] = digest
         progress(len(content), total)
-    # A file that is like no other stands for itself; so do two segments of one file.
+    # A file with unique content is identified by its path.
     keys = [(content.get(c["path_first"], c["path_first"]), c["start_s_first"], c["end_s_first"]) for c in clips]
     there = [(key, clip["clip_id"]) for key, clip in zip(keys, clips, strict=True) if clip["path_first"] in sizes]
-    return _with_first(_grouped((key for key, _ in there), (clip_id for _, clip_id in there)).values())
+    return _pair_with_first(_group_by_key((key for key, _ in there), (clip_id for _, clip_id in there)).values())
 
 
 def same_frames(store: ClipStore, clip_ids: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of clips of a store whose frames are equal pixel by pixel; of more than two, each with the first.
+    """Finds clips of a store with identical frames.
 
-    Frames are read only where number and times of the frames, size and frame rate of the source agree. A clip whose block
-    cannot be read is equal to none.
+    Frames are compared only if their number and times, and the size and frame rate of the source, agree.
+
+    Returns:
+        Pairs of clip ids; for more than two equal clips, the first paired with each other one.
     """
     wanted = set(clip_ids)
     ok = store.ledger.filter(pc.equal(store.ledger["status"], "ok"))
@@ -215,19 +222,21 @@ def same_frames(store: ClipStore, clip_ids: Iterable[str]) -> list[tuple[str, st
     for clip_id, block, row in zip(*(ok[name].to_pylist() for name in ("clip_id", "block", "row")), strict=True):
         if clip_id in wanted:
             rows_of_block[block].append((row, clip_id))
-    outside: dict[tuple, list[tuple[str, int, str]]] = defaultdict(list)
+    clips_by_metadata: dict[tuple, list[tuple[str, int, str]]] = defaultdict(list)
     for block, rows in rows_of_block.items():
         with pq.ParquetFile(fetch_once(store.path / "clips" / block), memory_map=True) as file:
             table = file.read(["num_frames", "frame_times_s", "height", "width", "source_fps"]).to_pylist()
         for row, clip_id in rows:
             key = tuple(tuple(v) if isinstance(v, list) else v for v in table[row].values())
-            outside[key].append((block, row, clip_id))
-    alike = sorted(place for group in outside.values() if len(group) > 1 for place in group)
+            clips_by_metadata[key].append((block, row, clip_id))
+    alike = sorted(place for group in clips_by_metadata.values() if len(group) > 1 for place in group)
     digests = []
     for block, places in itertools.groupby(alike, key=lambda place: place[0]):
         with pq.ParquetFile(fetch_once(store.path / "clips" / block), memory_map=True) as file:
             digests += [(_frames_digest(file, row), clip_id) for _, row, clip_id in places]
-    return _with_first(_grouped((digest for digest, _ in digests), (clip_id for _, clip_id in digests)).values())
+    return _pair_with_first(
+        _group_by_key((digest for digest, _ in digests), (clip_id for _, clip_id in digests)).values()
+    )
 
 
 def excused_pairs(
@@ -236,21 +245,21 @@ def excused_pairs(
     clip_ids: Sequence[str],
     equivalent: Iterable[tuple[str, str]] = (),
 ) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
-    """Which clips answer a caption as well as its own does: the same video, or one with the same caption, or both.
+    """Finds the clips that answer a caption as well as its own clip: the same video, or a clip with the same caption.
 
     Args:
-        texts: the captions of a gallery.
-        clip_of_text: number of the clip of each.
-        clip_ids: of the gallery, by number.
-        equivalent: pairs of clips that are the same video; those of clips outside the gallery are left out.
+        texts: captions of the queries.
+        clip_of_text: for each caption, the number of its clip.
+        clip_ids: clips of the gallery, by number.
+        equivalent: pairs of clips that are the same video; pairs with clips outside the gallery are ignored.
 
     Returns:
-        (number of the text, number of the clip) of each pair, by text, then by clip; never a text with its own clip.
+        (text numbers, clip numbers) of the pairs, sorted by text, then by clip; a text is never paired with its own clip.
     """
     number = {clip_id: i for i, clip_id in enumerate(clip_ids)}
     inside = [(number[a], number[b]) for a, b in equivalent if a in number and b in number]
-    video = _classes(inside, len(clip_ids))
-    clips_of_video = _grouped(video, range(len(clip_ids)))
+    video = _connected_components(inside, len(clip_ids))
+    clips_of_video = _group_by_key(video, range(len(clip_ids)))
     keys = [normalise(text) for text in texts]
     videos_of_key: dict[str, set[int]] = defaultdict(set)
     for key, clip in zip(keys, clip_of_text.tolist(), strict=True):
@@ -266,37 +275,37 @@ def excused_pairs(
     return both[:, 0].copy(), both[:, 1].copy()
 
 
-def _grouped(keys: Iterable[_Key], items: Iterable[_Item]) -> dict[_Key, list[_Item]]:
+def _group_by_key(keys: Iterable[_Key], items: Iterable[_Item]) -> dict[_Key, list[_Item]]:
     groups: dict[_Key, list[_Item]] = {}
     for key, item in zip(keys, items, strict=True):
         groups.setdefault(key, []).append(item)
     return groups
 
 
-def _on_several_clips(groups: Iterable[list[tuple[str, str]]]) -> tuple[SameCaption, ...]:
-    return tuple(one for one in map(_as_one, groups) if len(one.clip_ids) > 1)
+def _on_several_clips(groups: Iterable[list[tuple[str, str]]]) -> tuple[CaptionGroup, ...]:
+    return tuple(group for group in map(_as_caption_group, groups) if len(group.clip_ids) > 1)
 
 
-def _as_one(group: list[tuple[str, str]]) -> SameCaption:
-    return SameCaption(group[0][0], tuple(dict.fromkeys(clip_id for _, clip_id in group)), len(group))
+def _as_caption_group(group: list[tuple[str, str]]) -> CaptionGroup:
+    return CaptionGroup(group[0][0], tuple(dict.fromkeys(clip_id for _, clip_id in group)), len(group))
 
 
-def _with_first(groups: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+def _pair_with_first(groups: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
     return [(group[0], other) for group in groups for other in group[1:]]
 
 
 def _all_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The pairs that follow: with (a, b) and (b, c) also (a, c); each once, in order."""
+    """Returns the transitive closure of pairs, sorted: with (a, b) and (b, c) also (a, c)."""
     pairs = list(pairs)
     clip_ids = sorted({clip_id for pair in pairs for clip_id in pair})
     number = {clip_id: i for i, clip_id in enumerate(clip_ids)}
-    classes = _classes([(number[a], number[b]) for a, b in pairs], len(clip_ids))
-    groups = _grouped(classes, clip_ids).values()
+    classes = _connected_components([(number[a], number[b]) for a, b in pairs], len(clip_ids))
+    groups = _group_by_key(classes, clip_ids).values()
     return sorted(pair for group in groups for pair in itertools.combinations(group, 2))
 
 
-def _classes(pairs: Iterable[tuple[int, int]], num_items: int) -> list[int]:
-    """For each of 0 ... num_items - 1 the smallest number that pairs connect it with."""
+def _connected_components(pairs: Iterable[tuple[int, int]], num_items: int) -> list[int]:
+    """Returns, for each of 0 ... num_items - 1, the smallest item of its connected component."""
     parent = list(range(num_items))
 
     def root(item: int) -> int:
@@ -310,7 +319,7 @@ def _classes(pairs: Iterable[tuple[int, int]], num_items: int) -> list[int]:
     return [root(item) for item in range(num_items)]
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
@@ -329,7 +338,7 @@ def _file_digest(path: Path) -> bytes | None:
 
 
 def _frames_digest(file: pq.ParquetFile, row: int) -> bytes:
-    """Of the frames as they are stored; a JPEG of the same pixels has the same bytes."""
+    """Hashes the stored frames of a clip; JPEGs of the same pixels have the same bytes."""
     values = file.read_row_group(row, columns=["frames"], use_threads=False)["frames"].chunk(0).flatten()
     digest = hashlib.sha256()
     for value in values:

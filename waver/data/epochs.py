@@ -1,7 +1,7 @@
-"""The plan of an epoch: which caption of which clip stands in which batch.
+"""Assigns captions to the global batches of an epoch.
 
-It is a pure function of (captions, seed, epoch), the same for every worker and every number of workers, so that a run can
-be resumed anywhere and repeated with other resources.
+The assignment is a pure function of (captions, seed, epoch), the same on each worker and for any number of workers, so that
+a run can be resumed at any step and repeated with other resources.
 """
 
 from collections.abc import Sequence
@@ -24,19 +24,22 @@ def epoch_batches(
     global_batch_size: int,
     captions_per_clip: int = 1,
 ) -> list[Int[np.ndarray, " B"]]:
-    """Rows of the caption table for each global batch of an epoch.
+    """Assigns the rows of the caption table to the global batches of an epoch.
 
-    An epoch is `captions_per_clip` passes; a pass visits every clip once, in a new order. Each visit takes another caption
-    of the clip: all of them come up before any comes again, across passes and epochs. Two captions of one clip never meet
-    in a batch. Nothing is dropped: a pass is cut into as few batches as hold it, whose sizes differ by at most one (a small
-    rest would make a batch with hardly any negatives).
+    An epoch consists of `captions_per_clip` passes; a pass visits each clip once, in a new order. Each visit takes the next
+    caption of the clip, so that all captions are used before any is repeated, across passes and epochs. A batch never has
+    two captions of one clip. No clip is dropped: a pass is divided into as few batches as possible, whose sizes differ by at
+    most one (a small last batch would have hardly any negatives).
 
     Args:
         clip_of_caption: for each caption, the number of its clip; captions of a clip are adjacent.
-        epoch: from 0.
-        seed: of the run.
-        global_batch_size: pairs in a batch, over all workers, at most.
+        epoch: number of the epoch, from 0.
+        seed: seed of the run.
+        global_batch_size: maximal number of pairs in a batch, over all workers.
         captions_per_clip: passes in an epoch.
+
+    Returns:
+        The rows of each batch.
 
     Raises:
         BatchSizeError: if there are fewer clips than pairs in a batch.
@@ -45,7 +48,7 @@ def epoch_batches(
     if len(first) < global_batch_size:
         raise BatchSizeError(
             f"train.global_batch_size = {global_batch_size} is more than the {len(first)} training clips: "
-            f"no clip may stand in a batch twice; set it to {len(first)} at most"
+            f"no clip may occur twice in a batch; set it to {len(first)} at most"
         )
     start = np.random.default_rng([seed, 0]).integers(0, num_captions)
     batches: list[np.ndarray] = []
@@ -57,5 +60,5 @@ def epoch_batches(
 
 
 def fixed_batches(num_rows: int, batch_size: int) -> Sequence[slice]:
-    """Consecutive slices of an evaluation. They do not depend on the number of workers, so neither does any figure."""
+    """Divides the rows of an evaluation into consecutive slices, which do not depend on the number of workers."""
     return [slice(start, min(start + batch_size, num_rows)) for start in range(0, num_rows, batch_size)]

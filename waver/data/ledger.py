@@ -1,9 +1,10 @@
-"""The ledger of a clip store: what became of every clip that was asked for."""
+"""The ledger of a clip store: the outcome of decoding each requested clip."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,8 @@ import pyarrow.parquet as pq
 
 from waver.data.video import Clip, ClipError
 from waver.tools.errors import WaverError
-from waver.tools.files import read_json
-from waver.tools.object_store import ObjectStoreError, display_path, fetch_folder, list_names, remote_of
+from waver.tools.files import read_manifest
+from waver.tools.object_store import fetch_folder, list_names, remote_of
 
 LEDGER_SCHEMA = pa.schema(
     {
@@ -25,16 +26,16 @@ LEDGER_SCHEMA = pa.schema(
         "seconds": pa.float64(),
     }
 )
-"""status: ok, or that of a ClipError; error is null where it is ok, decoder where it is not."""
+"""status: ok or that of the `ClipError`; error: its reason, null if ok; decoder: null unless ok."""
 
 
 class StoreError(WaverError):
-    """The store cannot be used as asked; the message says what to do."""
+    """A clip store is missing, damaged, or does not fit the request."""
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """What became of one clip."""
+class DecodedClip:
+    """The outcome of decoding one clip."""
 
     clip_id: str
     path: str
@@ -43,23 +44,27 @@ class Decoded:
 
 
 def read_ledger(store: Path) -> pa.Table:
-    """What is known of every clip, a row a clip: LEDGER_SCHEMA, `block`, `row` (of its frames; null where it failed).
+    """Reads the ledgers of all blocks and keeps the best row of each clip.
 
-    Blocks whose clips file is gone or unreadable do not count: ingest finds their clips unknown and decodes them again.
+    Blocks whose clips file is missing or unreadable are ignored, so that ingest decodes their clips again.
+
+    Returns:
+        One row per clip, sorted by clip_id: LEDGER_SCHEMA, `block` (name of its file) and `row` (of its frames in that file;
+        null if decoding failed).
 
     Raises:
         StoreError: if there is no store.
     """
-    read_manifest(store)
+    read_store_manifest(store)
     blocks = sorted((file.name for file in fetch_folder(store / "ledger", "*.parquet")), reverse=True)
-    if remote_of(store):  # an object is there as it was sent or not at all, so its clips need not be looked at
+    if remote_of(store):  # objects are never half-written: existence is enough
         blocks = sorted(set(blocks) & set(list_names(store / "clips")), reverse=True)
-    with ThreadPoolExecutor() as pool:  # small files, perhaps on a network disk: waiting, not work
+    with ThreadPoolExecutor() as pool:  # small files, perhaps on a network disk: latency dominates
         tables = list(pool.map(partial(_read_block_ledger, store), blocks))
     empty = LEDGER_SCHEMA.append(pa.field("block", pa.string())).append(pa.field("row", pa.int32())).empty_table()
     ledger = pa.concat_tables([table for table in tables if table is not None] or [empty])
-    # Newest block first already: the newest row of a clip says which file it is. Of the rows with that file a stable sort
-    # brings ok to the front, and the first is kept.
+    # Blocks are sorted newest first. The newest row of a clip names its current video file; rows of other files are dropped.
+    # Of the rest a stable sort puts ok first, and the first row is kept.
     _, newest, clip = np.unique(ledger["clip_id"].to_numpy(), return_index=True, return_inverse=True)
     paths = ledger["path"].to_numpy()
     ledger = ledger.filter(pa.array(paths == paths[newest][clip]))
@@ -69,8 +74,8 @@ def read_ledger(store: Path) -> pa.Table:
     return ledger.take(first)
 
 
-def ledger_row(result: Decoded) -> dict:
-    """The row of the ledger (LEDGER_SCHEMA) for one clip."""
+def ledger_row(result: DecodedClip) -> dict:
+    """Returns the ledger row (LEDGER_SCHEMA) of one clip."""
     row = {"clip_id": result.clip_id, "path": result.path, "seconds": result.seconds}
     if isinstance(result.outcome, ClipError):
         return {**row, "status": result.outcome.status, "error": result.outcome.reason}
@@ -78,7 +83,7 @@ def ledger_row(result: Decoded) -> dict:
 
 
 def _read_block_ledger(store: Path, block: str) -> pa.Table | None:
-    """With `block` and `row`; None where the clips file does not hold what the ledger says."""
+    """Reads the ledger of a block, with `block` and `row`; returns None if its clips file has another number of clips."""
     try:
         ledger = pq.read_table(store / "ledger" / block, schema=LEDGER_SCHEMA, memory_map=True)
         ok = pc.equal(ledger["status"], "ok").to_numpy()
@@ -91,19 +96,10 @@ def _read_block_ledger(store: Path, block: str) -> pa.Table | None:
     return ledger.append_column("block", pa.array([block] * len(ledger), pa.string())).append_column("row", rows)
 
 
-def read_manifest(store: Path) -> dict:
-    """Reads manifest.json of a clip store.
+def read_store_manifest(store: Path) -> dict[str, Any]:
+    """Reads the manifest of a clip store.
 
     Raises:
         StoreError: if there is no store, or if its manifest is damaged.
     """
-    try:
-        return read_json(store / "manifest.json")
-    except FileNotFoundError:
-        raise StoreError(f"there is no clip store in {display_path(store)}: run `waver ingest CONFIG` first") from None
-    except ObjectStoreError:
-        raise
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{display_path(store / 'manifest.json')} cannot be read ({error}): delete the folder and ingest again"
-        ) from None
+    return read_manifest(store, what="clip store", command="waver ingest CONFIG", error=StoreError)

@@ -1,7 +1,7 @@
-"""Which frames of a video, and their uint8 pixels.
+"""Samples frames of a video and reads them as uint8 pixels.
 
-decord reads; what it cannot read is tried with PyAV, which knows more codecs and goes on after damage. Both are
-imported where they are used: only the process that decodes needs them.
+decord reads the video; if it fails, PyAV does, which supports more codecs and continues after damage. Both are imported in
+functions, because only the decoder process needs them.
 """
 
 import errno
@@ -16,15 +16,15 @@ import numpy as np
 from PIL import Image
 
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<?xml", b"<MPD")
-"""What begins a file of text that names other files, or addresses, to be played: FFmpeg would open them."""
+"""First bytes of playlists: text files that name other files or addresses, which FFmpeg would open."""
 
 
 class ClipError(Exception):
-    """A clip cannot be had; an entry of the ledger, not a reason to stop.
+    """A clip cannot be decoded; ingest records it in the ledger and continues.
 
     Attributes:
         status: missing, empty, corrupt, no_video, too_short, timeout or killed.
-        reason: one line, without the path of the file, so that equal reasons can be counted.
+        reason: one line without the path of the file, so that equal reasons can be counted.
     """
 
     def __init__(self, status: str, reason: str):
@@ -40,10 +40,10 @@ class Clip:
     frames: np.ndarray
     """uint8 (F, size, size, 3), RGB, F >= 1."""
     times_s: tuple[float, ...]
-    """Where each frame stands in the video: its position / `source_fps`."""
+    """Time of each frame in the video: its position / `source_fps`."""
     source_fps: float
     height: int
-    """Of the video as it is shown, that is after rotation; pixels."""
+    """Height of the source video after rotation, pixels."""
     width: int
     decoder: str
     """decord or pyav."""
@@ -57,18 +57,21 @@ def sample_positions(
     start_s: float | None = None,
     end_s: float | None = None,
 ) -> list[int]:
-    """Chooses frames at a steady rate, thinned out evenly to at most `max_frames`.
+    """Samples frame positions at a constant rate; more than `max_frames` are reduced to evenly spaced ones.
 
     Args:
-        num_frames: in the video.
-        source_fps: frames a second of the video.
-        frames_per_second: wanted; the nearest whole stride is taken.
-        max_frames: at most so many positions.
-        start_s: of the segment; None for the start of the video.
-        end_s: of the segment, inclusive; None for the end of the video.
+        num_frames: number of frames of the video.
+        source_fps: frame rate of the video.
+        frames_per_second: sampling rate; rounded to a whole stride in frames.
+        max_frames: maximal number of positions.
+        start_s: start of the segment; None for the start of the video.
+        end_s: end of the segment, inclusive; None for the end of the video.
 
     Returns:
-        Rising positions in [0, num_frames); empty if the segment lies outside the video.
+        Increasing positions in [0, num_frames); empty if the segment lies outside the video.
+
+    Raises:
+        ValueError: if the video has no frame rate.
     """
     if not (math.isfinite(source_fps) and source_fps > 0):
         raise ValueError(f"the video has no frame rate ({source_fps})")
@@ -90,18 +93,18 @@ def read_clip(
     max_frames: int,
     size: int,
 ) -> Clip:
-    """Reads the frames of `sample_positions`, resized to `size` (short side, bicubic) and cropped to the centre.
+    """Reads the frames at `sample_positions`, resized and cropped by `resize_and_crop`.
 
     Args:
         path: the video file.
-        start_s: of the segment; None for the start of the video.
-        end_s: of the segment; None for the end of the video.
-        frames_per_second: wanted.
-        max_frames: at most so many.
-        size: height and width of the result, pixels.
+        start_s: start of the segment; None for the start of the video.
+        end_s: end of the segment; None for the end of the video.
+        frames_per_second: sampling rate.
+        max_frames: maximal number of frames.
+        size: height and width of the frames, pixels.
 
     Raises:
-        ClipError: if there is not a single frame to be had.
+        ClipError: if no frame can be read.
     """
     path = Path(path)
     _check_file(path)
@@ -110,12 +113,18 @@ def read_clip(
 
     try:
         return _read_with_decord(path, sampling, size)
-    except (decord.DECORDError, RuntimeError, ValueError, IndexError, MemoryError) as error:  # PyAV needs less memory
+    except (
+        decord.DECORDError,
+        RuntimeError,
+        ValueError,
+        IndexError,
+        MemoryError,
+    ) as error:  # MemoryError: PyAV needs less
         decord_reason = _one_line(error, path)
     try:
         return _read_with_pyav(path, sampling, size)
     except ClipError as error:
-        # Its view of the file is the better one; only where the file itself is bad do both reasons help.
+        # PyAV's reason is the better one; only for a damaged file do both help.
         if error.status != "corrupt":
             raise
         raise ClipError("corrupt", f"{error.reason} (decord: {decord_reason})") from None
@@ -125,7 +134,7 @@ def _check_file(path: Path) -> None:
     try:
         status = path.stat()
     except OSError as error:
-        # Rights and lost mounts as well: they can be mended, and what is missing is tried again.
+        # No permission or a lost mount also count as missing: they can be repaired, and ingest retries missing clips.
         reason = "no such file" if error.errno == errno.ENOENT else f"cannot be opened: {error.strerror}"
         raise ClipError("missing", reason) from None
     if not stat.S_ISREG(status.st_mode):
@@ -138,19 +147,19 @@ def _check_file(path: Path) -> None:
     except OSError as error:
         raise ClipError("missing", f"cannot be opened: {error.strerror}") from None
     if begins.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_PLAYLISTS):
-        raise ClipError("no_video", "the file is a list of others to be played, which are not opened")
+        raise ClipError("no_video", "the file is a playlist, whose files are not opened")
 
 
 def _read_with_decord(path: Path, sampling: tuple, size: int) -> Clip:
-    """Raises one of decord's errors, or ValueError, where PyAV may do better."""
+    """Reads with decord; raises one of its errors, or ValueError, if PyAV should try."""
     import decord
 
-    # One thread: as many clips are decoded at a time as there are CPUs.
+    # One thread: ingest decodes one clip per CPU at a time.
     reader = decord.VideoReader(str(path), num_threads=1)
     fps = reader.get_avg_fps()
-    # Without rising time stamps (AVI often has none) decord seeks to wherever it happens to, and reports no error.
+    # Without increasing timestamps (common in AVI) decord seeks to wrong frames and reports no error.
     if not (np.diff(reader.get_frame_timestamp(range(len(reader)))[:, 0]) > 0).all():
-        raise ValueError("the time stamps of the frames do not rise")
+        raise ValueError("the timestamps of the frames do not increase")
     positions = sample_positions(len(reader), fps, *sampling)
     if not positions:
         raise ValueError("no frame in the segment")
@@ -195,7 +204,7 @@ def _video_stream(container):
 
 
 def _measure(container) -> tuple[float, int]:
-    """Frame rate, and the number of frames, counted: the container's own number may be absent or wrong."""
+    """Returns the frame rate and the counted number of frames; the number in the container may be absent or wrong."""
     import av
 
     stream = _video_stream(container)
@@ -204,21 +213,20 @@ def _measure(container) -> tuple[float, int]:
         for packet in container.demux(stream):
             num_packets += packet.size > 0 and not packet.is_discard
     except av.FFmpegError:
-        # A file that breaks off: what came before counts.
+        # A truncated file: the packets before the end count.
         if not num_packets:
             raise
     return float(stream.average_rate or stream.guessed_rate or 0), num_packets
 
 
 def _decode(container, positions: Sequence[int], size: int) -> dict[int, tuple[np.ndarray, tuple[int, int]]]:
-    """Decodes up to the last position, passing over damage.
+    """Decodes up to the last position; skips damaged packets.
 
     Returns:
-        Position -> (pixels (size, size, 3), (height, width) of the source), without the positions that the container
-        promised but that do not decode.
+        Position -> (pixels (size, size, 3), (height, width) of the source); positions that cannot be decoded are absent.
 
     Raises:
-        av.FFmpegError: if not one frame of the video can be decoded.
+        av.FFmpegError: if no frame of the video can be decoded.
     """
     import av
 
@@ -233,13 +241,13 @@ def _decode(container, positions: Sequence[int], size: int) -> dict[int, tuple[n
         except StopIteration:
             break
         except av.FFmpegError as error:
-            # After an error of the codec the next packet is tried; after one of the container there is no next.
+            # After a codec error the next packet may decode; after a container error there is no next packet.
             failure = error
             continue
         for frame in frames:
             position += 1
             if position in wanted:
-                # The angle counts counter-clockwise, as rot90 does.
+                # The rotation is counterclockwise, as in rot90.
                 pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 result[position] = resize_and_crop(pixels[None], size)[0], pixels.shape[:2]
     if position < 0 and failure:
@@ -248,13 +256,14 @@ def _decode(container, positions: Sequence[int], size: int) -> dict[int, tuple[n
 
 
 def resize_and_crop(frames: np.ndarray, size: int) -> np.ndarray:
-    """Short side to `size` (bicubic, antialiased), then the centre: torchvision's Resize and CenterCrop on PIL images.
+    """Resizes the short side to `size` (bicubic, antialiased) and crops the centre.
 
-    Only what the crop shows is computed, which is half of the work for a wide video.
+    Equals torchvision's Resize and CenterCrop on PIL images, but computes only the cropped pixels: half of the work for a
+    wide video.
 
     Args:
         frames: uint8 (F, height, width, 3).
-        size: of the result, pixels.
+        size: height and width of the result, pixels.
 
     Returns:
         uint8 (F, size, size, 3), contiguous.
@@ -262,7 +271,7 @@ def resize_and_crop(frames: np.ndarray, size: int) -> np.ndarray:
     num_frames, height, width = frames.shape[:3]
     short = min(height, width)
     full = (int(size * height / short), int(size * width / short))
-    rows, columns = (_visible(*lengths, size) for lengths in zip((height, width), full, strict=True))
+    rows, columns = (_crop_span(*lengths, size) for lengths in zip((height, width), full, strict=True))
     if full == (height, width):
         return np.ascontiguousarray(frames[:, rows.start : rows.start + size, columns.start : columns.start + size])
     box = (columns.box[0], rows.box[0], columns.box[1], rows.box[1])
@@ -274,29 +283,29 @@ def resize_and_crop(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Visible:
-    """One dimension of the centre crop."""
+class _CropSpan:
+    """The centre crop along one dimension."""
 
     start: int
-    """Of the crop, in pixels of the resized frame."""
+    """Start of the crop, in pixels of the resized frame."""
     needed: slice
     """Source pixels that the crop depends on."""
     box: tuple[float, float]
     """The crop in source pixels, counted from the start of `needed`."""
 
 
-def _visible(source: int, resized: int, size: int) -> _Visible:
+def _crop_span(source: int, resized: int, size: int) -> _CropSpan:
     start = round((resized - size) / 2)
     scale = source / resized
-    # A bicubic kernel reaches two pixels to either side, of the coarser of both grids.
+    # The bicubic kernel extends two pixels to each side, in the coarser of the two grids.
     reach = math.ceil(2 * max(1.0, scale)) + 1
     first = max(0, math.floor(start * scale) - reach)
     last = min(source, math.ceil((start + size) * scale) + reach)
-    return _Visible(start, slice(first, last), (start * scale - first, min((start + size) * scale, source) - first))
+    return _CropSpan(start, slice(first, last), (start * scale - first, min((start + size) * scale, source) - first))
 
 
 def _one_line(error: Exception, path: Path) -> str:
-    """The message without the path, and without decord's time stamps and source lines."""
+    """Returns the message in one line, without the path and decord's timestamps and source lines."""
     message = getattr(error, "strerror", None) or str(error)
     message = re.sub(r"\[[\d:]+\] \S+:\d+: |\[\s*\]\s*", "", message.replace(str(path), ""))
     return " ".join(message.split("Stack trace")[0].split())[:200] or type(error).__name__

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from waver.config import ExperimentConfig
-from waver.data.annotations import AnnotationError, validation_source
+from waver.data.annotations import AnnotationError, published_split, validation_source
 from waver.data.annotations.captions import SPLITS
-from waver.data.annotations.official import OFFICIAL, split_digest
+from waver.data.annotations.published import split_digest
 from waver.data.clip_store import ClipStore
 from waver.data.decoder import Decoder
 from waver.data.duplicates import describe_counts, equivalent_clips, find_duplicates
@@ -45,7 +45,7 @@ def read_captions(config: ExperimentConfig) -> tuple[pa.Table | None, list[Findi
 
 def check_splits(config: ExperimentConfig, captions: pa.Table) -> Iterator[Finding]:
     """Counts of each split, beside what is published of it."""
-    published = OFFICIAL.get((config.data.format, getattr(config.data, "split", "")), {})
+    published = published_split(config.data.format, getattr(config.data, "split", None))
     held_out = validation_source(captions) != "own"
     for split in SPLITS:
         clips, num_captions = _clips_of(captions, [split])
@@ -63,17 +63,17 @@ def check_splits(config: ExperimentConfig, captions: pa.Table) -> Iterator[Findi
         if split == "validation" and held_out:
             found += "; held out of train"
         yield Finding("ok", f"split {split}", found, details=details)
-    for split, official in published.items():
+    for split, part in published.parts.items() if published else ():
         parts = ["train", "validation"] if held_out and split == "train" else [split]
         clips, num_captions = _clips_of(captions, parts)
         name = f"split {' and '.join(parts)}"
         differs = []
-        if len(clips) != official.num_clips:
-            differs.append(f"{len(clips)} clips instead of {official.num_clips}")
-        elif split_digest(clips) != official.digest:
-            differs.append(f"other clips (digest {split_digest(clips)} instead of {official.digest})")
-        if official.num_captions not in (None, num_captions):
-            differs.append(f"{num_captions} captions instead of {official.num_captions}")
+        if len(clips) != part.num_clips:
+            differs.append(f"{len(clips)} clips instead of {part.num_clips}")
+        elif split_digest(clips) != part.digest:
+            differs.append(f"other clips (digest {split_digest(clips)} instead of {part.digest})")
+        if part.num_captions not in (None, num_captions):
+            differs.append(f"{num_captions} captions instead of {part.num_captions}")
         if differs:
             yield Finding(
                 "warning",

@@ -8,19 +8,11 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from waver.data.annotations.official import OFFICIAL, OfficialSplit, split_digest
+from waver.data.annotations import published_split
+from waver.data.annotations.published import PublishedPart, split_digest
 
-NAMES: Mapping[tuple[str, str], str] = {
-    ("msrvtt", "9k"): "MSR-VTT 1k-A, 9k train",
-    ("msrvtt", "7k"): "MSR-VTT 1k-A, 7k train",
-    ("msrvtt", "full"): "MSR-VTT full",
-    ("msvd", "official"): "MSVD official, all captions",
-    ("vatex", "hgr"): "VATEX HGR",
-    ("vatex", "1k5"): "VATEX 1k5 (CLIP2Video)",
-    ("didemo", "official"): "DiDeMo paragraph-to-video",
-}
-"""(`data.format`, `data.split`) -> the protocol's name in papers."""
 OWN = "own data"
+"""Name of the protocol of data that is not published."""
 TIES = "a tied answer has the average rank of those it is tied with"
 
 
@@ -110,12 +102,11 @@ VARIANTS = {
 
 def identify_protocol(evaluated: EvaluatedSplit) -> Protocol:
     """Names the protocol of an evaluation and lists its differences from the published one."""
-    key = (evaluated.data_format, evaluated.data_split or "")
-    official, counts = OFFICIAL.get(key), evaluated.captions_per_clip
-    differences = _differences(official, evaluated) if official else []
+    published, counts = published_split(evaluated.data_format, evaluated.data_split), evaluated.captions_per_clip
+    differences = _differences(published.parts, evaluated) if published else []
     return Protocol(
-        name=NAMES.get(key, OWN),
-        published=bool(official) and not differences,
+        name=published.protocol if published else OWN,
+        published=published is not None and not differences,
         differences=tuple(differences),
         split=evaluated.split,
         gallery_size=len(counts),
@@ -131,8 +122,8 @@ def identify_protocol(evaluated: EvaluatedSplit) -> Protocol:
     )
 
 
-def _differences(official: Mapping[str, OfficialSplit], evaluated: EvaluatedSplit) -> list[str]:
-    differences = _gallery_differences(official, evaluated) + _training_differences(official, evaluated)
+def _differences(published: Mapping[str, PublishedPart], evaluated: EvaluatedSplit) -> list[str]:
+    differences = _gallery_differences(published, evaluated) + _training_differences(published, evaluated)
     if evaluated.num_missing_clips:
         differences.append(
             f"{evaluated.num_missing_clips} clips of the gallery could not be decoded and count as misses"
@@ -142,9 +133,9 @@ def _differences(official: Mapping[str, OfficialSplit], evaluated: EvaluatedSpli
     return differences
 
 
-def _gallery_differences(official: Mapping[str, OfficialSplit], evaluated: EvaluatedSplit) -> list[str]:
+def _gallery_differences(published: Mapping[str, PublishedPart], evaluated: EvaluatedSplit) -> list[str]:
     split, num_captions = evaluated.split, sum(evaluated.captions_per_clip)
-    part = official.get(split)
+    part = published.get(split)
     if part is None or (split == "train" and evaluated.validation != "own"):
         return [f"no {split} split is published; this one was held out of train"]
     if split_digest(evaluated.clip_ids[split]) != part.digest:
@@ -154,16 +145,16 @@ def _gallery_differences(official: Mapping[str, OfficialSplit], evaluated: Evalu
     return []
 
 
-def _training_differences(official: Mapping[str, OfficialSplit], evaluated: EvaluatedSplit) -> list[str]:
+def _training_differences(published: Mapping[str, PublishedPart], evaluated: EvaluatedSplit) -> list[str]:
     """Compares the training videos; a validation split held out of train counts as train."""
     train = set(evaluated.clip_ids.get("train", ()))
     if evaluated.validation != "own":
         train |= set(evaluated.clip_ids.get("validation", ()))
-    if split_digest(train) != official["train"].digest:
-        return [f"other training videos: {_clips(len(train), official['train'])}"]
+    if split_digest(train) != published["train"].digest:
+        return [f"other training videos: {_clips(len(train), published['train'])}"]
     return []
 
 
-def _clips(number: int, official: OfficialSplit) -> str:
-    published = "others of the same number" if number == official.num_clips else f"{official.num_clips}"
-    return f"{number} clips, published are {published}"
+def _clips(number: int, published: PublishedPart) -> str:
+    expected = "others of the same number" if number == published.num_clips else f"{published.num_clips}"
+    return f"{number} clips, published are {expected}"

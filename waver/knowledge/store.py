@@ -31,8 +31,8 @@ from torch import Tensor
 
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.tools.errors import WaverError
-from waver.tools.files import atomic_write, read_json, write_json
-from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch, fetch_folder, list_names
+from waver.tools.files import atomic_write, read_manifest, write_json
+from waver.tools.object_store import display_path, exists, fetch, fetch_folder, list_names
 
 MATCHES_SCHEMA = pa.schema(
     {"clip_id": pa.string(), "phrase_ids": pa.list_(pa.int32()), "scores": pa.list_(pa.float32())}
@@ -89,7 +89,7 @@ def read_dictionary(folder: Path) -> Dictionary:
     Raises:
         KnowledgeError: if there is none in the folder, or it is damaged.
     """
-    manifest = _read_manifest(folder, "dictionary", "waver vocabulary CONFIG")
+    manifest = read_manifest(folder, what="dictionary", command="waver vocabulary CONFIG", error=KnowledgeError)
     fetch(folder / "phrases.parquet")
     try:
         return Dictionary(pq.read_table(folder / "phrases.parquet", schema=VOCABULARY_SCHEMA), manifest)
@@ -112,7 +112,7 @@ class Knowledge:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self.manifest = _read_manifest(self.path, "knowledge", "waver match CONFIG")
+        self.manifest = read_manifest(self.path, what="knowledge", command="waver match CONFIG", error=KnowledgeError)
 
     @property
     def num_phrases(self) -> int:
@@ -269,16 +269,3 @@ def mark_complete(folder: Path) -> Knowledge:
     knowledge = Knowledge(folder)
     write_json(folder / "manifest.json", {**knowledge.manifest, "complete": True, "num_clips": len(knowledge.matches)})
     return Knowledge(folder)
-
-
-def _read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
-    try:
-        return read_json(folder / "manifest.json")
-    except FileNotFoundError:
-        raise KnowledgeError(f"there is no {what} in {display_path(folder)}: run `{remedy}` first") from None
-    except ObjectStoreError:
-        raise
-    except (OSError, ValueError) as error:
-        raise KnowledgeError(
-            f"{display_path(folder / 'manifest.json')} cannot be read ({error}): delete the folder and run `{remedy}`"
-        ) from None

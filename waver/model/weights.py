@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from waver.model.backbone import Backbone, BackboneError, find_architecture
-from waver.tools.archives import check_size, is_torchscript, without_actions
+from waver.tools.archives import check_size, checked_copy, is_torchscript
 
 
 def load_backbone(backbone: str | dict[str, Any], weights: str | None, *, image_size: int) -> Backbone:
@@ -169,7 +169,7 @@ def _read_tensors(path: Path, *, sizes_only: bool) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, but OpenAI's only format
             warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.jit.load(without_actions(path), map_location="cpu").state_dict()
+            return torch.jit.load(checked_copy(path), map_location="cpu").state_dict()
     check_size(path)
     return torch.load(path, map_location="meta" if sizes_only else "cpu", weights_only=True)
 

@@ -1,7 +1,7 @@
-"""Archives that torch writes (`.pt`), looked through before torch opens them.
+"""Checks archives of torch (`.pt`) before torch loads them.
 
-`torch.load(weights_only=True)` runs nothing. OpenAI's own files are TorchScript, which only `torch.jit.load` reads, and that
-runs the method `__setstate__` of classes in the file; among what TorchScript can do is writing to any path.
+`torch.load(weights_only=True)` runs no code of the file. OpenAI's own files are TorchScript, which only `torch.jit.load`
+reads, and which may run the methods `__setstate__` of classes in the file; TorchScript can write to any path.
 """
 
 import io
@@ -11,17 +11,17 @@ from pathlib import Path
 
 from waver.tools.errors import WaverError
 
-_RATIO, _SMALL = 10, 64 * 2**20
-"""What is unpacked may be that many times the file, or that many bytes. torch packs code, never tensors."""
-_RUNS = re.compile(rb"__setstate__|torch\.classes")
+_MAX_RATIO, _MAX_BYTES = 10, 64 * 2**20
+"""The unpacked size may be so many times that of the file, or so many bytes. torch compresses code, never tensors."""
+_CODE_RUN_ON_LOADING = re.compile(rb"__setstate__|torch\.classes")
 
 
 class ArchiveError(WaverError):
-    """The archive is not what it seems."""
+    """The archive may be malicious: it runs code on loading, or unpacks to an excessive size."""
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether this is an archive like OpenAI's own ViT-B-32.pt: TorchScript keeps code beside the tensors."""
+    """Returns whether a file is a TorchScript archive, such as OpenAI's own ViT-B-32.pt."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -29,36 +29,36 @@ def is_torchscript(path: Path) -> bool:
 
 
 def check_size(path: Path) -> None:
-    """Refuses an archive that would unpack to much more than itself; other files are none of its business.
+    """Checks that an archive does not unpack to an excessive size; ignores files that are no zip archives.
 
     Raises:
-        ArchiveError: with both sizes.
+        ArchiveError: if it does, with both sizes.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             _check_size(archive, path)
 
 
-def without_actions(path: Path) -> io.BytesIO:
-    """A TorchScript archive again, for `torch.jit.load`, if nothing in it runs while it is loaded.
+def checked_copy(path: Path) -> io.BytesIO:
+    """Copies a TorchScript archive for `torch.jit.load`, after checking that loading it runs no code of the file.
 
-    It is written anew, because torch reads the directory of a zip file with code of its own: what it sees must be what was
-    looked at.
+    A copy, because torch has its own zip reader, which may read the directory of the original file differently from
+    `zipfile`, which checked it.
 
     Raises:
-        ArchiveError: where something would run; or see `check_size`.
+        ArchiveError: if loading would run code, or if the archive unpacks to an excessive size.
     """
     written = io.BytesIO()
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as copy:
         _check_size(archive, path)
         for name in dict.fromkeys(archive.namelist()):
-            if name.endswith(".debug_pkl"):  # where its authors' code stood
+            if name.endswith(".debug_pkl"):  # source locations, which loading does not need
                 continue
             content = archive.read(name)
-            if name.endswith((".py", ".pkl")) and (found := _RUNS.search(content)):
+            if name.endswith((".py", ".pkl")) and (found := _CODE_RUN_ON_LOADING.search(content)):
                 raise ArchiveError(
-                    f"{name} in it has {found[0].decode()}, which would run while it is loaded: take weights from somebody "
-                    "whom you trust, or have them as .safetensors"
+                    f"{name} in it has {found[0].decode()}, which would run while it is loaded: take weights from a source "
+                    "that you trust, or as .safetensors"
                 )
             copy.writestr(name, content)
     written.seek(0)
@@ -67,5 +67,5 @@ def without_actions(path: Path) -> io.BytesIO:
 
 def _check_size(archive: zipfile.ZipFile, path: Path) -> None:
     packed, unpacked = path.stat().st_size, sum(entry.file_size for entry in archive.infolist())
-    if unpacked > max(_RATIO * packed, _SMALL):
-        raise ArchiveError(f"its {packed} bytes would unpack to {unpacked}; torch does not pack tensors")
+    if unpacked > max(_MAX_RATIO * packed, _MAX_BYTES):
+        raise ArchiveError(f"its {packed} bytes would unpack to {unpacked}; torch does not compress tensors")

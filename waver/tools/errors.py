@@ -1,4 +1,4 @@
-"""The errors that a user is told in a sentence; every other exception is a bug and keeps its traceback."""
+"""Errors that the user can resolve, and the report of a bug."""
 
 import errno
 import platform

@@ -1,7 +1,6 @@
-"""Files that are never seen half-written, by whoever looks and after whatever ends this process.
+"""Reads and writes whole files: a reader never sees a file half-written, whatever interrupts the writer.
 
-Those of an object store are read as they are there now, and sent as soon as they are written (see
-`waver.tools.object_store`).
+In a folder of an object store (see `waver.tools.object_store`) a read fetches the current version, and a write uploads.
 """
 
 import contextlib
@@ -12,20 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from waver.tools.object_store import fetch, upload
+from waver.tools.errors import WaverError
+from waver.tools.object_store import ObjectStoreError, display_path, fetch, upload
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[io.BufferedWriter]:
-    """A file that appears under its name, and in its object store, only when it is complete; its folder is made.
+    """Opens a temporary file that is renamed to `path`, and uploaded, when the body ends without error.
 
-    It is not forced to the disk, which would stop the writer for as long. If the power fails, what is missing is the end of
-    the file.
+    The parent folder is created. The file is not synced to disk, which would block the writer: after a power failure its end
+    may be missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        with part.open("xb") as file:  # never through a link that somebody put there
+        with part.open("xb") as file:  # "x": never writes through a link that is there already
             yield file
         upload(path, part)
         part.rename(path)
@@ -36,21 +36,47 @@ def atomic_write(path: Path) -> Iterator[io.BufferedWriter]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, in UTF-8."""
+    """Writes a UTF-8 text file."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a value as JSON, as people read it."""
+    """Writes a value as an indented JSON file."""
     write_text(path, json.dumps(content, indent=2))
 
 
 def read_text(path: Path) -> str:
-    """Reads a text file, in UTF-8."""
+    """Reads a UTF-8 text file."""
     return fetch(path).read_text(encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
     """Reads a JSON file."""
     return json.loads(read_text(path))
+
+
+def read_manifest(folder: Path, *, what: str, command: str, error: type[WaverError]) -> dict[str, Any]:
+    """Reads manifest.json of a folder that a stage made.
+
+    Args:
+        folder: the folder.
+        what: what the folder holds, for error messages.
+        command: the command that makes it, for error messages.
+        error: type of the error to raise.
+
+    Raises:
+        WaverError: of type `error`, if the manifest is missing or damaged.
+        ObjectStoreError: if the object store cannot be read.
+    """
+    path = folder / "manifest.json"
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        raise error(f"there is no {what} in {display_path(folder)}: run `{command}` first") from None
+    except ObjectStoreError:
+        raise
+    except (OSError, ValueError) as cause:
+        raise error(
+            f"{display_path(path)} cannot be read ({cause}): delete the folder and run `{command}` again"
+        ) from None

@@ -1,4 +1,4 @@
-"""Plots as SVG and pages as one HTML file. matplotlib is an extra and is imported when the first plot is drawn."""
+"""Writes pages as single HTML files with SVG plots. matplotlib, an optional dependency, is imported on the first plot."""
 
 import io
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ th { border-bottom: 2px solid #888 } svg { max-width: 100%; height: auto }
 
 
 def new_figure(*, width: float, height: float) -> tuple["Figure", "Axes"]:
-    """A figure of its own, that no global state of matplotlib knows; inches."""
+    """Returns a new figure (width and height in inches) and its axes, outside of pyplot's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -30,25 +30,25 @@ def new_figure(*, width: float, height: float) -> tuple["Figure", "Axes"]:
 
 
 def svg(figure: "Figure") -> str:
-    """The figure as an element of a page."""
+    """Renders a figure as an SVG element."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # what users write may hold $
+        text.set_parse_math(False)  # users' texts may contain $
     file = io.StringIO()
-    # Without the date the same results make the same page.
+    # Without the date, equal results give equal pages.
     figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
     return text[text.index("<svg") :]
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[Any]], classes: Sequence[str] = ()) -> str:
-    """A table; every cell is escaped.
+    """Renders a table; every cell is escaped.
 
     Args:
-        head: of the columns.
-        rows: of cells.
-        classes: of each row, for the style; none if empty.
+        head: names of the columns.
+        rows: cells of each row.
+        classes: CSS class of each row; empty for none.
     """
     lines = [f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>"]
     for number, row in enumerate(rows):
@@ -58,13 +58,13 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[Any]], classes: Sequ
 
 
 def write_html(path: Path, title: str, body: Sequence[str], style: str = "") -> None:
-    """Writes a page that needs no other file.
+    """Writes a self-contained page.
 
     Args:
-        path: of the file.
-        title: plain text; it is the heading too.
+        path: the file.
+        title: title and heading, plain text.
         body: HTML elements.
-        style: CSS of this page.
+        style: additional CSS.
     """
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     head = f"<head>{head}<style>{_STYLE}{style}</style></head>"

@@ -1,4 +1,4 @@
-"""Memory of this machine and of processes, in bytes."""
+"""Measures the memory of this machine and of processes, in bytes."""
 
 import resource
 import sys
@@ -16,7 +16,7 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass
 class PeakMemory:
-    """The largest sample so far, bytes."""
+    """The largest sample of memory so far, bytes."""
 
     peak: int = 0
 
@@ -40,7 +40,7 @@ def sample_peak_memory() -> Iterator[PeakMemory]:
 
 
 def memory_of_tree() -> int:
-    """Resident memory of this process and its descendants; what they share, as Ray's object store, is counted once."""
+    """Returns the resident memory of this process and its descendants; shared memory (Ray's object store) counts once."""
     this = psutil.Process()
     own = shared = 0
     for process in [this, *this.children(recursive=True)]:
@@ -48,20 +48,20 @@ def memory_of_tree() -> int:
             info = process.memory_info()
         except psutil.Error:  # the process has ended
             continue
-        common = getattr(info, "shared", 0)  # only Linux tells it
+        common = getattr(info, "shared", 0)  # reported on Linux only
         own += info.rss - common
         shared = max(shared, common)
     return own + shared
 
 
 def peak_rss() -> int:
-    """Largest resident size of this process so far."""
+    """Returns the peak resident memory of this process so far."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else size * 1024
 
 
 def available_memory() -> int:
-    """RAM that new processes can use without swapping, within the limit of a container."""
+    """Returns the memory that new processes can use without swapping, at most the limit of the container."""
     available = psutil.virtual_memory().available
     if _CGROUP_LIMIT.exists() and (limit := _CGROUP_LIMIT.read_text().strip()).isdigit():
         return min(available, int(limit))

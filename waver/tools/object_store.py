@@ -1,12 +1,11 @@
-"""Folders of an object store (S3 and its like, Google Cloud Storage, Azure), worked on through local copies.
+"""Reads and writes folders of an object store (S3-compatible, Google Cloud Storage, Azure) through local copies.
 
-Everything else in waver reads and writes files. A folder of an object store is such a folder too: on each node
-`s3://bucket/prefix` has its copy in `<cache>/waver-objects/s3/bucket/prefix`, which is filled by whoever reads (`fetch`) and
-sent by whoever writes (`send`). Whether a path belongs to a store can be seen from the path alone, so paths travel between
-processes and nodes as they are, and to a path elsewhere these functions do nothing.
+Each node keeps a copy of `s3://bucket/prefix` in `<cache>/waver-objects/s3/bucket/prefix`. Readers call `fetch` before they
+read a file, writers call `upload` after they wrote it. The path alone shows that a file belongs to an object store, so
+processes and nodes exchange plain paths; for other paths these functions do nothing, or act on the local file.
 
-The store is the truth. A copy holds nothing that the store has not, and may be deleted at any time. Who is allowed to read
-and write, and where a store of one's own answers (AWS_ENDPOINT_URL), says the environment of each node.
+The object store is authoritative: its local copy can be deleted at any time. Credentials, and the endpoint of a self-hosted
+store (AWS_ENDPOINT_URL), come from the environment of each node.
 """
 
 import functools
@@ -28,63 +27,60 @@ from waver.tools.errors import WaverError
 
 _COPIES = "waver-objects"
 _SCHEMES = ("s3", "gs", "abfs", "abfss")
-_SMALL = 2**20
-"""Bytes. What is not larger is brought again rather than compared: times of objects are whole seconds."""
-_CHUNK = 8 * 2**20
-_AT_ONCE = 16
-_PATIENCE_S = 30
+_SMALL_FILE_BYTES = 2**20
+"""Bytes. Smaller files are always fetched again: object times are whole seconds and may hide a change."""
+_CHUNK_BYTES = 8 * 2**20
+_NUM_THREADS = 16
+_RETRY_TIME_S = 30
 
 
 class UrlError(WaverError, ValueError):
-    """A URL that names no folder of a known object store.
-
-    It is a ValueError too, so that a validator of the configuration may raise it.
-    """
+    """A URL names no folder of a supported object store. Also a ValueError, so that pydantic validators can raise it."""
 
 
 class ObjectStoreError(WaverError, OSError):
-    """The store cannot do what is asked; the message says what to do."""
+    """An object store refuses a request or does not answer."""
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is named by a URL, rather than by a path."""
+    """Returns whether a string is a URL rather than a path."""
     return "://" in place
 
 
 def check_url(url: str) -> str:
-    """A URL of a folder in an object store, without a slash at its end.
+    """Checks the URL of a folder in an object store and returns it without trailing slash.
 
     Raises:
-        UrlError: where it is none, or holds what belongs into the environment.
+        UrlError: if the store is not supported, or the URL has no bucket, or it contains credentials or options.
     """
     scheme, _, rest = url.partition("://")
     bucket, *parts = rest.rstrip("/").split("/")
     if scheme not in _SCHEMES:
         known = ", ".join(f"{name}://" for name in _SCHEMES)
-        raise UrlError(f"no object store that is known by {scheme}://; it can be {known}, or a folder")
-    # An Azure container stands before the @ of its account, a password behind a colon.
+        raise UrlError(f"unsupported object store {scheme}://; write a URL that begins with {known}, or a folder")
+    # In Azure URLs the container is before the @ of the account; a password would follow a colon.
     if "?" in rest or ":" in bucket or ("@" in bucket and not scheme.startswith("abfs")):
         raise UrlError(
-            "a URL is kept and shown, so it must hold no credentials and no options; they belong into the environment of "
+            "a URL is stored and displayed, so it must not contain credentials or options: set them in the environment of "
             "every node (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL; GOOGLE_APPLICATION_CREDENTIALS; "
-            "AZURE_CLIENT_ID, ...), or nodes have a role"
+            "AZURE_CLIENT_ID, ...), or give the nodes a role"
         )
     if not bucket or any(part in ("", ".", "..") for part in parts):
-        raise UrlError(f"is no folder of an object store; write it as {scheme}://bucket/folder")
+        raise UrlError(f"not a folder of an object store; write {scheme}://bucket/folder")
     return f"{scheme}://{'/'.join((bucket, *parts))}"
 
 
 def hide_secrets(text: str) -> str:
-    """A text without what a URL in it should not hold."""
+    """Masks the credentials and query strings of URLs in a text."""
     return re.sub(r"(://[^?]*)\?[^\s'\"]*", r"\1?...", re.sub(r"://.*@", "://...@", text))
 
 
 def local_copy(url: str, cache: Path | None = None) -> Path:
-    """Where the local copy of a URL is.
+    """Returns the path of the local copy of a URL.
 
     Args:
-        url: as `check_url` returns it.
-        cache: folder of all copies; by default that of the user.
+        url: a URL returned by `check_url`.
+        cache: folder of all copies; by default the user's cache folder.
     """
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     scheme, _, rest = url.partition("://")
@@ -92,7 +88,7 @@ def local_copy(url: str, cache: Path | None = None) -> Path:
 
 
 def remote_of(path: Path) -> str | None:
-    """The URL of which a path is the local copy; None for other paths."""
+    """Returns the URL whose local copy a path is, or None for other paths."""
     if _COPIES not in path.parts:
         return None
     scheme, *rest = path.parts[path.parts.index(_COPIES) + 1 :]
@@ -100,36 +96,36 @@ def remote_of(path: Path) -> str | None:
 
 
 def display_path(path: Path) -> str:
-    """A path as people know it."""
+    """Returns the path to show to users: the URL of a local copy, or the path itself."""
     return remote_of(path) or str(path)
 
 
 def fetch(path: Path) -> Path:
-    """Makes the copy of a file what the store has now, which may be no file; returns the path."""
+    """Updates the local copy of a file (deletes it if the store has no such file) and returns its path."""
     if url := remote_of(path):
-        with _in_words(url):
+        with _readable_errors(url):
             store, key = _open(url)
             info = store.get_file_info(key)
             if info.type != fs.FileType.File:
                 path.unlink(missing_ok=True)
-            elif info.size <= _SMALL or not _is_copy(path, info):
-                _bring(store, info, path)
+            elif info.size <= _SMALL_FILE_BYTES or not _is_current(path, info):
+                _download(store, info, path)
     return path
 
 
 def fetch_once(path: Path) -> Path:
-    """The same for a file that never changes under its name: where it is here, nothing is asked."""
+    """Fetches a file that never changes, unless its local copy exists; returns its path."""
     return path if path.exists() else fetch(path)
 
 
 def fetch_folder(path: Path, pattern: str = "*") -> list[Path]:
-    """Brings the files of a folder, and of those in it, that have changed; the same paths elsewhere are only listed.
+    """Fetches the changed files of a folder and its subfolders; for a folder elsewhere only lists its files.
 
-    A copy that the store has no more stays, for it may be on its way there: what is returned is what counts.
+    Local copies that the store lacks are kept, since they may be about to be uploaded, but are not returned.
 
     Args:
-        path: of the folder.
-        pattern: that their paths in the folder fit; `*` stands for slashes too.
+        path: the folder.
+        pattern: wildcard pattern of the paths in the folder; `*` also matches slashes.
 
     Returns:
         The paths of the files, sorted.
@@ -137,26 +133,26 @@ def fetch_folder(path: Path, pattern: str = "*") -> list[Path]:
     if not (url := remote_of(path)):
         found = (file for file in path.rglob("*") if fnmatch(file.relative_to(path).as_posix(), pattern))
         return sorted(file for file in found if file.is_file())
-    with _in_words(url):
+    with _readable_errors(url):
         store, key = _open(url)
         listed = store.get_file_info(fs.FileSelector(key, allow_not_found=True, recursive=True))
         files = {path / info.path[len(key) + 1 :]: info for info in listed if info.type == fs.FileType.File}
         files = {file: info for file, info in files.items() if fnmatch(file.relative_to(path).as_posix(), pattern)}
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(lambda file: _is_copy(file, files[file]) or _bring(store, files[file], file), files))
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            list(pool.map(lambda file: _is_current(file, files[file]) or _download(store, files[file], file), files))
     return sorted(files)
 
 
 def upload(path: Path, source: Path | None = None) -> None:
-    """Sends a file to the store. It appears there when it is all there.
+    """Uploads a file; it becomes visible in the store when it is complete.
 
     Args:
-        path: of the file.
-        source: where it lies, if not there.
+        path: the file.
+        source: file to upload in its place, such as a temporary file that will be renamed to `path`.
     """
     if url := remote_of(path):
         source = source or path
-        with _in_words(url):
+        with _readable_errors(url):
             store, key = _open(url)
             _copy(str(source), key, fs.LocalFileSystem(), store)
             modified = store.get_file_info(key).mtime_ns
@@ -164,7 +160,7 @@ def upload(path: Path, source: Path | None = None) -> None:
 
 
 def upload_folder(path: Path, *, last: str) -> None:
-    """Sends the files of a folder; the one named `last` comes last, and says to readers that all are there."""
+    """Uploads the files of a folder, the one named `last` at the end: for readers it marks the folder as complete."""
     if remote_of(path):
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         for file in sorted(files, key=lambda file: file.name == last):
@@ -172,28 +168,28 @@ def upload_folder(path: Path, *, last: str) -> None:
 
 
 def list_names(folder: Path, pattern: str = "*") -> list[str]:
-    """Names of files and folders in a folder, sorted; none where it is not there."""
+    """Returns the sorted names of the files and folders in a folder; none if it does not exist."""
     if not (url := remote_of(folder)):
         return sorted(path.name for path in folder.glob(pattern))
-    with _in_words(url):
+    with _readable_errors(url):
         store, key = _open(url)
         listed = store.get_file_info(fs.FileSelector(key, allow_not_found=True))
     return sorted(info.base_name for info in listed if fnmatch(info.base_name, pattern))
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a file or a folder."""
+    """Returns whether a file or folder exists."""
     if not (url := remote_of(path)):
         return path.exists()
-    with _in_words(url):
+    with _readable_errors(url):
         store, key = _open(url)
         return store.get_file_info(key).type != fs.FileType.NotFound
 
 
 def remove(path: Path) -> None:
-    """Removes a file, or a folder with all that is in it; nothing where it is not there."""
+    """Removes a file, or a folder with its content, if it exists."""
     if url := remote_of(path):
-        with _in_words(url), suppress(FileNotFoundError):
+        with _readable_errors(url), suppress(FileNotFoundError):
             store, key = _open(url)
             is_file = store.get_file_info(key).type == fs.FileType.File
             store.delete_file(key) if is_file else store.delete_dir(key)
@@ -204,15 +200,15 @@ def remove(path: Path) -> None:
 
 
 def check_bucket(path: Path) -> None:
-    """Raises ObjectStoreError where the store of a path does not answer, has no such bucket, or refuses; with the reason."""
+    """Raises ObjectStoreError with the reason if the store does not answer, has no such bucket or denies access."""
     if url := remote_of(path):
-        with _in_words(url), suppress(FileNotFoundError):
+        with _readable_errors(url), suppress(FileNotFoundError):
             store, key = _open(url)
-            store.get_file_info(fs.FileSelector(key))  # of all questions the one that is answered with a reason
+            store.get_file_info(fs.FileSelector(key))  # of all requests only a listing is answered with a reason
 
 
 def _open(url: str) -> tuple[fs.FileSystem, str]:
-    """The store of a URL, and what it calls the file."""
+    """Returns the file system of a URL and the path in it."""
     scheme, _, rest = url.partition("://")
     bucket, _, inside = rest.partition("/")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -222,28 +218,29 @@ def _open(url: str) -> tuple[fs.FileSystem, str]:
 
 @functools.lru_cache
 def _store(scheme: str, bucket: str, endpoint: str | None) -> tuple[fs.FileSystem, str]:
-    """A store, which keeps its connections; and what it calls the bucket."""
+    """Returns the file system of a bucket, cached with its connections, and the path of the bucket in it."""
     if scheme == "s3":
-        # Arrow by itself asks five times as often, which with a store that is silent takes minutes.
-        patience = {"retry_strategy": fs.AwsStandardS3RetryStrategy(3), "connect_timeout": 5, "request_timeout": 10}
+        # By default Arrow retries five times as often, which takes minutes if the store does not answer.
+        limits = {"retry_strategy": fs.AwsStandardS3RetryStrategy(3), "connect_timeout": 5, "request_timeout": 10}
         region = None if endpoint else fs.resolve_s3_region(bucket)
-        return fs.S3FileSystem(endpoint_override=endpoint, region=region, **patience), bucket
+        return fs.S3FileSystem(endpoint_override=endpoint, region=region, **limits), bucket
     if scheme == "gs":
-        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=_PATIENCE_S)), bucket
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=_RETRY_TIME_S)), bucket
     store, container = fs.FileSystem.from_uri(f"{scheme}://{bucket}/")
     return store, container.rstrip("/")
 
 
-def _is_copy(path: Path, info: fs.FileInfo) -> bool:
+def _is_current(path: Path, info: fs.FileInfo) -> bool:
+    """Returns whether the local copy has the size and time of the object."""
     try:
         status = path.stat()
     except FileNotFoundError:
         return False
-    # Some stores tell fractions of a second in lists only.
+    # Some stores report fractions of a second only in listings.
     return status.st_size == info.size and int(status.st_mtime) == info.mtime_ns // 10**9
 
 
-def _bring(store: fs.FileSystem, info: fs.FileInfo, path: Path) -> None:
+def _download(store: fs.FileSystem, info: fs.FileInfo, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -255,36 +252,38 @@ def _bring(store: fs.FileSystem, info: fs.FileInfo, path: Path) -> None:
 
 
 def _copy(source: str, target: str, from_store: fs.FileSystem, to_store: fs.FileSystem) -> None:
-    fs.copy_files(source, target, source_filesystem=from_store, destination_filesystem=to_store, chunk_size=_CHUNK)
+    fs.copy_files(
+        source, target, source_filesystem=from_store, destination_filesystem=to_store, chunk_size=_CHUNK_BYTES
+    )
 
 
 _CAUSES = {
     r"NO_SUCH_BUCKET|Bucket '' not found|ContainerNotFound|bucket does not exist": (
-        "there is no such bucket: make it, or correct storage.path"
+        "there is no such bucket: create it, or correct storage.path"
     ),
     r"NETWORK_CONNECTION|UNAVAILABLE|DEADLINE_EXCEEDED|resolve host|curlCode": (
-        "nobody answers: is the endpoint right (AWS_ENDPOINT_URL, for a store of your own), and can this machine reach it?"
+        "the store does not answer: check the network and, for a self-hosted store, its endpoint (AWS_ENDPOINT_URL)"
     ),
     r"INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|SIGNATURE|UNAUTHENTICATED|EXPIRED|InvalidAuthentication|redential": (
-        "the credentials are missing or not accepted: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or what else the "
-        "store wants) on every node, or give the nodes a role"
+        "the credentials are missing or not accepted: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or those of "
+        "another kind of store) on every node, or give the nodes a role"
     ),
     r"ACCESS_DENIED|PERMISSION_DENIED|Authorization|HTTP status 403": (
-        "access is denied: are the credentials of this machine right, and may they list, read, write and delete there?"
+        "access is denied: check the credentials of this machine, which need permission to list, read, write and delete"
     ),
 }
-"""What stores say -> what it means."""
+"""Pattern in the error message of a store -> cause and remedy."""
 
 
 @contextmanager
-def _in_words(url: str) -> Iterator[None]:
-    """Errors of a store, which fill lines, in a sentence; those of the disk stay as they are."""
+def _readable_errors(url: str) -> Iterator[None]:
+    """Turns errors of an object store into an ObjectStoreError of one sentence; errors of the disk pass unchanged."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         if getattr(error, "errno", None):
             raise
-        said = " ".join(str(error).split())
-        own_words = re.sub("'[^']*'", "''", said)  # names of files may contain any
-        meaning = next((meaning for cause, meaning in _CAUSES.items() if re.search(cause, own_words)), said)
+        message = " ".join(str(error).split())
+        without_names = re.sub("'[^']*'", "''", message)  # file names may contain any text
+        meaning = next((meaning for cause, meaning in _CAUSES.items() if re.search(cause, without_names)), message)
         raise ObjectStoreError(f"{url}: {meaning}") from error

@@ -1,6 +1,6 @@
-"""Shows long work while it goes on: a bar on a terminal, a line now and then elsewhere.
+"""Shows the progress of long work: a bar on a terminal, otherwise a line every few seconds.
 
-A training run is watched by reading what its first worker writes: nothing slows down for those who watch.
+A training run is followed by reading the metrics that its first worker writes, so that training is not slowed down.
 """
 
 import json
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _POLL_STORE_S = 5.0
-"""An object store is asked less often."""
+"""Interval for a run in an object store."""
 _LINE_EVERY_S = 10.0
-"""How often progress is reported where there is no terminal to draw a bar on."""
+"""Interval between lines where there is no terminal."""
 _MAX_ROW_BYTES = 2**20
 """More than a row of metrics.jsonl has."""
 _T = TypeVar("_T")
@@ -40,15 +40,15 @@ def track_progress(
     note: Callable[[_T], str] = lambda result: "",
     enabled: bool = True,
 ) -> Iterator[_T]:
-    """Passes results on and shows, on standard error, how many of the items in them are done.
+    """Yields results unchanged, and shows on standard error how many items are done.
 
     Args:
-        results: as they come, each of some items.
-        doing: with them.
-        unit: what an item is, in the plural.
-        total: items in all.
-        size: items in a result.
-        note: what else to say after a result, such as ", 3 failed".
+        results: results, each of one or more items.
+        doing: name of the work, such as "decoding".
+        unit: name of the items, in the plural.
+        total: number of items in all results.
+        size: returns the number of items in a result.
+        note: returns a text to append after a result, such as ", 3 failed".
         enabled: whether to show anything.
     """
     console = Console(stderr=True, quiet=not enabled)
@@ -71,11 +71,11 @@ def track_progress(
 
 @contextmanager
 def follow_run(folder: Path, *, num_steps: int) -> Iterator[None]:
-    """Draws a bar of the steps of a run on a terminal, and says the metrics after each epoch, while the body runs.
+    """While the body runs, shows a bar of the steps of a run on a terminal, and logs the metrics after each epoch.
 
     Args:
-        folder: of the run.
-        num_steps: of the whole run.
+        folder: folder of the run.
+        num_steps: number of optimizer steps of the whole run.
     """
     path, stop = folder / "metrics.jsonl", threading.Event()
     poll_s = _POLL_STORE_S if remote_of(folder) else _POLL_S
@@ -87,8 +87,8 @@ def follow_run(folder: Path, *, num_steps: int) -> Iterator[None]:
         def watch() -> None:
             position, last = start, {}
             while True:
-                last_look = stop.is_set()
-                with suppress(ObjectStoreError):  # it is asked again
+                is_last = stop.is_set()
+                with suppress(ObjectStoreError):  # retried at the next poll
                     fetch(path)
                 rows, position = _new_rows(path, position)
                 for row in rows:
@@ -97,7 +97,7 @@ def follow_run(folder: Path, *, num_steps: int) -> Iterator[None]:
                     else:
                         last = row
                         bar.update(task, completed=row["step"], state=_step_line(row))
-                if last_look:
+                if is_last:
                     return
                 stop.wait(poll_s)
 

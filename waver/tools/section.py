@@ -1,4 +1,4 @@
-"""What sections of the configuration are made of."""
+"""The base class of the sections of the configuration, and the types of their fields."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -21,7 +21,7 @@ def _text(place: Any) -> Any:
 
 def _no_url(path: Any) -> Any:
     if isinstance(path, str) and is_url(path):
-        raise ValueError("must be a path that every node sees; only storage.path can be in an object store")
+        raise ValueError("must be a path that every node can read; only storage.path can be in an object store")
     return path
 
 
@@ -29,13 +29,13 @@ def _place(place: str) -> str:
     return check_url(place) if is_url(place) else str(Path(place).expanduser().absolute())
 
 
-# Workers run in other folders, and a run may be evaluated from another one: paths mean the same everywhere.
+# Absolute, because workers and later commands may run in other folders.
 AnyPath = Annotated[Path, BeforeValidator(_no_url), AfterValidator(lambda path: path.expanduser().absolute())]
 AnyPlace = Annotated[str, BeforeValidator(_text), AfterValidator(_place)]
 """A path, or the URL of a folder in an object store."""
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
-# Of Ray, which takes a prefix before a slash as well.
+# The labels that Ray accepts, whose keys may have a prefix before a slash.
 NodeLabels = dict[
     Annotated[str, Field(pattern=rf"^([A-Za-z0-9.-]{{1,253}}/)?{_LABEL}$")],
     Annotated[str, Field(pattern=rf"^{_LABEL}$")],
@@ -43,7 +43,7 @@ NodeLabels = dict[
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, and nothing unknown may stand in it."""
+    """A section of the configuration: immutable, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -53,8 +53,8 @@ def flatten(settings: Mapping[str, Any], *, whole: Collection[str] = (), prefix:
 
     Args:
         settings: nested mappings.
-        whole: dotted keys of mappings that are one value.
-        prefix: put before every key.
+        whole: dotted keys whose mappings are values and stay nested.
+        prefix: prefix of every key.
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from waver.data.annotations.official import OFFICIAL, OfficialSplit, split_digest
+from waver.data.annotations import DATA_SETS
+from waver.data.annotations.published import PublishedPart, PublishedSplit, split_digest
 
 SHARED = Path(os.environ.get("WAVER_SHARED", Path(__file__).parents[3].parent / "shared"))
 
@@ -41,14 +42,15 @@ def splits_of():
 def publish(monkeypatch):
     """Makes {part: {clip: captions}} the published split of a data set, until the test ends."""
 
-    def say(data_set, split, parts):
+    def publish_parts(data_set, split, parts):
         published = {
-            part: OfficialSplit(len(clips), sum(map(len, clips.values())), split_digest(clips))
+            part: PublishedPart(len(clips), sum(map(len, clips.values())), split_digest(clips))
             for part, clips in parts.items()
         }
-        monkeypatch.setitem(OFFICIAL, (data_set, split), published)
+        splits = DATA_SETS[data_set].published_splits
+        monkeypatch.setitem(splits, split, PublishedSplit(splits[split].protocol, published))
 
-    return say
+    return publish_parts
 
 
 @pytest.fixture

@@ -17,8 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from waver.data.annotations import AnnotationError, load_didemo, load_msrvtt, load_msvd, load_table, load_vatex
-from waver.data.annotations.official import OFFICIAL, OfficialSplit, split_digest
+from waver.data.annotations import DATA_SETS, AnnotationError
+from waver.data.annotations.didemo import load_didemo
+from waver.data.annotations.msrvtt import load_msrvtt
+from waver.data.annotations.msvd import load_msvd
+from waver.data.annotations.published import PublishedPart, PublishedSplit, split_digest
+from waver.data.annotations.table import load_table
+from waver.data.annotations.vatex import load_vatex
 
 HELD_OUT = {"validation_fraction": 0.05, "validation_seed": 0}
 DEEP = json.loads("[" * 300 + "]" * 300)
@@ -188,26 +193,29 @@ def damaged(draw, files):
     return name, data
 
 
-def publish_what_stands_in_the_lists(monkeypatch, folder):
-    """The comparison with what is published would refuse other ids: here only their form does."""
+def publish_the_lists(monkeypatch, folder):
+    """Publishes the lists as they are, so that ids are rejected only for their format."""
 
-    def official(names, cut=lambda line: line):
+    def publish(data_set, split, parts):
+        monkeypatch.setitem(DATA_SETS[data_set].published_splits, split, PublishedSplit("a protocol", parts))
+
+    def read_part(names, cut=lambda line: line):
         text = "".join((folder / name).read_text(errors="replace") for name in names if (folder / name).is_file())
         ids = {cut(line.strip()) for line in text.split("\n") if line.strip()}
         digest = split_digest(id_.encode("utf-8", "replace").decode() for id_ in ids)
-        return OfficialSplit(len(ids), None, digest)
+        return PublishedPart(len(ids), None, digest)
 
     parts = {"train": "train_list.txt", "validation": "val_list.txt", "test": "test_list.txt"}
     stem = {"didemo": lambda line: os.path.splitext(line)[0]}  # noqa: PTH122
     for key in (("msvd", "official"), ("vatex", "hgr"), ("didemo", "official")):
-        published = {part: official([name], stem.get(key[0], lambda line: line)) for part, name in parts.items()}
-        monkeypatch.setitem(OFFICIAL, key, published)
+        published = {part: read_part([name], stem.get(key[0], lambda line: line)) for part, name in parts.items()}
+        publish(*key, published)
     ids = {"train": ["video0", "video1"], "test": ["video2", "video3"]}
-    published = {part: OfficialSplit(2, None, split_digest(listed)) for part, listed in ids.items()}
-    monkeypatch.setitem(OFFICIAL, ("msrvtt", "9k"), published)
+    published = {part: PublishedPart(2, None, split_digest(listed)) for part, listed in ids.items()}
+    publish("msrvtt", "9k", published)
     ids = {"train": VATEX_CLIPS[2:], "validation": VATEX_CLIPS[1:2], "test": VATEX_CLIPS[:1]}
-    published = {part: OfficialSplit(len(listed), None, split_digest(listed)) for part, listed in ids.items()}
-    monkeypatch.setitem(OFFICIAL, ("vatex", "1k5"), published)
+    published = {part: PublishedPart(len(listed), None, split_digest(listed)) for part, listed in ids.items()}
+    publish("vatex", "1k5", published)
 
 
 def outcome(kind, files):
@@ -219,7 +227,7 @@ def outcome(kind, files):
         (videos / VIDEOS[0]).touch()
         for name, data in files.items():
             (folder / name).write_bytes(data)
-        publish_what_stands_in_the_lists(monkeypatch, folder)
+        publish_the_lists(monkeypatch, folder)
         try:
             table = load(kind, folder, videos)
         except AnnotationError as error:
@@ -271,7 +279,7 @@ MONSTERS = {
 
 @pytest.mark.parametrize("kind", ["msrvtt", "msvd", "vatex", "didemo"])
 @pytest.mark.parametrize("monster", MONSTERS)
-def test_monstrous_json(kind, monster):
+def test_extreme_json_is_an_error(kind, monster):
     whole = {name: encode(name, content) for name, content in FILES[kind].items()}
     name = next(name for name in whole if name.endswith(".json"))
     message = outcome(kind, {**whole, name: MONSTERS[monster]})
@@ -286,7 +294,7 @@ def test_monstrous_json(kind, monster):
 
 @pytest.mark.parametrize("kind", ["msvd", "vatex", "didemo"])
 @pytest.mark.parametrize("id_", [value for value in HOSTILE if isinstance(value, str) and value.strip()])
-def test_no_hostile_id_passes_though_the_list_were_published(kind, id_):
+def test_hostile_ids_are_rejected_even_in_a_published_list(kind, id_):
     """In a list, and in the file of captions as well."""
     whole = dict(FILES[kind])
     name = next(name for name in whole if name.endswith(".json"))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError, didemo, load_didemo
+from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError, didemo
+from waver.data.annotations.didemo import load_didemo
 
 # The endings that names have in the lists; one of them is but a dot.
 ENDINGS = [".mov", ".avi", ".", ".mp4", ".3g2", ".m2ts", ".mts", ".qt", ".null", ".divx"]
@@ -109,7 +110,7 @@ def test_all_descriptions_of_a_video_are_one_query(folder, videos):
     ]
 
 
-def test_descriptions_are_joined_by_one_space_as_they_stand(folder, videos):
+def test_descriptions_are_joined_unchanged_by_one_space(folder, videos):
     content = entries(PARTS["test"])
     content[1]["description"] += " "
     (folder / "test_data.json").write_text(json.dumps(content))
@@ -127,7 +128,7 @@ def test_labels_of_t_mass_give_the_same_table(folder, videos):
     assert load(folder, videos) == table
 
 
-def test_originals_come_first_and_may_be_compressed(folder, videos):
+def test_original_files_are_preferred_and_may_be_compressed(folder, videos):
     table = load(folder, videos)
     path = folder / "test_data.json"
     (folder / "test_data.json.gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -148,13 +149,13 @@ def test_originals_come_first_and_may_be_compressed(folder, videos):
     ],
     ids=["as listed", "all .mp4", "all .MP4", "one more .mp4", "no ending", "deeper"],
 )
-def test_whatever_became_of_the_names_of_files(folder, tmp_path, touch, rename):
+def test_files_are_found_whatever_their_extension(folder, tmp_path, touch, rename):
     videos = touch(tmp_path / "renamed", *map(rename, NAMES), "unrelated.mp4", "list.txt")
     path_of = {row["clip_id"]: row["path"] for row in load(folder, videos).to_pylist()}
     assert path_of == {stem(name): str(videos / rename(name)) for name in NAMES}
 
 
-def test_two_files_of_one_video_are_never_guessed_between(folder, videos, touch):
+def test_two_files_of_one_video_are_an_error(folder, videos, touch):
     touch(videos, f"small/{stem(NAMES[0])}.mp4", f"{NAMES[2]}.mp4")
     # A link is no second file.
     (videos / f"{stem(NAMES[1])}.mkv").symlink_to(videos / NAMES[1])
@@ -179,23 +180,23 @@ def lacking(folder, monkeypatch):
     return folder
 
 
-def test_videos_without_captions_are_left_out_only_when_told_to(lacking, videos, splits_of):
+def test_videos_without_captions_are_left_out_only_if_allowed(lacking, videos, splits_of):
     message = fail(lacking, videos)
     assert f"1 x video of train without captions: {stem(PARTS['train'][-1])}\n" in message
-    assert "take the original train_data.json, or set allow_missing_captions and they are left out" in message
+    assert "take the original train_data.json, or set data.allow_missing_captions to leave them out" in message
     assert splits_of(load(lacking, videos, allow_missing_captions=True)) == {
         part: [stem(name) for name in (names[:-1] if part == "train" else names)] for part, names in PARTS.items()
     }
 
 
-def test_more_than_the_known_ones_are_never_left_out(lacking, videos):
+def test_more_videos_than_t_mass_lacks_are_an_error(lacking, videos):
     write_labels(lacking, "train", PARTS["train"][:-2])
     message = fail(lacking, videos, allow_missing_captions=True)
     assert f"2 x video of train without captions: {', '.join(map(stem, PARTS['train'][-2:]))}\n" in message
     assert "original train_data.json, which has all of them, or didemo_train_label.csv, which lacks 1" in message
 
 
-def test_the_gallery_never_shrinks(lacking, videos):
+def test_test_videos_without_captions_are_an_error(lacking, videos):
     (lacking / "test_data.json").write_text(json.dumps(entries(PARTS["test"][1:])))
     message = fail(lacking, videos, allow_missing_captions=True)
     assert f"1 x video of test without captions: {stem(PARTS['test'][0])}\n" in message
@@ -208,20 +209,21 @@ def test_every_missing_file_is_named(tmp_path):
     assert "1 x missing folder of videos: " in message
 
 
-def test_which_files_of_captions_would_do_is_said(folder, videos):
+def test_missing_caption_file_names_the_alternatives(folder, videos):
     (folder / "val_data.json").unlink()
     message = fail(folder, videos)
     assert "1 x missing file: val_data.json (or val_data.json.gz, didemo_val_label.csv)\n" in message
     assert "1 problem\n" in message
 
 
-def test_what_differs_from_the_published_split_is_said(folder, videos):
+def test_differences_from_the_published_split_are_listed(folder, videos):
     other = "1@N00_1_1.mov"
     (folder / "train_list.txt").write_text("\n".join([*PARTS["train"][1:], other, other]))
     message = fail(folder, videos)
     assert f"1 x video listed twice: line 6 of train_list.txt: {other}\n" in message
     assert (
-        "1 x list that differs from the published one of didemo, official: train_list.txt has 5 videos, but" in message
+        "1 x list that differs from the published one of DiDeMo paragraph-to-video: train_list.txt has 5 videos, but"
+        in message
     )
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError, load_msrvtt
+from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError
+from waver.data.annotations.msrvtt import load_msrvtt
 
 HELD_OUT = {"validation_fraction": 0.05, "validation_seed": 0}
 ITALIAN = "videodatainfoITALIANO_2017_6513_497_100_TestValidati.json.gz"
@@ -143,14 +144,14 @@ def test_every_missing_file_is_named(tmp_path):
     assert f"1 x missing folder of videos: {tmp_path / 'no videos'}\n" in message
 
 
-def test_what_differs_from_the_official_split_is_said(folder, videos):
+def test_differences_from_the_published_split_are_listed(folder, videos):
     leaked = TEST_1K[0]
     write_ids(folder / "MSRVTT_train.9k.csv", [*TRAIN_9K[:5], *TRAIN_9K[6:-1], leaked, leaked])
     write_test_1k(folder / "MSRVTT_JSFUSION_test.csv", TEST_1K[:-1])
     message = fail(folder, videos)
     assert f"1 x video in two splits: video{leaked} (train, test)\n" in message
     assert f"1 x video listed twice: line 91 of MSRVTT_train.9k.csv: video{leaked}\n" in message
-    assert "2 x list that differs from the published one of msrvtt, 9k: " in message
+    assert "2 x list that differs from the published one of MSR-VTT 1k-A, 9k train: " in message
     assert "MSRVTT_train.9k.csv has 89 videos instead of 90, " in message
     assert "MSRVTT_JSFUSION_test.csv has 9 videos instead of 10\n" in message
 
@@ -158,14 +159,14 @@ def test_what_differs_from_the_official_split_is_said(folder, videos):
     write_test_1k(folder / "MSRVTT_JSFUSION_test.csv", [3, *TEST_1K[1:]])
     message = fail(folder, videos, "7k")
     assert "1 x video in two splits: video3 (train, test)\n" in message
-    assert "MSRVTT_JSFUSION_test.csv has 10 videos, but other ones\n" in message
+    assert "MSRVTT_JSFUSION_test.csv has 10 videos, but not the published ones\n" in message
 
     write_ids(folder / "MSRVTT_val.full.csv", [])
     message = fail(folder, videos, "full")
     assert "MSRVTT_val.full.csv has 0 videos instead of 5\n" in message
 
 
-def test_captions_that_are_not_those_published_are_counted(folder, videos):
+def test_another_number_of_captions_is_an_error(folder, videos):
     write_json(folder / "MSRVTT_data.json", SENTENCES[:-1])
     message = fail(folder, videos)
     assert (
@@ -208,7 +209,7 @@ def test_one_error_has_every_kind_of_problem(folder, videos):
         (b'{"sentences": ["\xff"]}', "1 x unreadable JSON file: MSRVTT_data.json ("),
     ],
 )
-def test_json_that_is_not_understood(folder, videos, content, expected):
+def test_unknown_json_schema_is_an_error(folder, videos, content, expected):
     (folder / "MSRVTT_data.json").write_bytes(content)
     message = fail(folder, videos)
     assert expected in message
@@ -218,7 +219,7 @@ def test_json_that_is_not_understood(folder, videos, content, expected):
         assert "`annotations` of {image_id, caption}" in message
 
 
-def test_truncated_gz(folder, videos):
+def test_truncated_gz_is_an_error(folder, videos):
     (folder / "MSRVTT_data.json").unlink()
     write_json(folder / "MSRVTT_data.json.gz", SENTENCES)
     whole = (folder / "MSRVTT_data.json.gz").read_bytes()
@@ -227,10 +228,10 @@ def test_truncated_gz(folder, videos):
         assert "1 x unreadable JSON file: MSRVTT_data.json.gz (" in fail(folder, videos)
 
 
-def test_file_in_place_of_the_folder(folder, videos):
+def test_file_instead_of_the_folder_of_annotations_is_an_error(folder, videos):
     message = fail(folder / "MSRVTT_data.json", videos)
-    assert "1 x file where the folder of annotations should be" in message
-    assert "it holds MSRVTT_data.json and the csv files of the split" in message
+    assert "1 x file instead of a folder of annotations" in message
+    assert "name the folder with MSRVTT_data.json and the csv files of the split" in message
 
 
 # ---- the real files (captions machine-translated to Italian: 7,110 of the 10,000 videos)

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError, load_msvd
+from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError
+from waver.data.annotations.msvd import load_msvd
 
 # Ids of YouTube that begin with - or _, and contain both.
 PARTS = {
@@ -92,7 +93,7 @@ def test_captions_of_other_clips_are_ignored(folder, videos):
     assert load(folder, videos) == table
 
 
-def test_the_pickle_is_not_read_but_its_owner_can_convert_it(folder, videos):
+def test_the_pickle_is_not_read_and_the_error_has_a_command_to_convert_it(folder, videos):
     table = load(folder, videos)
     (folder / "captions_msvd.json").unlink()
     words = {clip_id: [caption.split() for caption in captions] for clip_id, captions in CAPTIONS.items()}
@@ -113,17 +114,19 @@ def test_every_missing_file_is_named(tmp_path):
     assert "1 x missing folder of videos: " in message
 
 
-def test_what_differs_from_the_published_split_is_said(folder, videos):
+def test_differences_from_the_published_split_are_listed(folder, videos):
     (folder / "train_list.txt").write_text("\n".join([*PARTS["train"][1:], PARTS["test"][0], PARTS["test"][0]]))
     (folder / "val_list.txt").write_text("")
     message = fail(folder, videos)
     assert "1 x video listed twice: line 4 of train_list.txt: -4wsuPCjDBc_20_25\n" in message
     assert "1 x video in two splits: -4wsuPCjDBc_20_25 (train, test)\n" in message
-    assert "2 x list that differs from the published one of msvd, official: " in message
-    assert "train_list.txt has 3 videos, but other ones, val_list.txt has 0 videos instead of 1\n" in message
+    assert "2 x list that differs from the published one of MSVD official, all captions: " in message
+    assert (
+        "train_list.txt has 3 videos, but not the published ones, val_list.txt has 0 videos instead of 1\n" in message
+    )
 
 
-def test_captions_are_those_published(folder, videos):
+def test_another_number_of_captions_is_an_error(folder, videos):
     captions = {
         **CAPTIONS,
         "klFyrnrUSck_133_139": ["only one"],
@@ -161,7 +164,7 @@ def test_one_error_has_every_kind_of_problem(folder, videos):
 
 
 @pytest.mark.parametrize("content", ["[]", '{"a": ["b"]}', "null", "{}"])
-def test_json_that_is_not_understood(folder, videos, content):
+def test_unknown_json_schema_is_an_error(folder, videos, content):
     (folder / "captions_msvd.json").write_text(content)
     message = fail(folder, videos)
     assert "1 x unknown JSON schema: captions_msvd.json has " in message

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError, load_table
+from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError
+from waver.data.annotations.table import load_table
 
 HELD_OUT = {"validation_fraction": 0.05, "validation_seed": 0}
 
@@ -203,7 +204,7 @@ def test_one_error_has_every_kind_of_problem(tmp_path, videos, touch):
         "2 x end_s that is not a number: line 11: True, line 12: inf\n",
         "1 x clip in two splits: a/1: train (line 1), test (line 13)\n",
         "1 x video without a file: line 15: 'gone.mp4'\n",
-        "1 x video that is no path of a file: line 17: 'no/xxx",
+        "1 x video that is not a file path: line 17: 'no/xxx",
         f"put them into {videos} under this path",
         "1 x path that leaves the folder of videos: line 18: '../secret.mp4'\n",
         "1 x absolute path without a file: line 19: '/no/such.mp4'\n",
@@ -224,12 +225,12 @@ def test_one_error_has_every_kind_of_problem(tmp_path, videos, touch):
 
 @pytest.mark.parametrize("video", [".", "./", "a\x00.mp4", "é" * 130, "b/" + "x" * 256 + "/c.mp4"])
 @pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
-def test_what_is_no_path_of_a_file_is_never_one(tmp_path, videos, name, video):
+def test_invalid_paths_of_videos_are_rejected(tmp_path, videos, name, video):
     rows = [{"video": video, "caption": "x"}, {"video": "c.webm", "caption": "x"}, {"video": "d.MKV", "caption": "x"}]
     message = fail(write(tmp_path / name, rows), videos, allow_missing_videos=True)
     assert "1 problem\n" in message
     if not (name == "captions.csv" and "\x00" in video):  # the csv of Python 3.10 refuses it by itself
-        assert "1 x video that is no path of a file: line " in message
+        assert "1 x video that is not a file path: line " in message
 
 
 def test_at_most_five_examples_of_a_kind(tmp_path, videos):
@@ -238,16 +239,16 @@ def test_at_most_five_examples_of_a_kind(tmp_path, videos):
     assert "20 x empty caption: line 2, line 3, line 4, line 5, line 6, ...\n" in message
 
 
-def test_columns(tmp_path, videos):
+def test_unknown_repeated_and_missing_columns_are_errors(tmp_path, videos):
     path = tmp_path / "captions.csv"
     path.write_text("video,captoin,start,style,style\nc.webm,x,1,a,b\n")
     message = fail(path, videos)
     assert "2 x unknown column: 'captoin' (did you mean caption?), 'start' (did you mean start_s?)" in message
     assert "1 x missing column: caption\n" in message
-    assert "1 x column that stands twice: style\n" in message
+    assert "1 x repeated column: style\n" in message
 
 
-def test_csv_that_is_not_csv(tmp_path, videos):
+def test_csv_with_syntax_errors(tmp_path, videos):
     path = tmp_path / "captions.csv"
     path.write_text('video,caption\nc.webm,two, fields\n\nd.MKV,"over\ntwo lines"\nd.MKV\na/1.mp4,"never closed\nx,y\n')
     message = fail(path, videos)
@@ -279,7 +280,7 @@ def test_files_that_cannot_be_used(tmp_path, videos, name, content, expected):
     assert f" x {expected}" in fail(path, videos)
 
 
-def test_values_of_parquet_that_python_does_not_have(tmp_path, videos):
+def test_parquet_values_that_python_cannot_represent_are_an_error(tmp_path, videos):
     path = tmp_path / "captions.parquet"
     pq.write_table(pa.table({"video": ["c.webm"], "caption": pa.array([2**62], pa.timestamp("us"))}), path)
     assert "1 x unreadable file: " in fail(path, videos)
@@ -297,7 +298,7 @@ def test_folder_of_videos_is_missing_or_empty(tmp_path, touch):
         assert "1 x folder without video files" in fail(path, videos, allow_missing_videos=allow_missing_videos)
 
 
-def test_links_that_lead_nowhere_or_in_circles(tmp_path, videos):
+def test_broken_links_are_missing_videos_and_circular_links_end(tmp_path, videos):
     (videos / "circle").symlink_to(videos)
     (videos / "gone.mp4").symlink_to("nowhere.mp4")
     path = write(tmp_path / "captions.jsonl", [*ROWS, {"video": "gone.mp4", "caption": "x", "split": "train"}])

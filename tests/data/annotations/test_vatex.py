@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError, load_vatex
-from waver.data.annotations.official import OFFICIAL
+from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError
+from waver.data.annotations.published import PublishedSplit
+from waver.data.annotations.vatex import VatexData, load_vatex
 
 
 def clip(number):
@@ -93,7 +94,7 @@ def test_all_english_captions_in_the_order_of_the_lists(folder, videos):
     ]
 
 
-def test_1k5_is_validated_on_what_it_leaves_of_the_two_halves(folder, videos, splits_of):
+def test_1k5_validates_on_the_rest_of_the_two_halves(folder, videos, splits_of):
     assert splits_of(load(folder, videos, "1k5")) == {"train": TRAIN, "validation": REST, "test": TEST_1K5}
 
 
@@ -106,7 +107,7 @@ SCHEMAS = {
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 @pytest.mark.parametrize("name", ["vatex_data.json", "ref_captions.json", "vatex_data.json.gz"])
-def test_schemas_are_told_by_content_not_by_name(folder, videos, name, schema):
+def test_schema_is_recognised_by_content_not_by_name(folder, videos, name, schema):
     table = load(folder, videos)
     for path in folder.glob("*.json"):
         path.unlink()
@@ -129,7 +130,7 @@ def test_compressed_originals(lists, videos):
     assert load(lists, videos).num_rows == 140
 
 
-def test_which_files_of_captions_would_do_is_said(lists, videos):
+def test_missing_caption_file_names_the_alternatives(lists, videos):
     write_json(lists / "vatex_validation_v1.0.json", records(TEST + VAL))
     message = fail(lists, videos)
     assert (
@@ -149,25 +150,26 @@ def test_every_missing_file_is_named(tmp_path):
     assert "test1k5" not in fail(tmp_path / "nothing", tmp_path / "no videos", "hgr")
 
 
-def test_the_two_test_lists_are_not_mixed_up(folder, videos):
+def test_hgr_and_1k5_test_lists_are_told_apart(folder, videos):
     (folder / "test_list.txt").write_text("\n".join(TEST_1K5))
     message = fail(folder, videos)
     assert f"2 x video in two splits: {VAL[0]} (validation, test), {VAL[1]} (validation, test)\n" in message
-    differs = "1 x list that differs from the published one of vatex"
-    assert f"{differs}, hgr: test_list.txt has 4 videos, but other ones" in message
+    differs = "1 x list that differs from the published one of VATEX"
+    assert f"{differs} HGR: test_list.txt has 4 videos, but not the published ones" in message
     message = fail(folder, videos, "1k5")
     rest = "the rest of val_list.txt and test_list.txt has 2 videos instead of 4\n"
-    assert f"{differs}, 1k5: {rest}" in message
+    assert f"{differs} 1k5 (CLIP2Video): {rest}" in message
 
     (folder / "test_list.txt").write_text("\n".join(TEST))
     (folder / "test1k5_sec_list.txt").write_text("\n".join(TEST))
     message = fail(folder, videos, "1k5")
     assert (
-        "the rest of val_list.txt and test_list.txt has 4 videos, but other ones, test1k5_sec_list.txt has 4" in message
+        "the rest of val_list.txt and test_list.txt has 4 videos, but not the published ones, test1k5_sec_list.txt has 4"
+        in message
     )
 
 
-def test_a_list_that_is_missing_is_not_a_list_that_differs(folder, videos):
+def test_missing_list_is_not_reported_as_a_different_list(folder, videos):
     (folder / "val_list.txt").unlink()
     for split in ("hgr", "1k5"):
         message = fail(folder, videos, split)
@@ -175,7 +177,7 @@ def test_a_list_that_is_missing_is_not_a_list_that_differs(folder, videos):
         assert "1 problem\n" in message
 
 
-def test_captions_are_those_published(folder, videos):
+def test_another_number_of_captions_is_an_error(folder, videos):
     write_json(folder / "vatex_training_v1.0.json", [{"videoID": TRAIN[0], "enCap": ["one"]}, *records(TRAIN[1:])])
     assert "train has 51 captions instead of 60" in fail(folder, videos)
 
@@ -211,7 +213,7 @@ def test_one_error_has_every_kind_of_problem(folder, videos):
 
 
 @pytest.mark.parametrize("content", [{}, {"annotations": []}, 7, None])
-def test_json_that_is_not_understood(folder, videos, content):
+def test_unknown_json_schema_is_an_error(folder, videos, content):
     write_json(folder / "vatex_validation_v1.0.json", content)
     message = fail(folder, videos)
     assert "1 x unknown JSON schema: vatex_validation_v1.0.json has " in message
@@ -231,10 +233,10 @@ def test_real_lists(shared_annotations, tmp_path, touch, splits_of, monkeypatch)
     }
     videos = touch(tmp_path / "videos", f"{listed['train'][0]}.mp4")
     captions = {clip_id: ["a man"] for name in ("train", "val", "test") for clip_id in listed[name]}
-    for key in (("vatex", "hgr"), ("vatex", "1k5")):
-        assert all(part.num_captions == 10 * part.num_clips for part in OFFICIAL[key].values())
-        ones = {part: replace(official, num_captions=official.num_clips) for part, official in OFFICIAL[key].items()}
-        monkeypatch.setitem(OFFICIAL, key, ones)
+    for name, split in list(VatexData.published_splits.items()):
+        assert all(part.num_captions == 10 * part.num_clips for part in split.parts.values())
+        ones = {key: replace(part, num_captions=part.num_clips) for key, part in split.parts.items()}
+        monkeypatch.setitem(VatexData.published_splits, name, PublishedSplit(split.protocol, ones))
 
     write_json(folder / "ref_captions.json", captions)
     table = load(folder, videos, "hgr", allow_missing_videos=True)

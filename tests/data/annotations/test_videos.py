@@ -5,7 +5,7 @@ import pytest
 
 from waver.data.annotations import AnnotationError
 from waver.data.annotations.reading import Problems
-from waver.data.annotations.videos import VIDEO_SUFFIXES, find_videos, index_videos, without_ending
+from waver.data.annotations.videos import VIDEO_SUFFIXES, find_videos, index_videos, strip_video_suffix
 
 
 def test_every_container_of_didemo_is_known(shared_annotations):
@@ -31,11 +31,11 @@ def test_every_container_of_didemo_is_known(shared_annotations):
         ("-_a_1_2.avi", "-_a_1_2"),
     ],
 )
-def test_ending(name, expected):
-    assert without_ending(name) == expected
+def test_video_suffix_is_removed(name, expected):
+    assert strip_video_suffix(name) == expected
 
 
-def test_a_file_has_one_clip_and_a_clip_one_file(tmp_path, touch):
+def test_each_file_belongs_to_one_clip(tmp_path, touch):
     videos = touch(tmp_path, "x/a.mov.mp4", "b.mp4.avi", "b.txt", "a.txt", "c.d.mp4", "c", "ab.mp4")
     problems = Problems()
     found = find_videos({"a": "a.mov", "b": "b.mp4", "c": "c."}, videos, allow_missing=False, problems=problems)

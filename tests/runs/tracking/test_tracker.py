@@ -200,7 +200,7 @@ def test_a_store_that_does_not_answer_is_sent_all_of_it_later(far, monkeypatch, 
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         tracker.log(1, {"loss": 1.0})
         with pytest.warns(
-            UserWarning, match=r"what was logged of s3://waver/.*/run .*nobody answers.*Training goes on"
+            UserWarning, match=r"what was logged of s3://waver/.*/run .*the store does not answer.*Training goes on"
         ):
             tracker.flush()
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
@@ -220,5 +220,5 @@ def test_what_could_not_be_sent_is_kept(far, monkeypatch):
 
 def test_a_run_does_not_begin_where_it_cannot_see_what_was_before(far, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(ObjectStoreError, match="nobody answers"):
+    with pytest.raises(ObjectStoreError, match="the store does not answer"):
         Tracker(far[0], resume_step=3)

@@ -1,4 +1,4 @@
-"""What every data set becomes: one Arrow table, a row a caption; and which videos are held out for validation."""
+"""The caption table that every data set is read into, and the videos held out for validation."""
 
 import hashlib
 from collections.abc import Iterable
@@ -22,12 +22,12 @@ CAPTIONS_SCHEMA = pa.schema(
         ("style", pa.string()),
     ]
 )
-"""A row a caption. Only `start_s` and `end_s` (null: from the beginning, to the end) and `style` may be null."""
+"""One row per caption. Only `start_s` (null: from the beginning), `end_s` (null: to the end) and `style` may be null."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One caption of one clip, as the columns of `CAPTIONS_SCHEMA` say; `caption_index` follows from the order."""
+    """One caption of one clip: a row of `CAPTIONS_SCHEMA` without `caption_index`, which follows from the order."""
 
     video_id: str
     clip_id: str
@@ -39,22 +39,23 @@ class Caption:
     style: str | None
 
 
-def held_out(video_ids: Iterable[str], fraction: float, seed: int) -> set[str]:
-    """Chooses the videos to validate on: at least one, whatever the order of `video_ids`."""
+def choose_validation_videos(video_ids: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """Chooses the videos to hold out for validation: at least one; the choice does not depend on their order."""
     # Sorting by a hash, not shuffling: neither the order of the rows nor the version of a random generator matters.
     ranked = sorted(set(video_ids), key=lambda video_id: hashlib.sha256(f"{seed}/{video_id}".encode()).digest())
     return set(ranked[: max(1, round(fraction * len(ranked)))])
 
 
 def caption_table(captions: Iterable[Caption], *, validation: Literal["own", "held out of train"]) -> pa.Table:
-    """Builds the table: train, validation, test; within a split clips in order of appearance, each with its captions.
+    """Builds the caption table.
 
     Args:
-        captions: with their splits.
-        validation: where the validation split comes from; see `validation_source`.
+        captions: all captions of the data set.
+        validation: origin of the validation split, see `validation_source`.
 
     Returns:
-        A table of `CAPTIONS_SCHEMA`, in which (clip_id, caption_index) is unique.
+        A table of `CAPTIONS_SCHEMA`, in which (clip_id, caption_index) is unique. It is ordered by split (train, validation,
+        test), then by first appearance of the clip; the captions of a clip are adjacent.
     """
     clips: dict[str, list[Caption]] = {}
     for caption in captions:
@@ -73,5 +74,5 @@ def caption_table(captions: Iterable[Caption], *, validation: Literal["own", "he
 
 
 def validation_source(captions: pa.Table) -> str:
-    """Where the validation split of a caption table comes from: `own` (of the data set), or `held out of train`."""
+    """Returns the origin of the validation split: `own` (the data set has one) or `held out of train`."""
     return (captions.schema.metadata or {}).get(b"validation", b"own").decode()

@@ -1,4 +1,4 @@
-"""The lists of a published split: reading them, and comparing them and their captions with what is published."""
+"""Reads the lists of a published split, and compares them and their captions with what is published."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -7,49 +7,49 @@ from pathlib import Path
 from typing import Any
 
 from waver.data.annotations.captions import Caption
-from waver.data.annotations.official import OFFICIAL, split_digest
+from waver.data.annotations.published import PublishedSplit, split_digest
 from waver.data.annotations.reading import Problems, caption_defect, excerpt, read_text
 
 LIST_FILES: Mapping[str, str] = {"train": "train_list.txt", "validation": "val_list.txt", "test": "test_list.txt"}
-"""Names that MSVD, VATEX and DiDeMo share."""
+"""Part of the split -> name of its list file in MSVD, VATEX and DiDeMo."""
 
 ORIGINAL_FILE = "take the original file"
 
 
 @dataclass(frozen=True, slots=True)
-class IdForm:
-    """What the ids of a data set look like; none of them can lead out of the folder of videos."""
+class IdFormatat:
+    """The format of a data set's ids; no id of this format can be a path that leaves the folder of videos."""
 
     data_set: str
     pattern: re.Pattern
     description: str
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value from a file is an id of this form."""
+        """Returns whether a value from a file is an id of this format."""
         return isinstance(value, str) and self.pattern.fullmatch(value) is not None
 
     def reject(self, value: Any, where: str, problems: Problems) -> None:
-        """Notes that a value is not one."""
+        """Adds the problem that a value is not an id of this format."""
         problems.add(f"id that is not of {self.data_set}", self.description, f"{where}: {excerpt(value)}")
 
 
-def read_list(path: Path, form: IdForm, problems: Problems) -> list[str] | None:
-    """The ids of a text file, one a line; None if there is nothing to read."""
+def read_list(path: Path, id_format: IdFormatat, problems: Problems) -> list[str] | None:
+    """Reads a text file with one id per line; returns None if it cannot be read."""
     if not path.is_file():
         problems.add("missing file", f"put it into {path.parent}", path.name)
         return None
     if (text := read_text(path, problems)) is None:
         return None
     lines = ((f"line {number} of {path.name}", line.strip()) for number, line in enumerate(text.split("\n"), 1))
-    return unique_ids(((where, line) for where, line in lines if line), form, problems)
+    return unique_ids(((where, line) for where, line in lines if line), id_format, problems)
 
 
-def unique_ids(entries: Iterable[tuple[str, str]], form: IdForm, problems: Problems) -> list[str]:
-    """The ids among (where, value), in order; an id that is listed again, or is none, is a problem."""
+def unique_ids(entries: Iterable[tuple[str, str]], id_format: IdFormatat, problems: Problems) -> list[str]:
+    """Returns the ids among (place in the file, value), in order; adds a problem for each duplicate or malformed id."""
     found: dict[str, None] = {}
     for where, value in entries:
-        if not form.accepts(value):
-            form.reject(value, where, problems)
+        if not id_format.accepts(value):
+            id_format.reject(value, where, problems)
         elif value in found:
             problems.add("video listed twice", ORIGINAL_FILE, f"{where}: {value}")
         else:
@@ -60,13 +60,16 @@ def unique_ids(entries: Iterable[tuple[str, str]], form: IdForm, problems: Probl
 def read_captions(
     clip_ids: Iterable[str], found: Mapping[str, Any], source: str, problems: Problems
 ) -> dict[str, list[str]]:
-    """The captions of some clips that can be used: clip -> its captions.
+    """Checks the captions of some clips.
 
     Args:
-        clip_ids: the clips; those that `found` does not have are left out.
-        found: clip -> what stands in the file, which should be a list of strings; other clips are ignored.
+        clip_ids: the clips.
+        found: clip -> its value in the file, which should be a list of strings.
         source: name of the file.
-        problems: receives what is wrong.
+        problems: receives each value that is not a list, and each caption that is empty or not text.
+
+    Returns:
+        Clip -> its valid captions, for the clips in both `clip_ids` and `found`.
     """
     captions_of: dict[str, list[str]] = {}
     for clip_id in clip_ids:
@@ -86,56 +89,54 @@ def read_captions(
 
 
 def check_lists(
-    data_set: str, split: str, lists: Mapping[str, Collection[str]], files: Mapping[str, str], problems: Problems
+    published: PublishedSplit, lists: Mapping[str, Collection[str]], files: Mapping[str, str], problems: Problems
 ) -> None:
-    """Compares the lists that could be read with those published; a right list has the right clips, in any order.
+    """Compares the lists of a split with the published ones: each must have the same clips, in any order.
 
     Args:
-        data_set: first part of the key in `OFFICIAL`.
-        split: second part.
-        lists: part of the split -> clips.
-        files: part of the split -> where its list stands.
-        problems: receives what is wrong.
+        published: the published split.
+        lists: part of the split -> clips; parts whose list could not be read are absent.
+        files: part of the split -> name of the file with its list.
+        problems: receives each list that differs, and each clip in two lists.
     """
-    remedy = f"{ORIGINAL_FILE} (a part of the data set is written as a table)"
+    remedy = f"{ORIGINAL_FILE} (to use only a part of the data set, write it as a table)"
     split_of: dict[str, str] = {}
     for part, clips in lists.items():
         for clip_id in sorted(split_of.keys() & clips):
             problems.add("video in two splits", remedy, f"{clip_id} ({split_of[clip_id]}, {part})")
         split_of.update(dict.fromkeys(clips, part))
-        official = OFFICIAL[data_set, split][part]
-        if len(clips) != official.num_clips:
-            found = f"{files[part]} has {len(clips)} videos instead of {official.num_clips}"
-        elif split_digest(clips) != official.digest:
-            found = f"{files[part]} has {len(clips)} videos, but other ones"
+        expected = published.parts[part]
+        if len(clips) != expected.num_clips:
+            found = f"{files[part]} has {len(clips)} videos instead of {expected.num_clips}"
+        elif split_digest(clips) != expected.digest:
+            found = f"{files[part]} has {len(clips)} videos, but not the published ones"
         else:
             continue
-        problems.add(f"list that differs from the published one of {data_set}, {split}", remedy, found)
+        problems.add(f"list that differs from the published one of {published.protocol}", remedy, found)
 
 
 def check_captions(
-    data_set: str, split: str, lists: Mapping[str, Mapping[str, Sequence[str]]], problems: Problems
+    published: PublishedSplit, lists: Mapping[str, Mapping[str, Sequence[str]]], problems: Problems
 ) -> None:
-    """Finds clips without captions; if there is no other problem, compares the number of captions with that published.
+    """Finds clips without captions; if there is no other problem, compares the number of captions with the published one.
 
     Args:
-        data_set: first part of the key in `OFFICIAL`.
-        split: second part.
+        published: the published split.
         lists: part of the split -> clip -> captions.
-        problems: receives what is wrong.
+        problems: receives each clip without captions, and each part with another number of captions.
     """
     for clips in lists.values():
         for clip_id, captions in clips.items():
             if not captions:
-                remedy = "the file of captions is not the one of this split; take the complete one"
+                remedy = "the caption file does not cover this split; take the complete one"
                 problems.add("video without captions", remedy, clip_id)
     if problems:
         return
     for part, clips in lists.items():
-        expected = OFFICIAL[data_set, split][part].num_captions
+        expected = published.parts[part].num_captions
         num_captions = sum(map(len, clips.values()))
         if expected is not None and num_captions != expected:
-            remedy = f"{ORIGINAL_FILE} of captions (a variation of the data set is written as a table)"
+            remedy = f"{ORIGINAL_FILE} of captions (to use other captions, write them as a table)"
             found = f"{part} has {num_captions} captions instead of {expected}"
             problems.add("number of captions that differs from the published one", remedy, found)
 
@@ -143,7 +144,7 @@ def check_captions(
 def youtube_captions(
     lists: Mapping[str, Sequence[str]], captions_of: Mapping[str, Sequence[str]], path_of: Mapping[str, str]
 ) -> Iterator[Caption]:
-    """All captions of clips whose ids are `<YouTube id>_<start>_<end>` and whose files are those segments already.
+    """Yields the captions of clips named `<YouTube id>_<start>_<end>`, each of which is a video file of its own.
 
     Args:
         lists: part -> its clips.

@@ -1,20 +1,21 @@
 """MSR-VTT in its original files.
 
-The captions are in `MSRVTT_data.json`, a name that two incompatible schemas share: the original one (`videos`,
-`sentences`) and a COCO-like one (`images`, `annotations`). Which videos train and test is in csv files; the one of
-"1k-A", the usual test set, also has the one caption with which each of its 1,000 videos is searched.
+The captions are in `MSRVTT_data.json`, which has one of two incompatible schemas: the original one (`videos`, `sentences`)
+or a COCO-like one (`images`, `annotations`). CSV files list the videos of each split; that of 1k-A, the usual test set, also
+gives the one caption that is the query of each of its 1,000 videos.
 """
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
-from waver.data.annotations.captions import Caption, caption_table, held_out
-from waver.data.annotations.lists import ORIGINAL_FILE, IdForm, check_captions, check_lists, unique_ids
+from waver.data.annotations.captions import Caption, caption_table, choose_validation_videos
+from waver.data.annotations.lists import ORIGINAL_FILE, IdFormatat, check_captions, check_lists, unique_ids
 from waver.data.annotations.options import HeldOutData
+from waver.data.annotations.published import PublishedPart, PublishedSplit
 from waver.data.annotations.reading import (
     Problems,
     caption_defect,
@@ -24,7 +25,7 @@ from waver.data.annotations.reading import (
     read_csv,
     read_json,
     read_text,
-    unknown_schema,
+    report_unknown_schema,
 )
 from waver.data.annotations.videos import find_videos
 
@@ -40,7 +41,8 @@ SPLIT_FILES: Mapping[str, Mapping[str, str]] = {
     },
 }
 
-_ID = IdForm("MSR-VTT", re.compile(r"video[0-9]{1,4}"), "ids are video0 ... video9999")
+_PUBLISHED_1K_A = PublishedPart(1000, 1000, "49a09fb68f7ec52b")
+_ID = IdFormatat("MSR-VTT", re.compile(r"video[0-9]{1,4}"), "ids are video0 ... video9999")
 
 
 class MsrvttData(HeldOutData):
@@ -48,7 +50,26 @@ class MsrvttData(HeldOutData):
 
     format: Literal["msrvtt"]
     split: Literal["9k", "7k", "full"] = "9k"
-    """9k and 7k are tested on 1k-A (`MSRVTT_JSFUSION_test.csv`), full on the official 2,990."""
+    """9k and 7k train on 9,000 or 7,010 videos and test on 1k-A (`MSRVTT_JSFUSION_test.csv`); full is the official split of
+    6,513, 497 and 2,990 videos."""
+    published_splits: ClassVar[Mapping[str, PublishedSplit]] = {
+        "9k": PublishedSplit(
+            "MSR-VTT 1k-A, 9k train",
+            {"train": PublishedPart(9000, 180_000, "7dce4e3e1af1eded"), "test": _PUBLISHED_1K_A},
+        ),
+        "7k": PublishedSplit(
+            "MSR-VTT 1k-A, 7k train",
+            {"train": PublishedPart(7010, 140_200, "81ea9208d6c64212"), "test": _PUBLISHED_1K_A},
+        ),
+        "full": PublishedSplit(
+            "MSR-VTT full",
+            {
+                "train": PublishedPart(6513, 130_260, "5cac8e8a55a87350"),
+                "validation": PublishedPart(497, 9_940, "be5b1994f643740b"),
+                "test": PublishedPart(2990, 59_800, "916e9b2dd9a45181"),
+            },
+        ),
+    }
 
     def load(self) -> pa.Table:
         """See `load_msrvtt`."""
@@ -71,33 +92,33 @@ def load_msrvtt(
     validation_seed: int,
     allow_missing_videos: bool,
 ) -> pa.Table:
-    """Reads the captions of an official split of MSR-VTT.
+    """Reads the captions of a published split of MSR-VTT.
 
-    The split must be complete, since its figures are compared with published ones; `load_table` reads a part of one.
-    Captions are as they stand in the files. Equal captions of one video occur in MSR-VTT and are kept.
+    The split must be complete, so that results can be compared with published ones; write a part of it as a table. Captions
+    are unchanged, and repeated captions of a video are kept.
 
     Args:
         annotations: folder with one of `CAPTION_FILES` (also .gz) and the csv files of the split (`SPLIT_FILES`).
-        videos: folder with `video0.mp4` ..., at any depth, in any container of `VIDEO_SUFFIXES`.
-        split: 9k and 7k train on all captions of the videos in their csv, and are tested on 1k-A, one caption a video;
-            full is the official 6,513/497/2,990, all with all captions.
-        validation_fraction: share of the training videos held out for validation; unused by full, which has its own.
-        validation_seed: which ones.
-        allow_missing_videos: give a video that is not on disk the path `videos/<id>.mp4`, instead of failing.
+        videos: folder with `video0.mp4` ..., at any depth, with any extension of `VIDEO_SUFFIXES`.
+        split: 9k and 7k train on all captions of the videos in their csv, and test on 1k-A with one caption per video; full
+            is the official split (6,513, 497 and 2,990 videos) with all captions.
+        validation_fraction: share of the training videos held out for validation; full ignores it and has its own split.
+        validation_seed: seed for choosing them.
+        allow_missing_videos: whether a video without a file gets the path `videos/<id>.mp4` instead of an error.
 
     Returns:
         A table of `CAPTIONS_SCHEMA` in the order of the csv files; `clip_id` is `video_id`, paths are absolute.
 
     Raises:
-        AnnotationError: with everything that is wrong.
+        AnnotationError: with every problem.
     """
-    problems = Problems()
+    problems, published = Problems(), MsrvttData.published_splits[split]
     check_folder(annotations, f"{CAPTION_FILES[0]} and the csv files of the split", problems)
     captions_of = _read_captions(annotations, problems)
     files = SPLIT_FILES[split]
     read = {part: _read_list(annotations / name, problems) for part, name in files.items()}
     lists = {part: listed for part, listed in read.items() if listed is not None}
-    check_lists("msrvtt", split, {part: listed.keys() for part, listed in lists.items()}, files, problems)
+    check_lists(published, {part: listed.keys() for part, listed in lists.items()}, files, problems)
     captions: dict[str, dict[str, list[str]]] = {}
     if captions_of is not None:
         for part, listed in lists.items():
@@ -105,14 +126,14 @@ def load_msrvtt(
                 video_id: captions_of.get(video_id, []) if own_caption is None else [own_caption]
                 for video_id, own_caption in listed.items()
             }
-        check_captions("msrvtt", split, captions, problems)
+        check_captions(published, captions, problems)
     file_name_of = {video_id: f"{video_id}.mp4" for listed in lists.values() for video_id in listed}
     path_of = find_videos(file_name_of, videos.absolute(), allow_missing=allow_missing_videos, problems=problems)
     problems.raise_if_any(annotations)
 
     split_of = {video_id: part for part, listed in lists.items() for video_id in listed}
     if "validation" not in lists:
-        chosen = held_out(lists["train"], validation_fraction, validation_seed)
+        chosen = choose_validation_videos(lists["train"], validation_fraction, validation_seed)
         split_of.update(dict.fromkeys(chosen, "validation"))
     rows = (
         Caption(video_id, video_id, path_of[video_id], None, None, caption, split_of[video_id], None)
@@ -124,7 +145,7 @@ def load_msrvtt(
 
 
 def _read_captions(folder: Path, problems: Problems) -> dict[str, list[str]] | None:
-    """Captions by video, in file order; None if there is nothing to read them from."""
+    """Returns the captions by video, in file order, or None if they cannot be read."""
     path = find_file(folder, CAPTION_FILES)
     if path is None:
         problems.add("missing file", f"put it into {folder}", f"{' or '.join(CAPTION_FILES)} (each also as .gz)")
@@ -132,13 +153,13 @@ def _read_captions(folder: Path, problems: Problems) -> dict[str, list[str]] | N
     is_read, content = read_json(path, problems)
     if not is_read:
         return None
-    entries, id_key = _entries(content)
+    entries, id_key = _find_entries(content)
     if entries is None:
         remedy = (
-            "two schemas are understood, an object with a list `sentences` of {video_id, caption} (beside `videos`) "
+            "two schemas are understood: an object with a list `sentences` of {video_id, caption} (beside `videos`), "
             "or with a list `annotations` of {image_id, caption} (beside `images`)"
         )
-        unknown_schema(path, content, remedy, problems)
+        report_unknown_schema(path, content, remedy, problems)
         return None
     captions_of: dict[str, list[str]] = {}
     for number, entry in enumerate(entries):
@@ -153,8 +174,8 @@ def _read_captions(folder: Path, problems: Problems) -> dict[str, list[str]] | N
     return captions_of
 
 
-def _entries(content: Any) -> tuple[list | None, str]:
-    """The list of captions in either schema, and the key of the video in its entries."""
+def _find_entries(content: Any) -> tuple[list | None, str]:
+    """Returns the list of captions, in either schema, and the key of the video id in its entries."""
     for name, id_key in (("sentences", "video_id"), ("annotations", "image_id")):
         if isinstance(content, dict) and isinstance(content.get(name), list):
             return content[name], id_key
@@ -162,13 +183,13 @@ def _entries(content: Any) -> tuple[list | None, str]:
 
 
 def _read_list(path: Path, problems: Problems) -> dict[str, str | None] | None:
-    """Videos of a csv file in its order, with the captions of 1k-A or None beside them; None if it cannot be read."""
+    """Returns the videos of a csv file, in order: id -> caption for 1k-A, else None. Returns None if it cannot be read."""
     if not path.is_file():
         problems.add("missing file", f"put it into {path.parent}", path.name)
         return None
     if (text := read_text(path, problems)) is None:
         return None
-    header, rows = read_csv(text, problems, f" of {path.name}")
+    header, rows = read_csv(text, problems, path.name)
     needed = ["video_id", "sentence"] if path.name == TEST_1K_A else ["video_id"]
     if absent := [column for column in needed if column not in header]:
         found = f"{', '.join(absent)} in {path.name} (found: {', '.join(header)})"

@@ -1,15 +1,16 @@
-"""MSVD in its original files: three lists of clips and their captions."""
+"""MSVD in its original files: three lists of clips, and their captions."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
 from waver.data.annotations.captions import caption_table
 from waver.data.annotations.lists import (
     LIST_FILES,
-    IdForm,
+    IdFormatat,
     check_captions,
     check_lists,
     read_captions,
@@ -17,15 +18,16 @@ from waver.data.annotations.lists import (
     youtube_captions,
 )
 from waver.data.annotations.options import CommonData
-from waver.data.annotations.reading import Problems, check_folder, find_file, read_json, unknown_schema
+from waver.data.annotations.published import PublishedPart, PublishedSplit
+from waver.data.annotations.reading import Problems, check_folder, find_file, read_json, report_unknown_schema
 from waver.data.annotations.videos import find_videos
 
 CAPTION_FILE = "captions_msvd.json"
 PICKLE = "raw-captions.pkl"
 
-_ID = IdForm(
+_ID = IdFormatat(
     "MSVD",
-    # YouTube's ids may begin with - or _ and contain both.
+    # YouTube ids may contain - and _, also at the beginning.
     re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{1,6}_[0-9]{1,6}"),
     "ids are <YouTube id>_<start>_<end>, such as -4wsuPCjDBc_5_15",
 )
@@ -41,7 +43,17 @@ class MsvdData(CommonData):
 
     format: Literal["msvd"]
     split: Literal["official"] = "official"
-    """1,200 clips to train, 100 to validate and 670 to test; all their captions are queries."""
+    """1,200 clips for training, 100 for validation and 670 for test; every caption of a test clip is a query."""
+    published_splits: ClassVar[Mapping[str, PublishedSplit]] = {
+        "official": PublishedSplit(
+            "MSVD official, all captions",
+            {
+                "train": PublishedPart(1200, 48_774, "223a750f33fcec3c"),
+                "validation": PublishedPart(100, 4_290, "0e6b31c93757d251"),
+                "test": PublishedPart(670, 27_763, "8d2c6c42af984fd0"),
+            },
+        )
+    }
 
     def load(self) -> pa.Table:
         """See `load_msvd`."""
@@ -53,31 +65,31 @@ class MsvdData(CommonData):
 
 
 def load_msvd(annotations: Path, videos: Path, *, allow_missing_videos: bool) -> pa.Table:
-    """Reads the captions of MSVD: 1,200 clips to train, 100 to validate and 670 to test, with all their captions.
+    """Reads MSVD: 1,200 clips for training, 100 for validation and 670 for test, with all their captions.
 
-    Every caption of a test clip is a query, as in CLIP4Clip: 27,763. Captions are as they stand in the file.
+    Every caption of a test clip is a query, as in CLIP4Clip (27,763 queries). Captions are unchanged.
 
     Args:
         annotations: folder with `LIST_FILES` and `captions_msvd.json` (or .json.gz), an object clip -> list of captions.
-        videos: folder with `<clip>.avi` ..., at any depth, in any container of `VIDEO_SUFFIXES`.
-        allow_missing_videos: give a clip that is not on disk the path `videos/<clip>.avi`, instead of failing.
+        videos: folder with `<clip>.avi` ..., at any depth, with any extension of `VIDEO_SUFFIXES`.
+        allow_missing_videos: whether a clip without a file gets the path `videos/<clip>.avi` instead of an error.
 
     Returns:
-        A table of `CAPTIONS_SCHEMA` in the order of the lists; `clip_id` is the whole id, `video_id` the one of YouTube.
+        A table of `CAPTIONS_SCHEMA` in the order of the lists; `clip_id` is the whole id, `video_id` the YouTube id.
 
     Raises:
-        AnnotationError: with everything that is wrong.
+        AnnotationError: with every problem.
     """
-    problems = Problems()
+    problems, published = Problems(), MsvdData.published_splits["official"]
     check_folder(annotations, f"{CAPTION_FILE}, {', '.join(LIST_FILES.values())}", problems)
     read = {part: read_list(annotations / name, _ID, problems) for part, name in LIST_FILES.items()}
     lists = {part: clips for part, clips in read.items() if clips is not None}
-    check_lists("msvd", "official", lists, LIST_FILES, problems)
+    check_lists(published, lists, LIST_FILES, problems)
     wanted = [clip_id for clips in lists.values() for clip_id in clips]
     captions_of = _read_captions(annotations, wanted, problems)
     if captions_of is not None:
         captions = {part: {clip_id: captions_of.get(clip_id, []) for clip_id in lists[part]} for part in lists}
-        check_captions("msvd", "official", captions, problems)
+        check_captions(published, captions, problems)
     file_name_of = {clip_id: f"{clip_id}.avi" for clip_id in wanted}
     path_of = find_videos(file_name_of, videos.absolute(), allow_missing=allow_missing_videos, problems=problems)
     problems.raise_if_any(annotations)
@@ -91,7 +103,7 @@ def _read_captions(folder: Path, clip_ids: list[str], problems: Problems) -> dic
         remedy = f"put it into {folder}"
         if (folder / PICKLE).is_file():
             remedy += (
-                f"; {PICKLE} is not read, because a pickle can run any program: if you trust yours, run this there:\n"
+                f"; {PICKLE} is not read, because a pickle can run any program: if you trust it, run this in the folder:\n"
                 f'      python -c "{_CONVERT}"'
             )
         problems.add("missing file", remedy, f"{CAPTION_FILE} (or {CAPTION_FILE}.gz)")
@@ -100,6 +112,6 @@ def _read_captions(folder: Path, clip_ids: list[str], problems: Problems) -> dic
     if not is_read:
         return None
     if not isinstance(content, dict) or not any(map(_ID.accepts, content)):
-        unknown_schema(path, content, "an object clip -> list of captions is understood", problems)
+        report_unknown_schema(path, content, "an object clip -> list of captions is understood", problems)
         return None
     return read_captions(clip_ids, content, path.name, problems)

@@ -1,24 +1,28 @@
-"""What the sections of all data sets share in the configuration; each data set adds its own in its module."""
+"""The settings that all data sets share; each data set adds its own in its module."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
+from waver.data.annotations.published import PublishedSplit
 from waver.tools.section import AnyPath, Section
 
 
 class CommonData(Section):
-    """The section `data` of the configuration, as far as all data sets share it."""
+    """The part of the section `data` that all data sets share."""
 
     annotations: AnyPath
-    """Where the captions are: a folder, or with table one file."""
+    """Folder with the annotation files; with format table, one JSONL, CSV or Parquet file."""
     videos: AnyPath
-    """Folder of the video files, on a disk that every node of the cluster sees; subfolders are searched too."""
+    """Folder with the video files, which every node of the cluster can read; its subfolders are searched too."""
     allow_missing_videos: bool = False
-    """False: a video that is not on disk is an error. True: it is decoded as `missing` and counts as a miss."""
+    """false: a video without a file is an error. true: ingest records it as missing, and its queries count as misses."""
     clip_rule: ClassVar[str | None] = None
-    """Which part of a video is the clip, if it is neither the whole file nor a segment that the annotations name."""
+    """Names the rule that cuts clips out of videos, if clips are neither whole files nor segments in the annotations."""
+    published_splits: ClassVar[Mapping[str, PublishedSplit]] = {}
+    """`data.split` -> what is published of it; empty for a user's own data."""
 
     def load(self) -> pa.Table:
         """Reads the annotations.
@@ -29,13 +33,13 @@ class CommonData(Section):
         Raises:
             AnnotationError: with everything that is wrong.
         """
-        raise AssertionError(f"{type(self).__name__} must say how it is read")
+        raise NotImplementedError(f"{type(self).__name__}.load")
 
 
 class HeldOutData(CommonData):
-    """A data set that may have no validation split of its own."""
+    """The settings of a data set that may have no validation split of its own."""
 
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Share of training videos held out for choosing the model, where the data set has no validation split."""
+    """Share of the training videos to hold out for validation, if the data set has no validation split."""
     validation_seed: int = 0
-    """Which videos are held out. Apart from `seed`, so that repeats of a run validate on the same videos."""
+    """Seed for choosing the videos to hold out; separate from `seed`, so that runs with other seeds use the same ones."""

@@ -1,4 +1,4 @@
-"""Reading a data set's files while collecting what is wrong with them, for one error at the end."""
+"""Reads the files of a data set and collects everything that is wrong with them, for one error at the end."""
 
 import csv
 import gzip
@@ -14,11 +14,11 @@ from typing import Any
 from waver.tools.errors import WaverError
 
 MAX_BYTES = 2**30
-"""What a compressed file may hold; the largest of a data set holds a tenth."""
+"""Largest decompressed size of a file, ten times that of the largest annotation file."""
 _EXAMPLES = 5
 _EXAMPLE_LENGTH = 160
 
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _shortened = reprlib.Repr()
 _shortened.maxstring = _shortened.maxother = _shortened.maxlong = _EXAMPLE_LENGTH
@@ -29,10 +29,7 @@ class AnnotationError(WaverError):
 
 
 class Problems:
-    """What is wrong with a data set, by kind.
-
-    Its length is the number of problems so far.
-    """
+    """The problems of a data set, grouped by kind and remedy. Its length is the number of problems so far."""
 
     def __init__(self) -> None:
         self._examples: dict[tuple[str, str], list[str]] = {}
@@ -41,11 +38,11 @@ class Problems:
         return sum(map(len, self._examples.values()))
 
     def add(self, kind: str, remedy: str, example: object) -> None:
-        """Notes one problem; those with the same kind and remedy are reported together."""
+        """Adds one problem; problems with the same kind and remedy are reported together."""
         self._examples.setdefault((kind, remedy), []).append(str(example))
 
     def raise_if_any(self, source: Path) -> None:
-        """Raises AnnotationError with everything noted about `source`, if anything was."""
+        """Raises AnnotationError with all problems of `source`, if there are any."""
         if not self._examples:
             return
         lines = [f"{source}: {'1 problem' if len(self) == 1 else f'{len(self)} problems'}"]
@@ -53,42 +50,42 @@ class Problems:
             shown = [text if len(text) <= _EXAMPLE_LENGTH else f"{text[:_EXAMPLE_LENGTH]}..." for text in examples]
             more = ", ..." if len(shown) > _EXAMPLES else ""
             lines += [f"  {len(shown)} x {kind}: {', '.join(shown[:_EXAMPLES])}{more}", f"      {remedy}"]
-        # Names of files can hold bytes that are not UTF-8, which could not be printed.
+        # File names may contain bytes that are not UTF-8, which cannot be printed.
         raise AnnotationError("\n".join(lines).encode("utf-8", "backslashreplace").decode())
 
 
 def excerpt(value: Any) -> str:
-    """A value from a file as Python writes it, shortened; however large it is and however deeply nested."""
+    """Returns the shortened `repr` of a value from a file, which may be large or deeply nested."""
     return _shortened.repr(value)
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a string that can be stored: JSON can hold halves of characters, UTF-8 cannot."""
-    return isinstance(value, str) and not _HALF_CHARACTER.search(value)
+    """Returns whether a value is a string that UTF-8 can encode; JSON strings may contain lone surrogates."""
+    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
 def caption_defect(caption: Any) -> str | None:
-    """The kind of problem that a caption has, None for one that can be used."""
-    if not isinstance(caption, str) or _HALF_CHARACTER.search(caption):
+    """Returns the kind of problem that a caption has, or None if it is valid."""
+    if not isinstance(caption, str) or _SURROGATE.search(caption):
         return "caption that is not text"
     return None if caption.strip() else "empty caption"
 
 
 def check_folder(folder: Path, content: str, problems: Problems) -> None:
-    """Raises AnnotationError if a file stands where the folder of annotations should be; `content` is what it holds."""
+    """Raises AnnotationError if `folder` is a file; the message says which files (`content`) the folder should hold."""
     if folder.is_file():
-        problems.add("file where the folder of annotations should be", f"it holds {content}", folder)
+        problems.add("file instead of a folder of annotations", f"name the folder with {content}", folder)
         problems.raise_if_any(folder)
 
 
 def find_file(folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of some files that is there, as it is or compressed (`.gz`)."""
+    """Returns the first of some files that exists, plain or compressed (`.gz`)."""
     candidates = (folder / f"{name}{ending}" for name in names for ending in ("", ".gz"))
     return next((path for path in candidates if path.is_file()), None)
 
 
 def read_json(path: Path, problems: Problems) -> tuple[bool, Any]:
-    """Whether a JSON file, plain or `.gz`, could be read, and its content."""
+    """Returns whether a JSON file, plain or `.gz`, could be read, and its content."""
     try:
         if path.suffix == ".gz":
             with gzip.open(path) as file:
@@ -102,8 +99,8 @@ def read_json(path: Path, problems: Problems) -> tuple[bool, Any]:
         return False, None
 
 
-def unknown_schema(path: Path, content: Any, understood: str, problems: Problems) -> None:
-    """Notes that a JSON file holds something else than what is `understood`."""
+def report_unknown_schema(path: Path, content: Any, understood: str, problems: Problems) -> None:
+    """Adds the problem that the schema of a JSON file is none of those that are `understood`."""
     if isinstance(content, dict):
         keys = ", ".join(list(content)[:5]) + (", ..." if len(content) > 5 else "")
         found = f"keys {keys or '(none)'}"
@@ -116,13 +113,13 @@ def read_text(path: Path, problems: Problems) -> str | None:
     """Reads UTF-8, with or without byte order mark.
 
     Returns:
-        The text, with U+FFFD where a line was not UTF-8 (which is a problem), so that the rest can still be checked;
-        None if there is nothing to read.
+        The text, or None if the file cannot be read. Bytes that are not UTF-8 are a problem and become U+FFFD, so that the
+        rest can still be checked.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        problems.add("unreadable file", "it must exist and be readable", f"{path} ({error.strerror})")
+        problems.add("unreadable file", "the file must exist and be readable", f"{path} ({error.strerror})")
         return None
     for number, line in enumerate(data.split(b"\n"), 1):
         try:
@@ -133,25 +130,25 @@ def read_text(path: Path, problems: Problems) -> str | None:
     return data.decode("utf-8-sig", errors="replace")
 
 
-def read_csv(text: str, problems: Problems, of: str = "") -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+def read_csv(text: str, problems: Problems, source: str = "") -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
     """Reads comma-separated values with a header.
 
     Args:
         text: the content.
-        problems: receives what is wrong.
-        of: follows every "line 2"; the file, where there are several.
+        problems: receives rows that cannot be parsed.
+        source: name of the file, for messages about more than one file.
 
     Returns:
-        The header, and for every row where it begins ("line 2") and its values by column.
+        The header; for every row, the place where it begins ("line 2" or "line 2 of <source>") and its values by column.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
     rows: list[tuple[str, dict[str, str]]] = []
-    for line, values in _numbered(reader, problems, of):
+    for line, values in _numbered(reader, problems, source):
         if not header:
             header = values
         elif len(values) != len(header):
-            remedy = f"every row needs the {len(header)} fields of the header; a field with a comma is put in quotes"
+            remedy = f"every row needs the {len(header)} fields of the header; put a field with a comma in quotes"
             problems.add("row with a wrong number of fields", remedy, f"{line} ({len(values)})")
         else:
             rows.append((line, dict(zip(header, values, strict=True))))
@@ -159,21 +156,21 @@ def read_csv(text: str, problems: Problems, of: str = "") -> tuple[list[str], li
 
 
 def read_jsonl(text: str, example: str, problems: Problems) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
-    """Reads an object a line.
+    """Reads JSON Lines: one object per line.
 
     Args:
         text: the content.
-        example: how a line looks.
-        problems: receives what is wrong.
+        example: an example of a line, for messages.
+        problems: receives lines that cannot be parsed.
 
     Returns:
-        The names in the objects, and for every object where it stands ("line 2") and itself.
+        The keys of all objects; for every object, its place ("line 2") and the object.
     """
     if text.lstrip().startswith("["):
         problems.add("JSON array", "write one object a line, without brackets and commas around them", "line 1")
         return [], []
     rows: list[tuple[str, dict[str, Any]]] = []
-    # Not splitlines: it also splits at characters that JSON allows inside a string (U+2028, U+0085).
+    # str.splitlines would also split at characters that JSON allows inside a string (U+2028, U+0085).
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -191,16 +188,16 @@ def read_jsonl(text: str, example: str, problems: Problems) -> tuple[list[str], 
     return list({column: None for _, row in rows for column in row}), rows
 
 
-def _numbered(reader: Any, problems: Problems, of: str) -> Iterator[tuple[str, list[str]]]:
-    """The records of a csv.reader that are not blank, each with the line in which it begins, up to the first defect."""
+def _numbered(reader: Any, problems: Problems, source: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields the nonblank records of a csv.reader, each with the line where it begins, up to the first syntax error."""
     while True:
-        line = f"line {reader.line_num + 1}{of}"
+        line = f"line {reader.line_num + 1}" + (f" of {source}" if source else "")
         try:
             values = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            remedy = "mend its quotes; nothing after it was read"
+            remedy = "correct its quotes; the rest of the file was not read"
             problems.add("record that is not CSV", remedy, f"{line} ({error})")
             return
         if values:

@@ -1,4 +1,4 @@
-"""A user's own data: a table in JSONL, CSV or Parquet, a row a caption."""
+"""A user's own data: a table in JSONL, CSV or Parquet, one row per caption."""
 
 import difflib
 import math
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from waver.data.annotations.captions import Caption, caption_table, held_out
+from waver.data.annotations.captions import Caption, caption_table, choose_validation_videos
 from waver.data.annotations.options import HeldOutData
 from waver.data.annotations.reading import MAX_BYTES, Problems, excerpt, is_text, read_csv, read_jsonl, read_text
 from waver.data.annotations.videos import index_videos
@@ -31,14 +31,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class VideoFile:
-    """Where a video is: absolute path, and the same relative to the folder of videos if it is below that."""
+    """A video file: its absolute path, and its name relative to the folder of videos (the path if it is elsewhere)."""
 
     path: str
     name: str
 
 
 class TableData(HeldOutData):
-    """The user's own data: one row a caption, in JSONL, CSV or Parquet."""
+    """The user's own data: a table with one row per caption, in JSONL, CSV or Parquet."""
 
     format: Literal["table"]
 
@@ -56,34 +56,33 @@ class TableData(HeldOutData):
 def load_table(
     annotations: Path, videos: Path, *, validation_fraction: float, validation_seed: int, allow_missing_videos: bool
 ) -> pa.Table:
-    """Reads one's own data from a `.jsonl` (or `.json`, an object a line), `.csv` or `.parquet` file.
+    """Reads a user's own data from a `.jsonl` (or `.json`, one object per line), `.csv` or `.parquet` file.
 
     Columns:
-        video: the file, relative to `videos`; absolute only if it exists.
-        caption: what it shows; kept as written.
-        start_s, end_s (optional): the segment that is meant, seconds. Only an end: from the beginning. Only a start: to
-            the end.
-        split (optional): train, validation (or val), test. Without the column everything is train, from which
-            validation is held out, and there is no test split.
-        style (optional): how the caption is written; any word.
-        video_id (optional): by default `video` without suffix. Segments of a video share its id.
+        video: path of the file, relative to `videos`, or absolute if the file exists.
+        caption: description of the clip; kept unchanged.
+        start_s, end_s (optional): segment of the video, in seconds; a missing start is the beginning, a missing end the end.
+        split (optional): train, validation (or val), test. Without this column every row is in train, validation is held out
+            of it, and there is no test split.
+        style (optional): writing style of the caption, a label of the user's choice.
+        video_id (optional): by default `video` without its extension. Segments of a video share its id.
 
     Empty values are nulls. A clip is a video or a segment of one: its `clip_id` is `video_id`, or
-    `{video_id}@{start}-{end}`. Video files that no row names are left alone.
+    `{video_id}@{start}-{end}`. Video files that no row names are ignored.
 
     Args:
         annotations: the file.
         videos: folder of the video files.
         validation_fraction: share of the training videos held out for validation, with all their clips, if no row has
             that split.
-        validation_seed: which ones; the order of the rows does not matter.
-        allow_missing_videos: accept a relative path where there is no file, instead of failing.
+        validation_seed: seed for choosing them; the order of the rows does not matter.
+        allow_missing_videos: whether a relative path without a file is allowed.
 
     Returns:
         A table of `CAPTIONS_SCHEMA` in the order of the file; paths are absolute.
 
     Raises:
-        AnnotationError: with everything that is wrong.
+        AnnotationError: with every problem.
     """
     problems = Problems()
     videos = videos.absolute()
@@ -95,7 +94,7 @@ def load_table(
         parsed = ((where, _parse(where, row, "split" in columns, file_of, problems)) for where, row in rows)
         captions = [(where, caption) for where, caption in parsed if caption]
         _check_identities(captions, {file.path: file.name for file in file_of.values()}, problems)
-        _check_train(rows, file_of, problems)
+        _check_train_size(rows, file_of, problems)
     problems.raise_if_any(annotations)
 
     result = [caption for _, caption in captions]
@@ -103,7 +102,7 @@ def load_table(
     if not any(caption.split == "validation" for caption in result):
         validation = "held out of train"
         train = (caption.video_id for caption in result if caption.split == "train")
-        chosen = held_out(train, validation_fraction, validation_seed)
+        chosen = choose_validation_videos(train, validation_fraction, validation_seed)
         result = [
             replace(caption, split="validation") if caption.split == "train" and caption.video_id in chosen else caption
             for caption in result
@@ -112,7 +111,7 @@ def load_table(
 
 
 def _read_rows(path: Path, problems: Problems) -> tuple[list[str], list[tuple[str, Row]]]:
-    """The columns, and every row with its place in the file ("line 2")."""
+    """Returns the columns, and every row with its place in the file ("line 2")."""
     suffix = path.suffix.lower()
     num_problems = len(problems)
     columns: list[str] = []
@@ -122,13 +121,9 @@ def _read_rows(path: Path, problems: Problems) -> tuple[list[str], list[tuple[st
     elif suffix == ".parquet":
         columns, rows = _read_parquet(path, problems)
     elif (text := read_text(path, problems)) is not None:
-        columns, rows = (
-            read_csv(text, problems)
-            if suffix == ".csv"
-            else read_jsonl(text, '{"video": ..., "caption": ...}', problems)
-        )
+        columns, rows = read_csv(text, problems) if suffix == ".csv" else read_jsonl(text, _EXAMPLE, problems)
     if not rows and len(problems) == num_problems:
-        problems.add("table without rows", f"write a row a caption, with {' and '.join(REQUIRED)}", path.name)
+        problems.add("table without rows", f"write one row per caption, with {' and '.join(REQUIRED)}", path.name)
     return columns, rows
 
 
@@ -137,11 +132,11 @@ def _read_parquet(path: Path, problems: Problems) -> tuple[list[str], list[tuple
         with pq.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             known = [name for name in columns if name in (*REQUIRED, *OPTIONAL)]
-            if len(set(known)) < len(known) or not {*REQUIRED} <= {*known}:  # `_check_columns` says so
+            if len(set(known)) < len(known) or not {*REQUIRED} <= {*known}:  # `_check_columns` reports it
                 return columns, []
-            _check_claims(file.metadata)
-            repeating = [name for name in known if name not in _with_deltas(file.metadata)]
-        # Equal texts are kept once: a small file can repeat a long one millions of times.
+            _check_declared_size(file.metadata)
+            repeating = [name for name in known if name not in _delta_encoded_columns(file.metadata)]
+        # Dictionaries keep equal texts once: a small file can repeat a long text millions of times.
         rows, size = [], 0
         with pq.ParquetFile(path, read_dictionary=repeating) as file:
             for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=known):
@@ -155,18 +150,14 @@ def _read_parquet(path: Path, problems: Problems) -> tuple[list[str], list[tuple
                     raise ValueError(f"it unpacks to more than {MAX_BYTES // 2**20} MiB")
                 rows += [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
         return columns, [(f"row {number}", row) for number, row in enumerate(rows, 1)]
-    except (
-        OSError,
-        pa.ArrowException,
-        ValueError,
-        OverflowError,
-    ) as error:  # text that is no UTF-8, years beyond Python's
-        problems.add("unreadable file", "it must exist, be readable and be Parquet", f"{path} ({error})")
+    # ValueError: text that is not UTF-8. OverflowError: years that Python cannot represent.
+    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
+        problems.add("unreadable file", "the file must exist, be readable and be Parquet", f"{path} ({error})")
         return [], []
 
 
-def _check_claims(metadata: pq.FileMetaData) -> None:
-    """What a file says of itself; reading stops at the same size of text, whatever it says."""
+def _check_declared_size(metadata: pq.FileMetaData) -> None:
+    """Raises ValueError if the metadata declares a file that is too large; reading it stops at the same size anyway."""
     size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
     if size > MAX_BYTES or metadata.num_rows > _MAX_ROWS:
         raise ValueError(
@@ -175,15 +166,15 @@ def _check_claims(metadata: pq.FileMetaData) -> None:
         )
 
 
-def _with_deltas(metadata: pq.FileMetaData) -> set[str]:
-    """Columns whose texts are stored as what differs from the text before, which Arrow cannot read as a dictionary."""
+def _delta_encoded_columns(metadata: pq.FileMetaData) -> set[str]:
+    """Returns the columns with a delta encoding (texts stored as differences), which Arrow cannot read as a dictionary."""
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     columns = (group.column(number) for group in groups for number in range(group.num_columns))
     return {column.path_in_schema for column in columns if any(name.startswith("DELTA") for name in column.encodings)}
 
 
 def _as_python(column: pa.Array) -> list[Any]:
-    """Its values; equal ones of a dictionary are one object."""
+    """Returns the values; equal values of a dictionary-encoded column are one object."""
     if not pa.types.is_dictionary(column.type):
         return column.to_pylist()
     values = column.dictionary.to_pylist()
@@ -191,7 +182,7 @@ def _as_python(column: pa.Array) -> list[Any]:
 
 
 def _check_columns(columns: list[str], has_rows: bool, problems: Problems) -> bool:
-    """Whether the columns are there that rows cannot be read without."""
+    """Adds a problem for each unknown, repeated or missing column; returns whether the required columns exist."""
     known = [*REQUIRED, *OPTIONAL]
     for column, count in Counter(columns).items():
         if column not in known:
@@ -199,7 +190,7 @@ def _check_columns(columns: list[str], has_rows: bool, problems: Problems) -> bo
             hint = f"{column!r} (did you mean {near[0]}?)" if near else repr(column)
             problems.add("unknown column", f"known columns: {', '.join(known)}", hint)
         elif count > 1:
-            problems.add("column that stands twice", "keep one of them", column)
+            problems.add("repeated column", "keep one of them", column)
     absent = [column for column in REQUIRED if column not in columns]
     for column in absent if columns or has_rows else ():
         problems.add("missing column", "a table needs video (path) and caption", column)
@@ -209,7 +200,7 @@ def _check_columns(columns: list[str], has_rows: bool, problems: Problems) -> bo
 def _locate_videos(
     rows: Iterable[tuple[str, Row]], videos: Path, files: list[Path], allow_missing: bool, problems: Problems
 ) -> dict[str, VideoFile]:
-    """The file of every different value of `video` but those that leave the folder; its problems come once for each."""
+    """Returns the file of each different value of `video` that is a valid path; adds a problem once for each other value."""
     indexed = set(files)
     file_of: dict[str, VideoFile] = {}
     seen: set[str] = set()
@@ -221,7 +212,7 @@ def _locate_videos(
         path, where = videos / video, f"{where}: {excerpt(video)}"  # an absolute `video` replaces the folder
         parts = Path(video).parts
         if not parts or "\x00" in video or max(len(os.fsencode(part)) for part in parts) > _MAX_NAME_BYTES:
-            problems.add("video that is no path of a file", f"write paths below {videos}", where)
+            problems.add("video that is not a file path", f"write paths below {videos}", where)
             continue
         if ".." in parts:
             problems.add("path that leaves the folder of videos", f"write paths below {videos}, without ..", where)
@@ -230,7 +221,7 @@ def _locate_videos(
         if Path(video).is_absolute() and not is_there:
             problems.add("absolute path without a file", f"write paths relative to {videos}", where)
         elif files and not is_there and not allow_missing:
-            remedy = f"put them into {videos} under this path, or set allow_missing_videos and they count as misses"
+            remedy = f"put them into {videos} under this path, or set data.allow_missing_videos to count them as misses"
             problems.add("video without a file", remedy, where)
         name = path.relative_to(videos) if path.is_relative_to(videos) else path
         file_of[video] = VideoFile(str(path), name.as_posix())
@@ -240,7 +231,7 @@ def _locate_videos(
 def _parse(
     where: str, row: Row, has_splits: bool, file_of: Mapping[str, VideoFile], problems: Problems
 ) -> Caption | None:
-    """One row; None if something is wrong with it."""
+    """Parses one row; returns None if it has a problem."""
     num_problems = len(problems)
     text = {name: _text(row, name, where, problems) for name in ("video", "caption", "split", "style", "video_id")}
     for column in REQUIRED:
@@ -248,7 +239,7 @@ def _parse(
             problems.add(f"empty {column}", "fill it in, or delete the row", where)
     split = text["split"] if has_splits else "train"
     if split == "":
-        problems.add("row without split", "rows have either all a split or none", where)
+        problems.add("row without split", "fill in the split of every row, or delete the column", where)
     elif split is not None and split not in SPLIT_NAMES:
         problems.add("unknown split", f"it is one of {', '.join(SPLIT_NAMES)}", f"{where}: {split!r}")
     start_s, end_s = (_seconds(row, name, where, problems) for name in ("start_s", "end_s"))
@@ -262,16 +253,16 @@ def _parse(
     file = file_of.get(text["video"] or "")
     if file is None or len(problems) > num_problems:
         return None
-    # Not Path.suffix, which Python versions see differently in "name.".
+    # Not Path.suffix: Python versions differ on "name.".
     video_id = text["video_id"] or os.path.splitext(file.name)[0]  # noqa: PTH122
-    clip_id = video_id if start_s is None else f"{video_id}@{_short(start_s)}-{_short(end_s)}"
+    clip_id = video_id if start_s is None else f"{video_id}@{_format_seconds(start_s)}-{_format_seconds(end_s)}"
     return Caption(
         video_id, clip_id, file.path, start_s, end_s, text["caption"], SPLIT_NAMES[split], text["style"] or None
     )
 
 
 def _text(row: Row, column: str, where: str, problems: Problems) -> str | None:
-    """A string, empty for a null; None if it is something else."""
+    """Returns the string of a column, empty for null, or None (a problem) if the value is not text."""
     value = row.get(column)
     if value is None:
         return ""
@@ -295,12 +286,12 @@ def _seconds(row: Row, column: str, where: str, problems: Problems) -> float | N
     return None
 
 
-def _short(seconds: float | None) -> str:
+def _format_seconds(seconds: float | None) -> str:
     return "" if seconds is None else repr(seconds).removesuffix(".0")
 
 
 def _check_identities(captions: list[tuple[str, Caption]], name_of: Mapping[str, str], problems: Problems) -> None:
-    """Finds ids that mean two things, and clips in two splits; `name_of` shortens paths."""
+    """Finds ambiguous ids and clips in two splits; `name_of` maps paths to the names to show."""
 
     def check(kind: str, remedy: str, pairs: Iterable[tuple[Hashable, Hashable]]) -> None:
         values: dict[Hashable, dict[Hashable, str]] = {}
@@ -316,17 +307,17 @@ def _check_identities(captions: list[tuple[str, Caption]], name_of: Mapping[str,
     check("video_id of two files", ids, ((row.video_id, name_of[row.path]) for row in rows))
     check("file with two video_ids", ids, ((name_of[row.path], row.video_id) for row in rows))
     segments = ((row.clip_id, (row.video_id, row.start_s, row.end_s)) for row in rows)
-    check("clip_id of two clips", "change the video_id that looks like a segment", segments)
+    check("clip_id of two clips", "change the video_id that has the form of a segment's clip_id", segments)
     check("clip in two splits", "keep all captions of a clip in one split", ((row.clip_id, row.split) for row in rows))
 
 
-def _check_train(rows: list[tuple[str, Row]], file_of: Mapping[str, VideoFile], problems: Problems) -> None:
-    """Rows with something else wrong count as well: they may be mended."""
+def _check_train_size(rows: list[tuple[str, Row]], file_of: Mapping[str, VideoFile], problems: Problems) -> None:
+    """Adds a problem if train has fewer than 2 videos; rows with other problems count, since they may be corrected."""
     train = {
         file_of.get(video, video) if isinstance(video, str) else where
         for where, row in rows
         if (video := row.get("video")) is not None and row.get("split") not in ("validation", "val", "test")
     }
     if rows and len(train) < 2:
-        remedy = "at least 2 videos are needed: one to train on, one to validate on or to be told apart from"
+        remedy = "training needs at least 2 videos, to hold one out for validation and to have negatives"
         problems.add("train split that is too small", remedy, "1 video" if train else "no video")

@@ -103,7 +103,7 @@ def ingest(
         todo = _unfinished(clips, store)
         if len(todo):
             write_manifest(store, settings, complete=False)
-            with connect(), closing(_decode_clips(todo, store, settings, section, wait_s=wait_s)) as ledgers:
+            with connect(), closing(_decode(todo, store, settings, section, wait_s=wait_s)) as ledgers:
                 _show_progress(ledgers, len(todo), progress)
         write_manifest(store, settings, complete=True)
     except KeyboardInterrupt:
@@ -165,7 +165,7 @@ def _try_again(known: dict, path: str, store: Path) -> bool:
     return known["status"] == "missing" or changed > (store / "ledger" / known["block"]).stat().st_mtime
 
 
-def _decode_clips(
+def _decode(
     clips: pa.Table,
     store: Path,
     settings: StoreSettings,

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from waver.data.clip_store import StoreSettings, write_block
 from waver.data.decoder import Decoder
-from waver.data.ledger import Decoded
+from waver.data.ledger import DecodedClip
 from waver.data.video import ClipError
 
 
@@ -28,7 +28,7 @@ class BlockDecoder:
         """Returns the ledger of these clips, which have clip_id, path, start_s and end_s."""
         return write_block(self._store, self._settings, map(self._decode, clips.to_pylist()))
 
-    def _decode(self, clip: dict) -> Decoded:
+    def _decode(self, clip: dict) -> DecodedClip:
         started = time.perf_counter()
         try:
             outcome = self._decoder.read_clip(
@@ -41,4 +41,4 @@ class BlockDecoder:
             )
         except ClipError as error:
             outcome = error
-        return Decoded(clip["clip_id"], clip["path"], time.perf_counter() - started, outcome)
+        return DecodedClip(clip["clip_id"], clip["path"], time.perf_counter() - started, outcome)
