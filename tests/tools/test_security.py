@@ -164,7 +164,7 @@ NOT_PLAIN = {
     "!!python/object/apply:os.mkdir [exploded]": "could not determine a constructor",
     "!!python/name:os.system": "could not determine a constructor",
     f"{{{', '.join(NESTED)}}}": "stand for more than 10000 values",  # 10^12 of them
-    "&a [*a]": "or a part of itself",
+    "&a [*a]": "or contains itself",
     "[" * 500: "nested too deeply",
     "[" * 500 + "]" * 500: "nested too deeply",
     "9" * 5000: "limit",

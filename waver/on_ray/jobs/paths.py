@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from waver.config import ExperimentConfig, SweepConfig, as_written
+from waver.config import ExperimentConfig, SweepConfig, load_unresolved
 from waver.sweeps.space import base_overrides
 
 ON_RUNS = ("evaluate", "robustness")
@@ -29,11 +29,11 @@ def named_paths(
 ) -> Iterator[tuple[str, str, str]]:
     """What names a file or folder outside the upload: (name, value as it is written, where it is written)."""
     if sweep:
-        settings = as_written(sweep.base, base_overrides(sweep, overrides))
+        settings = load_unresolved(sweep.base, base_overrides(sweep, overrides))
         settings |= {f"space.{key}": parameter.values for key, parameter in sweep.space.items() if key in _PATHS}
         path = sweep.base
     else:
-        settings = as_written(path, overrides) if config else dict(overrides)
+        settings = load_unresolved(path, overrides) if config else dict(overrides)
     if config and "storage.path" not in settings:
         yield "storage.path", "storage", " (the default)"
     for name in _PATHS:
