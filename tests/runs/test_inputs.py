@@ -194,7 +194,7 @@ def test_released_phrases_need_no_vocabulary(project):
 
 def test_a_random_teacher_is_an_error(project):
     config = project(knows=False, **{"model.weights": None, "knowledge.top_k": 0})
-    with pytest.raises(KnowledgeError, match=r"model.weights = null gives the teacher random weights"):
+    with pytest.raises(KnowledgeError, match=r"model.weights = null makes a teacher with random weights"):
         run_match(config)
     assert not config.knowledge_store.exists()
 
