@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from waver.config import ConfigError, ExperimentConfig, as_written, load_config, parse_overrides
+from waver.config import ConfigError, ExperimentConfig, load_config, load_unresolved, parse_overrides
 from waver.tools.object_store import remote_of
 
 SMALL = "name: x\ndata: {format: table, annotations: a.jsonl, videos: v}\n"
@@ -37,7 +37,7 @@ def test_published_recipe_of_msrvtt(repository: Path):
     ("name", "captions_per_clip", "max_words", "max_frames"),
     [("msvd", 41, 32, 12), ("vatex", 10, 32, 12), ("didemo", 1, 64, 64)],
 )
-def test_the_other_recipes_differ_from_that_of_msrvtt_only_in_what_they_say(
+def test_other_recipes_differ_from_msrvtt_only_in_the_settings_they_name(
     repository: Path, name, captions_per_clip, max_words, max_frames
 ):
     base, config = (load_config(repository / "experiments" / f"{each}.yaml").model_dump() for each in ("msrvtt", name))
@@ -77,7 +77,7 @@ def test_all_mistakes_at_once_with_path_value_and_remedy(tmp_path):
 
 
 @pytest.mark.parametrize("data", ["{format: msrvt, videos: v}", "{videos: v}"])
-def test_unknown_data_set_names_those_there_are(tmp_path, data):
+def test_unknown_data_set_error_lists_the_known_ones(tmp_path, data):
     with pytest.raises(ConfigError, match=r"data.format: .*msrvtt, msvd, vatex, didemo, table"):
         load_config(write(tmp_path, f"name: x\ndata: {data}\n"))
 
@@ -95,7 +95,7 @@ def test_unknown_data_set_names_those_there_are(tmp_path, data):
             "format: msrvtt, validation_fraction: 1",
             "(Share of the training videos to hold out for validation",
         ),
-        ("format: [msvd]", "data.format: which data set this is; one of msrvtt, msvd, "),
+        ("format: [msvd]", "data.format: must be one of msrvtt, msvd, "),
     ],
 )
 def test_mistakes_in_a_data_set(tmp_path, data, expected):
@@ -109,9 +109,9 @@ def test_mistakes_in_a_data_set(tmp_path, data, expected):
     [
         ("name: [", "not YAML: .* line 1, column"),
         ("- a\n- b\n", "an experiment is a mapping"),
-        (SMALL + "name: y\n", "'name' stands twice in line 3"),
+        (SMALL + "name: y\n", "duplicate key 'name' in line 3"),
         (SMALL + "text: {prompt: no place}\n", "text.prompt: 'no place': it must contain {}"),
-        (SMALL + "loss: {contrastive: 0}\n", "every weight is 0"),
+        (SMALL + "loss: {contrastive: 0}\n", "all weights are 0"),
         (
             SMALL + "train: {global_batch_size: 4}\nresources: {workers: 3}\n",
             "more than half of train.global_batch_size",
@@ -124,13 +124,13 @@ def test_one_mistake(tmp_path, text, expected):
         load_config(write(tmp_path, text))
 
 
-def test_missing_file_names_its_neighbours(tmp_path):
+def test_missing_file_error_lists_the_files_in_its_folder(tmp_path):
     write(tmp_path, SMALL)
     with pytest.raises(ConfigError, match=r"no such file; in .* there is: experiment.yaml"):
         load_config(tmp_path / "experimnt.yaml")
 
 
-def test_overrides_go_the_same_way(tmp_path):
+def test_overrides_are_validated_like_the_file(tmp_path):
     path = write(tmp_path, SMALL)
     overrides = parse_overrides(
         ["train.lr=3e-5", "model.weights=null", "similarity.kind=ti", "model.backbone={embed_dim: 3}"]
@@ -144,7 +144,7 @@ def test_overrides_go_the_same_way(tmp_path):
         parse_overrides(["train.lr", "a=["])
 
 
-def test_frozen(tmp_path):
+def test_configuration_is_immutable(tmp_path):
     config = load_config(write(tmp_path, SMALL))
     with pytest.raises(ValueError, match="frozen"):
         config.train.lr = 1.0
@@ -158,7 +158,7 @@ def test_written_configuration_reads_as_itself(tmp_path):
     assert load_config(write(tmp_path, SMALL)).digest() != config.digest()
 
 
-def test_clip_store_is_shared_by_those_who_decode_alike(tmp_path):
+def test_clip_store_depends_on_videos_and_decoding_settings_only(tmp_path):
     path = write(tmp_path, SMALL)
     base = load_config(path).clip_store
     assert load_config(path, {"train.lr": 1.0, "ingest.jpeg_quality": 50}).clip_store == base
@@ -189,7 +189,7 @@ def test_the_experiments_on_msrvtt_differ_only_in_what_they_say(repository: Path
     }
 
 
-def test_paths_mean_the_same_from_every_folder(tmp_path, monkeypatch):
+def test_relative_paths_become_absolute(tmp_path, monkeypatch):
     """Workers run in folders of their own, and so may who evaluates a run."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.pt").touch()
@@ -202,10 +202,10 @@ def test_paths_mean_the_same_from_every_folder(tmp_path, monkeypatch):
     assert load_config(write(tmp_path, SMALL)).model.weights == "openai"
 
 
-def test_what_was_written_is_told_before_paths_are_resolved(tmp_path):
+def test_load_unresolved_keeps_paths_as_written(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("name: x\ndata: {format: table, videos: videos}\nknowledge: {released: [a.json, ~/b.json]}\n")
-    assert as_written(path, {"data.videos": "/v", "storage.path": "s"}) == {
+    assert load_unresolved(path, {"data.videos": "/v", "storage.path": "s"}) == {
         "name": "x",
         "data.format": "table",
         "data.videos": "/v",
@@ -241,29 +241,35 @@ KNOWS = {"knowledge.top_k": 3}
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ({"loss.knowledge": 0.5}, r"loss.knowledge = 0.5 learns from phrases, and knowledge.top_k = 0 gives none"),
-        ({"loss.distill": 2}, r"loss.distill = 2 learns from phrases, and knowledge.top_k = 0 gives none"),
+        ({"loss.knowledge": 0.5}, r"loss.knowledge = 0.5 needs phrases, but knowledge.top_k = 0"),
+        ({"loss.distill": 2}, r"loss.distill = 2 needs phrases, but knowledge.top_k = 0"),
         (
             KNOWS | {"loss.distill": 1, "knowledge.fusion": "none"},
-            r"loss.distill = 1 .*knowledge.fusion = none informs none: set it to attention",
+            r"loss.distill = 1 .*knowledge.fusion = none: set knowledge.fusion to attention",
         ),
         (
             KNOWS | {"loss.distill": 1, "loss.informed": 0, "knowledge.at_inference": False},
-            r"loss.informed = 0 would never learn anything themselves: set it to 1",
+            r"which nothing trains if loss.informed = 0: set loss.informed to 1",
         ),
-        ({"knowledge.top_k": 31}, r"top_k = 31 is more than knowledge.num_matches = 30.*raise the latter"),
-        (KNOWS | {"model.weights": None}, r"model.weights = null makes a teacher with random weights"),
+        ({"knowledge.top_k": 31}, r"top_k = 31 is more than knowledge.num_matches = 30.*raise knowledge.num_matches"),
+        (KNOWS | {"model.weights": None}, r"model.weights = null gives the teacher random weights"),
         (
             KNOWS | {"model.weights": None, "knowledge.fusion": "none", "loss.knowledge": 1},
-            r"model.weights = null makes a teacher with random weights",
+            r"model.weights = null gives the teacher random weights",
         ),
-        (KNOWS | {"loss.contrastive": 0, "loss.knowledge": 1}, r"loss.contrastive = 0 leaves the videos"),
-        (KNOWS | {"loss.contrastive": 0, "loss.distill": 1}, r"loss.contrastive = 0 leaves the videos"),
+        (
+            KNOWS | {"loss.contrastive": 0, "loss.knowledge": 1},
+            r"loss.contrastive = 0: no loss would train the retrieval",
+        ),
+        (
+            KNOWS | {"loss.contrastive": 0, "loss.distill": 1},
+            r"loss.contrastive = 0: no loss would train the retrieval",
+        ),
         (
             KNOWS | {"loss.contrastive": 0, "loss.knowledge": 1, "knowledge.at_inference": False},
-            r"only with knowledge.at_inference = false can loss.distill take its place",
+            r"or set knowledge.at_inference to false and loss.distill above 0",
         ),
-        ({"loss.contrastive": 0, "loss.informed": 1}, r"every weight is 0"),
+        ({"loss.contrastive": 0, "loss.informed": 1}, r"all weights are 0"),
         ({"loss.temperature": 0}, r"loss.temperature: 0: .*greater than 0"),
         ({"loss.distill": -1}, r"loss.distill: -1: .*greater than or equal to 0"),
         ({"knowledge.top_k": -1}, r"knowledge.top_k: -1"),
@@ -276,12 +282,12 @@ KNOWS = {"knowledge.top_k": 3}
         ({"vocabulary.min_count": 0}, r"vocabulary.min_count: 0"),
     ],
 )
-def test_knowledge_that_does_not_fit_together(tmp_path, overrides, expected):
+def test_inconsistent_knowledge_settings_are_errors(tmp_path, overrides, expected):
     with pytest.raises(ConfigError, match=expected):
         load_config(write(tmp_path, SMALL), overrides)
 
 
-def test_weights_of_the_loss_that_do_fit_together(tmp_path):
+def test_consistent_loss_weights_are_accepted(tmp_path):
     for overrides in (
         {"loss.informed": 0},
         KNOWS | {"loss.distill": 1, "loss.informed": 0},  # with at_inference the term does not exist
@@ -311,7 +317,7 @@ def test_weights_of_the_loss_that_do_fit_together(tmp_path):
         (3, "none", False, 1, 0, (False, True, False)),
     ],
 )
-def test_who_needs_phrases_and_when(tmp_path, top_k, fusion, at_inference, knowledge, distill, expected):
+def test_when_phrases_are_needed(tmp_path, top_k, fusion, at_inference, knowledge, distill, expected):
     overrides = {
         "knowledge.top_k": top_k,
         "knowledge.fusion": fusion,
@@ -349,21 +355,21 @@ def test_who_needs_phrases_and_when(tmp_path, top_k, fusion, at_inference, knowl
         ({"knowledge.released": ["a.json"]}, False, True),
     ],
 )
-def test_dictionary_and_knowledge_are_shared_by_those_who_mean_the_same(tmp_path, overrides, dictionary, knowledge):
+def test_dictionary_and_knowledge_folders_depend_on_their_settings_only(tmp_path, overrides, dictionary, knowledge):
     path = write(tmp_path, SMALL)
     base, other = load_config(path, KNOWS), load_config(path, KNOWS | overrides)
     assert (other.dictionary != base.dictionary) == dictionary
     assert (other.knowledge_store != base.knowledge_store) == knowledge
 
 
-def test_released_knowledge_does_not_depend_on_a_dictionary_of_ones_own(tmp_path):
+def test_released_knowledge_does_not_depend_on_the_vocabulary_settings(tmp_path):
     path, released = write(tmp_path, SMALL), {"knowledge.released": ["a.json", "b.json"]}
     base = load_config(path, released)
     assert load_config(path, released | {"vocabulary.min_count": 2}).knowledge_store == base.knowledge_store
     assert load_config(path, {"knowledge.released": ["a.json"]}).knowledge_store != base.knowledge_store
 
 
-def test_places_are_below_the_storage(tmp_path):
+def test_folders_are_below_storage_path(tmp_path):
     config = load_config(write(tmp_path, SMALL), {"storage.path": "/s", "data.annotations": "sets/mine.jsonl"})
     assert config.dictionary.parent == Path("/s/dictionaries")
     assert config.dictionary.name.startswith("mine-")
@@ -374,7 +380,10 @@ def test_places_are_below_the_storage(tmp_path):
 @pytest.mark.parametrize(
     ("workers", "told"),
     [
-        ("two", r"resources.workers: 'two': is neither \(A number, or \{min: 2, max: 8\}"),
+        (
+            "two",
+            r"resources.workers: 'two': is neither a number nor a range \(Number of workers, or a range \{min: 2, max: 8\}",
+        ),
         ({"min": 3, "max": 2}, r"resources.workers.*min = 3 is more than max = 2"),
         ({"min": 1, "max": 4}, r"resources.workers = 4 is more than half of train.global_batch_size = 6"),
         ({"min": 1}, r"resources.workers"),
@@ -391,7 +400,7 @@ def test_workers_are_a_number_or_a_range(load_tiny, workers, told):
 # ---- storage in an object store
 
 
-def test_a_storage_in_an_object_store_is_worked_on_through_its_copy(tmp_path, monkeypatch):
+def test_storage_in_an_object_store_uses_its_local_copy(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = load_config(write(tmp_path, SMALL), {"storage.path": "s3://bucket/mine/"})
     assert config.storage.path == "s3://bucket/mine"
@@ -412,7 +421,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(tmp_path, url, key):
         assert "environment of every node (AWS_ACCESS_KEY_ID" in str(raised.value)
 
 
-def test_places_that_are_none(tmp_path):
+def test_invalid_places_are_errors(tmp_path):
     with pytest.raises(
         ConfigError, match=r"storage.path: 'ftp://x': unsupported object store .* s3://, gs://, abfs://"
     ):
@@ -423,7 +432,7 @@ def test_places_that_are_none(tmp_path):
         load_config(write(tmp_path, SMALL), {"storage.path": 3})
 
 
-def test_labels_of_nodes_are_those_that_ray_takes_and_change_no_figure(tmp_path):
+def test_node_labels_are_those_of_ray_and_do_not_change_the_digest(tmp_path):
     path = write(tmp_path, SMALL)
     overrides = parse_overrides(["resources.node_labels={waver.role: train}", "ingest.node_labels={a/b: 'c-1'}"])
     labelled = load_config(path, overrides)

@@ -47,7 +47,7 @@ def test_all_mistakes_at_once_with_path_value_and_remedy(tmp_path):
         "space.knowledge.top_k.choice: ",
         "write exactly one of uniform, loguniform, randint, choice, grid (here: choice, grid)",
         "objective.metric: 'R@1'",
-        "objective.split: 'test': a sweep that chooses on test reports a figure that it was chosen for",
+        "objective.split: 'test': a sweep that selects trials on test would report a biased metric",
         "samples: unknown key; did you mean num_samples?",
         "scheduler.kind: 'pbt'",
         "scheduler.reduction_factor: 1",
@@ -58,17 +58,17 @@ def test_all_mistakes_at_once_with_path_value_and_remedy(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("space: {name: {choice: [a]}}", r"space.name: is not varied by a sweep"),
+        ("space: {name: {choice: [a]}}", r"space.name: a sweep cannot vary it"),
         ("space: {seed: {choice: [1, 2]}}", r"space.seed: .*write repeats: N"),
-        ("space: {resources.workers: {choice: [1, 2]}}", r"resources.workers: .*they change no figure"),
-        ("space: {loss.distill: {uniform: [0, 1]}}\nset: {loss.distill: 1}", r"stands in `set` too"),
-        ("space: {loss.distill: {uniform: [0, 1]}}\nsearch: grid", r"uniform has no end of values"),
-        ("space: {loss.distill: {grid: [0, 1]}}\nsearch: optuna", r"write choice in place of grid"),
+        ("space: {resources.workers: {choice: [1, 2]}}", r"resources.workers: .*they change no metric"),
+        ("space: {loss.distill: {uniform: [0, 1]}}\nset: {loss.distill: 1}", r"is in `set` too"),
+        ("space: {loss.distill: {uniform: [0, 1]}}\nsearch: grid", r"uniform does not list its values"),
+        ("space: {loss.distill: {grid: [0, 1]}}\nsearch: optuna", r"write choice instead of grid"),
         ("space: {'loss distill': {choice: [1]}}", r"write a dotted key"),
         ("space: {}", r"space: \{\}"),
         (
             "space: {a.b: {choice: [1], when: {a.c: 1}}, a.c: {choice: [1], when: {a.b: 1}}}",
-            r"a.b, a.c depend on one another",
+            r"the conditions of a.b, a.c are circular",
         ),
     ],
 )
@@ -77,10 +77,10 @@ def test_one_mistake(tmp_path, text, expected):
         load_sweep(write(tmp_path, f"name: s\nbase: e.yaml\n{text}\n"))
 
 
-def test_an_experiment_is_no_sweep(tmp_path):
+def test_experiment_file_is_not_a_sweep(tmp_path):
     with pytest.raises(ConfigError, match="a sweep is a mapping"):
         load_sweep(write(tmp_path, "- 1"))
-    with pytest.raises(ConfigError, match="space: is missing; Dotted key -> the values"):
+    with pytest.raises(ConfigError, match="space: is missing; Search space: dotted key -> the values"):
         load_sweep(REPOSITORY / "experiments" / "msrvtt.yaml")
 
 

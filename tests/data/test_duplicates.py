@@ -1,4 +1,4 @@
-"""What stands twice, against computations that compare everything with everything."""
+"""Duplicates, compared with computations over all pairs."""
 
 import csv
 import itertools

@@ -155,7 +155,7 @@ def test_mistakes_of_all_points_are_told_once(plan):
 
 def test_settings_that_do_not_fit_together_are_found_before_the_start(plan):
     sweep, base = plan({"knowledge.top_k": {"choice": [0, 3]}, "loss.distill": {"choice": [0.0, 1.0]}}, search="grid")
-    with pytest.raises(ConfigError, match=r"loss.distill = 1 learns from phrases.*\(in 1 of 4 points\)"):
+    with pytest.raises(ConfigError, match=r"loss.distill = 1 needs phrases.*\(in 1 of 4 points\)"):
         point_configs(sweep, base, base_overrides(sweep), list_points(sweep, base))
     sweep, base = plan(
         {"knowledge.top_k": {"choice": [0, 3]}, "loss.distill": {"choice": [0.0, 1.0], "when": {"knowledge.top_k": 3}}},

@@ -10,7 +10,7 @@ from waver.tools.memory import available_memory, memory_of_tree, peak_rss, sampl
 MIB = 2**20
 
 
-def test_a_child_counts_and_shared_memory_counts_once():
+def test_children_count_and_shared_memory_counts_once():
     code = "block = bytearray(200 * 2**20); print('ready', flush=True); input()"
     before = memory_of_tree()
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
@@ -29,7 +29,7 @@ def test_the_peak_of_the_body_is_kept(monkeypatch):
     assert sampled.peak >= 100 * MIB
 
 
-def test_what_is_available_is_no_more_than_there_is(tmp_path, monkeypatch):
+def test_available_memory_is_within_machine_and_container(tmp_path, monkeypatch):
     assert 0 < available_memory() <= psutil.virtual_memory().total
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(memory, "_CGROUP_LIMIT", limit)

@@ -163,8 +163,8 @@ NESTED += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 1
 NOT_PLAIN = {
     "!!python/object/apply:os.mkdir [exploded]": "could not determine a constructor",
     "!!python/name:os.system": "could not determine a constructor",
-    f"{{{', '.join(NESTED)}}}": "stand for more than 10000 values",  # 10^12 of them
-    "&a [*a]": "or a part of itself",
+    f"{{{', '.join(NESTED)}}}": "expand to more than 10000 values",  # 10^12 of them
+    "&a [*a]": "or contains itself",
     "[" * 500: "nested too deeply",
     "[" * 500 + "]" * 500: "nested too deeply",
     "9" * 5000: "limit",

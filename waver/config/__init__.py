@@ -1,17 +1,17 @@
-"""One experiment is one YAML file, one sweep another, the settings of a report a third.
+"""Configuration in YAML: one file per experiment, per sweep, and per writing-style report.
 
-`load_config`, `load_sweep` and `load_robustness` are the only readers of YAML. Values from `--set a.b=v` and from a search
-space go through the same function.
+`load_config`, `load_sweep` and `load_robustness` read these files. Values of `--set a.b=v` and of a search space are
+validated by the same functions.
 """
 
 from waver.config.experiment import ExperimentConfig
 from waver.config.loading import (
     ConfigError,
-    as_written,
     check_config,
     load_config,
     load_robustness,
     load_sweep,
+    load_unresolved,
     parse_overrides,
 )
 from waver.config.resources import ResourcesConfig
@@ -25,10 +25,10 @@ __all__ = [
     "ResourcesConfig",
     "RobustnessConfig",
     "SweepConfig",
-    "as_written",
     "check_config",
     "load_config",
     "load_robustness",
     "load_sweep",
+    "load_unresolved",
     "parse_overrides",
 ]

@@ -1,4 +1,4 @@
-"""Reading an experiment: every mistake at once, each with its dotted path, the value found and what to do about it."""
+"""Reads configuration files; an error lists all mistakes, each with its dotted path, its value and the remedy."""
 
 import difflib
 import re
@@ -19,11 +19,11 @@ from waver.tools.section import Section, flatten
 
 _Config = TypeVar("_Config", bound=Section)
 _MAX_VALUES = 10_000
-"""In one file: hundreds of times as many as an experiment has."""
+"""Largest number of values in a file, hundreds of times that of an experiment."""
 
 
 class ConfigError(WaverError):
-    """The configuration cannot be used; the message lists every reason."""
+    """A configuration is invalid; the message lists all mistakes."""
 
 
 def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
@@ -38,17 +38,20 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     """
     config, problems = check_config(path, overrides)
     if config is None:
-        raise _mistakes(path, problems)
+        raise _config_error(path, problems)
     return config
 
 
 def check_config(
     path: Path | str, overrides: Mapping[str, Any] | None = None
 ) -> tuple[ExperimentConfig | None, list[str]]:
-    """An experiment, or None and a line for each mistake in it; for those who try many overrides and report at the end.
+    """Reads an experiment like `load_config`, but returns its mistakes, so that a caller can try many overrides.
+
+    Returns:
+        The experiment, or None if it is invalid; one line for each mistake.
 
     Raises:
-        ConfigError: where the file itself cannot be read.
+        ConfigError: if the file cannot be read.
     """
     raw = _read_yaml(Path(path), "an experiment is a mapping of sections (name, data, train, ...)")
     for key, value in (overrides or {}).items():
@@ -56,11 +59,14 @@ def check_config(
     return _validate(ExperimentConfig, raw)
 
 
-def as_written(path: Path | str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What stands in an experiment and its overrides, before defaults and paths are resolved: dotted key -> value.
+def load_unresolved(path: Path | str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Reads an experiment and its overrides without validation, defaults and resolved paths.
+
+    Returns:
+        Dotted key -> value.
 
     Raises:
-        ConfigError: where the file itself cannot be read.
+        ConfigError: if the file cannot be read.
     """
     raw = _read_yaml(Path(path), "an experiment is a mapping of sections (name, data, train, ...)")
     for key, value in (overrides or {}).items():
@@ -69,7 +75,7 @@ def as_written(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
 
 
 def load_sweep(path: Path | str) -> SweepConfig:
-    """Reads a sweep; the experiment that it varies is another file, which its `base` names relative to this one.
+    """Reads a sweep; the result's `base` is the path of the experiment, which the file names relative to itself.
 
     Raises:
         ConfigError: with every mistake in the file.
@@ -78,7 +84,7 @@ def load_sweep(path: Path | str) -> SweepConfig:
     raw = _read_yaml(path, "a sweep is a mapping (name, base, space, ...)")
     sweep, problems = _validate(SweepConfig, raw)
     if sweep is None:
-        raise _mistakes(path, problems)
+        raise _config_error(path, problems)
     return sweep.model_copy(update={"base": path.parent / sweep.base})
 
 
@@ -95,7 +101,7 @@ def load_robustness(path: Path | str | None, overrides: Mapping[str, Any] | None
     raw = _read_yaml(Path(path), "the settings of a report are a mapping (split, tracks, ...)") if path else {}
     settings, problems = _validate(RobustnessConfig, raw | dict(overrides or {}))
     if settings is None:
-        raise _mistakes(path or "--set", problems)
+        raise _config_error(path or "--set", problems)
     return settings
 
 
@@ -106,13 +112,17 @@ def _validate(kind: type[_Config], raw: dict[str, Any]) -> tuple[_Config | None,
         return None, list(dict.fromkeys(_describe(problem, raw, kind) for problem in error.errors()))
 
 
-def _mistakes(path: Path | str, problems: list[str]) -> ConfigError:
+def _config_error(path: Path | str, problems: list[str]) -> ConfigError:
     count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
     return ConfigError(f"{path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
-    """Turns `["train.lr=3e-5"]`, as given to `--set`, into `{"train.lr": 3e-5}`; values are YAML."""
+    """Parses the values of `--set`: `["train.lr=3e-5"]` becomes `{"train.lr": 3e-5}`; the part after = is YAML.
+
+    Raises:
+        ConfigError: if an assignment has no key or is not YAML.
+    """
     overrides, problems = {}, []
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -129,7 +139,7 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers (1e-4 is one), and no key twice."""
+    """Loads YAML with the numbers of YAML 1.2 (such as 1e-4) and without duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         self.flatten_mapping(node)
@@ -139,9 +149,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, list | dict):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -170,24 +178,24 @@ def _read_yaml(path: Path, what: str) -> dict[str, Any]:
 
 
 def _parse_yaml(text: str) -> Any:
-    """Plain values only, which are not larger than they seem.
+    """Parses YAML with plain values only; aliases must not expand to excessive size.
 
     Raises:
-        yaml.YAMLError: for whatever it is that cannot be read.
+        yaml.YAMLError: if the text cannot be read.
     """
     try:
         value = yaml.load(text, _Loader)
         if _num_values(value, {}) > _MAX_VALUES:
-            raise yaml.YAMLError(f"its aliases (*) stand for more than {_MAX_VALUES} values; write out what is meant")
+            raise yaml.YAMLError(f"its aliases (*) expand to more than {_MAX_VALUES} values; write the values out")
     except RecursionError:
-        raise yaml.YAMLError("it is nested too deeply, or a part of itself") from None
-    except (ValueError, TypeError) as error:  # numbers, dates and keys that Python does not have
+        raise yaml.YAMLError("it is nested too deeply, or contains itself") from None
+    except (ValueError, TypeError) as error:  # numbers, dates and keys that Python cannot represent
         raise yaml.YAMLError(str(error)) from None
     return value
 
 
 def _num_values(value: Any, known: dict[int, int]) -> int:
-    """As many as would be written out; a few lines of aliases can stand for billions."""
+    """Counts the values with aliases expanded: a few lines of aliases can expand to billions."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
@@ -205,7 +213,7 @@ def _where(error: yaml.YAMLError) -> str:
 def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for name in parents:
-        # A scalar in the way of a dotted key is replaced; validation then says what is missing from the section.
+        # A scalar in place of a section is replaced; validation then reports the section's missing keys.
         if not isinstance(raw.get(name), dict):
             raw[name] = {}
         raw = raw[name]
@@ -213,19 +221,18 @@ def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _describe(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> str:
-    """One line for one mistake: dotted path, value, what is wrong, remedy."""
-    # The name of the chosen variant of a union (the data set's format) stands in pydantic's path, not in the user's file.
+    """Describes a mistake in one line: dotted path, value, error, remedy."""
+    # Pydantic's path has the name of the chosen variant of a union (the data set's format), which the file has not.
     location = [str(part) for part in problem["loc"]]
     if len(location) > 1 and location[0] == "data" and location[1] in DATA_SETS:
         del location[1]
+    # For a union pydantic reports an error for each type; one line replaces them.
+    doc = _doc_of(location[:2], raw, kind)
     if location[:2] == ["model", "backbone"]:
-        # A name or a mapping: pydantic says of each why it is not that.
-        return f"model.backbone: {raw['model']['backbone']!r}: is neither ({_doc_of(location[:2], raw, kind)})"
+        return f"model.backbone: {raw['model']['backbone']!r}: is neither a name nor a mapping ({doc})"
     if location[:2] == ["resources", "workers"]:
-        if not any("WorkersRange" in part for part in location[2:]):  # a number or a range: likewise
-            return (
-                f"resources.workers: {raw['resources']['workers']!r}: is neither ({_doc_of(location[:2], raw, kind)})"
-            )
+        if not any("WorkersRange" in part for part in location[2:]):
+            return f"resources.workers: {raw['resources']['workers']!r}: is neither a number nor a range ({doc})"
         del location[2]
     dotted, mistake = ".".join(location), problem["type"]
     if mistake == "extra_forbidden":
@@ -236,7 +243,7 @@ def _describe(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> str:
     if mistake == "missing":
         return f"{dotted}: is missing; {_doc_of(location, raw, kind) or 'add it'}"
     if mistake.startswith("union_tag"):
-        return f"data.format: which data set this is; one of {', '.join(DATA_SETS)}"
+        return f"data.format: must be one of {', '.join(DATA_SETS)}"
     message = problem["msg"].removeprefix("Value error, ")
     if not dotted:
         return message

@@ -1,4 +1,4 @@
-"""model."""
+"""The sections `text`, `model`, `similarity`, `vocabulary` and `knowledge`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,77 +12,85 @@ class TextConfig(Section):
     """How a caption becomes tokens."""
 
     max_words: Annotated[int, Field(ge=3, le=77)] = 32
-    """Tokens of a caption, start and end among them."""
+    """Maximal number of tokens per caption, including start and end token; longer captions are truncated."""
     prompt: str | None = "This is a video about {}."
-    """Sentence into which every caption is put; null for none."""
+    """Prompt template of captions, with {} for the caption; null for the caption alone."""
 
     @field_validator("prompt")
     @classmethod
-    def _prompt_has_a_place(cls, prompt: str | None) -> str | None:
-        return prompt if prompt is None else _with_a_place(prompt)
+    def _prompt_has_placeholder(cls, prompt: str | None) -> str | None:
+        return prompt if prompt is None else _check_placeholder(prompt)
 
 
 class ModelConfig(Section):
-    """The student."""
+    """The student model."""
 
     backbone: str | dict[str, Any] = "ViT-B-32-quickgelu"
-    """A name that open_clip knows, or the mapping that its own model files hold (embed_dim, vision_cfg, text_cfg)."""
+    """Name of an open_clip model, or a model configuration of open_clip as a mapping (embed_dim, vision_cfg, text_cfg)."""
     weights: str | None = "openai"
-    """A file (OpenAI .pt, .safetensors, state dict), a pretrained tag of open_clip, or null for random weights."""
-    temporal: Literal["none", "seqTransf", "seqLSTM"] = (
-        "seqTransf"  # names of waver.model.temporal.TEMPORAL_AGGREGATORS
-    )
+    """Weights of the backbone: a file (OpenAI .pt, .safetensors, state dict), a pretrained tag of open_clip, or null for
+    random weights."""
+    # Names of waver.model.temporal.TEMPORAL_AGGREGATORS.
+    temporal: Literal["none", "seqTransf", "seqLSTM"] = "seqTransf"
+    """Temporal aggregator of the frame embeddings: none, seqTransf (transformer) or seqLSTM."""
     temporal_layers: Count = 4
+    """Number of layers of the temporal aggregator."""
 
     @field_validator("weights")
     @classmethod
-    def _file_is_found_from_everywhere(cls, weights: str | None) -> str | None:
+    def _file_is_absolute(cls, weights: str | None) -> str | None:
         path = Path(weights or "").expanduser()
         return str(path.absolute()) if path.is_file() else weights
 
 
 class SimilarityConfig(Section):
-    """How a text meets a video."""
+    """How the similarity of a text and a video is computed from their embeddings."""
 
-    kind: Literal["dp", "ti", "wti", "xti"] = "wti"  # names of waver.model.interaction.INTERACTIONS
+    # Names of waver.model.interaction.INTERACTIONS.
+    kind: Literal["dp", "ti", "wti", "xti"] = "wti"
+    """dp: dot product of the sentence and the mean frame. ti: token-wise interaction of words and frames. wti: the same with
+    learned weights. xti: a transformer over each pair of text and video, much slower than the others."""
     wti_layers: Literal[1, 2, 3] = 2
+    """Number of layers that compute the weights of wti."""
 
 
 class VocabularyConfig(Section):
-    """The dictionary of phrases, made of captions by `waver vocabulary`."""
+    """How `waver vocabulary` builds the dictionary of phrases from captions."""
 
     parser: str = "en_core_web_sm"
-    """Name of an installed spaCy model."""
+    """Name of the installed spaCy model that parses captions."""
     splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)] = ("train",)
-    """Whose captions are read. Any split but train makes the dictionary, and every result it touches, `leaky`."""
+    """Splits whose captions are used. With validation or test, the dictionary and all results that use it are marked as
+    leaky."""
     min_count: Count = 1
-    """Phrases that occur less often are left out."""
+    """Minimal number of occurrences of a phrase; rarer phrases are dropped."""
 
 
 class KnowledgeConfig(Section):
-    """What the frozen teacher knows of a clip: the phrases that describe it; and how the student learns it."""
+    """Phrases that the frozen teacher matches to each clip, and how the student uses them."""
 
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Phrases of a clip that the student is given, best first; 0 for no knowledge."""
+    """Number of best-matching phrases per clip that the student uses; 0 to use no phrases."""
     fusion: Literal["none", "attention"] = "attention"
-    """attention: frames attend to the phrases of their clip. none: frames stay as they are."""
+    """attention: frames attend to the phrases of their clip. none: phrases do not change the frames."""
     at_inference: bool = True
-    """true: clips are informed by their phrases in evaluation too. false: phrases teach in training, and inference runs on
-    vision alone."""
+    """true: phrases are fused into the videos in evaluation and search too. false: only in training; inference uses frames
+    alone."""
     num_matches: Count = 30
-    """Phrases that `waver match` keeps for each clip; top_k can be anything up to it."""
+    """Number of phrases per clip that `waver match` stores; top_k must not exceed it."""
     prompt: str = "This is a video about {}."
-    """Sentence into which the teacher puts a phrase."""
+    """Prompt template of phrases for the teacher, with {} for the phrase."""
     released: tuple[AnyPath, ...] = ()
-    """Files of matched phrases as the authors released them (JSON), to be imported in place of matching; they are leaky."""
+    """JSON files with the matched phrases that the authors released, to import instead of running the teacher. They also
+    come from test captions, so results are marked as leaky."""
 
     @field_validator("prompt")
     @classmethod
-    def _prompt_has_a_place(cls, prompt: str) -> str:
-        return _with_a_place(prompt)
+    def _prompt_has_placeholder(cls, prompt: str) -> str:
+        return _check_placeholder(prompt)
 
 
-def _with_a_place(prompt: str) -> str:
+def _check_placeholder(prompt: str) -> str:
     if prompt.count("{}") != 1:
-        raise ValueError("it must contain {} exactly once, where the text goes")
+        raise ValueError("it must contain {} exactly once, in place of the text")
     return prompt

@@ -1,4 +1,4 @@
-"""resources."""
+"""The sections `resources` and `storage`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +10,12 @@ from waver.tools.section import AnyPath, AnyPlace, Count, NodeLabels, NotNegativ
 
 
 class WorkersRange(Section):
-    """As many workers as there is room for, within limits."""
+    """A range of the number of workers, which follows the free resources of the cluster."""
 
     min: Count
+    """Minimal number of workers; training waits until they have resources."""
     max: Count
+    """Maximal number of workers."""
 
     @model_validator(mode="after")
     def _is_in_order(self) -> "WorkersRange":
@@ -23,55 +25,56 @@ class WorkersRange(Section):
 
 
 class ResourcesConfig(Section):
-    """What a run asks of the cluster."""
+    """Resources of the cluster that a run uses."""
 
     workers: Count | WorkersRange = 1
-    """A number, or {min: 2, max: 8}: training takes what there is room for, goes on with fewer when a node is lost and with
-    more when one comes. The global batch stays the same."""
+    """Number of workers, or a range {min: 2, max: 8} for elastic training: it uses as many workers as have resources,
+    continues with fewer when a node is lost and with more when one joins. The global batch size stays the same."""
     resize_every_s: Positive = 60.0
-    """How often training looks whether there is room for more workers; it saves itself and starts again with them. Others
-    that wait for room may be faster then."""
+    """How often elastic training checks for resources for more workers, seconds. To add workers it saves a checkpoint and
+    restarts; other jobs that wait may take the resources first."""
     cpus_per_worker: Positive = 1.0
+    """Number of CPUs per worker."""
     gpus_per_worker: NotNegative | None = None
-    """By default 1 where the cluster has GPUs, else 0."""
+    """Number of GPUs per worker; by default 1 if the cluster has GPUs, else 0."""
     loaders_per_worker: Annotated[int, Field(ge=0)] = 2
-    """Processes that read batches from the clip store ahead, for each worker; 0: a thread of the worker reads one ahead."""
+    """Number of processes per worker that prefetch batches from the clip store; 0: a thread of the worker prefetches one."""
     wait_s: NotNegative = 0.0
-    """How long to wait for a cluster that is still growing before saying that it is too small. What others use of one that
-    is large enough is waited for until they leave."""
+    """How long to wait for a growing cluster to become large enough, seconds; then the command fails. If it is large enough
+    but in use, the command waits without limit."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often training goes on from its last checkpoint after a worker was lost."""
+    """How often training resumes from its last checkpoint after it lost a worker."""
     timeout_s: Positive = 1800.0
-    """How long workers wait for one another in an exchange before the silent one counts as lost."""
+    """Time limit of communication between workers, seconds; a worker that does not answer in time counts as lost."""
     node_labels: Annotated[NodeLabels, Field(default_factory=dict)]
-    """Labels of the nodes that match, train and evaluate; {} for all nodes."""
+    """Labels, as given to `ray start --labels`, of the nodes that match phrases, train and evaluate; {} for all nodes."""
 
     @property
     def is_elastic(self) -> bool:
-        """Whether the number of workers may change while they work."""
+        """Whether the number of workers may change during training."""
         return isinstance(self.workers, WorkersRange)
 
     @property
     def min_workers(self) -> int:
-        """Without so many nothing starts."""
+        """Smallest number of workers that training starts with."""
         return self.workers.min if isinstance(self.workers, WorkersRange) else self.workers
 
     @property
     def max_workers(self) -> int:
-        """More are never taken."""
+        """Largest number of workers."""
         return self.workers.max if isinstance(self.workers, WorkersRange) else self.workers
 
 
 class StorageConfig(Section):
-    """Where everything is kept."""
+    """Where inputs and results of all stages are stored."""
 
     path: Annotated[AnyPlace, Field(validate_default=True)] = "storage"
-    """Folder that every node of the cluster sees, or one in an object store, s3://bucket/folder (also gs:// and abfs://):
-    `clips/`, `dictionaries/`, `knowledge/` and `runs/`."""
+    """Folder that every node of the cluster can read and write, or a folder in an object store: s3://bucket/folder (also
+    gs:// and abfs://). It contains `clips/`, `dictionaries/`, `knowledge/` and `runs/`."""
     cache: AnyPath | None = None
-    """Folder on the disk of each node for copies of what it uses of an object store; by default ~/.cache."""
+    """Folder on the local disk of each node for copies of files in an object store; by default ~/.cache."""
 
     @property
     def folder(self) -> Path:
-        """The folder to work in: that of the path, or the local copy of that of the URL."""
+        """The local folder: `path` itself or, for a URL, its local copy."""
         return local_copy(self.path, self.cache) if is_url(self.path) else Path(self.path)

@@ -1,4 +1,4 @@
-"""Everything that may stand in the settings of a writing-style report."""
+"""The settings of a writing-style report."""
 
 from typing import Annotated, Literal
 
@@ -8,29 +8,30 @@ from waver.tools.section import AnyPath, Count, Section
 
 
 class RobustnessConfig(Section):
-    """How the report on the style of queries is made."""
+    """How `waver robustness` compares retrieval with queries in different writing styles."""
 
     split: Literal["train", "validation", "test"] = "test"
-    """Whose clips are the gallery."""
+    """Split whose clips are the gallery."""
     reference: str | None = None
-    """Style of each clip's reference caption; null: its first caption."""
+    """Style of the reference caption of each clip; null for its first caption."""
     tracks: Annotated[tuple[Literal["natural", "rules", "imported"], ...], Field(min_length=1)] = (
         "natural",
         "rules",
         "imported",
     )
-    """Whose versions: other human captions, rules, files of rewritten queries."""
+    """Sources of the other versions of a query. natural: other human captions of the clip. rules: rewriting rules. imported:
+    files of rewritten queries."""
     rules: tuple[str, ...] | None = None
-    """Names of the rules; null for all."""
+    """Names of the rewriting rules; null for all."""
     controls: bool = True
-    """Whether to ask queries too that mean something else, which should not find the clip."""
+    """Whether to include control queries, whose meaning is changed, so that they should not retrieve the clip."""
     imported: tuple[AnyPath, ...] = ()
-    """JSONL files of rewritten queries."""
+    """JSONL files of rewritten queries, for the track imported."""
     parser: str = "en_core_web_sm"
-    """Name of an installed spaCy model, for the rules that need to know what is a verb."""
+    """Name of the installed spaCy model for the rules that need a parse of the query."""
     seed: int = 0
-    """Of rules, bootstrap and tests."""
+    """Seed of rules, bootstrap and permutation tests."""
     resamples: Annotated[int, Field(ge=100)] = 2000
-    """Of the bootstrap over videos."""
+    """Number of bootstrap samples of the videos."""
     permutations: Count = 9999
-    """Of each test between two runs."""
+    """Number of permutations of each test that compares two runs."""

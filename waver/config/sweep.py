@@ -1,4 +1,4 @@
-"""Everything that may stand in a sweep."""
+"""The configuration of a sweep."""
 
 import re
 from pathlib import Path
@@ -12,33 +12,34 @@ from waver.tools.section import Count, Section
 Metric = Literal[
     "t2v/R@1", "t2v/R@5", "t2v/R@10", "t2v/MdR", "t2v/MnR", "v2t/R@1", "v2t/R@5", "v2t/R@10", "v2t/MdR", "v2t/MnR"
 ]
-_NOT_SEARCHED = {
+_NOT_SEARCHABLE = {
     "name": "each trial is named after the sweep and its number",
-    "seed": "write repeats: N, and each point is trained with N seeds",
-    "storage": "trials share what they do not change; write it in `set`",
-    "resources": "they change no figure; write them in `set`",
-    "evaluate": "they change no figure; write them in `set`",
-    "tracking": "it changes no figure; write it in `set`",
-    "profile": "it changes no figure; write it in `set`",
+    "seed": "write repeats: N to train each point with N seeds",
+    "storage": "trials share one storage; write it in `set`",
+    "resources": "they change no metric; write them in `set`",
+    "evaluate": "they change no metric; write them in `set`",
+    "tracking": "it changes no metric; write it in `set`",
+    "profile": "it changes no metric; write it in `set`",
 }
-"""Keys of an experiment that no sweep varies, with the remedy."""
+"""Section or key that a sweep cannot vary -> reason and remedy."""
 
 
 class ParameterConfig(Section):
-    """The values that one key of the experiment may take: exactly one of uniform, loguniform, randint, choice, grid."""
+    """The values to try for one key of the experiment: exactly one of uniform, loguniform, randint, choice, grid."""
 
     uniform: tuple[float, float] | None = None
-    """Any number between two."""
+    """[low, high]: numbers drawn uniformly from this range."""
     loguniform: tuple[float, float] | None = None
-    """Any number between two, each order of magnitude as likely as another."""
+    """[low, high]: numbers whose logarithm is drawn uniformly from this range."""
     randint: tuple[int, int] | None = None
-    """Any integer from the first to the second, both included."""
+    """[low, high]: integers drawn uniformly from this range, both ends included."""
     choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
-    """One of these."""
+    """Values of which one is drawn."""
     grid: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
-    """Each of these, with every sample of the others."""
+    """Values that are all tried, each with every sample of the other keys."""
     when: dict[str, Any] = Field(default_factory=dict)
-    """Key -> value, or list of values: the key is varied only where those keys have them, else it is as in the base."""
+    """Conditions, key -> value or list of values: this key is varied only in points where the other keys have these values;
+    elsewhere it has its value in the base."""
 
     @model_validator(mode="after")
     def _is_one_kind(self) -> "ParameterConfig":
@@ -59,36 +60,38 @@ class ParameterConfig(Section):
 
     @property
     def kind(self) -> Literal["uniform", "loguniform", "randint", "choice", "grid"]:
-        """Which one it is."""
+        """Which of the five is given."""
         return next(
             kind for kind in ("uniform", "loguniform", "randint", "choice", "grid") if getattr(self, kind) is not None
         )
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """The two ends of a range, or all that can be chosen."""
+        """The two ends of the range, or the list of values."""
         return getattr(self, self.kind)
 
 
 class ObjectiveConfig(Section):
-    """What makes a trial better than another: this figure of the checkpoint that a run keeps as its best."""
+    """The metric that ranks trials, of the best checkpoint of each run."""
 
     metric: Metric = "t2v/R@1"
+    """Metric that ranks trials: recalls are maximised, ranks minimised."""
     split: Literal["validation", "test", "train"] = "validation"
+    """Split of the metric; only validation is allowed."""
 
     @field_validator("split")
     @classmethod
     def _only_validation(cls, split: str) -> str:
         if split != "validation":
             raise ValueError(
-                f"a sweep that chooses on {split} reports a figure that it was chosen for; choose on validation, and "
-                "evaluate the best trial on test once, when the sweep is over"
+                f"a sweep that selects trials on {split} would report a biased metric; select on validation, and evaluate "
+                "the best trial on test once, after the sweep"
             )
         return split
 
     @property
     def mode(self) -> Literal["max", "min"]:
-        """Recalls should be high, ranks low."""
+        """Whether the metric is maximised (recalls) or minimised (ranks)."""
         return "max" if "/R@" in self.metric else "min"
 
 
@@ -96,40 +99,43 @@ class SchedulerConfig(Section):
     """Which trials are stopped before their last epoch."""
 
     kind: Literal["asha", "none"] = "asha"
-    """asha: after grace_epochs, and that times each power of reduction_factor, only the best 1/reduction_factor goes on."""
+    """asha: after grace_epochs times 1, r, r^2, ... epochs (r is reduction_factor) only the best 1/r of the trials continue.
+    none: all trials train to the end."""
     grace_epochs: Count = 1
-    """Epochs that every trial may train. They are counted over all its seeds, one after the other."""
+    """Number of epochs before a trial can be stopped, counted over all its seeds, which are trained one after the other."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3
+    """Factor r of asha: the best 1/r of the trials continue at each step."""
 
 
 class SweepConfig(Section):
-    """One sweep: an experiment, what is varied in it, and how."""
+    """One sweep: the base experiment, the keys to vary, and the search."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names the folder of the sweep."""
     base: Path
     """The YAML file of the experiment, relative to this file."""
     set: dict[str, Any] = Field(default_factory=dict)
-    """Dotted key -> value, for all trials, as with --set."""
+    """Overrides for all trials, dotted key -> value, as with --set."""
     space: Annotated[dict[str, ParameterConfig], Field(min_length=1)]
-    """Dotted key -> the values that are tried."""
+    """Search space: dotted key -> the values to try."""
     search: Literal["random", "grid", "optuna"] = "random"
-    """grid: every combination, of choice and grid. random: num_samples draws for every combination of grid. optuna: TPE."""
+    """grid: all combinations of choice and grid values. random: num_samples draws for each combination of grid values.
+    optuna: num_samples points chosen by Optuna's TPE from the results of earlier ones."""
     num_samples: Count = 16
-    """Points that are drawn. A grid has as many as it has."""
+    """Number of points to draw; ignored with search grid."""
     seed: int = 0
-    """Of the draws."""
+    """Seed for drawing points."""
     repeats: Count = 1
-    """Seeds that each point is trained with, one after the other; the objective is their mean."""
+    """Number of seeds to train each point with, one after the other; the objective is the mean over them."""
     objective: ObjectiveConfig = ObjectiveConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     max_concurrent: Count | None = None
-    """Trials at the same time; by default as many as fit into the cluster."""
+    """Maximal number of trials at the same time; by default as many as fit into the cluster."""
     max_failures: Annotated[int, Field(ge=0)] = 1
-    """How often a trial whose process was lost goes on from its last checkpoint. A trial that says why it failed is not
-    tried again."""
+    """How often a trial whose process was lost resumes from its last checkpoint. A trial that fails with an error is not
+    repeated."""
     keep_best: Count = 1
-    """Trials whose checkpoints are kept."""
+    """Number of best trials whose checkpoints are kept."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SweepConfig":
@@ -137,31 +143,31 @@ class SweepConfig(Section):
         for key, parameter in self.space.items():
             if not re.fullmatch(r"\w+(\.\w+)*", key):
                 problems.append(f"space.{key}: write a dotted key of the experiment, such as loss.distill")
-            if remedy := _NOT_SEARCHED.get(key.partition(".")[0]):
-                problems.append(f"space.{key}: is not varied by a sweep: {remedy}")
+            if remedy := _NOT_SEARCHABLE.get(key.partition(".")[0]):
+                problems.append(f"space.{key}: a sweep cannot vary it: {remedy}")
             if key in self.set:
-                problems.append(f"space.{key}: stands in `set` too; take it out there")
+                problems.append(f"space.{key}: is in `set` too; remove it there")
             if self.search == "grid" and parameter.kind not in ("grid", "choice"):
                 problems.append(
-                    f"space.{key}: {parameter.kind} has no end of values; search: grid needs choice or grid"
+                    f"space.{key}: {parameter.kind} does not list its values; search: grid needs choice or grid"
                 )
             if self.search == "optuna" and parameter.kind == "grid":
-                problems.append(f"space.{key}: search: optuna draws its points; write choice in place of grid")
+                problems.append(f"space.{key}: with search: optuna write choice instead of grid")
         if problems:
             raise ValueError("; ".join(problems))
-        order(self.space)
+        sort_by_conditions(self.space)
         return self
 
     def to_yaml(self) -> str:
-        """The sweep, as `load_sweep` reads it."""
+        """Returns the sweep as YAML that `load_sweep` can read."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
 
 
-def order(space: dict[str, ParameterConfig]) -> list[str]:
-    """The keys of a search space, each after those that decide whether it is varied.
+def sort_by_conditions(space: dict[str, ParameterConfig]) -> list[str]:
+    """Sorts the keys of a search space so that each comes after the keys in its `when`.
 
     Raises:
-        ValueError: where keys wait for one another.
+        ValueError: if conditions are circular.
     """
     done: list[str] = []
     while len(done) < len(space):
@@ -172,6 +178,6 @@ def order(space: dict[str, ParameterConfig]) -> list[str]:
         ]
         if not ready:
             waiting = ", ".join(key for key in space if key not in done)
-            raise ValueError(f"space: {waiting} depend on one another; take out one `when`")
+            raise ValueError(f"space: the conditions of {waiting} are circular; remove one `when`")
         done += ready
     return done

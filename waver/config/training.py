@@ -1,4 +1,4 @@
-"""training."""
+"""The sections `loss`, `train`, `evaluate`, `tracking`, `profile` and `checkpoint`."""
 
 from typing import Annotated, Literal
 
@@ -11,15 +11,16 @@ class LossConfig(Section):
     """Weights of the loss terms; 0 switches a term off."""
 
     contrastive: NotNegative = 1.0
-    """Captions against the videos that the student retrieves: informed ones with knowledge.at_inference, else plain ones."""
+    """Weight of the contrastive loss between captions and videos (with fused phrases if knowledge.at_inference is true)."""
     knowledge: NotNegative = 0.0
-    """The phrases of each clip against plain videos."""
+    """Weight of the contrastive loss between the phrases of a clip and its video without fused phrases."""
     distill: NotNegative = 0.0
-    """Plain videos learn to answer captions as informed videos do."""
+    """Weight of the distillation loss: similarities of videos without fused phrases learn from those with fused phrases."""
     informed: NotNegative = 1.0
-    """Captions against informed videos, where retrieval is by plain ones and `distill` needs somebody to learn from."""
+    """Weight of the contrastive loss between captions and videos with fused phrases, which trains the target of `distill`.
+    Only used if distill is above 0 and knowledge.at_inference is false."""
     temperature: Positive = 1.0
-    """Softens both sides of `distill`."""
+    """Temperature of both distributions in the distillation loss; higher is softer."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -28,74 +29,79 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
-    """The optimisation."""
+    """How the student is optimised."""
 
     epochs: Count = 5
+    """Number of epochs."""
     global_batch_size: Annotated[int, Field(ge=2)] = 128
-    """Pairs in a step, summed over all workers."""
+    """Number of caption-clip pairs per optimizer step, summed over all workers."""
     captions_per_clip: Count = 1
-    """Times an epoch visits each clip, with another caption each time."""
+    """Number of visits of each clip per epoch, each with the next of its captions."""
     lr: Positive = 1e-4
+    """Peak learning rate of all parameters outside of the backbone."""
     backbone_lr_scale: NotNegative = 1e-3
-    """The backbone learns with `lr` times this."""
+    """Factor of the backbone's learning rate: it is lr times this; 0 freezes the backbone."""
     weight_decay: NotNegative = 0.2
+    """Weight decay of AdamW, for all parameters but biases, layer norms and the logit scale."""
     warmup_fraction: Fraction = 0.1
-    """Share of all steps in which the learning rate rises from 0; then it falls as a cosine."""
+    """Fraction of all steps with linear warm-up of the learning rate; cosine decay follows."""
     clip_grad_norm: Positive = 1.0
+    """Maximal norm of the gradient; larger gradients are scaled down to it."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on GPUs, fp32 on CPUs."""
+    """bf16: bfloat16 autocast. fp32: single precision. auto: bf16 on GPUs, fp32 on CPUs."""
 
 
 class EvaluateConfig(Section):
-    """Computing the metrics. No setting here changes a figure: some change memory and speed, some add figures beside."""
+    """How metrics are computed. These settings change memory, speed and additional metrics, never the plain metrics."""
 
     batch_size: Count = 64
-    """Clips, or captions, embedded at a time."""
+    """Number of clips, or of captions, to embed at a time."""
     chunk_size: Count = 128
-    """Side of the tiles in which the similarity is computed."""
+    """Number of captions and of clips per tile of the similarity matrix; smaller tiles need less memory."""
     dsl: bool = False
-    """`waver evaluate` also tells figures after dual softmax, which looks at all queries of the split at once."""
+    """Whether `waver evaluate` also reports metrics after dual softmax (DSL), which uses all queries of a split."""
     dsl_temperature: Positive = 1.0
-    """Divides the logits in that softmax; 1 is what its authors use for inference."""
+    """Temperature of the dual softmax; 1 as published for inference."""
     qb_norm: bool = False
-    """`waver evaluate` also tells figures, from text to video, after QB-Norm with a bank of training captions."""
+    """Whether `waver evaluate` also reports text-to-video metrics after QB-Norm with a query bank of training captions."""
     qb_norm_beta: Positive = 20.0
-    """Inverse temperature of QB-Norm, on similarities; 20 as published."""
+    """Inverse temperature of QB-Norm; 20 as published."""
     qb_norm_top_k: Count = 1
-    """Clips that are among the first so many of some caption in the bank are in the activation set; 1 as published."""
+    """QB-Norm's activation set has the clips among the top k of any caption in the query bank; k is 1 as published."""
     qb_norm_queries: Count | None = None
-    """Captions in the bank, evenly spaced among those of train; null for all of them, as published."""
+    """Size of the query bank, evenly spaced training captions; null for all training captions, as published."""
 
 
 MAX_PROFILED_STEPS = 50
 
 
 class TrackingConfig(Section):
-    """What a run shows of itself in TensorBoard. No figure depends on it."""
+    """What a run writes for TensorBoard. Metrics do not depend on it."""
 
     images: bool = True
-    """Whether to draw, after each evaluation, what the model finds and attends to, and to write points for the projector."""
+    """Whether to write pictures of retrieved clips and of attention, and embeddings, after each evaluation."""
 
 
 class ProfileConfig(Section):
-    """Where the time of some steps goes."""
+    """Profiling of training steps."""
 
     steps: tuple[Count, Count] | None = None
-    """First and last optimizer step of a torch profiler trace, which the first worker writes to profile/ in the run."""
+    """First and last optimizer step to profile; the first worker writes the trace to profile/ in the folder of the run.
+    null: no profiling."""
 
     @field_validator("steps")
     @classmethod
     def _steps_are_in_order(cls, steps: tuple[int, int] | None) -> tuple[int, int] | None:
         if steps and not steps[0] <= steps[1] < steps[0] + MAX_PROFILED_STEPS:
             raise ValueError(
-                f"the first step must not be after the last, and at most {MAX_PROFILED_STEPS} are recorded: no viewer opens "
-                "a trace of more"
+                f"the first step must not be after the last, and at most {MAX_PROFILED_STEPS} steps can be profiled: "
+                "viewers cannot open longer traces"
             )
         return steps
 
 
 class CheckpointConfig(Section):
-    """When a run is saved, so that it can go on from there. No figure depends on it."""
+    """When a run saves checkpoints, from which it can be resumed. Metrics do not depend on it."""
 
     every_steps: Count | None = None
-    """Optimizer steps between checkpoints within an epoch; null for none but those at the end of each epoch."""
+    """Number of optimizer steps between checkpoints within an epoch; null to save only at the end of each epoch."""

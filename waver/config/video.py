@@ -1,4 +1,4 @@
-"""video."""
+"""The sections `video` and `ingest`."""
 
 from typing import Annotated, Literal
 
@@ -8,27 +8,30 @@ from waver.tools.section import Count, Fraction, NodeLabels, Positive, Section
 
 
 class VideoConfig(Section):
-    """Which frames of a video, and how large."""
+    """How frames are sampled and resized."""
 
     frames_per_second: Positive = 1.0
+    """Sampling rate of frames."""
     max_frames: Count = 12
-    """More are thinned out evenly."""
+    """Maximal number of frames per clip; of more frames, evenly spaced ones are kept."""
     size: Count = 224
-    """Short side and centre crop, pixels."""
+    """Height and width of frames, pixels: the short side is resized to it, then the centre is cropped."""
 
 
 class IngestConfig(Section):
-    """Decoding videos into the clip store."""
+    """How `waver ingest` decodes videos into the clip store."""
 
     frame_format: Literal["raw", "jpeg"] = "raw"
+    """raw: frames are stored uncompressed, fast to read. jpeg: much smaller, but lossy and slower to read."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
+    """Quality of JPEG frames, 1 to 100; ignored with frame_format raw."""
     decoders: Count | None = None
-    """Clips decoded at the same time; by default one for every CPU of the cluster, also of nodes that join while it runs."""
+    """Number of clips decoded at the same time; by default one per CPU of the cluster, including nodes that join later."""
     clips_per_block: Count = 32
-    """Clips in one file of the store: what a killed run repeats at most, and the unit of memory."""
+    """Clips per file of the clip store. An interrupted ingest decodes the clips of unfinished files again."""
     timeout_s: Positive = 60.0
-    """A clip that takes longer is given up."""
+    """Time limit for decoding a clip, seconds; a clip that takes longer counts as failed."""
     max_failed_fraction: Fraction = 0.01
-    """More failures than this and the command fails, after writing the ledger."""
+    """Largest fraction of clips that may fail to decode; with more the command fails, after it has recorded all outcomes."""
     node_labels: Annotated[NodeLabels, Field(default_factory=dict)]
-    """Labels, as given to `ray start --labels`, of the nodes that decode and parse captions; {} for all nodes."""
+    """Labels, as given to `ray start --labels`, of the nodes that decode videos and parse captions; {} for all nodes."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from waver.config import ConfigError, ExperimentConfig, ParameterConfig, SweepConfig, check_config
-from waver.config.sweep import order
+from waver.config.sweep import sort_by_conditions
 
 Point = dict[str, Any]
 Pick = Callable[[str, ParameterConfig], Any]
@@ -61,7 +61,7 @@ def list_points(sweep: SweepConfig, base: ExperimentConfig) -> list[Point]:
 def build_point(space: Mapping[str, ParameterConfig], base: ExperimentConfig, pick: Pick) -> Point:
     """Builds one point: calls `pick` for each key whose `when` holds; a key comes after the keys that its `when` names."""
     point: Point = {}
-    for key in order(dict(space)):
+    for key in sort_by_conditions(dict(space)):
         if _holds(space[key].when, point, space, base):
             point[key] = pick(key, space[key])
     return {key: point[key] for key in space if key in point}

@@ -26,6 +26,16 @@ DATA_SETS: Mapping[str, type[CommonData]] = {
 }
 """`data.format` -> section."""
 
+__all__ = [
+    "CAPTIONS_SCHEMA",
+    "DATA_SETS",
+    "AnnotationError",
+    "AnyData",
+    "CommonData",
+    "published_split",
+    "validation_source",
+]
+
 
 def published_split(data_format: str, split: str | None) -> PublishedSplit | None:
     """Looks up what is published of a split.
@@ -38,14 +48,3 @@ def published_split(data_format: str, split: str | None) -> PublishedSplit | Non
         The published split; None for a user's own data.
     """
     return DATA_SETS[data_format].published_splits.get(split or "")
-
-
-__all__ = [
-    "CAPTIONS_SCHEMA",
-    "DATA_SETS",
-    "AnnotationError",
-    "AnyData",
-    "CommonData",
-    "published_split",
-    "validation_source",
-]

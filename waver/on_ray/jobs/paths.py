@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from waver.config import ExperimentConfig, SweepConfig, as_written
+from waver.config import ExperimentConfig, SweepConfig, load_unresolved
 from waver.sweeps.space import base_overrides
 
 RUN_STAGES = ("evaluate", "robustness")
@@ -41,11 +41,11 @@ def named_paths(
         (name of the setting or option, value as written, where it is written, for an error message).
     """
     if sweep:
-        settings = as_written(sweep.base, base_overrides(sweep, overrides))
+        settings = load_unresolved(sweep.base, base_overrides(sweep, overrides))
         settings |= {f"space.{key}": parameter.values for key, parameter in sweep.space.items() if key in _PATH_KEYS}
         path = sweep.base
     else:
-        settings = as_written(path, overrides) if config else dict(overrides)
+        settings = load_unresolved(path, overrides) if config else dict(overrides)
     if config and "storage.path" not in settings:
         yield "storage.path", "storage", " (the default)"
     for name in _PATH_KEYS:
