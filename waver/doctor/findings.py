@@ -11,6 +11,8 @@ from waver.tools.object_store import ObjectStoreError
 
 Made = TypeVar("Made")
 Level = Literal["ok", "info", "warning", "error"]
+CheckedStage = Literal["ingest", "match", "train"]
+"""A stage of an experiment that `waver doctor` can check for."""
 _STYLES: dict[Level, str] = {"ok": "green", "info": "cyan", "warning": "yellow", "error": "bold red"}
 _EXAMPLES = 3
 

@@ -6,7 +6,6 @@ They are opened as the stages open them, so that what is said here is what `wave
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 from waver.config import ConfigError, ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.data.ledger import StoreError
-from waver.doctor.findings import Finding, Level, some
+from waver.doctor.findings import CheckedStage, Finding, Level, some
 from waver.knowledge.store import KnowledgeError
 from waver.runs.checkpoint import CheckpointError, learned_from
 from waver.runs.folder import RunError, check_run, describe_checkpoint, finished, newest_checkpoint
@@ -22,9 +21,6 @@ from waver.runs.inputs import LEAKY, open_dictionary, open_store, store_settings
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path, exists
 from waver.training.plan import check_split, describe_data, plan_epoch, training_rows
-
-Before = Literal["ingest", "match", "train"]
-"""A stage of an experiment."""
 
 
 def find_store(config: ExperimentConfig, captions: pa.Table, *, needed: bool) -> tuple[ClipStore | None, list[Finding]]:
@@ -72,7 +68,7 @@ def _unusable_store(config: ExperimentConfig, error: StoreError, *, needed: bool
 
 
 def check_phrases(
-    config: ExperimentConfig, captions: pa.Table | None, store: ClipStore | None, *, before: Before
+    config: ExperimentConfig, captions: pa.Table | None, store: ClipStore | None, *, before: CheckedStage
 ) -> Iterator[Finding]:
     """Dictionary and knowledge: whether they are there where they are needed, and whether they are leaky."""
     if not config.uses_knowledge and before != "match":

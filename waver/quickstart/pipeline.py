@@ -49,13 +49,13 @@ RUNS: dict[str, dict[str, Any]] = {
 """Name in tables -> what it changes in experiment.yaml. Distilled is vision-only at inference. Chosen on validation."""
 
 
-def run_quickstart(output: Path, *, workers: int, show: Callable[[object], None]) -> dict:
+def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object], None]) -> dict:
     """Renders, ingests, finds phrases, matches them, trains without knowledge, with it and distilled, evaluates.
 
     Args:
         output: folder that receives everything, results.json among it.
         workers: of DDP.
-        show: is given the tables of metrics.
+        show_table: is called with each table of metrics, and with the lines that describe the evaluation protocol.
 
     Returns:
         The content of results.json: metrics (of the run with knowledge, of all runs, and by style), chance, clips decoded
@@ -101,7 +101,7 @@ def run_quickstart(output: Path, *, workers: int, show: Callable[[object], None]
         "config": config.digest(),
     }
     write_json(output / "results.json", found)
-    _show(found, results, show)
+    _show(found, results, show_table)
     logger.info(
         f"{sum(report.reasons.values())} of {sum(report.counts.values())} clips could not be decoded, as was intended:"
     )
@@ -153,12 +153,12 @@ def _mean(result: dict, styles: tuple[str, ...]) -> float:
     return mean(result["styles"][style]["t2v/R@1"] for style in styles)
 
 
-def _show(found: dict, results: dict[str, dict], show: Callable[[object], None]) -> None:
+def _show(found: dict, results: dict[str, dict], show_table: Callable[[object], None]) -> None:
     for line in Protocol(**found["protocol"]).lines():
-        show(line)
+        show_table(line)
     title = f"{found['num_queries']} captions in {found['gallery_size']} clips never seen in training"
     rows = {name: result["metrics"] for name, result in results.items()}
-    show(metrics_table(title, rows | {"chance": found["chance"]}))
+    show_table(metrics_table(title, rows | {"chance": found["chance"]}))
     columns = {
         name: {
             **{f"{style}, seen in training": result["styles"][style] for style in SEEN_STYLES},
@@ -168,4 +168,4 @@ def _show(found: dict, results: dict[str, dict], show: Callable[[object], None])
         }
         for name, result in results.items()
     }
-    show(styles_table("by style of the caption", columns))
+    show_table(styles_table("by style of the caption", columns))

@@ -12,8 +12,8 @@ import torch
 
 from waver.config import ConfigError, ExperimentConfig, load_config
 from waver.doctor import data, machine
-from waver.doctor.findings import Finding, as_json, attempt, can_start, independently, size, summary
-from waver.doctor.stages import Before, check_phrases, check_training, find_store
+from waver.doctor.findings import CheckedStage, Finding, as_json, attempt, can_start, independently, size, summary
+from waver.doctor.stages import check_phrases, check_training, find_store
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import (
     CPUS_PER_LOADER,
@@ -47,7 +47,7 @@ def run_doctor(
     path: Path,
     overrides: Callable[[], Mapping[str, Any]],
     *,
-    before: Before,
+    before: CheckedStage,
     show: Callable[[list[Finding]], None],
     output: Path | None = None,
 ) -> list[Finding]:
@@ -100,7 +100,7 @@ def run_doctor(
     return findings
 
 
-def examine(config: ExperimentConfig, *, before: Before) -> list[Finding]:
+def examine(config: ExperimentConfig, *, before: CheckedStage) -> list[Finding]:
     """All that is found before a stage of an experiment starts."""
     try:  # once, rather than each check by itself
         check_bucket(config.storage.folder)
@@ -149,13 +149,13 @@ def examine(config: ExperimentConfig, *, before: Before) -> list[Finding]:
     return findings
 
 
-def _check_weights(config: ExperimentConfig, *, before: Before) -> Iterator[Finding]:
+def _check_weights(config: ExperimentConfig, *, before: CheckedStage) -> Iterator[Finding]:
     resumes = before == "train" and newest_checkpoint(config.run_folder) is not None
     yield from machine.check_model_weights(config, needed=before != "ingest" and not resumes)
 
 
 def check_cluster(
-    config: ExperimentConfig, captions: pa.Table | None, model: machine.ModelSize | None, *, before: Before
+    config: ExperimentConfig, captions: pa.Table | None, model: machine.ModelSize | None, *, before: CheckedStage
 ) -> Iterator[Finding]:
     """Whether the workers find room, on the cluster of RAY_ADDRESS or on this machine, where no Ray is started."""
     gpu_bytes = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
@@ -202,7 +202,7 @@ def check_cluster(
 
 
 def _check_capacity(
-    config: ExperimentConfig, cluster: list[dict[str, float]], gpus: float, have: str, *, before: Before
+    config: ExperimentConfig, cluster: list[dict[str, float]], gpus: float, have: str, *, before: CheckedStage
 ) -> Iterator[Finding]:
     resources = config.resources
     beside = resources.loaders_per_worker * CPUS_PER_LOADER if before == "train" else 0.0
