@@ -25,6 +25,8 @@ _JPEG_RATIO = 0.1
 """Bytes of JPEG frames relative to raw frames, as measured (experiments/RESULTS.md)."""
 _PROCESS_BYTES = 2**30
 """Approximate memory of the libraries in the process of a worker or loader."""
+_BYTES_PER_PIXEL = 5
+"""On the device: as uint8 and, normalised, as fp32."""
 _NUM_CHECKPOINTS = 4
 """The best, the two newest, and the one that is being written."""
 
@@ -191,20 +193,9 @@ def check_memory(
         gpus: bytes of memory of each GPU of the workers; empty if they compute on CPUs.
         ram: bytes of memory of this machine; None if the workers run elsewhere.
     """
-    resources, video = config.resources, config.video
-    pairs = -(-config.train.global_batch_size // resources.min_workers)
-    batch = pairs * video.max_frames * 3 * video.size**2
-    half = config.train.precision == "bf16" or (config.train.precision == "auto" and bool(gpus))
-    activations = (model.activation_bytes or 0) * pairs // (2 if half else 1)
-    texts = 0 if captions is None else pc.sum(pc.equal(captions["split"], "validation")).as_py() or 0
-    parts = {
-        "weights, gradients, AdamW": 4 * (model.num_parameters + 3 * model.num_trained),
-        "activations of the towers": activations,
-        "frames of a batch": 5 * batch,  # uint8 and normalised
-        "phrases": 4 * num_phrases * model.embed_dim,
-        # Validation keeps the embeddings of all tokens of the worker's captions.
-        "captions of validation": 4 * model.embed_dim * config.text.max_words * texts // resources.min_workers,
-    }
+    resources = config.resources
+    parts = _device_memory(config, captions, model, num_phrases=num_phrases, on_gpus=bool(gpus))
+    batch = parts["frames of a batch"] // _BYTES_PER_PIXEL
     device = sum(parts.values())
     loaders = max(1, resources.loaders_per_worker)
     host = (1 + resources.loaders_per_worker) * _PROCESS_BYTES + (2 + loaders) * batch
@@ -233,6 +224,24 @@ def check_memory(
     yield Finding(
         "ok" if fits else "warning", "memory", f"{found}, of {format_bytes(ram)}", "" if fits else remedy, details
     )
+
+
+def _device_memory(
+    config: ExperimentConfig, captions: pa.Table | None, model: ModelSize, *, num_phrases: int, on_gpus: bool
+) -> dict[str, int]:
+    """Returns the estimated bytes on the device of one worker, by what needs them."""
+    workers, video, precision = config.resources.min_workers, config.video, config.train.precision
+    pairs = -(-config.train.global_batch_size // workers)
+    half = precision == "bf16" or (precision == "auto" and on_gpus)
+    texts = 0 if captions is None else pc.sum(pc.equal(captions["split"], "validation")).as_py() or 0
+    return {
+        "weights, gradients, AdamW": 4 * (model.num_parameters + 3 * model.num_trained),
+        "activations of the towers": (model.activation_bytes or 0) * pairs // (2 if half else 1),
+        "frames of a batch": _BYTES_PER_PIXEL * pairs * video.max_frames * 3 * video.size**2,
+        "phrases": 4 * num_phrases * model.embed_dim,
+        # Validation keeps the embeddings of all tokens of the worker's captions.
+        "captions of validation": 4 * model.embed_dim * config.text.max_words * texts // workers,
+    }
 
 
 def _backbone_name(config: ExperimentConfig) -> str:

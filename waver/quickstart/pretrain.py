@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from waver.config import load_config
+from waver.config import ExperimentConfig, load_config
 from waver.data.video import resize_and_crop
 from waver.model.backbone import Backbone
 from waver.model.interaction import last_token
@@ -94,7 +94,7 @@ def pretrain(
     """
     torch.manual_seed(seed)
     config = load_config(Path(__file__).with_name("experiment.yaml"))
-    size = config.video.size
+    size, batch_size = config.video.size, min(batch_size, len(scenes))
     frames = stills(scenes, size, num_frames=_FRAMES_PER_SCENE, seed=seed)
     texts = _texts(scenes, seed)
     token_ids, masks, rows = _tokenize(texts)
@@ -102,11 +102,7 @@ def pretrain(
     logger.info(
         f"{len(scenes)} scenes, {len(scenes) * _FRAMES_PER_SCENE} frames, {len(texts)} texts, {len(rows)} word pieces"
     )
-    architecture = dict(config.model.backbone)
-    # Without the rows of the token embedding that no text needs, steps are faster.
-    architecture["text_cfg"] = {**architecture["text_cfg"], "vocab_size": len(rows)}
-    backbone = Backbone(architecture, size)
-    batch_size = min(batch_size, len(scenes))
+    backbone = _small_vocabulary_backbone(config, len(rows))
     done = 0
     for lesson, (share, peak_lr) in enumerate(zip(_LESSON_SHARES, _PEAK_LRS, strict=True)):
         num_steps = round(share * steps)
@@ -132,6 +128,13 @@ def pretrain(
             if done % report_every == 0:
                 logger.info(f"step {done} of {steps}, loss {loss.item():.3f}")
     return {name: tensor.detach() for name, tensor in backbone.clip.state_dict().items()}, rows
+
+
+def _small_vocabulary_backbone(config: ExperimentConfig, num_tokens: int) -> Backbone:
+    """Builds the backbone with a token embedding of the tokens that occur, which makes steps faster."""
+    architecture = dict(config.model.backbone)
+    architecture["text_cfg"] = {**architecture["text_cfg"], "vocab_size": num_tokens}
+    return Backbone(architecture, config.video.size)
 
 
 def _positives(text_codes: Int[Tensor, "B 5"], scene_codes: Int[Tensor, "B 5"]) -> Bool[Tensor, "B B"]:
