@@ -259,16 +259,16 @@ def test_run_folder_is_free_finished_or_of_other_settings(project):
 
 
 def test_missing_knowledge_is_an_error_and_leaky_knowledge_a_warning(project, teacher_weights):
-    asked = {"knowledge.top_k": 3, "model.weights": str(teacher_weights)}
-    found = findings_by_check(**asked)
+    overrides = {"knowledge.top_k": 3, "model.weights": str(teacher_weights)}
+    found = findings_by_check(**overrides)
     assert errors(found) == {"knowledge"}
     findings = [f for fs in found.values() for f in fs]
-    assert next_stage(load_config("experiment.yaml", asked), findings) == "vocabulary"
-    assert errors(findings_by_check("ingest", **asked)) == set()
-    assert errors(findings_by_check("match", **asked)) == {"dictionary"}
-    leaky = {**asked, "vocabulary.splits": ["train", "test"]}
+    assert next_stage(load_config("experiment.yaml", overrides), findings) == "vocabulary"
+    assert errors(findings_by_check("ingest", **overrides)) == set()
+    assert errors(findings_by_check("match", **overrides)) == {"dictionary"}
+    leaky = {**overrides, "vocabulary.splits": ["train", "test"]}
     assert level(findings_by_check(**leaky), "vocabulary.splits") == "warning"
-    found = findings_by_check(**asked, **{"knowledge.released": ["nowhere.json"]})
+    found = findings_by_check(**overrides, **{"knowledge.released": ["nowhere.json"]})
     assert errors(found) == {"released phrases", "knowledge"}
     assert [f.level for f in found["released phrases"]] == ["error", "warning"]
     assert "teacher" in errors(findings_by_check("match"))
@@ -281,13 +281,13 @@ def test_a_storage_path_that_is_a_file_is_an_error(project):
 
 
 def test_checks_read_a_storage_in_an_object_store(project, s3, monkeypatch):
-    asked = {"storage.path": s3}
-    assert errors(findings_by_check("ingest", **asked)) == set()
-    found = findings_by_check(**asked)
+    overrides = {"storage.path": s3}
+    assert errors(findings_by_check("ingest", **overrides)) == set()
+    found = findings_by_check(**overrides)
     assert errors(found) == {"clip store"}
     assert f"{s3} answers; local copies are in " in found["storage"][0].found
-    decode(load_config("experiment.yaml", asked))
-    found = findings_by_check(**asked)
+    decode(load_config("experiment.yaml", overrides))
+    found = findings_by_check(**overrides)
     assert errors(found) == set()
     assert f"frames in {s3}/clips/" in found["clip store"][0].found
     assert found["run"][0].found == f"{s3}/runs/tiny is free"

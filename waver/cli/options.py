@@ -58,7 +58,7 @@ def print_resolved_config(experiment: ExperimentConfig) -> None:
 
 
 def print_protocol(result: Mapping[str, Any]) -> None:
-    """Prints the evaluation protocol of a result: split, choice of the checkpoint, differences from published protocols."""
+    """Prints the protocol of a result: split, choice of the checkpoint, differences from published protocols."""
     from waver.evaluation.protocols import Protocol
 
     for line in Protocol(**result["protocol"]).lines():

@@ -1,6 +1,6 @@
 """Checks of the results of earlier stages: clip store, dictionary, knowledge and run folder.
 
-They are opened with the functions of the stages themselves, so that a check fails with the error that the stage would raise.
+The stages' own functions open them, so that a check reports the error that the stage would raise.
 """
 
 from collections.abc import Iterator

@@ -240,7 +240,7 @@ def _background(name: str) -> Image.Image:
 
 
 def write_broken_file(path: Path, scene: Scene, kind: int) -> None:
-    """Writes a file that cannot be decoded: truncated, empty, a text, or sound without video, as `kind` goes up from 0."""
+    """Writes a file that cannot be decoded: truncated, empty, a text, or sound without video, by `kind` modulo 4."""
     (_write_truncated, _write_empty, _write_text, _write_sound)[kind % 4](path, scene)
 
 
