@@ -92,9 +92,8 @@ def test_a_node_with_its_own_storage_and_another_numpy_is_found(cluster, experim
     found, said = examine(running, experiment)
     assert found["shared storage"][0]["level"] == "error", said
     assert "and this process do not see each other's files in" in found["shared storage"][0]["found"]
-    assert (
-        len(found["shared storage"][0]["details"]) == 4
-    )  # the node misses the other probes, and the others miss its probe
+    # The node misses the probes of the others, and each of the others misses its probe.
+    assert len(found["shared storage"][0]["details"]) == 4
     assert found["versions"][0]["level"] == "warning"
     assert "numpy differs" in found["versions"][0]["found"]
     assert "0.0.1 on" in found["versions"][0]["found"]
