@@ -34,7 +34,7 @@ from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
-from waver.quickstart.dictionary import make_dictionary
+from waver.quickstart.dictionary import extract_or_copy_dictionary
 from waver.quickstart.weights import write_backbone
 from waver.quickstart.world import SEEN_STYLES, UNSEEN_STYLES, WORLD, render_world
 from waver.runs.folder import SELECTION_METRIC
@@ -80,7 +80,7 @@ def main(
     with connect() as where:
         print(where)
         run_ingest(config)
-        make_dictionary(config)
+        extract_or_copy_dictionary(config)
         run_match(config)
         captions = load_captions(config)
         store = open_store(config, captions)

@@ -13,14 +13,14 @@ logger = logging.getLogger("waver")
 
 
 def main() -> None:
-    """Runs the command line; errors that the user can resolve end in a sentence, bugs in a traceback."""
+    """Runs the command line; prints a message for an error that the user can resolve, and a traceback for a bug."""
     configure_logging()
     try:
         app()
     except SystemExit as ended:
-        # typer makes an exit of Ctrl-C; what was said with it is further down.
+        # Typer turns a KeyboardInterrupt into an exit with status 130; its message is in the chain of causes.
         if ended.code == 130:
-            logger.warning(_interrupt(ended) or "stopped; run the same command again to go on from what is kept")
+            logger.warning(_interrupt_message(ended) or "stopped; run the same command again to continue")
         elif message := getattr(ended, "message", ""):
             logger.warning(message)
         raise
@@ -38,8 +38,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def _interrupt(error: BaseException | None) -> str:
-    """The message of the KeyboardInterrupt that led to an exception."""
+def _interrupt_message(error: BaseException | None) -> str:
+    """Returns the message of the KeyboardInterrupt that led to an exception; empty if it has none."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return str(error or "")

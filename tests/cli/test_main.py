@@ -1,13 +1,16 @@
-"""The command line as a user meets it: exit codes, messages, no tracebacks."""
+"""The command line: list of commands, exit codes, messages, log level."""
 
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from waver.__main__ import main
+from waver.cli import app
 from waver.config import load_config
 
 DATA = "name: x\ndata: {format: table, annotations: captions.jsonl, videos: videos}\n"
@@ -21,7 +24,7 @@ def waver(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def waver_here(tmp_path, monkeypatch, capsys):
-    """Runs a command in this process, in the folder of the test; gives its exit code, standard output and error."""
+    """Runs a command in this process, in the folder of the test; returns exit code, standard output, standard error."""
     logger = logging.getLogger("waver")
     handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
 
@@ -36,7 +39,12 @@ def waver_here(tmp_path, monkeypatch, capsys):
     logger.handlers[:], logger.level, logger.propagate = handlers, level, propagate
 
 
-def test_print_config_is_a_configuration(tmp_path, repository, monkeypatch):
+def test_help_lists_the_commands_in_the_order_of_the_readme(repository):
+    rows = re.findall(r"^\| \[`waver (\w+)", (repository / "README.md").read_text(), re.M)
+    assert list(typer.main.get_command(app).commands) == rows
+
+
+def test_print_config_prints_a_configuration_that_can_be_loaded(tmp_path, repository, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = waver(
         "train",
@@ -67,14 +75,14 @@ def test_print_config_is_a_configuration(tmp_path, repository, monkeypatch):
         (["train", "data.yaml"], "there is no clip store in"),
         (["evaluate", "runs/typo"], "runs/typo is neither a run nor a checkpoint"),
         (["evaluate", "runs/typo", "--set", "text.max_words=5"], "text.max_words: a checkpoint is evaluated as it was"),
-        (["evaluate", "runs/typo", "--export", "csv", "out"], "--export csv: the format is trec"),
+        (["evaluate", "runs/typo", "--export", "csv", "out"], "--export csv: the only format is trec"),
         (["board", "runs/typo"], "runs/typo is not there"),
         (["board", "videos"], "videos holds no events of TensorBoard"),
         (["compare", "runs/typo", "videos"], "videos is no run, it has no config.yaml"),
         (["tune", "sweep.yaml", "--dry-run"], "train.lrr: unknown key; did you mean lr? (in 2 of 2 points)"),
     ],
 )
-def test_mistakes_end_in_a_sentence(tmp_path, waver_here, arguments, expected):
+def test_an_error_of_the_user_prints_a_message_without_traceback(tmp_path, waver_here, arguments, expected):
     (tmp_path / "broken.yaml").write_text("name: [")
     (tmp_path / "good.yaml").write_text(DATA)
     (tmp_path / "sweep.yaml").write_text(
@@ -92,15 +100,15 @@ def test_mistakes_end_in_a_sentence(tmp_path, waver_here, arguments, expected):
     assert shown == ""
 
 
-def test_a_mistake_is_the_exit_code_of_the_process(tmp_path):
+def test_a_configuration_error_exits_with_status_2(tmp_path):
     done = waver("train", "nowhere.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert "nowhere.yaml: no such file" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_bug_shows_its_traceback_and_where_to_report_it(tmp_path):
-    """A ValueError that Python raises within waver is no mistake of the user."""
+def test_a_bug_prints_its_traceback_and_where_to_report_it(tmp_path):
+    """A ValueError raised by Python inside waver is a bug, not an error of the user."""
     (tmp_path / "good.yaml").write_text(DATA)
     code = (
         "import sys, waver.cli.stages as stages\n"
@@ -117,7 +125,7 @@ def test_a_bug_shows_its_traceback_and_where_to_report_it(tmp_path):
 
 
 @pytest.mark.parametrize(("option", "expected"), [("-q", ""), ("--quiet", ""), ("-v", "next: ")])
-def test_notices_can_be_silenced(tmp_path, option, expected):
+def test_quiet_hides_notices_and_verbose_prints_them(tmp_path, option, expected):
     code = (
         "import sys, logging, waver.cli.stages as stages\n"
         "stages.load_experiment = lambda *_: logging.getLogger('waver.any').info('next: more') or sys.exit(0)\n"

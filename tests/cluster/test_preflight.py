@@ -1,4 +1,4 @@
-"""`waver doctor` on clusters of two nodes: one that is well, and one whose nodes are strangers to each other."""
+"""`waver doctor` on healthy clusters, and on one whose nodes have separate storages and versions."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def experiment(tmp_path) -> Path:
 
 
 def examine(cluster, experiment: Path) -> tuple[dict[str, list[dict]], str]:
-    """What is found, by what was looked at, and all that was said."""
+    """Runs waver doctor; returns the findings by check, and its output."""
     doctor = cluster.start("-m", "waver", "doctor", experiment, "--address", cluster.address, env={"RAY_ADDRESS": ""})
     shown, said = doctor.communicate(timeout=240)
     report = json.loads((experiment.parent / "storage/doctor/preflight.json").read_text())
@@ -47,7 +47,7 @@ def examine(cluster, experiment: Path) -> tuple[dict[str, list[dict]], str]:
     return found, shown + said
 
 
-def test_a_cluster_that_is_well(cluster, experiment):
+def test_a_healthy_cluster_passes_all_checks(cluster, experiment):
     running = cluster(nodes=1, labels=[{"waver.role": "train"}])
     running.add_node(cpus=1)
     found, said = examine(running, experiment)
@@ -64,7 +64,7 @@ def test_a_cluster_that_is_well(cluster, experiment):
 _TRIED = ("cluster", "versions", "shared storage", "connections", "clocks", "all-reduce")
 
 
-def test_what_labels_leave_is_counted(cluster, experiment):
+def test_only_nodes_with_the_labels_count_for_workers(cluster, experiment):
     running = cluster(nodes=2, labels=[{"waver.role": "train"}, {"waver.role": "decode"}])
     settings = yaml.safe_load(experiment.read_text())
     settings["resources"] |= {"workers": 3, "node_labels": {"waver.role": "train"}}
@@ -82,7 +82,7 @@ def _may_unshare() -> bool:
 
 
 @pytest.mark.skipif(not _may_unshare(), reason="a node with a disk of its own needs the rights of root")
-def test_a_node_with_another_disk_and_another_package(cluster, experiment, tmp_path):
+def test_a_node_with_its_own_storage_and_another_numpy_is_found(cluster, experiment, tmp_path):
     package = tmp_path / "site/numpy-0.0.1.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.0.1\n")
@@ -92,7 +92,8 @@ def test_a_node_with_another_disk_and_another_package(cluster, experiment, tmp_p
     found, said = examine(running, experiment)
     assert found["shared storage"][0]["level"] == "error", said
     assert "and this process do not see each other's files in" in found["shared storage"][0]["found"]
-    assert len(found["shared storage"][0]["details"]) == 4  # it misses the others, and they miss it
+    # The node misses the probes of the others, and each of the others misses its probe.
+    assert len(found["shared storage"][0]["details"]) == 4
     assert found["versions"][0]["level"] == "warning"
     assert "numpy differs" in found["versions"][0]["found"]
     assert "0.0.1 on" in found["versions"][0]["found"]

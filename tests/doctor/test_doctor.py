@@ -1,4 +1,4 @@
-"""Every kind of finding, on a small world of real files; and the command line as a user meets it."""
+"""Checks of `waver doctor` on a small world of real files, and the command itself."""
 
 import json
 import os
@@ -17,8 +17,16 @@ from waver.data.clip_store import create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip
 from waver.data.video import ClipError, read_clip
 from waver.doctor import data, machine
-from waver.doctor.findings import Finding, attempt, can_start, findings_text, independently, some, summary
-from waver.on_ray.doctor.examine import examine, next_step, run_doctor
+from waver.doctor.findings import (
+    Finding,
+    abbreviate,
+    can_start,
+    count_levels,
+    findings_text,
+    load_checked,
+    run_check,
+)
+from waver.on_ray.doctor.examine import examine, next_stage, run_doctor
 from waver.quickstart.world import render_world
 from waver.runs.folder import open_run
 from waver.runs.inputs import load_captions, store_settings
@@ -31,16 +39,16 @@ def nothing(_: object) -> None:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_config: ExperimentConfig) -> Path:
-    """experiment.yaml, captions.jsonl, videos (one of test is broken) and a finished clip store, below `storage`."""
+    """A folder with experiment.yaml, captions.jsonl and videos (one of test is broken)."""
     folder = tmp_path_factory.mktemp("world")
     render_world(folder, num_train=7, num_validation=2, num_test=3, num_broken=1, seed=0)
     text = tiny_config.to_yaml()
-    here = {
+    relative_paths = {
         tiny_config.data.annotations: "captions.jsonl",
         tiny_config.data.videos: ".",
         tiny_config.storage.folder: "storage",
     }
-    for absolute, relative in here.items():
+    for absolute, relative in relative_paths.items():
         text = text.replace(f": {absolute}\n", f": {relative}\n")
     (folder / "experiment.yaml").write_text(text)
     return folder
@@ -48,7 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_config: ExperimentConfi
 
 @pytest.fixture
 def project(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the world, ready to be trained on, in which the test runs."""
+    """A copy of the world with a clip store, ready for training, as working directory of the test."""
     folder = tmp_path / "project"
     shutil.copytree(world, folder)
     monkeypatch.chdir(folder)
@@ -72,8 +80,7 @@ def decode(config: ExperimentConfig) -> None:
     write_manifest(config.clip_store, settings, complete=True)
 
 
-def look(before="train", **overrides) -> dict[str, list[Finding]]:
-    """Findings by check."""
+def findings_by_check(before="train", **overrides) -> dict[str, list[Finding]]:
     by_check: dict[str, list[Finding]] = {}
     for finding in examine(load_config("experiment.yaml", overrides), before=before):
         by_check.setdefault(finding.check, []).append(finding)
@@ -97,22 +104,22 @@ def write_rows(rows: list[dict]) -> None:
     Path("captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-# ---- what findings are
+# ---- findings
 
 
-def test_a_check_that_fails_is_a_finding_and_hides_nothing():
+def test_an_exception_in_a_check_is_a_finding_after_those_before_it():
     def check():
         yield Finding("ok", "one", "well")
         raise KeyError("two\nlines")
 
-    first, second = independently("name", check)
+    first, second = run_check("name", check)
     assert (first.check, second.check, second.level) == ("one", "name", "error")
-    assert "this check itself failed (KeyError: 'two" in second.found
-    assert attempt("name", lambda: 1 / 0)[0] is None
-    assert "ZeroDivisionError" in attempt("name", lambda: 1 / 0)[1][0].found
+    assert "the check itself failed (KeyError: 'two" in second.found
+    assert load_checked("name", lambda: 1 / 0)[0] is None
+    assert "ZeroDivisionError" in load_checked("name", lambda: 1 / 0)[1][0].found
 
 
-def test_findings_are_lines_with_what_to_do_below():
+def test_findings_text_has_a_line_per_finding_with_the_remedy_below():
     findings = [
         Finding("ok", "a", "fine"),
         Finding("error", "b", "two\nlines", "do [this]"),
@@ -121,20 +128,20 @@ def test_findings_are_lines_with_what_to_do_below():
     assert findings_text(findings).plain == (
         "ok       a: fine\nerror    b: two\n         lines\n         -> do [this]\nerror    c: x\n"
     )
-    assert summary(findings) == "2 errors, 1 ok"
+    assert count_levels(findings) == "2 errors, 1 ok"
     assert not can_start(findings)
     assert can_start([Finding("warning", "a", "b")])
-    assert some("abcde") == "a, b, c and 2 more"
+    assert abbreviate("abcde") == "a, b, c and 2 more"
 
 
-# ---- an experiment that is ready
+# ---- checks of an experiment
 
 
-def test_what_is_ready_can_start_and_nothing_is_made(project):
+def test_a_ready_experiment_has_no_errors_and_doctor_writes_nothing(project):
     before = sorted(project.rglob("*"))
-    found = look()
+    found = findings_by_check()
     assert errors(found) == set()
-    # Of the three files that are tried the broken one may be one.
+    # The broken file may be among the three samples.
     warned = {check for check, f in found.items() if f[0].level == "warning"}
     assert {"clip store"} <= warned <= {"clip store", "decoding .mp4"}
     assert "11 of 12 clips have frames" in found["clip store"][0].found
@@ -143,62 +150,62 @@ def test_what_is_ready_can_start_and_nothing_is_made(project):
     assert sorted(project.rglob("*")) == before
 
 
-def test_before_ingest_a_missing_store_is_no_error(project):
+def test_a_missing_clip_store_is_an_error_before_train_but_not_before_ingest(project):
     shutil.rmtree("storage")
-    assert errors(look("ingest")) == set()
-    found = look()
+    assert errors(findings_by_check("ingest")) == set()
+    found = findings_by_check()
     assert errors(found) == {"clip store"}
     config = load_config("experiment.yaml")
-    assert next_step(config, [f for fs in found.values() for f in fs]) == "ingest"
+    assert next_stage(config, [f for fs in found.values() for f in fs]) == "ingest"
     assert "12 clips are still to be decoded" in found["disk for clips"][0].found
 
 
-def test_a_store_that_was_decoded_otherwise_stops_ingest_too(project):
+def test_a_clip_store_with_other_settings_is_an_error_before_ingest_too(project):
     config = load_config("experiment.yaml")
     manifest = json.loads((config.clip_store / "manifest.json").read_text())
     manifest["settings"]["max_frames"] = 7
     (config.clip_store / "manifest.json").write_text(json.dumps(manifest))
-    assert errors(look("ingest")) == errors(look()) == {"clip store"}
+    assert errors(findings_by_check("ingest")) == errors(findings_by_check()) == {"clip store"}
 
 
-def test_every_missing_video_is_listed(project):
+def test_all_missing_videos_are_in_the_details(project):
     gone = sorted({row["video"] for row in rows() if row["split"] != "test"})
     for video in gone:
         Path(video).unlink()
-    found = look()
+    found = findings_by_check()
     (finding,) = found["videos"]
     assert (finding.level, finding.details) == ("error", [str(project / video) for video in gone])
     assert "9 of 12" in finding.found
     assert "(7 of train, 2 of validation)" in finding.found
-    (finding,) = look(**{"data.allow_missing_videos": True})["videos"]
+    (finding,) = findings_by_check(**{"data.allow_missing_videos": True})["videos"]
     assert (finding.level, "ingest.max_failed_fraction" in finding.remedy) == ("warning", True)
 
 
-def test_annotations_that_cannot_be_read_do_not_hide_the_rest(project):
+def test_unreadable_annotations_do_not_prevent_other_checks(project):
     write_rows([{"video": "nowhere.mp4", "capton": "x"}])
-    found = look(**{"model.weights": "nowhere.safetensors"})
+    found = findings_by_check(**{"model.weights": "nowhere.safetensors"})
     assert errors(found) == {"annotations", "weights"}
     assert "did you mean caption?" in found["annotations"][0].found
     assert {"not checked", "storage", "memory"} <= set(found)
 
 
-def test_files_that_do_not_decode(project):
+def test_a_file_type_that_does_not_decode_is_an_error_before_ingest_and_a_warning_after(project):
     Path("videos/note.mkv").write_text("no video")
     write_rows([*rows(), {"video": "videos/note.mkv", "caption": "a note", "split": "train"}])
-    assert level(look("ingest"), "decoding .mkv") == "error"
-    assert level(look("ingest", **{"ingest.max_failed_fraction": 0.5}), "decoding .mkv") == "warning"
-    (finding,) = look()["decoding .mkv"]
+    assert level(findings_by_check("ingest"), "decoding .mkv") == "error"
+    assert level(findings_by_check("ingest", **{"ingest.max_failed_fraction": 0.5}), "decoding .mkv") == "warning"
+    (finding,) = findings_by_check()["decoding .mkv"]
     assert finding.level == "warning"
     assert list(finding.details) == [str(project / "videos/note.mkv")]
     assert finding.details[str(project / "videos/note.mkv")].startswith("corrupt: ")
 
 
-def test_duplicates_are_warnings_with_all_of_them_in_the_details(project):
+def test_duplicates_are_warnings_with_details(project):
     table = rows()
     train, test = (next(row for row in table[8:] if row["split"] == split) for split in ("train", "test"))
     shutil.copy(train["video"], "videos/copy.mp4")
     write_rows([*table, {"video": "videos/copy.mp4", "caption": test["caption"].upper(), "split": "test"}])
-    (finding,) = look()["duplicates in test"]
+    (finding,) = findings_by_check()["duplicates in test"]
     assert finding.level == "warning"
     copy_of = [str(Path(train["video"]).with_suffix(""))]
     assert finding.details["same_videos_elsewhere"] == (("videos/copy", *copy_of),)
@@ -219,86 +226,86 @@ def test_duplicates_are_warnings_with_all_of_them_in_the_details(project):
         ({"train.backbone_lr_scale": 0, "model.temporal": "none", "similarity.kind": "dp"}, "model", "nothing can be"),
     ],
 )
-def test_mistakes_that_would_stop_training(project, teacher_weights, overrides, check, expected):
+def test_settings_that_would_stop_training_are_errors(project, teacher_weights, overrides, check, expected):
     save_file({"visual.conv1.weight": torch.zeros(2, 3, 4, 4)}, "other.safetensors")
     Path("cut.safetensors").write_bytes(teacher_weights.read_bytes()[:-10])
-    found = look(**overrides)
+    found = findings_by_check(**overrides)
     assert errors(found) == {check}
     assert expected in found[check][0].found
 
 
-def test_a_model_that_cannot_be_built_does_not_hide_its_weights(project):
+def test_weights_are_checked_even_if_the_model_cannot_be_built(project):
     frozen = {"train.backbone_lr_scale": 0, "model.temporal": "none", "similarity.kind": "dp"}
-    assert errors(look(**frozen, **{"model.weights": "nowhere.pt"})) == {"model", "weights"}
+    assert errors(findings_by_check(**frozen, **{"model.weights": "nowhere.pt"})) == {"model", "weights"}
 
 
-def test_weights_that_fit_and_a_tag_that_is_downloaded(project, teacher_weights):
-    assert level(look(**{"model.weights": str(teacher_weights)}), "weights") == "ok"
-    found = look(**{"model.backbone": "RN50", "model.weights": "openai", "video.size": 16, "train.lr": 1})
+def test_fitting_weights_are_ok_and_a_pretrained_tag_is_a_warning(project, teacher_weights):
+    assert level(findings_by_check(**{"model.weights": str(teacher_weights)}), "weights") == "ok"
+    found = findings_by_check(**{"model.backbone": "RN50", "model.weights": "openai", "video.size": 16, "train.lr": 1})
     assert level(found, "weights") == "warning"
     assert "downloads it" in found["weights"][0].found
 
 
-def test_the_folder_of_the_run(project):
+def test_run_folder_is_free_finished_or_of_other_settings(project):
     config = load_config("experiment.yaml")
     open_run(config.run_folder, config, {"num_train_clips": 1})
-    assert level(look(), "run") == "ok"
+    assert level(findings_by_check(), "run") == "ok"
     (config.run_folder / "result.json").write_text('{"epochs": 2}')
-    assert level(look(), "run") == "warning"
-    found = look(**{"train.lr": 0.5})
+    assert level(findings_by_check(), "run") == "warning"
+    found = findings_by_check(**{"train.lr": 0.5})
     assert errors(found) == {"run"}
     assert "train.lr: 0.001 there, 0.5 asked" in found["run"][0].found
-    assert level(look("match", **{"train.lr": 0.5}), "run") == "info"
+    assert level(findings_by_check("match", **{"train.lr": 0.5}), "run") == "info"
 
 
-def test_knowledge_that_is_not_there_and_what_makes_it_leaky(project, teacher_weights):
-    asked = {"knowledge.top_k": 3, "model.weights": str(teacher_weights)}
-    found = look(**asked)
+def test_missing_knowledge_is_an_error_and_leaky_knowledge_a_warning(project, teacher_weights):
+    overrides = {"knowledge.top_k": 3, "model.weights": str(teacher_weights)}
+    found = findings_by_check(**overrides)
     assert errors(found) == {"knowledge"}
     findings = [f for fs in found.values() for f in fs]
-    assert next_step(load_config("experiment.yaml", asked), findings) == "vocabulary"
-    assert errors(look("ingest", **asked)) == set()
-    assert errors(look("match", **asked)) == {"dictionary"}
-    leaky = {**asked, "vocabulary.splits": ["train", "test"]}
-    assert level(look(**leaky), "vocabulary.splits") == "warning"
-    found = look(**asked, **{"knowledge.released": ["nowhere.json"]})
+    assert next_stage(load_config("experiment.yaml", overrides), findings) == "vocabulary"
+    assert errors(findings_by_check("ingest", **overrides)) == set()
+    assert errors(findings_by_check("match", **overrides)) == {"dictionary"}
+    leaky = {**overrides, "vocabulary.splits": ["train", "test"]}
+    assert level(findings_by_check(**leaky), "vocabulary.splits") == "warning"
+    found = findings_by_check(**overrides, **{"knowledge.released": ["nowhere.json"]})
     assert errors(found) == {"released phrases", "knowledge"}
     assert [f.level for f in found["released phrases"]] == ["error", "warning"]
-    assert "teacher" in errors(look("match"))
+    assert "teacher" in errors(findings_by_check("match"))
 
 
-def test_a_storage_that_is_a_file(project):
-    found = look(**{"storage.path": "experiment.yaml"})
+def test_a_storage_path_that_is_a_file_is_an_error(project):
+    found = findings_by_check(**{"storage.path": "experiment.yaml"})
     assert errors(found) == {"clip store", "storage"}
     assert "is a file" in found["storage"][0].found
 
 
-def test_a_storage_in_an_object_store(project, s3, monkeypatch):
-    asked = {"storage.path": s3}
-    assert errors(look("ingest", **asked)) == set()
-    found = look(**asked)
+def test_checks_read_a_storage_in_an_object_store(project, s3, monkeypatch):
+    overrides = {"storage.path": s3}
+    assert errors(findings_by_check("ingest", **overrides)) == set()
+    found = findings_by_check(**overrides)
     assert errors(found) == {"clip store"}
-    assert f"{s3} answers; its copies on this machine are in " in found["storage"][0].found
-    decode(load_config("experiment.yaml", asked))
-    found = look(**asked)
+    assert f"{s3} answers; local copies are in " in found["storage"][0].found
+    decode(load_config("experiment.yaml", overrides))
+    found = findings_by_check(**overrides)
     assert errors(found) == set()
     assert f"frames in {s3}/clips/" in found["clip store"][0].found
     assert found["run"][0].found == f"{s3}/runs/tiny is free"
 
 
-def test_an_object_store_that_cannot_be_used_is_said_once(project, s3, monkeypatch):
-    (finding,) = [f for fs in look(**{"storage.path": "s3://nowhere/x"}).values() for f in fs]
+def test_an_unusable_object_store_is_the_only_finding(project, s3, monkeypatch):
+    (finding,) = [f for fs in findings_by_check(**{"storage.path": "s3://nowhere/x"}).values() for f in fs]
     assert (finding.level, finding.check) == ("error", "storage")
     assert "s3://nowhere/x: there is no such bucket" in finding.found
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    (finding,) = [f for fs in look(**{"storage.path": s3}).values() for f in fs]
+    (finding,) = [f for fs in findings_by_check(**{"storage.path": s3}).values() for f in fs]
     assert "the store does not answer" in finding.found
 
 
-# ---- figures
+# ---- single checks
 
 
-def test_splits_are_compared_with_the_published_ones(repository, captions, monkeypatch, tmp_path):
+def test_splits_that_differ_from_the_published_ones_are_warnings(repository, captions, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     config = load_config(repository / "experiments/msrvtt.yaml", {"data.split": "full"})
     found = [f for f in data.check_splits(config, captions) if f.level == "warning"]
@@ -316,21 +323,21 @@ def test_splits_are_compared_with_the_published_ones(repository, captions, monke
     assert levels == {"split train": "ok", "split validation": "error", "split test": "info"}
 
 
-def test_size_of_a_model_without_making_it(tiny_config, load_tiny):
+def test_model_size_counts_parameters_and_activations_of_the_student(tiny_config, load_tiny):
     found = machine.model_size(tiny_config)
     student = build_student(tiny_config)
-    assert found.parameters == found.trained == sum(p.numel() for p in student.parameters())
-    assert found.width == 32
+    assert found.num_parameters == found.num_trained == sum(p.numel() for p in student.parameters())
+    assert found.embed_dim == 32
     frozen = machine.model_size(load_tiny(**{"train.backbone_lr_scale": 0}))
     backbone = sum(p.numel() for p in student.backbone.parameters())
-    assert (frozen.trained, frozen.activations) == (found.trained - backbone, 0)
-    # A layer keeps at least its normalised input, attention's and the MLP's hidden values for each of 5 tokens.
-    a_frame = 4 * 5 * 32 * (1 + 3 + 4)
-    six = machine.model_size(load_tiny(**{"video.max_frames": 6})).activations
-    assert six - found.activations > 3 * a_frame
+    assert (frozen.num_trained, frozen.activation_bytes) == (found.num_trained - backbone, 0)
+    # A layer keeps at least its normalised input, and the hidden values of attention and MLP, for each of 5 tokens.
+    bytes_per_frame = 4 * 5 * 32 * (1 + 3 + 4)
+    six = machine.model_size(load_tiny(**{"video.max_frames": 6})).activation_bytes
+    assert six - found.activation_bytes > 3 * bytes_per_frame
 
 
-def test_disk_that_is_too_small(project):
+def test_too_little_disk_space_is_an_error_or_a_warning(project):
     config = load_config("experiment.yaml", {"video.size": 10**6})
     captions = load_captions(config)
     huge = machine.ModelSize(10**15, 10**15, 32, 0)
@@ -341,7 +348,7 @@ def test_disk_that_is_too_small(project):
     assert machine.ModelSize(10, 4, 1, None).checkpoint_bytes == 40 + 32
 
 
-def test_memory_is_an_estimate_that_warns(tiny_config, captions):
+def test_too_little_memory_is_a_warning(tiny_config, captions):
     def levels(model, **where) -> dict[str, str]:
         found = machine.check_memory(tiny_config, captions, model, num_phrases=0, **where)
         return {f.check: f.level for f in found}
@@ -367,8 +374,8 @@ def waver(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_the_command_finds_everything_at_once_and_writes_it_down(project, monkeypatch):
-    """A cluster that does not answer among it."""
+def test_the_command_reports_all_errors_at_once_and_writes_them_to_the_report(project, monkeypatch):
+    """Including that no cluster answers."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     done = waver("experiment.yaml", "--set", "train.global_batch_size=8", "--set", "model.weights=nowhere.pt")
     assert done.returncode == 1
@@ -382,17 +389,17 @@ def test_the_command_finds_everything_at_once_and_writes_it_down(project, monkey
     assert {f["check"] for f in report["findings"] if f["level"] == "error"} == {"batch", "weights", "cluster"}
 
 
-def test_the_report_goes_where_it_is_asked_and_a_wrong_configuration_is_a_finding(project):
+def test_the_report_is_written_to_output_and_a_configuration_error_is_a_finding(project):
     shown: list[Finding] = []
 
-    def ask(overrides: dict, output: Path | None) -> list[Finding]:
+    def run(overrides: dict, output: Path | None) -> list[Finding]:
         return run_doctor(Path("experiment.yaml"), lambda: overrides, before="train", show=shown.extend, output=output)
 
-    assert can_start(ask({}, Path("report.json")))
+    assert can_start(run({}, Path("report.json")))
     assert json.loads(Path("report.json").read_text())["can_start"]
     assert not Path("storage/doctor").exists()
-    (finding,) = ask({"trian.lr": 1, "model.temporal": "x"}, None)
+    (finding,) = run({"trian.lr": 1, "model.temporal": "x"}, None)
     assert finding.level == "error"
     assert "2 mistakes" in finding.found
-    assert not can_start(ask({}, Path("experiment.yaml/report.json")))
+    assert not can_start(run({}, Path("experiment.yaml/report.json")))
     assert shown[-1].check == "report"

@@ -14,7 +14,7 @@ def scene(colour="red", shape="star", motion="left", background="black", size="b
 
 
 def signature(text: str) -> list[str]:
-    """The words without the order of their letters: typing mistakes do not show in it."""
+    """The words of a text with sorted letters, so that swapped letters make no difference."""
     return ["".join(sorted(word)) for word in re.findall(r"[a-z]+", text.lower())]
 
 
@@ -24,11 +24,11 @@ def contains(text: str, phrase: str) -> bool:
 
 
 def mentioned(text: str, words: dict[str, tuple[str, ...]]) -> set[str]:
-    return {value for value, ways in words.items() if any(contains(text, way) for way in ways)}
+    return {value for value, wordings in words.items() if any(contains(text, wording) for wording in wordings)}
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_caption_says_colour_shape_and_motion_and_no_other(style):
+def test_every_caption_mentions_its_colour_shape_and_motion_and_no_other(style):
     words = STYLES[style]
     for number, (colour, shape, motion) in enumerate(itertools.product(COLOURS, SHAPES, MOTIONS)):
         text = caption(scene(colour, shape, motion), style, number)
@@ -38,16 +38,16 @@ def test_every_caption_says_colour_shape_and_motion_and_no_other(style):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_caption_of_one_scene_never_describes_another(style):
-    said: dict[str, set[tuple[str, str, str]]] = {}
+def test_no_two_triples_have_the_same_caption(style):
+    triples_of: dict[str, set[tuple[str, str, str]]] = {}
     for triple in itertools.product(COLOURS, SHAPES, MOTIONS):
         for seed in SEEDS:
-            said.setdefault(caption(scene(*triple), style, seed), set()).add(triple)
-    assert all(len(triples) == 1 for triples in said.values())
+            triples_of.setdefault(caption(scene(*triple), style, seed), set()).add(triple)
+    assert all(len(triples) == 1 for triples in triples_of.values())
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_background_and_size_are_true_where_they_are_said(style):
+def test_mentioned_background_and_size_are_those_of_the_scene(style):
     for background, size in itertools.product(BACKGROUNDS, SIZES):
         texts = [caption(scene(background=background, size=size), style, seed) for seed in SEEDS]
         for text in texts:
@@ -55,7 +55,7 @@ def test_background_and_size_are_true_where_they_are_said(style):
             assert mentioned(text, {value: (value,) for value in SIZES}) <= {size}
 
 
-def test_wordy_captions_say_everything():
+def test_wordy_captions_mention_all_attributes():
     for seed in SEEDS:
         text = caption(scene(background="striped", size="small"), "wordy", seed)
         assert contains(text, "striped")
@@ -63,13 +63,13 @@ def test_wordy_captions_say_everything():
 
 
 def vocabulary(style: str) -> set[str]:
-    """All ways to put colour, shape and motion."""
+    """All wordings of colour, shape and motion in a style."""
     tables = (STYLES[style].colours, STYLES[style].shapes, STYLES[style].motions)
-    return {way for table in tables for ways in table.values() for way in ways}
+    return {wording for table in tables for wordings in table.values() for wording in wordings}
 
 
 @pytest.mark.parametrize("style", ["synonyms", "poetic"])
-def test_two_styles_share_no_way_with_any_other(style):
+def test_synonyms_and_poetic_share_no_wording_with_other_styles(style):
     for other in STYLES.keys() - {style}:
         assert not vocabulary(style) & vocabulary(other)
 
@@ -79,44 +79,46 @@ def test_questions_use_the_words_of_three_other_styles():
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_captions_of_one_writer_differ(style):
+def test_captions_of_one_style_differ_and_are_deterministic(style):
     texts = captions(scene(), style, 0, 2)
     assert len(set(texts)) == 2
     assert texts == captions(scene(), style, 0, 2)
     assert texts[0] == caption(scene(), style, 0)
 
 
-def test_the_seed_decides_the_words():
+def test_the_seed_chooses_the_wordings():
     texts = [caption(scene(), "synonyms", seed) for seed in SEEDS]
     assert texts == [caption(scene(), "synonyms", seed) for seed in SEEDS]
     assert len(set(texts)) > 3
 
 
-def test_only_chatty_writers_mistype():
-    def num_mistyped(style: str) -> int:
-        right = set()
+def test_only_chatty_captions_have_typos():
+    def num_typos(style: str) -> int:
+        known = set()
         texts = [caption(scene(motion=motion), style, seed) for motion in MOTIONS for seed in range(50)]
         words = [word for text in texts for word in re.findall(r"[a-z]+", text)]
         for sentence in STYLES[style].sentences:
-            right.update(re.findall(r"[a-z]+", sentence))
+            known.update(re.findall(r"[a-z]+", sentence))
         for table in (STYLES[style].colours, STYLES[style].shapes, STYLES[style].motions):
-            right.update(word for ways in table.values() for way in ways for word in re.findall(r"[a-z]+", way))
-        right.update(BACKGROUNDS, SIZES, ("an",))
-        return sum(word not in right for word in words)
+            known.update(
+                word for wordings in table.values() for text in wordings for word in re.findall(r"[a-z]+", text)
+            )
+        known.update(BACKGROUNDS, SIZES, ("an",))
+        return sum(word not in known for word in words)
 
-    mistyped = {style: num_mistyped(style) for style in STYLES}
-    assert mistyped.pop("chatty") > 20
-    assert not any(mistyped.values())
+    typos = {style: num_typos(style) for style in STYLES}
+    assert typos.pop("chatty") > 20
+    assert not any(typos.values())
 
 
-def test_articles_fit():
+def test_articles_are_a_or_an_by_the_next_letter():
     for style, seed in itertools.product(STYLES, SEEDS):
         text = caption(scene("orange", "cross", "up"), style, seed)
         assert not re.search(r"\b(a [aeiou]|an [^aeiou])", text), text
 
 
 def test_captions_fit_into_32_tokens():
-    """The quickstart's text encoder reads no more; what it cut off could be the motion."""
+    """The quickstart's text encoder reads 32 tokens; the rest, perhaps the motion, would be cut off."""
     from open_clip import SimpleTokenizer
 
     tokenizer = SimpleTokenizer()

@@ -28,7 +28,7 @@ def world() -> dict[str, list[Scene]]:
 
 
 @pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+def packaged_backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     path = tmp_path_factory.mktemp("backbone") / "backbone.safetensors"
     write_backbone(path)
     return load_backbone(EXPERIMENT.model.backbone, str(path), image_size=EXPERIMENT.video.size).eval()
@@ -38,13 +38,13 @@ def triple(scene: Scene) -> tuple[str, str, str]:
     return scene.colour, scene.shape, scene.motion
 
 
-def test_nothing_that_validation_and_test_ask_for_is_seen(world):
+def test_pretraining_scenes_have_all_values_and_no_triple_of_validation_or_test(world):
     seen = {triple(scene) for scene in pretraining_scenes(copies=2, seed=0)}
     assert not seen & {triple(scene) for split in ("validation", "test") for scene in world[split]}
     assert {value for values in seen for value in values} == {*COLOURS, *SHAPES, *MOTIONS}
 
 
-def test_texts_are_true_and_are_no_captions():
+def test_alt_texts_describe_the_scene_and_are_no_captions():
     scene = Scene("red", "star", "left", "striped", "big", 0)
     rng = random.Random(0)
     texts = [alt_text(scene, rng, lesson) for lesson in range(len(LESSONS)) for _ in range(1500)]
@@ -54,16 +54,16 @@ def test_texts_are_true_and_are_no_captions():
     assert not written & {text.text for text in texts}
 
 
-def test_texts_use_the_words_of_every_writer():
+def test_alt_texts_use_the_words_of_every_style():
     scene = Scene("red", "star", "left", "striped", "big", 0)
     rng = random.Random(0)
     texts = " | ".join(alt_text(scene, rng).text for _ in range(3000))
     for tables, value in ((COLOUR_WORDS, "red"), (SHAPE_WORDS, "star"), (MOTION_WORDS, "left")):
-        for way in itertools.chain.from_iterable(table[value] for table in tables.values()):
-            assert way in texts
+        for wording in itertools.chain.from_iterable(table[value] for table in tables.values()):
+            assert wording in texts
 
 
-def test_a_few_steps_lower_the_loss_and_can_be_repeated(tmp_path, said):
+def test_pretraining_lowers_the_loss_and_is_deterministic(tmp_path, said):
     scenes = pretraining_scenes(copies=1, seed=0)[::20]
     state, rows = pretrain(scenes, steps=40, seed=1, batch_size=16, report_every=1)
     losses = [float(line.split()[-1]) for line in said[1:]]
@@ -82,23 +82,23 @@ def test_a_few_steps_lower_the_loss_and_can_be_repeated(tmp_path, said):
 
 
 @torch.no_grad()
-def test_the_shipped_backbone_finds_clips_it_has_never_seen(shipped, world):
+def test_the_packaged_backbone_retrieves_unseen_clips_above_chance(packaged_backbone, world):
     scenes = world["test"][:40]
-    videos = embed_frames(shipped, stills(scenes, EXPERIMENT.video.size, num_frames=4, seed=0))
-    right = torch.arange(len(scenes))
+    videos = embed_frames(packaged_backbone, stills(scenes, EXPERIMENT.video.size, num_frames=4, seed=0))
+    correct = torch.arange(len(scenes))
     for style in STYLES:
-        texts = embed_texts(shipped, *tokenize([caption(scene, style, 0) for scene in scenes], max_words=32))
+        texts = embed_texts(packaged_backbone, *tokenize([caption(scene, style, 0) for scene in scenes], max_words=32))
         found = (texts @ videos.T).topk(5).indices
-        recall = (found == right[:, None]).any(1).float().mean().item()
+        recall = (found == correct[:, None]).any(1).float().mean().item()
         assert recall > 3 * 5 / len(scenes), f"{style}: R@5 {recall:.2f}, by chance {5 / len(scenes):.2f}"
 
 
-def test_the_shipped_backbone_knows_every_word_of_the_captions(shipped):
+def test_the_packaged_backbone_has_an_embedding_of_every_token_of_the_captions(packaged_backbone):
     scenes = pretraining_scenes(copies=1, seed=0)[::8]
     texts = [text for scene in scenes for style in STYLES.keys() - {"chatty"} for text in captions(scene, style, 0, 2)]
     ids, mask = tokenize(texts, max_words=32)
-    assert shipped.text.token_embedding.weight[ids[mask].unique()].count_nonzero(1).all()
+    assert packaged_backbone.text.token_embedding.weight[ids[mask].unique()].count_nonzero(1).all()
 
 
-def test_the_shipped_file_is_small():
+def test_the_packaged_backbone_is_smaller_than_3_mb():
     assert (FOLDER / "backbone.safetensors").stat().st_size < 3e6

@@ -39,7 +39,7 @@ def split_of_videos(table: Path) -> dict[str, str]:
 
 
 def frames_of(path: Path) -> np.ndarray:
-    """With PyAV; raises whatever it raises where there is no video to decode."""
+    """Decodes all frames with PyAV; raises PyAV's exceptions if there is no video."""
     with av.open(path) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
@@ -52,7 +52,7 @@ def is_broken(path: Path) -> bool:
     return False
 
 
-def test_the_table_names_every_clip_once_with_split_and_style(table):
+def test_the_caption_table_has_every_clip_with_split_and_style(table):
     rows = rows_of(table)
     assert all(set(row) == {"video", "caption", "split", "style"} and all(row.values()) for row in rows)
     assert Counter(split_of_videos(table).values()) == {"train": 12, "validation": 3, "test": 5}
@@ -63,7 +63,7 @@ def test_every_style_is_either_seen_or_unseen():
     assert sorted(SEEN_STYLES + UNSEEN_STYLES) == sorted(STYLES)
 
 
-def test_training_clips_have_one_writer_and_unseen_styles_are_asked_in_the_test_alone(table):
+def test_training_clips_have_one_style_and_unseen_styles_are_in_test_alone(table):
     for video, split in split_of_videos(table).items():
         rows = [row for row in rows_of(table) if row["video"] == video]
         styles = Counter(row["style"] for row in rows)
@@ -75,7 +75,7 @@ def test_training_clips_have_one_writer_and_unseen_styles_are_asked_in_the_test_
             assert styles == Counter(SEEN_STYLES if split == "validation" else list(STYLES))
 
 
-def test_every_seen_style_has_its_share_of_training_and_more_writers_can_be_asked_for(tmp_path):
+def test_seen_styles_are_equally_frequent_in_train_and_train_writers_is_respected(tmp_path):
     scenes = [Scene("red", "star", "left", "black", "big", seed) for seed in range(400)]
     shares = Counter(style for scene in scenes for style in styles_of(scene, "train"))
     assert all(70 < shares[style] < 130 for style in SEEN_STYLES)
@@ -85,7 +85,7 @@ def test_every_seen_style_has_its_share_of_training_and_more_writers_can_be_aske
     assert len({(row["video"], row["style"]) for row in rows}) == 4
 
 
-def test_files_are_h264_and_both_readers_see_all_frames(table):
+def test_files_are_h264_and_pyav_and_decord_read_all_frames(table):
     for video in split_of_videos(table):
         path = table.parent / video
         if is_broken(path):
@@ -100,7 +100,7 @@ def test_files_are_h264_and_both_readers_see_all_frames(table):
         assert len(frames_of(path)) == len(reader)
 
 
-def test_broken_files_are_as_many_as_asked_and_one_is_in_the_test(table):
+def test_num_broken_files_are_broken_and_one_of_them_is_in_test(table):
     splits = split_of_videos(table)
     broken = [video for video in splits if is_broken(table.parent / video)]
     assert Counter(splits[video] for video in broken) == {"test": 1, "train": 4}
@@ -120,7 +120,7 @@ def has_sound(path: Path) -> bool:
         return False
 
 
-def test_the_same_numbers_make_the_same_world(table, tmp_path):
+def test_the_same_settings_render_the_same_world(table, tmp_path):
     again = render_world(tmp_path, **WORLD)
     assert again.read_bytes() == table.read_bytes()
     for video in split_of_videos(table):
@@ -128,13 +128,13 @@ def test_the_same_numbers_make_the_same_world(table, tmp_path):
             np.testing.assert_array_equal(frames_of(again.parent / video), frames_of(table.parent / video))
 
 
-def test_other_numbers_share_no_id(table, tmp_path):
-    """A clip store knows clips by their ids: one world's must not be taken for another's."""
+def test_worlds_with_other_settings_share_no_clip_id(table, tmp_path):
+    """A clip store identifies clips by their ids alone."""
     other = render_world(tmp_path, **WORLD | {"seed": 8})
     assert not split_of_videos(other).keys() & split_of_videos(table).keys()
 
 
-def test_rendered_once_and_again_if_it_was_cut_off(tmp_path):
+def test_a_finished_world_is_reused_and_an_interrupted_one_is_rendered_again(tmp_path):
     small = {"num_train": 2, "num_validation": 1, "num_test": 1, "num_broken": 0, "seed": 0}
     calls: list[tuple[int, int]] = []
 
@@ -147,26 +147,26 @@ def test_rendered_once_and_again_if_it_was_cut_off(tmp_path):
     assert render() == table
     assert calls == []
 
-    def cut_off(done: int, total: int) -> None:
+    def interrupt(done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        render_world(tmp_path, **small | {"seed": 1}, progress=cut_off)
+        render_world(tmp_path, **small | {"seed": 1}, progress=interrupt)
     render(seed=1)
     assert len(calls) == 4
     render(num_broken=1)
     assert len(calls) == 4
 
 
-def test_more_broken_files_than_clips_are_refused(tmp_path):
+def test_too_many_broken_clips_raise_value_error(tmp_path):
     with pytest.raises(ValueError, match="num_broken"):
         render_world(tmp_path, num_train=2, num_validation=2, num_test=2, num_broken=4, seed=0)
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
 @pytest.mark.parametrize("colour", COLOURS)
-def test_colours_are_seen_on_every_background(colour, background):
+def test_every_colour_differs_from_every_background(colour, background):
     frame = np.asarray(draw(Scene(colour, "circle", "zigzag", background, "small", 3))[0]).astype(int)
     empty = np.asarray(draw(Scene(colour, "ring", "grow", background, "small", 3))[0]).astype(int)
     assert (np.abs(frame - empty).max(axis=2) > 60).sum() > 200
@@ -183,7 +183,7 @@ def centres_and_areas(motion: str, seed: int) -> tuple[np.ndarray, np.ndarray, n
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_things_move_as_the_captions_say(motion, seed):
+def test_shapes_move_as_the_captions_say(motion, seed):
     x, y, area = centres_and_areas(motion, seed)
     far = 0.4 * HEIGHT
     turns = {axis: int((np.diff(np.sign(np.diff(values))) != 0).sum()) for axis, values in (("x", x), ("y", y))}
@@ -200,20 +200,20 @@ def test_things_move_as_the_captions_say(motion, seed):
 
 
 @pytest.mark.parametrize(("motion", "opposite"), [("left", "right"), ("up", "down"), ("grow", "shrink")])
-def test_one_frame_shows_the_motion(motion, opposite):
-    """The trail tells what moves this way from what moves back."""
+def test_a_single_frame_shows_the_direction_of_the_motion(motion, opposite):
+    """The trail distinguishes opposite motions."""
     there, back = (
         [np.asarray(frame).astype(int) for frame in draw(Scene("red", "circle", name, "black", "small", 3))]
         for name in (motion, opposite)
     )
-    # In the middle of the video both stand at the same place in the same size.
+    # In the middle of the video, both shapes have the same position and size.
     middle = len(there) // 2
     nearest = min((np.abs(there[middle] - frame).max(axis=2) > 40).sum() for frame in back)
     assert nearest > 30
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_differ(shape):
+def test_shapes_look_different(shape):
     def last_frame(shape: str) -> np.ndarray:
         return np.asarray(draw(Scene("red", shape, "grow", "black", "big", 1))[-1]).astype(int)
 

@@ -1,6 +1,25 @@
-"""The command line: one file for each group of commands, which register themselves with `app`."""
+"""The command line of waver: a module for each group of commands."""
 
-from waver.cli import cluster, results, stages  # noqa: F401  they register their commands
-from waver.cli.options import app
+from waver.cli import cluster, results, stages
+from waver.cli.options import app, with_verbosity
 
-__all__ = ["app"]
+__all__ = ["COMMANDS", "app"]
+
+COMMANDS = (
+    stages.quickstart,
+    cluster.doctor,
+    stages.ingest,
+    stages.vocabulary,
+    stages.match,
+    stages.train,
+    results.evaluate,
+    results.robustness,
+    results.board,
+    results.compare,
+    stages.tune,
+    cluster.submit,
+)
+"""All commands in the order in which `waver --help` and the README list them: the order of work."""
+
+for command in COMMANDS:
+    app.command()(with_verbosity(command))

@@ -1,4 +1,4 @@
-"""The application, and the options that several commands share."""
+"""The typer application, and the options and functions that several commands share."""
 
 import functools
 import inspect
@@ -17,49 +17,48 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Text-video retrieval that does not care how a query is written, distributed with Ray.",
+    help="Text-video retrieval that does not depend on the writing style of the query, distributed with Ray.",
 )
 stdout = Console()
-"""For results."""
+"""Receives results; messages go to standard error through `logging`."""
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Config = Annotated[Path, typer.Argument(help="YAML file of the experiment, as in experiments/.", show_default=False)]
 Set = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. train.lr=3e-5; again for more."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. train.lr=3e-5; repeatable."),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Short for --set resources.workers=N.", show_default=False)]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and do nothing.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and exit.")]
 
-FREE_IN_EVALUATION = ("data", "ingest", "storage", "resources", "evaluate")
-"""Sections that say where things are and how fast they are computed."""
+EVALUATION_SECTIONS = ("data", "ingest", "storage", "resources", "evaluate")
+"""Sections of the configuration that `--set` may change for a trained model: the others define the model."""
 
 Split = Literal["train", "validation", "test"]
-Before = Literal["ingest", "match", "train"]
-Stage = Literal["train", "tune", "ingest", "vocabulary", "match", "evaluate", "robustness", "doctor"]
+JobStage = Literal["train", "tune", "ingest", "vocabulary", "match", "evaluate", "robustness", "doctor"]
 
 
-def local_folder(place: str, asked: Mapping[str, Any] | None = None) -> Path:
-    """The folder that is named by a path or a URL; its copy is where `asked` has storage.cache."""
-    if not is_url(place):
-        return Path(place)
-    cache = (asked or {}).get("storage.cache")
-    return local_copy(check_url(place), Path(cache) if cache else None)
+def local_folder(path_or_url: str, overrides: Mapping[str, Any] | None = None) -> Path:
+    """Returns the local path of a folder; for a URL, that of its local copy, below `storage.cache` of the overrides."""
+    if not is_url(path_or_url):
+        return Path(path_or_url)
+    cache = (overrides or {}).get("storage.cache")
+    return local_copy(check_url(path_or_url), Path(cache) if cache else None)
 
 
 def load_experiment(config: Path, overrides: list[str], workers: int | None) -> ExperimentConfig:
     """Loads a configuration with the overrides of --set and --workers."""
-    asked = {} if workers is None else {"resources.workers": workers}
-    return load_config(config, asked | parse_overrides(overrides))
+    from_workers = {} if workers is None else {"resources.workers": workers}
+    return load_config(config, from_workers | parse_overrides(overrides))
 
 
 def print_resolved_config(experiment: ExperimentConfig) -> None:
-    """Prints the configuration as YAML, on standard output."""
+    """Prints the configuration as YAML on standard output."""
     stdout.print(experiment.to_yaml(), end="", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_protocol(result: Mapping[str, Any]) -> None:
-    """Prints the protocol of a result: on which split, chosen how, and what differs from the published one."""
+    """Prints the protocol of a result: split, choice of the checkpoint, differences from published protocols."""
     from waver.evaluation.protocols import Protocol
 
     for line in Protocol(**result["protocol"]).lines():
@@ -67,14 +66,14 @@ def print_protocol(result: Mapping[str, Any]) -> None:
 
 
 class _RichHandler(logging.Handler):
-    """Prints records on standard error, beside whatever Rich draws there."""
+    """Prints log records on standard error with Rich, so that they do not break its progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _stderr.print(self.format(record), markup=False)
 
 
 def configure_logging() -> None:
-    """Shows the notices of waver (level INFO) on standard error; `-v` and `-q` change the level."""
+    """Prints log records of waver from level INFO on standard error; `-v` and `-q` change the level."""
     package = logging.getLogger("waver")
     if not any(isinstance(handler, _RichHandler) for handler in package.handlers):
         package.addHandler(_RichHandler())
@@ -82,8 +81,8 @@ def configure_logging() -> None:
     package.propagate = False
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Registers a command with `app`, with the options --verbose and --quiet besides its own."""
+def with_verbosity(function: Callable[..., None]) -> Callable[..., None]:
+    """Returns the command with the additional options --verbose and --quiet, which set the log level of waver."""
 
     @functools.wraps(function)
     def with_level(*, verbose: bool, quiet: bool, **arguments: Any) -> None:
@@ -102,5 +101,4 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     ]
     with_level.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *options])
     with_level.__annotations__ = function.__annotations__ | added
-    app.command()(with_level)
-    return function
+    return with_level

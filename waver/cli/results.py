@@ -1,4 +1,4 @@
-"""Commands that look at what a run came to."""
+"""Commands for trained runs: `waver evaluate`, `robustness`, `board` and `compare`."""
 
 import logging
 from pathlib import Path
@@ -7,11 +7,10 @@ from typing import Annotated
 import typer
 
 from waver.cli.options import (
-    FREE_IN_EVALUATION,
+    EVALUATION_SECTIONS,
     Set,
     Split,
     Workers,
-    command,
     local_folder,
     print_protocol,
     stdout,
@@ -22,12 +21,11 @@ from waver.tools.object_store import display_path
 logger = logging.getLogger(__name__)
 
 
-@command
 def evaluate(
     run_or_checkpoint: Annotated[
-        str, typer.Argument(help="Folder or URL of a run (its best checkpoint is taken) or of a checkpoint.")
+        str, typer.Argument(help="Folder or URL of a run (its best checkpoint is evaluated) or of a checkpoint.")
     ],
-    split: Annotated[Split, typer.Option(help="What to evaluate on.")] = "test",
+    split: Annotated[Split, typer.Option(help="Split to evaluate on.")] = "test",
     workers: Workers = None,
     output: Annotated[
         Path | None, typer.Option(help="JSON file for the result.", show_default="in the run's folder")
@@ -35,11 +33,13 @@ def evaluate(
     export: Annotated[
         tuple[str, Path] | None,
         typer.Option(
-            metavar="trec DIR", help="Also write the rankings to a folder: run and qrels files.", show_default=False
+            metavar="trec DIR",
+            help="Also write the rankings to a folder, as TREC run and qrels files.",
+            show_default=False,
         ),
     ] = None,
     export_depth: Annotated[
-        int, typer.Option(min=1, help="Answers of each query in exported rankings, at most.")
+        int, typer.Option(min=1, help="Maximum number of answers per query in exported rankings.")
     ] = 1000,
     overrides: Set = [],  # noqa: B006
 ) -> None:
@@ -50,18 +50,18 @@ def evaluate(
     from waver.runs.checkpoint import checkpoint_config
     from waver.runs.folder import find_checkpoint
 
-    asked = parse_overrides(overrides)
-    if learned := sorted(key for key in asked if key.partition(".")[0] not in FREE_IN_EVALUATION):
+    changed = parse_overrides(overrides)
+    if fixed := sorted(key for key in changed if key.partition(".")[0] not in EVALUATION_SECTIONS):
         raise ConfigError(
-            f"--set {', '.join(learned)}: a checkpoint is evaluated as it was trained; what may be set is in "
-            f"{', '.join(FREE_IN_EVALUATION)}"
+            f"--set {', '.join(fixed)}: a checkpoint is evaluated as it was trained; only settings of these sections can "
+            f"be changed: {', '.join(EVALUATION_SECTIONS)}"
         )
     if export and export[0] != "trec":
-        raise ConfigError(f"--export {export[0]}: the format is trec, as in --export trec rankings/")
-    folder = local_folder(run_or_checkpoint, asked)
+        raise ConfigError(f"--export {export[0]}: the only format is trec, as in --export trec rankings/")
+    folder = local_folder(run_or_checkpoint, changed)
     checkpoint = find_checkpoint(folder)
-    # One process evaluates unless more are asked for: however many the run was trained with, the figures are the same.
-    experiment = checkpoint_config(checkpoint, {"resources.workers": workers or 1} | asked)
+    # One process by default, since metrics do not depend on the number of workers.
+    experiment = checkpoint_config(checkpoint, {"resources.workers": workers or 1} | changed)
     result = run_evaluation(
         folder,
         experiment,
@@ -78,15 +78,15 @@ def evaluate(
         logger.info(f"{result['num_missing_clips']} clips of the gallery could not be decoded and count as misses")
     if lines := describe_counts(result["duplicates"]):
         logger.info(
-            "what stands twice (listed in duplicates_*.json; in the figures `excused`, it is not counted as wrong):"
+            "duplicates in the split (listed in duplicates_*.json; the `excused` metrics do not count them as wrong):"
         )
         logger.info("\n".join(lines))
 
 
-@command
 def robustness(
     runs: Annotated[
-        list[str], typer.Argument(help="Runs, or checkpoints; all but the first are compared with the first.")
+        list[str],
+        typer.Argument(help="Folders or URLs of runs or checkpoints; the others are compared with the first."),
     ],
     config: Annotated[
         Path | None,
@@ -98,44 +98,44 @@ def robustness(
     workers: Workers = None,
     overrides: Set = [],  # noqa: B006
 ) -> None:
-    """Report how much retrieval depends on how the query is written: style by style, and at worst."""
+    """Measure how much retrieval depends on the wording of the query: by style, and for the worst style."""
     from waver.evaluation.robustness.tables import headline_table, styles_table
     from waver.on_ray.stages.robustness import run_robustness
 
-    asked = parse_overrides(overrides)
-    places = {key: value for key, value in asked.items() if key.partition(".")[0] in FREE_IN_EVALUATION}
-    settings = load_robustness(config, {key: value for key, value in asked.items() if key not in places})
+    changed = parse_overrides(overrides)
+    of_runs = {key: value for key, value in changed.items() if key.partition(".")[0] in EVALUATION_SECTIONS}
+    settings = load_robustness(config, {key: value for key, value in changed.items() if key not in of_runs})
     if workers is not None:
-        places["resources.workers"] = workers
-    folders = [local_folder(run, places) for run in runs]
-    report, folder = run_robustness(folders, settings, places, output=output)
+        of_runs["resources.workers"] = workers
+    folders = [local_folder(run, of_runs) for run in runs]
+    report, folder = run_robustness(folders, settings, of_runs, output=output)
     stdout.print(headline_table(report))
     stdout.print(styles_table(report))
-    logger.info(f"all figures, and what they mean: {display_path(folder / 'report.html')}")
+    logger.info(f"report with all metrics and their definitions: {display_path(folder / 'report.html')}")
 
 
-@command
 def board(
-    runs: Annotated[str, typer.Argument(help="Folder or URL of a run, of many, or of a sweep.", show_default=False)],
+    runs: Annotated[
+        str, typer.Argument(help="Folder or URL of a run, of several runs, or of a sweep.", show_default=False)
+    ],
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Where it listens, on this machine alone; 0: any.")
+        int, typer.Option(min=0, max=65535, help="Port on the loopback interface; 0 takes any free one.")
     ] = 6006,
 ) -> None:
-    """Show runs in TensorBoard, until Ctrl-C."""
+    """Show runs in TensorBoard until Ctrl-C."""
     from waver.runs.board import show_board
 
     show_board(local_folder(runs), port=port)
 
 
-@command
 def compare(
     run_a: Annotated[
-        str, typer.Argument(help="Folder or URL of a run; a trial's seed is one too.", show_default=False)
+        str, typer.Argument(help="Folder or URL of a run; each seed of a trial is a run too.", show_default=False)
     ],
-    run_b: Annotated[str, typer.Argument(help="Folder or URL of another.", show_default=False)],
-    all_rows: Annotated[bool, typer.Option("--all", help="Also show what is equal.")] = False,
+    run_b: Annotated[str, typer.Argument(help="Folder or URL of the other run.", show_default=False)],
+    all_rows: Annotated[bool, typer.Option("--all", help="Also list what is equal.")] = False,
 ) -> None:
-    """Say in what two runs differ: settings, data, environment, and what came of it."""
+    """List the differences of two runs: settings, data, environment, metrics."""
     from waver.runs.comparison import compare_runs
     from waver.runs.comparison.tables import comparison_tables
 

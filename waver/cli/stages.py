@@ -1,4 +1,4 @@
-"""Commands that run a stage of an experiment, and sweeps."""
+"""Commands that run the stages of an experiment, the quickstart, and sweeps."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,6 @@ from waver.cli.options import (
     PrintConfig,
     Set,
     Workers,
-    command,
     load_experiment,
     print_protocol,
     print_resolved_config,
@@ -23,20 +22,18 @@ from waver.tools.object_store import display_path
 logger = logging.getLogger(__name__)
 
 
-@command
 def quickstart(
-    output: Annotated[Path, typer.Option(help="Folder that receives everything.")] = Path("quickstart"),
-    workers: Annotated[int, typer.Option(min=1, help="DDP workers.")] = 2,
+    output: Annotated[Path, typer.Option(help="Folder for everything that is written.")] = Path("quickstart"),
+    workers: Annotated[int, typer.Option(min=1, help="Number of DDP workers.")] = 2,
 ) -> None:
-    """Render a small world of videos, then decode, train and evaluate it: everything waver does, without downloads."""
+    """Render a small world of videos and run every stage on it, without downloads."""
     from waver.quickstart.pipeline import run_quickstart
 
-    run_quickstart(output, workers=workers, show=stdout.print)
+    run_quickstart(output, workers=workers, show_table=stdout.print)
 
 
-@command
-def ingest(config: Config, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006 (typer's way)
-    """Decode the videos of an experiment into its clip store; run again, it finishes what is missing."""
+def ingest(config: Config, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
+    """Decode the videos of an experiment into its clip store; run again, it decodes only what is missing."""
     experiment = load_experiment(config, overrides, None)
     if print_config:
         print_resolved_config(experiment)
@@ -46,15 +43,14 @@ def ingest(config: Config, overrides: Set = [], print_config: PrintConfig = Fals
     report = run_ingest(experiment)
     logger.info(
         f"{report.counts.get('ok', 0)} of {sum(report.counts.values())} clips are in {display_path(experiment.clip_store)}; "
-        f"this run decoded {report.num_decoded} in {report.seconds:.1f} s, {report.num_skipped} were there"
+        f"{report.num_decoded} were decoded now, in {report.seconds:.1f} s, and {report.num_skipped} before"
     )
     if report.reasons:
-        logger.info(f"without frames:\n{describe_failures(report)}")
+        logger.info(f"clips that could not be decoded:\n{describe_failures(report)}")
 
 
-@command
 def vocabulary(config: Config, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
-    """Make the dictionary of phrases from an experiment's captions."""
+    """Extract the dictionary of phrases from the training captions of an experiment."""
     experiment = load_experiment(config, overrides, None)
     if print_config:
         print_resolved_config(experiment)
@@ -63,18 +59,17 @@ def vocabulary(config: Config, overrides: Set = [], print_config: PrintConfig = 
     from waver.runs.inputs import LEAKY
 
     dictionary = run_vocabulary(experiment)
-    commonest = ", ".join(dictionary.phrases["phrase"][:5].to_pylist())
+    frequent = ", ".join(dictionary.phrases["phrase"][:5].to_pylist())
     logger.info(
-        f"{len(dictionary.phrases)} phrases are in {display_path(experiment.dictionary)}; the commonest: {commonest}"
+        f"{len(dictionary.phrases)} phrases are in {display_path(experiment.dictionary)}; the most frequent: {frequent}"
     )
     if dictionary.leaky:
         logger.info(LEAKY)
     logger.info(f"next: waver match {config}")
 
 
-@command
 def match(config: Config, workers: Workers = None, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
-    """Find the phrases that describe each clip, with the frozen teacher; run again, it finishes what is missing."""
+    """Find the phrases that describe each clip, with the frozen teacher; run again, it matches only what is missing."""
     experiment = load_experiment(config, overrides, workers)
     if print_config:
         print_resolved_config(experiment)
@@ -84,17 +79,16 @@ def match(config: Config, workers: Workers = None, overrides: Set = [], print_co
 
     knowledge = run_match(experiment)
     logger.info(
-        f"{len(knowledge.matches)} clips know their best {knowledge.manifest['num_matches']} of {knowledge.num_phrases} "
-        f"phrases, in {display_path(knowledge.path)}"
+        f"{len(knowledge.matches)} clips are matched with {knowledge.manifest['num_matches']} of {knowledge.num_phrases} "
+        f"phrases each, in {display_path(knowledge.path)}"
     )
     if knowledge.leaky:
         logger.info(LEAKY)
     logger.info(f"next: waver train {config}")
 
 
-@command
 def train(config: Config, workers: Workers = None, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
-    """Train an experiment whose videos are ingested; run again, it continues after the last checkpoint."""
+    """Train the student on ingested videos; run again, it continues from the last checkpoint."""
     experiment = load_experiment(config, overrides, workers)
     if print_config:
         print_resolved_config(experiment)
@@ -103,27 +97,26 @@ def train(config: Config, workers: Workers = None, overrides: Set = [], print_co
     from waver.on_ray.stages.train import run_training
 
     result = run_training(experiment)
-    if "protocol" in result:  # a run that an older version finished has none
+    if "protocol" in result:  # absent in runs that an older version finished
         print_protocol(result)
     stdout.print(
         metrics_table(f"{experiment.name}, {result['best_checkpoint']}, validation split", {"": result["validation"]})
     )
     folder = experiment.run_folder
-    logger.info(f"next: waver evaluate {display_path(folder)}    look: waver board {display_path(folder.parent)}")
+    logger.info(f"next: waver evaluate {display_path(folder)}    curves: waver board {display_path(folder.parent)}")
 
 
-@command
 def tune(
     sweep: Annotated[
         Path, typer.Argument(help="YAML file of the sweep, as in experiments/sweeps/.", show_default=False)
     ],
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what would be tried, how many at a time, and what is there; run nothing."),
+        typer.Option("--dry-run", help="List trials, concurrency, memory and existing results; run nothing."),
     ] = False,
     overrides: Set = [],  # noqa: B006
 ) -> None:
-    """Search any settings of an experiment with Ray Tune; run again, it goes on where it was."""
+    """Search any settings of an experiment with Ray Tune; run again, it continues."""
     from waver.on_ray.tuning.plan import describe_plan, plan_sweep
     from waver.on_ray.tuning.tune import run_sweep
 

@@ -1,5 +1,6 @@
-"""What can go wrong with an experiment, looked for before anything runs.
+"""Checks of an experiment before a stage starts, without Ray.
 
-`findings` is what a check says and how it is shown, `data` looks at annotations and videos, `machine` at weights, disk and
-memory. What needs the stages of an experiment, or a cluster, is in `waver.on_ray.doctor.examine`, which asks all of them.
+`findings` defines and prints the results of checks. `data` checks annotations and videos; `machine` checks the model, its
+weights, disk and memory; `stages` checks the results of earlier stages. `waver.on_ray.doctor` runs all checks, and adds
+those of a cluster.
 """

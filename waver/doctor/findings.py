@@ -1,4 +1,4 @@
-"""What checks find, and how it is shown: lines for people, and JSON with everything in full."""
+"""Findings of checks, as text for people and as JSON with all details."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -9,44 +9,46 @@ from rich.text import Text
 
 from waver.tools.object_store import ObjectStoreError
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 Level = Literal["ok", "info", "warning", "error"]
+CheckedStage = Literal["ingest", "match", "train"]
+"""A stage of an experiment that `waver doctor` can check for."""
 _STYLES: dict[Level, str] = {"ok": "green", "info": "cyan", "warning": "yellow", "error": "bold red"}
-_EXAMPLES = 3
+_MAX_NAMES = 3
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     level: Level
-    """error: what is asked for cannot start. warning: it can, and somebody should know."""
+    """error: the stage cannot start. warning: it can start, with consequences that the user should know."""
     check: str
-    """What was looked at."""
+    """What was checked."""
     found: str
     remedy: str = ""
-    """What to do; empty where nothing has to be done."""
+    """What to do; empty if nothing has to be done."""
     details: Any = None
-    """All that `found` shortens, as JSON can hold it."""
+    """Everything that `found` abbreviates; can be written as JSON."""
 
 
-def independently(name: str, check: Callable[..., Iterable[Finding]], *arguments: Any, **options: Any) -> list[Finding]:
-    """What a check finds. Where it fails, that is a finding as well, beside those that it came to before."""
+def run_check(name: str, check: Callable[..., Iterable[Finding]], *arguments: Any, **options: Any) -> list[Finding]:
+    """Returns the findings of a check; an exception becomes a finding after those that the check yielded before it."""
     findings = []
     try:
         findings.extend(check(*arguments, **options))
-    except Exception as error:  # a check that fails must not hide what others find
+    except Exception as error:  # the other checks must still run
         findings.append(_failed(name, error))
     return findings
 
 
-def attempt(
-    name: str, make: Callable[..., tuple[Made | None, list[Finding]]], *arguments: Any, **options: Any
-) -> tuple[Made | None, list[Finding]]:
-    """What other checks look at, and what there is to say of it; None where it cannot be had."""
+def load_checked(
+    name: str, load: Callable[..., tuple[Result | None, list[Finding]]], *arguments: Any, **options: Any
+) -> tuple[Result | None, list[Finding]]:
+    """Calls a function that returns an object and findings; an exception becomes (None, a finding)."""
     try:
-        return make(*arguments, **options)
-    except Exception as error:  # see above
+        return load(*arguments, **options)
+    except Exception as error:  # as in run_check
         return None, [_failed(name, error)]
 
 
@@ -54,19 +56,21 @@ def _failed(name: str, error: Exception) -> Finding:
     if isinstance(error, ObjectStoreError):
         return Finding("error", name, str(error))
     message = " ".join(str(error).split()) or "without a message"
-    remedy = "whether all is well here is not known; if the message does not tell what to mend, report it"
-    return Finding("error", name, f"this check itself failed ({type(error).__name__}: {message})", remedy)
+    remedy = (
+        "nothing is known about this check; if the message does not say what to change, report it as a bug of waver"
+    )
+    return Finding("error", name, f"the check itself failed ({type(error).__name__}: {message})", remedy)
 
 
 def can_start(findings: Iterable[Finding]) -> bool:
-    """Whether nothing stands in the way."""
+    """Returns whether no finding is an error."""
     return all(finding.level != "error" for finding in findings)
 
 
 def findings_text(findings: Iterable[Finding]) -> Text:
-    """A line a finding: level, what was looked at, what was found; below it, after an arrow, what to do.
+    """Returns a line per finding (level, check, found), each followed by a line with an arrow and the remedy, if any.
 
-    Lines are as long as they are: paths in them can be copied, and grep finds whole ones.
+    Lines are not wrapped, so that paths can be copied and grep finds whole lines.
     """
     text = Text()
     for finding in findings:
@@ -76,8 +80,8 @@ def findings_text(findings: Iterable[Finding]) -> Text:
     return text
 
 
-def summary(findings: Iterable[Finding]) -> str:
-    """How many of each level there are."""
+def count_levels(findings: Iterable[Finding]) -> str:
+    """Returns how many findings of each level there are, such as `2 errors, 1 ok`."""
     counts = Counter(finding.level for finding in findings)
     names = {"error": "error", "warning": "warning", "info": "note", "ok": "ok"}
     return ", ".join(
@@ -88,16 +92,16 @@ def summary(findings: Iterable[Finding]) -> str:
 
 
 def as_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
-    """All findings in full."""
+    """Returns the findings as dicts for JSON."""
     return [asdict(finding) for finding in findings]
 
 
-def some(names: Iterable[str]) -> str:
-    """The first of many names; the report has all of them."""
+def abbreviate(names: Iterable[str]) -> str:
+    """Joins names with commas; of more than three, the first three and the number of the others."""
     names = list(names)
-    return ", ".join(names[:_EXAMPLES]) + (f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else "")
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
 
 
-def size(num_bytes: float | int) -> str:
-    """Bytes as people read them."""
+def format_bytes(num_bytes: float | int) -> str:
+    """Returns a number of bytes in MiB or GiB."""
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 / 10 else f"{num_bytes / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""Weights, disk and memory: whether what is there is enough, by figures that need no run. Estimates are called so."""
+"""Checks of the model, its weights, disk and memory, by measured sizes and by estimates (labelled `estimate`)."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import torch
 
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
-from waver.doctor.findings import Finding, Level, size
+from waver.doctor.findings import Finding, Level, format_bytes
 from waver.model.backbone import BackboneError
 from waver.model.student import Student
 from waver.model.weights import check_weights
@@ -21,37 +21,39 @@ from waver.tools.errors import WaverError
 from waver.tools.object_store import remote_of
 from waver.training.build import build_student, parameter_groups
 
-_JPEG_SHARE = 0.1
-"""Of the bytes of raw frames, as measured (experiments/RESULTS.md)."""
+_JPEG_RATIO = 0.1
+"""Bytes of JPEG frames relative to raw frames, as measured (experiments/RESULTS.md)."""
 _PROCESS_BYTES = 2**30
-"""Libraries of a worker or loader, about."""
-_CHECKPOINTS = 4
+"""Approximate memory of the libraries in the process of a worker or loader."""
+_BYTES_PER_PIXEL = 5
+"""On the device: as uint8 and, normalised, as fp32."""
+_NUM_CHECKPOINTS = 4
 """The best, the two newest, and the one that is being written."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What is known of a student without its values."""
+    """Sizes of a student, determined without allocating it."""
 
-    parameters: int
-    trained: int
-    """Of the parameters."""
-    width: int
+    num_parameters: int
+    num_trained: int
+    """Parameters that are trained."""
+    embed_dim: int
     """D, of the common embedding space."""
-    activations: int | None
-    """Bytes that the towers keep for the gradient of one pair, fp32; None where that cannot be told."""
+    activation_bytes: int | None
+    """Bytes that both towers keep for the gradient of one pair in fp32; None if unknown."""
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Weights, and the two moments of AdamW, fp32."""
-        return 4 * (self.parameters + 2 * self.trained)
+        """Size of a checkpoint: the weights and the two moments of AdamW, in fp32."""
+        return 4 * (self.num_parameters + 2 * self.num_trained)
 
 
 def model_size(config: ExperimentConfig) -> ModelSize:
-    """Measures the student of an experiment without allocating it.
+    """Builds the student of an experiment on the meta device, which allocates no memory, and returns its sizes.
 
     Raises:
-        WaverError: if it cannot be built, or if no parameter is trained.
+        WaverError: if the student cannot be built, or if no parameter is trained.
     """
     with torch.device("meta"):
         student = build_student(config)
@@ -61,28 +63,33 @@ def model_size(config: ExperimentConfig) -> ModelSize:
         counts = [(p.numel(), p.requires_grad) for p in student.parameters()]
         try:
             activations = _tower_activations(student, config)
-        except (RuntimeError, NotImplementedError):  # an operation of the tower is unknown without values
+        except (RuntimeError, NotImplementedError):  # a tower has an operation that the meta device lacks
             activations = None
     trained = sum(number for number, is_trained in counts if is_trained)
     return ModelSize(sum(number for number, _ in counts), trained, student.backbone.width, activations)
 
 
 def measure_model(config: ExperimentConfig, *, needed: bool) -> tuple[ModelSize | None, list[Finding]]:
-    """The size of the student; None where it cannot be built, which is an error where it is needed."""
+    """Returns the sizes of the student, or None if it cannot be built, and a finding.
+
+    Args:
+        config: configuration of the experiment.
+        needed: whether the next stage needs the model: then it is an error if it cannot be built, else a warning.
+    """
     try:
         model = model_size(config)
     except WaverError as error:
         return None, [Finding("error" if needed else "warning", "model", str(error))]
-    found = f"{_backbone(config)}: {model.parameters / 1e6:.1f} M parameters, {model.trained / 1e6:.1f} M trained"
-    return model, [Finding("ok", "model", found)]
+    counts = f"{model.num_parameters / 1e6:.1f} M parameters, {model.num_trained / 1e6:.1f} M trained"
+    return model, [Finding("ok", "model", f"{_backbone_name(config)}: {counts}")]
 
 
 def check_model_weights(config: ExperimentConfig, *, needed: bool) -> Iterator[Finding]:
-    """Whether the weights are there and fit.
+    """Checks whether the file of the weights exists and fits the architecture.
 
     Args:
-        config: of the experiment.
-        needed: whether they are loaded; a run that goes on has its own.
+        config: configuration of the experiment.
+        needed: whether the next stage loads them; a run that continues loads its checkpoint instead.
     """
     weights = config.model.weights
     if weights is None:
@@ -97,11 +104,11 @@ def check_model_weights(config: ExperimentConfig, *, needed: bool) -> Iterator[F
         yield Finding(
             "warning",
             "weights",
-            f"{weights!r} is a pretrained tag of {_backbone(config)}: open_clip takes it from its cache, or downloads it",
-            "where workers have no network, download the file once and set model.weights to its path",
+            f"{weights!r} is a pretrained tag of {_backbone_name(config)}: open_clip loads or downloads it",
+            "if the workers have no network, download the file and set model.weights to its path",
         )
     else:
-        yield Finding("ok", "weights", f"{path} fits ({size(path.stat().st_size)})")
+        yield Finding("ok", "weights", f"{path} fits ({format_bytes(path.stat().st_size)})")
 
 
 def check_disk(
@@ -112,55 +119,58 @@ def check_disk(
     *,
     trains: bool,
 ) -> Iterator[Finding]:
-    """Whether the storage can be written to and has room for what will be written.
+    """Checks whether the storage is writable and has space for the clips still to be decoded and for checkpoints.
 
     Args:
-        config: of the experiment.
-        captions: its caption table; None where it cannot be had.
-        store: its clips; None where none can be used.
-        model: its student; None where it cannot be built.
-        trains: whether training is to start.
+        config: configuration of the experiment.
+        captions: its caption table, or None if it cannot be read.
+        store: its clip store, or None if there is no usable one.
+        model: sizes of its student, or None if it cannot be built.
+        trains: whether training is to start: then a lack of space for checkpoints is an error, else a warning.
     """
     folder = config.storage.folder
     setting = "storage.cache" if remote_of(folder) else "storage.path"
     storage = next(path for path in (folder, *folder.parents) if path.exists())
     if not storage.is_dir() or not os.access(storage, os.W_OK | os.X_OK):
-        what = "cannot be written to" if storage.is_dir() else "is a file, and no folder can be made below it"
-        remedy = f"change its rights, or set {setting}"
-        yield Finding("error", "storage", f"{storage} {what}", remedy)
+        problem = "cannot be written to" if storage.is_dir() else "is a file, so that no folder can be created below it"
+        remedy = f"change its permissions, or set {setting}"
+        yield Finding("error", "storage", f"{storage} {problem}", remedy)
         return
-    found = (
-        f"{config.storage.path} answers; its copies on this machine are in {folder}" if remote_of(folder) else folder
-    )
-    yield Finding("ok", "storage", f"{found}, {size(shutil.disk_usage(storage).free)} free")
-    if captions is not None and (to_decode := _clips_to_decode(captions, store)):
-        frame_bytes = 3 * config.video.size**2 * (1 if config.ingest.frame_format == "raw" else _JPEG_SHARE)
-        most = to_decode * config.video.max_frames * frame_bytes
-        free = shutil.disk_usage(storage).free
-        found = f"{to_decode} clips are still to be decoded: {size(most)} at most (estimate), {size(free)} are free"
-        if most <= free:
-            yield Finding("ok", "disk for clips", found)
-        else:
-            # Short clips have fewer frames, so a disk that is a little too small may do.
-            remedy = f"make room, set ingest.frame_format = jpeg (a tenth), or {setting} to another disk"
-            yield Finding("error" if most > 2 * free else "warning", "disk for clips", found, remedy)
+    found = f"{config.storage.path} answers; local copies are in {folder}" if remote_of(folder) else folder
+    yield Finding("ok", "storage", f"{found}, {format_bytes(shutil.disk_usage(storage).free)} free")
+    if captions is not None and (num_clips := _num_clips_to_decode(captions, store)):
+        yield _check_clip_space(config, storage, num_clips, setting=setting)
     if model:
         level = "error" if trains else "warning"
         yield from _check_checkpoint_space(storage, model.checkpoint_bytes, level, setting=setting)
 
 
+def _check_clip_space(config: ExperimentConfig, storage: Path, num_clips: int, *, setting: str) -> Finding:
+    frame_bytes = 3 * config.video.size**2 * (1 if config.ingest.frame_format == "raw" else _JPEG_RATIO)
+    needed = num_clips * config.video.max_frames * frame_bytes
+    free = shutil.disk_usage(storage).free
+    space = f"{format_bytes(needed)} at most (estimate), {format_bytes(free)} free"
+    found = f"{num_clips} clips are still to be decoded: {space}"
+    if needed <= free:
+        return Finding("ok", "disk for clips", found)
+    # Short clips have fewer frames than estimated, so half of the space may be enough.
+    level: Level = "error" if needed > 2 * free else "warning"
+    remedy = f"free some space, set ingest.frame_format=jpeg (a tenth of the bytes), or set {setting} to another disk"
+    return Finding(level, "disk for clips", found, remedy)
+
+
 def _check_checkpoint_space(storage: Path, checkpoint: int, level: Level, *, setting: str) -> Iterator[Finding]:
     temporary = Path(tempfile.gettempdir())
-    wanted = {storage: _CHECKPOINTS * checkpoint, temporary: checkpoint}
+    needed_in = {storage: _NUM_CHECKPOINTS * checkpoint, temporary: checkpoint}
     if storage.stat().st_dev == temporary.stat().st_dev:
-        wanted = {storage: (_CHECKPOINTS + 1) * checkpoint}
-    for folder, needed in wanted.items():
+        needed_in = {storage: (_NUM_CHECKPOINTS + 1) * checkpoint}
+    for folder, needed in needed_in.items():
         free = shutil.disk_usage(folder).free
-        found = f"{size(checkpoint)} each, up to {size(needed)} in {folder}, where {size(free)} are free"
+        found = f"{format_bytes(checkpoint)} each, up to {format_bytes(needed)} in {folder}; {format_bytes(free)} free"
         if needed <= free:
             yield Finding("ok", "disk for checkpoints", found)
         else:
-            remedy = f"make room, or set {setting} (for temporary files: TMPDIR) to another disk"
+            remedy = f"free some space, or set {setting} (for temporary files: TMPDIR) to another disk"
             yield Finding(level, "disk for checkpoints", found, remedy)
 
 
@@ -173,71 +183,84 @@ def check_memory(
     gpus: Sequence[int],
     ram: int | None,
 ) -> Iterator[Finding]:
-    """Whether memory will do, by an estimate.
+    """Compares the memory that training needs, by an estimate, with the memory of GPUs and machine.
 
     Args:
-        config: of the experiment.
-        captions: its caption table; None where it cannot be had.
-        model: its student.
-        num_phrases: in the dictionary; 0 without knowledge.
-        gpus: memory of each GPU that workers will have, bytes; empty where they compute on CPUs.
-        ram: of this machine, bytes; None where workers run elsewhere.
+        config: configuration of the experiment.
+        captions: its caption table, or None if it cannot be read.
+        model: sizes of its student.
+        num_phrases: number of phrases in the dictionary; 0 without knowledge.
+        gpus: bytes of memory of each GPU of the workers; empty if they compute on CPUs.
+        ram: bytes of memory of this machine; None if the workers run elsewhere.
     """
-    resources, video = config.resources, config.video
-    pairs = -(-config.train.global_batch_size // resources.min_workers)
-    batch = pairs * video.max_frames * 3 * video.size**2
-    half = config.train.precision == "bf16" or (config.train.precision == "auto" and bool(gpus))
-    activations = (model.activations or 0) * pairs // (2 if half else 1)
-    texts = 0 if captions is None else pc.sum(pc.equal(captions["split"], "validation")).as_py() or 0
-    parts = {
-        "weights, gradients, AdamW": 4 * (model.parameters + 3 * model.trained),
-        "activations of the towers": activations,
-        "frames of a batch": 5 * batch,  # uint8 and normalised
-        "phrases": 4 * num_phrases * model.width,
-        # Validation: every token of this worker's captions.
-        "captions of validation": 4 * model.width * config.text.max_words * texts // resources.min_workers,
-    }
+    resources = config.resources
+    parts = _device_memory(config, captions, model, num_phrases=num_phrases, on_gpus=bool(gpus))
+    batch = parts["frames of a batch"] // _BYTES_PER_PIXEL
     device = sum(parts.values())
     loaders = max(1, resources.loaders_per_worker)
     host = (1 + resources.loaders_per_worker) * _PROCESS_BYTES + (2 + loaders) * batch
-    details = {"worker": parts, "host_of_worker": host, "activations_known": model.activations is not None}
-    unknown = "" if model.activations is not None else "; activations of these towers cannot be told and come on top"
-    largest = ", ".join(f"{size(value)} {name}" for name, value in sorted(parts.items(), key=lambda p: -p[1])[:3])
-    remedy = "lower train.global_batch_size, or take more workers; a frozen backbone keeps no activations"
+    details = {"worker": parts, "host_of_worker": host, "activations_known": model.activation_bytes is not None}
+    unknown = "" if model.activation_bytes is not None else "; activations of these towers are unknown and not included"
+    largest = ", ".join(
+        f"{format_bytes(value)} {name}" for name, value in sorted(parts.items(), key=lambda p: -p[1])[:3]
+    )
+    remedy = "lower train.global_batch_size, or use more workers; a frozen backbone keeps no activations"
     if gpus:
-        found = f"estimate {size(device)} of {size(min(gpus))} of the GPU ({largest}){unknown}"
+        found = f"estimate {format_bytes(device)} of {format_bytes(min(gpus))} of the GPU ({largest}){unknown}"
         fits = device <= min(gpus)
         yield Finding("ok" if fits else "warning", "memory of a GPU", found, "" if fits else remedy, details)
     else:
         host += device
-    found = f"estimate {size(resources.max_workers * host)} for {resources.max_workers} workers and their loaders"
+    found = (
+        f"estimate {format_bytes(resources.max_workers * host)} for {resources.max_workers} workers and their loaders"
+    )
     if not gpus:
         found += f" (each: {largest}){unknown}"
     if ram is None:
-        yield Finding("info", "memory", f"{found}; compare it with the nodes of the cluster", details=details)
+        yield Finding("info", "memory", f"{found}; compare with the memory of the cluster's nodes", details=details)
         return
     fits = resources.max_workers * host <= ram
-    remedy = "fewer resources.workers or resources.loaders_per_worker, or a smaller train.global_batch_size"
-    yield Finding("ok" if fits else "warning", "memory", f"{found}, of {size(ram)}", "" if fits else remedy, details)
+    remedy = "lower resources.workers, resources.loaders_per_worker or train.global_batch_size"
+    yield Finding(
+        "ok" if fits else "warning", "memory", f"{found}, of {format_bytes(ram)}", "" if fits else remedy, details
+    )
 
 
-def _backbone(config: ExperimentConfig) -> str:
-    return config.model.backbone if isinstance(config.model.backbone, str) else "backbone of its own architecture"
+def _device_memory(
+    config: ExperimentConfig, captions: pa.Table | None, model: ModelSize, *, num_phrases: int, on_gpus: bool
+) -> dict[str, int]:
+    """Returns the estimated bytes on the device of one worker, by what needs them."""
+    workers, video, precision = config.resources.min_workers, config.video, config.train.precision
+    pairs = -(-config.train.global_batch_size // workers)
+    half = precision == "bf16" or (precision == "auto" and on_gpus)
+    texts = 0 if captions is None else pc.sum(pc.equal(captions["split"], "validation")).as_py() or 0
+    return {
+        "weights, gradients, AdamW": 4 * (model.num_parameters + 3 * model.num_trained),
+        "activations of the towers": (model.activation_bytes or 0) * pairs // (2 if half else 1),
+        "frames of a batch": _BYTES_PER_PIXEL * pairs * video.max_frames * 3 * video.size**2,
+        "phrases": 4 * num_phrases * model.embed_dim,
+        # Validation keeps the embeddings of all tokens of the worker's captions.
+        "captions of validation": 4 * model.embed_dim * config.text.max_words * texts // workers,
+    }
 
 
-def _clips_to_decode(captions: pa.Table, store: ClipStore | None) -> int:
-    known = set(store.ledger["clip_id"].to_pylist()) if store else set()
-    return len(set(captions["clip_id"].to_pylist()) - known)
+def _backbone_name(config: ExperimentConfig) -> str:
+    return config.model.backbone if isinstance(config.model.backbone, str) else "backbone of a custom architecture"
+
+
+def _num_clips_to_decode(captions: pa.Table, store: ClipStore | None) -> int:
+    in_ledger = set(store.ledger["clip_id"].to_pylist()) if store else set()
+    return len(set(captions["clip_id"].to_pylist()) - in_ledger)
 
 
 def _tower_activations(student: Student, config: ExperimentConfig) -> int:
-    """Bytes that autograd keeps of both towers for one pair; each piece of memory counts once, and weights do not."""
-    own = {p.untyped_storage()._cdata for p in student.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}  # holding them, lest an address is used again
+    """Returns the bytes that autograd keeps for one pair in both towers; shared memory counts once, weights do not."""
+    of_weights = {p.untyped_storage()._cdata for p in student.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # holds the storages, so that no address is used twice
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in of_weights:
             kept[storage._cdata] = storage
         return tensor
 

@@ -1,12 +1,11 @@
-"""What the stages of an experiment find: the clip store, the dictionary, the knowledge, and the folder of the run.
+"""Checks of the results of earlier stages: clip store, dictionary, knowledge and run folder.
 
-They are opened as the stages open them, so that what is said here is what `waver train` would say.
+The stages' own functions open them, so that a check reports the error that the stage would raise.
 """
 
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 from waver.config import ConfigError, ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.data.ledger import StoreError
-from waver.doctor.findings import Finding, Level, some
+from waver.doctor.findings import CheckedStage, Finding, Level, abbreviate
 from waver.knowledge.store import KnowledgeError
 from waver.runs.checkpoint import CheckpointError, learned_from
 from waver.runs.folder import RunError, check_run, describe_checkpoint, finished, newest_checkpoint
@@ -23,12 +22,15 @@ from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path, exists
 from waver.training.plan import check_split, describe_data, plan_epoch, training_rows
 
-Before = Literal["ingest", "match", "train"]
-"""A stage of an experiment."""
-
 
 def find_store(config: ExperimentConfig, captions: pa.Table, *, needed: bool) -> tuple[ClipStore | None, list[Finding]]:
-    """The clip store, if it can be used as it is, and what to say of it."""
+    """Returns the clip store, or None if it cannot be used, and a finding.
+
+    Args:
+        config: configuration of the experiment.
+        captions: its caption table.
+        needed: whether the next stage needs the store: then it is an error if there is no usable one, else a note.
+    """
     name = "clip store"
     try:
         store = open_store(config, captions)
@@ -40,21 +42,25 @@ def find_store(config: ExperimentConfig, captions: pa.Table, *, needed: bool) ->
                 "error",
                 name,
                 f"{display_path(config.clip_store)} cannot be read ({error})",
-                "delete it and ingest again",
+                "delete the folder, and run waver ingest again",
             )
         ]
-    asked = set(captions["clip_id"].to_pylist())
-    ok = set(store.ok_clip_ids()) & asked
-    found = f"{len(ok)} of {len(asked)} clips have frames in {display_path(store.path)}"
+    clip_ids = set(captions["clip_id"].to_pylist())
+    ok = set(store.ok_clip_ids()) & clip_ids
+    found = f"{len(ok)} of {len(clip_ids)} clips have frames in {display_path(store.path)}"
     if not store.manifest["complete"]:
-        found += "; the last ingest was not finished"
-    failed = [row for row in store.ledger.to_pylist() if row["clip_id"] in asked - ok]
+        found += "; the last ingest did not finish"
+    failed = [row for row in store.ledger.to_pylist() if row["clip_id"] in clip_ids - ok]
     if not failed:
         return store, [Finding("ok", name, found)]
     listed = [f"{row['clip_id']} ({row['status']}: {row['error']})" for row in failed]
     return store, [
         Finding(
-            "warning", name, f"{found}; without: {some(listed)}", "they count as misses in evaluation", details=listed
+            "warning",
+            name,
+            f"{found}; clips without frames: {abbreviate(listed)}",
+            "they count as misses in evaluation",
+            details=listed,
         )
     ]
 
@@ -63,39 +69,39 @@ def _unusable_store(config: ExperimentConfig, error: StoreError, *, needed: bool
     level: Level = "error" if needed else "info"
     remedy = "next: waver ingest CONFIG"
     if not needed and exists(config.clip_store / "manifest.json"):
-        try:  # ingest goes on with a store that lacks clips, but not with one that was decoded otherwise
+        try:  # ingest continues a store that lacks clips, but not one with other settings
             if ClipStore(config.clip_store).settings.key != store_settings(config).key:
-                level, remedy = "error", "delete the folder, or set storage.path to another one"
+                level, remedy = "error", "delete the folder, or set storage.path to another folder"
         except (StoreError, OSError):
-            level, remedy = "error", "delete the folder and ingest again"
+            level, remedy = "error", "delete the folder, and run waver ingest again"
     return Finding(level, "clip store", str(error), remedy)
 
 
 def check_phrases(
-    config: ExperimentConfig, captions: pa.Table | None, store: ClipStore | None, *, before: Before
+    config: ExperimentConfig, captions: pa.Table | None, store: ClipStore | None, *, before: CheckedStage
 ) -> Iterator[Finding]:
-    """Dictionary and knowledge: whether they are there where they are needed, and whether they are leaky."""
+    """Checks whether dictionary and knowledge exist if the stage needs them, and whether they are leaky."""
     if not config.uses_knowledge and before != "match":
-        yield Finding("ok", "knowledge", "the experiment uses none")
+        yield Finding("ok", "knowledge", "the experiment uses no knowledge")
         return
     if config.knowledge.released:
         absent = [str(path) for path in config.knowledge.released if not path.is_file()]
         if absent:
-            yield Finding("error", "released phrases", f"no such file: {', '.join(absent)}", "knowledge.released")
-        yield Finding("warning", "released phrases", LEAKY, "good for comparing with published figures only")
+            yield Finding("error", "released phrases", f"no such file: {', '.join(absent)}", "set knowledge.released")
+        yield Finding("warning", "released phrases", LEAKY, "use them only for comparison with published metrics")
     elif other := [split for split in config.vocabulary.splits if split != "train"]:
-        remedy = "vocabulary.splits = [train] makes an honest dictionary"
+        remedy = "set vocabulary.splits=[train] for a dictionary without leakage"
         yield Finding("warning", "vocabulary.splits", f"captions of {', '.join(other)} are read: {LEAKY}", remedy)
     if before == "match" and config.model.weights is None:
-        found = "model.weights = null makes a teacher with random weights, who knows nothing"
-        yield Finding("error", "teacher", found, "name a file or a pretrained tag")
+        found = "model.weights = null gives the teacher random weights, so that its matches are random"
+        yield Finding("error", "teacher", found, "set model.weights to a file or a pretrained tag")
     if captions is None:
         return
     if not config.knowledge.released:
         yield from _check_dictionary(config, captions, needed=before == "match")
     if store is None:
         level = "error" if before == "train" else "info"
-        yield Finding(level, "knowledge", "cannot be there without a clip store", "ingest, then match")
+        yield Finding(level, "knowledge", "requires a clip store", "run waver ingest, then waver match")
         return
     if before == "train":
         yield from _check_knowledge(config, captions, store)
@@ -106,7 +112,7 @@ def _check_dictionary(config: ExperimentConfig, captions: pa.Table, *, needed: b
     try:
         dictionary = open_dictionary(config, captions)
     except KnowledgeError as error:
-        # What was matched already keeps its own phrases: training looks there.
+        # No error for training, which reads the phrases from the knowledge.
         yield Finding("error" if needed else "info", name, str(error), "next: waver vocabulary CONFIG")
         parser = config.vocabulary.parser
         if find_spec("spacy") is None:
@@ -144,7 +150,14 @@ def _check_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipSt
 def check_training(
     config: ExperimentConfig, captions: pa.Table, store: ClipStore | None, *, needed: bool
 ) -> Iterator[Finding]:
-    """Whether the run of these clips can begin, or go on."""
+    """Checks whether training can start, or continue, in the run folder.
+
+    Args:
+        config: configuration of the experiment.
+        captions: its caption table.
+        store: its clip store, or None if there is no usable one.
+        needed: whether training is the next stage: then obstacles are errors, else notes.
+    """
     folder, level = config.run_folder, "error" if needed else "info"
     if store is None:
         clips = len(pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], "train"))))
@@ -152,14 +165,16 @@ def check_training(
             found = (
                 f"train.global_batch_size = {config.train.global_batch_size} is more than the {clips} training clips"
             )
-            yield Finding(level, "batch", f"{found}: no clip may stand in a batch twice", f"set it to {clips} at most")
-        yield Finding("info", "run", f"{display_path(folder)} was not compared: there are no clips to compare with")
+            yield Finding(level, "batch", f"{found}: a batch has no clip twice", f"set it to {clips} at most")
+        yield Finding(
+            "info", "run", f"{display_path(folder)} was not compared with the training data: there is no clip store"
+        )
         return
     for split in ("train", "validation"):
         try:
             check_split(captions, store, split)
         except WaverError as error:
-            yield Finding(level, f"split {split}", str(error), "look into the ledger of the clip store")
+            yield Finding(level, f"split {split}", str(error), "see the ledger of the clip store for the reasons")
     rows = training_rows(captions, store)
     if len(rows) == 0:
         return
@@ -171,12 +186,12 @@ def check_training(
     try:
         check_run(folder, config, describe_data(captions.take(rows)))
     except (RunError, ConfigError, OSError) as error:
-        yield Finding(level, "run", str(error), "--set name=..., or another storage.path")
+        yield Finding(level, "run", str(error), "choose another name with --set name=..., or another storage.path")
         return
     if result := finished(folder):
-        found = f"{display_path(folder)} is finished ({result['epochs']} epochs): train would say so and do nothing"
-        yield Finding("warning", "run", found, "evaluate it, or --set name=...")
+        found = f"{display_path(folder)} is finished ({result['epochs']} epochs): waver train would do nothing"
+        yield Finding("warning", "run", found, "evaluate it, or choose another name with --set name=...")
     elif newest := newest_checkpoint(folder):
-        yield Finding("info", "run", f"{display_path(folder)} will go on after {describe_checkpoint(newest)}")
+        yield Finding("info", "run", f"{display_path(folder)} will continue from {describe_checkpoint(newest)}")
     else:
         yield Finding("ok", "run", f"{display_path(folder)} is free")

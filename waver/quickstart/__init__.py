@@ -1,1 +1,1 @@
-"""The small rendered world that runs everything without downloads."""
+"""`waver quickstart`: renders a small world of videos and runs every stage on it, without downloads."""

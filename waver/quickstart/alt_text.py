@@ -1,12 +1,12 @@
-"""What the web would write beside stills of the world: wide, careless text, on which the small CLIP is pre-trained.
+"""Noisy alt texts of stills, such as CLIP's training data has, for the pre-training of the small CLIP.
 
-All words of all writers occur, mixed; most texts leave something out, and none is a sentence of `captions.STYLES`.
+They mix the words of all styles. Most leave some attributes out, and none is a caption of `captions.STYLES`.
 """
 
 import random
 from dataclasses import dataclass
 
-from waver.quickstart.captions import COLOUR_WORDS, MOTION_WORDS, SHAPE_WORDS, mistyped, with_articles
+from waver.quickstart.captions import COLOUR_WORDS, MOTION_WORDS, SHAPE_WORDS, with_articles, with_typos
 from waver.quickstart.scenes import Scene
 
 _OPENINGS = (
@@ -50,7 +50,7 @@ _CLOSINGS = (
     "and how it moves",
 )
 _NOUNS = ("thing", "object", "figure", "something", "one", "someone", "toy")
-_PAINTED = (
+_COLOUR_PHRASES = (
     "{colour} {shape}",
     "{colour} {shape}",
     "{colour} coloured {shape}",
@@ -60,8 +60,8 @@ _PAINTED = (
     "{shape} of {colour} skin",
     "{shape}, {colour} tones",
 )
-_SIZED = ("{size} {thing}", "{thing} of {size} size", "very {size} {thing}")
-_MOVING = (
+_SIZE_PHRASES = ("{size} {thing}", "{thing} of {size} size", "very {size} {thing}")
+_MOTION_PHRASES = (
     "{motion}",
     "that {motion}",
     "which {motion}",
@@ -70,7 +70,7 @@ _MOVING = (
     "she {motion}",
     "just {motion}",
 )
-_BEHIND = (
+_BACKGROUND_PHRASES = (
     "on {background}",
     "{background} background",
     "{background} backdrop",
@@ -78,25 +78,26 @@ _BEHIND = (
     "before a {background} ground",
     "the surface is {background}",
 )
-Told = tuple[bool, bool, bool]
+Mentions = tuple[bool, bool, bool]
 """Whether a text mentions colour, shape and motion."""
 _COLOUR, _SHAPE, _MOTION = (True, False, False), (False, True, False), (False, False, True)
 _ALL = (True, True, True)
 _TWO = ((True, True, False), (True, False, True), (False, True, True))
-LESSONS: tuple[tuple[Told, ...], ...] = (
+LESSONS: tuple[tuple[Mentions, ...], ...] = (
     (_COLOUR, _COLOUR, *(_SHAPE,) * 4, *(_MOTION,) * 4, *_TWO, *(_ALL,) * 4),
     (*(_COLOUR,) * 3, *(_SHAPE,) * 3, *(_MOTION,) * 10, *_TWO, *(_ALL,) * 5),
 )
-"""What texts mention, each of a lesson as often as the others; in the first one learns colours and shapes, then motions.
+"""The curriculum: for each lesson the attributes that its texts mention, each entry with equal probability.
 
-With the texts of the second from the start, neither shapes nor motions were learned in the same time.
+The first lesson teaches colours and shapes, the second motions. With the second alone, neither shapes nor motions were
+learned in the same number of steps.
 """
-_TYPOS = 0.05
+_TYPO_PROBABILITY = 0.05
 
 
 @dataclass(frozen=True)
 class AltText:
-    """A text, and what it says of a scene: None for what it leaves out."""
+    """A text with the attributes of the scene that it mentions; None for those it leaves out."""
 
     text: str
     colour: str | None
@@ -107,33 +108,33 @@ class AltText:
 
 
 def alt_text(scene: Scene, rng: random.Random, lesson: int = 0) -> AltText:
-    """A text that is true of the scene and mentions at least one of colour, shape and motion, as the lesson has it."""
-    told = rng.choice(LESSONS[lesson])
+    """Returns a text that describes the scene and mentions what the lesson draws of colour, shape and motion."""
+    mentions = rng.choice(LESSONS[lesson])
     colour, shape, motion = (
-        rng.choice(rng.choice(list(tables.values()))[value]) if tell else None
-        for tell, tables, value in zip(
-            told, (COLOUR_WORDS, SHAPE_WORDS, MOTION_WORDS), (scene.colour, scene.shape, scene.motion), strict=True
+        rng.choice(rng.choice(list(tables.values()))[value]) if is_mentioned else None
+        for is_mentioned, tables, value in zip(
+            mentions, (COLOUR_WORDS, SHAPE_WORDS, MOTION_WORDS), (scene.colour, scene.shape, scene.motion), strict=True
         )
     )
     says_background, says_size = rng.random() < 0.1, rng.random() < 0.1
     thing = shape or rng.choice(_NOUNS)
     if colour:
-        thing = rng.choice(_PAINTED).format(colour=colour, shape=thing)
+        thing = rng.choice(_COLOUR_PHRASES).format(colour=colour, shape=thing)
     if says_size:
-        thing = rng.choice(_SIZED).format(size=scene.size, thing=thing)
+        thing = rng.choice(_SIZE_PHRASES).format(size=scene.size, thing=thing)
     parts = [rng.choice(("a ", "the ", "")) + thing] if colour or shape or says_size else []
     if motion:
-        parts.append(rng.choice(_MOVING).format(motion=motion))
+        parts.append(rng.choice(_MOTION_PHRASES).format(motion=motion))
     if says_background:
-        parts.append(rng.choice(_BEHIND).format(background=scene.background))
+        parts.append(rng.choice(_BACKGROUND_PHRASES).format(background=scene.background))
     if rng.random() < 0.3:
         rng.shuffle(parts)
-    if all(told) or rng.random() < 0.4:  # a text that says all without one could be a terse writer's
+    if all(mentions) or rng.random() < 0.4:  # without an opening it could be a terse caption
         parts[0] = f"{rng.choice(_OPENINGS)} {parts[0]}"
     if rng.random() < 0.2:
         parts.append(rng.choice(_CLOSINGS))
     return AltText(
-        mistyped(with_articles(rng.choice((" ", ", ")).join(parts)), _TYPOS, rng),
+        with_typos(with_articles(rng.choice((" ", ", ")).join(parts)), _TYPO_PROBABILITY, rng),
         colour=scene.colour if colour else None,
         shape=scene.shape if shape else None,
         motion=scene.motion if motion else None,

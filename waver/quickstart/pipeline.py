@@ -1,7 +1,7 @@
-"""`waver quickstart`: the stages of any experiment, one after the other, on a world that it renders itself.
+"""`waver quickstart`: all stages of an experiment on a world that it renders itself.
 
-It asks what waver is for: videos are captioned by a few writers, and searched by others too. The same student is trained
-without knowledge, with it, and distilled from it.
+Videos are captioned in a few writing styles, and searched in unseen ones too. The same student is trained three times:
+without knowledge, with knowledge, and distilled.
 """
 
 import logging
@@ -25,7 +25,7 @@ from waver.on_ray.stages.evaluate import run_evaluation
 from waver.on_ray.stages.ingest import describe_failures, run_ingest
 from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.train import run_training
-from waver.quickstart.dictionary import make_dictionary
+from waver.quickstart.dictionary import extract_or_copy_dictionary
 from waver.quickstart.experiment import quickstart_config
 from waver.quickstart.weights import write_backbone
 from waver.quickstart.world import SEEN_STYLES, UNSEEN_STYLES, WORLD, render_world
@@ -34,7 +34,6 @@ from waver.tools.files import write_json
 from waver.tools.memory import sample_peak_memory
 
 logger = logging.getLogger(__name__)
-
 
 RUNS: dict[str, dict[str, Any]] = {
     "without knowledge": {"name": "without-knowledge", "knowledge.top_k": 0},
@@ -46,73 +45,76 @@ RUNS: dict[str, dict[str, Any]] = {
         "loss.temperature": 8.0,
     },
 }
-"""Name in tables -> what it changes in experiment.yaml. Distilled is vision-only at inference. Chosen on validation."""
+"""Name of a run in tables -> its overrides of experiment.yaml, which were chosen on the validation split.
+
+The distilled student needs no knowledge at inference.
+"""
 
 
-def run_quickstart(output: Path, *, workers: int, show: Callable[[object], None]) -> dict:
-    """Renders, ingests, finds phrases, matches them, trains without knowledge, with it and distilled, evaluates.
+def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object], None]) -> dict:
+    """Renders the world, ingests it, extracts and matches phrases, trains three students and evaluates them.
 
     Args:
-        output: folder that receives everything, results.json among it.
-        workers: of DDP.
-        show: is given the tables of metrics.
+        output: folder of everything that is written, including results.json.
+        workers: number of DDP workers.
+        show_table: is called with each table of metrics, and with the lines that describe the evaluation protocol.
 
     Returns:
-        The content of results.json: metrics (of the run with knowledge, of all runs, and by style), chance, clips decoded
-        and failed, size of the dictionary, seconds of each stage, peak memory.
+        The content of results.json: metrics (of the run with knowledge, of all runs, and t2v/R@1 by style), metrics of a
+        random ranking, numbers of clips and failures, size of the dictionary, seconds of each stage, peak memory in bytes.
     """
     output = output.absolute()
-    logger.info(f"everything goes to {output}")
+    logger.info(f"output folder: {output}")
     configs = {name: quickstart_config(output, workers, overrides) for name, overrides in RUNS.items()}
     config = configs["with knowledge"]
     seconds: dict[str, float] = {}
     start = time.perf_counter()
 
-    def stage(name: str) -> None:
+    def record_seconds(name: str) -> None:
         seconds[name] = time.perf_counter() - start - sum(seconds.values())
 
     with sample_peak_memory() as memory:
-        _render(output / "world")
-        stage("render")
+        _render_with_progress(output / "world")
+        record_seconds("render")
         write_backbone(output / "backbone.safetensors")
-        with connect(num_cpus=local_cpus(config)) as where:
-            logger.info(where)
+        with connect(num_cpus=local_cpus(config)) as cluster:
+            logger.info(cluster)
             report = run_ingest(config)
-            stage("ingest")
-            dictionary = make_dictionary(config)
-            stage("vocabulary")
+            record_seconds("ingest")
+            dictionary = extract_or_copy_dictionary(config)
+            record_seconds("vocabulary")
             knowledge = run_match(config)
-            stage("match")
-            logger.info(_example(config, knowledge))
+            record_seconds("match")
+            logger.info(_describe_match(config, knowledge))
             for run in configs.values():
                 run_training(run)
-            stage("train")
+            record_seconds("train")
             results = {
                 name: run_evaluation(run.run_folder, quickstart_config(output, 1, RUNS[name]), split="test")
                 for name, run in configs.items()
             }
-        stage("evaluate")
-    found = _results(results, {"memory": memory.peak, "seconds": seconds, "total": time.perf_counter() - start})
-    found |= {
+        record_seconds("evaluate")
+    content = _summarize(results) | {
+        "seconds": seconds | {"total": time.perf_counter() - start},
+        "peak_memory_bytes": memory.peak,
         "clips": report.counts,
         "failures": report.reasons,
         "num_phrases": len(dictionary.phrases),
         "workers": workers,
         "config": config.digest(),
     }
-    write_json(output / "results.json", found)
-    _show(found, results, show)
-    logger.info(
-        f"{sum(report.reasons.values())} of {sum(report.counts.values())} clips could not be decoded, as was intended:"
-    )
+    write_json(output / "results.json", content)
+    _show_tables(content, results, show_table)
+    num_failed, num_clips = sum(report.reasons.values()), sum(report.counts.values())
+    logger.info(f"{num_failed} of {num_clips} clips could not be decoded, since their files are broken on purpose:")
     logger.info(describe_failures(report))
-    logger.info(", ".join(f"{name} {value:.0f} s" for name, value in found["seconds"].items()))
-    logger.info(f"results: {output / 'results.json'}\nlook at the runs: waver board {config.run_folder.parent}")
-    return found
+    logger.info(", ".join(f"{name} {value:.0f} s" for name, value in content["seconds"].items()))
+    logger.info(f"results: {output / 'results.json'}\ncurves: waver board {config.run_folder.parent}")
+    return content
 
 
-def _render(folder: Path) -> None:
-    """Renders the world, with a bar on a terminal."""
+def _render_with_progress(folder: Path) -> None:
+    """Renders the world, with a progress bar if standard error is a terminal."""
     logger.info("rendering the videos")
     console = Console(stderr=True)
     with Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal) as bar:
@@ -120,52 +122,51 @@ def _render(folder: Path) -> None:
         render_world(folder, **WORLD, progress=lambda done, total: bar.update(task, completed=done, total=total))
 
 
-def _example(config: ExperimentConfig, knowledge: Knowledge) -> str:
-    """What the teacher says of one clip, beside its caption."""
+def _describe_match(config: ExperimentConfig, knowledge: Knowledge) -> str:
+    """Returns a line with a caption of a clip and the three phrases that the teacher ranks highest for the clip."""
     caption = next(row for row in load_captions(config).to_pylist() if not knowledge.unmatched_clips([row["clip_id"]]))
     best = knowledge.phrase_ids([caption["clip_id"]], 3)[0].tolist()
     return (
-        f'"{caption["caption"]}"; the teacher, who sees only the video: {", ".join(knowledge.phrases[i] for i in best)}'
+        f'"{caption["caption"]}"; best phrases, from the video alone: {", ".join(knowledge.phrases[i] for i in best)}'
     )
 
 
-def _results(results: dict[str, dict], measured: dict[str, Any]) -> dict[str, Any]:
-    waver = results["with knowledge"]
+def _summarize(results: dict[str, dict]) -> dict[str, Any]:
+    """Returns the metrics of all runs, as results.json has them; `results` maps the name of a run to its evaluation."""
+    main = results["with knowledge"]
     return {
-        "protocol": waver["protocol"],
-        "metrics": waver["metrics"],
+        "protocol": main["protocol"],
+        "metrics": main["metrics"],
         "metrics_of_runs": {name: result["metrics"] for name, result in results.items()},
-        "chance": chance(waver["gallery_size"]),
+        "chance": chance(main["gallery_size"]),
         "styles": {name: result["styles"] for name, result in results.items()},
-        "seen_styles": {name: _mean(result, SEEN_STYLES) for name, result in results.items()},
-        "unseen_styles": {name: _mean(result, UNSEEN_STYLES) for name, result in results.items()},
-        "gallery_size": waver["gallery_size"],
-        "num_queries": waver["num_queries"],
-        "num_missing_clips": waver["num_missing_clips"],
-        "leaky": waver["leaky"],
-        "seconds": measured["seconds"] | {"total": measured["total"]},
-        "peak_memory_bytes": measured["memory"],
+        "seen_styles": {name: _mean_recall(result, SEEN_STYLES) for name, result in results.items()},
+        "unseen_styles": {name: _mean_recall(result, UNSEEN_STYLES) for name, result in results.items()},
+        "gallery_size": main["gallery_size"],
+        "num_queries": main["num_queries"],
+        "num_missing_clips": main["num_missing_clips"],
+        "leaky": main["leaky"],
     }
 
 
-def _mean(result: dict, styles: tuple[str, ...]) -> float:
-    """Mean t2v/R@1 over some styles."""
+def _mean_recall(result: dict, styles: tuple[str, ...]) -> float:
+    """Returns the mean t2v/R@1 over styles."""
     return mean(result["styles"][style]["t2v/R@1"] for style in styles)
 
 
-def _show(found: dict, results: dict[str, dict], show: Callable[[object], None]) -> None:
-    for line in Protocol(**found["protocol"]).lines():
-        show(line)
-    title = f"{found['num_queries']} captions in {found['gallery_size']} clips never seen in training"
+def _show_tables(content: dict, results: dict[str, dict], show_table: Callable[[object], None]) -> None:
+    for line in Protocol(**content["protocol"]).lines():
+        show_table(line)
+    title = f"{content['num_queries']} captions in {content['gallery_size']} clips never seen in training"
     rows = {name: result["metrics"] for name, result in results.items()}
-    show(metrics_table(title, rows | {"chance": found["chance"]}))
+    show_table(metrics_table(title, rows | {"chance": content["chance"]}))
     columns = {
         name: {
             **{f"{style}, seen in training": result["styles"][style] for style in SEEN_STYLES},
             **{f"{style}, never seen": result["styles"][style] for style in UNSEEN_STYLES},
-            "mean of the seen": {"t2v/R@1": found["seen_styles"][name]},
-            "mean of the unseen": {"t2v/R@1": found["unseen_styles"][name]},
+            "mean of the seen": {"t2v/R@1": content["seen_styles"][name]},
+            "mean of the unseen": {"t2v/R@1": content["unseen_styles"][name]},
         }
         for name, result in results.items()
     }
-    show(styles_table("by style of the caption", columns))
+    show_table(styles_table("by style of the caption", columns))

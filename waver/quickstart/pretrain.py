@@ -1,10 +1,10 @@
-"""Pre-trains the small CLIP that `waver quickstart` starts from, as CLIP was: on stills with wide, careless texts.
+"""Pre-trains the small CLIP of `waver quickstart` on stills with noisy alt texts, as CLIP was pre-trained.
 
     python -m waver.quickstart.pretrain waver/quickstart/backbone.safetensors
 
-So its text tower knows the words of every writer, and how they go with pixels, before retrieval is trained on the captions
-of a few. No scene with the colour, shape and motion of a scene of validation or test of the quickstart's world is used:
-what is asked there was never seen together, here neither. The same seed gives the same weights on the same machine.
+The backbone then knows the words of every writing style, while retrieval is trained on captions of a few styles. No
+scene has a triple of colour, shape and motion of validation or test of the quickstart's world. The same seed gives the
+same weights on the same machine.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from waver.config import load_config
+from waver.config import ExperimentConfig, load_config
 from waver.data.video import resize_and_crop
 from waver.model.backbone import Backbone
 from waver.model.interaction import last_token
@@ -34,21 +34,21 @@ from waver.quickstart.world import WORLD, draw
 
 logger = logging.getLogger(__name__)
 
-
-_FRAMES, _TEXTS = 4, 12
-"""Of each scene, texts of each lesson; a step pairs one of its frames with one of its texts."""
-_SHARES = (10 / 13, 3 / 13)
-"""Of the steps, for each lesson."""
-_PEAKS = (3e-3, 2e-3)
-"""Learning rates, each after a warm-up and before a cosine down to 0."""
+_FRAMES_PER_SCENE = 4
+_TEXTS_PER_SCENE = 12
+"""In each lesson; a step pairs a random frame of a scene with a random text of it."""
+_LESSON_SHARES = (10 / 13, 3 / 13)
+"""Share of the steps for each lesson of the curriculum `LESSONS`."""
+_PEAK_LRS = (3e-3, 2e-3)
+"""Peak learning rate of each lesson, between a linear warm-up and a cosine decay to 0."""
 _MAX_WORDS = 32
 _ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "motion": MOTIONS, "background": BACKGROUNDS, "size": SIZES}
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
+    parser.add_argument("output", type=Path, help="safetensors file of the packed weights")
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def pretraining_scenes(*, copies: int, seed: int) -> list[Scene]:
-    """So many scenes of each description that neither validation nor test of the quickstart's world has."""
+    """Returns `copies` scenes of each combination of attributes whose triple is in train of the quickstart's world."""
     sizes = {name: WORLD[name] for name in ("num_train", "num_validation", "num_test", "seed")}
     train = split_scenes(**sizes)["train"]
     triples = sorted({(scene.colour, scene.shape, scene.motion) for scene in train})
@@ -77,46 +77,47 @@ def pretrain(
     batch_size: int = 64,
     report_every: int = 100,
 ) -> tuple[dict[str, Tensor], Int[Tensor, " rows"]]:
-    """Trains from scratch with the symmetric contrastive loss.
+    """Trains a CLIP from scratch with a symmetric contrastive loss.
 
-    Most texts are short and true of many stills: each still of which a text is true is a positive of it, with equal shares
-    (of one-to-one targets the towers learned colours, and nothing else in the same time).
+    Most texts are short and describe many stills. Every still in the batch that a text describes is a positive of it, with
+    equal weight: with one positive per text, the towers learned colours alone in the same number of steps.
+
+    Args:
+        scenes: to be drawn and described.
+        steps: total number of optimizer steps.
+        seed: of weights, stills, texts and batches.
+        batch_size: scenes per step.
+        report_every: steps between two log lines.
 
     Returns:
-        (weights in open_clip's names, the rows of the vocabulary that their token embedding has).
+        The state dict with open_clip's names, and the rows of CLIP's vocabulary that its token embedding has.
     """
     torch.manual_seed(seed)
     config = load_config(Path(__file__).with_name("experiment.yaml"))
-    size = config.video.size
-    frames = stills(scenes, size, num_frames=_FRAMES, seed=seed)
+    size, batch_size = config.video.size, min(batch_size, len(scenes))
+    frames = stills(scenes, size, num_frames=_FRAMES_PER_SCENE, seed=seed)
     texts = _texts(scenes, seed)
-    token_ids, masks, rows = _tokens(texts)
-    said, shown = _codes(texts).view(*token_ids.shape[:3], -1), _codes(scenes)
-    logger.info(f"{len(scenes)} scenes, {len(scenes) * _FRAMES} frames, {len(texts)} texts, {len(rows)} word pieces")
-    architecture = dict(config.model.backbone)
-    # Rows of the token embedding that no text needs would only cost time.
-    architecture["text_cfg"] = {**architecture["text_cfg"], "vocab_size": len(rows)}
-    backbone = Backbone(architecture, size)
-    batch_size = min(batch_size, len(scenes))
+    token_ids, masks, rows = _tokenize(texts)
+    text_codes, scene_codes = _attribute_codes(texts).view(*token_ids.shape[:3], -1), _attribute_codes(scenes)
+    logger.info(
+        f"{len(scenes)} scenes, {len(scenes) * _FRAMES_PER_SCENE} frames, {len(texts)} texts, {len(rows)} word pieces"
+    )
+    backbone = _small_vocabulary_backbone(config, len(rows))
     done = 0
-    for lesson, (share, peak) in enumerate(zip(_SHARES, _PEAKS, strict=True)):
+    for lesson, (share, peak_lr) in enumerate(zip(_LESSON_SHARES, _PEAK_LRS, strict=True)):
         num_steps = round(share * steps)
-        optimizer = torch.optim.AdamW(backbone.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, num_steps=num_steps))
+        optimizer = torch.optim.AdamW(backbone.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_lr_factor, num_steps=num_steps))
         for _ in range(num_steps):
             chosen = torch.randperm(len(scenes))[:batch_size]
-            turn = torch.randint(_TEXTS, chosen.shape)
+            turn = torch.randint(_TEXTS_PER_SCENE, chosen.shape)
             words, mask = token_ids[lesson, chosen, turn], masks[lesson, chosen, turn]
             longest = int(mask.sum(1).max())
-            images = embed_frames(backbone, frames[chosen, torch.randint(_FRAMES, chosen.shape)][:, None])
+            images = embed_frames(backbone, frames[chosen, torch.randint(_FRAMES_PER_SCENE, chosen.shape)][:, None])
             logits = (
                 backbone.logit_scale.exp() * embed_texts(backbone, words[:, :longest], mask[:, :longest]) @ images.T
             )
-            what = said[lesson, chosen, turn][:, None]
-            true = ((what == shown[chosen]) | (what < 0)).all(-1).float()
-            t2v = functional.cross_entropy(logits, true / true.sum(1, keepdim=True))
-            v2t = functional.cross_entropy(logits.T, true.T / true.T.sum(1, keepdim=True))
-            loss = (t2v + v2t) / 2
+            loss = _contrastive_loss(logits, _positives(text_codes[lesson, chosen, turn], scene_codes[chosen]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -129,20 +130,41 @@ def pretrain(
     return {name: tensor.detach() for name, tensor in backbone.clip.state_dict().items()}, rows
 
 
-def embed_frames(backbone: Backbone, frames: UInt8[Tensor, "B F 3 H W"]) -> Tensor:
-    """One vector a clip: the mean of its frames' normalised embeddings, normalised."""
+def _small_vocabulary_backbone(config: ExperimentConfig, num_tokens: int) -> Backbone:
+    """Builds the backbone with a token embedding of the tokens that occur, which makes steps faster."""
+    architecture = dict(config.model.backbone)
+    architecture["text_cfg"] = {**architecture["text_cfg"], "vocab_size": num_tokens}
+    return Backbone(architecture, config.video.size)
+
+
+def _positives(text_codes: Int[Tensor, "B 5"], scene_codes: Int[Tensor, "B 5"]) -> Bool[Tensor, "B B"]:
+    """Returns whether a text (row) describes a scene (column): they agree in all attributes that the text mentions."""
+    texts = text_codes[:, None]
+    return ((texts == scene_codes) | (texts < 0)).all(-1)
+
+
+def _contrastive_loss(logits: Float[Tensor, "B B"], positives: Bool[Tensor, "B B"]) -> Float[Tensor, ""]:
+    """Returns the symmetric cross entropy, with the targets spread equally over the positives of each query."""
+    targets = positives.float()
+    t2v = functional.cross_entropy(logits, targets / targets.sum(1, keepdim=True))
+    v2t = functional.cross_entropy(logits.T, targets.T / targets.T.sum(1, keepdim=True))
+    return (t2v + v2t) / 2
+
+
+def embed_frames(backbone: Backbone, frames: UInt8[Tensor, "B F 3 H W"]) -> Float[Tensor, "B D"]:
+    """Returns a unit vector per clip: the normalised mean of the normalised embeddings of its frames."""
     mask = torch.ones(frames.shape[:2], dtype=torch.bool)
     encoded = functional.normalize(backbone.encode_frames(backbone.pixels(frames), mask), dim=-1)
     return functional.normalize(encoded.mean(1), dim=-1)
 
 
-def embed_texts(backbone: Backbone, token_ids: Int[Tensor, "B N"], mask: Bool[Tensor, "B N"]) -> Tensor:
-    """One vector a text: the normalised embedding of its end token."""
+def embed_texts(backbone: Backbone, token_ids: Int[Tensor, "B N"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B D"]:
+    """Returns a unit vector per text: the normalised embedding of its end token."""
     return functional.normalize(last_token(backbone.encode_tokens(token_ids), mask), dim=-1)
 
 
 def stills(scenes: list[Scene], size: int, *, num_frames: int, seed: int) -> UInt8[Tensor, "S F 3 H W"]:
-    """So many frames of each scene, drawn by lot, in the order of time, as a decoded clip has them."""
+    """Returns `num_frames` random frames of each scene in order of time, resized and cropped as by ingest."""
     rng = random.Random(f"stills/{seed}")
     clips = []
     for scene in scenes:
@@ -153,26 +175,35 @@ def stills(scenes: list[Scene], size: int, *, num_frames: int, seed: int) -> UIn
 
 
 def _texts(scenes: list[Scene], seed: int) -> list[AltText]:
-    """`_TEXTS` for each lesson and scene."""
+    """Returns `_TEXTS_PER_SCENE` texts for each lesson and scene, in this order."""
     rng = random.Random(f"texts/{seed}")
-    return [alt_text(scene, rng, lesson) for lesson in range(len(LESSONS)) for scene in scenes for _ in range(_TEXTS)]
+    return [
+        alt_text(scene, rng, lesson)
+        for lesson in range(len(LESSONS))
+        for scene in scenes
+        for _ in range(_TEXTS_PER_SCENE)
+    ]
 
 
-def _tokens(texts: list[AltText]) -> tuple[Int[Tensor, "G S T N"], Bool[Tensor, "G S T N"], Int[Tensor, " rows"]]:
-    """(places in the rows, masks, rows)."""
+def _tokenize(texts: list[AltText]) -> tuple[Int[Tensor, "G S T N"], Bool[Tensor, "G S T N"], Int[Tensor, " rows"]]:
+    """Tokenizes the texts of all lessons (G) and scenes (S), with T texts of N tokens each.
+
+    Returns:
+        The tokens as indices into the rows, their mask, and the rows: the tokens of CLIP's vocabulary that occur.
+    """
     token_ids, masks = tokenize([text.text for text in texts], max_words=_MAX_WORDS)
-    rows, places = token_ids.unique(return_inverse=True)
-    shape = (len(LESSONS), -1, _TEXTS, _MAX_WORDS)
-    return places.view(shape), masks.view(shape), rows
+    rows, token_rows = token_ids.unique(return_inverse=True)
+    shape = (len(LESSONS), -1, _TEXTS_PER_SCENE, _MAX_WORDS)
+    return token_rows.view(shape), masks.view(shape), rows
 
 
-def _rate(step: int, num_steps: int) -> float:
-    """Learning rate as a share of its peak."""
+def _lr_factor(step: int, num_steps: int) -> float:
+    """Returns the learning rate at a step, relative to its peak."""
     return min((step + 1) / min(100, num_steps), 0.5 + 0.5 * math.cos(math.pi * step / num_steps))
 
 
-def _codes(items: Sequence[Scene | AltText]) -> Int[Tensor, "M 5"]:
-    """The attributes as numbers; -1 for what a text leaves out."""
+def _attribute_codes(items: Sequence[Scene | AltText]) -> Int[Tensor, "M 5"]:
+    """Returns the attributes as indices into their values; -1 for attributes that a text leaves out."""
     return torch.tensor(
         [
             [

@@ -1,4 +1,4 @@
-"""What happens in the videos of the quickstart: a coloured shape moves in some way on some background."""
+"""The scenes of the quickstart's videos: a coloured shape moves before a background."""
 
 import itertools
 import random
@@ -13,7 +13,10 @@ SIZES = ("small", "big")
 
 @dataclass(frozen=True)
 class Scene:
-    """One video's content: everything that a caption may mention, and `seed` for what it does not."""
+    """Content of a video: the attributes that captions mention, and a seed for all else.
+
+    The `repr` of a scene seeds the choice of its captions: do not rename the class or its fields.
+    """
 
     colour: str
     shape: str
@@ -21,19 +24,18 @@ class Scene:
     background: str
     size: str
     seed: int
-    """Decides place, phase, tilt and duration."""
+    """Of position, phase, tilt and duration."""
 
 
 def split_scenes(*, num_train: int, num_validation: int, num_test: int, seed: int) -> dict[str, list[Scene]]:
-    """Chooses the scenes of a world so that retrieval is well posed and cannot be solved by remembering.
+    """Chooses the scenes of a world so that each caption fits one clip of its gallery and must be generalised to.
 
-    Colour, shape and motion, which every caption mentions, differ between any two scenes of validation and test: a
-    caption fits one clip of its gallery. No such triple occurs in two splits: what is asked in the test was never seen
-    together. Scenes of train may share a triple, never the background and size as well. From 22 scenes on, train shows
-    every colour, shape and motion.
+    Every caption mentions the triple of colour, shape and motion. Each triple occurs at most once in validation and test,
+    and no triple occurs in two splits, so that no tested combination is seen in training. Scenes of train may share a
+    triple, but not background and size as well. With 22 or more scenes, train has every colour, shape and motion.
 
     Returns:
-        The scenes of `train`, `validation` and `test`; the same for the same arguments, on every machine.
+        The scenes of `train`, `validation` and `test`; they depend on the arguments alone, not on the machine.
 
     Raises:
         ValueError: if there are not enough different scenes.
@@ -46,27 +48,27 @@ def split_scenes(*, num_train: int, num_validation: int, num_test: int, seed: in
     held_out, rest = triples[:num_held_out], triples[num_held_out:]
     if num_held_out > len(triples) // 2 or num_train > len(rest) * len(settings):
         raise ValueError(
-            f"num_validation + num_test = {num_held_out}, num_train = {num_train}: that is too many. There are "
-            f"{len(triples)} combinations of colour, shape and motion; validation and test together may take "
-            f"{len(triples) // 2}, and train {len(settings)} scenes of each one left: {len(rest) * len(settings)} here"
+            f"num_validation + num_test = {num_held_out} or num_train = {num_train} is too many. There are {len(triples)} "
+            f"combinations of colour, shape and motion. Validation and test may take {len(triples) // 2} of them, and "
+            f"train {len(settings)} scenes of each remaining one: {len(rest) * len(settings)} here"
         )
 
-    def scene(triple: tuple[str, str, str], setting: tuple[str, str]) -> Scene:
+    def make_scene(triple: tuple[str, str, str], setting: tuple[str, str]) -> Scene:
         return Scene(*triple, *setting, seed=rng.getrandbits(32))
 
-    held_out_scenes = [scene(triple, rng.choice(settings)) for triple in held_out]
+    held_out_scenes = [make_scene(triple, rng.choice(settings)) for triple in held_out]
     rest = _new_values_first(rest)
     settings_of = {triple: rng.sample(settings, len(settings)) for triple in rest}
     trained = [(triple, settings_of[triple][turn]) for turn in range(len(settings)) for triple in rest]
     return {
-        "train": [scene(triple, setting) for triple, setting in trained[:num_train]],
+        "train": [make_scene(triple, setting) for triple, setting in trained[:num_train]],
         "validation": held_out_scenes[num_test:],
         "test": held_out_scenes[:num_test],
     }
 
 
 def _new_values_first(triples: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """Moves to the front each triple that shows a value for the first time, so that a short prefix shows them all."""
+    """Moves each triple with a value not seen before it to the front, so that a short prefix has all values."""
     seen: set[str] = set()
     first, later = [], []
     for triple in triples:

@@ -1,7 +1,7 @@
-"""The weights of the quickstart's backbone, packed small enough to travel with the package.
+"""The weights of the quickstart's backbone, packed into a small file of the package.
 
-Of CLIP's 49408 word pieces the rendered world needs some hundreds: the file has those rows of the token embedding alone,
-and all numbers in half precision.
+The file has half precision, and only those rows of the token embedding that the rendered world needs: some hundreds of
+CLIP's 49408 word pieces.
 """
 
 from importlib.resources import as_file, files
@@ -19,13 +19,24 @@ _ROWS = "token_embedding.rows"
 
 
 def pack(state: dict[str, Tensor], rows: Int[Tensor, " rows"], path: Path) -> None:
-    """Writes weights whose token embedding has only the given rows of the vocabulary, in this order."""
+    """Writes weights in half precision.
+
+    Args:
+        state: state dict whose token embedding has only some rows.
+        rows: indices in CLIP's vocabulary of these rows.
+        path: safetensors file to write.
+    """
     packed = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     save_file({name: tensor.contiguous() for name, tensor in packed.items()} | {_ROWS: rows.int()}, path)
 
 
 def unpack(packed: Path, path: Path) -> None:
-    """Writes what `pack` wrote as open_clip's own state dict; word pieces that were left out embed as zeros."""
+    """Writes packed weights as a complete open_clip state dict in fp32; word pieces without a row embed as zeros.
+
+    Args:
+        packed: file that `pack` wrote.
+        path: safetensors file to write.
+    """
     state = load_file(packed)
     rows = state.pop(_ROWS).long()
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
@@ -35,6 +46,6 @@ def unpack(packed: Path, path: Path) -> None:
 
 
 def write_backbone(path: Path) -> None:
-    """Writes the pre-trained backbone of the quickstart as a file for `model.weights`; see `pretrain.py`."""
+    """Writes the packaged weights, pre-trained by `waver.quickstart.pretrain`, as a file for `model.weights`."""
     with as_file(files("waver.quickstart") / "backbone.safetensors") as packed:
         unpack(packed, path)

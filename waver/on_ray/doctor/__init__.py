@@ -1,1 +1,1 @@
-"""Checks of the nodes of a cluster."""
+"""`waver doctor`: all checks of an experiment, and those of the nodes of a cluster."""

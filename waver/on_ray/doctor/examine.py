@@ -1,8 +1,9 @@
-"""`waver doctor`: all checks of an experiment, each by itself, so that everything that is wrong is found at once."""
+"""`waver doctor`: runs all checks of an experiment, independently of each other, so that one run reports all problems."""
 
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,17 @@ import torch
 
 from waver.config import ConfigError, ExperimentConfig, load_config
 from waver.doctor import data, machine
-from waver.doctor.findings import Finding, as_json, attempt, can_start, independently, size, summary
-from waver.doctor.stages import Before, check_phrases, check_training, find_store
+from waver.doctor.findings import (
+    CheckedStage,
+    Finding,
+    as_json,
+    can_start,
+    count_levels,
+    format_bytes,
+    load_checked,
+    run_check,
+)
+from waver.doctor.stages import check_phrases, check_training, find_store
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import (
     CPUS_PER_LOADER,
@@ -32,7 +42,7 @@ from waver.on_ray.cluster.connection import (
     gpus_per_worker,
     nodes,
 )
-from waver.on_ray.doctor.exchange import check_exchange
+from waver.on_ray.doctor.all_reduce import check_all_reduce
 from waver.on_ray.doctor.nodes import check_nodes
 from waver.runs.environment import environment
 from waver.runs.folder import newest_checkpoint
@@ -47,24 +57,31 @@ def run_doctor(
     path: Path,
     overrides: Callable[[], Mapping[str, Any]],
     *,
-    before: Before,
+    before: CheckedStage,
     show: Callable[[list[Finding]], None],
     output: Path | None = None,
 ) -> list[Finding]:
-    """Checks an experiment, shows what was found, and writes all of it as JSON.
+    """Checks an experiment, prints the findings, and writes a report with all details.
 
     Args:
         path: YAML file of the experiment.
-        overrides: gives those of the command line, or raises ConfigError.
+        overrides: returns the overrides of the command line, dotted key -> value, or raises ConfigError.
         before: the stage that is to start.
-        show: is given what was found.
-        output: of the report; by default `<storage>/doctor/<name>.json`.
+        show: prints the findings.
+        output: JSON file of the report; by default `<storage>/doctor/<name>.json`.
+
+    Returns:
+        The findings; a configuration error is one of them.
     """
     try:
         config = load_config(path, overrides())
     except ConfigError as error:
         config = None
-        findings = [Finding("error", "configuration", str(error), "mend it, and ask again: nothing else was checked")]
+        findings = [
+            Finding(
+                "error", "configuration", str(error), "correct it, and run waver doctor again: nothing else was checked"
+            )
+        ]
     else:
         loaded = Finding("ok", "configuration", f"{path}, named {config.name}, digest {config.digest()}")
         findings = [loaded, *examine(config, before=before)]
@@ -81,28 +98,22 @@ def run_doctor(
         try:
             write_json(report, content)
         except OSError as error:
-            remedy = "choose a place for it with --output"
-            findings.append(
-                Finding(
-                    "error", "report", f"{display_path(report)} cannot be written ({error.strerror or error})", remedy
-                )
-            )
+            found = f"{display_path(report)} cannot be written ({error.strerror or error})"
+            findings.append(Finding("error", "report", found, "choose another file with --output"))
             report = None
     show(findings)
-    verdict = (
-        f"`waver {before} {path}` can start now" if can_start(findings) else f"`waver {before} {path}` cannot start"
-    )
-    logger.info(f"{summary(findings)}: {verdict}")
+    verdict = "can start" if can_start(findings) else "cannot start"
+    logger.info(f"{count_levels(findings)}: `waver {before} {path}` {verdict}")
     if report:
-        logger.info(f"all in full: {display_path(report)}")
-    if config and (step := next_step(config, findings)):
-        logger.info(f"next: waver {step} {path}")
+        logger.info(f"report with all details: {display_path(report)}")
+    if config and (stage := next_stage(config, findings)):
+        logger.info(f"next: waver {stage} {path}")
     return findings
 
 
-def examine(config: ExperimentConfig, *, before: Before) -> list[Finding]:
-    """All that is found before a stage of an experiment starts."""
-    try:  # once, rather than each check by itself
+def examine(config: ExperimentConfig, *, before: CheckedStage) -> list[Finding]:
+    """Runs all checks of an experiment before a stage of it; returns their findings."""
+    try:  # first, because without the object store every check would fail
         check_bucket(config.storage.folder)
     except ObjectStoreError as error:
         return [Finding("error", "storage", str(error), "nothing else was checked")]
@@ -110,25 +121,25 @@ def examine(config: ExperimentConfig, *, before: Before) -> list[Finding]:
 
     def check(name: str, function: Callable[..., Iterator[Finding]], *arguments: Any, **options: Any) -> None:
         logger.info(f"checking {name}")
-        findings.extend(independently(name, function, *arguments, **options))
+        findings.extend(run_check(name, function, *arguments, **options))
 
     logger.info("checking annotations")
-    captions, found = attempt("annotations", data.read_captions, config)
+    captions, found = load_checked("annotations", data.read_captions, config)
     findings += found
     store, model, trains = None, None, before == "train"
     if captions is None:
-        skipped = "splits, videos, decoding, duplicates, clips and the run"
-        findings.append(Finding("info", "not checked", f"without a caption table: {skipped}"))
+        skipped = "splits, videos, decoding, duplicates, clip store and run"
+        findings.append(Finding("info", "not checked", f"{skipped}: they need a caption table"))
     else:
         check("splits", data.check_splits, config, captions)
         check("videos", data.check_videos, config, captions)
         check("decoding", data.check_decoding, config, captions, level="error" if before == "ingest" else "warning")
         logger.info("checking the clip store")
-        store, found = attempt("clip store", find_store, config, captions, needed=before != "ingest")
+        store, found = load_checked("clip store", find_store, config, captions, needed=before != "ingest")
         findings += found
         check("duplicates", data.check_duplicates, captions, store)
     logger.info("checking the model")
-    model, found = attempt("model", machine.measure_model, config, needed=before != "ingest")
+    model, found = load_checked("model", machine.measure_model, config, needed=before != "ingest")
     findings += found
     check("weights", _check_weights, config, before=before)
     check("dictionary and knowledge", check_phrases, config, captions, store, before=before)
@@ -136,7 +147,7 @@ def examine(config: ExperimentConfig, *, before: Before) -> list[Finding]:
         check("run", check_training, config, captions, store, needed=trains)
     check("disk", machine.check_disk, config, captions, store, model, trains=trains)
     check("cluster and memory", check_cluster, config, captions, model, before=before)
-    # What starts a Ray of its own has one node, and nothing to be tried on it.
+    # A Ray that waver starts itself has one node: there is nothing to check between nodes.
     if (ray.is_initialized() or cluster_address()) and can_start(f for f in findings if f.check == "cluster"):
         with connect():
             check("nodes", check_nodes, config)
@@ -145,85 +156,112 @@ def examine(config: ExperimentConfig, *, before: Before) -> list[Finding]:
                 and model
                 and can_start(f for f in findings if f.check in ("connections", "shared storage"))
             ):
-                check("all-reduce", check_exchange, config, gradient_bytes=4 * model.trained)
+                check("all-reduce", check_all_reduce, config, gradient_bytes=4 * model.num_trained)
     return findings
 
 
-def _check_weights(config: ExperimentConfig, *, before: Before) -> Iterator[Finding]:
+def _check_weights(config: ExperimentConfig, *, before: CheckedStage) -> Iterator[Finding]:
     resumes = before == "train" and newest_checkpoint(config.run_folder) is not None
     yield from machine.check_model_weights(config, needed=before != "ingest" and not resumes)
 
 
 def check_cluster(
-    config: ExperimentConfig, captions: pa.Table | None, model: machine.ModelSize | None, *, before: Before
+    config: ExperimentConfig, captions: pa.Table | None, model: machine.ModelSize | None, *, before: CheckedStage
 ) -> Iterator[Finding]:
-    """Whether the workers find room, on the cluster of RAY_ADDRESS or on this machine, where no Ray is started."""
+    """Checks whether the cluster of RAY_ADDRESS has capacity for the workers; without one, this machine.
+
+    Does not start Ray on this machine.
+
+    Args:
+        config: configuration of the experiment.
+        captions: its caption table, or None if it cannot be read.
+        model: sizes of its student, or None if it cannot be built.
+        before: the stage that is to start.
+    """
     gpu_bytes = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
-    elsewhere = ray.is_initialized() or cluster_address()
-    asked = config.resources.gpus_per_worker
-    if elsewhere:
-        try:
-            with connect() as where:
-                cluster, gpus = nodes(config.resources.node_labels), gpus_per_worker(config.resources)
-                have = cluster_size(config.resources.node_labels)
-                if before == "ingest":
-                    count_cpus(config.ingest.node_labels)
-        except (ClusterTooSmallError, ClusterUnreachableError, ConnectionError, ray.exceptions.RayError) as error:
-            yield Finding("error", "cluster", str(error))
-            return
-        yield Finding("ok", "cluster", where)
-    else:
-        cluster = [{"CPU": float(local_cpus(config)), "GPU": float(len(gpu_bytes))}]
-        gpus = float(bool(gpu_bytes)) if asked is None else asked
-        have = f"{cluster[0]['CPU']:g} CPUs and {cluster[0]['GPU']:g} GPUs"
-        names = [f"{torch.cuda.get_device_name(i)}, {size(b)}" for i, b in enumerate(gpu_bytes)]
-        found = f"this machine: {os.cpu_count()} CPUs, {'; '.join(names) if names else 'no GPU that torch sees'}"
-        yield Finding("ok", "cluster", found)
-        labels = config.ingest.node_labels if before == "ingest" else config.resources.node_labels
-        if labels:
-            remedy = "set RAY_ADDRESS to that of a cluster, or the node_labels of ingest and resources to {}"
-            yield Finding("error", "cluster", f"this machine alone has no labels, and {labels} are asked for", remedy)
+    on_cluster = bool(ray.is_initialized() or cluster_address())
+    try:
+        capacity = _cluster_capacity(config, before) if on_cluster else _machine_capacity(config, gpu_bytes)
+    except (ClusterTooSmallError, ClusterUnreachableError, ConnectionError, ray.exceptions.RayError) as error:
+        yield Finding("error", "cluster", str(error))
+        return
+    yield Finding("ok", "cluster", capacity.description)
+    labels = config.ingest.node_labels if before == "ingest" else config.resources.node_labels
+    if labels and not on_cluster:
+        found = f"the node labels {labels} are required, but this machine has no labels"
+        remedy = "set RAY_ADDRESS to the address of a cluster, or ingest.node_labels and resources.node_labels to {}"
+        yield Finding("error", "cluster", found, remedy)
     if before != "ingest":
-        yield from _check_capacity(config, cluster, gpus, have, before=before)
-    if gpus == 0 and asked is None and model and model.trained > 5e7:
-        found = f"no GPU: {model.trained / 1e6:.0f} M parameters would be trained on CPUs"
-        yield Finding(
-            "warning", "cluster", found, "that takes days; is CUDA_VISIBLE_DEVICES set, is torch built with CUDA?"
-        )
-    if model:
+        yield _check_workers(config, capacity, before=before)
+    gpus = capacity.gpus_per_worker
+    if gpus == 0 and config.resources.gpus_per_worker is None and model and model.num_trained > 5e7:
+        found = f"no GPU: {model.num_trained / 1e6:.0f} M parameters would be trained on CPUs"
+        remedy = "training would take days; check CUDA_VISIBLE_DEVICES, and whether torch is built with CUDA"
+        yield Finding("warning", "cluster", found, remedy)
+    # The memory of a cluster's GPUs is unknown: Ray gives only their number.
+    if model and (gpus == 0 or gpu_bytes):
         num_phrases = 0
         if config.uses_knowledge and exists(config.knowledge_store / "manifest.json"):
             num_phrases = Knowledge(config.knowledge_store).num_phrases
-        # Of GPUs elsewhere nothing is known but their number.
-        memory = [] if gpus == 0 else gpu_bytes
-        ram = None if elsewhere else available_memory()
-        if gpus == 0 or gpu_bytes:
-            yield from machine.check_memory(config, captions, model, num_phrases=num_phrases, gpus=memory, ram=ram)
+        of_gpus = [] if gpus == 0 else gpu_bytes
+        ram = None if on_cluster else available_memory()
+        yield from machine.check_memory(config, captions, model, num_phrases=num_phrases, gpus=of_gpus, ram=ram)
 
 
-def _check_capacity(
-    config: ExperimentConfig, cluster: list[dict[str, float]], gpus: float, have: str, *, before: Before
-) -> Iterator[Finding]:
-    resources = config.resources
-    beside = resources.loaders_per_worker * CPUS_PER_LOADER if before == "train" else 0.0
-    cpus = resources.cpus_per_worker + beside
-    capacity, worker = count_fitting_workers(cluster, cpus, gpus), WorkerResources(cpus, gpus)
-    if capacity >= resources.min_workers:
-        asked = f"{resources.min_workers} to {resources.max_workers}" if resources.is_elastic else resources.max_workers
-        yield Finding("ok", "workers", f"{asked} with {worker} each; there is capacity for {capacity}")
-        return
-    sentence = cluster_too_small(resources.min_workers, worker, capacity, have)
-    waits = resources.wait_s > 0
-    remedy = f"resources.wait_s = {resources.wait_s:g}: it will be waited for" if waits else ""
-    yield Finding("warning" if waits else "error", "workers", str(sentence), remedy)
+@dataclass(frozen=True)
+class _Capacity:
+    """Resources for the workers of an experiment."""
+
+    description: str
+    nodes: list[dict[str, float]]
+    """`CPU` and `GPU` of each node that may have workers."""
+    gpus_per_worker: float
+    size: str
+    """The sum of these resources, for messages."""
 
 
-def next_step(config: ExperimentConfig, findings: list[Finding]) -> str:
-    """The stage to be run first, if nothing but its result is missing; empty where there is none, or more to be mended."""
-    wanting = {finding.check for finding in findings if finding.level == "error"}
+def _cluster_capacity(config: ExperimentConfig, before: CheckedStage) -> _Capacity:
+    labels = config.resources.node_labels
+    with connect() as description:
+        capacity = _Capacity(description, nodes(labels), gpus_per_worker(config.resources), cluster_size(labels))
+        if before == "ingest":
+            count_cpus(config.ingest.node_labels)  # raises ClusterTooSmallError if no node has the labels
+    return capacity
+
+
+def _machine_capacity(config: ExperimentConfig, gpu_bytes: list[int]) -> _Capacity:
+    requested = config.resources.gpus_per_worker
+    cpus, gpus = float(local_cpus(config)), float(len(gpu_bytes))
+    names = [f"{torch.cuda.get_device_name(i)}, {format_bytes(num_bytes)}" for i, num_bytes in enumerate(gpu_bytes)]
+    return _Capacity(
+        f"this machine: {os.cpu_count()} CPUs, {'; '.join(names) or 'no GPU visible to torch'}",
+        [{"CPU": cpus, "GPU": gpus}],
+        float(bool(gpu_bytes)) if requested is None else requested,
+        f"{cpus:g} CPUs and {gpus:g} GPUs",
+    )
+
+
+def _check_workers(config: ExperimentConfig, capacity: _Capacity, *, before: CheckedStage) -> Finding:
+    resources, gpus = config.resources, capacity.gpus_per_worker
+    loader_cpus = resources.loaders_per_worker * CPUS_PER_LOADER if before == "train" else 0.0
+    cpus = resources.cpus_per_worker + loader_cpus
+    num_fitting, worker = count_fitting_workers(capacity.nodes, cpus, gpus), WorkerResources(cpus, gpus)
+    if num_fitting >= resources.min_workers:
+        count = f"{resources.min_workers} to {resources.max_workers}" if resources.is_elastic else resources.max_workers
+        return Finding("ok", "workers", f"{count} with {worker} each; there is capacity for {num_fitting}")
+    error = cluster_too_small(resources.min_workers, worker, num_fitting, capacity.size)
+    if resources.wait_s > 0:
+        remedy = f"the stage will wait for resources, up to resources.wait_s = {resources.wait_s:g} s"
+        return Finding("warning", "workers", str(error), remedy)
+    return Finding("error", "workers", str(error))
+
+
+def next_stage(config: ExperimentConfig, findings: list[Finding]) -> str:
+    """Returns the stage to run next, if missing results of stages are the only errors; otherwise an empty string."""
+    failed = {finding.check for finding in findings if finding.level == "error"}
     stages = {"clip store": "ingest", "dictionary": "vocabulary", "knowledge": "match"}
-    if not wanting or wanting - stages.keys():
+    if not failed or failed - stages.keys():
         return ""
-    step = stages[next(name for name in stages if name in wanting)]
-    no_dictionary = not config.knowledge.released and not exists(config.dictionary / "manifest.json")
-    return "vocabulary" if step == "match" and no_dictionary else step
+    stage = stages[next(name for name in stages if name in failed)]
+    lacks_dictionary = not config.knowledge.released and not exists(config.dictionary / "manifest.json")
+    return "vocabulary" if stage == "match" and lacks_dictionary else stage

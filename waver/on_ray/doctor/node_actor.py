@@ -1,4 +1,4 @@
-"""node_actor."""
+"""The actor that runs the checks of one node: installed packages, clock, shared storage, connections."""
 
 import os
 import socket
@@ -14,59 +14,66 @@ import ray
 from waver.runs.environment import environment
 from waver.tools.object_store import fetch, remove, upload
 
-_CONNECT_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
+VISIBLE_TIMEOUT_S = 10.0
+"""Within this time a file must be visible to other nodes: network file systems cache for seconds that it was absent."""
 
 
-_SEEN_S = 10.0
-"""After so long what one node wrote is seen by the others: network disks remember for some seconds what was not there."""
+class NodeActor:
+    """Runs the checks of the node that the actor is placed on.
 
-
-class _OnNode:
-    """Answers for its node."""
+    Args:
+        ray_has_gpus: whether Ray counts GPUs on the node.
+    """
 
     def __init__(self, ray_has_gpus: bool):
         self._has_gpus = ray_has_gpus
 
     def ready(self) -> bool:
+        """Returns True; the answer shows that the actor has started."""
         return True
 
     def time(self) -> float:
+        """Returns the clock of the node, in seconds since the epoch."""
         return time.time()
 
     def environment(self) -> dict[str, Any]:
+        """Returns versions and hardware of the node, and as `ray_has_gpus` whether Ray counts GPUs on it."""
         return {**environment(), "ray_has_gpus": self._has_gpus}
 
     def write(self, folder: Path) -> str:
-        """Returns what was refused."""
+        """Writes a probe with the name of the node; returns the error, or an empty string."""
         try:
-            _write(folder, _own_name())
+            write_probe(folder, _node_name())
         except OSError as error:
             return f"{type(error).__name__}: {error.strerror or error}"
         return ""
 
-    def read(self, folder: Path, names: list[str]) -> list[str]:
-        """Returns the names whose files are not there."""
-        return _unseen(folder, names)
+    def find_missing(self, folder: Path, names: list[str]) -> list[str]:
+        """Returns the names whose probes this node does not see."""
+        return missing_probes(folder, names)
 
     def remove(self, folder: Path) -> None:
-        _remove(folder)
+        """Removes all probes."""
+        remove_probes(folder)
 
     def listen(self) -> tuple[str, int]:
+        """Accepts connections at a free port; returns address and port."""
         self._listening = socket.create_server((ray.util.get_node_ip_address(), 0))
         threading.Thread(target=_accept, args=(self._listening,), daemon=True).start()
         return self._listening.getsockname()[:2]
 
-    def connect(self, places: dict[str, tuple[str, int]]) -> list[str]:
-        """Returns the names that are not reached."""
+    def connect(self, addresses: dict[str, tuple[str, int]]) -> list[str]:
+        """Connects to the address and port of each node; returns the names of the nodes that it cannot reach."""
         unreached: list[str] = []
 
         def reach(name: str) -> None:
             try:
-                socket.create_connection(places[name], timeout=_CONNECT_S).close()
+                socket.create_connection(addresses[name], timeout=CONNECT_TIMEOUT_S).close()
             except OSError:
                 unreached.append(name)
 
-        threads = [threading.Thread(target=reach, args=(name,)) for name in places]
+        threads = [threading.Thread(target=reach, args=(name,)) for name in addresses]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -74,16 +81,17 @@ class _OnNode:
         return sorted(unreached)
 
 
-def _own_name() -> str:
-    return f"{ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
+def node_name(address: str, node_id: str) -> str:
+    """Returns the name of a node in findings, such as `10.0.0.5 (3f2a9c1e)`."""
+    return f"{address} ({node_id[:8]})"
 
 
-def _accept(server: socket.socket) -> None:
-    while True:
-        server.accept()[0].close()
+def write_probe(folder: Path, name: str) -> None:
+    """Writes a file with this name and content to the shared storage.
 
-
-def _write(folder: Path, name: str) -> None:
+    Raises:
+        OSError: if it cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("w") as file:
         file.write(name)
@@ -92,24 +100,35 @@ def _write(folder: Path, name: str) -> None:
     upload(folder / name)
 
 
-def _unseen(folder: Path, names: Sequence[str]) -> list[str]:
-    deadline = time.monotonic() + _SEEN_S
-    while unseen := [name for name in names if not _holds(folder / name, name)]:
+def missing_probes(folder: Path, names: Sequence[str]) -> list[str]:
+    """Returns the names whose probes are still absent, or have other content, after `VISIBLE_TIMEOUT_S`."""
+    deadline = time.monotonic() + VISIBLE_TIMEOUT_S
+    while missing := [name for name in names if not _has_content(folder / name, name)]:
         if time.monotonic() > deadline:
             break
         time.sleep(0.2)
-    return unseen
+    return missing
 
 
-def _holds(file: Path, text: str) -> bool:
+def remove_probes(folder: Path) -> None:
+    """Removes the folder of the probes, and its parent folder if that is empty."""
+    with suppress(OSError):
+        remove(folder)
+    with suppress(OSError):  # not empty while another `waver doctor` runs
+        folder.parent.rmdir()
+
+
+def _node_name() -> str:
+    return node_name(ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
+
+
+def _accept(server: socket.socket) -> None:
+    while True:
+        server.accept()[0].close()
+
+
+def _has_content(file: Path, text: str) -> bool:
     try:
         return fetch(file).read_text() == text
     except OSError:
         return False
-
-
-def _remove(folder: Path) -> None:
-    with suppress(OSError):
-        remove(folder)
-    with suppress(OSError):  # another preflight may be in it
-        folder.parent.rmdir()

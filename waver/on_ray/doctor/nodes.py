@@ -1,13 +1,11 @@
-"""What `waver doctor` tries on a cluster: that all nodes run the same code, see one storage, reach each other, add up.
+"""Checks of the nodes of a cluster: same versions, synchronous clocks, visible GPUs, one shared storage, connections.
 
-On each node sits an actor that takes no CPU. It says what is installed, writes and reads below the storage, and connects to
-the others. Only then do workers exchange tensors, since there a wall between two nodes shows as nothing but silence. Every
-step has a time limit.
+On each node runs an actor that takes no CPU, see `NodeActor`. Every step has a time limit.
 """
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +15,26 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from waver.config import ExperimentConfig
-from waver.doctor.findings import Finding, some
-from waver.on_ray.doctor.node_actor import _CONNECT_S, _SEEN_S, _OnNode, _remove, _unseen, _write
+from waver.doctor.findings import Finding, abbreviate
+from waver.on_ray.doctor.node_actor import (
+    CONNECT_TIMEOUT_S,
+    VISIBLE_TIMEOUT_S,
+    NodeActor,
+    missing_probes,
+    node_name,
+    remove_probes,
+    write_probe,
+)
 from waver.runs.environment import environment
 from waver.tools.object_store import display_path
 
-_SAME = ("python", "ray", "torch", "waver", "open_clip_torch", "git_commit")
-"""What must be equal everywhere: other code, other figures, or no figures at all."""
-_BETTER_SAME = ("numpy", "pyarrow", "av", "decord")
-_STEP_S = 60.0
-"""For each step of all nodes; the first has a process to start on each."""
-_SKEW_S = 2.0
+_MUST_MATCH = ("python", "ray", "torch", "waver", "open_clip_torch", "git_commit")
+"""Versions that must be equal on all nodes: others may crash, or give other metrics."""
+_SHOULD_MATCH = ("numpy", "pyarrow", "av", "decord")
+_STEP_TIMEOUT_S = 60.0
+"""For all nodes together; in the first step each of them starts a process."""
+_MAX_CLOCK_SKEW_S = 2.0
+_THIS_PROCESS = "this process"
 
 
 @dataclass(frozen=True)
@@ -37,48 +44,53 @@ class _Node:
 
 
 def check_nodes(config: ExperimentConfig) -> Iterator[Finding]:
-    """Asks every node of the connected cluster: versions, clocks, GPUs, storage, and who reaches whom."""
-    with _actors() as (nodes, silent):
+    """Checks versions, GPUs, clocks, shared storage and connections of every node of the connected cluster."""
+    with _node_actors() as (nodes, silent):
         if silent:
-            yield _silence(silent)
+            yield _silent_nodes(silent)
+        if not nodes:
+            return
         try:
-            yield from _check_versions(nodes)
+            environments = _call(nodes, "environment")
+            yield from _check_versions(environments)
+            yield from _check_gpus(environments)
+            yield _check_clocks(nodes)
             yield from _check_storage(nodes, config.storage.folder)
-            yield from _check_connections(nodes)
-        except _Silent as error:
-            yield _silence(error.names)
+            yield _check_connections(nodes)
+        except _NodesSilentError as error:
+            yield _silent_nodes(error.names)
 
 
-class _Silent(RuntimeError):
-    """Nodes did not answer in a step's time."""
+class _NodesSilentError(RuntimeError):
+    """Nodes did not answer within the time limit of a step."""
 
     def __init__(self, names: list[str]):
         super().__init__(", ".join(names))
         self.names = names
 
 
-def _silence(names: list[str]) -> Finding:
-    remedy = "look at them with `ray list nodes` and at their logs, or take them out of the cluster"
-    return Finding("error", "nodes", f"{some(names)} did not answer in {_STEP_S:g} s", remedy, details=names)
+def _silent_nodes(names: list[str]) -> Finding:
+    remedy = "see `ray list nodes` and the logs of these nodes, or remove them from the cluster"
+    return Finding(
+        "error", "nodes", f"{abbreviate(names)} did not answer in {_STEP_TIMEOUT_S:g} s", remedy, details=names
+    )
 
 
 @contextmanager
-def _actors() -> Iterator[tuple[list[_Node], list[str]]]:
-    """An actor on each node that is alive, and the names of nodes where none would start."""
+def _node_actors() -> Iterator[tuple[list[_Node], list[str]]]:
+    """Starts an actor on each node; gives the nodes whose actors answer, and the names of the other nodes."""
     nodes = []
     for node in ray.nodes():
         if node["Alive"]:
-            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             has_gpus = node["Resources"].get("GPU", 0) > 0
-            actor = ray.remote(_OnNode).options(num_cpus=0, scheduling_strategy=here).remote(has_gpus)
-            nodes.append(_Node(f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})", actor))
+            actor = ray.remote(NodeActor).options(num_cpus=0, scheduling_strategy=on_node).remote(has_gpus)
+            nodes.append(_Node(node_name(node["NodeManagerAddress"], node["NodeID"]), actor))
     nodes.sort(key=lambda node: node.name)
     try:
         answers = [node.actor.ready.remote() for node in nodes]
-        there, _ = ray.wait(answers, num_returns=len(answers), timeout=_STEP_S)
-        answering = [
-            node for node, answer in zip(nodes, answers, strict=True) if answer in there and _succeeded(answer)
-        ]
+        done, _ = ray.wait(answers, num_returns=len(answers), timeout=_STEP_TIMEOUT_S)
+        answering = [node for node, answer in zip(nodes, answers, strict=True) if answer in done and _succeeded(answer)]
         yield answering, [node.name for node in nodes if node not in answering]
     finally:
         for node in nodes:
@@ -92,121 +104,135 @@ def _succeeded(answer: ray.ObjectRef) -> bool:
         return False
 
 
-def _ask(nodes: Sequence[_Node], method: str, *arguments: Any) -> dict[str, Any]:
-    """Node -> what its actor answers, all asked at once.
+def _call(nodes: Sequence[_Node], method: str, *arguments: Any) -> dict[str, Any]:
+    """Calls a method of all actors at once; returns node name -> result.
 
     Raises:
-        _Silent: after a step's time.
+        _NodesSilentError: if a node does not answer within `_STEP_TIMEOUT_S`.
     """
     answers = {getattr(node.actor, method).remote(*arguments): node.name for node in nodes}
-    _, waiting = ray.wait(list(answers), num_returns=len(answers), timeout=_STEP_S)
-    if waiting:
-        raise _Silent([answers[answer] for answer in waiting])
+    _, pending = ray.wait(list(answers), num_returns=len(answers), timeout=_STEP_TIMEOUT_S)
+    if pending:
+        raise _NodesSilentError([answers[answer] for answer in pending])
     return dict(zip(answers.values(), ray.get(list(answers)), strict=True))
 
 
-def _check_versions(nodes: Sequence[_Node]) -> Iterator[Finding]:
-    said = _ask(nodes, "environment")
+def _check_versions(environments: Mapping[str, dict[str, Any]]) -> Iterator[Finding]:
     here = environment()
-    different = False
-    for level, names in (("error", _SAME), ("warning", _BETTER_SAME)):
+    differ = False
+    for level, names in (("error", _MUST_MATCH), ("warning", _SHOULD_MATCH)):
         for name in names:
-            by_version: dict[str, list[str]] = {str(here[name]): ["this process"]}
-            for node, there in said.items():
-                by_version.setdefault(str(there[name]), []).append(node)
-            if len(by_version) > 1:
-                different = True
-                found = "; ".join(f"{version} on {some(where)}" for version, where in by_version.items())
-                remedy = "install the same on every node: the image, or the environment, of the node that differs"
-                yield Finding(level, "versions", f"{name} differs: {found}", remedy, details=by_version)
-    if not different:
-        versions = ", ".join(f"{name} {here[name]}" for name in _SAME[:4])
-        yield Finding("ok", "versions", f"the same on {len(said)} nodes: {versions}", details={"everywhere": here})
-    yield from _check_gpus(nodes, said)
+            nodes_of_version: dict[str, list[str]] = {str(here[name]): [_THIS_PROCESS]}
+            for node, there in environments.items():
+                nodes_of_version.setdefault(str(there[name]), []).append(node)
+            if len(nodes_of_version) > 1:
+                differ = True
+                found = "; ".join(f"{version} on {abbreviate(nodes)}" for version, nodes in nodes_of_version.items())
+                remedy = "install the same version on every node, in its image or its Python environment"
+                yield Finding(level, "versions", f"{name} differs: {found}", remedy, details=nodes_of_version)
+    if not differ:
+        versions = ", ".join(f"{name} {here[name]}" for name in _MUST_MATCH[:4])
+        yield Finding(
+            "ok", "versions", f"the same on {len(environments)} nodes: {versions}", details={"everywhere": here}
+        )
+
+
+def _check_gpus(environments: Mapping[str, dict[str, Any]]) -> Iterator[Finding]:
+    gpus_of_node = {name: there["gpus"] for name, there in environments.items() if there["ray_has_gpus"]}
+    if not gpus_of_node:
+        return
+    if blind := [name for name, gpus in gpus_of_node.items() if not gpus]:
+        found = f"Ray counts GPUs on {abbreviate(blind)}, but torch sees none there"
+        remedy = (
+            "check the driver, whether torch is built with CUDA, and whether the container was started with its GPUs"
+        )
+        yield Finding("error", "GPUs", found, remedy, details=gpus_of_node)
+    else:
+        kinds = ", ".join(sorted({gpu for gpus in gpus_of_node.values() for gpu in gpus}))
+        yield Finding("ok", "GPUs", f"torch sees them on {len(gpus_of_node)} nodes: {kinds}", details=gpus_of_node)
+
+
+def _check_clocks(nodes: Sequence[_Node]) -> Finding:
     skews = {}
     for node in nodes:
         before = time.time()
-        there = _ask([node], "time")[node.name]
+        there = _call([node], "time")[node.name]
         skews[node.name] = there - (before + time.time()) / 2
     worst = max(skews, key=lambda name: abs(skews[name]))
     found = f"at most {abs(skews[worst]):.3f} s apart ({worst})"
-    apart = abs(skews[worst]) > _SKEW_S
+    if abs(skews[worst]) <= _MAX_CLOCK_SKEW_S:
+        return Finding("info", "clocks", found, details=skews)
     remedy = (
-        "let NTP run there: of two attempts at a block the newer wins, and curves are drawn over time" if apart else ""
+        "run NTP on that node: waver compares times of different nodes, to choose the newer of two blocks and in curves"
     )
-    yield Finding("warning" if apart else "info", "clocks", found, remedy, details=skews)
-
-
-def _check_gpus(nodes: Sequence[_Node], said: dict[str, Any]) -> Iterator[Finding]:
-    promised = [node for node in nodes if said[node.name]["ray_has_gpus"]]
-    if not promised:
-        return
-    seen = {node.name: said[node.name]["gpus"] for node in promised}
-    if blind := [name for name, gpus in seen.items() if not gpus]:
-        remedy = "is the driver installed there, torch built with CUDA, and the container started with its GPUs?"
-        yield Finding("error", "GPUs", f"Ray counts GPUs on {some(blind)}, torch sees none there", remedy, details=seen)
-    else:
-        kinds = sorted({gpu for gpus in seen.values() for gpu in gpus})
-        yield Finding("ok", "GPUs", f"torch sees them on {len(seen)} nodes: {', '.join(kinds)}", details=seen)
+    return Finding("warning", "clocks", found, remedy, details=skews)
 
 
 def _check_storage(nodes: Sequence[_Node], storage: Path) -> Iterator[Finding]:
+    """Checks that this process and every node see the probes that the others write below the storage."""
     folder = storage / ".preflight" / uuid.uuid4().hex
-    me = "this process"
     try:
-        _write(folder, me)
-        refused = {name: error for name, error in _ask(nodes, "write", folder).items() if error}
+        write_probe(folder, _THIS_PROCESS)
+        refused = {name: error for name, error in _call(nodes, "write", folder).items() if error}
         if refused:
-            name, error = next(iter(refused.items()))
-            found = f"{some(refused)} cannot write to {display_path(storage)} ({name}: {error})"
-            yield Finding(
-                "error", "shared storage", found, "mount it there, writable for the user of Ray", details=refused
-            )
-        wrote = [me, *(node.name for node in nodes if node.name not in refused)]
-        missing = {name: unseen for name, unseen in _ask(nodes, "read", folder, wrote).items() if unseen}
-        if unseen := _unseen(folder, wrote):
-            missing[me] = unseen
-        # A node apart misses what the others wrote, and the others miss what it wrote.
-        apart = sorted({name for name, unseen in missing.items() if me in unseen} | set(missing.get(me, ())))
-        if apart:
-            found = (
-                f"{some(apart)} "
-                f"and this process do not see each other's files in {display_path(storage)}: it is two storages"
-            )
-            remedy = "mount the same shared file system at this path on every node, or set storage.path to one"
-            yield Finding("error", "shared storage", found, remedy, details=missing)
-        elif missing:
-            found = f"what some nodes wrote into {display_path(storage)} was not seen after {_SEEN_S:g} s by {some(missing)}"
-            yield Finding("error", "shared storage", found, "is it mounted alike everywhere?", details=missing)
+            yield _unwritable_storage(storage, refused)
+        writers = [_THIS_PROCESS, *(node.name for node in nodes if node.name not in refused)]
+        missing = {name: unseen for name, unseen in _call(nodes, "find_missing", folder, writers).items() if unseen}
+        if unseen := missing_probes(folder, writers):
+            missing[_THIS_PROCESS] = unseen
+        if missing:
+            yield _separate_storages(storage, missing)
         elif not refused:
-            found = f"{display_path(storage)} is written and read by {len(nodes)} nodes, each what the others wrote"
+            found = f"{display_path(storage)} is shared: each of {len(nodes)} nodes sees the files of the others"
             yield Finding("ok", "shared storage", found)
     except OSError as error:
-        yield Finding(
-            "error",
-            "shared storage",
-            f"{display_path(storage)} cannot be written here ({error})",
-            "mount it, or set storage.path",
-        )
+        found = f"{display_path(storage)} cannot be written here ({error})"
+        yield Finding("error", "shared storage", found, "mount it, or set storage.path")
     finally:
-        with suppress(ray.exceptions.RayError, _Silent):
-            _ask(nodes, "remove", folder)
-        _remove(folder)
+        with suppress(ray.exceptions.RayError, _NodesSilentError):
+            _call(nodes, "remove", folder)
+        remove_probes(folder)
 
 
-def _check_connections(nodes: Sequence[_Node]) -> Iterator[Finding]:
-    places = _ask(nodes, "listen")
-    failed = {name: unreached for name, unreached in _ask(nodes, "connect", places).items() if unreached}
+def _unwritable_storage(storage: Path, errors: dict[str, str]) -> Finding:
+    name, error = next(iter(errors.items()))
+    found = f"{abbreviate(errors)} cannot write to {display_path(storage)} ({name}: {error})"
+    return Finding("error", "shared storage", found, "mount it there, writable for the user of Ray", details=errors)
+
+
+def _separate_storages(storage: Path, missing: dict[str, list[str]]) -> Finding:
+    """Returns the finding that nodes do not see the probes of others.
+
+    Args:
+        storage: the folder that should be shared.
+        missing: node, or this process -> names of the writers whose probes it does not see.
+    """
+    # A node with another storage misses the probe of this process, and this process misses the node's.
+    apart = sorted(
+        {name for name, unseen in missing.items() if _THIS_PROCESS in unseen} | set(missing.get(_THIS_PROCESS, ()))
+    )
+    place = display_path(storage)
+    if apart:
+        found = f"{abbreviate(apart)} and this process do not see each other's files in {place}: these are two storages"
+        remedy = "mount the same shared file system at this path on every node, or set storage.path to one"
+    else:
+        found = f"{abbreviate(missing)} did not see files of other nodes in {place} after {VISIBLE_TIMEOUT_S:g} s"
+        remedy = "mount the shared file system with the same options on every node"
+    return Finding("error", "shared storage", found, remedy, details=missing)
+
+
+def _check_connections(nodes: Sequence[_Node]) -> Finding:
+    addresses = _call(nodes, "listen")
+    failed = {name: unreached for name, unreached in _call(nodes, "connect", addresses).items() if unreached}
     if not failed:
-        found = f"each of {len(nodes)} nodes reaches every other at a port of its choice"
-        yield Finding("ok", "connections", found, details=places)
-        return
-    pairs = [f"{name} does not reach {some(unreached)}" for name, unreached in failed.items()]
-    yield Finding(
+        found = f"each of {len(nodes)} nodes reaches every other at a random port"
+        return Finding("ok", "connections", found, details=addresses)
+    pairs = [f"{name} does not reach {abbreviate(unreached)}" for name, unreached in failed.items()]
+    return Finding(
         "error",
         "connections",
-        f"{'; '.join(pairs[:3])} (tried for {_CONNECT_S:g} s): training would wait for nothing",
-        "open all TCP ports from 1024 to 65535 between the nodes, or take nodes of one network; where a node has several, "
-        "name that which the others reach in NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME on every node",
+        f"{'; '.join(pairs[:3])} (within {CONNECT_TIMEOUT_S:g} s): training would hang",
+        "open all TCP ports from 1024 to 65535 between the nodes, or use nodes of one network; if a node has several "
+        "networks, set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME on every node to the interface that the others reach",
         details=failed,
     )
