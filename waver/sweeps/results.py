@@ -24,7 +24,6 @@ from waver.tools.files import atomic_write, write_text
 
 logger = logging.getLogger(__name__)
 
-
 _ORDER = ("finished", "stopped", "running", "failed")
 
 

@@ -15,7 +15,7 @@ from waver.knowledge.store import Dictionary, KnowledgeError, build_dictionary, 
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
 from waver.on_ray.cluster.connection import connect
-from waver.runs.inputs import _captions_of, _digest, load_captions
+from waver.runs.inputs import captions_digest, captions_of_splits, load_captions
 from waver.tools.object_store import display_path, exists
 from waver.tools.progress import track_progress
 
@@ -92,11 +92,11 @@ def run_vocabulary(config: ExperimentConfig, *, progress: bool = True) -> Dictio
             "knowledge.released names files that bring their own phrases: go on with `waver match CONFIG`, or take it out"
         )
     settings = config.vocabulary
-    chosen = _captions_of(load_captions(config), settings.splits)
+    chosen = captions_of_splits(load_captions(config), settings.splits)
     source = {
         "splits": list(settings.splits),
         "num_captions": len(chosen),
-        "captions": _digest(chosen),
+        "captions": captions_digest(chosen),
         "parser": settings.parser,
         "min_count": settings.min_count,
     }
