@@ -247,7 +247,7 @@ def test_the_folder_of_the_run(project):
     assert level(look(), "run") == "warning"
     found = look(**{"train.lr": 0.5})
     assert errors(found) == {"run"}
-    assert "train.lr: 0.001 there, 0.5 asked" in found["run"][0].found
+    assert "train.lr: 0.001 in the folder, 0.5 now" in found["run"][0].found
     assert level(look("match", **{"train.lr": 0.5}), "run") == "info"
 
 

@@ -190,7 +190,7 @@ def _write(events: SummaryWriter, inspection: Inspection, step: int) -> None:
 
 
 def _gpu(training: Training) -> dict[str, float]:
-    """Returns memory and utilisation of this worker's GPU; empty on a CPU."""
+    """Returns memory and utilisation of this worker's GPU; empty without a GPU."""
     device = training.student.logit_scale.device
     if device.type != "cuda":
         return {}

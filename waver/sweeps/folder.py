@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from waver.config import SweepConfig
-from waver.runs.folder import best_epoch, finished
+from waver.runs.folder import best_epoch, read_result
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json, write_json
@@ -156,7 +156,7 @@ def _read_run(folder: Path) -> SeedRun:
         folder=folder,
         epochs=max((row["epoch"] for row in rows), default=0),
         metrics=best_epoch(rows)[1] if rows else {},
-        finished=finished(folder) is not None,
+        finished=read_result(folder) is not None,
     )
 
 

@@ -27,7 +27,7 @@ from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import cluster_address, connect, local_device
 from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
-from waver.runs.checkpoint import learned_from, load_student
+from waver.runs.checkpoint import checkpoint_knowledge, load_student
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import LEAKY, load_captions, open_knowledge, open_store
 from waver.runs.results import result_of
@@ -214,7 +214,7 @@ def evaluate_checkpoint(
     knowledge = None
     if config.informed_at_inference:
         knowledge = open_knowledge(config, captions, store, (split,))
-        knowledge.check_same_dictionary(checkpoint, learned_from(checkpoint))
+        knowledge.check_same_dictionary(checkpoint, checkpoint_knowledge(checkpoint))
     logger.info(f"evaluating {display_path(checkpoint)} on the {split} split")
     asked = captions if queries is None else queries
     if config.resources.max_workers == 1 and not cluster_address():

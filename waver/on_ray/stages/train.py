@@ -22,8 +22,8 @@ from waver.on_ray.cluster.connection import connect
 from waver.on_ray.cluster.signals import Terminated, signal_actor, stop_on_sigterm
 from waver.on_ray.cluster.workers import run_on_workers
 from waver.on_ray.stages.train_worker import Job, _train_worker
-from waver.runs.checkpoint import learned_from
-from waver.runs.folder import best_checkpoint, describe_checkpoint, finished, newest_checkpoint, open_run
+from waver.runs.checkpoint import checkpoint_knowledge
+from waver.runs.folder import best_checkpoint, describe_checkpoint, newest_checkpoint, open_run, read_result
 from waver.runs.inputs import LEAKY, load_captions, open_store, training_knowledge
 from waver.runs.results import protocol_of_table
 from waver.tools.files import write_json
@@ -73,7 +73,7 @@ def train(
     steps_per_epoch = len(plan_epoch(config, captions, rows, epoch=0))
     data = describe_data(captions.take(rows))
     open_run(folder, config, data)
-    if result := finished(folder):
+    if result := read_result(folder):
         logger.info(
             f"{display_path(folder)} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name"
         )
@@ -82,7 +82,7 @@ def train(
         build_student(config)  # what cannot be built is said here, not by the workers
     newest = newest_checkpoint(folder)
     if newest and knowledge:
-        knowledge.check_same_dictionary(newest, learned_from(newest))
+        knowledge.check_same_dictionary(newest, checkpoint_knowledge(newest))
     what = f"continuing {config.name} after {describe_checkpoint(newest)}" if newest else f"training {config.name}"
     logger.info(
         f"{what}: {config.train.epochs} epochs of {steps_per_epoch} steps, {_describe_workers(config)}; "
