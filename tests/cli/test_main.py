@@ -70,7 +70,7 @@ def test_print_config_is_a_configuration(tmp_path, repository, monkeypatch):
         (["evaluate", "runs/typo", "--export", "csv", "out"], "--export csv: the format is trec"),
         (["board", "runs/typo"], "runs/typo does not exist"),
         (["board", "videos"], "no TensorBoard events in or below"),
-        (["compare", "runs/typo", "videos"], "videos is no run, it has no config.yaml"),
+        (["compare", "runs/typo", "videos"], "videos is not a run, it has no config.yaml"),
         (["tune", "sweep.yaml", "--dry-run"], "train.lrr: unknown key; did you mean lr? (in 2 of 2 points)"),
     ],
 )

@@ -208,7 +208,7 @@ def test_matching_needs_the_clips(project):
         run_match(config)
 
 
-def test_training_needs_what_is_known_of_its_clips_before_it_starts(project):
+def test_training_checks_knowledge_before_it_starts(project):
     """Of validation clips only where they are informed; then it would be found out after the first epoch."""
     config = project()
     without_clips(config.knowledge_store, "v15")
@@ -246,7 +246,7 @@ def test_evaluating_on_vision_alone_needs_no_knowledge(project, checkpoint):
     assert result["leaky"] is False
 
 
-def test_evaluating_informed_clips_needs_what_is_known_of_them(project, checkpoint, knowledge):
+def test_informed_evaluation_needs_phrases_of_its_clips(project, checkpoint, knowledge):
     config = project()
     path = checkpoint(config)
     without_clips(config.knowledge_store, "v00", "v15")  # of other splits
@@ -261,7 +261,7 @@ def test_evaluating_informed_clips_needs_what_is_known_of_them(project, checkpoi
         run_evaluation(path, config, split="validation")
 
 
-def test_a_model_is_not_informed_in_the_words_of_another_dictionary(project, checkpoint):
+def test_evaluation_with_another_dictionary_is_refused(project, checkpoint):
     config = project()
     path = checkpoint(config)
     manifest = json.loads((config.knowledge_store / "manifest.json").read_text())
@@ -272,7 +272,7 @@ def test_a_model_is_not_informed_in_the_words_of_another_dictionary(project, che
         run_evaluation(path, config, split="test")
 
 
-def test_a_leaky_dictionary_at_inference_says_so(project, checkpoint):
+def test_leaky_dictionary_at_inference_is_reported(project, checkpoint):
     """The student learned from the same phrases when they were honest."""
     config = project()
     path = checkpoint(config)
@@ -281,7 +281,7 @@ def test_a_leaky_dictionary_at_inference_says_so(project, checkpoint):
     assert run_evaluation(path, config, split="test")["leaky"] is True
 
 
-def test_what_a_leaky_dictionary_touched_says_so(project, checkpoint, knowledge, tmp_path, said):
+def test_leaky_dictionary_in_training_is_reported(project, checkpoint, knowledge, tmp_path, said):
     """Even where inference is by vision alone: the student learned from it."""
     config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1})
     path = checkpoint(config)
@@ -313,7 +313,7 @@ def test_an_evaluation_names_its_protocol_and_exports_its_rankings(project, chec
     assert any("rankings, 3 deep" in text for text in said)
 
 
-def test_what_stands_twice_is_counted_listed_and_excused(project, checkpoint, tmp_path):
+def test_duplicate_clips_are_counted_listed_and_excused(project, checkpoint, tmp_path):
     """One caption stands on two test clips, and two test clips are one video."""
     config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1})
     path = tmp_path / "captions.jsonl"
@@ -349,7 +349,7 @@ def test_what_stands_twice_is_counted_listed_and_excused(project, checkpoint, tm
     assert list(result["protocol"]["variants"]) == ["excused"]
 
 
-def test_where_nothing_stands_twice_there_is_nothing_beside_the_figures(project, checkpoint):
+def test_without_duplicates_there_are_no_variants(project, checkpoint):
     config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1})
     result = run_evaluation(checkpoint(config), config, split="test")
     assert result["duplicates"]["queries_with_same_caption"] == result["duplicates"]["same_videos"] == 0

@@ -18,13 +18,15 @@ The state of a sweep is always read from these files, so that it is known after 
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from waver.config import SweepConfig
 from waver.runs.folder import best_epoch, read_result
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json, write_json
+
+TrialStatus = Literal["running", "finished", "stopped", "failed"]
 
 
 class SweepError(WaverError):
@@ -50,8 +52,8 @@ class TrialState:
     number: int
     folder: Path
     point: dict[str, Any]
-    status: str
-    """running, finished, stopped or failed. In a sweep that was interrupted, running means not ended."""
+    status: TrialStatus
+    """In a sweep that was interrupted, `running` means not ended."""
     error: str = ""
     epochs: int = 0
     """Epochs trained, summed over seeds."""
