@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from waver.config import load_config
 from waver.data.video import resize_and_crop
-from waver.model.backbone import Backbone
+from waver.model.backbone import Backbone, find_architecture
 from waver.model.interaction import last_token
 from waver.model.tokenizer import tokenize
 from waver.quickstart.alt_text import LESSONS, AltText, alt_text
@@ -93,7 +93,7 @@ def pretrain(
     token_ids, masks, rows = _tokens(texts)
     said, shown = _codes(texts).view(*token_ids.shape[:3], -1), _codes(scenes)
     logger.info(f"{len(scenes)} scenes, {len(scenes) * _FRAMES} frames, {len(texts)} texts, {len(rows)} word pieces")
-    architecture = dict(config.model.backbone)
+    architecture = find_architecture(config.model.backbone)
     # Rows of the token embedding that no text needs would only cost time.
     architecture["text_cfg"] = {**architecture["text_cfg"], "vocab_size": len(rows)}
     backbone = Backbone(architecture, size)

@@ -9,7 +9,7 @@ import reprlib
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from waver.tools.errors import WaverError
 
@@ -62,7 +62,7 @@ def excerpt(value: Any) -> str:
     return _shortened.repr(value)
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: Any) -> TypeGuard[str]:
     """Whether a value is a string that can be stored: JSON can hold halves of characters, UTF-8 cannot."""
     return isinstance(value, str) and not _HALF_CHARACTER.search(value)
 

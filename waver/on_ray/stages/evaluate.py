@@ -158,13 +158,16 @@ def run_evaluation(
     chosen_on = "validation" if is_best else None
     result = result_of(evaluation, checkpoint, config, knowledge, captions, chosen_on=chosen_on)
     if trec:
+        t2v, v2t = evaluation.ranks.top, evaluation.ranks.top_groups
+        assert t2v is not None, "evaluate with top_k > 0"
+        assert v2t is not None, "evaluate with top_k > 0"
         write_trec(
             trec,
             clip_ids=evaluation.clip_ids,
             text_ids=evaluation.text_ids,
             clip_of_text=evaluation.clip_of_text.tolist(),
-            t2v=evaluation.top,
-            v2t=evaluation.ranks.top_groups,
+            t2v=t2v,
+            v2t=v2t,
             tag=config.name,
         )
         logger.info(f"rankings, {top_k} deep, are in {trec}")
