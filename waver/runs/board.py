@@ -4,6 +4,9 @@ TensorBoard listens on the loopback address only; use `ssh -L` to reach it from 
 data server is a child process that exits when its standard input closes, so it never outlives this process.
 """
 
+# pyright: reportMissingTypeStubs=false
+# (TensorBoard has no stubs.)
+
 import contextlib
 import io
 import json

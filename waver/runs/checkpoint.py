@@ -166,7 +166,7 @@ def _load_weights(student: Student, folder: Path) -> None:
         raise CheckpointError(str(error)) from error
 
 
-def _rng_state() -> dict:
+def _rng_state() -> dict[str, Any]:
     name, keys, position, has_gauss, gauss = np.random.get_state()
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return {
@@ -176,7 +176,7 @@ def _rng_state() -> dict:
     }
 
 
-def _set_rng_state(state: dict) -> None:
+def _set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -80,7 +80,7 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
             )
 
 
-def read_result(folder: Path) -> dict | None:
+def read_result(folder: Path) -> dict[str, Any] | None:
     """Returns the content of result.json; None if the run has not finished."""
     path = fetch(folder / "result.json")
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

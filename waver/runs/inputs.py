@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -118,7 +119,7 @@ def captions_digest(captions: list[str]) -> str:
     return hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16]
 
 
-def _check_captions(dictionary: dict, captions: pa.Table, config: ExperimentConfig) -> None:
+def _check_captions(dictionary: dict[str, Any], captions: pa.Table, config: ExperimentConfig) -> None:
     """Checks that a dictionary was built from these captions; the manifest of an imported dictionary has no hash of them."""
     if "captions" not in dictionary:
         return

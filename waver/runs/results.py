@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +24,7 @@ def result_of(
     captions: pa.Table,
     *,
     chosen_on: str | None,
-) -> dict:
+) -> dict[str, Any]:
     """Returns the JSON object that describes an evaluation: metrics, protocol, model, knowledge and device.
 
     Args:

@@ -61,7 +61,7 @@ class TrialState:
     gpu_seconds: float = 0.0
     ended_s: float = 0.0
     """Unix time at the end of its last epoch."""
-    runs: list[SeedRun] = field(default_factory=list)
+    runs: list[SeedRun] = field(default_factory=list[SeedRun])
 
     def values(self, metric: str) -> list[float]:
         """Returns a validation metric of each seed that has ended an epoch."""

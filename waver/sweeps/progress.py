@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ _SHOWN = 20
 
 
 @contextmanager
-def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int) -> Iterator[None]:
+def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int) -> Generator[None, None, None]:
     """Polls the files of the trials and shows their state while the body of the `with` statement runs.
 
     A thread reads the files, so the sweep itself is not slowed down.
@@ -64,7 +64,7 @@ def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int) -> Iterator[No
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
+def _nothing() -> Generator[None, None, None]:
     yield None
 
 

@@ -82,7 +82,8 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     Raises:
         ComparisonError: if a folder holds no run (one message names both folders), or both are the same folder.
     """
-    runs, mistakes = [], []
+    runs: list[ReadRun] = []
+    mistakes: list[str] = []
     for folder in (a, b):
         try:
             runs.append(read_run(folder))
@@ -161,7 +162,7 @@ def _validation(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> li
 
 
 def _evaluations(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> list[MetricComparison]:
-    compared = []
+    compared: list[MetricComparison] = []
     for name in sorted(a.evaluations.keys() & b.evaluations.keys()):
         left, right = a.evaluations[name], b.evaluations[name]
         not_comparable = [

@@ -28,9 +28,9 @@ class ReadRun:
     environment: Mapping[str, Any]
     result: Mapping[str, Any]
     """Empty if the run has not finished."""
-    steps: list[dict]
+    steps: list[dict[str, Any]]
     """Rows of metrics.jsonl, one per optimizer step."""
-    validation: list[dict]
+    validation: list[dict[str, Any]]
     """Rows of metrics.jsonl, one per validation."""
     evaluations: Mapping[str, Mapping[str, Any]]
     """Name of each evaluation file, without suffix -> its content."""

@@ -125,7 +125,8 @@ def _strips(
 
 def _maps(student: Student, embedded: EmbeddedSubset) -> dict[str, Picture]:
     """Draws heat maps of the first clips: tokens by frames, and phrases by frames, if the model has such interactions."""
-    images, clips = {}, embedded.clips
+    clips = embedded.clips
+    images: dict[str, Picture] = {}
     for number, (row, frames) in enumerate(zip(embedded.representatives, clips.columns, strict=False)):
         clip_id, one = embedded.clip_ids[number], slice(number, number + 1)
         interaction = interaction_of(student, embedded.token_ids[row], embedded.text[row : row + 1], clips.video[one])

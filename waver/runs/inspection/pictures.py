@@ -57,7 +57,8 @@ def wrap(text: str, *, width: int, size: int, max_lines: int) -> list[str]:
         size: font size.
         max_lines: maximum number of lines; if text is left over, the last line ends in dots.
     """
-    lines, line, used, space = [], "", 0.0, text_width(" ", size)
+    lines: list[str] = []
+    line, used, space = "", 0.0, text_width(" ", size)
     words = one_line(text).split(" ")
     while words and len(lines) < max_lines:
         word = words.pop(0)
@@ -123,7 +124,8 @@ def read_thumbnails(
     Returns:
         Clip id -> frames; an empty array for a clip that could not be decoded.
     """
-    found, decoded = {}, set(store.ok_clip_ids())
+    decoded = set(store.ok_clip_ids())
+    found: dict[str, UInt8[np.ndarray, "_ s s 3"]] = {}
     for clip_id in dict.fromkeys(clip_ids):
         if clip_id not in decoded:
             found[clip_id] = np.zeros((0, size, size, 3), np.uint8)

@@ -1,6 +1,7 @@
 """TensorBoard tags of the scalars of a run, and the layout of its custom scalars dashboard."""
 
 from collections.abc import Iterable
+from typing import Any
 
 _GROUPS = (
     ("retrieval", ("t2v/", "v2t/")),
@@ -30,7 +31,7 @@ def pairs_tag_of(name: str) -> str | None:
     return f"{PAIRS_SEEN}/{name.replace('/', ' ')}" if name in _BY_PAIRS else None
 
 
-def layout(names: Iterable[str]) -> dict[str, dict[str, list]]:
+def layout(names: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     """Lays out the custom scalars dashboard: categories of charts that show several scalars each.
 
     Args:
@@ -41,7 +42,7 @@ def layout(names: Iterable[str]) -> dict[str, dict[str, list]]:
     """
     names = list(names)
 
-    def chart(*prefixes: str) -> list:
+    def chart(*prefixes: str) -> list[Any]:
         return ["Multiline", [tag_of(name) for name in names if name.startswith(prefixes)]]
 
     charts = {

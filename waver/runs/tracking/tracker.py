@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ class Tracker:
             self._rows.clear()
 
     @contextmanager
-    def _or_warn(self, what: str) -> Iterator[None]:
+    def _or_warn(self, what: str) -> Generator[None, None, None]:
         try:
             yield
         except OSError as error:
@@ -136,7 +136,7 @@ class Tracker:
             )
 
     @contextmanager
-    def _or_stop_events(self) -> Iterator[None]:
+    def _or_stop_events(self) -> Generator[None, None, None]:
         try:
             yield
         except OSError as error:
@@ -148,12 +148,12 @@ class Tracker:
             )
 
 
-def read_metrics(folder: Path) -> Iterable[dict]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Reads the rows of a run's metrics.jsonl, oldest first, without a last line that a crash truncated."""
     return _read_rows(fetch(folder / "metrics.jsonl"))
 
 
-def _read_rows(path: Path) -> list[dict]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     return [json.loads(line) for line in lines[:-1]]  # a complete line ends in a newline
 
