@@ -235,7 +235,7 @@ def checkpoint(tmp_path, knowledge):
     return write
 
 
-def test_evaluating_on_vision_alone_needs_no_knowledge(project, checkpoint):
+def test_uninformed_evaluation_needs_no_knowledge(project, checkpoint):
     config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1})
     assert "RAY_ADDRESS" not in os.environ
     result = run_evaluation(checkpoint(config), config, split="test")
