@@ -76,9 +76,9 @@ def test_print_config_prints_a_configuration_that_can_be_loaded(tmp_path, reposi
         (["evaluate", "runs/typo"], "runs/typo is neither a run nor a checkpoint"),
         (["evaluate", "runs/typo", "--set", "text.max_words=5"], "text.max_words: a checkpoint is evaluated as it was"),
         (["evaluate", "runs/typo", "--export", "csv", "out"], "--export csv: the only format is trec"),
-        (["board", "runs/typo"], "runs/typo is not there"),
-        (["board", "videos"], "videos holds no events of TensorBoard"),
-        (["compare", "runs/typo", "videos"], "videos is no run, it has no config.yaml"),
+        (["board", "runs/typo"], "runs/typo does not exist"),
+        (["board", "videos"], "no TensorBoard events in or below"),
+        (["compare", "runs/typo", "videos"], "videos is not a run, it has no config.yaml"),
         (["tune", "sweep.yaml", "--dry-run"], "train.lrr: unknown key; did you mean lr? (in 2 of 2 points)"),
     ],
 )

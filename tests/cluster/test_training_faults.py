@@ -20,7 +20,7 @@ from rays import kill, titled
 from waver.config import ExperimentConfig, load_config
 from waver.on_ray.stages.train import train
 from waver.on_ray.stages.train_worker import train_job
-from waver.runs.folder import describe_checkpoint, finished, newest_checkpoint
+from waver.runs.folder import describe_checkpoint, newest_checkpoint, read_result
 from waver.runs.inputs import load_captions, open_store
 from waver.runs.tracking import read_metrics
 
@@ -161,7 +161,7 @@ def going_on_after(run: Run, fault: str, wait_for, *, interval: int = EVERY):
 
 
 def assert_ended_like(run: Run, undisturbed: dict, num_steps: int = NUM_STEPS) -> None:
-    assert finished(run.folder)
+    assert read_result(run.folder)
     assert run.steps() == list(range(1, num_steps + 1)), "each step once"
     last = read_metrics(run.folder)[-1]
     for name, value in undisturbed.items():

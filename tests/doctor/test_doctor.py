@@ -254,7 +254,7 @@ def test_run_folder_is_free_finished_or_of_other_settings(project):
     assert level(findings_by_check(), "run") == "warning"
     found = findings_by_check(**{"train.lr": 0.5})
     assert errors(found) == {"run"}
-    assert "train.lr: 0.001 there, 0.5 asked" in found["run"][0].found
+    assert "train.lr: 0.001 in the folder, 0.5 now" in found["run"][0].found
     assert level(findings_by_check("match", **{"train.lr": 0.5}), "run") == "info"
 
 

@@ -69,7 +69,7 @@ def direct_ranks(
     return rank_similarity(similarity, clips_of_texts(captions), AVAILABLE)
 
 
-def test_first_clips_of_each_query_are_named(captions, store, load_tiny):
+def test_top_clips_are_returned_on_request(captions, store, load_tiny):
     config = load_tiny()
     student = build_student(config).eval()
     result = evaluate(student, captions, store, config, split="test", options=EvaluationOptions(top_k=12))
@@ -100,7 +100,7 @@ def test_equals_a_direct_computation_of_the_whole_matrix(captions, store, load_t
     assert (result.gallery_size, result.num_queries, result.missing_clips) == (9, num_texts, ("v20",))
 
 
-def test_figures_do_not_depend_on_batch_and_tile_size(captions, store, load_tiny):
+def test_metrics_do_not_depend_on_batch_and_tile_size(captions, store, load_tiny):
     student = build_student(load_tiny()).eval()
     results = [
         evaluate(
@@ -112,7 +112,7 @@ def test_figures_do_not_depend_on_batch_and_tile_size(captions, store, load_tiny
     assert results[0].metrics == pytest.approx(results[2].metrics)
 
 
-def test_excused_answers_stand_beside(captions, store, load_tiny):
+def test_excused_metrics_are_a_variant(captions, store, load_tiny):
     config = load_tiny()
     student = build_student(config).eval()
     excused = torch.cartesian_prod(torch.arange(5), torch.arange(4))
@@ -124,7 +124,7 @@ def test_excused_answers_stand_beside(captions, store, load_tiny):
     assert result.metrics != result.variants["excused"]
 
 
-def test_dsl_and_qb_norm_stand_beside(captions, store, load_tiny):
+def test_dsl_and_qb_norm_are_variants(captions, store, load_tiny):
     one_each = captions.filter([index == 0 for index in captions["caption_index"].to_pylist()])
     asked = {"evaluate.dsl": True, "evaluate.dsl_temperature": 0.5, "evaluate.qb_norm": True, "similarity.kind": "dp"}
     config = load_tiny(**asked)
@@ -151,7 +151,7 @@ def test_dsl_and_qb_norm_stand_beside(captions, store, load_tiny):
     assert len({str(metrics) for metrics in (result.metrics, *result.variants.values())}) == 3
 
 
-def test_what_a_split_cannot_give_is_refused_before_work(captions, store, load_tiny):
+def test_unsupported_variants_are_refused_before_embedding(captions, store, load_tiny):
     student = build_student(load_tiny())
     config = load_tiny(**{"evaluate.dsl": True})
     with pytest.raises(EvaluationError, match="captions for 9 clips"):
@@ -163,7 +163,7 @@ def test_what_a_split_cannot_give_is_refused_before_work(captions, store, load_t
         evaluate(student, test, store, config, split="test", options=EvaluationOptions(rescore=True))
 
 
-def test_a_bank_of_some_captions_is_spread_over_train(captions, store, load_tiny):
+def test_query_bank_is_evenly_spaced_in_train(captions, store, load_tiny):
     config = load_tiny(**{"evaluate.qb_norm": True, "evaluate.qb_norm_queries": 3})
     train = captions.filter([split == "train" for split in captions["split"].to_pylist()])["caption"].to_pylist()
     assert select_bank(captions, config.evaluate.qb_norm_queries) == [
@@ -173,7 +173,7 @@ def test_a_bank_of_some_captions_is_spread_over_train(captions, store, load_tiny
     ]
 
 
-def test_progress_is_told(captions, store, load_tiny):
+def test_progress_is_reported(captions, store, load_tiny):
     seen = []
     evaluate(
         build_student(load_tiny()), captions, store, load_tiny(), split="test", on_progress=lambda *p: seen.append(p)
@@ -181,7 +181,7 @@ def test_progress_is_told(captions, store, load_tiny):
     assert seen == [(1, 2), (2, 2)]
 
 
-def test_empty_split_says_what_there_is(captions, store, load_tiny):
+def test_empty_split_error_names_the_other_splits(captions, store, load_tiny):
     train = captions.filter([split == "train" for split in captions["split"].to_pylist()])
     with pytest.raises(
         EvaluationError, match=r"the test split has no captions; choose another one .*: the data set has \{'train': "
@@ -242,7 +242,7 @@ def test_informed_evaluation_depends_on_the_phrases(captions, store, knowledge, 
     assert not torch.equal(one.ranks.t2v, results[0].ranks.t2v)
 
 
-def test_vision_alone_gives_the_same_whatever_the_phrases(captions, store, knowledge, other_knowledge, load_knowing):
+def test_uninformed_evaluation_ignores_phrases(captions, store, knowledge, other_knowledge, load_knowing):
     """A student that learned from informed videos and has a fusion: at inference nobody looks at a phrase."""
     config = load_knowing(**{"knowledge.at_inference": False, "loss.distill": 1})
     student = knowing_student(config)
@@ -259,7 +259,7 @@ def test_vision_alone_gives_the_same_whatever_the_phrases(captions, store, knowl
         assert result.metrics == results[0].metrics
 
 
-def test_informed_evaluation_without_phrases_is_never_done_silently(captions, store, load_knowing):
+def test_informed_evaluation_without_phrases_is_an_error(captions, store, load_knowing):
     config = load_knowing()
     with pytest.raises(AssertionError, match="informed"):
         evaluate(build_student(config), captions, store, config, split="test")
@@ -270,7 +270,7 @@ def with_styles(captions: pa.Table, style_of_row) -> pa.Table:
     return captions.set_column(captions.schema.get_field_index("style"), "style", pa.array(styles, pa.string()))
 
 
-def test_styles_are_figures_of_the_captions_in_them(captions, store, load_tiny):
+def test_style_metrics_are_those_of_their_captions(captions, store, load_tiny):
     config = load_tiny()
     student = build_student(config).eval()
     names = ("plain", "long", None)
@@ -289,7 +289,7 @@ def test_styles_are_figures_of_the_captions_in_them(captions, store, load_tiny):
     assert without.metrics == result.metrics
 
 
-def test_one_style_for_all_has_the_figures_of_the_split(captions, store, load_tiny):
+def test_single_style_has_the_metrics_of_the_split(captions, store, load_tiny):
     student = build_student(load_tiny()).eval()
     result = evaluate(student, with_styles(captions, lambda row: "only"), store, load_tiny(), split="test")
     assert list(result.styles) == ["only"]

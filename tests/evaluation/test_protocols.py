@@ -38,7 +38,7 @@ def _published(monkeypatch):
     monkeypatch.setitem(MsrvttData.published_splits, "9k", PublishedSplit("MSR-VTT 1k-A, 9k train", parts))
 
 
-def test_what_is_published_has_a_name_and_no_difference():
+def test_published_protocol_has_a_name_and_no_differences():
     protocol = identify(**HONEST)
     assert (protocol.name, protocol.published, protocol.differences) == ("MSR-VTT 1k-A, 9k train", True, ())
     assert protocol.captions_per_clip == (1, 1, 1)
@@ -64,21 +64,21 @@ def test_what_is_published_has_a_name_and_no_difference():
          "no validation split is published; this one was held out of train"),
     ],
 )  # fmt: skip
-def test_what_differs_is_said(changes, difference):
+def test_differences_are_listed(changes, difference):
     protocol = identify(**HONEST | changes)
     assert (protocol.published, protocol.differences) == (False, (difference,))
     assert f"  differs: {difference}" in protocol.lines()
     assert "not as published" in protocol.lines()[0]
 
 
-def test_own_data_is_compared_with_nothing():
+def test_own_data_has_no_protocol():
     protocol = identify(**HONEST | {"data_format": "table", "data_split": None, "captions_per_clip": [1, 2, 4, 9]})
     assert (protocol.name, protocol.published, protocol.differences) == (OWN, False, ())
     assert protocol.captions_per_clip == (1, 4, 9)
     assert "16 captions against 4 clips, 1 to 9 (mean 4.0) per clip" in protocol.lines()[1]
 
 
-def test_figures_beside_are_explained():
+def test_variants_are_explained():
     lines = identify(**HONEST, variants=["dsl", "qb_norm"]).lines()
     assert lines[-2:] == [f"  {VARIANTS['dsl']}", f"  {VARIANTS['qb_norm']}"]
     assert "depends on all queries of the split" in lines[-2]
@@ -90,7 +90,7 @@ def test_every_protocol_is_described_in_protocols_md(repository):
         assert all(split.protocol in described for split in data_set.published_splits.values())
 
 
-def test_msvd_itself_is_as_published(tmp_path):
+def test_msvd_annotations_follow_the_published_protocol(tmp_path):
     annotations = SHARED / "data/annotations/msvd"
     if not annotations.is_dir():
         pytest.skip(f"{annotations} is not there: set WAVER_SHARED")

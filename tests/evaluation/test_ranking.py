@@ -43,7 +43,7 @@ def naive_ranks(similarity, clip_of_text, available, excused=()):
     num_excused=st.integers(0, 4),
     seed=st.integers(0, 10**6),
 )
-def test_tiles_give_the_naive_ranks(sizes, chunk_size, levels, num_workers, num_excused, seed, on_workers):
+def test_tiled_ranks_equal_naive_ranks(sizes, chunk_size, levels, num_workers, num_excused, seed, on_workers):
     """With many ties, several captions a clip, missing clips, any tile size, any number of workers."""
     generator = torch.Generator().manual_seed(seed)
     clip_of_text = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
@@ -85,7 +85,7 @@ def test_tiles_give_the_naive_ranks(sizes, chunk_size, levels, num_workers, num_
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_top_clips_are_those_of_the_whole_matrix(num_workers, on_workers):
+def test_tiled_top_clips_equal_those_of_the_matrix(num_workers, on_workers):
     similarity = torch.rand(60, 40)
     ranks = on_workers(
         num_workers,
@@ -115,7 +115,7 @@ def test_an_excused_answer_is_neither_right_nor_wrong():
     assert (ranks.t2v.tolist(), ranks.v2t.tolist()) == ([2, 1, 2, 2], [2, 2, 1.5])
 
 
-def test_without_being_asked_no_clip_is_named():
+def test_top_clips_are_optional():
     assert rank_similarity(torch.eye(3), torch.arange(3)).top is None
 
 
@@ -146,7 +146,7 @@ def test_nan_of_a_missing_clip_does_not_matter():
     assert rank_similarity(similarity, torch.arange(3), torch.tensor([True, False, True])).t2v.tolist() == [1, INF, 1]
 
 
-def test_memory_is_that_of_tiles():
+def test_memory_is_bounded_by_tiles():
     """No tile is larger than asked for, whatever the size of the gallery."""
     seen = []
 
@@ -158,13 +158,13 @@ def test_memory_is_that_of_tiles():
     assert max(seen) == (64, 64)
 
 
-def test_captions_of_a_clip_are_never_parted():
+def test_row_chunks_keep_captions_of_a_clip_together():
     clip_of_text = torch.repeat_interleave(torch.arange(4), torch.tensor([3, 4, 1, 2]))
     assert row_chunks(clip_of_text, 4) == [slice(0, 3), slice(3, 7), slice(7, 10)]
     assert row_chunks(clip_of_text, 1) == [slice(0, 3), slice(3, 7), slice(7, 8), slice(8, 10)]
 
 
-def test_chance_is_what_random_scores_give():
+def test_chance_equals_metrics_of_random_scores():
     ranks = [rank_similarity(torch.rand(20, 20), torch.arange(20)) for _ in range(400)]
     mean = sum(retrieval_metrics(r)["t2v/R@5"] for r in ranks) / len(ranks)
     assert mean == pytest.approx(chance(20)["t2v/R@5"], abs=1.5)

@@ -28,7 +28,7 @@ def test_table_of_styles_has_a_line_for_each():
     assert rows == [["plain", "50.0", "0.0"], ["chatty", "12.3", "0.0"]]
 
 
-def test_figures_beside_stand_under_the_plain_ones():
+def test_variants_follow_the_plain_metrics():
     console = Console(width=100, record=True, file=io.StringIO())
     one_way = {name: value for name, value in chance(10).items() if name.startswith("t2v")}
     result = {"metrics": chance(50), "variants": {"dsl": chance(20), "qb_norm": one_way}}

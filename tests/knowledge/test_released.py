@@ -117,13 +117,13 @@ NOT_PHRASES = "neither a list of phrases nor an object with vocab and vocab_idx"
         ([LISTS, {"a": ["run", "sing", "é"]}], "1 x clip with other phrases in another file: a"),
     ],
 )
-def test_what_does_not_fit_is_an_error(write, contents, expected):
+def test_invalid_files_are_errors(write, contents, expected):
     files = [write(f"{number}.json", content) for number, content in enumerate(contents)]
     with pytest.raises(AnnotationError, match=expected):
         read_released(files, ["a", "b", "c", "d"], 3)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(AnnotationError, match=r"1 x file that cannot be read: .*none.json"):
         read_released([tmp_path / "none.json"], ["a"], 3)
 

@@ -49,7 +49,7 @@ def folder(tmp_path) -> Path:
     return path
 
 
-def test_a_dictionary_reads_as_it_was_written(tmp_path):
+def test_dictionary_round_trip(tmp_path):
     write_dictionary(tmp_path / "d", FIVE)
     again = read_dictionary(tmp_path / "d")
     assert again.phrases.equals(FIVE.phrases)
@@ -73,7 +73,7 @@ def test_the_digest_is_of_the_phrases_in_their_order():
     )
 
 
-def test_no_dictionary_says_what_to_run(tmp_path):
+def test_missing_dictionary_error_has_a_remedy(tmp_path):
     with pytest.raises(KnowledgeError, match=r"no dictionary in .*none: run `waver vocabulary CONFIG` first"):
         read_dictionary(tmp_path / "none")
     with pytest.raises(KnowledgeError, match=r"no knowledge in .*none: run `waver match CONFIG` first"):
@@ -95,7 +95,7 @@ def test_a_dictionary_without_its_phrases_is_named(tmp_path):
         read_dictionary(tmp_path)
 
 
-def test_knowledge_reads_as_it_was_written(folder):
+def test_knowledge_round_trip(folder):
     knowledge = Knowledge(folder)
     assert knowledge.phrases == FIVE.phrases["phrase"].to_pylist()
     assert knowledge.num_phrases == 5
@@ -116,19 +116,19 @@ def test_phrases_come_in_the_order_asked_for_and_the_best_first(folder):
     assert knowledge.phrase_ids([], top_k=2).shape == (0, 2)
 
 
-def test_clips_of_which_nothing_is_known(folder):
+def test_unmatched_clips(folder):
     assert Knowledge(folder).unmatched_clips(["z", "a", "y", "c"]) == ["z", "y"]
     assert Knowledge(folder).unmatched_clips([]) == []
 
 
-def test_before_anything_is_matched_nothing_is_known(tmp_path):
+def test_new_knowledge_has_no_matches(tmp_path):
     knowledge = create_knowledge(tmp_path, FIVE, **SETTINGS)
     assert knowledge.unmatched_clips(["a", "b"]) == ["a", "b"]
     assert len(knowledge.matches) == 0
     assert knowledge.embedded_parts() == set()
 
 
-def test_a_clip_that_two_wrote_is_one_row(folder):
+def test_clip_written_twice_is_one_row(folder):
     write_matches(folder, matches_of({"c": [4, 0, 2], "d": [2, 1, 0]}))
     write_matches(folder, matches_of({"a": [1, 2, 3], "c": [4, 0, 2]}))
     knowledge = mark_complete(folder)
@@ -137,7 +137,7 @@ def test_a_clip_that_two_wrote_is_one_row(folder):
     assert knowledge.manifest["num_clips"] == 4
 
 
-def test_many_may_write_at_the_same_time(tmp_path):
+def test_concurrent_writers_lose_nothing(tmp_path):
     def work(worker: int) -> None:
         create_knowledge(tmp_path, FIVE, **SETTINGS)
         for number in range(5):
@@ -208,7 +208,7 @@ def test_damaged_files_are_named(folder):
         Knowledge(folder)
 
 
-def test_the_same_things_open_what_is_there(folder):
+def test_same_dictionary_and_settings_open_existing_knowledge(folder):
     again = create_knowledge(folder, FIVE, **SETTINGS)
     assert again.unmatched_clips(["a", "b", "c"]) == []
     mark_complete(folder)
@@ -232,7 +232,7 @@ def test_another_teacher_or_setting_is_refused(folder, name, value):
         create_knowledge(folder, FIVE, **(SETTINGS | {name: value}))
 
 
-def test_all_that_differs_is_said_at_once(folder):
+def test_all_differences_are_in_one_error(folder):
     with pytest.raises(
         KnowledgeError,
         match=r"\(dictionary: .*; teacher: abc in the folder, xyz now; num_matches: 3 in the folder, 2 now\)",
@@ -240,7 +240,7 @@ def test_all_that_differs_is_said_at_once(folder):
         create_knowledge(folder, dictionary_of("x"), source="matched", teacher="xyz", num_matches=2)
 
 
-def test_the_same_phrases_of_other_captions_are_taken_over(tmp_path):
+def test_same_phrases_from_other_captions_keep_matches(tmp_path):
     """Captions were changed and give the same phrases: what was matched stays good, and now belongs to the new captions."""
     create_knowledge(tmp_path, dictionary_of("a", "b", captions="old"), **SETTINGS)
     write_matches(tmp_path, matches_of({"c": [1, 0, 1]}))
@@ -251,7 +251,7 @@ def test_the_same_phrases_of_other_captions_are_taken_over(tmp_path):
     assert knowledge.unmatched_clips(["c"]) == []
 
 
-def test_it_is_complete_only_when_somebody_says_so(folder):
+def test_complete_only_after_mark_complete(folder):
     assert Knowledge(folder).manifest["complete"] is False
     knowledge = mark_complete(folder)
     assert (knowledge.manifest["complete"], knowledge.manifest["num_clips"]) == (True, 3)
@@ -261,7 +261,7 @@ def test_it_is_complete_only_when_somebody_says_so(folder):
 
 
 @pytest.mark.parametrize("leaky", [True, False])
-def test_leaks_are_told_by_all_that_is_made_of_a_dictionary(tmp_path, leaky):
+def test_leaky_is_inherited_from_the_dictionary(tmp_path, leaky):
     write_dictionary(tmp_path / "d", dictionary_of("a", "b", leaky=leaky))
     dictionary = read_dictionary(tmp_path / "d")
     create_knowledge(tmp_path / "k", dictionary, **SETTINGS)
@@ -269,7 +269,7 @@ def test_leaks_are_told_by_all_that_is_made_of_a_dictionary(tmp_path, leaky):
     assert (dictionary.leaky, knowledge.leaky, knowledge.summary()["leaky"]) == (leaky, leaky, leaky)
 
 
-def test_a_result_tells_what_was_known(folder):
+def test_summary(folder):
     expected = {"num_phrases": 5, "leaky": False, "digest": FIVE.digest, "source": "matched"}
     assert Knowledge(folder).summary() == expected
 
@@ -296,7 +296,7 @@ def test_knowledge_in_an_object_store_is_read_from_another_machine(s3, tmp_path)
         assert knowledge.phrase_embeddings().sum() == 8
 
 
-def test_knowledge_that_was_made_anew_replaces_the_copy(s3, tmp_path):
+def test_rebuilt_knowledge_replaces_the_local_copy(s3, tmp_path):
     here, there = (local_copy(s3, tmp_path / machine) for machine in ("here", "there"))
     for value in (1, 2):
         remove(here)

@@ -44,7 +44,7 @@ def test_a_phrase_is_the_end_token_of_its_sentence(backbone, exact):
         torch.testing.assert_close(values, alone, rtol=0, atol=1e-12)
 
 
-def test_a_phrase_does_not_see_its_company(exact):
+def test_phrase_embedding_does_not_depend_on_its_batch(exact):
     together = exact.embed_phrases(PHRASES)
     for number, phrase in enumerate(PHRASES):
         torch.testing.assert_close(exact.embed_phrases([phrase])[0], together[number], rtol=0, atol=1e-12)
@@ -86,14 +86,14 @@ def naive_best(clip: torch.Tensor, phrases: torch.Tensor, num_matches: int) -> l
 
 
 @pytest.mark.parametrize("num_matches", [1, 7, 50])
-def test_best_phrases_are_those_of_a_naive_sort(num_matches):
+def test_best_phrases_equal_a_naive_sort(num_matches):
     phrases, clip = F.normalize(torch.randn(50, 16, dtype=torch.float64), dim=-1), torch.randn(16, dtype=torch.float64)
     ids, scores = best_phrases(clip, phrases, num_matches)
     assert ids.tolist() == naive_best(clip, phrases, num_matches)
     torch.testing.assert_close(scores, torch.stack([phrases[i] @ clip for i in ids]))
 
 
-def test_of_equally_near_phrases_the_first_comes_first():
+def test_ties_are_sorted_by_phrase_id():
     """Exact in binary: unit vectors and a clip of powers of two, in 5 groups of 40 equal scores."""
     group = torch.arange(200) % 5
     phrases = F.one_hot(group, 8).float()

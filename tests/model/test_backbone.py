@@ -79,7 +79,7 @@ def test_models_of_open_clip(name, image_size):
         (ARCHITECTURE, "openai", "neither a file nor a pretrained tag of this architecture; give a file"),
     ],
 )
-def test_mistakes(backbone, weights, expected):
+def test_unusable_backbones_are_refused(backbone, weights, expected):
     with pytest.raises(BackboneError, match=expected):
         load_backbone(backbone, weights, image_size=16)
     if weights:

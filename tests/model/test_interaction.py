@@ -35,7 +35,7 @@ def naive_wti(text: Embeddings, video: Embeddings) -> torch.Tensor:
     return result
 
 
-def test_wti_is_its_formula():
+def test_wti_equals_its_formula():
     torch.testing.assert_close(wti(TEXT, VIDEO), naive_wti(TEXT, VIDEO))
 
 

@@ -26,7 +26,7 @@ def test_the_model_imports_without_ray():
 
 @pytest.mark.parametrize(("kind", "temporal"), KINDS)
 @torch.no_grad()
-def test_a_clip_does_not_see_its_padding_or_its_neighbours(load_tiny, kind, temporal):
+def test_clip_embedding_ignores_padding_and_other_clips(load_tiny, kind, temporal):
     student = build_student(load_tiny(**{"similarity.kind": kind, "model.temporal": temporal})).double().eval()
     together = student.encode_video(FRAMES, MASK)
     black = student.encode_video(FRAMES * MASK[..., None, None, None], MASK)
@@ -86,7 +86,7 @@ def strong_fusion(width: int = 32) -> KnowledgeFusion:
 
 
 @torch.no_grad()
-def test_fusion_is_its_formula():
+def test_fusion_equals_its_formula():
     """Two heads of 64; frame by frame, head by head."""
     fusion = strong_fusion(128)
     frames, phrases = torch.randn(3, 128, dtype=torch.float64), torch.randn(5, 128, dtype=torch.float64)
@@ -108,7 +108,7 @@ def test_fusion_is_its_formula():
 
 @pytest.mark.parametrize("width", [32, 128])
 @torch.no_grad()
-def test_attention_that_is_shown_is_the_one_that_is_used(width, monkeypatch):
+def test_returned_attention_is_the_one_used(width, monkeypatch):
     fusion = strong_fusion(width)
     frames, phrases = torch.randn(4, 3, width).double(), torch.randn(4, 5, width).double()
     used = []
@@ -126,7 +126,7 @@ def test_attention_that_is_shown_is_the_one_that_is_used(width, monkeypatch):
 
 
 @torch.no_grad()
-def test_fusion_sees_a_set_of_phrases():
+def test_fusion_ignores_the_order_of_phrases():
     fusion, frames, phrases = strong_fusion(), torch.randn(4, 3, 32).double(), PHRASES.double()
     fused = fusion(frames, phrases)
     for order in (torch.tensor([4, 3, 2, 1, 0]), torch.tensor([1, 0, 2, 4, 3])):
@@ -139,7 +139,7 @@ def test_fusion_sees_a_set_of_phrases():
 
 
 @torch.no_grad()
-def test_fusion_of_a_frame_does_not_see_other_frames():
+def test_fusion_treats_frames_independently():
     fusion, frames, phrases = strong_fusion(), torch.randn(4, 3, 32).double(), PHRASES.double()
     fused = fusion(frames, phrases)
     for number in range(3):
@@ -148,7 +148,7 @@ def test_fusion_of_a_frame_does_not_see_other_frames():
 
 
 @torch.no_grad()
-def test_with_one_phrase_the_attention_has_nothing_to_choose():
+def test_query_and_key_have_no_effect_with_one_phrase():
     fusion, frames, phrases = strong_fusion(), torch.randn(4, 3, 32).double(), PHRASES.double()
     one, several = fusion(frames, phrases[:, :1]), fusion(frames, phrases)
     for module in (fusion.query, fusion.key):
@@ -177,7 +177,7 @@ def test_fusion_needs_a_width_that_its_heads_divide():
 
 @pytest.mark.parametrize(("kind", "temporal"), KINDS)
 @torch.no_grad()
-def test_an_informed_clip_does_not_see_its_padding_or_its_neighbours(load_knowing, kind, temporal):
+def test_informed_clip_ignores_padding_and_other_clips(load_knowing, kind, temporal):
     student = build_student(load_knowing(**{"similarity.kind": kind, "model.temporal": temporal})).double().eval()
     phrases = PHRASES.double()
     together = student.encode_video(FRAMES, MASK, phrases)

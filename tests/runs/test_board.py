@@ -22,7 +22,7 @@ from waver.tools.files import write_text
 from waver.tools.object_store import local_copy, remove
 
 NUM_STEPS, NUM_EVALUATIONS = 3000, 50
-"""More than TensorBoard keeps by itself: 1,000 of a curve, 10 images."""
+"""More than TensorBoard keeps by default: 1,000 scalars, 10 images."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def board(runs):
-    """(process, url, what it said)."""
+    """(process, URL, first line of its log)."""
     command = [sys.executable, "-m", "waver", "board", str(runs), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     said = process.stderr.readline()
@@ -63,7 +63,7 @@ def ask(url: str):
 
 
 def count(url: str, expected: int) -> int:
-    """How many entries there are; the data server goes on reading after it has found the runs."""
+    """Counts entries, waiting for `expected`: the data server is still reading when it lists the runs."""
     deadline, number = time.monotonic() + 10, -1
     while number != expected and time.monotonic() < deadline:
         try:
@@ -73,14 +73,14 @@ def count(url: str, expected: int) -> int:
     return number
 
 
-def test_it_answers_when_it_says_so(board):
+def test_announces_its_url_when_it_answers(board):
     _, url, said = board
     assert said.startswith("2 runs of ")
     assert url.startswith("http://127.0.0.1:")
     assert ask(f"{url}data/runs") == ["a/events", "b/events"]
 
 
-def test_it_and_its_data_server_listen_to_this_machine_alone(board):
+def test_listens_on_loopback_only(board):
     pids = [board[0].pid, *children_of(board[0].pid)]
     sockets = {str(file.readlink()) for pid in pids for file in Path(f"/proc/{pid}/fd").iterdir()}
     rows = [row.split() for kind in ("tcp", "tcp6") for row in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
@@ -89,7 +89,7 @@ def test_it_and_its_data_server_listen_to_this_machine_alone(board):
     assert all(address.startswith("0100007F:") for address in listening), listening
 
 
-def test_nothing_is_left_out(board):
+def test_keeps_every_point_of_every_tag(board):
     url = board[1] + "data/plugin"
     run = "run=b/events&tag="
     assert count(f"{url}/scalars/scalars?{run}loss", NUM_STEPS) == NUM_STEPS
@@ -130,20 +130,24 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_events_are_found_wherever_they_are(runs):
+def test_event_folders_are_found_below_and_at_the_folder(runs):
     assert event_folders(runs) == [runs / "a" / "events", runs / "b" / "events"]
     assert event_folders(runs / "a" / "events") == [runs / "a" / "events"]
 
 
-def test_folders_that_show_nothing(tmp_path):
+def test_folder_without_events_is_refused(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    for name, message in (("typo", "is not there"), ("file", "is a file"), ("empty", "holds no events of TensorBoard")):
+    for name, message in (
+        ("typo", "does not exist"),
+        ("file", "is a file"),
+        ("empty", "no TensorBoard events in or below"),
+    ):
         with pytest.raises(BoardError, match=message):
             start_board(tmp_path / name)
 
 
-def test_a_port_in_use(runs):
+def test_port_in_use_is_refused(runs):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -151,8 +155,8 @@ def test_a_port_in_use(runs):
             start_board(runs, port=other.getsockname()[1])
 
 
-def test_runs_in_an_object_store(s3, tmp_path, monkeypatch):
-    """Shown from another machine than the one that trains; what comes later is shown too, and what is deleted is not."""
+def test_shows_runs_of_an_object_store(s3, tmp_path, monkeypatch):
+    """Another machine than the one that trains shows them, finds a run that starts later, and drops one that is deleted."""
     monkeypatch.setattr(board_module, "_RELOAD_S", 1.0)
     here, there = (local_copy(f"{s3}/runs", tmp_path / machine) for machine in ("here", "there"))
     for name in ("a", "b"):
@@ -169,9 +173,9 @@ def test_runs_in_an_object_store(s3, tmp_path, monkeypatch):
         time.sleep(0.1)
 
 
-def test_an_object_store_without_runs(s3):
-    with pytest.raises(BoardError, match=r"s3://waver/.*/typo is not there"):
+def test_object_store_without_runs_is_refused(s3):
+    with pytest.raises(BoardError, match=r"s3://waver/.*/typo does not exist"):
         start_board(local_copy(f"{s3}/typo"))
     write_text(local_copy(f"{s3}/empty/x"), "1")
-    with pytest.raises(BoardError, match=r"s3://waver/.*/empty holds no events"):
+    with pytest.raises(BoardError, match=r"no TensorBoard events in or below s3://waver/.*/empty"):
         start_board(local_copy(f"{s3}/empty"))

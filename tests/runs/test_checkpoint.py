@@ -7,8 +7,8 @@ import torch
 from waver.runs.checkpoint import (
     CheckpointError,
     checkpoint_config,
-    is_whole,
-    learned_from,
+    checkpoint_knowledge,
+    is_complete,
     load_student,
     restore_training,
     save_checkpoint,
@@ -25,7 +25,7 @@ def batch(captions, store, tiny_config):
     return make_batch(captions, rows, store.read(["v00", "v01", "v02"]), tiny_config, 3)
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path, batch, tiny_config):
+def test_resumed_training_equals_uninterrupted_training(tmp_path, batch, tiny_config):
     training = build_training(tiny_config, num_steps=10, device=CPU)
     train_step(training, batch, tiny_config)
     training.epoch = 1
@@ -42,7 +42,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path, batch, tiny_co
         assert torch.equal(again.student.state_dict()[name], value)
 
 
-def test_the_model_comes_with_its_configuration(tmp_path, tiny_config):
+def test_checkpoint_restores_configuration_and_weights(tmp_path, tiny_config):
     training = build_training(tiny_config, num_steps=10, device=CPU)
     save_checkpoint(tmp_path, training, tiny_config)
     config = checkpoint_config(tmp_path)
@@ -51,7 +51,7 @@ def test_the_model_comes_with_its_configuration(tmp_path, tiny_config):
         assert torch.equal(training.student.state_dict()[name], value)
 
 
-def test_a_checkpoint_does_not_say_where_to_write(tmp_path, tiny_config, load_tiny):
+def test_storage_cache_of_a_checkpoint_is_ignored(tmp_path, tiny_config, load_tiny):
     theirs = load_tiny(**{"storage.path": "s3://bucket/waver", "storage.cache": str(tmp_path / "theirs")})
     save_checkpoint(tmp_path / "checkpoint", build_training(tiny_config, num_steps=10, device=CPU), theirs)
     copies = checkpoint_config(tmp_path / "checkpoint").storage.folder
@@ -60,7 +60,7 @@ def test_a_checkpoint_does_not_say_where_to_write(tmp_path, tiny_config, load_ti
     assert mine.storage.folder.is_relative_to(tmp_path / "mine")
 
 
-def test_another_architecture_is_named_by_what_differs(tmp_path, tiny_config, load_tiny):
+def test_weights_of_another_architecture_are_refused(tmp_path, tiny_config, load_tiny):
     save_checkpoint(tmp_path, build_training(tiny_config, num_steps=10, device=CPU), tiny_config)
     with pytest.raises(CheckpointError, match=r"missing from the file: text_weights\.4"):
         load_student(tmp_path, load_tiny(**{"similarity.wti_layers": 3}))
@@ -78,15 +78,15 @@ def test_damaged_files_are_named(tmp_path, damage, tiny_config):
         restore_training(tmp_path, training)
 
 
-def test_what_a_model_learned_from_is_part_of_its_checkpoint(tmp_path, tiny_config):
-    """Without it nobody knows whether its results are honest."""
+def test_checkpoint_without_knowledge_file_is_incomplete(tmp_path, tiny_config):
+    """Without the file it is unknown whether a leaky dictionary contaminated the model."""
     save_checkpoint(tmp_path, build_training(tiny_config, num_steps=10, device=CPU), tiny_config)
-    assert is_whole(tmp_path)
-    assert learned_from(tmp_path) is None
+    assert is_complete(tmp_path)
+    assert checkpoint_knowledge(tmp_path) is None
     (tmp_path / "knowledge.json").unlink()
-    assert not is_whole(tmp_path)
-    with pytest.raises(CheckpointError, match=r"nobody knows what .* learned from"):
-        learned_from(tmp_path)
+    assert not is_complete(tmp_path)
+    with pytest.raises(CheckpointError, match=r"it is unknown what .* was trained with"):
+        checkpoint_knowledge(tmp_path)
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path, tiny_config):
@@ -102,6 +102,6 @@ def test_a_checkpoint_cannot_run_code(tmp_path, tiny_config):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_folder_that_is_no_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+def test_folder_without_config_is_not_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         checkpoint_config(tmp_path)

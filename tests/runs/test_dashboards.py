@@ -1,4 +1,4 @@
-"""The real TensorBoard in a real browser, over runs: each dashboard shows something.
+"""Opens every dashboard of a real TensorBoard in a real browser.
 
 The runs are two tiny ones; WAVER_RUNS names a folder of others, as `.ci/run` does after the quickstart.
 """
@@ -46,7 +46,7 @@ def browser():
 
 @pytest.fixture
 def open_tab(board, browser):
-    """Opens a dashboard in a page of its own; at the end nothing may have gone wrong in it."""
+    """Opens a dashboard in a new page, and fails if the page raises an error."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     mistakes: list[str] = []
     page.on("pageerror", lambda error: mistakes.append(str(error)))
@@ -65,7 +65,7 @@ def see(page, text: str) -> None:
 
 
 def count(page, selector: str, at_least: int) -> None:
-    """Waits until there are so many; selectors see into TensorBoard's elements."""
+    """Waits until so many elements match; selectors pierce the shadow roots of TensorBoard."""
     page.locator(selector).nth(at_least - 1).wait_for(state="attached", timeout=WAIT_MS)
 
 
@@ -75,20 +75,20 @@ def test_time_series_begin_with_retrieval(open_tab):
     see(page, "1 retrieval")
 
 
-def test_scalars_are_curves(open_tab):
+def test_scalars_are_drawn(open_tab):
     page = open_tab("scalars")
     see(page, "1 retrieval")
     count(page, "tf-scalar-card", 5)
     count(page, "vz-line-chart2 svg", 3)
 
 
-def test_charts_of_several_curves(open_tab):
+def test_custom_scalars_are_drawn(open_tab):
     page = open_tab("custom_scalars")
     see(page, "recall, text to video")
     count(page, "tf-custom-scalar-multi-line-chart-card", 4)
 
 
-def test_images_are_pictures(open_tab):
+def test_images_are_loaded(open_tab):
     page = open_tab("images")
     count(page, "tf-image-loader img", 4)
     first = page.locator("tf-image-loader img").first
@@ -96,13 +96,13 @@ def test_images_are_pictures(open_tab):
     page.wait_for_function("image => image.naturalWidth > 100", arg=first.element_handle(), timeout=WAIT_MS)
 
 
-def test_texts_are_tables(open_tab):
+def test_texts_are_rendered_as_tables(open_tab):
     page = open_tab("text")
     see(page, "best so far")
     count(page, "tf-text-loader table td", 4)
 
 
-def test_every_run_is_a_line_of_hparams(open_tab, board):
+def test_hparams_has_a_line_per_run(open_tab, board):
     page = open_tab("hparams")
     see(page, "PARALLEL COORDINATES VIEW")
     own = [name for name in board.runs if not name.endswith(("by_pairs", "projector"))]
@@ -113,7 +113,7 @@ def test_every_run_is_a_line_of_hparams(open_tab, board):
     count(page, "tf-hparams-parallel-coords-plot svg path", len(own))
 
 
-def test_histograms_and_curves_of_precision_and_recall(open_tab):
+def test_histograms_and_pr_curves_are_shown(open_tab):
     page = open_tab("histograms")
     count(page, "vz-histogram-timeseries svg", 1)
     page = open_tab("pr_curves")
@@ -121,7 +121,7 @@ def test_histograms_and_curves_of_precision_and_recall(open_tab):
     see(page, "similarity/pairs")
 
 
-def test_the_projector_has_points(open_tab):
+def test_projector_shows_points(open_tab):
     page = open_tab("projector")
     points = page.frame_locator("iframe").frame_locator("iframe").get_by_text(re.compile(r"Points: [1-9]"))
     points.first.wait_for(state="visible", timeout=WAIT_MS)

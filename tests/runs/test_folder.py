@@ -13,10 +13,10 @@ from waver.runs.folder import (
     checkpoints,
     describe_checkpoint,
     find_checkpoint,
-    finished,
     keep_checkpoint,
     newest_checkpoint,
     open_run,
+    read_result,
 )
 from waver.runs.tracking import Tracker
 from waver.training.build import build_training
@@ -26,7 +26,7 @@ DATA = {"num_train_clips": 13, "digest": "abc"}
 
 @pytest.fixture
 def run(tmp_path, tiny_config):
-    """Three evaluated epochs, of which the checkpoints of the second and third are kept."""
+    """A run with metrics of three epochs, and the checkpoints of the second and third."""
     open_run(tmp_path, tiny_config, DATA)
     tracker = Tracker(tmp_path)
     for epoch, recall in ((1, 9.0), (2, 5.0), (3, 5.0)):
@@ -38,14 +38,14 @@ def run(tmp_path, tiny_config):
     return tmp_path
 
 
-def test_best_is_chosen_among_those_kept_and_the_later_of_equals(run):
+def test_best_checkpoint_exists_and_is_the_later_of_a_tie(run):
     path, metrics = best_checkpoint(run)
     assert path == run / "checkpoint_epoch_0003"
     assert metrics == {"t2v/R@1": 5.0, "v2t/R@1": 1.0}
     assert list(checkpoints(run)) == [2, 3]
 
 
-def test_a_checkpoint_that_was_being_copied_is_none(run):
+def test_truncated_checkpoints_are_ignored(run):
     os.truncate(run / "checkpoint_epoch_0003" / "model.safetensors", 1000)
     assert best_checkpoint(run)[0] == run / "checkpoint_epoch_0002"
     os.truncate(run / "checkpoint_epoch_0002" / "training.pt", 1000)
@@ -53,12 +53,12 @@ def test_a_checkpoint_that_was_being_copied_is_none(run):
         best_checkpoint(run)
 
 
-def test_a_run_or_a_checkpoint_may_be_named(run):
+def test_find_checkpoint_accepts_a_run_or_a_checkpoint(run):
     assert find_checkpoint(run) == run / "checkpoint_epoch_0003"
     assert find_checkpoint(run / "checkpoint_epoch_0002") == run / "checkpoint_epoch_0002"
 
 
-def test_what_is_neither(tmp_path, tiny_config):
+def test_find_checkpoint_refuses_other_folders(tmp_path, tiny_config):
     with pytest.raises(CheckpointError, match="is neither a run nor a checkpoint"):
         find_checkpoint(tmp_path / "typo")
     open_run(tmp_path, tiny_config, DATA)
@@ -66,7 +66,7 @@ def test_what_is_neither(tmp_path, tiny_config):
         find_checkpoint(tmp_path)
 
 
-def test_the_folder_says_what_ran_and_where(run, tiny_config):
+def test_open_run_writes_configuration_and_environment(run, tiny_config):
     assert (run / "config.yaml").read_text() == tiny_config.to_yaml()
     environment = json.loads((run / "environment.json").read_text())
     assert environment["torch"]
@@ -74,7 +74,7 @@ def test_the_folder_says_what_ran_and_where(run, tiny_config):
     assert environment["command"]
 
 
-def test_a_copy_of_a_checkout_tells_of_which(tmp_path, monkeypatch):
+def test_commit_of_a_copied_checkout_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setattr("waver.runs.environment.__file__", str(tmp_path / "waver" / "runs" / "environment.py"))
     (tmp_path / "waver" / "runs").mkdir(parents=True)
     assert (environment()["git_commit"], environment()["git_changes"]) == (None, None)
@@ -83,40 +83,40 @@ def test_a_copy_of_a_checkout_tells_of_which(tmp_path, monkeypatch):
     assert (environment()["git_commit"], environment()["git_changes"]) == ("abc123", "")
 
 
-def test_a_name_is_not_reused_by_accident(run, load_tiny):
-    with pytest.raises(RunError, match=r"train.lr: 0.001 there, 0.5 asked.*--set name="):
+def test_run_with_another_configuration_is_refused(run, load_tiny):
+    with pytest.raises(RunError, match=r"train.lr: 0.001 in the folder, 0.5 now.*--set name="):
         open_run(run, load_tiny(**{"train.lr": 0.5}), DATA)
 
 
-def test_a_name_is_free_while_nothing_was_learned_under_it(tmp_path, tiny_config, load_tiny):
+def test_run_without_checkpoint_may_be_replaced(tmp_path, tiny_config, load_tiny):
     open_run(tmp_path, tiny_config, DATA)
     open_run(tmp_path, load_tiny(**{"train.lr": 0.5}), DATA)
 
 
-def test_a_run_does_not_go_on_with_other_data(run, tiny_config):
+def test_run_on_other_data_is_refused(run, tiny_config):
     open_run(run, tiny_config, DATA)
     with pytest.raises(RunError, match=r"on other data .*'num_train_clips': 13.*'num_train_clips': 14.*--set name="):
         open_run(run, tiny_config, DATA | {"num_train_clips": 14})
 
 
-def test_resources_may_change_when_a_run_is_continued(run, load_tiny, tiny_config):
+def test_resources_may_change_when_a_run_resumes(run, load_tiny, tiny_config):
     open_run(run, tiny_config.model_copy(update={"resources": load_tiny(**{"resources.workers": 2}).resources}), DATA)
 
 
-def test_finished(run):
-    assert finished(run) is None
+def test_read_result(run):
+    assert read_result(run) is None
     (run / "result.json").write_text('{"epochs": 3}')
-    assert finished(run) == {"epochs": 3}
+    assert read_result(run) == {"epochs": 3}
 
 
 def put(run, config, name):
-    """A new checkpoint of a run, as its first worker keeps it."""
+    """Keeps a new checkpoint, and returns the names of all."""
     save_checkpoint(run / ".part", build_training(config, num_steps=1, device=torch.device("cpu")), config)
     keep_checkpoint(run, run / ".part", name)
     return sorted(path.name for path in run.glob("*checkpoint*"))
 
 
-def test_the_best_and_the_newest_are_kept_in_whatever_order_they_come(run, tiny_config):
+def test_best_and_two_newest_checkpoints_are_kept(run, tiny_config):
     within = [checkpoint_name(3, 31 + number) for number in range(3)]
     assert put(run, tiny_config, within[0]) == ["checkpoint_epoch_0003", within[0]]
     assert put(run, tiny_config, within[1]) == ["checkpoint_epoch_0003", *within[:2]]
@@ -130,7 +130,7 @@ def test_the_best_and_the_newest_are_kept_in_whatever_order_they_come(run, tiny_
     assert put(run, tiny_config, checkpoint_name(5)) == ["checkpoint_epoch_0004", "checkpoint_epoch_0005"]
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_replaced(run, tiny_config):
+def test_damaged_checkpoint_is_ignored_and_replaced(run, tiny_config):
     put(run, tiny_config, checkpoint_name(3, 31))
     os.truncate(newest_checkpoint(run) / "training.pt", 100)
     assert newest_checkpoint(run).name == "checkpoint_epoch_0003"
@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(run, tiny_config):
     assert newest_checkpoint(run).name == checkpoint_name(3, 31)
 
 
-def test_where_a_checkpoint_was_written_in_words(tmp_path):
+def test_describe_checkpoint(tmp_path):
     assert describe_checkpoint(tmp_path / checkpoint_name(3)) == "epoch 3"
     assert describe_checkpoint(tmp_path / checkpoint_name(3, 31)) == "step 31, in epoch 4"
     assert newest_checkpoint(tmp_path) is None

@@ -73,7 +73,7 @@ def test_knowledge_of_these_captions_is_opened(place, captions, store, knowledge
         assert opened.matches.equals(knowledge.matches)
 
 
-def test_no_knowledge_says_what_to_run(load_knowing, captions, store):
+def test_missing_knowledge_is_an_error(load_knowing, captions, store):
     with pytest.raises(KnowledgeError, match=r"there is no knowledge in .*run `waver match CONFIG` first"):
         open_knowledge(load_knowing(), captions, store, SPLITS)
 
@@ -89,27 +89,27 @@ def test_captions_that_changed_since_the_dictionary_are_an_error(place, captions
     splits = captions["split"].to_pylist()
     with pytest.raises(KnowledgeError) as caught:
         open_knowledge(config, edit(captions, splits.index("train")), store, SPLITS)
-    for expected in ("captions of train are not those", "`waver vocabulary CONFIG` again", str(config.dictionary)):
+    for expected in ("the train captions have changed", "`waver vocabulary CONFIG` again", str(config.dictionary)):
         assert expected in str(caught.value)
-    # Of captions that no dictionary was made of, none can be missed.
+    # The dictionary was not built from test captions, so they may change.
     open_knowledge(config, edit(captions, splits.index("test")), store, SPLITS)
 
 
-def test_imported_knowledge_tells_no_captions(place, captions, store):
+def test_imported_knowledge_is_not_checked_against_captions(place, captions, store):
     open_knowledge(place(), edit(captions, 0), store, SPLITS)
 
 
 def test_unfinished_knowledge_is_an_error(place, captions, store):
     config = place()
     change_manifest(config.knowledge_store, complete=False)
-    with pytest.raises(KnowledgeError, match=r"is not finished: run `waver match CONFIG` again, which goes on"):
+    with pytest.raises(KnowledgeError, match=r"is not finished: run `waver match CONFIG` again to continue"):
         open_knowledge(config, captions, store, ("train",))
 
 
-def test_more_phrases_than_clips_have_are_an_error(place, captions, store):
+def test_top_k_above_the_number_of_matches_is_an_error(place, captions, store):
     """A dictionary of few phrases gives a clip fewer than were asked for."""
     config = place(**{"knowledge.top_k": 7, "knowledge.num_matches": 30})
-    with pytest.raises(KnowledgeError, match=r"knowledge.top_k = 7, and each clip has 6 phrases in .*: lower it"):
+    with pytest.raises(KnowledgeError, match=r"knowledge.top_k = 7, but each clip has only 6 phrases in .*: lower"):
         open_knowledge(config, captions, store, ("train",))
 
 
@@ -120,21 +120,23 @@ def test_a_clip_without_phrases_is_an_error_where_it_is_needed(place, captions, 
     for other in set(SPLITS) - {split}:
         open_knowledge(config, captions, store, (other,))
     names = ", ".join(clips)
-    with pytest.raises(KnowledgeError, match=rf"nothing is known of {len(clips)} of \d+ clips of {split} \({names}\)"):
+    with pytest.raises(KnowledgeError, match=rf"{len(clips)} of \d+ clips of {split} \({names}\)"):
         open_knowledge(config, captions, store, SPLITS)
 
 
-def test_the_remedy_for_missing_clips_depends_on_who_matched(place, captions, store):
+def test_remedy_for_missing_clips_depends_on_their_source(place, captions, store):
     for overrides, remedy in (
-        ({}, r"run `waver match CONFIG`, which matches what is missing"),
+        ({}, r"run `waver match CONFIG` to match them"),
         (
             {"knowledge.released": ["a.json"]},
-            r"name a released file that has them, set knowledge.at_inference to false",
+            r"add a file that has them to knowledge.released, set knowledge.at_inference to false",
         ),
     ):
         config = place(**overrides)
         without_clips(config.knowledge_store, "v00", "v01", "v02", "v04")
-        with pytest.raises(KnowledgeError, match=rf"4 of 13 clips of train \(v00, v01, v02, ...\) in .*{remedy}"):
+        with pytest.raises(
+            KnowledgeError, match=rf"4 of 13 clips of train \(v00, v01, v02, ...\) have no phrases in .*{remedy}"
+        ):
             open_knowledge(config, captions, store, ("train",))
 
 
@@ -206,7 +208,7 @@ def test_matching_needs_the_clips(project):
         run_match(config)
 
 
-def test_training_needs_what_is_known_of_its_clips_before_it_starts(project):
+def test_training_checks_knowledge_before_it_starts(project):
     """Of validation clips only where they are informed; then it would be found out after the first epoch."""
     config = project()
     without_clips(config.knowledge_store, "v15")
@@ -233,7 +235,7 @@ def checkpoint(tmp_path, knowledge):
     return write
 
 
-def test_evaluating_on_vision_alone_needs_no_knowledge(project, checkpoint):
+def test_uninformed_evaluation_needs_no_knowledge(project, checkpoint):
     config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1})
     assert "RAY_ADDRESS" not in os.environ
     result = run_evaluation(checkpoint(config), config, split="test")
@@ -244,7 +246,7 @@ def test_evaluating_on_vision_alone_needs_no_knowledge(project, checkpoint):
     assert result["leaky"] is False
 
 
-def test_evaluating_informed_clips_needs_what_is_known_of_them(project, checkpoint, knowledge):
+def test_informed_evaluation_needs_phrases_of_its_clips(project, checkpoint, knowledge):
     config = project()
     path = checkpoint(config)
     without_clips(config.knowledge_store, "v00", "v15")  # of other splits
@@ -259,7 +261,7 @@ def test_evaluating_informed_clips_needs_what_is_known_of_them(project, checkpoi
         run_evaluation(path, config, split="validation")
 
 
-def test_a_model_is_not_informed_in_the_words_of_another_dictionary(project, checkpoint):
+def test_evaluation_with_another_dictionary_is_refused(project, checkpoint):
     config = project()
     path = checkpoint(config)
     manifest = json.loads((config.knowledge_store / "manifest.json").read_text())
@@ -270,7 +272,7 @@ def test_a_model_is_not_informed_in_the_words_of_another_dictionary(project, che
         run_evaluation(path, config, split="test")
 
 
-def test_a_leaky_dictionary_at_inference_says_so(project, checkpoint):
+def test_leaky_dictionary_at_inference_is_reported(project, checkpoint):
     """The student learned from the same phrases when they were honest."""
     config = project()
     path = checkpoint(config)
@@ -279,7 +281,7 @@ def test_a_leaky_dictionary_at_inference_says_so(project, checkpoint):
     assert run_evaluation(path, config, split="test")["leaky"] is True
 
 
-def test_what_a_leaky_dictionary_touched_says_so(project, checkpoint, knowledge, tmp_path, said):
+def test_leaky_dictionary_in_training_is_reported(project, checkpoint, knowledge, tmp_path, said):
     """Even where inference is by vision alone: the student learned from it."""
     config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1})
     path = checkpoint(config)
@@ -311,7 +313,7 @@ def test_an_evaluation_names_its_protocol_and_exports_its_rankings(project, chec
     assert any("the first 3 answers of each query" in text for text in said)
 
 
-def test_what_stands_twice_is_counted_listed_and_excused(project, checkpoint, tmp_path):
+def test_duplicate_clips_are_counted_listed_and_excused(project, checkpoint, tmp_path):
     """One caption stands on two test clips, and two test clips are one video."""
     config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1})
     path = tmp_path / "captions.jsonl"
@@ -347,7 +349,7 @@ def test_what_stands_twice_is_counted_listed_and_excused(project, checkpoint, tm
     assert list(result["protocol"]["variants"]) == ["excused"]
 
 
-def test_where_nothing_stands_twice_there_is_nothing_beside_the_figures(project, checkpoint):
+def test_without_duplicates_there_are_no_variants(project, checkpoint):
     config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1})
     result = run_evaluation(checkpoint(config), config, split="test")
     assert result["duplicates"]["queries_with_same_caption"] == result["duplicates"]["same_videos"] == 0

@@ -40,7 +40,7 @@ def told(tmp_path_factory, record_run, knowledge, tiny_config, teacher_weights):
     return folder, read(folder)
 
 
-def test_pictures_of_each_evaluation(told):
+def test_every_evaluation_has_images(told):
     _, events = told
     tags = events.Tags()["images"]
     for start in ("t2v/query_1", "v2t/query_1", "similarity/matrix", "interaction/pair_1", "knowledge/attention_1"):
@@ -52,7 +52,7 @@ def test_pictures_of_each_evaluation(told):
             assert min(image.width, image.height) > 20
 
 
-def test_distributions_of_each_evaluation(told):
+def test_every_evaluation_has_histograms_and_curves(told):
     _, events = told
     assert set(events.Tags()["histograms"]) == {
         "t2v/log2_rank",
@@ -65,7 +65,7 @@ def test_distributions_of_each_evaluation(told):
     assert [event.step for event in events.Tensors("similarity/pairs")] == [STEPS, 2 * STEPS]
 
 
-def test_texts_say_what_runs(told):
+def test_texts_describe_the_run(told):
     _, events = told
     texts = {
         tag.removesuffix("/text_summary"): events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
@@ -80,7 +80,7 @@ def test_texts_say_what_runs(told):
     assert "R@1" in texts["best so far"]
 
 
-def test_the_run_is_a_line_of_hparams_with_its_best_figures(told):
+def test_hparams_have_the_best_metrics(told):
     folder, events = told
     assert {"_hparams_/session_start_info", "_hparams_/session_end_info"} <= set(events.Tags()["tensors"])
     rows = [row for row in read_metrics(folder) if row.get("split") == "validation"]
@@ -88,7 +88,7 @@ def test_the_run_is_a_line_of_hparams_with_its_best_figures(told):
     assert [event.value for event in events.Scalars("0 best/t2v R@1")] == pytest.approx(best)
 
 
-def test_the_projector_has_points_and_thumbnails(told):
+def test_projector_has_points_and_thumbnails(told):
     folder, _ = told
     projector = folder / "events" / "projector"
     config = (projector / "projector_config.pbtxt").read_text()
@@ -99,7 +99,7 @@ def test_the_projector_has_points_and_thumbnails(told):
         assert (projector / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_trace_has_the_steps_and_the_parts_of_each(told):
+def test_trace_has_the_parts_of_each_step(told):
     folder, _ = told
     (trace,) = (folder / "profile").iterdir()
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
@@ -115,7 +115,7 @@ def test_the_trace_has_the_steps_and_the_parts_of_each(told):
         assert names.count(part) == 3, part
 
 
-def test_clips_that_failed_are_counted(told, store, captions):
+def test_failed_clips_are_counted(told, store, captions):
     folder, _ = told
     failed = len(store.ledger) - len(store.ok_clip_ids())
     assert failed > 0
@@ -123,7 +123,7 @@ def test_clips_that_failed_are_counted(told, store, captions):
     assert {row["clips/failed"] for row in rows} == {failed}
 
 
-def test_a_resumed_run_has_each_step_once(tmp_path, record_run, tiny_config):
+def test_resumed_run_has_each_step_once(tmp_path, record_run, tiny_config):
     """Killed after its second epoch, of which no checkpoint was kept, it goes on after the first."""
     record_run(tmp_path, tiny_config, epochs=2)
     age(tmp_path)
@@ -138,7 +138,7 @@ def test_a_resumed_run_has_each_step_once(tmp_path, record_run, tiny_config):
     assert [image.step for image in events.Images("similarity/matrix")] == [STEPS, 2 * STEPS, 3 * STEPS]
 
 
-def test_what_cannot_be_drawn_costs_a_warning(tmp_path, record_run, tiny_config, monkeypatch):
+def test_drawing_error_is_a_warning(tmp_path, record_run, tiny_config, monkeypatch):
     def broken(*arguments, **more):
         raise RuntimeError("no font")
 

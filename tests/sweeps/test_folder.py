@@ -17,7 +17,7 @@ def test_trials_are_read_from_their_files(tmp_path, written):
     assert (states[2].seconds, states[2].gpu_seconds) == (12.0, 5.0)
 
 
-def test_checkpoints_go_and_figures_stay(tmp_path, written):
+def test_drop_checkpoints_keeps_metrics(tmp_path, written):
     before = read_trials(tmp_path)
     drop_checkpoints(before[0].folder)
     assert list(before[0].folder.rglob("checkpoint_*")) == []
@@ -25,7 +25,7 @@ def test_checkpoints_go_and_figures_stay(tmp_path, written):
     assert read_trials(tmp_path) == before
 
 
-def test_another_point_under_the_same_number_starts_anew(tmp_path: Path):
+def test_another_point_of_the_same_number_replaces_the_trial(tmp_path: Path):
     trial = begin_trial(tmp_path, 3, {"a": 1})
     (trial / "seed_0").mkdir()
     assert begin_trial(tmp_path, 3, {"a": 1}) == trial

@@ -20,7 +20,7 @@ def suggest(tiny_config) -> Suggest:
     return Suggest(space, tiny_config)
 
 
-def test_optuna_is_asked_only_for_keys_that_count(suggest):
+def test_keys_without_effect_are_not_suggested(suggest):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     kinds = set()
     for number in range(20):
@@ -37,5 +37,5 @@ def test_optuna_is_asked_only_for_keys_that_count(suggest):
     assert kinds == {"wti", "ti"}
 
 
-def test_it_can_be_saved_with_the_state_of_a_sweep(suggest):
+def test_suggest_can_be_pickled(suggest):
     assert pickle.loads(pickle.dumps(suggest)) == suggest

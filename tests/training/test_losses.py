@@ -32,13 +32,13 @@ def number(value: float, **options) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64, **options)
 
 
-def test_contrastive_is_its_formula():
+def test_contrastive_equals_its_formula():
     similarity = matrix(5, 5)
     expected = naive_contrastive(similarity, similarity.T, 7.0, torch.zeros(5, 5))
     torch.testing.assert_close(contrastive(similarity, similarity.T, number(7.0), offset=0), number(expected))
 
 
-def test_pairs_that_are_no_negatives_are_left_out_of_both_softmaxes():
+def test_excluded_pairs_are_left_out_of_both_softmaxes():
     similarity, excluded = matrix(6, 6), symmetric_mask(6)
     assert 0 < excluded.sum() - 6 < 30
     loss = contrastive(similarity, similarity.T, number(5.0), offset=0, not_negative=excluded)
@@ -47,7 +47,7 @@ def test_pairs_that_are_no_negatives_are_left_out_of_both_softmaxes():
     assert loss < everywhere
 
 
-def test_the_own_pair_counts_whether_it_is_marked_or_not():
+def test_positive_pair_counts_even_if_excluded():
     similarity, excluded = matrix(6, 6), symmetric_mask(6)
     unmarked = excluded & ~torch.eye(6, dtype=torch.bool)
     losses = [
@@ -56,7 +56,7 @@ def test_the_own_pair_counts_whether_it_is_marked_or_not():
     assert losses[0] == losses[1]
 
 
-def test_nothing_is_lost_where_no_pair_is_a_negative():
+def test_loss_is_zero_without_negatives():
     similarity = matrix(4, 4).requires_grad_()
     scale = number(3.0, requires_grad=True)
     loss = contrastive(similarity, similarity.T, scale, offset=0, not_negative=torch.ones(4, 4, dtype=torch.bool))
@@ -112,7 +112,7 @@ def test_shared_phrases_of_many_clips_are_intersections_of_sets():
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_distillation_is_its_formula(temperature):
+def test_distillation_equals_its_formula(temperature):
     """Rows and columns of both, softened: sum of p (log p - log q), p the teacher's, q the student's."""
     student, teacher, scale = matrix(5, 5), matrix(5, 5, seed=1), 3.0
 
@@ -129,7 +129,7 @@ def test_distillation_is_its_formula(temperature):
     torch.testing.assert_close(loss, number(temperature**2 * expected))
 
 
-def test_distillation_is_zero_where_both_agree_and_only_there():
+def test_distillation_is_zero_only_if_both_agree():
     student = matrix(5, 5)
     both = (student, student.T)
     shifted = (student + matrix(5, 1), student.T + matrix(5, 1, seed=2))  # a softmax does not see it
@@ -139,7 +139,7 @@ def test_distillation_is_zero_where_both_agree_and_only_there():
     assert distillation(both, (teacher, teacher.T), number(9.0), temperature=2.0) > 0.1
 
 
-def test_distillation_teaches_the_student_alone():
+def test_distillation_has_gradient_for_the_student_only():
     student, teacher = matrix(5, 5).requires_grad_(), matrix(5, 5, seed=1).requires_grad_()
     scale = number(3.0, requires_grad=True)
     distillation((student, student.T), (teacher, teacher.T), scale, temperature=2.0).backward()

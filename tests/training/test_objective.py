@@ -82,7 +82,7 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("at_inference", RETRIEVED)
 @pytest.mark.parametrize("kind", ["dp", "wti"])
 @torch.no_grad()
-def test_each_term_is_its_formula(batch, start, load_knowing, kind, at_inference):
+def test_each_term_equals_its_formula(batch, start, load_knowing, kind, at_inference):
     config = load_knowing(**ALL, **{"knowledge.at_inference": at_inference, "similarity.kind": kind})
     training = start(config)
     terms = batch_terms(training, batch, config)[0]
@@ -178,7 +178,7 @@ CONFIGURATIONS = [
 
 
 @pytest.mark.parametrize("chosen", CONFIGURATIONS, ids=lambda c: " ".join(map(str, c.values())))
-def test_the_loss_reaches_every_parameter(captions, store, knowledge, load_knowing, start, chosen):
+def test_every_parameter_gets_a_gradient(captions, store, knowledge, load_knowing, start, chosen):
     """DDP waits for the gradient of every parameter: one that gets none would stop a run."""
     clips = ["v00", "v01", "v02"]
     for kind, temporal in (("wti", "seqTransf"), ("dp", "none"), ("xti", "seqLSTM")):

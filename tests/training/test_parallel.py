@@ -17,7 +17,7 @@ def test_shards_cover_all_rows_once_and_differ_by_one(num_rows, world_size):
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_one_worker_exchanges_nothing():
+def test_single_worker_needs_no_process_group():
     rows = torch.rand(3, 2, requires_grad=True)
     assert parallel.all_gather(rows, 3) is rows
     assert torch.equal(parallel.all_reduce(rows, "sum"), rows)

@@ -53,7 +53,7 @@ def test_training_lowers_the_loss(batches, load_tiny, kind):
     assert np.mean(losses[-3:]) < 0.6 * np.mean(losses[:3])
 
 
-def test_logs_say_what_happened(batches, load_tiny):
+def test_logs_have_losses_rates_and_gradient_norm(batches, load_tiny):
     config = load_tiny(**{"train.backbone_lr_scale": 0.01})
     training = build_training(config, num_steps=10, device=CPU)
     logs = next(train_epoch(training, batches(0), config))
@@ -65,7 +65,7 @@ def test_logs_say_what_happened(batches, load_tiny):
     assert 0 <= logs["data_wait_share"] <= 1
 
 
-def test_weight_decay_spares_vectors_and_the_scale(load_tiny):
+def test_vectors_and_logit_scale_have_no_weight_decay(load_tiny):
     training = build_training(load_tiny(), num_steps=10, device=CPU)
     groups = training.optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0.2, 0.0, 0.2, 0.0]
@@ -83,13 +83,13 @@ def test_backbone_can_be_frozen(batches, load_tiny):
     assert not any(name.startswith("backbone") for name in changed)
 
 
-def test_nothing_to_learn_is_an_error(load_tiny):
+def test_no_trainable_parameter_is_an_error(load_tiny):
     config = load_tiny(**{"train.backbone_lr_scale": 0, "model.temporal": "none", "similarity.kind": "dp"})
     with pytest.raises(BackboneError, match="nothing can be learned"):
         build_training(config, num_steps=10, device=CPU)
 
 
-def test_nan_stops_before_any_weight_changes(batches, tiny_config):
+def test_nan_loss_raises_before_any_weight_changes(batches, tiny_config):
     training = build_training(tiny_config, num_steps=10, device=CPU)
     with torch.no_grad():
         training.student.text_weights[0].weight[0, 0] = torch.nan

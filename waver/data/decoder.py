@@ -58,7 +58,7 @@ class Decoder:
     def __init__(self, timeout_s: float, memory_bytes: int = MEMORY_BYTES):
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
-        self._child: subprocess.Popen | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         self._resources = contextlib.ExitStack()  # the child, its pipes and its error output
 
     def __enter__(self) -> "Decoder":
@@ -75,6 +75,7 @@ class Decoder:
                 child in both of two attempts, which says nothing about the clip).
             DecoderStartError: if the child cannot start.
         """
+        cause: _KilledError | None = None
         for _ in range(2):
             try:
                 return self._read_clip(path, arguments)
@@ -83,20 +84,22 @@ class Decoder:
         raise ClipError("killed", f"the decoder process {cause}, twice")
 
     def _read_clip(self, path: Path | str, arguments: dict[str, Any]) -> Clip:
-        if self._child is None or self._child.poll() is not None or self._num_clips >= _CLIPS_PER_CHILD:
-            self._start()
+        child = self._child
+        if child is None or child.poll() is not None or self._num_clips >= _CLIPS_PER_CHILD:
+            child = self._start()
         self._num_clips += 1
         request = json.dumps({"path": str(path), **arguments}) + "\n"
         deadline = time.monotonic() + self._timeout_s
         try:
-            self._child.stdin.write(request.encode())
-            self._child.stdin.flush()
+            assert child.stdin is not None
+            child.stdin.write(request.encode())
+            child.stdin.flush()
             header, pixels = self._receive(deadline)
         except TimeoutError:
             self.close()
             raise ClipError("timeout", f"not decoded after {self._timeout_s:g} s") from None
         except (EOFError, BrokenPipeError):
-            code = self._exit_code()
+            code = _exit_code(child)
             cause = self._cause_of_death(code)
             if code is not None and -code in _EXTERNAL_SIGNALS:
                 raise _KilledError(cause) from None
@@ -111,7 +114,7 @@ class Decoder:
         self._resources.close()
         self._child = None
 
-    def _start(self) -> None:
+    def _start(self) -> "subprocess.Popen[bytes]":
         self.close()
         with contextlib.ExitStack() as resources:
             self._answers, writing_end = os.pipe()
@@ -120,7 +123,7 @@ class Decoder:
             # The child must import the same waver package as the parent.
             search_path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
             try:
-                self._child = subprocess.Popen(
+                child = self._child = subprocess.Popen(
                     [
                         sys.executable,
                         "-m",
@@ -135,14 +138,15 @@ class Decoder:
                 )
             finally:
                 os.close(writing_end)
-            resources.callback(_end, self._child)
+            resources.callback(_end, child)
             self._resources = resources.pop_all()
             self._num_clips = 0
         try:
             self._receive(time.monotonic() + _START_S)
         except (EOFError, TimeoutError):
-            cause = self._cause_of_death(self._exit_code())
+            cause = self._cause_of_death(_exit_code(child))
             raise DecoderStartError(f"the decoder process does not start: it {cause}") from None
+        return child
 
     def _receive(self, deadline: float) -> tuple[dict[str, Any], bytearray]:
         header_length, pixels_length = _LENGTHS.unpack(self._read(_LENGTHS.size, deadline))
@@ -162,12 +166,6 @@ class Decoder:
             missing = missing[num_read:]
         return buffer
 
-    def _exit_code(self) -> int | None:
-        """Waits for the end of the child, which has closed its pipe; returns its exit code, or None if it does not end."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(timeout=10)
-        return self._child.returncode
-
     def _cause_of_death(self, code: int | None) -> str:
         """Describes how the child ended, with its last line of output; kills it if it still runs."""
         self._errors.seek(0)
@@ -180,10 +178,18 @@ class Decoder:
         return f"ended with exit code {code}: {' '.join(last_words)[:200]}"
 
 
-def _end(child: subprocess.Popen) -> None:
+def _exit_code(child: "subprocess.Popen[bytes]") -> int | None:
+    """Returns the exit code of a child that has closed its pipe; None if it has not ended 10 s later."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(timeout=10)
+    return child.returncode
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
     child.kill()
     child.wait()
     with contextlib.suppress(BrokenPipeError):  # closing flushes a request that was never read
+        assert child.stdin is not None
         child.stdin.close()
 
 

@@ -15,8 +15,8 @@ from waver.data.clip_store import ClipStore
 from waver.data.ledger import StoreError
 from waver.doctor.findings import CheckedStage, Finding, Level, abbreviate
 from waver.knowledge.store import KnowledgeError
-from waver.runs.checkpoint import CheckpointError, learned_from
-from waver.runs.folder import RunError, check_run, describe_checkpoint, finished, newest_checkpoint
+from waver.runs.checkpoint import CheckpointError, checkpoint_knowledge
+from waver.runs.folder import RunError, check_run, describe_checkpoint, newest_checkpoint, read_result
 from waver.runs.inputs import LEAKY, open_dictionary, open_store, store_settings, training_knowledge
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path, exists
@@ -134,7 +134,7 @@ def _check_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipSt
             return
         width = knowledge.phrase_embeddings().shape[1]
         if newest := newest_checkpoint(config.run_folder):
-            knowledge.check_same_dictionary(newest, learned_from(newest))
+            knowledge.check_same_dictionary(newest, checkpoint_knowledge(newest))
     except (KnowledgeError, CheckpointError) as error:
         yield Finding("error", name, str(error), "next: waver match CONFIG")
         return
@@ -188,7 +188,7 @@ def check_training(
     except (RunError, ConfigError, OSError) as error:
         yield Finding(level, "run", str(error), "choose another name with --set name=..., or another storage.path")
         return
-    if result := finished(folder):
+    if result := read_result(folder):
         found = f"{display_path(folder)} is finished ({result['epochs']} epochs): waver train would do nothing"
         yield Finding("warning", "run", found, "evaluate it, or choose another name with --set name=...")
     elif newest := newest_checkpoint(folder):

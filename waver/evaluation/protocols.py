@@ -74,7 +74,12 @@ class Protocol:
 
     def as_json(self) -> dict[str, Any]:
         """Returns the protocol as part of a result."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        lists = {
+            "differences": self.differences,
+            "captions_per_clip": self.captions_per_clip,
+            "variants": self.variants,
+        }
+        return asdict(self) | {name: list(values) for name, values in lists.items()}
 
     def lines(self) -> list[str]:
         """Describes the protocol, line by line."""

@@ -11,11 +11,16 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from waver.tools.errors import WaverError
+
+if TYPE_CHECKING:
+    import spacy.language
+    import spacy.tokens
 
 MAX_WORDS = 10
 """Longest phrase, in words."""
@@ -201,7 +206,7 @@ def _text(verb: "spacy.tokens.Token", preposition: "spacy.tokens.Token | None", 
 
 
 def _lemma(token: "spacy.tokens.Token") -> str:
-    lemma = _LEMMA_REPAIRS.get((token.lemma_, token.pos_), token.lemma_)
+    lemma: str = _LEMMA_REPAIRS.get((token.lemma_, token.pos_), token.lemma_)
     lemma = _LEMMA_OF_WORD.get(token.lower_, lemma)
     # "I", which also stands for "me", is the only lemma with a capital in the released dictionaries.
     return lemma if lemma == "I" else lemma.lower()

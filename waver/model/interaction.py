@@ -11,6 +11,9 @@ Source: Wang et al., "Disentangled Representation Learning for Text-Video Retrie
 interactions WAVER (arXiv 2312.09507) uses.
 """
 
+# pyright: reportMissingTypeStubs=false
+# (open_clip has no stubs.)
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

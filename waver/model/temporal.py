@@ -6,6 +6,9 @@ To add one: write its module and a row of `TEMPORAL_AGGREGATORS`, and add its na
 Source: CLIP4Clip (Luo et al., arXiv 2104.08860), which names them seqTransf and seqLSTM.
 """
 
+# pyright: reportMissingTypeStubs=false
+# (open_clip has no stubs.)
+
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any

@@ -1,5 +1,8 @@
 """Tokenizes captions and phrases with CLIP's byte-pair encoding."""
 
+# pyright: reportMissingTypeStubs=false
+# (open_clip has no stubs.)
+
 import functools
 
 import open_clip

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from waver.config import ExperimentConfig, load_config
 from waver.data.video import resize_and_crop
-from waver.model.backbone import Backbone
+from waver.model.backbone import Backbone, find_architecture
 from waver.model.interaction import last_token
 from waver.model.tokenizer import tokenize
 from waver.quickstart.alt_text import LESSONS, AltText, alt_text
@@ -132,7 +132,7 @@ def pretrain(
 
 def _small_vocabulary_backbone(config: ExperimentConfig, num_tokens: int) -> Backbone:
     """Builds the backbone with a token embedding of the tokens that occur, which makes steps faster."""
-    architecture = dict(config.model.backbone)
+    architecture = find_architecture(config.model.backbone)
     architecture["text_cfg"] = {**architecture["text_cfg"], "vocab_size": num_tokens}
     return Backbone(architecture, config.video.size)
 

@@ -1,8 +1,11 @@
-"""TensorBoard over the runs of a folder, set up so that nothing of a run is left out.
+"""Serves TensorBoard for the runs of a folder, with sample limits high enough to show every point of a run.
 
-It listens on this machine alone: whoever is elsewhere reaches it through `ssh -L`. TensorBoard runs in this process, and its
-data server, which ends when its standard input does, can outlive it in no way.
+TensorBoard listens on the loopback address only; use `ssh -L` to reach it from another machine. It runs in this process. Its
+data server is a child process that exits when its standard input closes, so it never outlives this process.
 """
+
+# pyright: reportMissingTypeStubs=false
+# (TensorBoard has no stubs.)
 
 import contextlib
 import io
@@ -10,13 +13,11 @@ import json
 import logging
 import threading
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensorboard import default, program
+from tensorboard import program
 from tensorboard.util import tb_logging
 
 from waver.tools.errors import WaverError
@@ -24,145 +25,131 @@ from waver.tools.object_store import ObjectStoreError, display_path, exists, fet
 
 logger = logging.getLogger(__name__)
 
-
 DEFAULT_PORT = 6006
 _HOST = "127.0.0.1"
 _RELOAD_S = 5.0
 _SAMPLES = {"scalars": 20_000, "images": 100, "histograms": 500, "text": 100, "pr_curves": 100}
-"""Kept of each tag of each run. TensorBoard by itself keeps 1,000 steps of a curve and 10 images, drawn by lot."""
+"""Points kept of each tag of each run. TensorBoard's default keeps a random sample of 1,000 scalars and 10 images."""
 _WAIT_S = 60.0
 _EVENTS = "*events*"
-"""What is brought of runs in an object store: the folders `events`, and whatever is called so."""
+"""Files to download of runs in an object store: everything in `events/`."""
 
 
 class BoardError(WaverError):
-    """TensorBoard cannot show what is asked."""
+    """TensorBoard cannot show the folder, or cannot be started."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """A TensorBoard that answers."""
+    """A running TensorBoard."""
 
     url: str
     runs: tuple[str, ...]
-    """Those it shows already, by the name of the folder of their events; it finds others as they come."""
+    """Runs it shows already, named by the folder of their events. It finds new ones later."""
 
 
 def event_folders(folder: Path) -> list[Path]:
-    """Folders below (or at) one that hold events of TensorBoard, in order.
+    """Returns all folders at or below `folder` that hold TensorBoard events, sorted.
 
     Raises:
-        BoardError: where there is none; says whether the folder is there at all.
+        BoardError: if there are none, or the folder does not exist.
     """
-    _bring_events(folder)
+    _download_events(folder)
     if not folder.is_dir() and (not exists(folder) or not remote_of(folder)):
-        what = "is a file, not a folder" if folder.exists() else "is not there"
-        raise BoardError(f"{display_path(folder)} {what}: name the folder of one run, or of many, such as storage/runs")
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise BoardError(f"{display_path(folder)} {what}: name a run folder or a folder of runs, such as storage/runs")
     found = sorted({path.parent for path in folder.rglob("*tfevents*") if path.is_file()})
     if not found:
         raise BoardError(
-            f"{display_path(folder)} holds no events of TensorBoard, in none of its folders: a run has them in "
-            f"events/ as soon as "
-            "training has begun (`waver train CONFIG`)"
+            f"no TensorBoard events in or below {display_path(folder)}: a run writes them to events/ once training has "
+            "begun (`waver train CONFIG`)"
         )
     return found
 
 
 def start_board(folder: Path, *, port: int = DEFAULT_PORT) -> Board:
-    """Starts TensorBoard in this process, where it stays until the process ends, and waits until it shows runs.
+    """Starts TensorBoard in a thread that runs until this process ends, and waits until it shows runs.
 
     Args:
-        folder: of a run, of several, or of a sweep.
-        port: 0 for any that is free.
+        folder: folder of one run, of several runs, or of a sweep.
+        port: port to listen on; 0 takes any free one.
 
     Raises:
-        BoardError: see `event_folders`; or the port is in use, or TensorBoard does not answer.
+        BoardError: see `event_folders`; also if the port is in use, or TensorBoard does not respond.
     """
     expected = len(event_folders(folder))
-    board = program.TensorBoard(plugins=default.get_plugins())
+    board = program.TensorBoard()
     board.configure(
         logdir=str(folder.absolute()),
         host=_HOST,
         port=port,
-        # The data server reads events some hundred times as fast as Python does; where no wheel has it, Python reads them.
+        # Use the data server, about a hundred times as fast as Python, on platforms that have it.
         load_fast="auto",
         reload_interval=_RELOAD_S,
         samples_per_plugin=_SAMPLES,
         window_title=folder.absolute().name,
     )
-    tb_logging.get_logger().setLevel("ERROR")  # that a run is read again after resuming is no news to anybody
+    tb_logging.get_logger().setLevel("ERROR")  # it warns whenever a resumed run is read again
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # where it tells of the data server as of an experiment
+        with contextlib.redirect_stderr(io.StringIO()):  # it says that the data server is experimental
             url = board.launch()
     except program.TensorBoardPortInUseError as error:
         raise BoardError(
-            f"port {port} is in use, perhaps by another TensorBoard: name a free one with --port, or let --port 0 find one"
+            f"port {port} is in use, perhaps by another TensorBoard: choose another with --port (0: any free one)"
         ) from error
     except program.TensorBoardServerException as error:
         raise BoardError(f"TensorBoard cannot listen on port {port}: {error}") from error
     if remote_of(folder):
-        threading.Thread(target=_keep_fresh, args=(folder,), name="waver-board", daemon=True).start()
+        threading.Thread(target=_download_repeatedly, args=(folder,), name="waver-board", daemon=True).start()
     return Board(url, _wait_for_runs(url, expected))
 
 
 def show_board(folder: Path, *, port: int) -> None:
-    """Shows the runs of a folder until Ctrl-C.
-
-    Args:
-        folder: see `start_board`.
-        port: see `start_board`.
-
-    Raises:
-        BoardError: see `start_board`.
-    """
+    """Runs TensorBoard until Ctrl-C. Arguments and errors are those of `start_board`."""
     try:
         board = start_board(folder, port=port)
         number = f"{len(board.runs)} run{'' if len(board.runs) == 1 else 's'}"
         logger.info(
-            f"{number} of {display_path(folder)} at {board.url}  (new ones are found every {_RELOAD_S:g} s; Ctrl-C ends it)"
+            f"{number} of {display_path(folder)} at {board.url}  (looks for new ones every {_RELOAD_S:g} s; Ctrl-C ends it)"
         )
         threading.Event().wait()
     except KeyboardInterrupt:
         logger.info("ended")
 
 
-def _bring_events(folder: Path) -> None:
-    """Of runs in an object store; those of a run that was deleted go, lest they are shown with another of its name."""
+def _download_events(folder: Path) -> None:
+    """Downloads the events of runs in an object store, and deletes local copies of those that the store no longer has.
+
+    The copies of a deleted run would otherwise be shown together with a new run of the same name.
+    """
     if remote_of(folder):
-        there = fetch_folder(folder, _EVENTS)
-        here = {path for path in folder.rglob("*tfevents*") if path.suffix != ".part"}
-        for gone in here - set(there):
-            gone.unlink(missing_ok=True)
+        stored = fetch_folder(folder, _EVENTS)
+        local = {path for path in folder.rglob("*tfevents*") if path.suffix != ".part"}
+        for stale in local - set(stored):
+            stale.unlink(missing_ok=True)
 
 
-def _keep_fresh(folder: Path) -> None:
+def _download_repeatedly(folder: Path) -> None:
     while True:
         time.sleep(_RELOAD_S)
-        with contextlib.suppress(ObjectStoreError):  # what was brought stays, and the store is asked again
-            _bring_events(folder)
+        with contextlib.suppress(ObjectStoreError):  # keep what was downloaded, and try again
+            _download_events(folder)
 
 
 def _wait_for_runs(url: str, expected: int) -> tuple[str, ...]:
-    """The runs that it shows: all that are expected, or those that it has after a while without news."""
-    deadline, runs, since = time.monotonic() + _WAIT_S, (), time.monotonic()
-    for answer in _ask(f"{url}data/runs", deadline):
-        if answer is not None and tuple(answer) != runs:
-            runs, since = tuple(answer), time.monotonic()
-        if len(runs) >= expected or (runs and time.monotonic() - since > _RELOAD_S):
+    """Waits until TensorBoard lists `expected` runs, or lists some and finds no more for a while; returns their names."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for the loopback address
+    runs: tuple[str, ...] = ()
+    changed_s = time.monotonic()
+    deadline_s = changed_s + _WAIT_S
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(OSError, ValueError), opener.open(f"{url}data/runs", timeout=5) as response:
+            listed = tuple(json.load(response))
+            if listed != runs:
+                runs, changed_s = listed, time.monotonic()
+        if len(runs) >= expected or (runs and time.monotonic() - changed_s > _RELOAD_S):
             return runs
-    if not runs:
-        raise BoardError(f"TensorBoard at {url} showed nothing within {_WAIT_S:.0f} s")
-    return runs
-
-
-def _ask(address: str, deadline: float) -> Iterator[list[str] | None]:
-    """What an address answers, again and again; None where it does not answer."""
-    while time.monotonic() < deadline:
-        try:
-            # No proxy stands between a process and itself.
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(address, timeout=5) as response:
-                yield json.load(response)
-        except (urllib.error.URLError, OSError, ValueError):
-            yield None
         time.sleep(0.1)
+    if not runs:
+        raise BoardError(f"TensorBoard at {url} showed no run within {_WAIT_S:.0f} s")
+    return runs

@@ -1,10 +1,14 @@
-"""Checkpoints: `model.safetensors` (weights), `training.pt` (everything else that resuming needs), `config.yaml`, and
-`knowledge.json`, which says what knowledge the model learned from (null for none).
+"""Writes and reads checkpoints.
 
-Where a run is in its data is a number of rows: the plan of every epoch follows from captions and seed (`waver.data.epochs`),
-so with the seed in the configuration it brings the run back there, on any number of workers.
+model.safetensors   weights
+training.pt         everything else that resuming needs
+config.yaml         the resolved configuration
+knowledge.json      summary of the knowledge that the model was trained with; null if it was trained without
 
-All are read without unpickling, so a checkpoint from somebody else can be opened safely.
+The position in the data is stored as a number of caption rows. The order of the rows in each epoch follows from captions and
+seed (`waver.data.epochs`), so a run can resume at its position with any number of workers.
+
+No file is unpickled, so it is safe to open a checkpoint from an untrusted source.
 """
 
 import json
@@ -31,13 +35,13 @@ from waver.training.build import Training, build_student
 
 
 class CheckpointError(WaverError):
-    """A checkpoint is not there, is damaged, or belongs to another model."""
+    """Raised if a checkpoint is missing, damaged, or of another architecture."""
 
 
 def save_checkpoint(
     folder: Path, training: Training, config: ExperimentConfig, knowledge: Knowledge | None = None
 ) -> None:
-    """Writes a checkpoint. Every worker must call it (random states are collected); the first one writes."""
+    """Writes a checkpoint. Every worker must call it, because their random states are gathered; the first worker writes."""
     rng = parallel.gather_objects(_rng_state())
     if parallel.rank() != 0:
         return
@@ -60,12 +64,12 @@ def save_checkpoint(
 
 
 def restore_training(folder: Path, training: Training) -> None:
-    """Puts a run back to where the checkpoint was written, which may be within an epoch.
+    """Restores the state of training from a checkpoint, which may have been written within an epoch.
 
-    Random states are restored where the number of workers is the same; with another number each worker keeps its own.
+    Random states are restored only if the number of workers has not changed.
 
     Raises:
-        CheckpointError: see `load_student`.
+        CheckpointError: if a file is missing or damaged, or the weights are of another architecture.
     """
     _load_weights(training.student, folder)
     path = fetch(folder / "training.pt")
@@ -85,10 +89,14 @@ def restore_training(folder: Path, training: Training) -> None:
 
 
 def load_student(folder: Path, config: ExperimentConfig) -> Student:
-    """The model of a checkpoint, built by a configuration: that of the checkpoint, if need be with other places.
+    """Builds the model of a configuration and loads the weights of a checkpoint into it.
+
+    Args:
+        folder: checkpoint folder.
+        config: configuration of the checkpoint, see `checkpoint_config`.
 
     Raises:
-        CheckpointError: missing or damaged files, or weights of another architecture than the configuration's.
+        CheckpointError: if a file is missing or damaged, or the weights are of another architecture.
     """
     student = build_student(config)
     _load_weights(student, folder)
@@ -96,44 +104,48 @@ def load_student(folder: Path, config: ExperimentConfig) -> Student:
 
 
 def checkpoint_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
-    """The configuration that a checkpoint was trained with.
+    """Returns the configuration that a checkpoint was trained with, except `storage.cache`, which belongs to a machine.
 
-    Its `storage.cache` is not taken over: where copies are written says who runs, not who trained.
+    Args:
+        folder: checkpoint folder.
+        overrides: dotted key -> value.
 
     Raises:
-        CheckpointError: where the folder holds none.
-        ConfigError: where an override does not fit.
+        CheckpointError: if the folder holds no checkpoint.
+        ConfigError: if an override is invalid.
     """
     path = fetch(folder / "config.yaml")
     if not path.is_file():
-        raise CheckpointError(f"{display_path(folder)} is no checkpoint: it has no config.yaml")
+        raise CheckpointError(f"{display_path(folder)} is not a checkpoint: it has no config.yaml")
     return load_config(path, {"storage.cache": None} | dict(overrides or {}))
 
 
-def learned_from(folder: Path) -> dict[str, Any] | None:
-    """What knowledge a checkpoint's model learned from, see `Knowledge.summary`; None for none.
+def checkpoint_knowledge(folder: Path) -> dict[str, Any] | None:
+    """Returns the summary of the knowledge that a model was trained with, see `Knowledge.summary`; None if without.
 
     Raises:
-        CheckpointError: where the file that tells is missing or damaged.
+        CheckpointError: if knowledge.json is missing or damaged.
     """
     path = fetch(folder / "knowledge.json")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{display_path(path)} cannot be read ({error}), and nobody knows what {display_path(folder)} learned "
-            f"from: was it wholly "
-            "copied?"
+            f"{display_path(path)} cannot be read ({error}), so it is unknown what {display_path(folder)} was trained "
+            "with: copy the checkpoint again, completely"
         ) from error
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint is all there; both formats keep at their ends what tells."""
-    if remote_of(folder):  # an object is there as it was sent, or not at all
+def is_complete(folder: Path) -> bool:
+    """Returns whether all files of a checkpoint exist and none is truncated.
+
+    Both formats of weights allow this without reading them: safetensors checks the size, and a zip file ends in its index.
+    """
+    if remote_of(folder):  # an object store never holds a truncated file
         return set(list_names(folder)) >= {"model.safetensors", "training.pt", "knowledge.json", "config.yaml"}
     try:
         with safe_open(folder / "model.safetensors", "pt"):
-            learned_from(folder)
+            checkpoint_knowledge(folder)
             return zipfile.is_zipfile(folder / "training.pt") and (folder / "config.yaml").is_file()
     except (OSError, SafetensorError, CheckpointError):
         return False
@@ -146,7 +158,7 @@ def _load_weights(student: Student, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{display_path(path)} cannot be read ({_first_line(error)}); "
-            f"is {display_path(folder)} a checkpoint, wholly copied?"
+            f"is {display_path(folder)} a complete checkpoint?"
         ) from error
     try:
         load_weights(student, state, source=display_path(path))
@@ -154,7 +166,7 @@ def _load_weights(student: Student, folder: Path) -> None:
         raise CheckpointError(str(error)) from error
 
 
-def _rng_state() -> dict:
+def _rng_state() -> dict[str, Any]:
     name, keys, position, has_gauss, gauss = np.random.get_state()
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return {
@@ -164,7 +176,7 @@ def _rng_state() -> dict:
     }
 
 
-def _set_rng_state(state: dict) -> None:
+def _set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

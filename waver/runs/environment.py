@@ -1,4 +1,4 @@
-"""Versions, machine and checkout with which a run was started."""
+"""Describes the environment of a run: versions, hardware, git commit and command line."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from waver.tools.object_store import fetch
 
 
 def environment() -> dict[str, str | int | list[str] | None]:
-    """Where a run ran: enough to see why two runs differ."""
+    """Describes this process: command line, git commit, versions of Python and packages, and hardware."""
     packages = ("torch", "ray", "open_clip_torch", "decord", "av", "pyarrow", "numpy")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": sys.argv,
-        "git_commit": _of_checkout("rev-parse", "HEAD"),
-        "git_changes": _of_checkout("status", "--porcelain"),
+        "git_commit": _git_of_waver("rev-parse", "HEAD"),
+        "git_changes": _git_of_waver("status", "--porcelain"),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("waver", *packages)},
         "platform": platform.platform(),
@@ -32,7 +32,7 @@ def environment() -> dict[str, str | int | list[str] | None]:
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """Where the run of a folder was started, as `open_run` wrote it down; where it is not written, here."""
+    """Returns the environment in which a run was started, as `open_run` wrote it; that of this process if it did not."""
     path = fetch(folder / "environment.json")
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else environment()
 
@@ -40,16 +40,16 @@ def read_environment(folder: Path) -> dict[str, Any]:
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except ModuleNotFoundError:  # decord is decord2 on some machines
+    except ModuleNotFoundError:  # on some platforms decord is called decord2
         return None
 
 
-def _of_checkout(*arguments: str) -> str | None:
-    """What git says of waver's own checkout; None where it was installed without one.
+def _git_of_waver(*arguments: str) -> str | None:
+    """Runs git in waver's own checkout; returns None if waver was installed without one.
 
-    A job computes with a copy of the checkout, without git; `waver submit` says in its environment what it is a copy of.
+    A submitted job runs in a copy without git, for which `waver submit` sets WAVER_GIT_COMMIT and WAVER_GIT_CHANGES.
     """
-    told = run_git(Path(__file__).parent, *arguments)
-    if told is None:
+    output = run_git(Path(__file__).parent, *arguments)
+    if output is None:
         return os.environ.get({"rev-parse": "WAVER_GIT_COMMIT", "status": "WAVER_GIT_CHANGES"}[arguments[0]])
-    return told
+    return output

@@ -1,12 +1,12 @@
-"""The folder of a run: what is in it, and whether it may be continued.
+"""Creates and reads the folder of a run, and checks whether the run may resume.
 
 config.yaml         the resolved configuration
-data.json           what it is trained on: counts, and a hash of the captions
+data.json           the training data: counts, and a hash of the captions
 environment.json    versions, hardware, git commit, command line
-metrics.jsonl       a row a step, and one for each evaluation
+metrics.jsonl       one row per optimizer step and one per evaluation
 events/             the same for TensorBoard
-checkpoint_*/       the best (by validation t2v/R@1) and the two newest; see `checkpoint_name`
-result.json         written when the run is finished
+checkpoint_*/       the best checkpoint (by validation t2v/R@1) and the two newest; see `checkpoint_name`
+result.json         written when the run has finished
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from waver.config import ExperimentConfig, load_config
-from waver.runs.checkpoint import CheckpointError, is_whole
+from waver.runs.checkpoint import CheckpointError, is_complete
 from waver.runs.environment import environment
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
@@ -29,23 +29,23 @@ SELECTION_METRIC = "t2v/R@1"
 
 
 class RunError(WaverError):
-    """The folder of the run cannot be used as asked."""
+    """Raised if a run folder holds a run of another configuration or on other data."""
 
 
 def open_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -> None:
-    """Makes the folder of a new run, or checks that the run in it is the same one.
+    """Creates the folder of a new run, or checks that an existing run has the same configuration and data.
 
     Args:
-        folder: of the run.
-        config: of the experiment.
-        data: what it is trained on, in figures that JSON can hold.
+        folder: run folder.
+        config: configuration of the experiment.
+        data: description of the training data, as a JSON object.
 
     Raises:
-        RunError: where the folder holds what a run of another configuration, or on other data, has learned; says what
-            differs.
+        RunError: if the folder holds a checkpoint or result of another configuration, or of other data; names the
+            differences.
     """
     check_run(folder, config, data)
-    if finished(folder):
+    if read_result(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", config.to_yaml())
@@ -54,16 +54,16 @@ def open_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) ->
 
 
 def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -> None:
-    """What `open_run` checks; writes nothing.
+    """Performs the check of `open_run` without writing anything.
 
     Raises:
-        RunError: see there.
+        RunError: see `open_run`.
     """
     path = folder / "config.yaml"
-    if exists(path) and (newest_checkpoint(folder) or finished(folder)):
+    if exists(path) and (newest_checkpoint(folder) or read_result(folder)):
         there, asked = flatten(load_config(path).identity()), flatten(config.identity())
         different = [
-            f"{key}: {there.get(key)} there, {asked.get(key)} asked"
+            f"{key}: {there.get(key)} in the folder, {asked.get(key)} now"
             for key in sorted(there.keys() | asked.keys())
             if there.get(key) != asked.get(key)
         ]
@@ -73,87 +73,91 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
                 "choose another name (--set name=...), or delete the folder"
             )
         before = read_json(folder / "data.json")
-        if before != data and not finished(folder):
+        if before != data and not read_result(folder):
             raise RunError(
-                f"{display_path(folder)} holds a run on other data ({before} then, {dict(data)} now): captions "
-                f"changed, or clips "
-                "were decoded or lost since; choose another name (--set name=...), or delete the folder"
+                f"{display_path(folder)} holds a run on other data ({before} then, {dict(data)} now), because captions "
+                "or decoded clips have changed: choose another name (--set name=...), or delete the folder"
             )
 
 
-def finished(folder: Path) -> dict | None:
-    """What the run came to, if it is finished."""
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Returns the content of result.json; None if the run has not finished."""
     path = fetch(folder / "result.json")
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def checkpoint_name(epoch: int, step: int | None = None) -> str:
-    """Name of the checkpoint after `epoch` whole epochs or, within the next, after `step` optimizer steps of the run.
+    """Names a checkpoint; names sort in the order in which the checkpoints are written.
 
-    The names sort as the checkpoints were written.
+    Args:
+        epoch: number of complete epochs.
+        step: number of optimizer steps since the start of the run if the checkpoint is within an epoch, else None.
     """
     return f"checkpoint_epoch_{epoch:04d}" + ("" if step is None else f"_step_{step:08d}")
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """Epoch -> the checkpoint at its end, for those that are kept, oldest first."""
-    return _epoch_ends(_whole_checkpoints(folder))
+    """Returns the existing checkpoints at the end of an epoch as epoch -> folder, oldest first."""
+    return _epoch_ends(_complete_checkpoints(folder))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The one with which a run goes on, at the end of an epoch or within one; None where it has to begin."""
+    """Returns the checkpoint from which a run resumes; None if there is none."""
     newest_first = (folder / name for name in reversed(list_names(folder, "checkpoint_epoch_*")))
-    return next(filter(is_whole, newest_first), None)
+    return next(filter(is_complete, newest_first), None)
 
 
 def keep_checkpoint(folder: Path, part: Path, name: str) -> Path:
-    """Puts a checkpoint into the folder of its run, and removes those that are neither the best nor the two newest.
+    """Moves a checkpoint into its run folder, and removes all checkpoints but the best and the two newest.
 
-    The second newest is for a machine that loses power: what of the newest was not on the disk yet is then missing.
+    The second newest is kept because a power failure can truncate the newest, which may not be on the disk yet.
 
     Args:
-        folder: of the run.
-        part: folder below it that holds a checkpoint; it is renamed, so nobody sees half of one.
-        name: of the checkpoint. One of that name was damaged, and is replaced.
+        folder: run folder.
+        part: temporary folder inside it that holds the checkpoint; it is renamed, so the checkpoint appears complete.
+        name: name of the checkpoint; replaces a damaged checkpoint of that name.
+
+    Returns:
+        The folder of the checkpoint.
     """
     target = folder / name
     remove(target)
     part.rename(target)
     upload_folder(target, last="config.yaml")
-    whole = _whole_checkpoints(folder)
-    kept = {path.name for path in whole[-2:]}
-    if ends := _epoch_ends(whole):
+    complete = _complete_checkpoints(folder)
+    kept = {path.name for path in complete[-2:]}
+    if ends := _epoch_ends(complete):
         evaluated = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in ends]
-        # Until a disk that was full takes the metrics, all are kept.
+        # Without metrics, which a full disk can delay, the best is unknown, so all are kept.
         kept |= {ends[best_epoch(evaluated)[0]].name} if evaluated else {path.name for path in ends.values()}
     for old in list_names(folder, "checkpoint_epoch_*"):
         if old not in kept:
-            with contextlib.suppress(OSError):  # what cannot be removed costs room, not the run
+            with contextlib.suppress(OSError):  # an old checkpoint that stays must not stop the run
                 remove(folder / old)
     return target
 
 
 def describe_checkpoint(path: Path) -> str:
-    """Where in its run a checkpoint was written, in words."""
+    """Returns the position of a checkpoint in its run in words, such as `epoch 2` or `step 300, in epoch 3`."""
     epoch, _, step = path.name.removeprefix("checkpoint_epoch_").partition("_step_")
     return f"step {int(step)}, in epoch {int(epoch) + 1}" if step else f"epoch {int(epoch)}"
 
 
-def _epoch_ends(whole: Iterable[Path]) -> dict[int, Path]:
-    ends = ((re.fullmatch(r"checkpoint_epoch_(\d+)", path.name), path) for path in whole)
-    return {int(end[1]): path for end, path in ends if end}
+def _epoch_ends(paths: Iterable[Path]) -> dict[int, Path]:
+    matches = ((re.fullmatch(r"checkpoint_epoch_(\d+)", path.name), path) for path in paths)
+    return {int(match[1]): path for match, path in matches if match}
 
 
-def _whole_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first; what was damaged by a crash, a full disk or a copy that was cut short is none."""
-    return [folder / name for name in list_names(folder, "checkpoint_epoch_*") if is_whole(folder / name)]
+def _complete_checkpoints(folder: Path) -> list[Path]:
+    """Lists the checkpoints that no crash, full disk or interrupted copy has truncated, oldest first."""
+    return [folder / name for name in list_names(folder, "checkpoint_epoch_*") if is_complete(folder / name)]
 
 
 def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:
-    """The checkpoint with the highest validation t2v/R@1 and its validation metrics; of equals the later.
+    """Returns the checkpoint with the highest validation t2v/R@1, the later one of a tie, and its validation metrics.
 
     Raises:
-        CheckpointError: where there is no run, or none of its checkpoints.
+        CheckpointError: if the folder holds no run, or a run without checkpoint or validation metrics.
     """
     kept = checkpoints(folder)
     if not kept:
@@ -162,22 +166,22 @@ def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:
     rows = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in kept]
     if not rows:
         raise CheckpointError(
-            f"{display_path(folder / 'metrics.jsonl')} tells of no evaluation: name one of its checkpoints instead"
+            f"{display_path(folder / 'metrics.jsonl')} has no validation metrics: name a checkpoint of the run instead"
         )
     epoch, metrics = best_epoch(rows)
     return kept[epoch], metrics
 
 
 def best_epoch(rows: Iterable[Mapping[str, Any]]) -> tuple[int, dict[str, float]]:
-    """(epoch, metrics) with the highest t2v/R@1, of equals the later.
+    """Returns the epoch with the highest t2v/R@1, the later one of a tie, and its metrics.
 
     Args:
-        rows: of validation, as `read_metrics` gives them; at least one.
+        rows: validation rows from `read_metrics`, at least one.
     """
     best = max(rows, key=lambda row: (row[SELECTION_METRIC], row["epoch"]))
     return best["epoch"], {name: value for name, value in best.items() if name.startswith(("t2v/", "v2t/"))}
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that is meant by a path: itself, or the best one of a run."""
+    """Returns `path` if it is a checkpoint, else the best checkpoint of the run in `path`."""
     return path if exists(path / "model.safetensors") else best_checkpoint(path)[0]

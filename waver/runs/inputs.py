@@ -1,8 +1,9 @@
-"""Opens the inputs that a configuration names: captions, clip store, dictionary, knowledge."""
+"""Opens the inputs of an experiment: captions, clip store, dictionary, knowledge; checks that they fit its configuration."""
 
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +18,7 @@ LEAKY = "leaky: the dictionary is contaminated by captions of validation or test
 
 
 def training_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> Knowledge | None:
-    """Opens the knowledge that training needs, see `open_knowledge`; None if it needs none."""
+    """Opens the knowledge for training, see `open_knowledge`; returns None if the experiment uses no knowledge."""
     if not config.uses_knowledge:
         return None
     return open_knowledge(
@@ -36,21 +37,21 @@ def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
     if store.settings.key != store_settings(config).key:
         asked = dataclasses.asdict(store_settings(config))
         raise StoreError(
-            f"{display_path(config.clip_store)} was decoded with {store.settings.key}, the configuration asks for {asked}"
+            f"{display_path(config.clip_store)} was decoded with {store.settings.key}, but the configuration needs {asked}"
         )
     asked, known = set(captions["clip_id"].to_pylist()), set(store.ledger["clip_id"].to_pylist())
     if unknown := sorted(asked - known):
         raise StoreError(
             f"{len(unknown)} of {len(asked)} clips were never ingested into {display_path(config.clip_store)} "
-            f"({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}): run `waver ingest CONFIG`, which decodes "
-            "what is missing"
+            f"({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}): run `waver ingest CONFIG` to "
+            "decode them"
         )
     here = dict(zip(captions["clip_id"].to_pylist(), captions["path"].to_pylist(), strict=True))
     there = dict(zip(store.ledger["clip_id"].to_pylist(), store.ledger["path"].to_pylist(), strict=True))
     if other := sorted(clip_id for clip_id in asked if here[clip_id] != there[clip_id]):
         raise StoreError(
             f"{len(other)} of {len(asked)} clips were decoded from other files into {display_path(config.clip_store)} "
-            f"({other[0]} from {there[other[0]]}, not {here[other[0]]}): run `waver ingest CONFIG`, which decodes them again"
+            f"({other[0]} from {there[other[0]]}, not {here[other[0]]}): run `waver ingest CONFIG` to decode them again"
         )
     return store
 
@@ -59,7 +60,7 @@ def open_dictionary(config: ExperimentConfig, captions: pa.Table) -> Dictionary:
     """Opens the dictionary of an experiment.
 
     Raises:
-        KnowledgeError: if it does not exist, or was built from other captions.
+        KnowledgeError: if it does not exist, or was built from captions that have changed since.
     """
     dictionary = read_dictionary(config.dictionary)
     _check_captions(dictionary.manifest, captions, config)
@@ -76,19 +77,19 @@ def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStor
         splits: splits whose clips need phrases.
 
     Raises:
-        KnowledgeError: if it does not exist, is incomplete, belongs to other captions, or lacks clips or phrases that are
-            needed.
+        KnowledgeError: if it does not exist, is incomplete, was built from captions that have changed since, has fewer than
+            `knowledge.top_k` phrases per clip, or lacks clips of `splits`.
     """
     knowledge = Knowledge(config.knowledge_store)
     if not knowledge.manifest["complete"]:
         raise KnowledgeError(
-            f"{display_path(knowledge.path)} is not finished: run `waver match CONFIG` again, which goes on where it was"
+            f"{display_path(knowledge.path)} is not finished: run `waver match CONFIG` again to continue"
         )
     _check_captions(knowledge.manifest["dictionary"], captions, config)
     if config.knowledge.top_k > knowledge.manifest["num_matches"]:
         raise KnowledgeError(
-            f"knowledge.top_k = {config.knowledge.top_k}, and each clip has {knowledge.manifest['num_matches']} phrases in "
-            f"{display_path(knowledge.path)}: lower it"
+            f"knowledge.top_k = {config.knowledge.top_k}, but each clip has only {knowledge.manifest['num_matches']} "
+            f"phrases in {display_path(knowledge.path)}: lower knowledge.top_k"
         )
     decoded = set(store.ok_clip_ids())
     for split in splits:
@@ -96,14 +97,14 @@ def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStor
         if unknown := sorted(knowledge.unmatched_clips(list(clips))):
             released = config.knowledge.released
             remedy = (
-                "name a released file that has them, set knowledge.at_inference to false if only training is covered, or "
-                "take out knowledge.released and match by yourself"
+                "add a file that has them to knowledge.released, set knowledge.at_inference to false if the files cover "
+                "training clips only, or remove knowledge.released and run `waver match CONFIG`"
                 if released
-                else "run `waver match CONFIG`, which matches what is missing"
+                else "run `waver match CONFIG` to match them"
             )
             raise KnowledgeError(
-                f"nothing is known of {len(unknown)} of {len(clips)} clips of {split} ({', '.join(unknown[:3])}"
-                f"{', ...' if len(unknown) > 3 else ''}) in {display_path(knowledge.path)}: {remedy}"
+                f"{len(unknown)} of {len(clips)} clips of {split} ({', '.join(unknown[:3])}"
+                f"{', ...' if len(unknown) > 3 else ''}) have no phrases in {display_path(knowledge.path)}: {remedy}"
             )
     return knowledge
 
@@ -114,28 +115,28 @@ def captions_of_splits(captions: pa.Table, splits: Sequence[str]) -> list[str]:
 
 
 def captions_digest(captions: list[str]) -> str:
-    """Returns the hash by which a dictionary records the captions that it was built from."""
+    """Hashes captions; the manifest of a dictionary records the hash of those it was built from."""
     return hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16]
 
 
-def _check_captions(dictionary: dict, captions: pa.Table, config: ExperimentConfig) -> None:
-    """Checks that a dictionary was built from these captions; imported ones do not record theirs."""
-    if "captions" in dictionary and dictionary["captions"] != captions_digest(
-        captions_of_splits(captions, dictionary["splits"])
-    ):
+def _check_captions(dictionary: dict[str, Any], captions: pa.Table, config: ExperimentConfig) -> None:
+    """Checks that a dictionary was built from these captions; the manifest of an imported dictionary has no hash of them."""
+    if "captions" not in dictionary:
+        return
+    if dictionary["captions"] != captions_digest(captions_of_splits(captions, dictionary["splits"])):
         raise KnowledgeError(
-            f"the captions of {', '.join(dictionary['splits'])} are not those that the dictionary was made of: run "
+            f"the {', '.join(dictionary['splits'])} captions have changed since the dictionary was built from them: run "
             f"`waver vocabulary CONFIG` again (it replaces {display_path(config.dictionary)}), then `waver match CONFIG`"
         )
 
 
 def load_captions(config: ExperimentConfig) -> pa.Table:
-    """The caption table of the experiment's data set."""
+    """Reads the caption table of the experiment's data set."""
     return config.data.load()
 
 
 def store_settings(config: ExperimentConfig) -> StoreSettings:
-    """How the clips of the experiment are decoded."""
+    """Returns the decoding settings of the experiment's clip store."""
     return StoreSettings(
         frames_per_second=config.video.frames_per_second,
         max_frames=config.video.max_frames,

@@ -27,7 +27,7 @@ from waver.runs.environment import read_environment
 from waver.runs.folder import best_epoch
 from waver.runs.inspection import Inspection, InspectionSettings, inspect_run, to_png, write_projection
 from waver.runs.tracking import Tracker, read_metrics
-from waver.runs.tracking.hparams import comparable_settings, finish_hparams, write_best, write_hparams
+from waver.runs.tracking.hparams import comparable_settings, write_best, write_hparams, write_session_end
 from waver.runs.tracking.texts import best_text, command_text, config_text, data_text, environment_text, model_text
 from waver.tools.memory import peak_rss
 from waver.training.build import Training
@@ -70,14 +70,14 @@ class Recording:
         self._tracker = Tracker(folder, resume_step=step, resume_pairs=int(self._pairs[step]))
         self._profiler = Profiler(folder / "profile", config.profile.steps) if config.profile.steps else None
         self._num_failed = self._count_failed()
-        self._tracker.draw(lambda events: self._introduce(events, training, group))
+        self._tracker.write_events(lambda events: self._introduce(events, training, group))
 
     def __enter__(self) -> "Recording":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         if kind is None:
-            self._tracker.draw(lambda events: finish_hparams(events, end_s=time.time()))
+            self._tracker.write_events(lambda events: write_session_end(events, end_s=time.time()))
         if self._profiler:
             with _or_warn("the trace"):
                 self._profiler.__exit__(None, None, None)
@@ -113,12 +113,12 @@ class Recording:
             epoch=training.epoch,
             split=evaluation.split,
         )
-        rows = [row for row in read_metrics(self._tracker.here) if row.get("split") == evaluation.split]
+        rows = [row for row in read_metrics(self._tracker.local_folder) if row.get("split") == evaluation.split]
         if rows:
             epoch, metrics = best_epoch(rows)
             text = best_text(epoch, metrics, num_epochs=len(rows))
-            self._tracker.draw(lambda events: events.add_text("best so far", text, training.step))
-            self._tracker.draw(lambda events: write_best(events, training.step, metrics))
+            self._tracker.write_events(lambda events: events.add_text("best so far", text, training.step))
+            self._tracker.write_events(lambda events: write_best(events, training.step, metrics))
         if self._config.tracking.images:
             self._draw_or_warn(training, evaluation)
         self._tracker.flush()
@@ -167,9 +167,9 @@ class Recording:
             video=evaluation.video,
             knowledge=self._knowledge,
         )
-        self._tracker.draw(lambda events: _write(events, inspection, training.step))
+        self._tracker.write_events(lambda events: _write(events, inspection, training.step))
         with _or_warn("the projector's files"):
-            write_projection(self._tracker.here / "events" / "projector", inspection.point_sets)
+            write_projection(self._tracker.local_folder / "events" / "projector", inspection.point_sets)
 
     def _count_failed(self) -> int:
         ledger = self._store.ledger
@@ -178,6 +178,7 @@ class Recording:
 
 
 def _write(events: SummaryWriter, inspection: Inspection, step: int) -> None:
+    assert events.file_writer is not None
     for tag, image in inspection.images.items():
         height, width, _ = image.shape
         # A palette makes a third of the bytes that `add_image` would.
@@ -190,7 +191,7 @@ def _write(events: SummaryWriter, inspection: Inspection, step: int) -> None:
 
 
 def _gpu(training: Training) -> dict[str, float]:
-    """Returns memory and utilisation of this worker's GPU; empty on a CPU."""
+    """Returns memory and utilisation of this worker's GPU; empty without a GPU."""
     device = training.student.logit_scale.device
     if device.type != "cuda":
         return {}
@@ -208,4 +209,4 @@ def _or_warn(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        warnings.warn(f"{what} cannot be written ({error}). Training goes on", stacklevel=3)
+        warnings.warn(f"{what} cannot be written ({error}). Training continues", stacklevel=3)

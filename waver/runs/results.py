@@ -1,7 +1,8 @@
-"""results."""
+"""Builds the results that an evaluation writes: metrics, their protocol, and where the model comes from."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,7 +12,7 @@ from waver.data.annotations import validation_source
 from waver.evaluation.evaluate import Evaluation
 from waver.evaluation.protocols import EvaluatedSplit, Protocol, identify_protocol
 from waver.knowledge.store import Knowledge
-from waver.runs.checkpoint import learned_from
+from waver.runs.checkpoint import checkpoint_knowledge
 from waver.tools.object_store import display_path
 
 
@@ -23,18 +24,18 @@ def result_of(
     captions: pa.Table,
     *,
     chosen_on: str | None,
-) -> dict:
-    """What is written about an evaluation: figures, and everything that says what they are figures of.
+) -> dict[str, Any]:
+    """Returns the JSON object that describes an evaluation: metrics, protocol, model, knowledge and device.
 
     Args:
-        evaluation: the figures.
-        checkpoint: of the model.
-        config: of the model.
-        knowledge: that informed the videos; None for none.
+        evaluation: the evaluation.
+        checkpoint: checkpoint folder of the model.
+        config: configuration of the model.
+        knowledge: phrases that the clips were embedded with; None if they were embedded without.
         captions: the data set's caption table.
-        chosen_on: the split on which this checkpoint was found to be the best of its run; None where somebody named it.
+        chosen_on: split on which the checkpoint was the best of its run; None if the user named the checkpoint.
     """
-    learned = learned_from(checkpoint)
+    learned = checkpoint_knowledge(checkpoint)
     leaky = bool((learned and learned["leaky"]) or (knowledge and knowledge.leaky))
     protocol = protocol_of_table(
         config,

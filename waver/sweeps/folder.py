@@ -18,13 +18,15 @@ The state of a sweep is always read from these files, so that it is known after 
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from waver.config import SweepConfig
-from waver.runs.folder import best_epoch, finished
+from waver.runs.folder import best_epoch, read_result
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json, write_json
+
+TrialStatus = Literal["running", "finished", "stopped", "failed"]
 
 
 class SweepError(WaverError):
@@ -50,8 +52,8 @@ class TrialState:
     number: int
     folder: Path
     point: dict[str, Any]
-    status: str
-    """running, finished, stopped or failed. In a sweep that was interrupted, running means not ended."""
+    status: TrialStatus
+    """In a sweep that was interrupted, `running` means not ended."""
     error: str = ""
     epochs: int = 0
     """Epochs trained, summed over seeds."""
@@ -59,7 +61,7 @@ class TrialState:
     gpu_seconds: float = 0.0
     ended_s: float = 0.0
     """Unix time at the end of its last epoch."""
-    runs: list[SeedRun] = field(default_factory=list)
+    runs: list[SeedRun] = field(default_factory=list[SeedRun])
 
     def values(self, metric: str) -> list[float]:
         """Returns a validation metric of each seed that has ended an epoch."""
@@ -156,7 +158,7 @@ def _read_run(folder: Path) -> SeedRun:
         folder=folder,
         epochs=max((row["epoch"] for row in rows), default=0),
         metrics=best_epoch(rows)[1] if rows else {},
-        finished=finished(folder) is not None,
+        finished=read_result(folder) is not None,
     )
 
 

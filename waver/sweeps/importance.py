@@ -43,7 +43,7 @@ def _run_fanova(columns: Mapping[str, np.ndarray], objectives: Sequence[float]) 
     import sklearn  # noqa: F401  Optuna imports it only when it fits the forest; both belong to the same extra
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    distributions = {
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {
         key: optuna.distributions.FloatDistribution(float(column.min()), float(column.max()))
         for key, column in columns.items()
     }

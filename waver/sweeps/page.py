@@ -19,7 +19,7 @@ tr.failed td:nth-child(2) { color: #b3261e }
 
 
 def write_page(
-    path: Path, sweep: SweepConfig, rows: Sequence[Mapping[str, Any]], shared: Sequence[Mapping]
+    path: Path, sweep: SweepConfig, rows: Sequence[Mapping[str, Any]], shared: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Writes the report page of a sweep.
 
@@ -80,7 +80,7 @@ def _plots(sweep: SweepConfig, measured: Sequence[Mapping[str, Any]]) -> tuple[l
     return plots, missing
 
 
-def _shared_table(shared: Sequence[Mapping]) -> str:
+def _shared_table(shared: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             one["what"],

@@ -20,7 +20,7 @@ def parallel_coordinates(rows: Sequence[TrialRow], keys: Sequence[str], metric: 
     columns.append(_positions([row["objective"] for row in rows]))
     places = np.array([position for position, _ in columns])
     goodness = places[-1] if mode == "max" else 1 - places[-1]
-    for row in np.argsort(goodness):
+    for row in np.argsort(goodness).tolist():
         colour = matplotlib.colormaps["viridis_r"](0.1 + 0.85 * goodness[row])
         style = "-" if rows[row]["status"] == "finished" else ":"
         axes.plot(range(len(columns)), places[:, row], style, color=colour, linewidth=1.6)

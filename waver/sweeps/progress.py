@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,13 +16,12 @@ from waver.sweeps.results import objective_text, rank_trials, trials_table
 
 logger = logging.getLogger(__name__)
 
-
 _POLL_S = 1.0
 _SHOWN = 20
 
 
 @contextmanager
-def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int) -> Iterator[None]:
+def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int) -> Generator[None, None, None]:
     """Polls the files of the trials and shows their state while the body of the `with` statement runs.
 
     A thread reads the files, so the sweep itself is not slowed down.
@@ -55,17 +54,17 @@ def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int) -> Iterator[No
 
     # The live table is removed at the end, when the complete table is printed.
     with Live(console=console, transient=True) if console.is_terminal else _nothing() as live:
-        watcher = threading.Thread(target=follow, args=(live,), name="waver-watch", daemon=True)
-        watcher.start()
+        poller = threading.Thread(target=follow, args=(live,), name="waver-sweep-progress", daemon=True)
+        poller.start()
         try:
             yield
         finally:
             stop.set()
-            watcher.join()
+            poller.join()
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
+def _nothing() -> Generator[None, None, None]:
     yield None
 
 
@@ -80,4 +79,4 @@ def _title(states: list[TrialState], total: int) -> str:
         name: sum(state.status == name for state in states) for name in ("running", "finished", "stopped", "failed")
     }
     counts = [f"{count} {name}" for name, count in by_status.items() if count]
-    return f"{', '.join(counts) or 'none begun'} of {total} trials"
+    return f"{', '.join(counts) or 'none started'} of {total} trials"

@@ -16,14 +16,13 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from waver.config import ExperimentConfig, SweepConfig, load_config
-from waver.runs.tracking.hparams import comparable_settings, finish_hparams, plain, write_best, write_hparams
+from waver.runs.tracking.hparams import comparable_settings, hparam_value, write_best, write_hparams, write_session_end
 from waver.sweeps.folder import SeedRun, TrialState, read_if_written, read_trials
 from waver.sweeps.page import write_page
 from waver.sweeps.space import lookup
 from waver.tools.files import atomic_write, write_text
 
 logger = logging.getLogger(__name__)
-
 
 _ORDER = ("finished", "stopped", "running", "failed")
 
@@ -188,14 +187,14 @@ def _write_hparams(folder: Path, states: list[TrialState], sweep: SweepConfig, b
         if value is None:
             continue
         metrics = {name: mean(state.values(name)) for name in (state.runs[0].metrics if state.runs else ())}
-        chosen = settings | {key: plain(setting) for key, setting in state.point.items()}
+        chosen = settings | {key: hparam_value(setting) for key, setting in state.point.items()}
         with SummaryWriter(str(folder / f"trial_{state.number:04d}")) as writer:
             start_s = max(0.0, state.ended_s - state.seconds)
             write_hparams(writer, chosen, start_s=start_s, group=f"{sweep.name}/{state.number:04d}")
             write_best(writer, state.epochs, metrics)
             for name, number in (("objective", value), ("epochs", state.epochs), ("seconds", state.seconds)):
                 writer.add_scalar(name, number, state.epochs)
-            finish_hparams(writer, end_s=state.ended_s, status=state.status)
+            write_session_end(writer, end_s=state.ended_s, status=state.status)
 
 
 def _row(state: TrialState, sweep: SweepConfig, base: ExperimentConfig) -> dict[str, Any]:

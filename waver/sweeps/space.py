@@ -129,10 +129,11 @@ def point_configs(
         for on in parameter.when:
             if on not in sweep.space and lookup(settings, on) is MISSING:
                 problems[f"space.{key}.when.{on}: no key of the experiment, and not varied"] = len(points)
-    configs = []
+    configs: list[ExperimentConfig] = []
     for point in points:
         config, mistakes = check_config(sweep.base, {**overrides, **point})
-        configs.append(config)
+        if config is not None:
+            configs.append(config)
         problems.update(mistakes)
     if problems:
         lines = [f"  {problem} (in {count} of {len(points)} points)" for problem, count in problems.most_common(_SHOWN)]

@@ -99,8 +99,8 @@ class _AllGather(torch.autograd.Function):
         return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous()
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        gradient = grad_outputs[0].contiguous()
         with record_function(ALL_REDUCE):
             dist.all_reduce(gradient)
         return gradient[shard(ctx.num_rows, rank(), world_size())], None

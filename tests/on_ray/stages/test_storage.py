@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rays import family, kill
 
-from waver.runs.folder import best_checkpoint, checkpoints, finished
+from waver.runs.folder import best_checkpoint, checkpoints, read_result
 from waver.runs.tracking import read_metrics
 from waver.tools.object_store import fetch_folder, list_names, local_copy
 
@@ -70,14 +70,14 @@ def test_a_run_that_loses_its_machine_continues_on_another(s3, experiment, tmp_p
     finally:
         kill(family(job.pid))
         said = job.communicate()[0]
-    assert finished(run) is None, "the run finished before it was killed"
+    assert read_result(run) is None, "the run finished before it was killed"
     shutil.rmtree(tmp_path / "first")
 
     said += waver(machine(tmp_path, "second"), "train", str(experiment), "--set", "resources.loaders_per_worker=0")
     assert "continuing tiny after epoch" in said
     assert f"next: waver evaluate {s3}/runs/tiny " in said
     steps = [row["step"] for row in read_metrics(run) if "split" not in row]
-    assert steps == list(range(1, finished(run)["steps"] + 1))
+    assert steps == list(range(1, read_result(run)["steps"] + 1))
     assert {"config.yaml", "data.json", "environment.json", "metrics.jsonl", "result.json"} <= set(list_names(run))
     assert max(checkpoints(run)) == EPOCHS
     assert len(checkpoints(run)) <= 3

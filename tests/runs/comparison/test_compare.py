@@ -61,7 +61,7 @@ def printed(comparison, **how):
     return console.export_text()
 
 
-def test_what_differs_and_what_came_of_it(make):
+def test_settings_data_and_metrics_are_compared(make):
     a = make("a", (9.0, 5.0), evaluation={})
     b = make(
         "b",
@@ -100,21 +100,21 @@ def test_what_differs_and_what_came_of_it(make):
         ({"split": "validation"}, "another split: test and validation"),
     ],
 )
-def test_figures_of_something_else_are_not_comparable(make, other, reason):
+def test_metrics_of_other_protocols_are_not_comparable(make, other, reason):
     comparison = compare_runs(make("a", evaluation={}), make("b", evaluation=other))
     assert any(reason in sentence for sentence in comparison.metrics[1].not_comparable)
     assert reason in printed(comparison)
     assert "+0.00" not in printed(comparison).partition("evaluation_test")[2]
 
 
-def test_figures_on_other_data_are_not_comparable(make):
+def test_metrics_on_other_data_are_not_comparable(make):
     comparison = compare_runs(
         make("a", evaluation={}), make("b", evaluation={}, **{"data.annotations": "/other.jsonl"})
     )
     assert all("data.annotations" in metrics.not_comparable[0] for metrics in comparison.metrics)
 
 
-def test_other_held_out_videos_make_validation_incomparable_where_it_is_held_out(make):
+def test_validation_on_other_held_out_videos_is_not_comparable(make):
     a, b = make("a"), make("b", **{"data.validation_seed": 1})
     assert compare_runs(a, b).metrics[0].not_comparable == ()  # the data set has a split of its own
     for folder in (a, b):
@@ -122,30 +122,32 @@ def test_other_held_out_videos_make_validation_incomparable_where_it_is_held_out
     assert "data.validation_seed = 0 and 1" in compare_runs(a, b).metrics[0].not_comparable[0]
 
 
-def test_cautions(make):
+def test_differences_of_evaluations_are_cautions(make):
     comparison = compare_runs(make("a", evaluation={}), make("b", evaluation={"missing_clips": ["v1"], "leaky": True}))
     assert "leaky dictionary: False and True" in comparison.metrics[1].cautions
-    assert any("2 clips of the gallery were lost to one" in caution for caution in comparison.metrics[1].cautions)
+    assert any(
+        "2 clips of the gallery failed to decode for one" in caution for caution in comparison.metrics[1].cautions
+    )
 
 
 def test_runs_that_are_not_finished(make):
     a, b, c = make("a"), make("b", (4.0,), finished=False), make("c", (), finished=False)
     comparison = compare_runs(a, b)
     assert differing(comparison.training)["status"] == ("finished", "not finished: step 10, epoch 1 of 2")
-    assert comparison.metrics[0].cautions == ("b not finished: the best so far",)
+    assert comparison.metrics[0].cautions == ("b not finished: its best metrics so far",)
     comparison = compare_runs(a, c)
     assert comparison.metrics == ()
     assert comparison.notes == ("validation is not compared: c has no evaluation yet",)
     assert "not finished: no step yet" in printed(comparison)
 
 
-def test_an_evaluation_of_one_alone(make):
+def test_evaluation_of_one_run_only_is_noted(make):
     assert compare_runs(make("a", evaluation={}), make("b")).notes == (
-        "evaluation_test is there for a alone: make the other with `waver evaluate`",
+        "evaluation_test.json exists for a only: run `waver evaluate` for the other run",
     )
 
 
-def test_all_that_is_damaged_is_said_and_the_rest_is_compared(make):
+def test_damaged_files_are_noted_and_the_rest_is_compared(make):
     a, b = make("a", evaluation={}), make("b", evaluation={})
     (b / "data.json").unlink()
     (b / "environment.json").write_text("{")
@@ -156,22 +158,22 @@ def test_all_that_is_damaged_is_said_and_the_rest_is_compared(make):
         file.write("{}\n")
     comparison = compare_runs(a, b)
     text = "\n".join(comparison.notes)
-    for said in (
+    for expected in (
         "data.json is missing",
         "environment.json is damaged",
-        "evaluation_test.json holds no object but a list",
+        "evaluation_test.json holds a list instead of an object",
         "evaluation_train.json holds no metrics",
         "surprise",
         "1 lines without a step",
         "settings are not compared",
     ):
-        assert said in text
+        assert expected in text
     assert comparison.config == ()
     assert [metrics.title for metrics in comparison.metrics] == ["best validation (epochs 1 and 1)"]
     assert "data.json is missing" in printed(comparison)
 
 
-def test_curves_that_cannot_be_read(make):
+def test_damaged_metrics_are_noted(make):
     a, b = make("a"), make("b")
     (b / "metrics.jsonl").write_text("garbage\n")
     notes = "\n".join(compare_runs(a, b).notes)
@@ -179,35 +181,35 @@ def test_curves_that_cannot_be_read(make):
     assert "b has no evaluation yet" in notes
 
 
-def test_seeds_of_a_trial_are_runs(make, tmp_path):
+def test_seeds_of_a_trial_are_compared_as_runs(make, tmp_path):
     trial = tmp_path / "sweeps" / "s" / "trials" / "0001"
     a = make("s-0001-seed0", folder=trial / "seed_0")
     b = make("s-0001-seed1", folder=trial / "seed_1", seed=1)
     assert differing(compare_runs(a, b).config) == {"seed": (0, 1)}
-    with pytest.raises(ComparisonError, match=r"0001 is no run.*such as .*0001/seed_0"):
+    with pytest.raises(ComparisonError, match=r"0001 is not a run.*such as .*0001/seed_0"):
         compare_runs(trial, b)
-    with pytest.raises(ComparisonError, match=r"s is no run.*such as .*0001/seed_0"):
+    with pytest.raises(ComparisonError, match=r"s is not a run.*such as .*0001/seed_0"):
         compare_runs(tmp_path / "sweeps" / "s", b)
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(make, tmp_path):
+def test_runs_of_the_same_name_are_shown_by_folder(make, tmp_path):
     comparison = compare_runs(make("a"), make("a", folder=tmp_path / "elsewhere"))
     assert (comparison.a, comparison.b) == (str(tmp_path / "runs" / "a"), str(tmp_path / "elsewhere"))
 
 
-def test_what_is_no_run_is_said_of_both_at_once(make, tmp_path):
+def test_one_error_names_both_folders_that_are_not_runs(make, tmp_path):
     a = make("a")
     (a / "checkpoint_epoch_0001").mkdir()
     (a / "checkpoint_epoch_0001" / "model.safetensors").touch()
     with pytest.raises(ComparisonError) as caught:
         compare_runs(tmp_path / "typo", a / "checkpoint_epoch_0001")
-    assert "typo is not there" in str(caught.value)
+    assert "typo does not exist" in str(caught.value)
     assert f"is a checkpoint: name its run, {a}" in str(caught.value)
     with pytest.raises(ComparisonError, match="are the same run"):
         compare_runs(a, a / ".." / "a")
 
 
-def test_tables_show_what_differs_or_everything(make):
+def test_tables_show_differing_or_all_rows(make):
     comparison = compare_runs(make("a", evaluation={}), make("b"))
     short, long = printed(comparison), printed(comparison, all_rows=True)
     assert "configuration: equal in all" in short
@@ -215,7 +217,7 @@ def test_tables_show_what_differs_or_everything(make):
     assert "train.lr" in long
 
 
-def test_differences_have_a_sign_and_square_brackets_stay(make):
+def test_tables_show_signed_differences_and_literal_brackets(make):
     a = make("a", evaluation={})
     b = make("b", evaluation={"metrics": {"t2v/R@1": 47.5, "t2v/MnR": 3.5}}, **{"text.prompt": "[red]{}"})
     text = printed(compare_runs(a, b))
@@ -233,6 +235,6 @@ def test_runs_in_an_object_store(make, s3, tmp_path):
     make("b", folder=here / "b", finished=False, **{"train.lr": 0.5})
     found, expected = compare_runs(there / "a", there / "b"), compare_runs(here / "a", here / "b")
     assert printed(found, all_rows=True) == printed(expected, all_rows=True)
-    for name, message in (("typo", "is not there"), ("", r"is no run, .*such as s3://waver/.*/runs/a")):
+    for name, message in (("typo", "does not exist"), ("", r"is not a run, .*such as s3://waver/.*/runs/a")):
         with pytest.raises(ComparisonError, match=message):
             compare_runs(there / name, there / "a")

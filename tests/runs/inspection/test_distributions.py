@@ -8,20 +8,20 @@ from waver.runs.inspection.distributions import pr_curve, rank_distributions, si
 SIMILARITY = np.array([[0.3, 0.1, 0.2], [0.25, 0.2, 0.1], [0.1, 0.15, 0.35]], np.float32)
 
 
-def test_each_step_is_twice_as_far_off_and_a_miss_is_the_last_place():
+def test_log2_rank_of_a_miss_is_that_of_the_last_rank():
     ranks = Ranks(torch.tensor([1.0, 2.0, 4.0, torch.inf]).double(), torch.ones(8).double())
     found = rank_distributions(ranks)
     assert found["t2v/log2_rank"].tolist() == [0, 1, 2, 3]
     assert found["v2t/log2_rank"].tolist() == [0] * 8
 
 
-def test_similarities_of_pairs_that_belong_together():
+def test_similarities_are_split_into_positive_and_negative():
     found = similarity_distributions(SIMILARITY)
     np.testing.assert_array_equal(found["similarity/positive"], np.float32([0.3, 0.2, 0.35]))
     np.testing.assert_array_equal(np.sort(found["similarity/negative"]), np.float32([0.1, 0.1, 0.1, 0.15, 0.2, 0.25]))
 
 
-def test_precision_and_recall_are_those_of_the_similarities():
+def test_rescaling_keeps_precision_and_recall():
     labels, predictions = pr_curve(SIMILARITY)
     assert predictions.min() == 0
     assert predictions.max() == 1
@@ -33,7 +33,7 @@ def test_precision_and_recall_are_those_of_the_similarities():
         assert (round(right / found.sum(), 6), round(right / 3, 6)) in shown
 
 
-def test_scores_that_are_all_the_same():
+def test_equal_scores_have_predictions():
     labels, predictions = pr_curve(np.full((2, 2), 0.5, np.float32))
     assert labels.tolist() == [True, False, False, True]
     assert predictions.tolist() == [0] * 4

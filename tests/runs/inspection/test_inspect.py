@@ -53,7 +53,7 @@ def same(a: Inspection, b: Inspection) -> bool:
 
 @pytest.mark.parametrize("kind", ["dp", "ti", "wti", "xti"])
 @pytest.mark.parametrize("top_k", [0, 3])
-def test_there_is_what_the_model_has(look, kind, top_k):
+def test_tags_match_the_parts_of_the_model(look, kind, top_k):
     found, evaluation, _ = look({"similarity.kind": kind, "knowledge.top_k": top_k})
     strips = {f"{d}/query_{n}" for d in ("t2v", "v2t") for n in (1, 2, 3)}
     worst = {tag for tag in found.images if "worst" in tag}
@@ -78,7 +78,7 @@ def test_there_is_what_the_model_has(look, kind, top_k):
     assert found.drawing_s > 0
 
 
-def test_the_same_each_time_and_the_model_is_left_as_it_was(look):
+def test_inspection_is_deterministic_and_does_not_change_the_model(look):
     first, *made = look({})
     weights = {name: tensor.clone() for name, tensor in made[1].state_dict().items()}
     state = torch.get_rng_state()
@@ -89,7 +89,7 @@ def test_the_same_each_time_and_the_model_is_left_as_it_was(look):
     assert all(parameter.grad is None for parameter in made[1].parameters())
 
 
-def test_embeddings_of_the_evaluation_give_the_same(captions, store, knowledge, load_knowing, look):
+def test_embeddings_of_the_evaluation_give_the_same_inspection(captions, store, knowledge, load_knowing, look):
     for overrides in ({}, {"knowledge.top_k": 0}):
         again, evaluation, student = look(overrides)
         config = load_knowing(**overrides)
@@ -105,7 +105,7 @@ def test_embeddings_of_the_evaluation_give_the_same(captions, store, knowledge, 
         )
 
 
-def test_strips_show_the_subset_and_the_worst(look, monkeypatch, captions):
+def test_strips_show_the_subset_and_the_worst_queries(look, monkeypatch, captions):
     shown = {"t2v": [], "v2t": []}
     blank = np.zeros((1, 1, 3), np.uint8)
     monkeypatch.setattr(module, "text_to_video", lambda e, t, text, thumbs: shown["t2v"].append(text) or blank)
@@ -122,7 +122,7 @@ def test_strips_show_the_subset_and_the_worst(look, monkeypatch, captions):
         assert ranks[shown[direction][3:]].tolist() == [rank for rank in finite[:2] if rank > 1]
 
 
-def test_a_clip_that_could_not_be_decoded_has_strips_only(look, captions):
+def test_undecoded_clip_has_strips_only(look, captions):
     """All nine clips are looked at; one of them has no frames."""
     found, evaluation, _ = look({}, num_clips=20, num_queries=20)
     assert evaluation.missing_clips == ("v20",)
@@ -132,7 +132,7 @@ def test_a_clip_that_could_not_be_decoded_has_strips_only(look, captions):
     assert len(found.histograms["similarity/positive"]) == TEST_CLIPS - 1
 
 
-def test_points_are_clips_and_then_their_captions(look, captions, tmp_path):
+def test_points_are_clips_then_captions(look, captions, tmp_path):
     found, evaluation, _ = look({})
     both, clips = found.point_sets["clips_and_captions"], found.point_sets["clips"]
     num = len(clips.points)
@@ -151,7 +151,7 @@ def test_points_are_clips_and_then_their_captions(look, captions, tmp_path):
     np.testing.assert_allclose(written, both.vectors, atol=1e-5)
 
 
-def test_similarities_are_those_of_single_pairs(look, captions, store, knowledge, load_knowing):
+def test_similarity_matrix_equals_single_pairs(look, captions, store, knowledge, load_knowing):
     found, _, student = look({})
     clips = [point.clip_id for point in found.point_sets["clips"].points]
     first = [point.caption for point in found.point_sets["clips"].points]
@@ -164,7 +164,7 @@ def test_similarities_are_those_of_single_pairs(look, captions, store, knowledge
     np.testing.assert_allclose(found.histograms["similarity/positive"], expected, atol=1e-5)
 
 
-def test_attention_without_informed_videos(look, captions, store, knowledge, tmp_path):
+def test_attention_is_drawn_without_informed_clips(look, captions, store, knowledge, tmp_path):
     """As in distillation: the fusion is there, clips are embedded plain, and phrases may be known of other clips only."""
     distilled = {"knowledge.at_inference": False, "loss.distill": 1.0}
     found, evaluation, student = look(distilled)
@@ -185,7 +185,7 @@ def test_attention_without_informed_videos(look, captions, store, knowledge, tmp
     np.testing.assert_array_equal(without.point_sets["clips"].vectors, found.point_sets["clips"].vectors)
 
 
-def test_attention_of_a_clip_is_drawn_with_its_phrases(look, store, knowledge, monkeypatch):
+def test_attention_is_drawn_with_the_phrases_of_the_clip(look, store, knowledge, monkeypatch):
     drawn = []
 
     def draw(attention, phrases, frames, *, clip_id):

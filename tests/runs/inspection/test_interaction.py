@@ -27,7 +27,7 @@ def a_pair(student) -> tuple[torch.Tensor, Embeddings, Embeddings]:
 
 
 @pytest.mark.parametrize("kind", ["ti", "wti"])
-def test_parts_make_the_similarity_and_padding_is_not_among_them(load_tiny, kind):
+def test_parts_without_padding_give_the_similarity(load_tiny, kind):
     student = build_student(load_tiny(**{"similarity.kind": kind})).eval()
     ids, text, video = a_pair(student)
     found = interaction_of(student, ids, text, video)
@@ -48,7 +48,7 @@ def test_parts_make_the_similarity_and_padding_is_not_among_them(load_tiny, kind
     assert found.similarity == pytest.approx(student.similarity(text, video).item())
 
 
-def test_dp_has_the_end_token_alone(load_tiny):
+def test_dp_has_the_end_token_only(load_tiny):
     student = build_student(load_tiny(**{"similarity.kind": "dp"})).eval()
     ids, text, video = a_pair(student)
     found = interaction_of(student, ids, text, video)
@@ -59,12 +59,12 @@ def test_dp_has_the_end_token_alone(load_tiny):
     assert found.text_weights is None
 
 
-def test_xti_has_nothing_to_show(load_tiny):
+def test_xti_has_no_interaction_map(load_tiny):
     student = build_student(load_tiny(**{"similarity.kind": "xti"})).eval()
     assert interaction_of(student, *a_pair(student)) is None
 
 
-def test_tokens_are_spelled_as_they_are_cut():
+def test_token_strings_hyphenate_pieces_of_words():
     def tokens(text):
         ids, mask = tokenize([text], max_words=20)
         return token_strings(ids[0, mask[0]].tolist())
@@ -89,7 +89,7 @@ def runs(line: np.ndarray, colour: tuple[int, int, int]) -> list[int]:
     return (np.flatnonzero(np.diff(there) == -1) - np.flatnonzero(np.diff(there) == 1)).tolist()
 
 
-def test_cells_have_the_colours_of_their_numbers_in_their_places():
+def test_cells_are_coloured_by_value():
     chosen = heat()
     picture, expected = draw_heat_map(chosen, FRAMES), colours(chosen.values, 0.0, 1.0)
     corners = {}
@@ -102,7 +102,7 @@ def test_cells_have_the_colours_of_their_numbers_in_their_places():
     assert corners == {(r, c): (top + 20 * r, left + 64 * c) for r, c in np.ndindex(2, 3)}
 
 
-def test_bars_are_as_long_as_the_weights():
+def test_bar_lengths_are_proportional_to_weights():
     picture = draw_heat_map(
         heat(row_weights=np.array([0.25, 0.75]), column_weights=np.array([0.5, 0.25, 0.25])), FRAMES
     )
@@ -116,7 +116,7 @@ def test_bars_are_as_long_as_the_weights():
 
 @pytest.mark.parametrize("num_frames", [1, 3, 12, 64])
 @pytest.mark.parametrize("num_rows", [1, 40])
-def test_any_number_of_rows_and_frames(num_rows, num_frames):
+def test_heat_maps_of_any_size_are_drawn(num_rows, num_frames):
     values = np.random.default_rng(0).standard_normal((num_rows, num_frames))
     frames = np.zeros((num_frames, 16, 16, 3), np.uint8)
     labels = tuple(f"label {'猫' * n} \ud800" for n in range(num_rows))
@@ -127,7 +127,7 @@ def test_any_number_of_rows_and_frames(num_rows, num_frames):
 
 
 @pytest.mark.parametrize("kind", ["dp", "ti", "wti"])
-def test_an_interaction_is_drawn(load_tiny, kind):
+def test_interaction_map_is_drawn(load_tiny, kind):
     student = build_student(load_tiny(**{"similarity.kind": kind})).eval()
     found = interaction_of(student, *a_pair(student))
     picture = interaction_map(found, FRAMES, caption=CAPTION, clip_id="猫")

@@ -10,7 +10,7 @@ def place(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     return np.argwhere((picture == colour).all(-1))
 
 
-def test_right_and_wrong_are_framed_and_cells_have_the_colours_of_their_numbers():
+def test_cells_are_coloured_and_row_maxima_framed():
     similarity = np.array([[0.9, 0.1, 0.2], [0.8, 0.3, -0.4], [0.0, 0.1, 0.7]], np.float32)
     picture = similarity_matrix(similarity)
     green, red = place(picture, RIGHT), place(picture, WRONG)
@@ -27,7 +27,7 @@ def test_right_and_wrong_are_framed_and_cells_have_the_colours_of_their_numbers(
 
 
 @pytest.mark.parametrize("num", [1, 2, 64, 100])
-def test_any_number_of_pairs_is_of_a_size_to_look_at(num):
+def test_picture_size_is_bounded_for_any_number_of_pairs(num):
     similarity = np.random.default_rng(0).standard_normal((num, num)).astype(np.float32)
     picture = similarity_matrix(similarity)
     assert picture.dtype == np.uint8
@@ -36,5 +36,5 @@ def test_any_number_of_pairs_is_of_a_size_to_look_at(num):
     np.testing.assert_array_equal(picture, similarity_matrix(similarity))
 
 
-def test_scores_that_are_all_the_same():
+def test_equal_scores_are_drawn():
     assert similarity_matrix(np.zeros((3, 3), np.float32)).shape[2] == 3

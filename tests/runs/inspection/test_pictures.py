@@ -17,7 +17,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_lines_fit(text):
+def test_wrapped_lines_fit_the_width(text):
     for width in (3, 60, 200):
         for max_lines in (1, 3, 100):
             lines = wrap(text, width=width, size=12, max_lines=max_lines)
@@ -28,7 +28,7 @@ def test_lines_fit(text):
                 font(12).getmask(line)  # can be drawn
 
 
-def test_all_words_are_there_or_dots_say_that_they_are_not():
+def test_wrap_keeps_all_words_or_ends_in_dots():
     words = TEXTS["plain"].split()
     assert " ".join(wrap(TEXTS["plain"], width=200, size=12, max_lines=100)).split() == words
     lines = wrap(TEXTS["plain"], width=200, size=12, max_lines=2)
@@ -37,11 +37,11 @@ def test_all_words_are_there_or_dots_say_that_they_are_not():
     assert "".join(wrap("y" * 300, width=100, size=12, max_lines=100)) == "y" * 300
 
 
-def test_a_line_can_be_written_to_a_table():
+def test_one_line_is_printable():
     assert one_line("two\nlines\tand a \x00 \ud800 猫") == "two lines and a ? ? 猫"
 
 
-def test_thumbnails_are_taken_evenly(store):
+def test_thumbnails_are_evenly_spaced(store):
     found = read_thumbnails(store, ["v02", "v20", "v02", "v00"], size=8, num_frames=2)
     assert list(found) == ["v02", "v20", "v00"]
     frames, (length,) = store.read(["v02"])
@@ -53,7 +53,7 @@ def test_thumbnails_are_taken_evenly(store):
     assert found["v00"].shape == (1, 8, 8, 3)  # it has one
 
 
-def test_frames_grow_and_shrink():
+def test_shrink_resizes_in_both_directions():
     frames = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     assert shrink(frames, 16) is frames
     assert shrink(frames, 40).shape == (2, 40, 40, 3)
@@ -67,7 +67,7 @@ def test_colours_get_brighter():
     assert (colours(np.full((2, 2), 0.5), 0.5, 0.5) == colours(np.array(0.0), 0.0, 1.0)).all()
 
 
-def test_a_file_is_small_and_shows_the_same():
+def test_png_is_small_and_looks_the_same():
     picture = np.full((90, 100, 3), 255, np.uint8)
     picture[:, 50:] = np.random.default_rng(0).integers(100, 140, (90, 50, 3))
     data = to_png(picture)

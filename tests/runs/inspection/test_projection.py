@@ -68,7 +68,7 @@ def wait_for(ask, path: str) -> list[str]:
     raise TimeoutError(path)
 
 
-def test_tensorboard_finds_the_points_of_a_run_that_it_shows_already(tmp_path):
+def test_running_tensorboard_finds_new_points(tmp_path):
     events, name = tmp_path / "run" / "events", "run/events/projector"
     with SummaryWriter(str(events)) as writer:
         writer.add_scalar("loss", 1.0, 1)
@@ -106,7 +106,7 @@ def test_tensorboard_finds_the_points_of_a_run_that_it_shows_already(tmp_path):
 
 
 @pytest.mark.parametrize("end_token_only", [True, False])
-def test_one_vector_of_an_item_does_not_see_its_padding(end_token_only):
+def test_one_vector_ignores_padding(end_token_only):
     values = torch.randn(2, 3, 4)
     found = one_vector(Embeddings(values, MASK, WEIGHTS), end_token_only=end_token_only)
     padded = values.masked_fill(~MASK[..., None], torch.nan)
@@ -117,7 +117,7 @@ def test_one_vector_of_an_item_does_not_see_its_padding(end_token_only):
     torch.testing.assert_close(found[1], values[1, 0] / values[1, 0].norm())
 
 
-def test_scalar_product_of_two_sums_is_the_weighted_mean_of_cosines():
+def test_dot_product_is_the_weighted_mean_of_cosines():
     text, video = (Embeddings(torch.randn(2, 3, 4), MASK, WEIGHTS) for _ in range(2))
     a, b = (one_vector(e, end_token_only=False)[0] for e in (text, video))
     t, v = ((e.values[0] / e.values[0].norm(dim=1, keepdim=True)) for e in (text, video))
@@ -126,7 +126,7 @@ def test_scalar_product_of_two_sums_is_the_weighted_mean_of_cosines():
     assert (a @ b).item() == pytest.approx((mean / norms[0] / norms[1]).item(), abs=1e-5)
 
 
-def test_captions_are_told_from_clips():
+def test_thumbnails_of_captions_have_a_border():
     frames = np.zeros((2, 20, 20, 3), np.uint8)
     framed = with_border(frames)
     assert (frames == 0).all()

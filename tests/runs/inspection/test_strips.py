@@ -50,7 +50,7 @@ def described(rows: list[StripRow]) -> list[tuple]:
     return [(row.colour, *row.labels, row.text, row.clip_id) for row in rows]
 
 
-def test_a_text_shows_its_clip_and_what_it_finds_best_first(evaluation, rows):
+def test_caption_strip_has_its_clip_and_top_clips(evaluation, rows):
     text_to_video(evaluation, TEXTS, 1, THUMBNAILS)
     ((title, detail, found),) = rows
     assert title == TEXTS[1]
@@ -66,7 +66,7 @@ def test_a_text_shows_its_clip_and_what_it_finds_best_first(evaluation, rows):
     assert clips_of_strip(evaluation, 1) == ["b", "d", "b", "a"]
 
 
-def test_places_without_a_clip_are_left_out_and_ties_have_half_ranks(evaluation, rows):
+def test_empty_places_are_left_out_and_ties_have_fractional_ranks(evaluation, rows):
     text_to_video(evaluation, TEXTS, 4, THUMBNAILS)
     assert described(rows[0][2])[1:] == [(RIGHT, "1", "0.750", TEXTS[4], "c"), (WRONG, "2", "0.250", TEXTS[0], "a")]
     assert clips_of_strip(evaluation, 4) == ["c", "c", "a"]
@@ -75,7 +75,7 @@ def test_places_without_a_clip_are_left_out_and_ties_have_half_ranks(evaluation,
     assert len(rows[1][2]) == 2
 
 
-def test_a_clip_that_could_not_be_decoded_is_a_miss(evaluation, rows):
+def test_undecoded_clip_is_a_miss(evaluation, rows):
     text_to_video(evaluation, TEXTS, 6, THUMBNAILS)
     video_to_text(evaluation, TEXTS, 4, THUMBNAILS)
     assert rows[0][1] == "e#6: its clip is not decoded: a miss"
@@ -84,7 +84,7 @@ def test_a_clip_that_could_not_be_decoded_is_a_miss(evaluation, rows):
     assert described(rows[1][2]) == [(GIVEN, "the clip", TEXTS[6], "e")]
 
 
-def test_a_clip_shows_the_captions_that_it_finds(evaluation, rows):
+def test_clip_strip_has_its_captions_and_top_captions(evaluation, rows):
     video_to_text(evaluation, TEXTS, 1, THUMBNAILS)
     ((title, detail, found),) = rows
     own = " / ".join(TEXTS[1:4])
@@ -97,7 +97,7 @@ def test_a_clip_shows_the_captions_that_it_finds(evaluation, rows):
     assert [row.frames is None for row in found] == [False, True, True]
 
 
-def test_frames_stand_in_a_row_with_a_border_of_the_colour():
+def test_frames_have_coloured_borders():
     rows = [StripRow(GIVEN, ("its clip",), "t", "c", FRAMES[0]), StripRow(WRONG, ("1", "0.1"), "t", "d", FRAMES[1, :2])]
     picture = draw_strip("title", "detail", [*rows, StripRow(RIGHT, ("2", "0.0"), "t", "e", FRAMES[2])])
     assert picture.shape[1] == 650
@@ -116,7 +116,7 @@ def test_frames_stand_in_a_row_with_a_border_of_the_colour():
         assert [left for _, left in found] == sorted(left for _, left in found), row
 
 
-def test_a_clip_without_frames_is_told_from_one_with_black_frames():
+def test_clip_without_frames_differs_from_black_frames():
     black = draw_strip(
         "t", "d", [StripRow(GIVEN, ("1",), "t", "c", np.zeros((4, FRAME_SIZE, FRAME_SIZE, 3), np.uint8))]
     )

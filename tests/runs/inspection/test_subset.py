@@ -9,7 +9,7 @@ CLIP_OF_TEXT = torch.arange(20).repeat_interleave(3)
 TEXTS = [f"{CLIPS[clip]}#{index % 3}" for index, clip in enumerate(CLIP_OF_TEXT.tolist())]
 
 
-def test_chosen_by_the_hash_of_the_ids():
+def test_choice_is_by_the_hash_of_ids():
     subset = choose_subset(CLIPS, TEXTS, CLIP_OF_TEXT, num_clips=4, captions_per_clip=2)
     by_hash = sorted(CLIPS, key=lambda name: hashlib.sha256(f"0 {name}".encode()).digest())
     assert [CLIPS[clip] for clip in subset.clips] == by_hash[:4]
@@ -20,7 +20,7 @@ def test_chosen_by_the_hash_of_the_ids():
         )[:2]
 
 
-def test_does_not_depend_on_the_order_or_on_how_many_are_asked_for():
+def test_choice_depends_neither_on_order_nor_on_size():
     subset = choose_subset(CLIPS, TEXTS, CLIP_OF_TEXT, num_clips=6, captions_per_clip=1)
     names = [(CLIPS[clip], [TEXTS[text] for text in texts]) for clip, texts in zip(*vars(subset).values(), strict=True)]
     # The same clips, numbered backwards.
@@ -31,23 +31,23 @@ def test_does_not_depend_on_the_order_or_on_how_many_are_asked_for():
     assert subset[:3].texts == subset.texts[:3]
 
 
-def test_a_new_clip_displaces_one_at_most():
+def test_new_clip_displaces_at_most_one():
     before = choose_subset(CLIPS[:19], TEXTS[:57], CLIP_OF_TEXT[:57], num_clips=5)
     after = choose_subset(CLIPS, TEXTS, CLIP_OF_TEXT, num_clips=5)
     assert len(set(before.clips) - set(after.clips)) <= 1
 
 
-def test_another_seed_looks_at_others():
+def test_seed_changes_the_choice():
     chosen = {choose_subset(CLIPS, TEXTS, CLIP_OF_TEXT, num_clips=5, seed=seed).clips for seed in range(3)}
     assert len(chosen) == 3
 
 
-def test_a_small_gallery_is_looked_at_whole_and_any_id_will_do():
+def test_small_gallery_is_chosen_completely_with_any_ids():
     subset = choose_subset(["猫", "\ud800"], ["猫#0", "\ud800#0"], torch.tensor([0, 1]), num_clips=64)
     assert sorted(subset.clips) == [0, 1]
 
 
-def test_worst_queries_are_those_whose_answer_stands_last():
+def test_worst_queries_have_the_highest_finite_ranks():
     ranks = torch.tensor([1.0, 7.0, torch.inf, 2.5, 7.0, 1.0, 30.0])
     assert worst_queries(ranks, 3) == [6, 1, 4]
     # Neither what is right nor what could not be decoded.

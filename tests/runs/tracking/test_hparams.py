@@ -1,4 +1,4 @@
-"""Asks a real TensorBoard what it makes of the events of several runs."""
+"""Checks HParams with a real TensorBoard that reads the events of several runs."""
 
 import json
 import re
@@ -12,10 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 from torch.utils.tensorboard import SummaryWriter
 
-from waver.runs.tracking.hparams import comparable_settings, finish_hparams, write_best, write_hparams
+from waver.runs.tracking.hparams import comparable_settings, write_best, write_hparams, write_session_end
 
 
-def test_settings_that_a_figure_depends_on(tiny_config):
+def test_comparable_settings_are_those_that_affect_metrics(tiny_config):
     settings = comparable_settings(tiny_config.model_dump(mode="json"))
     assert settings["train.lr"] == 1e-3
     assert settings["train.epochs"] == 2
@@ -41,22 +41,22 @@ def test_settings_that_a_figure_depends_on(tiny_config):
     assert all(isinstance(value, bool | int | float | str) for value in settings.values())
 
 
-def test_places_and_speed_do_not_count(load_tiny):
+def test_paths_and_resources_are_not_comparable_settings(load_tiny):
     one = load_tiny(**{"resources.workers": 2, "evaluate.batch_size": 7, "storage.path": "/elsewhere"})
     assert comparable_settings(one.model_dump(mode="json")) == comparable_settings(load_tiny().model_dump(mode="json"))
 
 
-def test_a_file_is_called_by_its_name_and_a_list_by_its_items():
+def test_hparam_values_of_files_and_lists():
     settings = {"model": {"weights": "/some/where/ViT.pt"}, "knowledge": {"released": ["/a/x.json", "/b/y.json"]}}
     assert comparable_settings(settings) == {"model.weights": "ViT.pt", "knowledge.released": "x.json, y.json"}
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_session_start_and_end_are_read_back(tmp_path):
     with SummaryWriter(str(tmp_path)) as writer:
         write_hparams(
             writer, {"train.lr": 0.5, "loss.on": True, "kind": "wti", "seed": 3}, start_s=100.0, group="trial 7"
         )
-        finish_hparams(writer, end_s=200.0)
+        write_session_end(writer, end_s=200.0)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     contents = {tag: about.plugin_data.content for tag, about in events.summary_metadata.items()}
@@ -83,7 +83,7 @@ def dashboard(tmp_path_factory):
         for step, value in ((10, 5.0), (20, 7.0), (30, 7.0)):
             events.add_scalar("loss", 1 / step, step)
             write_best(events, step, {"t2v/R@1": value})
-        finish_hparams(events, end_s=2.0)
+        write_session_end(events, end_s=2.0)
     with writer("running") as events:  # and of another data set, which has another setting
         write_hparams(events, {"lr": 0.2, "kind": "dp", "same": 1, "data.split": "9k"}, start_s=1.0)
         write_best(events, 10, {"t2v/R@1": 3.0})
@@ -96,17 +96,17 @@ def dashboard(tmp_path_factory):
     with writer("resumed", purge_step=11) as events:
         write_hparams(events, {"lr": 0.3, "kind": "ti", "same": 1}, start_s=5.0)
         write_best(events, 20, {"t2v/R@1": 4.0})
-        finish_hparams(events, end_s=6.0)
+        write_session_end(events, end_s=6.0)
     with writer("ended twice") as events:
         write_hparams(events, {"lr": 0.3, "kind": "ti", "same": 1}, start_s=1.0)
         write_best(events, 10, {"t2v/R@1": 1.0})
-        finish_hparams(events, end_s=2.0, status="failed")
-        finish_hparams(events, end_s=3.0)
+        write_session_end(events, end_s=2.0, status="failed")
+        write_session_end(events, end_s=3.0)
     for seed, value in ((0, 10.0), (1, 20.0)):
         with writer(f"sweep/trials/0001/seed_{seed}") as events:
             write_hparams(events, {"lr": 0.4, "kind": "wti", "same": 1, "seed": seed}, start_s=1.0, group="sweep/0001")
             write_best(events, 10, {"t2v/R@1": value})
-            finish_hparams(events, end_s=2.0)
+            write_session_end(events, end_s=2.0)
 
     command = [sys.executable, "-m", "waver", "board", str(folder), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -151,11 +151,11 @@ def test_settings_of_all_runs_are_columns_and_those_that_differ_come_first(dashb
     assert columns["same"]["differs"] is False
 
 
-def test_the_best_figures_are_the_first_metrics(dashboard):
+def test_best_metrics_come_first(dashboard):
     assert dashboard[1] == ["0 best/t2v R@1", "loss"]
 
 
-def test_every_run_is_one_line(dashboard):
+def test_every_run_is_one_line_with_its_settings_and_best_metrics(dashboard):
     lines = dashboard[2]
     assert set(lines) == {
         *(f"{name}/events" for name in ("finished", "running", "resumed", "ended twice")),
@@ -165,26 +165,26 @@ def test_every_run_is_one_line(dashboard):
     assert best(lines["finished/events"]) == 7.0
 
 
-def test_a_run_that_is_not_finished_has_its_figures_so_far(dashboard):
+def test_unfinished_run_has_its_best_metrics_so_far(dashboard):
     line = dashboard[2]["running/events"]
     assert best(line) == 3.0
     assert line["sessions"][0]["status"] == "STATUS_UNKNOWN"
 
 
-def test_a_resumed_run_is_one_session_with_the_figures_of_its_end(dashboard):
+def test_resumed_run_is_one_session_with_its_last_metrics(dashboard):
     line = dashboard[2]["resumed/events"]
     assert best(line) == 4.0
     (session,) = line["sessions"]
     assert (session["status"], session["startTimeSecs"], session["endTimeSecs"]) == ("STATUS_SUCCESS", 1.0, 6.0)
 
 
-def test_seeds_of_a_trial_are_one_line_with_their_mean(dashboard):
+def test_seeds_of_a_trial_are_one_line_with_mean_metrics(dashboard):
     line = dashboard[2]["sweep/0001"]
     assert best(line) == 15.0
     assert len(line["sessions"]) == 2
     assert line["hparams"] == {"lr": 0.4, "kind": "wti", "same": 1.0}
 
 
-def test_the_first_end_counts(dashboard):
+def test_only_the_first_session_end_counts(dashboard):
     (session,) = dashboard[2]["ended twice/events"]["sessions"]
     assert (session["status"], session["endTimeSecs"]) == ("STATUS_FAILURE", 2.0)

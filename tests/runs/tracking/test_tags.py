@@ -21,7 +21,7 @@ NAMES = [
 ]
 
 
-def test_every_figure_has_a_group_and_a_tag_of_its_own():
+def test_every_scalar_has_a_group_and_its_own_tag():
     tags = [tag_of(name) for name in NAMES]
     assert len(set(tags)) == len(NAMES)
     assert all(tag[0].isdigit() and tag.count("/") == 1 for tag in tags), (
@@ -29,7 +29,7 @@ def test_every_figure_has_a_group_and_a_tag_of_its_own():
     )
 
 
-def test_the_groups_tell_the_story_in_order():
+def test_groups_are_numbered_in_display_order():
     groups = list(dict.fromkeys(sorted(tag_of(name).partition("/")[0] for name in NAMES)))
     assert [group[2:] for group in groups] == ["retrieval", "styles", "loss", "model", "optimizer", "speed", "data"]
     assert tag_of("t2v/R@1") == "1 retrieval/t2v R@1"
@@ -37,12 +37,12 @@ def test_the_groups_tell_the_story_in_order():
     assert tag_of("something/else") == "something/else"
 
 
-def test_few_figures_have_a_second_series():
+def test_scalars_with_a_series_by_pairs():
     assert [name for name in NAMES if pairs_tag_of(name)] == ["t2v/R@1", "v2t/R@1", "loss/total"]
     assert pairs_tag_of("loss/total") == f"{PAIRS_SEEN}/loss total"
 
 
-def test_charts_hold_all_curves_that_there_are_and_no_others():
+def test_charts_have_exactly_the_given_scalars():
     charts = layout(NAMES)
     curves = [tag for group in charts.values() for _, tags in group.values() for tag in tags]
     assert sorted(curves) == sorted(tag_of(name) for name in NAMES if name != "clips/failed")

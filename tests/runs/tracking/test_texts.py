@@ -1,4 +1,4 @@
-"""What TensorBoard's own renderer makes of the texts."""
+"""Renders the texts as TensorBoard does."""
 
 import re
 from html.parser import HTMLParser
@@ -8,14 +8,14 @@ from tensorboard.plugin_util import markdown_to_safe_html
 
 from waver.runs.tracking.texts import (
     best_text,
-    cell,
     command_text,
     config_text,
     data_text,
     environment_text,
+    escape_cell,
+    markdown_table,
     model_text,
     parameter_counts,
-    table,
 )
 from waver.training.build import build_student
 
@@ -56,23 +56,23 @@ def rendered(text: str) -> _Tables:
     return parser
 
 
-def test_nothing_in_a_cell_breaks_the_table():
-    page = rendered(table((NASTY, "n"), [(NASTY, 1), ("plain", 2)]))
+def test_cells_are_escaped():
+    page = rendered(markdown_table((NASTY, "n"), [(NASTY, 1), ("plain", 2)]))
     as_one_line = " ".join(NASTY.split())
     assert page.tables == [[[as_one_line, "n"], [as_one_line, "1"], ["plain", "2"]]]
-    assert set(page.tags) == {"table", "thead", "tbody", "tr", "th", "td"}  # nothing was taken for markup
+    assert set(page.tags) == {"table", "thead", "tbody", "tr", "th", "td"}  # no other markup
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "null"), (True, "true"), (0.001, "0.001"), (1234567, "1,234,567"), ({"a": 1}, '{"a": 1}')],
 )
-def test_values_in_a_cell(value, text):
-    assert rendered(table(("x", "y"), [("k", value)])).tables[0][1] == ["k", text]
-    assert "|" not in cell(value)
+def test_cells_format_values(value, text):
+    assert rendered(markdown_table(("x", "y"), [("k", value)])).tables[0][1] == ["k", text]
+    assert "|" not in escape_cell(value)
 
 
-def test_a_section_of_the_configuration_is_a_table(tiny_config):
+def test_config_text_has_a_table_per_section(tiny_config):
     text = config_text(tiny_config.model_dump(mode="json"))
     tables = rendered(text).tables
     titles = re.findall(r"<h4>(.*?)</h4>", markdown_to_safe_html(text))
@@ -84,7 +84,7 @@ def test_a_section_of_the_configuration_is_a_table(tiny_config):
     assert by_title["text"]["prompt"] == "null"
 
 
-def test_the_command_line_is_code_whatever_it_holds():
+def test_command_text_is_escaped_code():
     text = command_text(["waver", "train", "a b.yaml", "--set", "text.prompt=```</code><script>{}"])
     html = markdown_to_safe_html(text)
     assert html == (
@@ -92,7 +92,7 @@ def test_the_command_line_is_code_whatever_it_holds():
     )
 
 
-def test_environment():
+def test_environment_text():
     (rows,) = rendered(
         environment_text(
             {
@@ -114,7 +114,7 @@ def test_environment():
     ]
 
 
-def test_data(captions, store, knowledge):
+def test_data_text(captions, store, knowledge):
     text = data_text(captions, store.ledger, validation="own", knowledge=knowledge.summary())
     splits, reasons, known = rendered(text).tables
     # v03 of train and v20 of test could not be decoded; 28 clips have 1 to 4 captions.
@@ -136,7 +136,7 @@ def test_data(captions, store, knowledge):
 @pytest.mark.parametrize(
     "how", [{}, {"similarity.kind": "xti"}, {"model.temporal": "seqLSTM", "similarity.kind": "dp"}], ids=str
 )
-def test_every_parameter_is_counted_once(load_knowing, how):
+def test_model_text_counts_every_parameter_once(load_knowing, how):
     student = build_student(load_knowing(**how))
     student.backbone.requires_grad_(False)
     counts = parameter_counts(student)
@@ -153,7 +153,7 @@ def test_every_parameter_is_counted_once(load_knowing, how):
     assert rows[-1] == ["total", f"{total:,}", f"{total - frozen:,}", f"{frozen:,}"]
 
 
-def test_best():
+def test_best_text():
     metrics = {"t2v/R@1": 50.123, "t2v/MdR": 1.0, "v2t/R@1": 40.0, "v2t/MdR": 2.0}
     text = best_text(3, metrics, num_epochs=5)
     assert text.startswith("after epoch 3, the best of 5 so far")

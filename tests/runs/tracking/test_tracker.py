@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from waver.runs.tracking import Tracker, outbox, read_metrics
+from waver.runs.tracking import Tracker, read_metrics, uploader
 from waver.tools.object_store import ObjectStoreError, fetch_folder, local_copy, remove
 
 
@@ -24,7 +24,7 @@ def age(folder: Path) -> None:
         path.rename(path.with_name(path.name.replace("tfevents.", "tfevents.0")))
 
 
-def test_both_files_say_the_same(tmp_path):
+def test_metrics_and_events_agree(tmp_path):
     tracker = Tracker(tmp_path)
     for step in (1, 2, 3):
         tracker.log(step, {"loss/total": step / 4}, epoch=1)
@@ -53,7 +53,7 @@ def test_a_resumed_run_has_each_step_once(tmp_path):
     assert events(tmp_path)["loss"] == expected
 
 
-def test_a_run_that_starts_anew_forgets_what_was_before_its_first_checkpoint(tmp_path):
+def test_run_without_checkpoint_starts_over(tmp_path):
     killed = Tracker(tmp_path)
     killed.log(1, {"loss": 1.0})
     killed.flush()
@@ -65,8 +65,8 @@ def test_a_run_that_starts_anew_forgets_what_was_before_its_first_checkpoint(tmp
     assert events(tmp_path)["loss"] == [(1, 2.0)]
 
 
-def test_the_second_series_goes_on_where_the_checkpoint_was(tmp_path):
-    """Its steps are pairs, which are many more than optimizer steps: nothing else of the run may be taken back by them."""
+def test_series_by_pairs_resumes_at_the_checkpoint(tmp_path):
+    """Its steps are pairs, far more than optimizer steps, so purging it must not purge other series."""
     killed = Tracker(tmp_path)
     for step in range(1, 6):
         killed.log(step, {"loss/total": float(step), "grad_norm": 1.0}, pairs=64 * step)
@@ -83,7 +83,7 @@ def test_the_second_series_goes_on_where_the_checkpoint_was(tmp_path):
     }
 
 
-def test_the_layout_of_charts_grows_with_the_figures(tmp_path):
+def test_layout_of_charts_grows_with_the_metrics(tmp_path):
     with Tracker(tmp_path) as tracker:
         tracker.log(1, {"loss/total": 1.0})
         tracker.log(1, {"t2v/R@1": 1.0}, split="validation")
@@ -104,7 +104,7 @@ tracker = Tracker(folder)
 tracker.log(1, {"loss/total": 1.0})
 tracker.flush()
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # no file may grow: what a full disk does
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # no file may grow, as on a full disk
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     for step in (2, 3):
@@ -112,24 +112,24 @@ with warnings.catch_warnings(record=True) as caught:
     tracker.flush()
 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 said = " ".join(str(warning.message) for warning in caught)
-assert "metrics.jsonl" in said and "events of" in said and "Training goes on" in said, said
+assert "metrics.jsonl" in said and "events of" in said and "Training continues" in said, said
 tracker.log(4, {"loss/total": 4.0})
 tracker.close()
 """
 
 
-def test_a_full_disk_costs_a_warning_and_no_row(tmp_path):
-    """In a process of its own, whose files may not grow for a while."""
+def test_full_disk_warns_and_loses_no_row(tmp_path):
+    """Runs in a child process, whose file sizes are limited for a while."""
     command = [sys.executable, "-c", LIMITED, str(tmp_path)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, cwd=Path(__file__).parents[3]
     )
     assert done.returncode == 0, done.stderr
-    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4], "rows waited until they could be written"
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4], "rows are written later"
     assert events(tmp_path)["3 loss/total"] == [(1, 1.0)]
 
 
-def test_events_that_have_no_place_cost_a_warning(tmp_path):
+def test_unwritable_events_warn_and_metrics_are_written(tmp_path):
     (tmp_path / "events").write_text("a file")
     with pytest.warns(UserWarning, match="events of .* cannot be written"):
         tracker = Tracker(tmp_path)
@@ -138,12 +138,12 @@ def test_events_that_have_no_place_cost_a_warning(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1]
 
 
-# ---- in an object store
+# ---- runs in an object store
 
 
 @pytest.fixture
 def far(s3, tmp_path):
-    """The copies of one run on three machines."""
+    """Local copies of one run on three machines."""
     return [local_copy(f"{s3}/run", tmp_path / machine) for machine in ("here", "there", "elsewhere")]
 
 
@@ -152,13 +152,13 @@ def events_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return events(folder)
 
 
-def test_a_run_goes_on_another_machine(far):
+def test_run_resumes_on_another_machine(far):
     here, there, elsewhere = far
     killed = Tracker(here)
     for step in range(1, 5):
         killed.log(step, {"loss": float(step)})
     killed.flush()  # and then its machine was lost, after a checkpoint at step 3
-    age(killed.here)
+    age(killed.local_folder)
     remove(here / "events")
     killed.flush()
     with Tracker(there, resume_step=3) as resumed:
@@ -166,26 +166,26 @@ def test_a_run_goes_on_another_machine(far):
     expected = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.5)]
     assert [(row["step"], row["loss"]) for row in read_metrics(elsewhere)] == expected
     assert events_of(elsewhere)["loss"] == expected
-    assert not resumed.here.exists()
+    assert not resumed.local_folder.exists()
 
 
-def test_what_is_logged_is_sent_now_and_then(far, monkeypatch):
-    monkeypatch.setattr(outbox, "EVERY_S", 0)
+def test_log_uploads_when_due(far, monkeypatch):
+    monkeypatch.setattr(uploader, "INTERVAL_S", 0)
     here, there, _ = far
     with Tracker(here) as tracker:
         for step in (1, 2):
             tracker.log(step, {"loss": 1.0})
-            tracker._outbox._sending.result()
+            tracker._uploader._upload.result()
         assert len(read_metrics(there)) == 2
         assert events_of(there)["loss"] == [(1, 1.0), (2, 1.0)]
 
 
-def test_what_has_not_changed_is_not_sent_again(far, monkeypatch):
+def test_unchanged_files_are_not_uploaded_again(far, monkeypatch):
     tracker = Tracker(far[0])
     tracker.log(1, {"loss": 1.0})
     tracker.flush()
     sent = []
-    monkeypatch.setattr(outbox, "upload", lambda path, source: sent.append(path.name))
+    monkeypatch.setattr(uploader, "upload", lambda path, source: sent.append(path.name))
     tracker.flush()
     assert sent == []
     tracker.log(2, {"loss": 1.0})
@@ -194,13 +194,14 @@ def test_what_has_not_changed_is_not_sent_again(far, monkeypatch):
     assert sent[1] == "metrics.jsonl"
 
 
-def test_a_store_that_does_not_answer_is_sent_all_of_it_later(far, monkeypatch, s3_server):
+def test_failed_upload_warns_and_is_repeated(far, monkeypatch, s3_server):
     here, there, _ = far
     with Tracker(here) as tracker:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         tracker.log(1, {"loss": 1.0})
         with pytest.warns(
-            UserWarning, match=r"what was logged of s3://waver/.*/run .*the store does not answer.*Training goes on"
+            UserWarning,
+            match=r"metrics and events of s3://waver/.*/run .*the store does not answer.*Training continues",
         ):
             tracker.flush()
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
@@ -209,16 +210,16 @@ def test_a_store_that_does_not_answer_is_sent_all_of_it_later(far, monkeypatch, 
     assert events_of(there)["loss"] == [(1, 1.0), (2, 1.0)]
 
 
-def test_what_could_not_be_sent_is_kept(far, monkeypatch):
+def test_files_are_kept_if_the_last_upload_fails(far, monkeypatch):
     tracker = Tracker(far[0])
     tracker.log(1, {"loss": 1.0})
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.warns(UserWarning, match=f"It is kept in {tracker.here}"):
+    with pytest.warns(UserWarning, match=f"The files are kept in {tracker.local_folder}"):
         tracker.close()
-    assert len(read_metrics(tracker.here)) == 1
+    assert len(read_metrics(tracker.local_folder)) == 1
 
 
-def test_a_run_does_not_begin_where_it_cannot_see_what_was_before(far, monkeypatch):
+def test_resuming_needs_a_store_that_responds(far, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ObjectStoreError, match="the store does not answer"):
         Tracker(far[0], resume_step=3)

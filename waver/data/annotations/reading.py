@@ -9,7 +9,7 @@ import reprlib
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from waver.tools.errors import WaverError
 
@@ -59,7 +59,7 @@ def excerpt(value: Any) -> str:
     return _shortened.repr(value)
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: Any) -> TypeGuard[str]:
     """Returns whether a value is a string that UTF-8 can encode; JSON strings may contain lone surrogates."""
     return isinstance(value, str) and not _SURROGATE.search(value)
 

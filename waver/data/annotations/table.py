@@ -121,7 +121,11 @@ def _read_rows(path: Path, problems: Problems) -> tuple[list[str], list[tuple[st
     elif suffix == ".parquet":
         columns, rows = _read_parquet(path, problems)
     elif (text := read_text(path, problems)) is not None:
-        columns, rows = read_csv(text, problems) if suffix == ".csv" else read_jsonl(text, _EXAMPLE, problems)
+        if suffix == ".csv":
+            columns, found = read_csv(text, problems)
+        else:
+            columns, found = read_jsonl(text, _EXAMPLE, problems)
+        rows = list(found)
     if not rows and len(problems) == num_problems:
         problems.add("table without rows", f"write one row per caption, with {' and '.join(REQUIRED)}", path.name)
     return columns, rows
@@ -235,7 +239,7 @@ def _parse(
     num_problems = len(problems)
     text = {name: _text(row, name, where, problems) for name in ("video", "caption", "split", "style", "video_id")}
     for column in REQUIRED:
-        if text[column] is not None and not text[column].strip():
+        if (value := text[column]) is not None and not value.strip():
             problems.add(f"empty {column}", "fill it in, or delete the row", where)
     split = text["split"] if has_splits else "train"
     if split == "":
@@ -250,15 +254,13 @@ def _parse(
     elif start_s is not None and end_s is not None and start_s >= end_s:
         segment = f"{where}: {start_s:g} to {end_s:g}"
         problems.add("segment that ends before it starts", "end_s must be after start_s", segment)
-    file = file_of.get(text["video"] or "")
-    if file is None or len(problems) > num_problems:
+    file, caption = file_of.get(text["video"] or ""), text["caption"]
+    if file is None or caption is None or split is None or len(problems) > num_problems:
         return None
     # Not Path.suffix: Python versions differ on "name.".
     video_id = text["video_id"] or os.path.splitext(file.name)[0]  # noqa: PTH122
     clip_id = video_id if start_s is None else f"{video_id}@{_format_seconds(start_s)}-{_format_seconds(end_s)}"
-    return Caption(
-        video_id, clip_id, file.path, start_s, end_s, text["caption"], SPLIT_NAMES[split], text["style"] or None
-    )
+    return Caption(video_id, clip_id, file.path, start_s, end_s, caption, SPLIT_NAMES[split], text["style"] or None)
 
 
 def _text(row: Row, column: str, where: str, problems: Problems) -> str | None:

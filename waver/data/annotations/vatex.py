@@ -144,9 +144,9 @@ def _caption_files() -> str:
 
 
 def _read_captions(folder: Path, clip_ids: list[str], problems: Problems) -> dict[str, list[str]] | None:
-    there = [[find_file(folder, [name]) for name in names] for names in CAPTION_FILES]
-    paths = next((paths for paths in there if all(paths)), None)
-    if paths is None:
+    found_files = [[find_file(folder, [name]) for name in names] for names in CAPTION_FILES]
+    complete = ([path for path in paths if path] for paths in found_files if all(paths))
+    if (paths := next(complete, None)) is None:
         remedy = f"put it into {folder}"
         if find_file(folder, [_PUBLIC_TEST]):
             remedy += f"; {_PUBLIC_TEST} does not help, its 6,000 clips are in none of the lists"

@@ -115,7 +115,7 @@ def _headline(runs: Sequence[Mapping[str, Any]]) -> str:
 def _styles(run: Mapping[str, Any]) -> str:
     head = ["style", "queries", "of clips", "R@1", "R@5", "R@10", "MRR", "MdR", "change of R@1", "relative robustness"]
     head += ["AO@10", "hubness"]
-    rows = []
+    rows: list[list[Any]] = []
     for name, entry in [
         ("reference", run["overall"]["reference"]),
         *((f"{entry['track']}: {entry['style']}", entry) for entry in run["styles"]),
@@ -178,7 +178,7 @@ def _controls(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    elements = []
+    elements: list[str] = []
     for one in comparisons:
         head = ["", one["first"], one["second"], "difference", "p", "p, Holm"]
         rows = [

@@ -37,7 +37,7 @@ def dispersion_histogram(report: Report, track: str) -> str:
     """Draws the histogram over clips of the standard deviation of log2(1 + rank) over the queries of a track."""
     figure, axes = new_figure(width=7.0, height=3.2)
     spreads = [np.array(run["tracks"][track]["spread_of_clips"]) for run in report["runs"]]
-    edges = np.linspace(0, max(1e-9, *(spread.max() for spread in spreads)), 25)
+    edges = np.linspace(0, max(1e-9, *(spread.max() for spread in spreads)), 25).tolist()
     for number, (run, spread) in enumerate(zip(report["runs"], spreads, strict=True)):
         axes.hist(spread, edges, histtype="step", color=_COLOURS[number % len(_COLOURS)], lw=1.6, label=run["name"])
     axes.set_xlabel("standard deviation of log2(1 + rank) over the versions of a clip's caption")

@@ -91,7 +91,7 @@ def headline_metrics(run: RunMetrics) -> dict[str, Ratio]:
 
 def compare_with_baseline(
     first: RunMetrics, second: RunMetrics, bootstrap: np.ndarray, *, permutations: int, seed: int
-) -> dict:
+) -> dict[str, Any]:
     """Tests for differences of two runs in the headline metrics and in R@1 of each style, with Holm's correction."""
     pairs = {name: (ratio, headline_metrics(second)[name]) for name, ratio in headline_metrics(first).items()}
     pairs |= {

@@ -61,7 +61,7 @@ def is_controller_failure(error: Exception, *kinds: type[Exception]) -> bool:
     return failure is not None and isinstance(_innermost(failure), kinds)
 
 
-def _innermost(error: Exception) -> Exception:
+def _innermost(error: BaseException) -> BaseException:
     """Returns the first error in the chain of causes."""
     while inner := getattr(error, "cause", None) or error.__cause__:
         error = inner

@@ -106,7 +106,8 @@ class ControlSignals:
             preempted = ray.train.get_preemption_info() is not None
             save, self._saved = preempted and not self._saved, preempted
             return "save" if save else "continue"
-        return {_CONTINUE: "continue", _RESCALE: "rescale", _STOP: "stop"}[command]
+        commands: dict[int, Command] = {_CONTINUE: "continue", _RESCALE: "rescale", _STOP: "stop"}
+        return commands[command]
 
     def _own_command(self) -> int:
         waiting = list(self._waiting)

@@ -211,6 +211,7 @@ def _load(stage: str, path: Path, overrides: Mapping[str, Any]) -> tuple[Experim
 
 def _written_folder(stage: str, config: ExperimentConfig | None, sweep: SweepConfig | None) -> str | None:
     if sweep:
+        assert config is not None, "a sweep has a base experiment"
         return display_path(sweep_folder(config.storage.folder, sweep.name))
     return display_path(getattr(config, _WRITTEN_FOLDERS[stage])) if stage in _WRITTEN_FOLDERS else None
 

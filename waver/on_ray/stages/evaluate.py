@@ -27,7 +27,7 @@ from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import cluster_address, connect
 from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
-from waver.runs.checkpoint import learned_from, load_student
+from waver.runs.checkpoint import checkpoint_knowledge, load_student
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import LEAKY, load_captions, open_knowledge, open_store
 from waver.runs.results import result_of
@@ -176,13 +176,16 @@ def run_evaluation(
     chosen_on = "validation" if is_best else None
     result = result_of(evaluation, checkpoint, config, knowledge, captions, chosen_on=chosen_on)
     if trec:
+        t2v, v2t = evaluation.ranks.top, evaluation.ranks.top_groups
+        assert t2v is not None, "evaluate with top_k > 0"
+        assert v2t is not None, "evaluate with top_k > 0"
         write_trec(
             trec,
             clip_ids=evaluation.clip_ids,
             text_ids=evaluation.text_ids,
             clip_of_text=evaluation.clip_of_text.tolist(),
-            t2v=evaluation.top,
-            v2t=evaluation.ranks.top_groups,
+            t2v=t2v,
+            v2t=v2t,
             tag=config.name,
         )
         logger.info(f"rankings (the first {top_k} answers of each query) are in {trec}")
@@ -235,7 +238,7 @@ def evaluate_checkpoint(
     knowledge = None
     if config.informed_at_inference:
         knowledge = open_knowledge(config, captions, store, (split,))
-        knowledge.check_same_dictionary(checkpoint, learned_from(checkpoint))
+        knowledge.check_same_dictionary(checkpoint, checkpoint_knowledge(checkpoint))
     logger.info(f"evaluating {display_path(checkpoint)} on the {split} split")
     table = captions if queries is None else queries
     if config.resources.max_workers == 1 and not cluster_address():

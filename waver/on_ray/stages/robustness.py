@@ -247,6 +247,7 @@ def _count_authors(imported: Mapping[Path, Sequence[ImportedRewrite]]) -> list[d
 
 def _to_answers(evaluation: Evaluation) -> Answers:
     missing, ranks = set(evaluation.missing_clips), evaluation.ranks.cpu()
+    assert ranks.top is not None, "evaluate with top_k > 0"
     return Answers(
         ranks=ranks.t2v.numpy(),
         top=ranks.top.clips.numpy(),

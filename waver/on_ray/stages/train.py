@@ -23,8 +23,8 @@ from waver.on_ray.cluster.connection import connect
 from waver.on_ray.cluster.signals import Terminated, signal_actor, stop_on_sigterm
 from waver.on_ray.cluster.workers import run_on_workers
 from waver.on_ray.stages.train_worker import TrainingJob, train_on_ray_worker
-from waver.runs.checkpoint import learned_from
-from waver.runs.folder import best_checkpoint, describe_checkpoint, finished, newest_checkpoint, open_run
+from waver.runs.checkpoint import checkpoint_knowledge
+from waver.runs.folder import best_checkpoint, describe_checkpoint, newest_checkpoint, open_run, read_result
 from waver.runs.inputs import LEAKY, load_captions, open_store, training_knowledge
 from waver.runs.results import protocol_of_table
 from waver.tools.files import write_json
@@ -82,7 +82,7 @@ def train(
     folder = folder or config.run_folder
     plan = _plan_run(config, captions, store)
     open_run(folder, config, plan.data)
-    if result := finished(folder):
+    if result := read_result(folder):
         logger.info(
             f"{display_path(folder)} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name"
         )
@@ -91,7 +91,7 @@ def train(
         build_student(config)  # report a model that cannot be built here, not from the workers
     newest = newest_checkpoint(folder)
     if newest and knowledge:
-        knowledge.check_same_dictionary(newest, learned_from(newest))
+        knowledge.check_same_dictionary(newest, checkpoint_knowledge(newest))
     logger.info(_start_text(config, folder, plan, newest))
     knowledge_path = knowledge.path if knowledge else None
     job = TrainingJob(config, ray.put(captions), plan.rows, store.path, knowledge_path, folder, group)

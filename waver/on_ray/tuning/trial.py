@@ -17,6 +17,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from waver.config import ExperimentConfig, SweepConfig, load_config
 from waver.on_ray.cluster.failures import permanent_message
+from waver.on_ray.cluster.workers import Rescale
 from waver.on_ray.stages.train import run_training
 from waver.on_ray.stages.train_worker import TrainingJob, train_job
 from waver.sweeps.folder import begin_trial, read_if_written, read_trial, run_folder
@@ -110,10 +111,10 @@ def run_trial(config: dict[str, Any], job: SweepJob) -> None:
     start, seconds_before = time.time(), read_if_written(trial / "progress.json").get("seconds", 0.0)
     try:
         configs = [_config(job, trial, point, repeat) for repeat in range(job.sweep.repeats)]
-        num_epochs = sum(config.train.epochs for config in configs)
+        num_epochs = sum(experiment.train.epochs for experiment in configs)
         progress = TrialProgress(trial, job.sweep.objective.metric, job.gpus, start, seconds_before, num_epochs)
-        for config in configs:
-            _train(config, trial, progress, group=f"{job.sweep.name}/{trial.name}")
+        for experiment in configs:
+            _train(experiment, trial, progress, group=f"{job.sweep.name}/{trial.name}")
         tune.report(progress.measure())
     except Exception as error:
         permanent = permanent_message(error)
@@ -137,7 +138,7 @@ def _train(config: ExperimentConfig, trial: Path, progress: TrialProgress, *, gr
     run_training(config, **options)
 
 
-def _train_in_process(job: TrainingJob, progress: TrialProgress) -> dict:
+def _train_in_process(job: TrainingJob, progress: TrialProgress) -> dict | Rescale:
     """Trains a run with one worker in this process, from its newest checkpoint."""
 
     def report(metrics: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Two runs side by side: in what they differ, and what came of it."""
+"""Compares two runs: settings, data, environment and metrics."""
 
 from waver.runs.comparison.compare import Comparison, ComparisonRow, MetricComparison, compare_runs
 from waver.runs.comparison.reading import ComparisonError

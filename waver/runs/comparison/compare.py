@@ -82,7 +82,8 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     Raises:
         ComparisonError: if a folder holds no run (one message names both folders), or both are the same folder.
     """
-    runs, mistakes = [], []
+    runs: list[ReadRun] = []
+    mistakes: list[str] = []
     for folder in (a, b):
         try:
             runs.append(read_run(folder))
@@ -112,26 +113,24 @@ def _config_rows(a: ReadRun, b: ReadRun) -> tuple[ComparisonRow, ...]:
     if not (a.config and b.config):
         return ()
     counting = flatten(a.config.identity()).keys() | flatten(b.config.identity()).keys()
-    settings = [flatten(run.config.model_dump(mode="json", exclude={"name"})) for run in (a, b)]
+    settings = [flatten(config.model_dump(mode="json", exclude={"name"})) for config in (a.config, b.config)]
     rows = [ComparisonRow(row.key, row.a, row.b, row.key in counting) for row in _rows(*settings)]
-    return tuple(
-        sorted(rows, key=lambda row: not row.counts)
-    )  # settings that affect metrics first, else in their order
+    return tuple(sorted(rows, key=lambda row: not row.counts))  # settings that affect metrics first
 
 
 def _environment(run: ReadRun) -> dict[str, Any]:
-    said = dict(run.environment)
-    if isinstance(changes := said.get("git_changes"), str) and changes:
-        said["git_changes"] = "; ".join(line.strip() for line in changes.splitlines())
+    environment = dict(run.environment)
+    if isinstance(changes := environment.get("git_changes"), str) and changes:
+        environment["git_changes"] = "; ".join(line.strip() for line in changes.splitlines())
     for key in ("command", "gpus"):
-        if isinstance(said.get(key), list):
-            said[key] = " ".join(map(str, said[key])) or "none"
-    return said
+        if isinstance(environment.get(key), list):
+            environment[key] = " ".join(map(str, environment[key])) or "none"
+    return environment
 
 
 def _training(run: ReadRun) -> dict[str, Any]:
     best = run.best
-    said = {
+    rows = {
         "status": run.progress,
         "steps": run.steps[-1]["step"] if run.steps else 0,
         "best epoch": best[0] if best else None,
@@ -141,7 +140,7 @@ def _training(run: ReadRun) -> dict[str, Any]:
         "peak memory of a worker (bytes)": run.result.get("peak_memory_bytes_of_worker"),
         "last training loss": run.steps[-1].get("loss/total") if run.steps else None,
     }
-    return {key: value for key, value in said.items() if value is not None}
+    return {key: value for key, value in rows.items() if value is not None}
 
 
 def _validation(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> list[MetricComparison]:
@@ -151,7 +150,7 @@ def _validation(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> li
     held_out = {run.result.get("validation_split", "") for run in (a, b)} != {"own"}
     different = _different(config, _DATA_KEYS + (_HELD_OUT_KEYS if held_out else ()))
     unfinished = [run.folder.name for run in (a, b) if not run.result]
-    cautions = [f"{' and '.join(unfinished)} not finished: the best so far"] if unfinished else []
+    cautions = [f"{' and '.join(unfinished)} not finished: its best metrics so far"] if unfinished else []
     return [
         MetricComparison(
             f"best validation (epochs {epoch_a} and {epoch_b})",
@@ -163,7 +162,7 @@ def _validation(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> li
 
 
 def _evaluations(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> list[MetricComparison]:
-    compared = []
+    compared: list[MetricComparison] = []
     for name in sorted(a.evaluations.keys() & b.evaluations.keys()):
         left, right = a.evaluations[name], b.evaluations[name]
         not_comparable = [
@@ -179,7 +178,9 @@ def _evaluations(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> l
             if left.get(key) != right.get(key)
         ]
         if lost := set(left.get("missing_clips") or ()) ^ set(right.get("missing_clips") or ()):
-            cautions.append(f"{len(lost)} clips of the gallery were lost to one of them alone and count as its misses")
+            cautions.append(
+                f"{len(lost)} clips of the gallery failed to decode for one run only and count as its misses"
+            )
         if (queries := left.get("num_queries")) and queries == right.get("num_queries"):
             cautions.append(f"one query of {queries} is {100 / queries:.2f} points of R@K from text to video")
         compared.append(
@@ -208,7 +209,7 @@ def _notes(a: ReadRun, b: ReadRun, names: list[str]) -> Iterable[str]:
         yield f"validation is not compared: {none} has no evaluation yet"
     for name in sorted(a.evaluations.keys() ^ b.evaluations.keys()):
         only = names[0] if name in a.evaluations else names[1]
-        yield f"{name} is there for {only} alone: make the other with `waver evaluate`"
+        yield f"{name}.json exists for {only} only: run `waver evaluate` for the other run"
 
 
 def _different(config: tuple[ComparisonRow, ...], keys: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the files of a run say, as far as they are there and whole; a sentence for each that is not."""
+"""Reads the files of a run for a comparison; a missing or damaged file becomes a problem in words, not an error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,36 +15,36 @@ from waver.tools.object_store import ObjectStoreError, display_path, exists, lis
 
 
 class ComparisonError(WaverError):
-    """What was named cannot be compared."""
+    """Raised if a folder is not a run, or if both are the same run."""
 
 
 @dataclass(frozen=True)
 class ReadRun:
-    """One run."""
+    """Content of a run folder."""
 
     folder: Path
     config: ExperimentConfig | None
     data: Mapping[str, Any]
     environment: Mapping[str, Any]
     result: Mapping[str, Any]
-    """Empty while the run is not finished."""
-    steps: list[dict]
-    """Rows of metrics.jsonl, one a step."""
-    validation: list[dict]
-    """Rows of metrics.jsonl, one an evaluation."""
+    """Empty if the run has not finished."""
+    steps: list[dict[str, Any]]
+    """Rows of metrics.jsonl, one per optimizer step."""
+    validation: list[dict[str, Any]]
+    """Rows of metrics.jsonl, one per validation."""
     evaluations: Mapping[str, Mapping[str, Any]]
-    """Name of the file, without its ending -> what it holds."""
+    """Name of each evaluation file, without suffix -> its content."""
     problems: list[str] = field(default_factory=list)
-    """What could not be read."""
+    """A sentence for each file, or part of one, that could not be read."""
 
     @property
     def best(self) -> tuple[int, dict[str, float]] | None:
-        """(epoch, validation metrics) of the best evaluation so far; None before the first."""
+        """(epoch, metrics) of the best validation so far; None before the first."""
         return best_epoch(self.validation) if self.validation else None
 
     @property
     def progress(self) -> str:
-        """How far it is."""
+        """Whether the run has finished, or its last step and epoch, in words."""
         if self.result:
             return "finished"
         if not self.steps:
@@ -53,7 +53,7 @@ class ReadRun:
         return f"not finished: step {self.steps[-1]['step']}, epoch {self.steps[-1].get('epoch', '?')}{of}"
 
     def median(self, scalar: str) -> float | None:
-        """Of a scalar that stands at every step. The first one waits for everything to start, and is left out."""
+        """Returns the median of a scalar over all steps but the first, which includes the start of all processes."""
         values = [row[scalar] for row in self.steps[1:] if scalar in row]
         return median(values) if values else None
 
@@ -62,7 +62,7 @@ def read_run(folder: Path) -> ReadRun:
     """Reads a run.
 
     Raises:
-        ComparisonError: where the folder is none of a run; says what it is, as far as that can be seen.
+        ComparisonError: if the folder is not a run folder; says what it is instead, if known.
     """
     _check(folder)
     problems: list[str] = []
@@ -75,11 +75,11 @@ def read_run(folder: Path) -> ReadRun:
     try:
         rows = list(read_metrics(folder))
     except (OSError, ValueError) as error:
-        problems.append(f"{folder / 'metrics.jsonl'} is damaged ({error}): its curves are left out")
-    whole = [row for row in rows if isinstance(row, dict) and "step" in row]
-    if len(whole) < len(rows):
+        problems.append(f"{folder / 'metrics.jsonl'} is damaged ({error}): its metrics are left out")
+    valid = [row for row in rows if isinstance(row, dict) and "step" in row]
+    if len(valid) < len(rows):
         problems.append(
-            f"{folder / 'metrics.jsonl'} has {len(rows) - len(whole)} lines without a step: they are left out"
+            f"{folder / 'metrics.jsonl'} has {len(rows) - len(valid)} lines without a step: they are left out"
         )
     return ReadRun(
         folder=folder,
@@ -87,8 +87,8 @@ def read_run(folder: Path) -> ReadRun:
         data=_read(folder / "data.json", problems),
         environment=_read(folder / "environment.json", problems),
         result=_read(folder / "result.json", problems, optional=True),
-        steps=[row for row in whole if "split" not in row],
-        validation=[row for row in whole if row.get("split") == "validation" and SELECTION_METRIC in row],
+        steps=[row for row in valid if "split" not in row],
+        validation=[row for row in valid if row.get("split") == "validation" and SELECTION_METRIC in row],
         evaluations=_evaluations(folder, problems),
         problems=problems,
     )
@@ -97,7 +97,7 @@ def read_run(folder: Path) -> ReadRun:
 def _check(folder: Path) -> None:
     if folder.is_file() or not exists(folder):
         raise ComparisonError(
-            f"{display_path(folder)} {'is a file' if folder.exists() else 'is not there'}: name the folder of a run"
+            f"{display_path(folder)} {'is a file' if folder.exists() else 'does not exist'}: name a run folder"
         )
     if exists(folder / "model.safetensors"):
         raise ComparisonError(f"{display_path(folder)} is a checkpoint: name its run, {display_path(folder.parent)}")
@@ -106,24 +106,24 @@ def _check(folder: Path) -> None:
     inside = [folder / name for name in list_names(folder) if exists(folder / name / "config.yaml")]
     inside += [path.parent for path in sorted(folder.glob("trials/*/*/config.yaml"))]
     hint = f": name one in it, such as {display_path(inside[0])}" if inside else ": train one with `waver train CONFIG`"
-    raise ComparisonError(f"{display_path(folder)} is no run, it has no config.yaml{hint}")
+    raise ComparisonError(f"{display_path(folder)} is not a run, it has no config.yaml{hint}")
 
 
 def _read(path: Path, problems: list[str], *, optional: bool = False) -> Mapping[str, Any]:
-    """The object in a JSON file; empty where it is missing or damaged, which is noted."""
+    """Reads a JSON object; returns an empty one and adds a problem if the file is missing or damaged."""
     try:
         content = read_json(path)
     except ObjectStoreError:
         raise
     except FileNotFoundError:
         if not optional:
-            problems.append(f"{path} is missing: what it says is left out")
+            problems.append(f"{path} is missing: its content is left out")
         return {}
     except (OSError, ValueError) as error:
-        problems.append(f"{path} is damaged ({error}): what it says is left out")
+        problems.append(f"{path} is damaged ({error}): its content is left out")
         return {}
     if not isinstance(content, dict):
-        problems.append(f"{path} holds no object but a {type(content).__name__}: what it says is left out")
+        problems.append(f"{path} holds a {type(content).__name__} instead of an object: its content is left out")
         return {}
     return content
 

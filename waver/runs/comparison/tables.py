@@ -1,8 +1,8 @@
-"""A comparison as people read it."""
+"""Formats a comparison of two runs as terminal tables."""
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -12,15 +12,15 @@ from waver.runs.comparison.compare import Comparison, ComparisonRow, MetricCompa
 
 _ABSENT = "-"
 _LONGEST = 160
-"""Characters of a value; of a longer one the end is cut."""
+"""Characters of a value that are shown."""
 
 
 def comparison_tables(comparison: Comparison, *, all_rows: bool = False) -> Iterator[Table | Text]:
-    """Tables, and sentences between them, in the order in which to print them.
+    """Yields tables, and the sentences between them, in the order in which to print them.
 
     Args:
-        comparison: of two runs.
-        all_rows: also what is equal.
+        comparison: comparison of two runs.
+        all_rows: whether to show rows whose values are equal, too.
     """
     for note in comparison.notes:
         yield Text(note, "yellow")
@@ -43,14 +43,14 @@ def comparison_tables(comparison: Comparison, *, all_rows: bool = False) -> Iter
 
 
 def lower_is_better(metric: str) -> bool:
-    """Median and mean rank; of all others more is better."""
+    """Returns whether lower values of a metric are better, which holds for median and mean rank only."""
     return metric.rpartition("/")[2] in ("MdR", "MnR")
 
 
 def _table(title: str, comparison: Comparison, rows: Iterable[ComparisonRow]) -> Table:
     table = _empty(title, comparison, justify="left")
     for row in rows:
-        # Dim is what no figure depends on.
+        # Values that cannot affect metrics are dim.
         table.add_row(*map(Text, (row.key, _text(row.a), _text(row.b))), style=None if row.counts else "dim")
     return table
 
@@ -65,11 +65,11 @@ def _metrics_table(metrics: MetricComparison, comparison: Comparison) -> Table:
             better = change < 0 if lower_is_better(row.key) else change > 0
             colour = "" if not change or metrics.not_comparable else "green" if better else "red"
             difference = Text("not comparable", "dim") if metrics.not_comparable else Text(f"{change:+.2f}", colour)
-        table.add_row(Text(row.key), _figure(row.a), _figure(row.b), difference)
+        table.add_row(Text(row.key), _number(row.a), _number(row.b), difference)
     return table
 
 
-def _empty(title: str, comparison: Comparison, *, justify: str) -> Table:
+def _empty(title: str, comparison: Comparison, *, justify: Literal["left", "right"]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", overflow="fold")
     for name in (comparison.a, comparison.b):
@@ -77,7 +77,7 @@ def _empty(title: str, comparison: Comparison, *, justify: str) -> Table:
     return table
 
 
-def _figure(value: float | None) -> Text:
+def _number(value: float | None) -> Text:
     return Text(_ABSENT if value is None else f"{value:.2f}")
 
 

@@ -1,4 +1,4 @@
-"""Looking at what a model does: pictures, distributions and a projection of a small, fixed subset of a split."""
+"""Visualises a model on a small, fixed subset of a split: images, distributions and a projection."""
 
 from waver.runs.inspection.inspect import Inspection, inspect_run
 from waver.runs.inspection.pictures import to_png

@@ -1,4 +1,4 @@
-"""The subset after the towers: embeddings of its clips and captions, and what its frames look at."""
+"""Embeds the clips and captions of the subset, and reads the attention of its frames to phrases."""
 
 import itertools
 from dataclasses import dataclass
@@ -22,29 +22,29 @@ from waver.runs.inspection.subset import Subset
 
 _BATCH_SIZE = 16
 _COLUMN = 64
-"""Size of the frames above a heat map."""
+"""Side of a frame above a heat map, in pixels."""
 _THUMBNAIL = 48
-"""Size of those in the projector."""
+"""Side of a thumbnail in the projector, in pixels."""
 
 
 @dataclass(frozen=True)
-class Sight:
-    """The clips of a subset."""
+class EmbeddedClips:
+    """The embedded clips of a subset; `columns`, `attention` and `phrases` are of the first `num_maps` clips only."""
 
     video: Embeddings
     columns: tuple[UInt8[np.ndarray, "_ s s 3"], ...]
-    """The valid frames of the first clips, as they stand above a heat map."""
+    """Valid frames, as shown above a heat map."""
     thumbnails: UInt8[np.ndarray, "n p p 3"]
-    """A frame of every clip, from its middle, as the projector shows it."""
+    """Middle frame of every clip, as shown in the projector."""
     attention: tuple[Float[np.ndarray, "_ K"], ...]
-    """Of the first clips' valid frames to their phrases, mean over the heads; empty where there are none."""
+    """Attention of valid frames to phrases, mean over the heads; empty without knowledge."""
     phrases: tuple[tuple[str, ...], ...]
-    """Of the first clips, best match first."""
+    """Phrases of each clip, best match first; empty without knowledge."""
 
 
 @dataclass(frozen=True)
 class EmbeddedSubset:
-    """The clips of a subset that have frames, and their captions, clip by clip."""
+    """The decoded clips of a subset, and their captions, clip by clip."""
 
     clip_ids: tuple[str, ...]
     captions: tuple[str, ...]
@@ -52,11 +52,11 @@ class EmbeddedSubset:
     clip_of_caption: Int[np.ndarray, " t"]
     token_ids: Int[Tensor, "t N"]
     text: Embeddings
-    sight: Sight
+    clips: EmbeddedClips
     representatives: tuple[int, ...]
-    """The caption that stands for each clip: its first."""
+    """Row of each clip's first caption, which represents the clip."""
     similarity: Float[np.ndarray, "n n"]
-    """Of those captions with the clips."""
+    """Similarity of the representatives (rows) to the clips (columns)."""
 
 
 @torch.no_grad()
@@ -71,31 +71,31 @@ def embed_subset(
     video: Embeddings | None,
     knowledge: Knowledge | None,
 ) -> EmbeddedSubset | None:
-    """Embeds what has frames of a subset; None where nothing has.
+    """Embeds the decoded clips of a subset and their captions; returns None if no clip was decoded.
 
     Args:
         student: the model.
-        evaluation: says which clips have frames.
-        split: that was evaluated.
-        subset: of it.
-        store: has the frames.
+        evaluation: the evaluation, which names the missing clips.
+        split: the evaluated split.
+        subset: subset of the split.
+        store: clip store.
         settings: how captions and clips are embedded.
         video: embeddings of all clips of the gallery that are not missing, from the evaluation; None embeds them again.
-        knowledge: of the clips; None draws no attention.
+        knowledge: knowledge of the clips; None reads no attention.
     """
-    subset = with_frames(subset, evaluation)
+    subset = drop_missing(subset, evaluation)
     if not subset.clips:
         return None
     clip_ids = [evaluation.clip_ids[clip] for clip in subset.clips]
     rows = rows_of_clips(subset, evaluation)
     video = video and video.map(lambda tensor: tensor[rows])
-    sight = see_clips(student, clip_ids, store, settings, video=video, knowledge=knowledge)
+    clips = embed_clips(student, clip_ids, store, settings, video=video, knowledge=knowledge)
     chosen = list(itertools.chain(*subset.texts))
     captions = [split.texts[text] for text in chosen]
-    token_ids, text = read_texts(student, captions, max_words=settings.max_words, prompt=settings.prompt)
-    # Every clip of a gallery has a caption.
+    token_ids, text = embed_texts(student, captions, max_words=settings.max_words, prompt=settings.prompt)
+    # Every clip of a gallery has at least one caption.
     first = np.cumsum([0, *(len(texts) for texts in subset.texts[:-1])]).tolist()
-    similarity = student.similarity(text.map(lambda tensor: tensor[first]), sight.video)
+    similarity = student.similarity(text.map(lambda tensor: tensor[first]), clips.video)
     return EmbeddedSubset(
         clip_ids=tuple(clip_ids),
         captions=tuple(captions),
@@ -103,28 +103,28 @@ def embed_subset(
         clip_of_caption=np.repeat(np.arange(len(clip_ids)), [len(texts) for texts in subset.texts]),
         token_ids=token_ids,
         text=text,
-        sight=sight,
+        clips=clips,
         representatives=tuple(first),
         similarity=similarity.float().cpu().numpy(),
     )
 
 
-def with_frames(subset: Subset, evaluation: Evaluation) -> Subset:
-    """The part of a subset whose clips were embedded in an evaluation."""
+def drop_missing(subset: Subset, evaluation: Evaluation) -> Subset:
+    """Returns the subset without the clips that are missing in an evaluation."""
     missing = set(evaluation.missing_clips)
     kept = [i for i, clip in enumerate(subset.clips) if evaluation.clip_ids[clip] not in missing]
     return Subset(tuple(subset.clips[i] for i in kept), tuple(subset.texts[i] for i in kept))
 
 
 def rows_of_clips(subset: Subset, evaluation: Evaluation) -> list[int]:
-    """Where the clips of a subset stand among those that an evaluation embedded."""
+    """Returns the row of each clip of a subset in the embeddings of an evaluation, which omit missing clips."""
     missing = set(evaluation.missing_clips)
     row_of = np.cumsum([clip_id not in missing for clip_id in evaluation.clip_ids]) - 1
     return row_of[list(subset.clips)].tolist()
 
 
 @torch.no_grad()
-def see_clips(
+def embed_clips(
     student: Student,
     clip_ids: list[str],
     store: ClipStore,
@@ -132,21 +132,22 @@ def see_clips(
     *,
     video: Embeddings | None,
     knowledge: Knowledge | None,
-) -> Sight:
-    """Reads some clips and embeds them.
+) -> EmbeddedClips:
+    """Reads and embeds clips.
 
     Args:
         student: the model.
-        clip_ids: one or more; all have frames.
-        store: has their frames.
-        settings: how clips are embedded, and of how many the attention is wanted.
-        video: their embeddings if the evaluation kept them; then only frames whose attention is wanted pass the backbone.
-        knowledge: of the clips; if it is None or lacks one of the clips with a heat map, there is no attention.
+        clip_ids: one or more decoded clips.
+        store: clip store.
+        settings: how clips are embedded; attention is read for the first `num_maps` clips.
+        video: embeddings of the clips, if the evaluation kept them; then only clips with a heat map pass the backbone.
+        knowledge: knowledge of the clips; without it, or if it lacks a clip with a heat map, no attention is read.
     """
     device = student.logit_scale.device
     if knowledge and not settings.informed and knowledge.unmatched_clips(clip_ids[: settings.num_maps]):
-        knowledge = None  # phrases were matched for the clips of train alone
+        knowledge = None  # phrases were matched for training clips only
     table = knowledge.phrase_embeddings().to(device) if knowledge else None
+    fusion = student.fusion
     embedded, columns, thumbnails, attention, phrases_of = [], [], [], [], []
     for first in range(0, len(clip_ids), _BATCH_SIZE):
         batch = clip_ids[first : first + _BATCH_SIZE]
@@ -161,15 +162,17 @@ def see_clips(
         values = student.backbone.encode_frames(student.backbone.pixels(frames), mask)
         count = needed if settings.informed else mapped
         if knowledge and count:
+            assert table is not None
+            assert fusion is not None, "a student without fusion cannot attend to phrases"
             phrase_ids = knowledge.phrase_ids(batch[:count], settings.top_k)
             phrases = table[phrase_ids.to(device)]
-            seen = student.fusion.attention(values[:count], phrases).mean(1).float().cpu().numpy()
+            seen = fusion.attention(values[:count], phrases).mean(1).float().cpu().numpy()
             attention += [seen[i, : lengths[i]] for i in range(mapped)]
             phrases_of += [tuple(knowledge.phrases[i] for i in ids) for ids in phrase_ids[:mapped].tolist()]
-            values = student.fusion(values, phrases) if settings.informed else values
+            values = fusion(values, phrases) if settings.informed else values
         if video is None:
             embedded.append(student.aggregate(values, mask))
-    return Sight(
+    return EmbeddedClips(
         _joined(embedded) if video is None else video,
         tuple(columns),
         np.concatenate(thumbnails),
@@ -179,10 +182,10 @@ def see_clips(
 
 
 @torch.no_grad()
-def read_texts(
+def embed_texts(
     student: Student, texts: list[str], *, max_words: int, prompt: str | None
 ) -> tuple[Int[Tensor, "t N"], Embeddings]:
-    """Token ids and embeddings of some captions, as long as the longest of them."""
+    """Returns token ids and embeddings of captions, padded to the longest of them."""
     token_ids, mask = tokenize(texts, max_words=max_words, prompt=prompt)
     longest, device = int(mask.sum(1).max()), student.logit_scale.device
     token_ids, mask = token_ids[:, :longest].to(device), mask[:, :longest].to(device)

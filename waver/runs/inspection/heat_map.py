@@ -1,4 +1,4 @@
-"""Numbers of a clip's frames, a row a token or a phrase, below the frames themselves."""
+"""Draws heat maps below the frames of a clip: one column per frame, one row per token or phrase."""
 
 from dataclasses import dataclass
 
@@ -30,30 +30,30 @@ _ROW, _BARS, _MAX_LABEL, _MIN_WIDTH = 20, 60, 220, 540
 
 @dataclass(frozen=True)
 class HeatMap:
-    """What is drawn."""
+    """Content of a heat map."""
 
     title: str
-    """In one line or several."""
+    """Wrapped to at most three lines."""
     notes: tuple[str, ...]
-    """Lines below the title that say what the picture shows."""
+    """Explanation below the title."""
     labels: tuple[str, ...]
-    """Of the rows."""
+    """Labels of the rows."""
     values: Float[np.ndarray, "rows f"]
     low: float
     high: float
     """Ends of the colour scale."""
     row_weights: Float[np.ndarray, " rows"] | None = None
-    """Drawn as bars beside the rows."""
+    """Drawn as bars beside the rows; None draws none."""
     column_weights: Float[np.ndarray, " f"] | None = None
-    """Drawn as bars between the frames and their columns."""
+    """Drawn as bars between the frames and their columns; None draws none."""
     mark_best: bool = False
-    """Frames the best column of each row, and underlines the best row of each column."""
+    """Whether to frame the maximum of each row and underline the maximum of each column."""
 
 
 def draw_heat_map(heat: HeatMap, frames: UInt8[np.ndarray, "f s s 3"]) -> Picture:
-    """Draws it; the frames are those of the columns."""
+    """Draws a heat map below the frames of its columns."""
     num_rows, num_frames = heat.values.shape
-    assert len(frames) == num_frames, "a column a frame"
+    assert len(frames) == num_frames, "one column per frame"
     cell = max(24, min(64, 560 // num_frames))
     label_width = min(_MAX_LABEL, 10 + max((_width(label) for label in heat.labels), default=0))
     bars = _BARS if heat.row_weights is not None else 0

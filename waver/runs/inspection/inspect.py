@@ -1,7 +1,7 @@
-"""What a model does, for people to look at after an evaluation: pictures, distributions, and points for the projector.
+"""Visualises a model after an evaluation: images, distributions, and points for the projector.
 
-Everything shows the same small subset, so that two steps of a run, and two runs, can be compared; but for the worst
-failures, which are looked for among all queries. One worker does it while the others wait, so it is quick.
+All show the same small subset, so that steps and runs can be compared, except the worst-ranked queries, which are chosen
+among all queries. One worker inspects while the others wait, so it must be fast.
 """
 
 import time
@@ -32,19 +32,22 @@ from waver.runs.inspection.subset import Subset, choose_subset, worst_queries
 
 @dataclass(frozen=True)
 class Inspection:
-    """For TensorBoard. A tag shows the same query in every evaluation; those of the worst are named by their place."""
+    """Visualisations for TensorBoard, by tag.
+
+    A tag shows the same query in every evaluation, except those of the worst-ranked queries, which are numbered.
+    """
 
     images: dict[str, Picture]
-    """See `waver.runs.inspection.pictures.to_png`."""
+    """Tag -> image; `waver.runs.inspection.pictures.to_png` encodes one."""
     histograms: dict[str, Float[np.ndarray, " values"]]
     pr_curves: dict[str, tuple[Bool[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]]
-    """(labels, predictions in [0, 1])."""
+    """Tag -> (labels, predictions in [0, 1])."""
     point_sets: dict[str, PointSet]
-    """See `waver.runs.inspection.projection.write_projection`."""
+    """Name -> points for `waver.runs.inspection.projection.write_projection`."""
     embedding_s: float
-    """Seconds that the model took, with reading the frames of the subset."""
+    """Seconds for reading frames and running the model."""
     drawing_s: float
-    """Seconds that the rest took."""
+    """Seconds for everything else."""
 
 
 @torch.no_grad()
@@ -58,27 +61,27 @@ def inspect_run(
     video: Embeddings | None = None,
     knowledge: Knowledge | None = None,
 ) -> Inspection:
-    """Inspects a model after an evaluation; one worker calls it.
+    """Inspects a model after an evaluation. One worker calls it.
 
-    Scores and ranks of the strips are those of the evaluation. Everything else comes from embedding the subset again, in the
+    Strips show scores and ranks of the evaluation. Everything else is computed from new embeddings of the subset, in the
     precision of the weights.
 
     Args:
-        student: the model, as the evaluation left it.
-        evaluation: with `top`, of 5 clips or more; with fewer, strips are shorter.
-        captions: caption table; only rows of evaluation.split are read.
-        store: its clips.
+        student: the evaluated model.
+        evaluation: evaluation with `ranks.top`; strips show at most 5 answers, or as many as `ranks.top` has.
+        captions: caption table; only rows of the evaluated split are read.
+        store: clip store.
         settings: how the subset is embedded, and how much is drawn.
-        video: embeddings of all clips of the gallery that are not missing, from the evaluation; None embeds the clips of the
-            subset again, which takes a minute or two with a large backbone on a CPU.
-        knowledge: of the clips; no attention is drawn if it is None or knows other clips only.
+        video: embeddings of all clips of the gallery that are not missing, from the evaluation; if None, the clips of the
+            subset are embedded again, which takes minutes with a large backbone on a CPU.
+        knowledge: knowledge of the clips; without it, or if it lacks these clips, no attention is drawn.
     """
-    assert evaluation.ranks.top is not None, "evaluate with top_k"
-    assert not settings.informed or (knowledge and settings.top_k), "informed videos need the phrases of their clips"
+    assert evaluation.ranks.top is not None, "evaluate with top_k > 0"
+    assert not settings.informed or (knowledge and settings.top_k), "informed clips need phrases"
     start = time.perf_counter()
     evaluation = replace(evaluation, ranks=evaluation.ranks.cpu(), clip_of_text=evaluation.clip_of_text.cpu())
     split = build_gallery(captions, evaluation.split)
-    assert split.text_ids == evaluation.text_ids, "these are the captions that were evaluated"
+    assert split.text_ids == evaluation.text_ids, "captions must be those of the evaluation"
     subset = choose_subset(
         evaluation.clip_ids,
         evaluation.text_ids,
@@ -106,11 +109,11 @@ def inspect_run(
 def _strips(
     evaluation: Evaluation, texts: Sequence[str], subset: Subset, store: ClipStore, settings: InspectionSettings
 ) -> dict[str, Picture]:
-    """In both directions, of the first queries of the subset and of the worst failures."""
-    ranks, looked_at = evaluation.ranks, subset[: settings.num_queries]
-    t2v = {f"t2v/query_{n}": own[0] for n, own in enumerate(looked_at.texts, 1)}
+    """Draws strips in both directions, for the first queries of the subset and for the worst-ranked queries."""
+    ranks, drawn = evaluation.ranks, subset[: settings.num_queries]
+    t2v = {f"t2v/query_{n}": own[0] for n, own in enumerate(drawn.texts, 1)}
     t2v |= {f"t2v/worst_{n}": text for n, text in enumerate(worst_queries(ranks.t2v, settings.num_worst), 1)}
-    v2t = {f"v2t/query_{n}": clip for n, clip in enumerate(looked_at.clips, 1)}
+    v2t = {f"v2t/query_{n}": clip for n, clip in enumerate(drawn.clips, 1)}
     v2t |= {f"v2t/worst_{n}": clip for n, clip in enumerate(worst_queries(ranks.v2t, settings.num_worst), 1)}
     shown = [clip for text in t2v.values() for clip in clips_of_strip(evaluation, text)]
     shown += [evaluation.clip_ids[clip] for clip in v2t.values()]
@@ -121,25 +124,26 @@ def _strips(
 
 
 def _maps(student: Student, embedded: EmbeddedSubset) -> dict[str, Picture]:
-    """Of the first clips: tokens and frames, phrases and frames; those that the model has."""
-    images, sight = {}, embedded.sight
-    for number, (row, frames) in enumerate(zip(embedded.representatives, sight.columns, strict=False)):
+    """Draws heat maps of the first clips: tokens by frames, and phrases by frames, if the model has such interactions."""
+    clips = embedded.clips
+    images: dict[str, Picture] = {}
+    for number, (row, frames) in enumerate(zip(embedded.representatives, clips.columns, strict=False)):
         clip_id, one = embedded.clip_ids[number], slice(number, number + 1)
-        interaction = interaction_of(student, embedded.token_ids[row], embedded.text[row : row + 1], sight.video[one])
+        interaction = interaction_of(student, embedded.token_ids[row], embedded.text[row : row + 1], clips.video[one])
         if interaction:
             images[f"interaction/pair_{number + 1}"] = interaction_map(
                 interaction, frames, caption=embedded.captions[row], clip_id=clip_id
             )
-        if sight.attention:
+        if clips.attention:
             images[f"knowledge/attention_{number + 1}"] = attention_map(
-                sight.attention[number], sight.phrases[number], frames, clip_id=clip_id
+                clips.attention[number], clips.phrases[number], frames, clip_id=clip_id
             )
     return images
 
 
 def _point_sets(student: Student, embedded: EmbeddedSubset) -> dict[str, PointSet]:
-    """Clips and their captions in one space, and the clips alone: the two kinds often lie far apart."""
-    sight, clip_ids, clip_of_caption = embedded.sight, embedded.clip_ids, embedded.clip_of_caption
+    """Returns clips with their captions, and clips alone, because the two modalities often lie far apart."""
+    clips, clip_ids, clip_of_caption = embedded.clips, embedded.clip_ids, embedded.clip_of_caption
     clip_points = tuple(
         Point("clip", embedded.captions[row], clip_id, "")
         for row, clip_id in zip(embedded.representatives, clip_ids, strict=True)
@@ -151,13 +155,13 @@ def _point_sets(student: Student, embedded: EmbeddedSubset) -> dict[str, PointSe
     video, text = (
         one_vector(embeddings, end_token_only=end_token_only).float().cpu().numpy()
         for embeddings, end_token_only in (
-            (sight.video, False),
+            (clips.video, False),
             (embedded.text, student.interaction.compares_sentence),
         )
     )
     both = PointSet(
         np.concatenate([video, text]),
         (*clip_points, *caption_points),
-        np.concatenate([sight.thumbnails, with_border(sight.thumbnails)[clip_of_caption]]),
+        np.concatenate([clips.thumbnails, with_border(clips.thumbnails)[clip_of_caption]]),
     )
-    return {"clips_and_captions": both, "clips": PointSet(video, clip_points, sight.thumbnails)}
+    return {"clips_and_captions": both, "clips": PointSet(video, clip_points, clips.thumbnails)}

@@ -1,4 +1,4 @@
-"""How one caption meets one clip, token by token and frame by frame; and which phrases a clip's frames look at."""
+"""Visualises the interaction of a caption's tokens with a clip's frames, and the attention of frames to phrases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ _MAX_PHRASES = 24
 
 @dataclass(frozen=True)
 class Interaction:
-    """What makes the similarity of a caption and a clip; padding is not in it."""
+    """The parts of the similarity of one caption and one clip, without padding."""
 
     tokens: tuple[str, ...]
     cosines: Float[np.ndarray, "n f"]
     text_weights: Float[np.ndarray, " n"] | None
-    """None where the model learned none: every token counts the same."""
+    """None if the model has no learned weights, so that all tokens count the same."""
     video_weights: Float[np.ndarray, " f"] | None
     similarity: float
 
@@ -34,16 +34,17 @@ class Interaction:
 def interaction_of(
     student: Student, token_ids: Int[Tensor, " N"], text: Embeddings, video: Embeddings
 ) -> Interaction | None:
-    """Takes the interaction of a pair apart.
-
-    An interaction that compares the end token alone (dp) has a single row. None for an interaction with a module of its own
-    (xti), which compares no single tokens.
+    """Computes the parts of the similarity of a pair.
 
     Args:
         student: the model.
-        token_ids: of the caption.
-        text: of this one caption.
-        video: of this one clip.
+        token_ids: token ids of the caption.
+        text: embeddings of this caption only.
+        video: embeddings of this clip only.
+
+    Returns:
+        The parts; only the end token for an interaction that compares no other (dp); None for one with its own module (xti),
+        which does not compare tokens.
     """
     assert len(text) == len(video) == 1, "one caption and one clip"
     if student.interaction.build_module is not None:
@@ -62,7 +63,7 @@ def interaction_of(
 
 
 def token_strings(token_ids: Sequence[int]) -> tuple[str, ...]:
-    """Each token as CLIP's byte pairs spell it; a word's pieces but the last end in a hyphen."""
+    """Decodes each token; all pieces of a word but the last end in a hyphen."""
     pieces = [open_clip.decode(torch.tensor([token])) for token in token_ids]
     names = {"<start_of_text>": "<start>", "<end_of_text>": "<end>"}
     return tuple(names.get(piece.strip(), piece.strip() if piece.endswith(" ") else f"{piece}-") for piece in pieces)
@@ -71,7 +72,7 @@ def token_strings(token_ids: Sequence[int]) -> tuple[str, ...]:
 def interaction_map(
     interaction: Interaction, frames: UInt8[np.ndarray, "f s s 3"], *, caption: str, clip_id: str
 ) -> Picture:
-    """Cosines of tokens and frames, with the weights of both along the sides."""
+    """Draws the cosine of each token with each frame, with the weights of tokens and frames as bars."""
     notes = [
         f"similarity {interaction.similarity:.3f} with {clip_id}; cosine of each token (row) with each frame (column)"
     ]
@@ -100,13 +101,13 @@ def attention_map(
     *,
     clip_id: str,
 ) -> Picture:
-    """The phrases of a clip, best match first, and how much each frame looks at them.
+    """Draws the attention of each frame to the phrases of its clip, best match first.
 
     Args:
         attention: mean over the heads; sums to 1 over the phrases.
-        phrases: K of them; only the first 24 are drawn.
-        frames: of the clip.
-        clip_id: of the clip.
+        phrases: the K phrases; only the first 24 are drawn.
+        frames: frames of the clip.
+        clip_id: id of the clip.
     """
     shown = attention.T[:_MAX_PHRASES]
     cut = "" if len(phrases) == len(shown) else f", the first {len(shown)} of {len(phrases)}"
@@ -114,7 +115,7 @@ def attention_map(
         title=f"phrases of {clip_id}",
         notes=(
             f"attention of each frame (column) to each phrase (row, best match first{cut}), mean over the heads",
-            f"blue bars: mean over the frames; looking at all alike would be {1 / len(phrases):.2f}",
+            f"blue bars: mean over the frames; uniform attention would be {1 / len(phrases):.2f}",
         ),
         labels=tuple(phrases[:_MAX_PHRASES]),
         values=shown,

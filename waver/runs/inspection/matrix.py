@@ -1,4 +1,4 @@
-"""The similarity of some captions with their clips, all with all, as one picture."""
+"""Draws the similarity matrix of captions and clips."""
 
 import numpy as np
 from jaxtyping import Float
@@ -22,17 +22,18 @@ _SIDE = 640
 
 
 def similarity_matrix(similarity: Float[np.ndarray, "n n"]) -> Picture:
-    """Draws a row a caption and a column a clip; the right clip of a caption is on the diagonal.
+    """Draws one row per caption and one column per clip, with matching pairs on the diagonal.
 
-    A frame shows which clip each caption finds first among these: green on the diagonal, red elsewhere.
+    The highest similarity of each row is framed: green on the diagonal, red elsewhere.
     """
     num = len(similarity)
     cell = max(6, min(40, _SIDE // max(num, 1)))
     side, low, high = cell * num, float(similarity.min()), float(similarity.max())
     best = similarity.argmax(1)
+    num_correct = int((best == np.arange(num)).sum())
     lines = [
         f"similarity of {num} captions (rows) with their {num} clips (columns)",
-        f"right on the diagonal; framed: the best of each row, {int((best == np.arange(num)).sum())} of {num} are right",
+        f"matches on the diagonal; framed: best of each row, correct in {num_correct} of {num}",
     ]
     top = MARGIN + line_height(14) + line_height(12) + MARGIN
     image, draw = blank(max(side + 3 * MARGIN + 60, 480), top + side + MARGIN)

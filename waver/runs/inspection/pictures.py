@@ -1,7 +1,6 @@
-"""What all pictures are drawn with: text that wraps, small frames, and colours of numbers.
+"""Drawing primitives of all pictures: wrapped text, thumbnails, and a colour scale.
 
-A picture is an array (H, W, 3) of uint8, in red, green and blue. Pillow draws, with the one font that it brings along, so
-that a picture is the same on every machine.
+A picture is an RGB array (H, W, 3) of uint8. Pillow draws with its built-in font, so a picture is the same on every machine.
 """
 
 import functools
@@ -19,10 +18,10 @@ Colour = tuple[int, int, int]
 
 PAPER, INK, PALE, RULE = (255, 255, 255), (30, 30, 30), (110, 110, 110), (215, 215, 215)
 RIGHT, WRONG, GIVEN = (20, 150, 60), (215, 40, 40), (60, 90, 160)
-"""Of a right answer, a wrong one, and of what was given."""
+"""Colours of a correct answer, of a wrong answer, and of the query."""
 MARGIN = 8
 
-# Dark is low: seven colours of even steps in lightness, between which others are mixed.
+# From dark (low) to bright (high), in even steps of lightness; colours between them are interpolated.
 _SCALE = np.array(
     [(23, 16, 60), (57, 44, 122), (45, 93, 148), (37, 140, 140), (75, 183, 110), (173, 213, 74), (253, 240, 110)], float
 )
@@ -30,7 +29,7 @@ _MAX_CHARACTERS = 1000
 
 
 def to_png(picture: Picture) -> bytes:
-    """The picture as a file, in the 256 colours that suit it best: a third of the size, and nobody sees the difference."""
+    """Encodes a picture as PNG with a palette of 256 colours, which takes a third of the size without visible loss."""
     buffer = io.BytesIO()
     palette = Image.fromarray(picture).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     palette.save(buffer, "PNG")
@@ -38,32 +37,33 @@ def to_png(picture: Picture) -> bytes:
 
 
 @functools.cache
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font. Letters that it does not know become boxes."""
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Returns Pillow's built-in font. It draws letters that it lacks as boxes."""
     return ImageFont.load_default(size)
 
 
 def one_line(text: str) -> str:
-    """Any string as a line that can be drawn and written to a file: no line breaks, control characters, lone surrogates."""
+    """Makes a text one printable line: no line breaks, control characters or lone surrogates; cut if very long."""
     text = text[:_MAX_CHARACTERS].encode("utf-8", "replace").decode()
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def wrap(text: str, *, width: int, size: int, max_lines: int) -> list[str]:
-    """Cuts a text into lines that are not wider than some pixels, between words where possible.
+    """Wraps a text into lines, between words where possible.
 
     Args:
-        text: of any length.
-        width: in pixels.
-        size: of the font.
-        max_lines: the last of them ends in dots where more would follow.
+        text: the text.
+        width: maximum width of a line in pixels.
+        size: font size.
+        max_lines: maximum number of lines; if text is left over, the last line ends in dots.
     """
-    lines, line, used, space = [], "", 0.0, text_width(" ", size)
+    lines: list[str] = []
+    line, used, space = "", 0.0, text_width(" ", size)
     words = one_line(text).split(" ")
     while words and len(lines) < max_lines:
         word = words.pop(0)
         word_width = text_width(word, size)
-        if not line and word_width > width:  # it must be cut: a letter at least goes into the line
+        if not line and word_width > width:  # cut the word, after one letter at least
             cut = next((n for n in range(1, len(word)) if text_width(word[: n + 1], size) > width), len(word))
             lines.append(word[:cut])
             words[:0] = [word[cut:]] if word[cut:] else []
@@ -85,12 +85,12 @@ def wrap(text: str, *, width: int, size: int, max_lines: int) -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def text_width(word: str, size: int) -> float:
-    """Pixels that a word takes; most words come again and again."""
+    """Returns the width of a word in pixels; cached, because most words occur often."""
     return font(size).getlength(word)
 
 
 def blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """An empty picture and what draws on it."""
+    """Returns an empty image and its drawing context."""
     image = Image.new("RGB", (width, height), PAPER)
     return image, ImageDraw.Draw(image)
 
@@ -98,7 +98,7 @@ def blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 def write_lines(
     draw: ImageDraw.ImageDraw, lines: Sequence[str], *, left: int, top: int, size: int, colour: Colour = INK
 ) -> int:
-    """Draws lines, one below the other; returns where the next one would begin."""
+    """Draws lines below each other; returns the y coordinate of the next line."""
     for line in lines:
         draw.text((left, top), line, fill=colour, font=font(size))
         top += line_height(size)
@@ -106,34 +106,38 @@ def write_lines(
 
 
 def line_height(size: int) -> int:
-    """From one line to the next, in pixels."""
+    """Returns the distance between lines in pixels."""
     return round(1.3 * size)
 
 
 def read_thumbnails(
     store: ClipStore, clip_ids: Sequence[str], *, size: int, num_frames: int
 ) -> dict[str, UInt8[np.ndarray, "_ s s 3"]]:
-    """Some small frames of some clips, evenly over each clip; none of a clip that has no frames.
+    """Reads evenly spaced, small frames of clips.
 
     Args:
-        store: has the clips.
-        clip_ids: may name a clip twice, or one that could not be decoded.
-        size: of a thumbnail.
-        num_frames: at most.
+        store: clip store.
+        clip_ids: ids of clips; repeated ones, and clips that could not be decoded, are allowed.
+        size: side of a thumbnail in pixels.
+        num_frames: maximum number of frames of a clip.
+
+    Returns:
+        Clip id -> frames; an empty array for a clip that could not be decoded.
     """
-    found, decoded = {}, set(store.ok_clip_ids())
+    decoded = set(store.ok_clip_ids())
+    found: dict[str, UInt8[np.ndarray, "_ s s 3"]] = {}
     for clip_id in dict.fromkeys(clip_ids):
         if clip_id not in decoded:
             found[clip_id] = np.zeros((0, size, size, 3), np.uint8)
             continue
-        frames, (length,) = store.read([clip_id])  # one at a time: together they would not fit into memory
+        frames, (length,) = store.read([clip_id])  # one at a time, to save memory
         chosen = np.linspace(0, length - 1, min(length, num_frames)).round().astype(int)
         found[clip_id] = shrink(frames[0, chosen], size)
     return found
 
 
 def shrink(frames: UInt8[np.ndarray, "f h w 3"], size: int) -> UInt8[np.ndarray, "f s s 3"]:
-    """Frames in another size."""
+    """Resizes frames to squares with a side of `size` pixels."""
     if frames.shape[1:3] == (size, size):
         return frames
     how = Image.Resampling.BOX if frames.shape[1] > size else Image.Resampling.BILINEAR
@@ -142,7 +146,7 @@ def shrink(frames: UInt8[np.ndarray, "f h w 3"], size: int) -> UInt8[np.ndarray,
 
 
 def colours(values: Float[np.ndarray, "*shape"], low: float, high: float) -> UInt8[np.ndarray, "*shape 3"]:
-    """A colour for each number, from dark (low) to bright (high)."""
+    """Maps numbers to colours, from dark (`low`) to bright (`high`)."""
     place = np.clip((values - low) / (high - low) if high > low else np.zeros_like(values), 0, 1) * (len(_SCALE) - 1)
     first = np.minimum(place.astype(int), len(_SCALE) - 2)
     part = (place - first)[..., None]
@@ -150,7 +154,7 @@ def colours(values: Float[np.ndarray, "*shape"], low: float, high: float) -> UIn
 
 
 def colour_bar(image: Image.Image, *, left: int, top: int, height: int, low: float, high: float) -> None:
-    """Draws the scale of `colours`, with figures beside it; it is 60 pixels wide."""
+    """Draws the colour scale of `colours` with its values; 60 pixels wide."""
     draw = ImageDraw.Draw(image)
     scale = colours(np.linspace(high, low, height)[:, None].repeat(12, 1), low, high)
     image.paste(Image.fromarray(scale), (left, top))

@@ -1,13 +1,12 @@
-"""Captions and clips as points of one space, for TensorBoard's projector.
+"""Writes captions and clips as points for TensorBoard's projector.
 
-What was learned of the projector (TensorBoard 2.21), and decides how its files are written:
+Observed behaviour of the projector (TensorBoard 2.21) that determines how the files are written:
 
-- It looks for `projector_config.pbtxt` in the folders of runs, and a run is a folder with events. The file is read when the
-  list of runs changes, and never again: so the points have a folder of their own, whose first event makes it a run when all
-  other files are there.
-- It keeps the vectors of the point set that was looked at last and reads a file again when another set is looked at: so
-  there are two sets, and changing to the other one and back shows the newest evaluation.
-- Paths that leave the folder of the configuration are refused.
+- It reads `projector_config.pbtxt` from run folders, that is folders with events, and only when the list of runs changes. So
+  the points have their own folder, whose event file, which makes it a run, is written last.
+- It caches the vectors of the selected point set, and reads a file again when another set is selected. So there are two
+  sets: selecting the other one and back shows the newest evaluation.
+- It refuses paths outside the folder of the configuration.
 """
 
 import io
@@ -35,20 +34,20 @@ _BORDER = (255, 150, 0)
 
 @dataclass(frozen=True)
 class Point:
-    """What the projector tells of a point."""
+    """Metadata of a point."""
 
     kind: str
     """`clip` or `caption`."""
     caption: str
-    """Of a clip the first one."""
+    """The caption, or the first caption of the clip."""
     clip_id: str
     style: str
-    """Of writing; empty where there is none."""
+    """Writing style; empty if unknown."""
 
 
 @dataclass(frozen=True)
 class PointSet:
-    """Points with their thumbnails: of a caption its clip's, with a border."""
+    """Points with their vectors and thumbnails. The thumbnail of a caption is that of its clip, with a border."""
 
     vectors: Float[np.ndarray, "n D"]
     points: tuple[Point, ...]
@@ -56,14 +55,14 @@ class PointSet:
 
 
 def one_vector(embeddings: Embeddings, *, end_token_only: bool) -> Float[Tensor, "M D"]:
-    """One vector of length 1 for each item, from its tokens.
+    """Pools the tokens of each item to a vector of length 1.
 
-    Tokens are normalised and added by their weights: those that wti learned, equal ones for the others. The scalar product
-    of two sums is the mean of all cosines, weighted on both sides, which wti sharpens by taking maxima.
+    The vector is the weighted sum of the normalised tokens, with the weights that wti learned, or equal ones. So the dot
+    product of two vectors is proportional to the weighted mean of all token-frame cosines; wti takes maxima instead.
 
     Args:
-        embeddings: of captions or clips.
-        end_token_only: whether the vector is the end token, as for captions of an interaction that compares it alone
+        embeddings: embeddings of captions or clips.
+        end_token_only: whether to take the end token instead, for captions of an interaction that compares only that one
             (dp, xti).
     """
     if end_token_only:
@@ -74,7 +73,7 @@ def one_vector(embeddings: Embeddings, *, end_token_only: bool) -> Float[Tensor,
 
 
 def with_border(frames: UInt8[np.ndarray, "n s s 3"]) -> UInt8[np.ndarray, "n s s 3"]:
-    """Thumbnails as they stand for captions."""
+    """Draws the border that marks thumbnails of captions."""
     framed = frames.copy()
     for edge in (np.s_[:, :4], np.s_[:, -4:], np.s_[:, :, :4], np.s_[:, :, -4:]):
         framed[edge] = _BORDER
@@ -82,15 +81,17 @@ def with_border(frames: UInt8[np.ndarray, "n s s 3"]) -> UInt8[np.ndarray, "n s 
 
 
 def write_projection(folder: Path, point_sets: Mapping[str, PointSet]) -> None:
-    """Writes what the projector shows; an earlier evaluation in the folder is replaced.
+    """Writes the files of the projector; replaces those of an earlier evaluation.
 
     Args:
-        folder: of its own, inside of the folder of events that TensorBoard is pointed at.
-        point_sets: by name.
+        folder: folder for these files only, inside the events folder of the run.
+        point_sets: name -> points.
     """
     config = ProjectorConfig()
     for name, point_set in point_sets.items():
-        assert len(point_set.vectors) == len(point_set.points) == len(point_set.thumbnails), "a row a point"
+        assert len(point_set.vectors) == len(point_set.points) == len(point_set.thumbnails), (
+            "one vector and one thumbnail per point"
+        )
         lines = ("\t".join(f"{value:.5f}" for value in vector) for vector in point_set.vectors.tolist())
         write_text(folder / f"{name}.tsv", "".join(f"{line}\n" for line in lines))
         write_text(folder / f"{name}_metadata.tsv", _metadata(point_set.points))
@@ -109,12 +110,12 @@ def write_projection(folder: Path, point_sets: Mapping[str, PointSet]) -> None:
 
 def _metadata(points: Sequence[Point]) -> str:
     rows = [("kind", "caption", "clip", "style"), *((p.kind, p.caption, p.clip_id, p.style) for p in points)]
-    # An empty cell at the end of a line is lost on the way.
+    # TensorBoard drops an empty cell at the end of a line.
     return "".join("\t".join(one_line(cell) or "-" for cell in row) + "\n" for row in rows)
 
 
 def _sprite(thumbnails: UInt8[np.ndarray, "n s s 3"]) -> bytes:
-    """All thumbnails in one square PNG, row by row, as the projector cuts it up again."""
+    """Tiles thumbnails into one square PNG, row by row, as the projector expects."""
     num, size = thumbnails.shape[:2]
     columns = math.ceil(math.sqrt(num))
     sheet = np.zeros((columns * columns, size, size, 3), np.uint8)

@@ -1,29 +1,29 @@
-"""What an inspection reads and how much it draws."""
+"""Settings of an inspection."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class InspectionSettings:
-    """How the subset is embedded, and how much of it is drawn. What is drawn is cut from the front of the same subset."""
+    """How the subset is embedded, and how much of it is drawn; each drawing takes the first items of the same subset."""
 
     max_words: int
-    """Tokens of a caption, at most."""
+    """Maximum number of tokens of a caption."""
     prompt: str | None
-    """Sentence around a caption, or None."""
+    """Template around a caption, with {} in its place; or None."""
     top_k: int = 0
-    """Phrases of a clip; 0 without knowledge."""
+    """Number of phrases of a clip; 0 without knowledge."""
     informed: bool = False
     """Whether clips are embedded with their phrases."""
     seed: int = 0
-    """Of the choice of the subset."""
+    """Seed of the choice of the subset."""
     num_clips: int = 64
-    """In the similarity matrix, the distributions and the projector."""
+    """Number of clips in the similarity matrix, the distributions and the projector."""
     captions_per_clip: int = 4
-    """In the projector; elsewhere one caption represents a clip."""
+    """Captions of a clip in the projector; elsewhere each clip has one caption."""
     num_queries: int = 6
-    """Strips in each direction."""
+    """Number of strips in each direction."""
     num_worst: int = 4
-    """Strips of the worst failures in each direction."""
+    """Number of strips of the worst-ranked queries in each direction."""
     num_maps: int = 4
-    """Heat maps of tokens and frames, and of phrases and frames."""
+    """Number of heat maps of tokens and frames, and of phrases and frames."""

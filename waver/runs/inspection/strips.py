@@ -1,4 +1,4 @@
-"""A query and what it finds, as a strip: from text to video and from video to text."""
+"""Draws strips: a query and its top answers, from text to video and from video to text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from waver.evaluation.evaluate import Evaluation
+from waver.evaluation.top_clips import TopClips
 from waver.runs.inspection.pictures import (
     GIVEN,
     INK,
@@ -34,75 +35,81 @@ Thumbnails = Mapping[str, UInt8[np.ndarray, "_ s s 3"]]
 
 @dataclass(frozen=True)
 class StripRow:
-    """A line of a strip: a clip, a caption, or both."""
+    """A row of a strip: a clip, a caption, or both."""
 
     colour: Colour
-    """Of the place and of the frames' borders: RIGHT, WRONG or GIVEN."""
+    """Colour of the rank and of the borders of frames: RIGHT, WRONG or GIVEN."""
     labels: tuple[str, ...]
-    """Place and score."""
+    """Rank and score."""
     text: str
     clip_id: str
     frames: UInt8[np.ndarray, "f s s 3"] | None
-    """None where there is no place for frames; f = 0 where the clip has none, which is said."""
+    """None draws no frames; an empty array (f = 0) draws a note that the clip was not decoded."""
 
 
 def text_to_video(
     evaluation: Evaluation, texts: Sequence[str], text: int, thumbnails: Thumbnails, *, num_found: int = NUM_FOUND
 ) -> Picture:
-    """A caption, its clip, and the clips that it finds first, with a caption of each.
+    """Draws a caption, its clip, and its top clips with a caption of each.
 
     Args:
-        evaluation: with its `top`.
-        texts: captions, in its order.
-        text: number of the query.
-        thumbnails: of the clips in `clips_of_strip`.
-        num_found: how many clips, at most as many as the evaluation names.
+        evaluation: evaluation with `ranks.top`.
+        texts: captions of the evaluation, in its order.
+        text: index of the query.
+        thumbnails: frames of the clips in `clips_of_strip`, by clip id.
+        num_found: maximum number of top clips.
     """
-    top, right = evaluation.ranks.top, int(evaluation.clip_of_text[text])
+    top, right = _top_clips(evaluation), int(evaluation.clip_of_text[text])
     clip_id = evaluation.clip_ids[right]
     own = [t for t in _texts_of(evaluation, right) if t != text][:1]
     rows = [StripRow(GIVEN, ("its clip",), texts[own[0]] if own else "", clip_id, thumbnails[clip_id])]
-    for place, (clip, score) in enumerate(
+    for rank, (clip, score) in enumerate(
         zip(top.clips[text, :num_found].tolist(), top.scores[text, :num_found].tolist(), strict=True), 1
     ):
         if clip >= 0:
             found = evaluation.clip_ids[clip]
-            labels, colour = (f"{place}", f"{score:.3f}"), RIGHT if clip == right else WRONG
+            labels, colour = (f"{rank}", f"{score:.3f}"), RIGHT if clip == right else WRONG
             rows.append(StripRow(colour, labels, texts[_texts_of(evaluation, clip)[0]], found, thumbnails[found]))
-    rank = _rank_words(float(evaluation.ranks.t2v[text]), len(evaluation.clip_ids))
-    return draw_strip(texts[text], f"{evaluation.text_ids[text]}: its clip is {rank}", rows)
+    outcome = _rank_words(float(evaluation.ranks.t2v[text]), len(evaluation.clip_ids))
+    return draw_strip(texts[text], f"{evaluation.text_ids[text]}: its clip is {outcome}", rows)
 
 
 def video_to_text(
     evaluation: Evaluation, texts: Sequence[str], clip: int, thumbnails: Thumbnails, *, num_found: int = NUM_FOUND
 ) -> Picture:
-    """A clip, its captions, and the captions that it finds first; a group of captions of one clip is one answer.
+    """Draws a clip, its captions, and its top captions; all captions of one clip count as one answer.
 
-    Arguments as in `text_to_video`; `clip` is the number of the query in the gallery.
+    Args:
+        evaluation: evaluation with `ranks.top_groups`.
+        texts: captions of the evaluation, in its order.
+        clip: index of the query in the gallery.
+        thumbnails: frames of the clip, by clip id.
+        num_found: maximum number of answers.
     """
     top, clip_id = evaluation.ranks.top_groups, evaluation.clip_ids[clip]
+    assert top is not None, "evaluate with top_k > 0"
     own = " / ".join(texts[text] for text in _texts_of(evaluation, clip))
     rows = [StripRow(GIVEN, ("the clip",), own, clip_id, thumbnails[clip_id])]
-    for place, (group, score) in enumerate(
+    for rank, (group, score) in enumerate(
         zip(top.clips[clip, :num_found].tolist(), top.scores[clip, :num_found].tolist(), strict=True), 1
     ):
         if group >= 0:
             captions = [texts[text] for text in _texts_of(evaluation, group)]
             number = "" if len(captions) == 1 else f" ({len(captions)} captions)"
-            labels, colour = (f"{place}", f"{score:.3f}"), RIGHT if group == clip else WRONG
+            labels, colour = (f"{rank}", f"{score:.3f}"), RIGHT if group == clip else WRONG
             rows.append(StripRow(colour, labels, " / ".join(captions), evaluation.clip_ids[group] + number, None))
-    rank = _rank_words(float(evaluation.ranks.v2t[clip]), len(evaluation.clip_ids))
-    return draw_strip(clip_id, f"its captions are {rank}", rows)
+    outcome = _rank_words(float(evaluation.ranks.v2t[clip]), len(evaluation.clip_ids))
+    return draw_strip(clip_id, f"its captions are {outcome}", rows)
 
 
 def clips_of_strip(evaluation: Evaluation, text: int, *, num_found: int = NUM_FOUND) -> list[str]:
-    """The clips that `text_to_video` shows, by id."""
-    found = [clip for clip in evaluation.ranks.top.clips[text, :num_found].tolist() if clip >= 0]
+    """Returns the ids of the clips that `text_to_video` draws."""
+    found = [clip for clip in _top_clips(evaluation).clips[text, :num_found].tolist() if clip >= 0]
     return [evaluation.clip_ids[clip] for clip in (int(evaluation.clip_of_text[text]), *found)]
 
 
 def draw_strip(title: str, detail: str, rows: Sequence[StripRow]) -> Picture:
-    """Draws rows below a title."""
+    """Draws rows below a title and a line of detail."""
     title_lines = wrap(title, width=_WIDTH - 2 * MARGIN, size=16, max_lines=4)
     detail_lines = wrap(detail, width=_WIDTH - 2 * MARGIN, size=12, max_lines=1)
     top = MARGIN + len(title_lines) * line_height(16) + len(detail_lines) * line_height(12) + MARGIN
@@ -141,10 +148,15 @@ def _draw_row(image: Image.Image, draw: ImageDraw.ImageDraw, row: StripRow, top:
     write_lines(draw, wrap(row.text, width=width, size=12, max_lines=max_lines), left=left, top=y, size=12, colour=INK)
 
 
+def _top_clips(evaluation: Evaluation) -> TopClips:
+    assert evaluation.ranks.top is not None, "evaluate with top_k > 0"
+    return evaluation.ranks.top
+
+
 def _texts_of(evaluation: Evaluation, clip: int) -> list[int]:
     return (evaluation.clip_of_text == clip).nonzero().squeeze(1).tolist()
 
 
 def _rank_words(rank: float, gallery_size: int) -> str:
-    """A tie has half a rank."""
+    """Describes a rank, which a tie can make fractional, or a miss (infinite)."""
     return "not decoded: a miss" if rank == float("inf") else f"found at rank {rank:g} of {gallery_size}"

@@ -1,4 +1,4 @@
-"""Which clips and captions of a split are looked at: the same in every evaluation, and in every run on the same data."""
+"""Chooses the clips and captions to inspect: the same in every evaluation and in every run on the same data."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ class Subset:
     """Some clips of a gallery and some captions of each."""
 
     clips: tuple[int, ...]
-    """Numbers in the gallery, in an order that has nothing to do with it: the first n are as good a choice as all."""
+    """Indices in the gallery, in pseudo-random order: any first n are a random sample, too."""
     texts: tuple[tuple[int, ...], ...]
-    """Numbers of captions of each of these clips; the first is the one that stands for the clip."""
+    """Indices of captions of each clip; the first represents the clip."""
 
     def __getitem__(self, clips: slice) -> "Subset":
         return Subset(self.clips[clips], self.texts[clips])
@@ -30,17 +30,17 @@ def choose_subset(
     captions_per_clip: int = 1,
     seed: int = 0,
 ) -> Subset:
-    """Chooses by a hash of the ids, so that nothing else has a say: neither the order, nor the workers, nor the library.
+    """Chooses clips and captions by a hash of their ids, which depends neither on their order nor on a random generator.
 
-    A clip that joins the data set displaces one at most.
+    A new clip in the gallery displaces at most one chosen clip.
 
     Args:
-        clip_ids: the gallery.
-        text_ids: of its captions.
-        clip_of_text: number of each caption's clip.
-        num_clips: at most.
-        captions_per_clip: at most.
-        seed: another one chooses others.
+        clip_ids: ids of the clips of the gallery.
+        text_ids: ids of its captions.
+        clip_of_text: index of each caption's clip.
+        num_clips: maximum number of clips.
+        captions_per_clip: maximum number of captions of a clip.
+        seed: changes the choice.
     """
     clips = sorted(range(len(clip_ids)), key=lambda clip: _hash(clip_ids[clip], seed))[:num_clips]
     texts: dict[int, list[int]] = {clip: [] for clip in clips}
@@ -54,13 +54,13 @@ def choose_subset(
 
 
 def worst_queries(ranks: Float[Tensor, " queries"], num_queries: int) -> list[int]:
-    """The queries whose right answer stands last, worst first; of equal ones the first in the gallery.
+    """Returns the queries with the highest ranks, worst first; in a tie the lower index comes first.
 
-    A query that is right, or whose right clip could not be decoded, is no failure of the model and is not among them.
+    Leaves out queries with rank 1 and those whose clip could not be decoded (infinite rank), which the model cannot find.
     """
-    failed = ranks.where(ranks.isfinite(), 1)
-    order = failed.argsort(descending=True, stable=True)[:num_queries]
-    return order[failed[order] > 1].tolist()
+    finite = ranks.where(ranks.isfinite(), 1)
+    order = finite.argsort(descending=True, stable=True)[:num_queries]
+    return order[finite[order] > 1].tolist()
 
 
 def _hash(name: str, seed: int) -> bytes:

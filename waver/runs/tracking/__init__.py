@@ -1,4 +1,4 @@
-"""What a run leaves behind for people to look at: metrics.jsonl, and events for TensorBoard."""
+"""Records metrics of a run: metrics.jsonl, and events for TensorBoard."""
 
 from waver.runs.tracking.tracker import Tracker, read_metrics
 

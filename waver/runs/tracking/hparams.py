@@ -1,17 +1,17 @@
-"""What TensorBoard's HParams dashboard knows of a run: its settings at the start, the best figures so far, and its end.
+"""Writes a run's settings, best metrics and status for TensorBoard's HParams dashboard.
 
-Found out with TensorBoard 2.21, for both of its loaders (tests/tracking/test_hparams.py asks a real one again):
+Observed with TensorBoard 2.21 and both of its loaders (checked by tests/runs/tracking/test_hparams.py):
 
-- Every run declares its own session and nobody an experiment: where one run does, TensorBoard takes the columns of all from
-  it, and settings that only others have are not shown. Without, it joins the settings of all runs, and puts those that
-  differ first: five are shown until more are ticked.
-- Its metrics are then all scalars of the sessions, in alphabetical order, five of them shown; each with its last value. So
-  the best figures so far are scalars called `0 best/...`, which come first, and a run that is not finished has them too.
-- Of several declarations of one run the first counts, which makes a resumed run one session, but also keeps whatever end was
-  told first. So only a run that is finished is told to have ended.
-- A setting that is a number in one run and a word in another is words in all; none of ours is.
-- Runs of one group are one line: the mean of their metrics, and the settings of whichever came first. So the seeds of a
-  trial share a group, and do not say their seed.
+- If any run declares an experiment, TensorBoard takes all columns from it and hides settings that only other runs have.
+  Without one, it merges the settings of all runs, those that differ first, and shows the first five. So a run declares a
+  session only.
+- Metrics are then all scalars of the sessions in alphabetical order, each with its last value, and the first five are shown.
+  So the best metrics so far are scalars named `0 best/...`; runs that have not finished have them too.
+- The first start and the first end of a session count; later ones are ignored. So a resumed run stays one session, and its
+  end must be written only after it has finished.
+- A setting that is a number in one run and a string in another is a string in all; waver has none of this kind.
+- Runs of one group are one line, with the mean of their metrics and the settings of the first. So the seeds of a trial share
+  a group, and their settings have no seed.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ from waver.tools.section import flatten
 Value = bool | int | float | str
 
 BEST = "0 best/"
-"""Begins the names of the scalars that hold the best figures so far."""
-_COMPARED = ("train", "loss", "knowledge", "similarity", "model", "video", "text")
-"""Sections whose settings all count."""
-_ALSO = (
+"""Prefix of the scalars that hold the best metrics so far."""
+_COMPARED_SECTIONS = ("train", "loss", "knowledge", "similarity", "model", "video", "text")
+"""Sections whose settings can all affect metrics."""
+_COMPARED_KEYS = (
     "seed",
     "data.format",
     "data.split",
@@ -51,27 +51,30 @@ _STATUS = {
 
 
 def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Value]:
-    """The settings of an experiment by which runs are compared: those that a figure may depend on, not places and speed.
+    """Selects the settings that can affect metrics; leaves out paths and resources.
 
     Args:
-        settings: of the experiment, section by section, as JSON holds them.
+        settings: configuration of the experiment, as its JSON object.
 
     Returns:
-        Dotted key -> number, word or truth value. A backbone of the user's own is called by a hash of its description, a
-        file by its name, and what is unset `none`.
+        Dotted key -> number, string or bool, see `hparam_value`.
     """
     flat = flatten(settings, whole=("model.backbone",))
-    return {key: plain(value) for key, value in flat.items() if key.partition(".")[0] in _COMPARED or key in _ALSO}
+    return {
+        key: hparam_value(value)
+        for key, value in flat.items()
+        if key.partition(".")[0] in _COMPARED_SECTIONS or key in _COMPARED_KEYS
+    }
 
 
 def write_hparams(writer: SummaryWriter, settings: Mapping[str, Value], *, start_s: float, group: str = "") -> None:
-    """Declares a run: from now on it is a line of the HParams dashboard. A resumed run may do it again, to no effect.
+    """Adds a run to the HParams dashboard. A second call, by a resumed run, has no effect.
 
     Args:
-        writer: of the run's events.
-        settings: as `comparable_settings` gives them.
-        start_s: Unix time.
-        group: runs of one group, which differ in their seed alone, are one line with the mean of their metrics.
+        writer: event writer of the run.
+        settings: from `comparable_settings`.
+        start_s: Unix time of the start.
+        group: name shared by runs that differ only in their seed; they are one line, with the mean of their metrics.
     """
     start = SessionStartInfo(start_time_secs=start_s, group_name=group)
     for key, value in settings.items():
@@ -83,49 +86,54 @@ def write_hparams(writer: SummaryWriter, settings: Mapping[str, Value], *, start
 
 
 def write_best(writer: SummaryWriter, step: int, metrics: Mapping[str, float]) -> None:
-    """Writes the best figures so far, after each evaluation; the last ones are the metrics of the HParams dashboard.
+    """Writes the best metrics so far; the HParams dashboard shows those of the last call.
 
     Args:
-        writer: of the run's events.
-        step: optimizer steps so far. Never below that of an earlier call: TensorBoard would forget the earlier ones.
+        writer: event writer of the run.
+        step: optimizer steps so far. Must not decrease between calls: TensorBoard would drop the earlier values.
         metrics: name -> value.
     """
     for name, value in metrics.items():
         writer.add_scalar(f"{BEST}{name.replace('/', ' ')}", value, step)
 
 
-def finish_hparams(
+def write_session_end(
     writer: SummaryWriter,
     *,
     end_s: float,
     status: Literal["finished", "failed", "stopped", "running"] = "finished",
 ) -> None:
-    """Says how a run ended. The first word counts for ever: of a run that may be resumed, say it only when it is finished.
+    """Writes how a run ended. Only the first call counts, so call it for a run that will not resume.
 
     Args:
-        writer: of the run's events.
-        end_s: Unix time.
-        status: what became of it. Of what was stopped TensorBoard has no word: its status is unknown.
+        writer: event writer of the run.
+        end_s: Unix time of the end.
+        status: how it ended. TensorBoard has no status for `stopped`, and shows it as unknown.
     """
     end = SessionEndInfo(status=_STATUS[status], end_time_secs=end_s)
     _write(writer, metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))
 
 
 def _write(writer: SummaryWriter, tag: str, content: HParamsPluginData) -> None:
-    """HParams are metadata of a summary without value, at step 0, which no resuming takes back."""
-    about = metadata.create_summary_metadata(content)
-    value = Summary.Value(tag=tag, metadata=about, tensor=metadata.NULL_TENSOR)
+    """Writes HParams data, which is the metadata of a summary without value; at step 0, which a resumed run never purges."""
+    assert writer.file_writer is not None
+    summary_metadata = metadata.create_summary_metadata(content)
+    value = Summary.Value(tag=tag, metadata=summary_metadata, tensor=metadata.NULL_TENSOR)
     writer.file_writer.add_summary(Summary(value=[value]), global_step=0)
 
 
-def plain(value: Any) -> Value:
-    """A setting as a number, a word or a truth value, see `comparable_settings`."""
+def hparam_value(value: Any) -> Value:
+    """Converts a setting to a number, string or bool.
+
+    None becomes `none`, a list its items joined by commas, an absolute path its file name, and a mapping (the architecture
+    of a backbone) a hash.
+    """
     if value is None:
         return "none"
     if isinstance(value, Mapping):
         return f"own-{hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]}"
     if isinstance(value, list | tuple):
-        return ", ".join(str(plain(item)) for item in value) or "none"
+        return ", ".join(str(hparam_value(item)) for item in value) or "none"
     if isinstance(value, str) and PurePath(value).is_absolute():
         return PurePath(value).name
     return value

@@ -1,6 +1,7 @@
-"""Where a figure stands in TensorBoard: groups whose order tells the story, and the curves that belong together."""
+"""TensorBoard tags of the scalars of a run, and the layout of its custom scalars dashboard."""
 
 from collections.abc import Iterable
+from typing import Any
 
 _GROUPS = (
     ("retrieval", ("t2v/", "v2t/")),
@@ -11,38 +12,38 @@ _GROUPS = (
     ("speed", ("clips_per_s", "data_wait_share", "gpu", "memory")),
     ("data", ("clips/",)),
 )
-"""Group -> how the names of its figures begin. TensorBoard sorts groups by name, so they are numbered."""
+"""(group, prefixes of the names of its scalars), in display order. TensorBoard sorts groups by name, so tags number them."""
 PAIRS_SEEN = f"{len(_GROUPS) + 1} by pairs seen"
-"""Group of the second series: the same figures, by pairs seen in place of optimizer steps."""
+"""Group of the second series of a scalar, over caption-clip pairs seen instead of optimizer steps."""
 _BY_PAIRS = ("loss/total", "t2v/R@1", "v2t/R@1")
 
 
 def tag_of(name: str) -> str:
-    """`t2v/R@1` -> `1 retrieval/t2v R@1`; what belongs to no group stays as it is."""
-    for number, (group, starts) in enumerate(_GROUPS, 1):
-        if name.startswith(starts):
+    """Returns the tag of a scalar, such as `1 retrieval/t2v R@1` for `t2v/R@1`; a name of no group is its own tag."""
+    for number, (group, prefixes) in enumerate(_GROUPS, 1):
+        if name.startswith(prefixes):
             return f"{number} {group}/{name.removeprefix(f'{group}/').replace('/', ' ')}"
     return name
 
 
 def pairs_tag_of(name: str) -> str | None:
-    """The tag of a figure in the series by pairs seen; None where it has none: runs are compared by a few figures."""
+    """Returns the tag of a scalar's series over pairs seen; None for a scalar without such a series."""
     return f"{PAIRS_SEEN}/{name.replace('/', ' ')}" if name in _BY_PAIRS else None
 
 
-def layout(names: Iterable[str]) -> dict[str, dict[str, list]]:
-    """Charts of the custom scalars dashboard, each with the curves that are read together.
+def layout(names: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
+    """Lays out the custom scalars dashboard: categories of charts that show several scalars each.
 
     Args:
-        names: of all figures that a run writes.
+        names: names of all scalars of a run; a chart without any is left out.
 
     Returns:
-        What `SummaryWriter.add_custom_scalars` takes.
+        Argument of `SummaryWriter.add_custom_scalars`.
     """
     names = list(names)
 
-    def chart(*starts: str) -> list:
-        return ["Multiline", [tag_of(name) for name in names if name.startswith(starts)]]
+    def chart(*prefixes: str) -> list[Any]:
+        return ["Multiline", [tag_of(name) for name in names if name.startswith(prefixes)]]
 
     charts = {
         "retrieval on validation": {

@@ -1,6 +1,6 @@
-"""What a run is, in words and tables, for TensorBoard's text dashboard: pure functions that give Markdown.
+"""Formats configuration, data, environment and model of a run as Markdown for TensorBoard's text dashboard.
 
-The dashboard renders GitHub's tables and takes HTML as HTML (cleaned of scripts), so what comes from outside is escaped.
+The dashboard renders GitHub-style tables and passes sanitised HTML through, so all values are escaped.
 """
 
 import html
@@ -25,11 +25,11 @@ _PARTS = {
     "video_weights.": "interaction",
     "cross.": "interaction",
 }
-"""How a parameter's name begins -> its part of the student; the first that fits."""
+"""Prefix of a parameter's name -> part of the student; the first matching prefix counts."""
 
 
-def cell(value: Any) -> str:
-    """A value as it stands in a cell of a table: nothing in it breaks the table, is taken for markup, or is run as HTML."""
+def escape_cell(value: Any) -> str:
+    """Formats a value as one table cell, with Markdown and HTML escaped."""
     text = value if isinstance(value, str) else f"{value:,}" if type(value) is int else json.dumps(value, default=str)
     text = html.escape(" ".join(text.split()), quote=False)
     for character in "\\`*_[]|~":
@@ -37,28 +37,28 @@ def cell(value: Any) -> str:
     return text
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table; numbers stand on the right."""
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Formats a table; columns of numbers are right-aligned."""
     rows = [list(row) for row in rows]
     right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
     lines = [
-        _line(cell(name) for name in header),
+        _line(escape_cell(name) for name in header),
         _line("---:" if to_right else "---" for to_right in right),
-        *(_line(cell(value) for value in row) for row in rows),
+        *(_line(escape_cell(value) for value in row) for row in rows),
     ]
     return "\n".join(lines) + "\n"
 
 
 def config_text(settings: Mapping[str, Any]) -> str:
-    """The configuration, a table for each section.
+    """Formats a configuration, one table per section.
 
     Args:
-        settings: of the experiment, section by section, as JSON holds them.
+        settings: configuration of the experiment, as its JSON object.
     """
-    alone = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
-    sections = {"experiment": alone} | {key: value for key, value in settings.items() if isinstance(value, Mapping)}
+    top_level = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
+    sections = {"experiment": top_level} | {key: value for key, value in settings.items() if isinstance(value, Mapping)}
     parts = [
-        f"#### {cell(name)}\n\n{table(('setting', 'value'), ((key, value) for key, value in section.items()))}"
+        f"#### {escape_cell(name)}\n\n{markdown_table(('setting', 'value'), section.items())}"
         for name, section in sections.items()
         if section
     ]
@@ -66,7 +66,7 @@ def config_text(settings: Mapping[str, Any]) -> str:
 
 
 def command_text(arguments: Sequence[str]) -> str:
-    """The command line, as a shell takes it; it stands as code, in which only a fence as long could end it."""
+    """Formats a command line as a code block; its fence is longer than any run of backticks in the command."""
     line = shlex.join(arguments)
     longest = max((len(run) for run in "".join(c if c == "`" else " " for c in line).split()), default=0)
     fence = "`" * max(3, longest + 1)
@@ -74,13 +74,13 @@ def command_text(arguments: Sequence[str]) -> str:
 
 
 def environment_text(environment: Mapping[str, Any]) -> str:
-    """Versions, hardware and commit, without the command line.
+    """Formats the environment of a run, without its command line.
 
     Args:
-        environment: as environment.json holds it.
+        environment: content of environment.json.
     """
     rows = [(key, _readable(key, value)) for key, value in environment.items() if key != "command"]
-    return table(("", "value"), rows)
+    return markdown_table(("", "value"), rows)
 
 
 def data_text(
@@ -90,13 +90,13 @@ def data_text(
     validation: str,
     knowledge: Mapping[str, Any] | None = None,
 ) -> str:
-    """What a run learns from and is measured on.
+    """Formats the data of a run: counts of clips and captions, failed clips, validation split and knowledge.
 
     Args:
-        captions: caption table, of all splits.
-        ledger: of the clip store, a row a clip.
-        validation: where the validation split comes from.
-        knowledge: summary of the knowledge that is used; None for none.
+        captions: caption table of all splits.
+        ledger: ledger of the clip store.
+        validation: origin of the validation split.
+        knowledge: summary of the knowledge; None if the run uses none.
     """
     ok = ledger["clip_id"].filter(pc.equal(ledger["status"], "ok"))
     rows = []
@@ -107,27 +107,34 @@ def data_text(
         rows.append((split, len(clips), part.num_rows, decoded, len(clips) - decoded))
     asked = ledger.filter(pc.is_in(ledger["clip_id"], value_set=pc.unique(captions["clip_id"])))
     reasons = Counter(status for status in asked["status"].to_pylist() if status != "ok")
-    parts = [table(("split", "clips", "captions", "decoded", "not decoded"), rows)]
-    parts.append(f"validation: {cell(validation)}\n")
+    parts = [markdown_table(("split", "clips", "captions", "decoded", "not decoded"), rows)]
+    parts.append(f"validation: {escape_cell(validation)}\n")
     if reasons:
-        parts.append(table(("not decoded because", "clips"), reasons.most_common()))
+        parts.append(markdown_table(("not decoded because", "clips"), reasons.most_common()))
     if knowledge is None:
         parts.append("no knowledge is used\n")
     else:
-        leaky = "**leaky: captions of validation or test are in the dictionary**" if knowledge["leaky"] else "not leaky"
-        parts.append(f"knowledge ({leaky}):\n\n{table(('', 'value'), knowledge.items())}")
+        leaky = (
+            "**leaky: contaminated by captions of validation or test; do not report results**"
+            if knowledge["leaky"]
+            else "not leaky"
+        )
+        parts.append(f"knowledge ({leaky}):\n\n{markdown_table(('', 'value'), knowledge.items())}")
     return "\n".join(parts)
 
 
 def parameter_counts(student: nn.Module) -> dict[str, tuple[int, int]]:
-    """Parts of the student -> (trainable, frozen) numbers of parameters; parts without parameters are left out.
+    """Counts the parameters of each part of the student.
 
     Args:
-        student: a `waver.model.student.Student`. It is known by the names of its parameters.
+        student: a `waver.model.student.Student`.
+
+    Returns:
+        Part -> (trainable, frozen); parts without parameters are left out.
     """
     counts: dict[str, tuple[int, int]] = dict.fromkeys(_PARTS.values(), (0, 0))
     for name, parameter in student.named_parameters():
-        part = next(part for start, part in _PARTS.items() if name.startswith(start))
+        part = next(part for prefix, part in _PARTS.items() if name.startswith(prefix))
         trainable, frozen = counts[part]
         number = parameter.numel()
         counts[part] = (trainable + number, frozen) if parameter.requires_grad else (trainable, frozen + number)
@@ -135,24 +142,25 @@ def parameter_counts(student: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def model_text(student: nn.Module) -> str:
-    """How many parameters each part of the student has, and how many of them learn.
+    """Formats the number of parameters of each part of the student, trainable and frozen.
 
     Args:
-        student: a `waver.model.student.Student`, with what is frozen frozen already.
+        student: a `waver.model.student.Student`, whose frozen parameters need no gradient.
     """
     counts = parameter_counts(student)
-    counts["total"] = tuple(map(sum, zip(*counts.values(), strict=True)))
+    trainable, frozen = map(sum, zip(*counts.values(), strict=True))
+    counts["total"] = (trainable, frozen)
     rows = ((part, trainable + frozen, trainable, frozen) for part, (trainable, frozen) in counts.items())
-    return table(("part", "parameters", "trainable", "frozen"), rows)
+    return markdown_table(("part", "parameters", "trainable", "frozen"), rows)
 
 
 def best_text(epoch: int, metrics: Mapping[str, float], *, num_epochs: int) -> str:
-    """The best figures so far.
+    """Formats the best validation metrics so far.
 
     Args:
-        epoch: after which they were measured.
+        epoch: epoch of the best metrics.
         metrics: `t2v/R@1` and so on.
-        num_epochs: that have been evaluated.
+        num_epochs: number of evaluated epochs.
     """
     columns = list(dict.fromkeys(name.rpartition("/")[2] for name in metrics))
     directions = list(dict.fromkeys(name.rpartition("/")[0] for name in metrics))
@@ -161,7 +169,7 @@ def best_text(epoch: int, metrics: Mapping[str, float], *, num_epochs: int) -> s
         for direction in directions
         if all(f"{direction}/{column}" in metrics for column in columns)
     ]
-    return f"after epoch {epoch}, the best of {num_epochs} so far\n\n{table(('', *columns), rows)}"
+    return f"after epoch {epoch}, the best of {num_epochs} so far\n\n{markdown_table(('', *columns), rows)}"
 
 
 def _readable(key: str, value: Any) -> Any:

@@ -1,58 +1,63 @@
-"""Writes metrics.jsonl and the events of TensorBoard.
+"""Writes metrics.jsonl and TensorBoard events.
 
-Only the first worker writes. A run that is resumed continues both where its checkpoint was: what a killed run had logged
-beyond it is taken back first, so every step stands there once.
+Only the first worker writes. When a run resumes, entries after its checkpoint are removed first, so every step occurs once.
 
-Once it has begun, nothing of it stops training. Events that cannot be written are given up, with a warning; rows of
-metrics.jsonl, which the choice of the best checkpoint rests on, are kept until they can be. An object store that does not
-answer is sent both later.
+After the constructor, no write error stops training. If events cannot be written, the tracker warns and writes no more
+events. Rows of metrics.jsonl, which decide which checkpoint is the best, stay in memory until they can be written. A failed
+upload to an object store is repeated.
 """
 
 import errno
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from waver.runs.tracking.outbox import Outbox
 from waver.runs.tracking.tags import layout, pairs_tag_of, tag_of
+from waver.runs.tracking.uploader import Uploader
 from waver.tools.files import write_text
 from waver.tools.object_store import display_path, fetch
 
 
 class Tracker:
-    """Writes what a run says of itself, by optimizer step.
+    """Logs the scalars of a run by optimizer step.
 
     Args:
-        folder: of the run; TensorBoard's events go to `events/` in it.
-        resume_step: optimizer steps of the checkpoint that the run continues; later entries are removed.
-        resume_pairs: pairs seen by then.
+        folder: run folder; events are written to its subfolder `events/`.
+        resume_step: optimizer step of the checkpoint from which the run resumes; later entries are removed.
+        resume_pairs: caption-clip pairs seen up to that step.
 
     Attributes:
-        here: folder on this machine that has both as they are now: that of the run, unless it is in an object store.
+        local_folder: folder on this machine with the current metrics.jsonl and events: the run folder, or a temporary one
+            if the run folder is in an object store.
+
+    Raises:
+        OSError: from the constructor, if entries of an earlier attempt cannot be read or removed.
     """
 
     def __init__(self, folder: Path, *, resume_step: int = 0, resume_pairs: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._outbox = folder, Outbox(folder)
-        self.here = self._outbox.here
-        self._path = self.here / "metrics.jsonl"
+        self._folder, self._uploader = folder, Uploader(folder)
+        self.local_folder = self._uploader.local_folder
+        self._path = self.local_folder / "metrics.jsonl"
         self._rows: list[str] = []
-        self._events: SummaryWriter | None = None
-        self._by_pairs: SummaryWriter | None = None
+        self._writers: tuple[SummaryWriter, SummaryWriter] | None = None
+        """Of the series by step and of the series by pairs; None if events cannot be written."""
         self._charted: set[str] = set()
-        # Here a store that does not tell what was before ends the run, and so does a full disk: going on would overwrite
-        # what was logged, or log steps twice.
+        # An error here ends the run: without the earlier rows it would overwrite them, or log steps twice.
         _truncate(fetch(folder / "metrics.jsonl"), self._path, resume_step)
-        with self._or_give_up():
-            self._events = SummaryWriter(str(self.here / "events"), purge_step=resume_step + 1)
-            # A run of its own to TensorBoard: what a resumed run takes back, it takes back in all of its series.
-            self._by_pairs = SummaryWriter(str(self.here / "events" / "by_pairs"), purge_step=resume_pairs + 1)
+        with self._or_stop_events():
+            events = self.local_folder / "events"
+            # Two writers, because TensorBoard applies a purge step to all series of a writer, and these differ in unit.
+            self._writers = (
+                SummaryWriter(str(events), purge_step=resume_step + 1),
+                SummaryWriter(str(events / "by_pairs"), purge_step=resume_pairs + 1),
+            )
 
     def __enter__(self) -> "Tracker":
         return self
@@ -61,49 +66,56 @@ class Tracker:
         self.close()
 
     def log(self, step: int, scalars: Mapping[str, float], *, pairs: int | None = None, **labels: str | int) -> None:
-        """Writes scalars of a step.
+        """Logs the scalars of a step.
 
         Args:
             step: optimizer steps so far.
             scalars: name -> value.
-            pairs: seen so far, for the second series of some scalars in TensorBoard.
-            labels: epoch, split; they stand beside the scalars in metrics.jsonl only.
+            pairs: caption-clip pairs seen so far; some scalars get a second series by pairs in TensorBoard.
+            labels: further columns of metrics.jsonl, such as epoch and split.
         """
         self._rows.append(json.dumps({"step": step, **labels, **scalars}) + "\n")
         self._write_rows()
 
-        def write(events: SummaryWriter) -> None:
+        def write(events: SummaryWriter, by_pairs: SummaryWriter) -> None:
             if new := scalars.keys() - self._charted:
                 self._charted |= new
                 events.add_custom_scalars(layout(sorted(self._charted)))
             for name, value in scalars.items():
                 events.add_scalar(tag_of(name), value, step)
                 if pairs is not None and (tag := pairs_tag_of(name)):
-                    self._by_pairs.add_scalar(tag, value, pairs)
+                    by_pairs.add_scalar(tag, value, pairs)
 
-        self.draw(write)
-        if self._outbox.is_due():
+        self._write(write)
+        if self._uploader.is_due():
             self.flush(wait=False)
 
-    def draw(self, write: Callable[[SummaryWriter], Any]) -> None:
-        """Lets a function write to the events, if they can be written at all."""
-        with self._or_give_up():
-            if self._events:
-                write(self._events)
+    def write_events(self, write: Callable[[SummaryWriter], Any]) -> None:
+        """Calls `write` with the event writer, unless events cannot be written."""
+        self._write(lambda events, _: write(events))
 
     def flush(self, *, wait: bool = True) -> None:
-        """Makes everything visible that was logged so far; what goes to an object store, soon, or before this returns."""
+        """Writes everything logged so far to disk, and uploads it if the run is in an object store.
+
+        Args:
+            wait: whether to return only after the upload.
+        """
         self._write_rows(sync=True)
-        self.draw(lambda events: (events.flush(), self._by_pairs.flush()))
-        with self._or_warn("what was logged"):
-            self._outbox.send(wait=wait)
+        self._write(lambda events, by_pairs: (events.flush(), by_pairs.flush()))
+        with self._or_warn("metrics and events"):
+            self._uploader.upload(wait=wait)
 
     def close(self) -> None:
-        """Nothing is logged after this."""
+        """Writes and uploads everything logged; the tracker cannot be used afterwards."""
         self._write_rows(sync=True)
-        self.draw(lambda events: (events.close(), self._by_pairs.close()))
-        with self._or_warn("what was logged"):
-            self._outbox.close()
+        self._write(lambda events, by_pairs: (events.close(), by_pairs.close()))
+        with self._or_warn("metrics and events"):
+            self._uploader.close()
+
+    def _write(self, write: Callable[[SummaryWriter, SummaryWriter], Any]) -> None:
+        with self._or_stop_events():
+            if self._writers:
+                write(*self._writers)
 
     def _write_rows(self, *, sync: bool = False) -> None:
         if not self._rows and not sync:
@@ -113,42 +125,42 @@ class Tracker:
             self._rows.clear()
 
     @contextmanager
-    def _or_warn(self, what: str) -> Iterator[None]:
+    def _or_warn(self, what: str) -> Generator[None, None, None]:
         try:
             yield
         except OSError as error:
-            waiting = f"; {len(self._rows)} rows wait for the next try" if self._rows else ""
+            kept = f"; {len(self._rows)} rows are kept in memory for the next attempt" if self._rows else ""
             warnings.warn(
-                f"{what} of {display_path(self._folder)} cannot be written ({error}){waiting}. Training goes on",
+                f"{what} of {display_path(self._folder)} cannot be written ({error}){kept}. Training continues",
                 stacklevel=3,
             )
 
     @contextmanager
-    def _or_give_up(self) -> Iterator[None]:
+    def _or_stop_events(self) -> Generator[None, None, None]:
         try:
             yield
         except OSError as error:
-            self._events = None
+            self._writers = None
             warnings.warn(
-                f"events of {display_path(self._folder)} cannot be written ({error}): TensorBoard shows no more of this run "
-                "until it is resumed. Training goes on, and so does metrics.jsonl",
+                f"events of {display_path(self._folder)} cannot be written ({error}): TensorBoard shows nothing new of this "
+                "run until it resumes. Training continues, and metrics.jsonl is still written",
                 stacklevel=3,
             )
 
 
-def read_metrics(folder: Path) -> Iterable[dict]:
-    """The rows of a run's metrics.jsonl, oldest first; a last line that a crash cut short is left out."""
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Reads the rows of a run's metrics.jsonl, oldest first, without a last line that a crash truncated."""
     return _read_rows(fetch(folder / "metrics.jsonl"))
 
 
-def _read_rows(path: Path) -> list[dict]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]  # every whole line ends in a newline
+    return [json.loads(line) for line in lines[:-1]]  # a complete line ends in a newline
 
 
 def _append(path: Path, text: str, *, sync: bool) -> None:
-    """All of it or, on a full disk, nothing."""
-    with path.open("ab", buffering=0) as file:  # what a buffer holds would be written later, wherever that is
+    """Appends all of a text or, on a full disk, nothing."""
+    with path.open("ab", buffering=0) as file:  # a buffer would write a part later, after the error
         size, content = file.seek(0, os.SEEK_END), text.encode()
         try:
             if file.write(content) < len(content):
@@ -161,6 +173,7 @@ def _append(path: Path, text: str, *, sync: bool) -> None:
 
 
 def _truncate(path: Path, target: Path, step: int) -> None:
+    """Writes the rows of `path` up to `step` to `target`."""
     if path.exists():
         kept = "".join(json.dumps(row) + "\n" for row in _read_rows(path) if row["step"] <= step)
         if path != target or path.read_text(encoding="utf-8") != kept:

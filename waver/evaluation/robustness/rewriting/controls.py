@@ -4,12 +4,16 @@ They do not measure robustness to style, and are reported apart from the rules o
 """
 
 import re
+from typing import TYPE_CHECKING
 
 from waver.evaluation.robustness.rewriting.directions import swapped_direction
 from waver.evaluation.robustness.rewriting.rule import Rule, choose, rules_by_key, shuffle
 from waver.evaluation.robustness.rewriting.syntax import agrees, root_of, sentence_tokens
 from waver.evaluation.robustness.rewriting.verbs import find_verb, inflect
 from waver.evaluation.robustness.rewriting.words import find_words, load_words, replace_spans, word_set
+
+if TYPE_CHECKING:
+    import spacy.tokens
 
 _EXCHANGES = "exchanges.txt"
 _GENDERED = re.compile(r"\b(?:he|she|his|her|hers|him|himself|herself)\b", re.IGNORECASE)

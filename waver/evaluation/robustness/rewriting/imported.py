@@ -106,7 +106,7 @@ def _parse(where: str, row: Mapping[str, Any], problems: Problems) -> ImportedRe
     if row.get("caption") is not None and not is_text(row["caption"]):
         problems.add("caption that is not text", "write the caption that was rewritten, or nothing", where)
     provenance = _parse_provenance(where, row.get("provenance"), problems) if "provenance" in row else None
-    if provenance is None or len(problems) > num_problems:
+    if provenance is None or index is None or len(problems) > num_problems:
         return None
     return ImportedRewrite(row["clip_id"], index, " ".join(row["text"].split()), row["style"].strip(), provenance)
 

@@ -1,5 +1,7 @@
 """Turns captions with subject, verb and object into the passive: `an onion is being cut by a man`."""
 
+from typing import TYPE_CHECKING
+
 from waver.evaluation.robustness.rewriting.syntax import (
     agrees,
     may_be_verb,
@@ -10,6 +12,9 @@ from waver.evaluation.robustness.rewriting.syntax import (
 )
 from waver.evaluation.robustness.rewriting.verbs import find_verb
 from waver.evaluation.robustness.rewriting.words import word_set
+
+if TYPE_CHECKING:
+    import spacy.tokens
 
 _OBJECT_CASE = {"he": "him", "she": "her", "they": "them", "i": "me", "we": "us", "you": "you", "it": "it"}
 _SUBJECT_CASE = {"him": "he", "her": "she", "them": "they", "me": "I", "us": "we", "you": "you", "it": "it"}

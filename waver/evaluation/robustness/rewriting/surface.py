@@ -119,7 +119,7 @@ def _mistyped(word: str, key: str) -> str:
 def keywords(text: str, key: str, doc: object) -> str | None:
     """Drops function words, as in a search box, except "no" and "not": `man playing guitar street`."""
     words = re.findall(r"\w+(?:[-.,]\w+)*", re.sub(r"['\u2019]s\b", "", text))
-    kept = []
+    kept: list[str] = []
     for place, word in enumerate(words):
         is_noun = word.lower() == "can" and place > 0 and words[place - 1].lower() in _BEFORE_NOUNS
         if word.lower() not in _FUNCTION_WORDS or is_noun:
@@ -130,7 +130,7 @@ def keywords(text: str, key: str, doc: object) -> str | None:
 def no_determiners(text: str, key: str, doc: object) -> str:
     """Drops articles (`man is playing guitar`), but keeps `a few`, `some of` and a possible letter (`vitamin a`)."""
     words = text.split()
-    kept = []
+    kept: list[str] = []
     for place, word in enumerate(words):
         following = words[place + 1].lower() if place + 1 < len(words) else ""
         stays = following in ("", "few", "of", "capella", "cappella") or (word == "A" and place > 0)

@@ -6,8 +6,12 @@ sentences with a simple parse, and leave all others unchanged.
 
 import itertools
 import re
+from typing import TYPE_CHECKING
 
 from waver.evaluation.robustness.rewriting.words import word_set
+
+if TYPE_CHECKING:
+    import spacy.tokens
 
 _PUNCTUATION = re.compile(r"[^\w\s'\u2019.!-]|[.!].|\bs\b|--")
 _FRONTED_PREPOSITIONS = word_set(
