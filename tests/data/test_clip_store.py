@@ -258,6 +258,7 @@ def far(s3, tmp_path):
     return tuple(local_copy(f"{s3}/clips", tmp_path / machine) for machine in ("here", "there"))
 
 
+@pytest.mark.slow
 def test_a_store_in_an_object_store_is_read_from_another_machine(far):
     here, there = far
     make(here, [done("a", clip(1)), done("b", ClipError("corrupt", "x"))], [done("c", clip(2))])

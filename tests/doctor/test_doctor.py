@@ -246,6 +246,7 @@ def test_fitting_weights_are_ok_and_a_pretrained_tag_is_a_warning(project, teach
     assert "downloads it" in found["weights"][0].found
 
 
+@pytest.mark.slow
 def test_run_folder_is_free_finished_or_of_other_settings(project):
     config = load_config("experiment.yaml")
     open_run(config.run_folder, config, {"num_train_clips": 1})
@@ -258,6 +259,7 @@ def test_run_folder_is_free_finished_or_of_other_settings(project):
     assert level(findings_by_check("match", **{"train.lr": 0.5}), "run") == "info"
 
 
+@pytest.mark.slow
 def test_missing_knowledge_is_an_error_and_leaky_knowledge_a_warning(project, teacher_weights):
     overrides = {"knowledge.top_k": 3, "model.weights": str(teacher_weights)}
     found = findings_by_check(**overrides)
@@ -280,6 +282,7 @@ def test_a_storage_path_that_is_a_file_is_an_error(project):
     assert "is a file" in found["storage"][0].found
 
 
+@pytest.mark.slow
 def test_checks_read_a_storage_in_an_object_store(project, s3, monkeypatch):
     overrides = {"storage.path": s3}
     assert errors(findings_by_check("ingest", **overrides)) == set()
@@ -293,6 +296,7 @@ def test_checks_read_a_storage_in_an_object_store(project, s3, monkeypatch):
     assert found["run"][0].found == f"{s3}/runs/tiny is free"
 
 
+@pytest.mark.slow
 def test_an_unusable_object_store_is_the_only_finding(project, s3, monkeypatch):
     (finding,) = [f for fs in findings_by_check(**{"storage.path": "s3://nowhere/x"}).values() for f in fs]
     assert (finding.level, finding.check) == ("error", "storage")
@@ -374,6 +378,7 @@ def waver(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_command_reports_all_errors_at_once_and_writes_them_to_the_report(project, monkeypatch):
     """Including that no cluster answers."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")

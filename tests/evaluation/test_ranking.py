@@ -34,6 +34,7 @@ def naive_ranks(similarity, clip_of_text, available, excused=()):
     return torch.tensor(t2v), torch.tensor(v2t)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=9),

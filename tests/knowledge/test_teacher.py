@@ -133,6 +133,7 @@ def test_the_digest_is_of_the_weights(tiny_config, teacher_weights, backbone, te
     assert teacher.digest() == digest
 
 
+@pytest.mark.slow
 def test_a_clip_meets_as_many_phrases_as_the_largest_dictionary_has():
     """VATEX has 108,596."""
     rng = np.random.default_rng(0)

@@ -49,6 +49,7 @@ def test_frames_equal_open_clips_images():
     assert (ours[~mask] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "image_size"), [("ViT-B-32-quickgelu", 64), ("RN50", 64), ("MobileCLIP-B", 224), ("EVA02-B-16", 224)]
 )

@@ -18,6 +18,7 @@ MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool()
 KINDS = [(kind, temporal) for kind in INTERACTIONS for temporal in TEMPORAL_AGGREGATORS]
 
 
+@pytest.mark.slow
 def test_the_model_imports_without_ray():
     modules = "waver.model.student, waver.training.step, waver.evaluation.evaluate, waver.runs.folder"
     code = f"import sys, {modules}; sys.exit('ray' in sys.modules)"

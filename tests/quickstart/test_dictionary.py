@@ -23,6 +23,7 @@ def training_captions() -> list[str]:
     return [row["caption"] for scene in scenes["train"] for row in caption_rows(scene, "train", WORLD["seed"])]
 
 
+@pytest.mark.slow
 def test_the_packaged_dictionary_is_that_of_the_training_captions():
     captions, packaged = training_captions(), packaged_dictionary()
     expected = merge_counts([count_phrases(captions, range(len(captions)), load_parser(installed_parser()))])

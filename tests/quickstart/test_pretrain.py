@@ -63,6 +63,7 @@ def test_alt_texts_use_the_words_of_every_style():
             assert wording in texts
 
 
+@pytest.mark.slow
 def test_pretraining_lowers_the_loss_and_is_deterministic(tmp_path, said):
     scenes = pretraining_scenes(copies=1, seed=0)[::20]
     state, rows = pretrain(scenes, steps=40, seed=1, batch_size=16, report_every=1)

@@ -73,6 +73,7 @@ def count(url: str, expected: int) -> int:
     return number
 
 
+@pytest.mark.slow
 def test_announces_its_url_when_it_answers(board):
     _, url, said = board
     assert said.startswith("2 runs of ")
@@ -89,6 +90,7 @@ def test_listens_on_loopback_only(board):
     assert all(address.startswith("0100007F:") for address in listening), listening
 
 
+@pytest.mark.slow
 def test_keeps_every_point_of_every_tag(board):
     url = board[1] + "data/plugin"
     run = "run=b/events&tag="
@@ -151,7 +153,7 @@ def test_port_in_use_is_refused(runs):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        with pytest.raises(BoardError, match=r"port \d+ is in use.*--port 0"):
+        with pytest.raises(BoardError, match=r"port \d+ is in use.*choose another with --port"):
             start_board(runs, port=other.getsockname()[1])
 
 

@@ -40,6 +40,7 @@ def told(tmp_path_factory, record_run, knowledge, tiny_config, teacher_weights):
     return folder, read(folder)
 
 
+@pytest.mark.slow
 def test_every_evaluation_has_images(told):
     _, events = told
     tags = events.Tags()["images"]
@@ -65,6 +66,7 @@ def test_every_evaluation_has_histograms_and_curves(told):
     assert [event.step for event in events.Tensors("similarity/pairs")] == [STEPS, 2 * STEPS]
 
 
+@pytest.mark.slow
 def test_texts_describe_the_run(told):
     _, events = told
     texts = {
@@ -123,6 +125,7 @@ def test_failed_clips_are_counted(told, store, captions):
     assert {row["clips/failed"] for row in rows} == {failed}
 
 
+@pytest.mark.slow
 def test_resumed_run_has_each_step_once(tmp_path, record_run, tiny_config):
     """Killed after its second epoch, of which no checkpoint was kept, it goes on after the first."""
     record_run(tmp_path, tiny_config, epochs=2)

@@ -129,6 +129,7 @@ def test_fetch_once_makes_one_request(here, there, monkeypatch):
     assert fetch_once(there / "block").read_text() == "1"
 
 
+@pytest.mark.slow
 def test_file_whose_upload_failed_is_absent(here, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ObjectStoreError):
@@ -273,6 +274,7 @@ def test_wrong_credentials_are_an_error(here, somebody, monkeypatch, key, secret
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in f"{raised.value} {raised.value.__cause__}"
 
 
+@pytest.mark.slow
 def test_missing_credentials_are_an_error(here, somebody, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)

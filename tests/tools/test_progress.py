@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from waver.tools.files import write_text
 from waver.tools.progress import follow_run, track_progress
 
 
@@ -23,7 +24,8 @@ def validation(epoch: int) -> dict:
 
 
 def write(path, *rows: dict) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    """At once, as a run that resumes shortens the file."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.mark.parametrize("padding", ["", "longer", "long" * 100], ids=["same", "longer", "much longer"])

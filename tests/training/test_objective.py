@@ -217,6 +217,7 @@ def batches(captions, store, knowledge, load_knowing):
     return plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_inference", RETRIEVED)
 def test_training_lowers_every_term(batches, knowledge, load_knowing, at_inference):
     """All but `distill`, whose teacher learns too and is not sure of anything at the start."""

@@ -44,6 +44,7 @@ def test_batch_joins_captions_with_their_clips(captions, store, tiny_config):
     assert batch.frame_mask.sum(1).tolist() == num_frames.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dp", "ti", "wti", "xti"])
 def test_training_lowers_the_loss(batches, load_tiny, kind):
     config = load_tiny(**{"similarity.kind": kind, "train.warmup_fraction": 0.0, "train.lr": 3e-3})

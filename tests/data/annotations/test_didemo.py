@@ -271,6 +271,7 @@ def test_labels_without_their_columns(folder, videos):
 # ---- the real files
 
 
+@pytest.mark.slow
 def test_real_files(shared_annotations, tmp_path, touch, splits_of):
     folder = shared_annotations("didemo")
     names = {part: (folder / f"{ORIGINAL[part]}_list.txt").read_text().split() for part in PARTS}

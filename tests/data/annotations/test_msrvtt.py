@@ -246,6 +246,7 @@ def real(tmp_path, shared_annotations):
     return folder
 
 
+@pytest.mark.slow
 def test_real_7k(real, videos):
     table = load(real, videos, "7k")
     rows = table.to_pylist()
@@ -271,6 +272,7 @@ def test_real_7k(real, videos):
     assert [(row["clip_id"], row["caption_index"], row["caption"]) for row in rows] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "without_captions"), [("9k", 1903), ("full", 2890)])
 def test_real_lists_are_the_published_ones_and_missing_captions_are_counted(real, videos, split, without_captions):
     message = fail(real, videos, split)

@@ -177,6 +177,7 @@ def test_missing_videos_can_be_allowed(folder, videos):
     assert path_of["mv89psg6zh4_33_46"] == str(videos / "mv89psg6zh4_33_46.avi")
 
 
+@pytest.mark.slow
 def test_real_files(shared_annotations, videos, splits_of):
     folder = shared_annotations("msvd")
     table = load(folder, videos, allow_missing_videos=True)

@@ -221,6 +221,7 @@ def test_unknown_json_schema_is_an_error(folder, videos, content):
     assert "1 problem\n" in message
 
 
+@pytest.mark.slow
 def test_real_lists(shared_annotations, tmp_path, touch, splits_of, monkeypatch):
     """The files of captions were not to be had: they are made here for the real lists, with one caption in place of ten."""
     source = shared_annotations("vatex")

@@ -153,6 +153,7 @@ def test_lost_queries_are_those_that_fell_deepest_in_their_style(report, runs, q
         assert run["lost"]
 
 
+@pytest.mark.slow
 def test_one_track_of_one_run_needs_no_comparison(tmp_path):
     table = captions(num_styles=2)
     references = reference_rows(table, "test", None)
@@ -210,6 +211,7 @@ def test_the_page_says_what_a_reader_needs(report, tmp_path):
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
 def test_a_browser_opens_the_page_without_errors(report, tmp_path):
     write_page(tmp_path / "report.html", report)

@@ -229,6 +229,7 @@ def test_tables_show_signed_differences_and_literal_brackets(make):
     assert rows["t2v/MnR"] == ["3.00", "3.50", "+0.50"]
 
 
+@pytest.mark.slow
 def test_runs_in_an_object_store(make, s3, tmp_path):
     here, there = (local_copy(f"{s3}/runs", tmp_path / machine) for machine in ("here", "there"))
     make("a", folder=here / "a", evaluation={})

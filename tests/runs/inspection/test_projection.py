@@ -68,6 +68,7 @@ def wait_for(ask, path: str) -> list[str]:
     raise TimeoutError(path)
 
 
+@pytest.mark.slow
 def test_running_tensorboard_finds_new_points(tmp_path):
     events, name = tmp_path / "run" / "events", "run/events/projector"
     with SummaryWriter(str(events)) as writer:

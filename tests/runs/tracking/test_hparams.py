@@ -142,6 +142,7 @@ def best(group):
     return {value["name"]["tag"]: value["value"] for value in group["metricValues"]}["0 best/t2v R@1"]
 
 
+@pytest.mark.slow
 def test_settings_of_all_runs_are_columns_and_those_that_differ_come_first(dashboard):
     columns = dashboard[0]
     assert set(columns) == {"lr", "kind", "same", "data.split"}

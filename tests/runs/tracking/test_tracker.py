@@ -118,6 +118,7 @@ tracker.close()
 """
 
 
+@pytest.mark.slow
 def test_full_disk_warns_and_loses_no_row(tmp_path):
     """Runs in a child process, whose file sizes are limited for a while."""
     command = [sys.executable, "-c", LIMITED, str(tmp_path)]
@@ -194,6 +195,7 @@ def test_unchanged_files_are_not_uploaded_again(far, monkeypatch):
     assert sent[1] == "metrics.jsonl"
 
 
+@pytest.mark.slow
 def test_failed_upload_warns_and_is_repeated(far, monkeypatch, s3_server):
     here, there, _ = far
     with Tracker(here) as tracker:

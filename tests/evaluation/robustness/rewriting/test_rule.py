@@ -81,6 +81,7 @@ def test_any_text_and_no_order(rule, captions):
     assert [rewrite([caption], rule, seed=3)[0] for caption in captions] == results
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("vocabulary")
 @given(captions=st.lists(CAPTIONS, max_size=5))
 @settings(max_examples=60, deadline=None)

@@ -148,6 +148,7 @@ def test_negation(caption, expected, put):
     assert put(caption, CONTROLS["negation"]) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "data/annotations/msvd").is_dir(), reason="without the captions of MSVD")
 def test_coverage_of_msvd(parser):
     """The figures that were looked at, on the first captions of the clips of test: rules that slip do not go unseen."""
