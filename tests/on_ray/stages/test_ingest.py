@@ -155,7 +155,7 @@ def test_two_concurrent_runs_complete_the_same_store(tmp_path, videos):
 
 def test_a_store_with_other_settings_is_an_error(tmp_path, videos):
     create_store(tmp_path / "store", SMALL)
-    with pytest.raises(StoreError, match="size: 16 in the store, 32 asked"):
+    with pytest.raises(StoreError, match="size: 16 in the store, 32 requested"):
         run(videos, tmp_path / "store", settings=StoreSettings(frames_per_second=1.0, max_frames=4, size=32))
 
 

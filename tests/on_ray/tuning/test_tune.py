@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from logs import logged
 from rays import family, kill
@@ -17,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from waver.config import load_config
 from waver.on_ray.cluster.capacity import ClusterTooSmallError
 from waver.on_ray.stages.train import run_training
+from waver.on_ray.stages.train_worker import train_job
 from waver.on_ray.tuning.plan import Plan, describe_plan, plan_sweep
 from waver.on_ray.tuning.tune import run_sweep
 from waver.runs.folder import checkpoints
@@ -126,7 +128,9 @@ def test_training_with_best_yaml_reproduces_the_metrics(swept):
     plan, states, _, _ = swept
     config = load_config(plan.folder / "best.yaml")
     assert config.seed == states[0].runs[0].seed
-    result = run_training(config)
+    result = run_training(
+        config, local_worker=lambda job: train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
+    )
     for name, value in states[0].runs[0].metrics.items():
         assert result["validation"][name] == pytest.approx(value, abs=1e-3)
 
@@ -154,22 +158,17 @@ def test_trials_that_do_not_fit_are_an_error_before_the_start(project):
     assert read_trials(plan.folder) == []
 
 
-def test_trials_with_several_workers_finish(project, said):
+def test_a_trial_with_several_workers_finishes(project):
     path = write_sweep(
         project,
         "wide",
-        space={"similarity.kind": {"choice": ["wti", "dp"]}},
+        space={"similarity.kind": {"choice": ["wti"]}},
         search="grid",
         set={"resources.workers": 2, "train.epochs": 2},
-        scheduler={"reduction_factor": 2},
-        keep_best=2,
     )
-    states = run_sweep(plan_sweep(path), print_table=lambda table: None)
-    assert any("2 trials, 2 at a time" in line for line in said)
-    assert {state.status for state in states} <= {"finished", "stopped"}
-    assert states[0].status == "finished"
-    assert len(checkpoints(states[0].runs[0].folder)) >= 1
-    assert states[0].epochs == 2
+    (state,) = run_sweep(plan_sweep(path), print_table=lambda table: None)
+    assert (state.status, state.epochs) == ("finished", 2)
+    assert len(checkpoints(state.runs[0].folder)) >= 1
 
 
 @pytest.mark.own_ray

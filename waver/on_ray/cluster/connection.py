@@ -67,7 +67,7 @@ def cluster_address() -> str | None:
 
 
 def _join(address: str, **how: Any) -> None:
-    _check_reachable(address)
+    check_reachable(address)
     try:
         ray.init(address=address, **how)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
@@ -109,7 +109,7 @@ def gpus_per_worker(resources: ResourcesConfig) -> float:
     return float(any(node.get("GPU", 0) > 0 for node in nodes(resources.node_labels)))
 
 
-def _check_reachable(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Raises at once if nothing answers at an address; Ray itself would try for minutes, and then abort the process."""
     if address.startswith("ray://"):
         raise ClusterUnreachableError(
