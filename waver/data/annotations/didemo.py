@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 
 from waver.data.annotations.captions import Caption, caption_table
-from waver.data.annotations.lists import LIST_FILES, ORIGINAL_FILE, IdFormatat, check_lists, read_list
+from waver.data.annotations.lists import LIST_FILES, ORIGINAL_FILE, IdFormat, check_lists, read_list
 from waver.data.annotations.options import CommonData
 from waver.data.annotations.published import PublishedPart, PublishedSplit
 from waver.data.annotations.reading import (
@@ -40,7 +40,7 @@ CAPTION_FILES: Mapping[str, tuple[str, str]] = {
 NUM_LEFT_OUT: Mapping[str, int] = {"train": 30, "validation": 3, "test": 0}
 """Part of the split -> number of its videos that the files of T-MASS lack."""
 
-_NAME = IdFormatat(
+_NAME = IdFormat(
     "DiDeMo",
     # 193 names in the lists end with a dot.
     re.compile(r"[0-9]{1,20}@N[0-9]{2}_[0-9]{1,20}_[0-9a-f]{1,20}\.[0-9a-z]{0,8}"),

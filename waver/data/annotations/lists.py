@@ -17,7 +17,7 @@ ORIGINAL_FILE = "take the original file"
 
 
 @dataclass(frozen=True, slots=True)
-class IdFormatat:
+class IdFormat:
     """The format of a data set's ids; no id of this format can be a path that leaves the folder of videos."""
 
     data_set: str
@@ -33,7 +33,7 @@ class IdFormatat:
         problems.add(f"id that is not of {self.data_set}", self.description, f"{where}: {excerpt(value)}")
 
 
-def read_list(path: Path, id_format: IdFormatat, problems: Problems) -> list[str] | None:
+def read_list(path: Path, id_format: IdFormat, problems: Problems) -> list[str] | None:
     """Reads a text file with one id per line; returns None if it cannot be read."""
     if not path.is_file():
         problems.add("missing file", f"put it into {path.parent}", path.name)
@@ -44,7 +44,7 @@ def read_list(path: Path, id_format: IdFormatat, problems: Problems) -> list[str
     return unique_ids(((where, line) for where, line in lines if line), id_format, problems)
 
 
-def unique_ids(entries: Iterable[tuple[str, str]], id_format: IdFormatat, problems: Problems) -> list[str]:
+def unique_ids(entries: Iterable[tuple[str, str]], id_format: IdFormat, problems: Problems) -> list[str]:
     """Returns the ids among (place in the file, value), in order; adds a problem for each duplicate or malformed id."""
     found: dict[str, None] = {}
     for where, value in entries:

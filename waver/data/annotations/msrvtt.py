@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 
 from waver.data.annotations.captions import Caption, caption_table, choose_validation_videos
-from waver.data.annotations.lists import ORIGINAL_FILE, IdFormatat, check_captions, check_lists, unique_ids
+from waver.data.annotations.lists import ORIGINAL_FILE, IdFormat, check_captions, check_lists, unique_ids
 from waver.data.annotations.options import HeldOutData
 from waver.data.annotations.published import PublishedPart, PublishedSplit
 from waver.data.annotations.reading import (
@@ -42,7 +42,7 @@ SPLIT_FILES: Mapping[str, Mapping[str, str]] = {
 }
 
 _PUBLISHED_1K_A = PublishedPart(1000, 1000, "49a09fb68f7ec52b")
-_ID = IdFormatat("MSR-VTT", re.compile(r"video[0-9]{1,4}"), "ids are video0 ... video9999")
+_ID = IdFormat("MSR-VTT", re.compile(r"video[0-9]{1,4}"), "ids are video0 ... video9999")
 
 
 class MsrvttData(HeldOutData):

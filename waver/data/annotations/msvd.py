@@ -10,7 +10,7 @@ import pyarrow as pa
 from waver.data.annotations.captions import caption_table
 from waver.data.annotations.lists import (
     LIST_FILES,
-    IdFormatat,
+    IdFormat,
     check_captions,
     check_lists,
     read_captions,
@@ -25,7 +25,7 @@ from waver.data.annotations.videos import find_videos
 CAPTION_FILE = "captions_msvd.json"
 PICKLE = "raw-captions.pkl"
 
-_ID = IdFormatat(
+_ID = IdFormat(
     "MSVD",
     # YouTube ids may contain - and _, also at the beginning.
     re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{1,6}_[0-9]{1,6}"),

@@ -15,7 +15,7 @@ from waver.data.annotations.captions import caption_table
 from waver.data.annotations.lists import (
     LIST_FILES,
     ORIGINAL_FILE,
-    IdFormatat,
+    IdFormat,
     check_captions,
     check_lists,
     read_captions,
@@ -37,7 +37,7 @@ TEST_1K5 = "test1k5_sec_list.txt"
 _PUBLIC_TEST = "vatex_public_test_english_v1.1.json"
 
 _PUBLISHED_TRAIN = PublishedPart(25_991, 259_910, "abd0450473f9f784")
-_ID = IdFormatat(
+_ID = IdFormat(
     "VATEX",
     re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{6}_[0-9]{6}"),
     "ids are <YouTube id>_<start>_<end>, such as Ptf_2VRj-V0_000122_000132",
