@@ -2,8 +2,8 @@
 
 Metrics computed in another way (excused answers, DSL, QB-Norm) are reported beside the plain ones, never in their place.
 
-Batches of clips and tiles of the similarity are the same for any number of workers, which take turns with them. Every worker
-computes the same bits for a batch or a tile. No clip and no caption is dropped or counted twice.
+Batches of clips and tiles of the similarity are the same for any number of workers, which take turns with them. Every
+worker computes the same bits for a batch or a tile. No clip and no caption is dropped or counted twice.
 """
 
 from collections.abc import Callable

@@ -174,10 +174,10 @@ def watch_free_capacity(
 
 
 def count_cpus(labels: Labels, *, wait_s: float = 0.0) -> int:
-    """Returns the number of CPUs of all nodes with these labels, at least 1.
+    """Returns the number of CPUs on all nodes with these labels, at least 1.
 
     Args:
-        labels: labels of the nodes to count.
+        labels: labels that a node must have to count.
         wait_s: how long to wait for such a node.
 
     Raises:

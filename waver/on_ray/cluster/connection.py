@@ -103,7 +103,7 @@ def local_node_label() -> dict[str, str]:
 
 
 def gpus_per_worker(resources: ResourcesConfig) -> float:
-    """Returns the GPUs of each worker: resources.gpus_per_worker; by default 1 if a node with its labels has a GPU."""
+    """Returns resources.gpus_per_worker; by default 1 if a node with resources.node_labels has a GPU, else 0."""
     if resources.gpus_per_worker is not None:
         return resources.gpus_per_worker
     return float(any(node.get("GPU", 0) > 0 for node in nodes(resources.node_labels)))

@@ -36,7 +36,7 @@ def explain_ray_errors() -> Iterator[None]:
 
 
 def permanent_message(error: Exception) -> str | None:
-    """User-facing message if the error is permanent, else None.
+    """Returns the message for the user if the error is permanent, else None.
 
     A permanent error would recur in a replacement worker. All other errors, bugs among them, are worth another attempt.
     """

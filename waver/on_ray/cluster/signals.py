@@ -52,7 +52,7 @@ def signal_actor() -> Iterator[Any]:
 
 @contextmanager
 def stop_on_sigterm(actor: Any) -> Iterator[None]:
-    """Makes SIGTERM in the body ask the run to write a checkpoint and to end.
+    """Turns a SIGTERM during the body into a request to the run to write a checkpoint and to end.
 
     Call it after `ray.init`, which installs a handler of its own.
 

@@ -24,7 +24,7 @@ class SignalActor:
     async def ask_to_rescale(self) -> None:
         """Asks the run to write a checkpoint and to start again with more workers.
 
-        Does nothing until a worker waits for capacity: before, its own group may still be taking the free capacity.
+        Does nothing until a worker waits for capacity: while its group starts, free capacity may be meant for that group.
         """
         if self._is_awaited:
             self._capacity.set()

@@ -142,7 +142,7 @@ def _check_gpus(environments: Mapping[str, dict[str, Any]]) -> Iterator[Finding]
     if not gpus_of_node:
         return
     if blind := [name for name, gpus in gpus_of_node.items() if not gpus]:
-        found = f"Ray counts GPUs on {abbreviate(blind)}, but torch sees none"
+        found = f"Ray counts GPUs on {abbreviate(blind)}, but torch sees no GPU on them"
         remedy = (
             "check the driver, whether torch is built with CUDA, and whether the container was started with its GPUs"
         )
