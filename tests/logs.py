@@ -1,4 +1,4 @@
-"""What waver logs while a test runs."""
+"""Collects what waver logs while a test runs."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -16,10 +16,13 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def logged(receive: Callable[[str], object] | None = None) -> Iterator[list[str]]:
-    """Yields the list to which every message of waver is added while the body runs.
+    """Collects the messages that waver logs while the body runs.
 
     Args:
-        receive: also called with each message, where it is logged.
+        receive: also called with each message, by the thread that logs it.
+
+    Yields:
+        The messages so far, a list that grows.
     """
     messages: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What tests on Ray share: its settings, and the processes that it starts."""
+"""Helpers for tests on Ray: its settings, and functions for its processes."""
 
 import contextlib
 import os
@@ -17,25 +17,25 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
 }
-"""Ray reads them while it is imported, here and in its processes; what waver.on_ray would choose for users is overruled."""
+"""Variables that Ray reads while it is imported, here and in its processes; they replace the defaults of waver.on_ray."""
 
 
 def family(pid: int) -> list[int]:
-    """A process and its descendants, the oldest last, so that nobody is adopted before it is found."""
+    """Returns a process and its descendants; children come first, so that each still has its parent when it is killed."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return [*(child.pid for child in reversed(psutil.Process(pid).children(recursive=True))), pid]
     return [pid]
 
 
 def kill(processes: list[int]) -> None:
-    """Ends processes at once; those that have ended already are no error."""
+    """Kills processes; one that has ended already is no error."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
 
 
 def titled(processes: list[int], words: str) -> list[int]:
-    """Those of some processes that have these words in their title."""
+    """Returns the processes whose title contains `words`."""
     found = []
     for process in processes:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Checks the shapes in signatures at every call while tests run; without that they are documentation."""
+"""Checks the shapes in signatures at every call while tests run; otherwise they are only documentation."""
 
 import functools
 from importlib.machinery import SourceFileLoader
@@ -11,9 +11,9 @@ from jaxtyping import _import_hook
 def install_shape_checks(package: str) -> None:
     """Makes beartype check the annotations of jaxtyping in all modules of a package that are imported from now on.
 
-    jaxtyping caches the bytecode of these modules under another name. Its loader does so while a module runs, and so for
-    everything that the module imports, such as Ray and torchvision: they would be compiled again, for 10 s in each process.
-    Here the other name holds only while the code of the module is read.
+    jaxtyping's loader caches the bytecode of these modules under another name. It sets that name while a module runs, so
+    everything that the module imports, such as Ray and torchvision, would be compiled again, for 10 s in each process. Here
+    the name is set only while the code of the module is read.
     """
     _import_hook._JaxtypingLoader.get_code = _read_code
     _import_hook._JaxtypingLoader.exec_module = SourceFileLoader.exec_module

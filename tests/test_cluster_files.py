@@ -1,4 +1,4 @@
-"""The files that start clusters: Ray's own schema, what KubeRay's operator insists on, and what each file says of itself."""
+"""Files that start clusters match the schema of Ray, the rules of KubeRay's operator and their own comments."""
 
 import os
 import re
@@ -22,16 +22,16 @@ STARTERS = (*LAUNCHERS, *MANIFESTS, "one-machine.sh", "Dockerfile")
 HEADINGS = ("What it does:", "Fill in:", "Cost of leaving it", "Shut down:")
 PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9_]*>")
 VERBS = "quickstart|ingest|vocabulary|match|train|evaluate|robustness|tune|doctor|board|submit"
-# Of experiments as they are and as an image has them.
 IN_IMAGE = "/opt/waver/"
+"""Folder of the experiments in an image."""
 
 
-class _NoKeyTwice(yaml.SafeLoader):
-    """PyYAML silently takes the last of two equal keys."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses duplicate keys, of which PyYAML silently takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        assert len(keys) == len(set(keys)), f"line {node.start_mark.line + 1}: a key of {keys} stands twice"
+        assert len(keys) == len(set(keys)), f"line {node.start_mark.line + 1}: duplicate key in {keys}"
         return super().construct_mapping(node, deep)
 
 
@@ -40,11 +40,11 @@ def text_of(name: str) -> str:
 
 
 def parsed(name: str) -> Any:
-    return yaml.load(text_of(name), _NoKeyTwice)
+    return yaml.load(text_of(name), _UniqueKeyLoader)
 
 
 def head_and_body(name: str) -> tuple[str, str]:
-    """The comment at the beginning of a file without its marks, and the rest."""
+    """Returns the comment at the beginning of a file, without `#`, and the rest."""
     lines = text_of(name).splitlines()
     lines = lines[1:] if lines[0].startswith("#!") else lines
     end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
@@ -62,14 +62,14 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def waver_commands(text: str) -> list[list[str]]:
-    """Every `waver ...` of a text, lines that end in a backslash joined, as words for the command line."""
+    """Returns the arguments of every `waver ...` command of a text; lines that end in a backslash are joined."""
     joined = re.sub(r"\s*\\\n\s*", " ", text)
     found = re.findall(rf"(?:^|-- |`|<IMAGE> )waver ((?:{VERBS}) [^\n`]*)", joined, re.M)
     return [shlex.split(command) for command in found]
 
 
-def _with_where(block: str) -> str:
-    """Commands of the README with what they keep in the variable `where`."""
+def _replace_where(block: str) -> str:
+    """Replaces the variable `where` in a block of commands by its value."""
     assigned = re.search(r'^where="(.*)"$', block, re.M)
     return block.replace("$where", assigned[1]) if assigned else block
 
@@ -83,7 +83,7 @@ def test_every_file_is_known():
 
 
 @pytest.mark.parametrize("name", STARTERS)
-def test_head_says_what_one_must_know(name):
+def test_head_has_all_headings_in_order(name):
     head, _ = head_and_body(name)
     places = [head.find(heading) for heading in HEADINGS]
     assert places == sorted(places), f"{HEADINGS} in this order, found at {places}"
@@ -93,20 +93,20 @@ def test_head_says_what_one_must_know(name):
 
 
 @pytest.mark.parametrize("name", STARTERS)
-def test_what_is_to_fill_in_is_listed(name):
+def test_placeholders_are_listed(name):
     head, body = head_and_body(name)
     listed = head[head.find("Fill in:") : head.find("Cost of leaving it")]
-    # The image's own name stands only in the commands that build it.
+    # The Dockerfile uses its placeholder only in the commands that build the image.
     used = head[head.find("Shut down:") :] if name == "Dockerfile" else body
     assert set(PLACEHOLDER.findall(used)) == set(PLACEHOLDER.findall(listed))
-    # Nothing to fill in looks otherwise.
+    # No placeholder has another form.
     assert set(re.findall(r"<[^<>\s|]+>|\{\{[^}]*\}\}|\bTODO\b|\bYOUR_\w+|\bmy-\w+", body)) <= set(
         PLACEHOLDER.findall(body)
     )
 
 
 @pytest.mark.parametrize("name", all_files())
-def test_nothing_of_one_machine_or_account_stands_in_a_file(name):
+def test_files_name_no_machine_account_or_secret(name):
     text = text_of(name)
     assert not re.findall(r"(?:/work|/root|/home/(?!ray\b)\w+|/tmp/w|/opt/pypi)\b", text)
     assert not re.findall(r"index-url|pypi|:5000/|\bghcr\.io|\bdocker\.io", text)
@@ -117,12 +117,12 @@ def test_nothing_of_one_machine_or_account_stands_in_a_file(name):
 
 
 @pytest.mark.parametrize("name", [*STARTERS, "README.md"])
-def test_commands_are_commands_of_waver(name, repository, monkeypatch):
+def test_commands_are_valid_commands_of_waver(name, repository, monkeypatch):
     monkeypatch.chdir(repository)
     monkeypatch.setenv("PWD", str(repository))
     text = text_of(name)
     if name == "README.md":
-        text = "\n".join(map(_with_where, re.findall(r"```bash\n(.*?)```", text, re.S)))
+        text = "\n".join(map(_replace_where, re.findall(r"```bash\n(.*?)```", text, re.S)))
     elif name.endswith(".yaml"):
         text = "\n".join([head_and_body(name)[0], *strings(parsed(name))])
     else:
@@ -144,12 +144,12 @@ def test_commands_are_commands_of_waver(name, repository, monkeypatch):
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_launcher_files_are_what_ray_reads(name):
+def test_launcher_files_match_the_schema_of_ray(name):
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = parsed(name)
     validate_config(prepare_config(config))
-    # A list that is left out is Ray's default, which installs a wheel of its own choice.
+    # Ray replaces a missing list by its default, which installs another wheel.
     if config["provider"]["type"] != "local":
         assert {"setup_commands", "head_setup_commands", "worker_setup_commands"} <= config.keys()
     for role in ("head", "worker"):
@@ -164,13 +164,14 @@ def test_launcher_files_are_what_ray_reads(name):
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_what_launchers_copy_is_enough_to_install_waver(name, repository):
-    mounts = {Path(here).name: there for there, here in parsed(name)["file_mounts"].items() if not here.startswith("~")}
+def test_launchers_copy_the_files_that_install_waver(name, repository):
+    file_mounts = parsed(name)["file_mounts"]
+    mounts = {Path(source).name: target for target, source in file_mounts.items() if not source.startswith("~")}
     if not mounts:  # on shared machines waver is installed by hand
         return
-    for here, there in mounts.items():
-        assert (repository / here).exists()
-        assert there == f"~/waver/{here}"
+    for source, target in mounts.items():
+        assert (repository / source).exists()
+        assert target == f"~/waver/{source}"
     project = (repository / "pyproject.toml").read_text()
     assert {"waver", "experiments", "pyproject.toml"} <= mounts.keys()
     for needed in re.findall(r'^readme = "(.*)"|^license-files = \["(.*)"\]', project, re.M):
@@ -178,7 +179,7 @@ def test_what_launchers_copy_is_enough_to_install_waver(name, repository):
 
 
 @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
-def test_clouds_cost_nothing_but_the_head_when_idle(name):
+def test_idle_clouds_keep_only_the_head(name):
     config = parsed(name)
     types = config["available_node_types"]
     assert types[config["head_node_type"]]["resources"] == {"CPU": 0}
@@ -191,24 +192,24 @@ def test_clouds_cost_nothing_but_the_head_when_idle(name):
     assert config["max_workers"] == sum(node["max_workers"] for node in workers.values())
     assert 0 < config["idle_timeout_minutes"] <= 15
     assert config["provider"]["cache_stopped_nodes"] is False
-    # Without a role of its own a worker could not open the bucket: Ray gives one to the head alone.
+    # Ray gives a role only to the head: without one in its node type, a worker could not open the bucket.
     role = {"aws.yaml": "IamInstanceProfile", "gcp.yaml": "serviceAccounts"}[name]
     assert all(node["node_config"].get(role) for node in workers.values())
 
 
-def test_kuberay_files_have_what_the_operator_insists_on():
+def test_kuberay_files_have_the_kinds_and_names_that_the_operator_requires():
     cluster, job = (parsed(name) for name in KUBERAY)
     for manifest, kind in ((cluster, "RayCluster"), (job, "RayJob")):
         assert manifest["apiVersion"] == "ray.io/v1"
         assert manifest["kind"] == kind
         assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", manifest["metadata"]["name"])
-    # One cluster, described in two files.
+    # Both files describe the same cluster.
     assert job["spec"]["rayClusterSpec"] == cluster["spec"]
 
 
-def test_kuberay_cluster():
+def test_kuberay_cluster_requires_a_token_and_scales_labelled_groups():
     spec = parsed("kuberay-cluster.yaml")["spec"]
-    assert tuple(map(int, spec["rayVersion"].split("."))) >= (2, 52, 0)  # else authOptions are refused
+    assert tuple(map(int, spec["rayVersion"].split("."))) >= (2, 52, 0)  # older versions refuse authOptions
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["enableInTreeAutoscaling"] is True
     assert spec["autoscalerOptions"]["version"] == "v2"  # v1 does not know labels
@@ -228,11 +229,12 @@ def test_kuberay_cluster():
 
 
 def check_pod(pod: dict[str, Any]) -> None:
-    """What every pod of ours has: a name, an image, limits, shared storage, shared memory, and no root."""
+    """Checks that a pod has a name, an image, limits, shared storage and shared memory, and does not run as root."""
     [container] = pod["containers"]
     assert container["name"]
     assert container["image"] == "<IMAGE>"
-    assert container["resources"]["limits"] == container["resources"]["requests"]  # Ray counts on its limits
+    # Ray takes the limits for the resources of the node.
+    assert container["resources"]["limits"] == container["resources"]["requests"]
     assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
     assert pod.get("restartPolicy", "Never") == "Never"  # autoscaler v2 refuses others
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -245,9 +247,8 @@ def check_pod(pod: dict[str, Any]) -> None:
     size, memory = (
         int(text.removesuffix("Gi")) for text in (shm["sizeLimit"], container["resources"]["limits"]["memory"])
     )
-    assert (
-        0.2 * memory <= size <= 0.5 * memory
-    )  # Ray takes 30 % for objects; what lies there counts as the pod's memory
+    # Ray's object store takes 30 % of the memory; objects count as memory of the pod.
+    assert 0.2 * memory <= size <= 0.5 * memory
 
 
 def test_kuberay_pods_have_time_to_write_a_checkpoint():
@@ -260,7 +261,7 @@ def test_kuberay_pods_have_time_to_write_a_checkpoint():
     assert 60 <= drains <= train["terminationGracePeriodSeconds"] - 10
 
 
-def test_kuberay_job():
+def test_kuberay_job_is_retried_and_shuts_its_cluster_down():
     spec = parsed("kuberay-job.yaml")["spec"]
     assert spec["submissionMode"] == "K8sJobMode"
     assert spec["entrypoint"].startswith("waver train ")
@@ -279,16 +280,16 @@ def test_storage_can_be_written_by_many_pods():
     assert claim["spec"]["resources"]["requests"]["storage"]
 
 
-def test_ray_is_one_version_everywhere():
+def test_all_files_name_the_same_version_of_ray():
     versions = {found for name in all_files() for found in re.findall(r"\bray\[[a-z,]+\]==([\d.]+)", text_of(name))}
     assert versions == {parsed("kuberay-cluster.yaml")["spec"]["rayVersion"]}
 
 
-def test_dockerfile_copies_what_its_ignore_file_lets_through(repository):
+def test_dockerfile_copies_the_files_that_its_ignore_file_includes(repository):
     body = head_and_body("Dockerfile")[1]
     copied = {word for line in re.findall(r"^COPY (.*) \S+$", body, re.M) for word in line.split()}
-    let_through = {line[1:] for line in text_of("Dockerfile.dockerignore").splitlines() if line.startswith("!")}
-    assert copied == let_through
+    included = {line[1:] for line in text_of("Dockerfile.dockerignore").splitlines() if line.startswith("!")}
+    assert copied == included
     assert all((repository / name).exists() for name in copied)
     users = re.findall(r"^USER (\w+)$", body, re.M)
     assert users[-1:] == ["ray"]

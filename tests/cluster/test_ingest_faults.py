@@ -1,4 +1,4 @@
-"""Ingest loses nothing when a part of the cluster breaks, and repeats only what was not finished."""
+"""Ingest loses no clip when a part of the cluster fails, and repeats only unfinished clips."""
 
 import json
 import os
@@ -22,7 +22,7 @@ NUM_CLIPS = 48
 
 @pytest.fixture
 def experiment(tmp_path) -> Path:
-    """Many small videos, a clip and a block each, and their experiment."""
+    """An experiment with many small videos, of one clip and one block each."""
     (tmp_path / "videos").mkdir()
     frames = [Image.fromarray(np.full((64, 64, 3), 5 * i, np.uint8)) for i in range(30)]
     with (tmp_path / "captions.jsonl").open("w") as file:
@@ -55,7 +55,7 @@ from waver.config import load_config
 from waver.runs.inputs import store_settings
 from waver.on_ray.stages.ingest import ingest
 
-# `waver ingest` would refuse the pipes.
+# Called directly, because `waver ingest` would refuse the pipes.
 config = load_config(sys.argv[1], yaml.safe_load(sys.argv[2]))
 paths = sorted(map(str, config.data.videos.glob("*.mp4")))
 none = pa.nulls(len(paths), pa.float64())
@@ -66,7 +66,7 @@ ingest(captions, config.clip_store, store_settings(config), section)
 
 
 def times_done(experiment: Path) -> Counter:
-    """How often each video has a row in the ledger's files."""
+    """Counts the rows of each video in the ledger's files."""
     files = sorted((load_config(experiment).clip_store / "ledger").glob("*.parquet"))
     return Counter(Path(path).name for file in files for path in pq.read_table(file)["path"].to_pylist())
 
@@ -75,67 +75,67 @@ def statuses(experiment: Path) -> Counter:
     return Counter(read_ledger(load_config(experiment).clip_store)["status"].to_pylist())
 
 
-def stop_at(video: Path) -> Path:
-    """Puts a pipe in the place of a video: whoever decodes it stands still. Returns where the video is kept."""
+def block_at(video: Path) -> Path:
+    """Replaces a video by a pipe, at which its decoder blocks. Returns the new path of the video."""
     kept = video.rename(video.with_suffix(".kept"))
     os.mkfifo(video)
     return kept
 
 
-def num_waiting(processes: list[int]) -> int:
-    """Decoders among these processes that wait at a pipe."""
-    waiting = 0
+def num_blocked(processes: list[int]) -> int:
+    """Counts the decoders among these processes that block at a pipe."""
+    blocked = 0
     for process in processes:
         try:
             command, where = (Path(f"/proc/{process}/{name}").read_text() for name in ("cmdline", "wchan"))
         except OSError:
             continue
-        waiting += "waver.data.decoder" in command and "wait_for_partner" in where
-    return waiting
+        blocked += "waver.data.decoder" in command and "wait_for_partner" in where
+    return blocked
 
 
-@pytest.mark.parametrize("how", ["kill_node", "kill_raylet"])
-def test_a_lost_node_loses_no_clip_and_repeats_only_what_was_in_its_hands(cluster, experiment, wait_for, how):
+@pytest.mark.parametrize("fault", ["kill_node", "kill_raylet"])
+def test_a_lost_node_loses_no_clip_and_no_finished_clip_is_decoded_again(cluster, experiment, wait_for, fault):
     pipe = experiment.parent / "videos/005.mp4"
-    kept = stop_at(pipe)
+    kept = block_at(pipe)
     running = cluster(nodes=0)
     nodes = [running.add_node() for _ in range(2)]
     ingest = running.start("-c", _INGEST, experiment, "{ingest.timeout_s: 120}")
-    # All is done but the pipe, and the clip that is next in the same hands.
+    # All clips are done but the pipe and the clip that is queued at the same actor.
     wait_for(lambda: len(times_done(experiment)) >= NUM_CLIPS - 2, of=ingest)
-    [lost] = [node for node in nodes if num_waiting(running.processes(node))]
+    [lost] = [node for node in nodes if num_blocked(running.processes(node))]
     kept.replace(pipe)
     started = time.monotonic()
-    getattr(running, how)(lost)
+    getattr(running, fault)(lost)
     _, output = ingest.communicate(timeout=150)
-    print(f"{how}: finished {time.monotonic() - started:.1f} s after it")
+    print(f"{fault}: ingest finished {time.monotonic() - started:.1f} s later")
     assert ingest.returncode == 0, output
     assert statuses(experiment) == {"ok": NUM_CLIPS}
-    # Nothing that stood in the store was decoded again.
+    # No clip was written to the store twice.
     assert set(times_done(experiment).values()) == {1}
 
 
-def test_a_late_node_goes_on_where_the_first_hangs_and_a_hang_costs_its_clip_only(cluster, experiment, wait_for):
-    # An actor of Ray Data is given two clips at first; so each of the two stands still at one, with another behind it.
+def test_a_late_node_decodes_while_the_first_hangs_and_only_hanging_clips_are_lost(cluster, experiment, wait_for):
+    # Ray Data gives two clips to an actor at first: each of the two actors blocks at one, and has another in its queue.
     for number in range(4):
-        stop_at(experiment.parent / f"videos/{number:03d}.mp4")
+        block_at(experiment.parent / f"videos/{number:03d}.mp4")
     running = cluster(nodes=0)
     first = running.add_node()
     overrides = "{ingest.timeout_s: 20, ingest.max_failed_fraction: 0.1}"
     ingest = running.start("-c", _INGEST, experiment, overrides)
-    wait_for(lambda: num_waiting(running.processes(first)) == 2, of=ingest, timeout_s=120)
+    wait_for(lambda: num_blocked(running.processes(first)) == 2, of=ingest, timeout_s=120)
     assert not times_done(experiment)
     running.add_node()
     joined = time.monotonic()
     wait_for(lambda: statuses(experiment)["ok"], of=ingest, timeout_s=80)
     print(f"late node: its first clip was done {time.monotonic() - joined:.1f} s after it joined")
-    assert statuses(experiment)["timeout"] < 4  # until the last of them is given up, the first node does nothing else
+    assert statuses(experiment)["timeout"] < 4  # the first node decodes nothing else before the last timeout
     _, output = ingest.communicate(timeout=120)
     assert ingest.returncode == 0, output
     assert statuses(experiment) == {"ok": NUM_CLIPS - 4, "timeout": 4}
 
 
-def test_frames_do_not_pass_through_the_object_store_and_a_torn_file_is_made_again(cluster, experiment):
+def test_frames_bypass_the_object_store_and_the_clips_of_a_truncated_file_are_decoded_again(cluster, experiment):
     large = {"video.size": 224, "video.max_frames": 30, "video.frames_per_second": 10, "ingest.clips_per_block": 4}
     config = load_config(experiment, large)
     running = cluster(nodes=0, object_store_memory=80 * 2**20)
@@ -147,8 +147,8 @@ def test_frames_do_not_pass_through_the_object_store_and_a_torn_file_is_made_aga
     shards = sorted((config.clip_store / "clips").glob("*.parquet"))
     assert sum(shard.stat().st_size for shard in shards) > 2 * 80 * 2**20
 
-    torn = shards[1]
-    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    truncated = shards[1]
+    truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size // 2])
     with pytest.raises(StoreError, match=r"4 of 48 clips were never ingested(.|\n)*run `waver ingest CONFIG`"):
         open_store(config, load_captions(config))
     started = time.monotonic()
@@ -156,5 +156,5 @@ def test_frames_do_not_pass_through_the_object_store_and_a_torn_file_is_made_aga
     _, output = again.communicate(timeout=120)
     assert "4 were decoded now, in" in output
     assert "and 44 before" in output
-    print(f"torn file: made again in {time.monotonic() - started:.1f} s, the command's start included")
+    print(f"truncated file: decoded again in {time.monotonic() - started:.1f} s, with the start of the command")
     assert len(ClipStore(config.clip_store).ok_clip_ids()) == NUM_CLIPS

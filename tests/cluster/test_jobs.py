@@ -1,4 +1,4 @@
-"""Jobs on a real head node that wants a token, sent as a user sends them."""
+"""Jobs on a real head node that requires a token, submitted as users do it."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Ray reads this while it is imported: this process is one without the token.
+# Ray reads this while it is imported. This process has no token.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
 import pytest
@@ -28,7 +28,7 @@ from waver.on_ray.jobs.client import JobError, send_job
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(300)]
 REPOSITORY = Path(__file__).parents[2]
 QUOTED = 'text.prompt=it\'s "a" video of {}'
-"""A setting that a shell would take apart."""
+"""A setting that a shell would split into words."""
 FOLLOW = """
 import logging, sys
 from waver.on_ray.jobs.client import follow_job
@@ -39,18 +39,23 @@ sys.exit(follow_job(*sys.argv[1:], write=print))
 
 @dataclass
 class Head:
-    """A head node on this machine, which lets in whoever has the token."""
+    """A head node on this machine, which requires a token."""
 
     address: str
     token: str = field(repr=False)
     environment: dict[str, str] = field(repr=False)
-    """Of a user who has it."""
+    """The environment of a user with the token."""
 
     def run(self, *command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-        """What a command of Python says; a variable that is set to nothing is taken away."""
-        given = {name: value for name, value in {**self.environment, **environment}.items() if value}
+        """Runs `python -m COMMAND`; a variable with an empty value is removed from the environment."""
+        variables = {name: value for name, value in {**self.environment, **environment}.items() if value}
         done = subprocess.run(
-            [sys.executable, "-m", *map(str, command)], cwd=cwd, env=given, capture_output=True, text=True, timeout=240
+            [sys.executable, "-m", *map(str, command)],
+            cwd=cwd,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
         assert self.token not in done.stdout + done.stderr
         return done
@@ -60,7 +65,7 @@ class Head:
         return self.run("waver", "submit", *arguments, "--address", self.address, cwd=cwd, **environment)
 
     def jobs(self) -> dict[str, dict]:
-        """What the dashboard tells of all jobs, by id."""
+        """Returns id -> what the dashboard says about the job, for all jobs."""
         request = urllib.request.Request(f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {self.token}"})
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
             text = answer.read().decode()
@@ -68,7 +73,7 @@ class Head:
         return {job["submission_id"]: job for job in json.loads(text) if job["submission_id"]}
 
     def wait_for(self, job: str, *statuses: str) -> dict:
-        """A job, as soon as it is so."""
+        """Waits until a job has one of these statuses; returns what the dashboard says about it."""
         deadline = time.monotonic() + 90
         while (found := self.jobs()[job])["status"] not in statuses:
             assert time.monotonic() < deadline, found
@@ -82,27 +87,27 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     token_file.write_text(secrets.token_hex(32))
     ports = _free_ports(4)
     address = f"http://127.0.0.1:{ports[0]}"
-    forgotten = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_HEADERS")
-    environment = {name: value for name, value in os.environ.items() if name not in forgotten} | {
+    removed = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_HEADERS")
+    environment = {name: value for name, value in os.environ.items() if name not in removed} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
-        "RAY_memory_monitor_refresh_ms": "0",  # what else this machine does is no reason to end a job
+        "RAY_memory_monitor_refresh_ms": "0",  # other programs on this machine must not end a job
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(REPOSITORY),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    # Paths of sockets may have 107 characters.
+    # Paths of sockets may have at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="rj", dir="/tmp", ignore_cleanup_errors=True) as folder:
         log = (Path(folder) / "head.log").open("w")
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--temp-dir", folder),
             *("--num-cpus", "4", "--object-store-memory", str(150 * 2**20), "--disable-usage-stats"),
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", ports[0], "--port", ports[1]),
-            # Another Ray on the machine may have the usual ones, and without them no job starts.
+            # Another Ray on the machine may use the default ports, and without these ports no job starts.
             *("--dashboard-agent-listen-port", ports[2], "--ray-client-server-port", ports[3]),
         ]
         process = subprocess.Popen(
@@ -110,7 +115,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         )
         try:
             started = Head(address, token_file.read_text(), environment)
-            _wait_until_it_answers(started, process, Path(log.name))
+            _wait_until_ready(started, process, Path(log.name))
             yield started
         finally:
             process.terminate()  # it ends all processes of its node
@@ -131,7 +136,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _wait_until_it_answers(head: Head, process: subprocess.Popen, log: Path) -> None:
+def _wait_until_ready(head: Head, process: subprocess.Popen, log: Path) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -193,31 +198,31 @@ def test_submit_follows_a_job_to_its_end(head, project):
     assert not any(head.token.encode() in content for content in written)
 
 
-def test_a_job_that_fails_passes_its_status_on(head, project):
+def test_submit_exits_with_the_status_of_a_failed_job(head, project):
     done = head.submit("experiments/tiny.yaml", "ingest", "--set", "data.annotations=/no/captions.jsonl", cwd=project)
     assert done.returncode == 1
     assert "/no/captions.jsonl" in done.stdout
     assert re.search(r"job raysubmit_\w+ failed with exit status 1\n", done.stderr)
 
 
-def test_one_writer_and_one_stop(head, project):
-    given = ("experiments/tiny.yaml", "--set", "name=long", "--set", "train.epochs=5000")
-    command = [sys.executable, "-m", "waver", "submit", *given, "--address", head.address]
+def test_a_second_job_of_a_run_is_refused_and_ctrl_c_leaves_the_job_running(head, project):
+    arguments = ("experiments/tiny.yaml", "--set", "name=long", "--set", "train.epochs=5000")
+    command = [sys.executable, "-m", "waver", "submit", *arguments, "--address", head.address]
     client = subprocess.Popen(
         command, cwd=project, env=head.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    said = client.stderr.readline()
-    job_id = re.search(r"job (raysubmit_\w+):", said).group(1)
+    stderr = client.stderr.readline()
+    job_id = re.search(r"job (raysubmit_\w+):", stderr).group(1)
     head.wait_for(job_id, "RUNNING")
 
-    second = head.submit(*given, cwd=project)
+    second = head.submit(*arguments, cwd=project)
     assert second.returncode == 1
     assert f"job {job_id} writes {project / 'storage' / 'runs' / 'long'}" in second.stderr
 
-    client.send_signal(signal.SIGINT)  # looks away
-    _, said = client.communicate(timeout=30)
+    client.send_signal(signal.SIGINT)  # stops following the job
+    _, stderr = client.communicate(timeout=30)
     assert client.returncode == 130
-    assert f"job {job_id} goes on" in said
+    assert f"job {job_id} goes on" in stderr
     assert head.jobs()[job_id]["status"] == "RUNNING"
 
     stopped = head.run("ray.scripts.scripts", "job", "stop", job_id, "--address", head.address, cwd=project)
@@ -230,7 +235,7 @@ def test_one_writer_and_one_stop(head, project):
     assert f"job {job_id} was stopped" in follow.stderr
 
 
-def test_without_the_token_nobody_is_let_in(head, project, monkeypatch):
+def test_clients_without_the_token_are_refused(head, project, monkeypatch):
     before = len(head.jobs())
     done = head.submit("experiments/tiny.yaml", cwd=project, RAY_AUTH_TOKEN="0123456789abcdef" * 4)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)

@@ -1,4 +1,4 @@
-"""Matching loses nothing when a node is lost, and repeats only what was in its hands."""
+"""Matching loses no match when a node is lost, and repeats at most one finished block."""
 
 import json
 import os
@@ -48,7 +48,7 @@ print(len(knowledge.matches))
 
 @pytest.fixture
 def config(tmp_path) -> ExperimentConfig:
-    """An experiment whose clips are decoded, and a teacher with weights."""
+    """An experiment with decoded clips, and a teacher with weights."""
     (tmp_path / "videos").mkdir()
     rows = [
         {"video": f"{number:03}.mp4", "caption": f"caption {number}", "split": "train"} for number in range(NUM_CLIPS)
@@ -83,26 +83,26 @@ def config(tmp_path) -> ExperimentConfig:
 
 
 def times_matched(config: ExperimentConfig) -> Counter:
-    """How often each clip has a row in the files of matches."""
+    """Counts the rows of each clip in the files of matches."""
     files = (config.knowledge_store / "matches").glob("*.parquet")
     return Counter(clip for file in files for clip in pq.read_table(file)["clip_id"].to_pylist())
 
 
 def test_a_lost_node_loses_no_match(cluster, config, wait_for):
-    here = cluster(nodes=2)
-    matching = here.start("-c", _MATCH, config.storage.folder.parent / "experiment.yaml")
+    running = cluster(nodes=2)
+    matching = running.start("-c", _MATCH, config.storage.folder.parent / "experiment.yaml")
     wait_for(lambda: len(times_matched(config)) >= 2 * CLIPS_PER_BLOCK, of=matching, timeout_s=120)
-    lost = here.nodes[0]
-    [actor] = titled(here.processes(lost), "_Actor")
+    lost = running.nodes[0]
+    [actor] = titled(running.processes(lost), "_Actor")
     os.kill(actor, signal.SIGSTOP)
-    # Its own block, and the one that is next in the same hands.
+    # All blocks are done but the one of the stopped actor and the one in its queue.
     wait_for(lambda: len(times_matched(config)) >= NUM_CLIPS - 2 * CLIPS_PER_BLOCK, of=matching, timeout_s=120)
     assert len(times_matched(config)) < NUM_CLIPS
-    here.kill_node(lost)
-    printed, said = matching.communicate(timeout=120)
-    assert matching.returncode == 0, said
-    assert printed.splitlines()[-1] == str(NUM_CLIPS)
+    running.kill_node(lost)
+    stdout, stderr = matching.communicate(timeout=120)
+    assert matching.returncode == 0, stderr
+    assert stdout.splitlines()[-1] == str(NUM_CLIPS)
     times = times_matched(config)
     assert len(times) == NUM_CLIPS
-    # It may have been stopped between writing a block and saying so.
+    # The actor may have been stopped after it wrote a block and before it reported the block.
     assert sum(times.values()) - NUM_CLIPS in (0, CLIPS_PER_BLOCK)

@@ -1,4 +1,4 @@
-"""cluster/one-machine.sh starts a real head, takes jobs from holders of its token, and ends no processes but its own."""
+"""cluster/one-machine.sh starts a real head, accepts jobs with its token, and ends only its own processes."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ Run = Callable[..., subprocess.CompletedProcess]
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Command lines that name a folder."""
+    """Returns the command lines of processes that name a folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -29,7 +29,7 @@ def processes_of(folder: Path) -> list[str]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    # Paths of sockets may have 107 characters.
+    # Paths of sockets may have at most 107 characters.
     path = Path(tempfile.mkdtemp(prefix="head", dir="/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -37,7 +37,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def run(folder: Path, repository: Path) -> Iterator[Run]:
-    """Runs a command as a user of this head would, whatever the tests beside it have set."""
+    """Runs a command as a user of this head does, without the settings of Ray that other tests have made."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -64,7 +64,7 @@ def run(folder: Path, repository: Path) -> Iterator[Run]:
     call("cluster/one-machine.sh stop")
 
 
-def test_a_job_runs_and_nothing_is_left(run, folder):
+def test_a_job_runs_and_stop_leaves_no_process_and_no_token(run, folder):
     started = run("cluster/one-machine.sh start")
     assert started.returncode == 0, started.stderr
     token = (folder / "token").read_text()
@@ -92,7 +92,7 @@ def test_a_job_runs_and_nothing_is_left(run, folder):
     assert run("cluster/one-machine.sh env").returncode != 0
 
 
-def test_a_taken_port_is_said_and_nothing_starts(run, folder):
+def test_a_taken_port_is_an_error_and_nothing_starts(run, folder):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         started = run(f"WAVER_DASHBOARD_PORT={port} cluster/one-machine.sh start")
@@ -101,8 +101,8 @@ def test_a_taken_port_is_said_and_nothing_starts(run, folder):
     assert processes_of(folder) == []
 
 
-def test_the_number_of_another_process_is_not_ended(run, folder):
-    """After a reboot a number in the file may be somebody else's: its time of birth tells."""
+def test_stop_spares_another_process_with_the_recorded_id(run, folder):
+    """After a reboot the recorded id may belong to another process, which has another start time."""
     with subprocess.Popen(["sleep", "60"]) as other:
         (folder / "head.pid").write_text(f"{other.pid} 1\n")
         stopped = run("cluster/one-machine.sh stop")
@@ -111,5 +111,5 @@ def test_the_number_of_another_process_is_not_ended(run, folder):
         other.kill()
 
 
-def test_words_that_are_none(run):
+def test_an_unknown_command_prints_the_known_ones(run):
     assert "start|env|stop" in run("cluster/one-machine.sh begin").stderr

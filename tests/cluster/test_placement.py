@@ -1,4 +1,4 @@
-"""What runs on which node of a cluster whose nodes differ."""
+"""Placement of drivers, blocks and workers on a cluster whose nodes have different labels."""
 
 import json
 
@@ -17,12 +17,12 @@ from waver.on_ray.cluster.workers import run_on_workers
 def here(_=None):
     return ray.get_runtime_context().get_node_id()
 
-def of_all(_):
+def all_nodes(_):
     return parallel.gather_objects(here())
 
 def run(**resources):
-    asked = ResourcesConfig(node_labels=train, **resources)
-    return run_on_workers(of_all, None, asked, signals=actor)
+    resources = ResourcesConfig(node_labels=train, **resources)
+    return run_on_workers(all_nodes, None, resources, signals=actor)
 
 class Where:
     def __call__(self, block):
@@ -36,20 +36,20 @@ with connect(), signal_actor() as actor:
         "driver": {here()},
         "blocks": set(map_blocks(Where, (), blocks, ActorPool(2, actor=WorkerResources(1.0, labels=decode)))),
         "workers": run(workers=2),
-        "a range": run(workers={"min": 1, "max": 4}),
+        "elastic": run(workers={"min": 1, "max": 4}),
     }
     print(json.dumps({what: sorted(roles[node] for node in nodes) for what, nodes in where.items()}))
 """
 
 
-def test_labels_say_where_videos_are_decoded_and_where_is_trained(cluster):
-    here = cluster(nodes=2, labels=[{"waver.role": "train"}, {"waver.role": "decode"}])
-    process = here.start("-c", _WHERE)
-    printed, said = process.communicate(timeout=180)
-    assert process.returncode == 0, said
-    assert json.loads(printed) == {
+def test_blocks_and_workers_run_on_nodes_with_their_labels(cluster):
+    running = cluster(nodes=2, labels=[{"waver.role": "train"}, {"waver.role": "decode"}])
+    process = running.start("-c", _WHERE)
+    stdout, stderr = process.communicate(timeout=180)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout) == {
         "driver": ["head"],
         "blocks": ["decode"],
         "workers": ["train"] * 2,
-        "a range": ["train"] * 2,  # of four, since only nodes with their label count
+        "elastic": ["train"] * 2,  # not 4: only nodes with their label count
     }

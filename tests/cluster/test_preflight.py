@@ -39,20 +39,20 @@ def experiment(tmp_path) -> Path:
 def examine(cluster, experiment: Path) -> tuple[dict[str, list[dict]], str]:
     """Runs waver doctor; returns the findings by check, and its output."""
     doctor = cluster.start("-m", "waver", "doctor", experiment, "--address", cluster.address, env={"RAY_ADDRESS": ""})
-    shown, said = doctor.communicate(timeout=240)
+    stdout, stderr = doctor.communicate(timeout=240)
     report = json.loads((experiment.parent / "storage/doctor/preflight.json").read_text())
     found: dict[str, list[dict]] = {}
     for finding in report["findings"]:
         found.setdefault(finding["check"], []).append(finding)
-    return found, shown + said
+    return found, stdout + stderr
 
 
 def test_a_healthy_cluster_passes_all_checks(cluster, experiment):
     running = cluster(nodes=1, labels=[{"waver.role": "train"}])
     running.add_node(cpus=1)
-    found, said = examine(running, experiment)
-    tried = {name: [finding["level"] for finding in found.get(name, [])] for name in _TRIED}
-    assert tried == {name: ["ok"] for name in _TRIED} | {"clocks": ["info"]}, said
+    found, output = examine(running, experiment)
+    levels = {name: [finding["level"] for finding in found.get(name, [])] for name in _CHECKS}
+    assert levels == {name: ["ok"] for name in _CHECKS} | {"clocks": ["info"]}, output
     assert "the same on 3 nodes" in found["versions"][0]["found"]
     exchange = found["all-reduce"][0]
     assert "2 workers, gloo on cpu: the sum is right; 1.0 MiB in" in exchange["found"]
@@ -61,18 +61,18 @@ def test_a_healthy_cluster_passes_all_checks(cluster, experiment):
     assert not (experiment.parent / "storage/.preflight").exists()
 
 
-_TRIED = ("cluster", "versions", "shared storage", "connections", "clocks", "all-reduce")
+_CHECKS = ("cluster", "versions", "shared storage", "connections", "clocks", "all-reduce")
 
 
-def test_only_nodes_with_the_labels_count_for_workers(cluster, experiment):
+def test_only_nodes_with_the_required_labels_count_for_workers(cluster, experiment):
     running = cluster(nodes=2, labels=[{"waver.role": "train"}, {"waver.role": "decode"}])
     settings = yaml.safe_load(experiment.read_text())
     settings["resources"] |= {"workers": 3, "node_labels": {"waver.role": "train"}}
     settings["train"]["global_batch_size"] = 6
     experiment.write_text(yaml.safe_dump(settings))
-    found, said = examine(running, experiment)
+    found, output = examine(running, experiment)
     sentence = found["workers"][0]["found"]
-    assert "3 workers with 1 CPU each are requested, and the cluster has capacity for 2" in sentence, said
+    assert "3 workers with 1 CPU each are requested, and the cluster has capacity for 2" in sentence, output
     assert "of 3 nodes, 1 has waver.role=train, 2 CPUs" in sentence
     assert "not tried: 3 workers" in found["all-reduce"][0]["found"]
 
@@ -81,16 +81,16 @@ def _may_unshare() -> bool:
     return subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
 
 
-@pytest.mark.skipif(not _may_unshare(), reason="a node with a disk of its own needs the rights of root")
-def test_a_node_with_its_own_storage_and_another_numpy_is_found(cluster, experiment, tmp_path):
+@pytest.mark.skipif(not _may_unshare(), reason="only root may give a node a file system of its own")
+def test_a_node_with_its_own_storage_and_another_numpy_is_reported(cluster, experiment, tmp_path):
     package = tmp_path / "site/numpy-0.0.1.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.0.1\n")
     running = cluster(nodes=1)
-    apart = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(tmp_path / "storage")]
-    running.start_node(before=apart, python_path=[package.parent])
-    found, said = examine(running, experiment)
-    assert found["shared storage"][0]["level"] == "error", said
+    own_storage = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(tmp_path / "storage")]
+    running.start_node(wrapper=own_storage, python_path=[package.parent])
+    found, output = examine(running, experiment)
+    assert found["shared storage"][0]["level"] == "error", output
     assert "and this process do not see each other's files in" in found["shared storage"][0]["found"]
     # The node misses the probes of the others, and each of the others misses its probe.
     assert len(found["shared storage"][0]["details"]) == 4
@@ -98,4 +98,4 @@ def test_a_node_with_its_own_storage_and_another_numpy_is_found(cluster, experim
     assert "numpy differs" in found["versions"][0]["found"]
     assert "0.0.1 on" in found["versions"][0]["found"]
     assert "all-reduce" not in found
-    print(said)
+    print(output)

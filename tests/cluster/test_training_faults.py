@@ -1,7 +1,7 @@
-"""What becomes of training when some of the cluster breaks: real nodes, real kills.
+"""Training on real clusters with faults: killed processes, lost nodes, full disks.
 
-Whatever happens, the run ends as one that nothing happened to, and each step stands in its log once. How long it took to go
-on is printed (`pytest -s`), for the table in cluster/README.md.
+After each fault the run ends with the metrics of an undisturbed run, and its log has each step once. The tests print how
+long a run took to continue (`pytest -s`), for the table in cluster/README.md.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ SETTINGS = {
     "train": {"epochs": 2, "captions_per_clip": 40},  # 240 steps
     "checkpoint": {"every_steps": EVERY},
     "tracking": {"images": False},
-    # A node of 2 CPUs has room for one worker, with its loader if it has one. Loaders are two more processes for each group:
-    # only runs in which they may break have them.
+    # A node of 2 CPUs has capacity for one worker, with or without a loader. Loaders cost two more processes for each group,
+    # so only runs that test their loss have them.
     "resources": {"workers": 2, "cpus_per_worker": 1.5, "loaders_per_worker": 0, "timeout_s": 60, "wait_s": 60},
 }
 NUM_STEPS = 240
 LOADERS = "resources.loaders_per_worker=1"
 LONGER = {"train.captions_per_clip": 150, "train.lr": 1e-4}
-"""900 steps, for what takes its time; with smaller ones, or the last bits of two workers' sums would become other ranks."""
+"""900 steps, for slow faults. A higher learning rate would turn the last bits of two workers' sums into other ranks."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def experiment(project: Path, name: str, **overrides) -> ExperimentConfig:
 
 @pytest.fixture(scope="module")
 def undisturbed(project) -> dict:
-    """What a run comes to that nothing happens to."""
+    """The last validation of a run without faults."""
     return train_here(project, "undisturbed")
 
 
@@ -69,12 +69,12 @@ def train_here(project: Path, name: str, **overrides) -> dict:
     config = experiment(project, name, **{"resources.workers": 1, "resources.loaders_per_worker": 0}, **overrides)
     captions = load_captions(config)
 
-    def here(job):
+    def local_worker(job):
         return train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
 
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        train(config, captions, open_store(config, captions), local_worker=here)
+        train(config, captions, open_store(config, captions), local_worker=local_worker)
     finally:
         ray.shutdown()
     return read_metrics(config.run_folder)[-1]
@@ -82,13 +82,13 @@ def train_here(project: Path, name: str, **overrides) -> dict:
 
 @pytest.fixture(scope="module")
 def two_nodes(clusters):
-    """A cluster that some tests share: they break runs, and leave it as it is."""
+    """A cluster shared by tests that break their runs but not the cluster."""
     with clusters() as start:
         yield start(nodes=2)
 
 
 class Run:
-    """A `waver train` of its own on a cluster, or a job with it where the address of a dashboard is given."""
+    """A `waver train` command on a cluster; with the address of a dashboard, it is submitted as a job."""
 
     def __init__(self, cluster, project: Path, name: str, *overrides: str, dashboard: str = "", longer: bool = False):
         overrides += tuple(f"{key}={value}" for key, value in LONGER.items()) if longer else ()
@@ -96,7 +96,7 @@ class Run:
         self.folder = self.config.run_folder
         settings = [part for override in overrides for part in ("--set", override)]
         train = ["-m", "waver", "train", project / "experiment.yaml", "--set", f"name={name}", *settings]
-        # A job computes with the copy of the clone that goes along.
+        # A job runs the copy of the clone that is submitted with it.
         job = [
             "-m",
             "ray.scripts.scripts",
@@ -113,7 +113,7 @@ class Run:
         self.start(cluster)
 
     def start(self, cluster) -> None:
-        """The same command, also a second time."""
+        """Starts the command; may be called again."""
         self.process = cluster.start(*self._command, cwd=REPOSITORY)
 
     def steps(self) -> list[int]:
@@ -123,7 +123,7 @@ class Run:
         return max(self.steps(), default=0)
 
     def saved(self) -> int:
-        """Step of the newest checkpoint."""
+        """Returns the step of the newest checkpoint."""
         newest = newest_checkpoint(self.folder)
         if newest is None:
             return 0
@@ -135,26 +135,26 @@ class Run:
         wait_for(lambda: self.step() >= step, of=self.process, timeout_s=120)
 
     def end(self, timeout_s: float = 240) -> str:
-        """Waits for it; returns what it said."""
-        said = self.process.communicate(timeout=timeout_s)[1]
-        assert self.process.returncode == 0, said
-        assert "Traceback" not in said
-        return said
+        """Waits until the run has finished; returns its stderr."""
+        stderr = self.process.communicate(timeout=timeout_s)[1]
+        assert self.process.returncode == 0, stderr
+        assert "Traceback" not in stderr
+        return stderr
 
 
 @contextlib.contextmanager
-def going_on_after(run: Run, fault: str, wait_for, *, interval: int = EVERY):
-    """The body breaks something; then the run takes new steps, having repeated at most one interval of checkpoints."""
+def continues_after(run: Run, fault: str, wait_for, *, interval: int = EVERY):
+    """Checks that the run takes new steps after the fault in the body, and repeats at most two checkpoint intervals."""
 
-    def beginnings() -> int:
-        """Whoever takes over shortens the log to the checkpoint and then begins a file of events; survivors do not."""
+    def num_starts() -> int:
+        """Counts the groups so far: each one truncates the log to its checkpoint, and then creates a file of events."""
         return len(list((run.folder / "events").glob("events.out.*")))
 
-    before, begun = run.step(), beginnings()
+    step_before, starts_before = run.step(), num_starts()
     yield
-    start, lost = time.monotonic(), max(run.step(), before) - run.saved()
-    assert lost <= 2 * interval, "the newest checkpoint is further back than an interval"
-    wait_for(lambda: beginnings() > begun, of=run.process, timeout_s=120)
+    start, lost = time.monotonic(), max(run.step(), step_before) - run.saved()
+    assert lost <= 2 * interval, "the newest checkpoint is further back than two intervals"
+    wait_for(lambda: num_starts() > starts_before, of=run.process, timeout_s=120)
     first = run.step()
     wait_for(lambda: run.step() > first, of=run.process, timeout_s=120)
     print(f"\n{fault}: {time.monotonic() - start:.1f} s until the next step; {lost} steps repeated")
@@ -170,32 +170,34 @@ def assert_ended_like(run: Run, undisturbed: dict, num_steps: int = NUM_STEPS) -
 
 
 def workers_of(cluster, node) -> list[int]:
-    """Processes of a node that train."""
+    """Returns the processes of a node that train."""
     return titled(cluster.processes(node), "ray::RayTrainWorker")
 
 
-def test_a_worker_is_killed_then_its_raylet_then_the_driver(cluster, project, undisturbed, wait_for):
-    """Three faults of one run, one after the other; the lost node is replaced by one that joins late."""
-    here = cluster(nodes=2)
-    run = Run(here, project, "killed", LOADERS, "resources.max_failures=8")
+def test_a_run_continues_after_a_worker_a_raylet_and_the_driver_are_killed(cluster, project, undisturbed, wait_for):
+    """The faults follow each other in one run; another node replaces the lost one."""
+    ray_cluster = cluster(nodes=2)
+    run = Run(ray_cluster, project, "killed", LOADERS, "resources.max_failures=8")
     run.wait_until(25, wait_for)
-    for node in here.nodes:
-        assert len(titled(here.processes(node), "(_Loader)")) == len(workers_of(here, node)), (
-            "loaders are where their workers are"
+    for node in ray_cluster.nodes:
+        assert len(titled(ray_cluster.processes(node), "(_Loader)")) == len(workers_of(ray_cluster, node)), (
+            "loaders run on the node of their worker"
         )
-    assert titled(here.processes(here.head), "ray::SignalActor"), "or the run would end with another node"
-    with going_on_after(run, "worker killed with -9", wait_for):
-        victim = next(pids[0] for node in here.nodes if (pids := workers_of(here, node)))
+    assert titled(ray_cluster.processes(ray_cluster.head), "ray::SignalActor"), (
+        "on another node, the run would end with that node"
+    )
+    with continues_after(run, "worker killed with -9", wait_for):
+        victim = next(pids[0] for node in ray_cluster.nodes if (pids := workers_of(ray_cluster, node)))
         os.kill(victim, signal.SIGKILL)
     run.wait_until(run.step() + 15, wait_for)
-    with going_on_after(run, "raylet killed, another node joins", wait_for):
-        here.kill_raylet(here.nodes[0])
-        here.add_node()
+    with continues_after(run, "raylet killed, another node joins", wait_for):
+        ray_cluster.kill_raylet(ray_cluster.nodes[0])
+        ray_cluster.add_node()
     run.wait_until(run.step() + 15, wait_for)
-    with going_on_after(run, "driver killed with -9, started again", wait_for):
+    with continues_after(run, "driver killed with -9, started again", wait_for):
         os.kill(run.process.pid, signal.SIGKILL)
         run.process.communicate()
-        run.start(here)
+        run.start(ray_cluster)
     assert "continuing killed after step" in run.end()
     assert_ended_like(run, undisturbed)
 
@@ -207,58 +209,60 @@ def free_port() -> int:
 
 
 def test_a_job_survives_the_loss_of_a_node(cluster, project, undisturbed, wait_for):
-    """As users start it: `ray job submit` from a clone, with paths that every node sees."""
-    # Another Ray of this machine may have the usual ports, and without its agent's a head starts no job.
+    """The job is submitted as users do it: `ray job submit` from a clone, with paths that every node sees."""
+    # Another Ray of this machine may use the default ports; without the port of its agent, a head starts no job.
     port, agent = free_port(), free_port()
-    here = cluster(nodes=2, include_dashboard=True, dashboard_port=port, dashboard_agent_listen_port=agent)
-    run = Run(here, project, "job", LOADERS, dashboard=f"http://127.0.0.1:{port}")
+    ray_cluster = cluster(nodes=2, include_dashboard=True, dashboard_port=port, dashboard_agent_listen_port=agent)
+    run = Run(ray_cluster, project, "job", LOADERS, dashboard=f"http://127.0.0.1:{port}")
     run.wait_until(15, wait_for)
-    with going_on_after(run, "a job loses a node, another joins", wait_for):
-        here.kill_node(here.nodes[0])
-        here.add_node()
+    with continues_after(run, "a job loses a node, another joins", wait_for):
+        ray_cluster.kill_node(ray_cluster.nodes[0])
+        ray_cluster.add_node()
     run.end()
     assert_ended_like(run, undisturbed)
 
 
-def test_a_node_is_lost_for_good_and_another_comes_later(cluster, project, undisturbed_longer, wait_for):
-    """An elastic run: it begins with the one node that there is, grows, and shrinks again; the global batch stays."""
-    here = cluster(nodes=1)
+def test_an_elastic_run_grows_when_a_node_joins_and_shrinks_when_it_is_lost(
+    cluster, project, undisturbed_longer, wait_for
+):
+    """The global batch keeps its size."""
+    ray_cluster = cluster(nodes=1)
     elastic = ("resources.workers={min: 1, max: 2}", "resources.resize_every_s=5", "resources.max_failures=8")
-    run = Run(here, project, "elastic", LOADERS, *elastic, longer=True)
+    run = Run(ray_cluster, project, "elastic", LOADERS, *elastic, longer=True)
     run.wait_until(15, wait_for)
-    late, start = here.add_node(), time.monotonic()
-    wait_for(lambda: workers_of(here, late), of=run.process, timeout_s=120)
+    late, start = ray_cluster.add_node(), time.monotonic()
+    wait_for(lambda: workers_of(ray_cluster, late), of=run.process, timeout_s=120)
     first = run.step()
     wait_for(lambda: run.step() > first + 10, of=run.process, timeout_s=120)
     print(f"\na node joins late: {time.monotonic() - start:.1f} s until two workers train")
-    with going_on_after(run, "node lost for good, elastic", wait_for):
-        here.kill_node(late)
+    with continues_after(run, "node lost for good, elastic", wait_for):
+        ray_cluster.kill_node(late)
     groups = re.findall(r"starting ([12]) workers \(elastic: 1 to 2\)", run.end())
-    assert groups == ["1", "2", "1"], "none for nothing"
+    assert groups == ["1", "2", "1"], "no group starts without reason"
     assert_ended_like(run, undisturbed_longer, num_steps=900)
 
 
-def test_the_head_is_lost(cluster, project, undisturbed, wait_for, monkeypatch):
-    """Its nodes and the driver wait for it and give up; another cluster takes the run up."""
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "8")  # Ray's own: 60
+def test_a_run_whose_head_is_lost_continues_on_another_cluster(cluster, project, undisturbed, wait_for, monkeypatch):
+    """The nodes and the driver wait for the lost head, and give up."""
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "8")  # Ray's default is 60
     first = cluster(nodes=2)
     run = Run(first, project, "head")
     run.wait_until(40, wait_for)
     kill([entry.process.pid for processes in first.head.all_processes.values() for entry in processes])
     start = time.monotonic()
     try:
-        said = run.process.communicate(timeout=150)[1]
+        stderr = run.process.communicate(timeout=150)[1]
     except subprocess.TimeoutExpired:
         run.process.kill()
-        raise AssertionError("the driver waits for a head that is gone") from None
+        raise AssertionError("the driver still waits for the lost head") from None
     print(f"\nhead lost: the driver ends after {time.monotonic() - start:.1f} s with {run.process.returncode}")
-    assert run.process.returncode != 0, said
+    assert run.process.returncode != 0, stderr
     first.end()
     second = cluster(nodes=2)
     if run.step() < NUM_STEPS:
-        with going_on_after(run, "another head, run submitted again", wait_for):
+        with continues_after(run, "another head, run submitted again", wait_for):
             run.start(second)
-    else:  # without their head the workers came to the end
+    else:  # the workers have finished training without the head
         run.start(second)
     assert "continuing head after" in run.end()
     assert_ended_like(run, undisturbed)
@@ -273,8 +277,8 @@ sys.stdin.read()
 """
 
 
-def test_the_object_store_is_full(two_nodes, project, undisturbed, wait_for):
-    """Somebody else's objects fill what every node has three times over: Ray spills them to the disk."""
+def test_a_run_finishes_although_the_object_store_is_full(two_nodes, project, undisturbed, wait_for):
+    """Another driver puts objects of several times the size of a node's object store: Ray spills them to the disk."""
     filler = two_nodes.start("-c", FILLER, stdin=subprocess.PIPE)
     try:
         assert filler.stdout.readline() == "full\n", filler.stderr.read()
@@ -288,7 +292,7 @@ def test_the_object_store_is_full(two_nodes, project, undisturbed, wait_for):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 200 MiB: ten checkpoints."""
+    """A file system of 200 MiB, enough for ten checkpoints."""
     place = tmp_path / "disk"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", place], check=False).returncode:
@@ -297,8 +301,10 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_the_disk_is_full_at_a_checkpoint(two_nodes, project, undisturbed, small_disk, wait_for):
-    """The run's folder is on a disk that fills up; when there is room again the same command goes on."""
+def test_a_run_that_failed_on_a_full_disk_continues_when_space_is_free(
+    two_nodes, project, undisturbed, small_disk, wait_for
+):
+    """The run's folder is on a disk that fills up before a checkpoint."""
     folder = experiment(project, "full-disk").run_folder
     folder.parent.mkdir(exist_ok=True)
     folder.symlink_to(small_disk)
@@ -309,10 +315,10 @@ def test_the_disk_is_full_at_a_checkpoint(two_nodes, project, undisturbed, small
         while True:
             file.write(bytes(2**12))
             file.flush()
-    said = run.process.communicate(timeout=120)[1]
+    stderr = run.process.communicate(timeout=120)[1]
     assert run.process.returncode == 1
-    assert "no space is left on the disk" in said
-    assert "Traceback" not in said
+    assert "no space is left on the disk" in stderr
+    assert "Traceback" not in stderr
     saved = run.saved()
     assert saved > 0
     filler.unlink()
@@ -321,8 +327,10 @@ def test_the_disk_is_full_at_a_checkpoint(two_nodes, project, undisturbed, small
     assert_ended_like(again, undisturbed)
 
 
-def test_a_checkpoint_is_half_written_and_a_shard_is_damaged(two_nodes, project, undisturbed, wait_for):
-    """The driver dies; what it left of its newest checkpoint is cut short, and so is a file of the clip store."""
+def test_a_truncated_checkpoint_is_skipped_and_a_truncated_clip_file_is_an_error(
+    two_nodes, project, undisturbed, wait_for
+):
+    """The driver is killed before."""
     run = Run(two_nodes, project, "half")
     run.wait_until(NUM_STEPS // 2 + 25, wait_for)
     os.kill(run.process.pid, signal.SIGKILL)
@@ -337,27 +345,27 @@ def test_a_checkpoint_is_half_written_and_a_shard_is_damaged(two_nodes, project,
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
     broken = Run(two_nodes, project, "half")
-    said = broken.process.communicate(timeout=120)[1]
+    stderr = broken.process.communicate(timeout=120)[1]
     assert broken.process.returncode == 1
-    assert "waver ingest CONFIG" in said
-    assert "Traceback" not in said
+    assert "waver ingest CONFIG" in stderr
+    assert "Traceback" not in stderr
     shard.write_bytes(content)
     again = Run(two_nodes, project, "half")
     assert f"continuing half after {describe_checkpoint(before)}" in again.end()
     assert_ended_like(again, undisturbed)
 
 
-def test_sigterm_saves_the_step_it_hears_of(two_nodes, project, undisturbed, wait_for):
-    """As `ray job stop` does, and whoever takes a machine away."""
+def test_sigterm_saves_the_current_step_and_the_run_continues_from_it(two_nodes, project, undisturbed, wait_for):
+    """`ray job stop` and the shutdown of a machine send SIGTERM."""
     run = Run(two_nodes, project, "asked", "checkpoint.every_steps=null")
     run.wait_until(15, wait_for)
     start = time.monotonic()
     run.process.send_signal(signal.SIGTERM)
-    said = run.process.communicate(timeout=60)[1]
+    stderr = run.process.communicate(timeout=60)[1]
     took = time.monotonic() - start
-    assert run.process.returncode == 143, said
-    assert f"stopped on request after step {run.step()}" in said
-    assert "Traceback" not in said
+    assert run.process.returncode == 143, stderr
+    assert f"stopped on request after step {run.step()}" in stderr
+    assert "Traceback" not in stderr
     assert run.saved() == run.step()
     print(f"\nSIGTERM: {took:.1f} s until a checkpoint is written and the process has ended")
     again = Run(two_nodes, project, "asked")
@@ -365,34 +373,41 @@ def test_sigterm_saves_the_step_it_hears_of(two_nodes, project, undisturbed, wai
     assert_ended_like(again, undisturbed)
 
 
-def test_a_node_that_will_be_taken_away_is_left_in_time(cluster, project, undisturbed_longer, wait_for, monkeypatch):
-    """As clouds announce it: Ray drains the node, training saves itself at once, and another node takes over."""
-    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")  # as Ray Train has it
-    here = cluster(nodes=2)
-    run = Run(here, project, "drained", "checkpoint.every_steps=null", longer=True)
+def test_a_run_saves_a_checkpoint_when_its_node_is_drained_and_continues_on_another(
+    cluster, project, undisturbed_longer, wait_for, monkeypatch
+):
+    """Ray drains a node when its cloud announces a preemption."""
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")  # Ray Train's default
+    ray_cluster = cluster(nodes=2)
+    run = Run(ray_cluster, project, "drained", "checkpoint.every_steps=null", longer=True)
     run.wait_until(15, wait_for)
-    start, going = time.monotonic(), here.nodes[0]
-    with going_on_after(run, "a node is drained within 15 s, another joins", wait_for, interval=900):
-        here.drain_node(going, deadline_s=15)
-        here.add_node()
+    start, drained = time.monotonic(), ray_cluster.nodes[0]
+    with continues_after(run, "a node is drained within 15 s, another joins", wait_for, interval=900):
+        ray_cluster.drain_node(drained, deadline_s=15)
+        ray_cluster.add_node()
         wait_for(lambda: list(run.folder.glob("checkpoint_*_step_*")), of=run.process)
         print(f"\ndrained: {time.monotonic() - start:.1f} s until a checkpoint is written")
-    here.kill_node(going)
+    ray_cluster.kill_node(drained)
     run.end()
     assert_ended_like(run, undisturbed_longer, num_steps=900)
 
 
 @pytest.mark.parametrize("workers", ["2", "{min: 2, max: 3}"])
-def test_a_group_without_room_gives_up_in_a_sentence(cluster, project, wait_for, monkeypatch, workers):
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "6")  # else 20, and 60 for a lost node
-    here = cluster(nodes=2)
+def test_a_group_without_capacity_fails_without_a_traceback(cluster, project, wait_for, monkeypatch, workers):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "6")  # waver's own are 20, and 60 after a loss
+    ray_cluster = cluster(nodes=2)
     run = Run(
-        here, project, "no-room", f"resources.workers={workers}", "resources.wait_s=0", "resources.max_failures=1"
+        ray_cluster,
+        project,
+        "no-capacity",
+        f"resources.workers={workers}",
+        "resources.wait_s=0",
+        "resources.max_failures=1",
     )
     run.wait_until(15, wait_for)
-    here.kill_node(here.nodes[0])
-    said = run.process.communicate(timeout=240)[1]
+    ray_cluster.kill_node(ray_cluster.nodes[0])
+    stderr = run.process.communicate(timeout=240)[1]
     assert run.process.returncode == 1
-    assert "the cluster had no capacity for the workers any more" in said
-    assert "Traceback" not in said
+    assert "the cluster had no capacity for the workers any more" in stderr
+    assert "Traceback" not in stderr
     assert json.loads((run.folder / "data.json").read_text())

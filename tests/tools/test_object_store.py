@@ -1,4 +1,4 @@
-"""Local copies, against a real S3 server on loopback."""
+"""Local copies of an object store: a real S3 server on loopback."""
 
 import os
 import pickle
@@ -32,22 +32,22 @@ from waver.tools.object_store import (
 
 
 @pytest.fixture
-def here(s3, tmp_path) -> Path:
-    """The copy of the folder on this machine."""
-    return local_copy(s3, tmp_path / "here")
+def copy(s3, tmp_path) -> Path:
+    """The local copy on this machine."""
+    return local_copy(s3, tmp_path / "copy")
 
 
 @pytest.fixture
-def there(s3, tmp_path) -> Path:
-    """The copy on another."""
-    return local_copy(s3, tmp_path / "there")
+def other_copy(s3, tmp_path) -> Path:
+    """The local copy on another machine."""
+    return local_copy(s3, tmp_path / "other_copy")
 
 
 # ---- names
 
 
 @pytest.mark.parametrize(
-    ("url", "same"),
+    ("url", "normalised"),
     [
         ("s3://bucket", "s3://bucket"),
         ("s3://bucket/a/b/", "s3://bucket/a/b"),
@@ -55,11 +55,11 @@ def there(s3, tmp_path) -> Path:
         ("abfs://box@account.dfs.core.windows.net/a", "abfs://box@account.dfs.core.windows.net/a"),
     ],
 )
-def test_local_copy_of_a_url(url, same, tmp_path):
-    copy = local_copy(check_url(url), tmp_path)
-    assert copy.is_relative_to(tmp_path)
-    assert remote_of(copy) == display_path(copy) == same
-    assert remote_of(pickle.loads(pickle.dumps(copy / "x.json"))) == f"{same}/x.json"
+def test_local_copy_knows_its_url(url, normalised, tmp_path):
+    folder = local_copy(check_url(url), tmp_path)
+    assert folder.is_relative_to(tmp_path)
+    assert remote_of(folder) == display_path(folder) == normalised
+    assert remote_of(pickle.loads(pickle.dumps(folder / "x.json"))) == f"{normalised}/x.json"
 
 
 def test_other_paths_have_no_url(tmp_path):
@@ -94,105 +94,105 @@ def test_secrets_in_urls_are_hidden():
 # ---- files
 
 
-def test_uploaded_file_is_fetched(here, there):
-    write_json(here / "a" / "x.json", {"n": 1})
-    assert read_json(there / "a" / "x.json") == {"n": 1}
-    write_json(there / "a" / "x.json", {"n": 2})  # of the same size, perhaps in the same second
-    assert read_json(here / "a" / "x.json") == {"n": 2}
+def test_uploaded_file_is_fetched(copy, other_copy):
+    write_json(copy / "a" / "x.json", {"n": 1})
+    assert read_json(other_copy / "a" / "x.json") == {"n": 1}
+    write_json(other_copy / "a" / "x.json", {"n": 2})  # of the same size, perhaps in the same second
+    assert read_json(copy / "a" / "x.json") == {"n": 2}
 
 
-def test_file_deleted_from_the_store_is_deleted_from_the_copy(here, there):
-    write_text(here / "x", "1")
-    fetch(there / "x")
-    remove(there / "x")
-    assert not exists(here / "x")
-    assert not fetch(here / "x").exists()
+def test_file_deleted_from_the_store_is_deleted_from_the_copy(copy, other_copy):
+    write_text(copy / "x", "1")
+    fetch(other_copy / "x")
+    remove(other_copy / "x")
+    assert not exists(copy / "x")
+    assert not fetch(copy / "x").exists()
     with pytest.raises(FileNotFoundError):
-        read_text(here / "x")
+        read_text(copy / "x")
 
 
-def test_unchanged_large_file_is_not_fetched_again(here, there, monkeypatch):
-    here.mkdir(parents=True)
-    (here / "large").write_bytes(bytes(2 * 2**20))
-    upload(here / "large")
-    assert fetch(there / "large").stat().st_size == 2 * 2**20
+def test_unchanged_large_file_is_not_fetched_again(copy, other_copy, monkeypatch):
+    copy.mkdir(parents=True)
+    (copy / "large").write_bytes(bytes(2 * 2**20))
+    upload(copy / "large")
+    assert fetch(other_copy / "large").stat().st_size == 2 * 2**20
     monkeypatch.setattr(objects, "_download", lambda *arguments: pytest.fail("the copy is current"))
-    fetch(there / "large")
-    fetch(here / "large")
-    fetch_folder(there)
+    fetch(other_copy / "large")
+    fetch(copy / "large")
+    fetch_folder(other_copy)
 
 
-def test_fetch_once_makes_one_request(here, there, monkeypatch):
-    write_text(here / "block", "1")
-    fetch_once(there / "block")
+def test_fetch_once_makes_one_request(copy, other_copy, monkeypatch):
+    write_text(copy / "block", "1")
+    fetch_once(other_copy / "block")
     monkeypatch.setattr(objects, "_open", lambda url: pytest.fail("no request is needed"))
-    assert fetch_once(there / "block").read_text() == "1"
+    assert fetch_once(other_copy / "block").read_text() == "1"
 
 
 @pytest.mark.slow
-def test_file_whose_upload_failed_is_absent(here, monkeypatch):
+def test_file_whose_upload_failed_is_absent(copy, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ObjectStoreError):
-        write_text(here / "x", "1")
-    assert not list(here.iterdir())
+        write_text(copy / "x", "1")
+    assert not list(copy.iterdir())
 
 
 # ---- folders
 
 
-def test_uploaded_folder_is_fetched(here, there):
+def test_uploaded_folder_is_fetched(copy, other_copy):
     for name in ("b", "config.yaml", "z/deep"):
-        (here / name).parent.mkdir(parents=True, exist_ok=True)
-        (here / name).write_text(name)
-    upload_folder(here, last="config.yaml")
-    assert list_names(there) == list_names(here) == ["b", "config.yaml", "z"]
-    assert list_names(there, "*.yaml") == ["config.yaml"]
-    fetch_folder(there)
-    assert (there / "z" / "deep").read_text() == "z/deep"
-    assert sorted(path.name for path in there.rglob("*")) == ["b", "config.yaml", "deep", "z"]
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text(name)
+    upload_folder(copy, last="config.yaml")
+    assert list_names(other_copy) == list_names(copy) == ["b", "config.yaml", "z"]
+    assert list_names(other_copy, "*.yaml") == ["config.yaml"]
+    fetch_folder(other_copy)
+    assert (other_copy / "z" / "deep").read_text() == "z/deep"
+    assert sorted(path.name for path in other_copy.rglob("*")) == ["b", "config.yaml", "deep", "z"]
 
 
-def test_last_file_of_a_folder_is_uploaded_last(here, monkeypatch):
+def test_last_file_of_a_folder_is_uploaded_last(copy, monkeypatch):
     sent = []
     monkeypatch.setattr(objects, "upload", lambda path: sent.append(path.name))
-    here.mkdir(parents=True)
+    copy.mkdir(parents=True)
     for name in ("a", "config.yaml", "z"):
-        (here / name).touch()
-    upload_folder(here, last="config.yaml")
+        (copy / name).touch()
+    upload_folder(copy, last="config.yaml")
     assert sent == ["a", "z", "config.yaml"]
 
 
-def test_fetch_folder_updates_the_copy(here, there):
+def test_fetch_folder_updates_the_copy(copy, other_copy):
     for name in ("run/events/a", "run/events/b", "run/model"):
-        write_text(here / name, "1")
-    fetch_folder(there, "*events*")
-    (there / "run/checkpoint").mkdir()
-    (there / "run/checkpoint/events").touch()  # another process is about to send it
-    remove(here / "run/events/a")
-    write_text(here / "run/events/b", "12")
-    assert fetch_folder(there, "*events*") == [there / "run/events/b"]
-    assert (there / "run/events/b").read_text() == "12"
-    assert (there / "run/checkpoint/events").exists()
-    assert not (there / "run/model").exists()
+        write_text(copy / name, "1")
+    fetch_folder(other_copy, "*events*")
+    (other_copy / "run/checkpoint").mkdir()
+    (other_copy / "run/checkpoint/events").touch()  # another process is about to upload it
+    remove(copy / "run/events/a")
+    write_text(copy / "run/events/b", "12")
+    assert fetch_folder(other_copy, "*events*") == [other_copy / "run/events/b"]
+    assert (other_copy / "run/events/b").read_text() == "12"
+    assert (other_copy / "run/checkpoint/events").exists()
+    assert not (other_copy / "run/model").exists()
 
 
-def test_remove_deletes_a_folder(here, there):
+def test_remove_deletes_a_folder(copy, other_copy):
     for name in ("kept/a", "run/a", "run/b/c"):
-        write_text(here / name, "1")
-    fetch_folder(there)
-    remove(there / "run")
-    assert list_names(here) == ["kept"]
-    assert not (there / "run").exists()
-    remove(there / "run")  # nothing is there
+        write_text(copy / name, "1")
+    fetch_folder(other_copy)
+    remove(other_copy / "run")
+    assert list_names(copy) == ["kept"]
+    assert not (other_copy / "run").exists()
+    remove(other_copy / "run")  # a missing folder is no error
 
 
-def test_missing_files_and_folders(here):
-    assert list_names(here) == []
-    assert not exists(here)
-    assert fetch_folder(here) == []
+def test_missing_folder_is_empty(copy):
+    assert list_names(copy) == []
+    assert not exists(copy)
+    assert fetch_folder(copy) == []
 
 
-# ---- a folder of this machine
+# ---- local folders
 
 
 def test_local_paths_need_no_store(tmp_path, monkeypatch):
@@ -212,36 +212,36 @@ def test_local_paths_need_no_store(tmp_path, monkeypatch):
     assert list_names(tmp_path) == []
 
 
-# ---- stores that refuse
+# ---- errors
 
 
-def test_missing_bucket_is_an_error(here, tmp_path):
+def test_missing_bucket_is_an_error(copy, tmp_path):
     nowhere = local_copy("s3://nowhere/x", tmp_path)
     with pytest.raises(ObjectStoreError, match=r"s3://nowhere/x/y: there is no such bucket: create it"):
         write_text(nowhere / "y", "1")
     with pytest.raises(ObjectStoreError, match="there is no such bucket"):
         check_bucket(nowhere)
-    check_bucket(here)
+    check_bucket(copy)
 
 
 @pytest.mark.slow
-def test_unreachable_store_is_an_error(here, monkeypatch):
+def test_unreachable_store_is_an_error(copy, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     start = time.monotonic()
     for ask in (fetch, list_names, exists, remove, fetch_folder, check_bucket):
         with pytest.raises(ObjectStoreError, match=r"s3://waver/.*: the store does not answer: .*AWS_ENDPOINT_URL"):
-            ask(here)
+            ask(copy)
     assert time.monotonic() - start < 60
 
 
 @pytest.fixture
-def somebody(s3, s3_server, monkeypatch):
-    """A user who may do nothing, at a server that checks."""
+def user_without_rights(s3, s3_server, monkeypatch):
+    """The key of a user without rights, on a server that checks credentials."""
     iam = boto3.client("iam", endpoint_url=s3_server)
     user = iam.create_user(UserName=uuid.uuid4().hex)["User"]
     key = iam.create_access_key(UserName=user["UserName"])["AccessKey"]
     _check_requests(s3_server, after="0")
-    objects._store.cache_clear()  # other credentials are another process
+    objects._store.cache_clear()  # a process opens a store once
     yield key
     _check_requests(s3_server, after="inf")
     objects._store.cache_clear()
@@ -262,35 +262,35 @@ def _check_requests(server: str, *, after: str) -> None:
     ],
     ids=["unknown key", "wrong secret", "no rights"],
 )
-def test_wrong_credentials_are_an_error(here, somebody, monkeypatch, key, secret, message):
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key or somebody["AccessKeyId"])
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret or somebody["SecretAccessKey"])
+def test_wrong_credentials_are_an_error(copy, user_without_rights, monkeypatch, key, secret, message):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key or user_without_rights["AccessKeyId"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret or user_without_rights["SecretAccessKey"])
     with pytest.raises(ObjectStoreError, match=message) as raised:
-        check_bucket(here)
+        check_bucket(copy)
     with pytest.raises(ObjectStoreError, match=message):
-        write_text(here / "x", "1")
+        write_text(copy / "x", "1")
     with pytest.raises(ObjectStoreError, match="credentials"):
-        fetch(here / "x")
+        fetch(copy / "x")
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in f"{raised.value} {raised.value.__cause__}"
 
 
 @pytest.mark.slow
-def test_missing_credentials_are_an_error(here, somebody, monkeypatch):
+def test_missing_credentials_are_an_error(copy, user_without_rights, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # whatever machine the tests run on
     with pytest.raises(ObjectStoreError, match="credentials"):
-        check_bucket(here)
+        check_bucket(copy)
 
 
-def test_full_disk_is_not_reported_as_error_of_the_store(here, there, monkeypatch):
-    write_text(here / "x", "1")
+def test_full_disk_is_not_reported_as_an_error_of_the_store(copy, other_copy, monkeypatch):
+    write_text(copy / "x", "1")
 
     def full(*arguments):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(objects, "_copy", full)
     with pytest.raises(OSError, match="No space left") as raised:
-        fetch(there / "x")
+        fetch(other_copy / "x")
     assert not isinstance(raised.value, ObjectStoreError)
-    assert not [path for path in there.rglob("*") if path.is_file()]
+    assert not [path for path in other_copy.rglob("*") if path.is_file()]

@@ -119,7 +119,7 @@ def embed_clips(
         embeddings.values[rows], embeddings.mask[rows] = video.values.float(), mask
         embeddings.weights[rows] = video.weights
         on_progress(done + 1, len(own))
-    # Rows of other workers are 0, so the sum gathers shares of any size without rounding.
+    # Rows of other workers are 0, so the sum gathers shares of different sizes without rounding.
     values, mask, weights = (
         parallel.all_reduce(t, "sum") for t in (embeddings.values, embeddings.mask.int(), embeddings.weights)
     )

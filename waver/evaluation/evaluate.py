@@ -2,8 +2,8 @@
 
 Metrics computed in another way (excused answers, DSL, QB-Norm) are reported beside the plain ones, never in their place.
 
-Batches of clips and tiles of the similarity do not depend on the workers, which take turns with them: whichever worker
-computes one gets the same bits. No clip and no caption is dropped or counted twice.
+Batches of clips and tiles of the similarity are the same for any number of workers, which take turns with them. Every
+worker computes the same bits for a batch or a tile. No clip and no caption is dropped or counted twice.
 """
 
 from collections.abc import Callable
@@ -120,7 +120,7 @@ def evaluate(
     student.eval()
     queries = build_gallery(captions, split)
     bank = _check_rescoring(queries, captions, config) if options.rescore else []
-    # The first worker's view, since an ingest may be adding clips.
+    # All workers use the first worker's list, since an ingest may be adding clips.
     decoded = set(parallel.broadcast_object(store.ok_clip_ids()))
     available = torch.tensor([clip in decoded for clip in queries.clip_ids], device=student.logit_scale.device)
     if not available.any():
@@ -143,7 +143,7 @@ def _check_rescoring(queries: Gallery, captions: pa.Table, config: ExperimentCon
     """Checks, before any work, that a split allows the requested rescoring; returns the captions of QB-Norm's bank.
 
     Raises:
-        EvaluationError: if it does not.
+        EvaluationError: if the split does not allow it.
     """
     bank = select_bank(captions, config.evaluate.qb_norm_queries) if config.evaluate.qb_norm else []
     if config.evaluate.dsl:

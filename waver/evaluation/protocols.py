@@ -1,4 +1,4 @@
-"""Evaluation protocols: which one a result follows, whether exactly as published, and in what it differs.
+"""Evaluation protocols: identifies the protocol of a result, and its differences from the published protocol.
 
 experiments/PROTOCOLS.md has the source of each protocol, and which results are comparable.
 """
@@ -46,7 +46,7 @@ class EvaluatedSplit:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What was ranked, against what, with which model; part of every result."""
+    """The queries, gallery and model of an evaluation; part of every result."""
 
     name: str
     published: bool
@@ -90,7 +90,7 @@ class Protocol:
             f"protocol: {self.name}, {self.split} split ({status})",
             *(f"  differs: {difference}" for difference in self.differences),
             f"  {self.num_queries} captions against {self.gallery_size} clips, {each} per clip; {self.ties}",
-            f"  model chosen on {self.chosen_on or 'nothing: named by hand'}; validation: {self.validation}; "
+            f"  model chosen {f'on {self.chosen_on}' if self.chosen_on else 'by the user'}; validation: {self.validation}; "
             f"phrases at inference: {'yes' if self.knowledge_at_inference else 'no'}"
             f"{'; leaky dictionary' if self.leaky else ''}",
             *(f"  {VARIANTS[name]}" for name in self.variants),
@@ -161,5 +161,5 @@ def _training_differences(published: Mapping[str, PublishedPart], evaluated: Eva
 
 
 def _clips(number: int, published: PublishedPart) -> str:
-    expected = "others of the same number" if number == published.num_clips else f"{published.num_clips}"
-    return f"{number} clips, published are {expected}"
+    expected = "published ones" if number == published.num_clips else f"{published.num_clips} published ones"
+    return f"{number} clips, not the {expected}"

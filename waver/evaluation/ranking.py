@@ -6,8 +6,8 @@ score of a group is that of its best caption, and the clip's rank is that of its
 
 A clip without embedding (it could not be decoded) stays in the gallery: no caption finds it, and as a query it is a miss.
 
-An answer can be excused: the caption also belongs to that clip, or that clip is the same video under another id. It then
-counts neither as correct nor as wrong, for the caption among clips and for the clip among captions.
+An answer can be excused: the clip has the same caption, or is the same video under another id. An excused answer counts
+neither as correct nor as wrong, for the caption among clips and for the clip among captions.
 """
 
 from collections.abc import Callable
@@ -123,7 +123,7 @@ def rank_tiles(
         chunk_size: side of a tile; captions of a clip are never split, so a tile can be higher.
         excused: (text, clip) pairs that do not count as wrong, sorted by text and unique, see
             `waver.data.duplicates.excused_pairs`; None for none.
-        top_k: number of first answers per query to return by name, excused ones included; 0 for none.
+        top_k: number of first answers to return for each query, excused ones included; 0 for none.
         workers: this worker among all.
 
     Returns:

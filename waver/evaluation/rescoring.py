@@ -36,7 +36,7 @@ def check_one_to_one(clip_of_text: Int[Tensor, " texts"], num_clips: int) -> Non
     """Checks that DSL is defined for a split.
 
     Raises:
-        EvaluationError: if a clip has several captions, among which a softmax over texts would divide the clip.
+        EvaluationError: if a clip has several captions, since a softmax over texts would divide the clip among them.
     """
     if len(clip_of_text) != num_clips:
         raise EvaluationError(

@@ -59,7 +59,7 @@ def build_student(config: ExperimentConfig, weights: str | None = None) -> Stude
     needed = config.video.max_frames + INTERACTIONS[config.similarity.kind].num_extra_positions
     if max(needed, config.text.max_words) > num_positions:
         raise BackboneError(
-            f"model.backbone knows {num_positions} positions: text.max_words = {config.text.max_words} and "
+            f"model.backbone has {num_positions} positions: text.max_words = {config.text.max_words} and "
             f"video.max_frames = {config.video.max_frames} must fit into them"
         )
     if num_words != VOCABULARY_SIZE:
@@ -110,7 +110,8 @@ def build_training(
         phrases = torch.zeros(0, student.backbone.width)
     if phrases.shape[1] != student.backbone.width:
         raise BackboneError(
-            f"the teacher's phrases have width {phrases.shape[1]}, model.backbone {student.backbone.width}: match again"
+            f"the teacher's phrases have width {phrases.shape[1]}, model.backbone {student.backbone.width}: run "
+            "`waver match` again"
         )
     return Training(student, forward, phrases.to(device), optimizer, schedule)
 
@@ -142,7 +143,8 @@ def parameter_groups(student: Student, config: ExperimentConfig) -> list[dict[st
     if not trainable:
         raise BackboneError(
             "nothing can be learned: train.backbone_lr_scale = 0 freezes the backbone, and neither aggregator nor "
-            "interaction has weights; raise the former or choose model.temporal = seqTransf or similarity.kind = wti"
+            "interaction has weights. Raise train.backbone_lr_scale, or choose model.temporal = seqTransf or "
+            "similarity.kind = wti"
         )
     groups: list[dict[str, Any]] = []
     for backbone, scale in ((True, config.train.backbone_lr_scale), (False, 1.0)):

@@ -1,4 +1,4 @@
-"""Diagnostics logged beside the loss: a worker's shares of a global batch, whose sum over workers is the mean over pairs."""
+"""Diagnostics logged beside the loss. Each worker computes its share; the sum over workers is the mean over pairs."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,7 +28,7 @@ def batch_diagnostics(encoded: Encoded, *, num_pairs: int, learned_weights: bool
             diagnostics[f"entropy/{name}"] = normalised_entropy(tokens.weights, tokens.mask).sum() / num_pairs
     if encoded.attention is not None:
         assert encoded.informed is not None, "attention comes from informed videos"
-        heads = encoded.attention.transpose(1, 2)  # (B, F, H, K): frames next to their mask
+        heads = encoded.attention.transpose(1, 2)  # (B, F, H, K): the mask of frames has (B, F)
         entropy = normalised_entropy(heads, torch.ones_like(heads, dtype=torch.bool)).mean(2)
         mask = encoded.informed.mask
         diagnostics["entropy/phrase_attention"] = ((entropy * mask).sum(1) / mask.sum(1)).sum() / num_pairs

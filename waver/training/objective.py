@@ -5,7 +5,7 @@ of the global batch.
 
 To add a loss term: write its function and a row of `LOSS_TERMS`, and add its weight to `LossConfig` in
 `waver/config/training.py`. A term that reads phrases or informed videos also needs `ExperimentConfig` to require them (its
-validator, `uses_fusion` and `uses_knowledge` in `waver/config/experiment.py`); every other term needs nothing else.
+validator, `uses_fusion` and `uses_knowledge` in `waver/config/experiment.py`). Other terms need nothing else.
 
 Source: WAVER (arXiv 2312.09507).
 """
@@ -107,10 +107,10 @@ class LossTerm:
     compute: Callable[[GlobalBatch], Float[Tensor, ""]]
     """Returns this worker's share of the term."""
     needs_plain: bool = False
-    """Whether it reads plain videos even where informed ones are retrieved."""
+    """Whether it reads plain videos even if informed ones are retrieved."""
     teaches: bool = False
-    """Whether it only trains the teacher of `distill`: computed where `distill` has a weight and plain videos are
-    retrieved."""
+    """Whether it only trains the teacher of `distill`. Such a term is computed if `distill` has a weight and plain videos
+    are retrieved."""
 
 
 LOSS_TERMS: Mapping[str, LossTerm] = {

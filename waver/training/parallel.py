@@ -1,9 +1,10 @@
 """Collectives of the workers of a process group. Outside a process group there is one worker, and they do nothing.
 
-Training is exact for any number of workers because `shard` splits the rows of a global batch into contiguous shares whose
-sizes differ by at most one, `all_gather` returns all rows in global order to every worker and sends gradients back to the
-worker that owns a row, and each worker's loss covers its own rows only, so that the sum over workers is the loss of the
-global batch.
+Training is exact for any number of workers:
+
+- `shard` splits the rows of a global batch into contiguous shares whose sizes differ by at most one.
+- `all_gather` returns all rows in global order to every worker, and sends gradients back to the worker that owns a row.
+- The loss of each worker covers its own rows only, so the sum over workers is the loss of the global batch.
 """
 
 from collections.abc import Generator
@@ -34,8 +35,8 @@ _requires_group = False
 def require_process_group() -> Generator[None, None, None]:
     """Makes every collective in the body raise ProcessGroupEndedError once the process group has been destroyed.
 
-    A restart of the workers destroys their group while they still compute. A worker that then took itself for the only one
-    would continue with sums over its own share, and might save them. Outside a process group this does nothing.
+    A restart of the workers destroys their group while they still compute. Without this error a worker would continue as the
+    only one, with sums over its own share, and might save them. Outside a process group this does nothing.
     """
     global _requires_group
     before, _requires_group = _requires_group, dist.is_initialized()

@@ -1,4 +1,4 @@
-"""Which captions are trained on, and in which global batches."""
+"""Selects the captions that are trained on, and plans the global batches of an epoch."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
 def describe_data(captions: pa.Table) -> dict[str, Any]:
     """Describes the captions that are trained on: counts, and a hash of clips and captions in their order.
 
-    The order determines the batches of a run, so a run is only continued with the same hash.
+    The order determines the batches of a run, so a run continues only with the same hash.
     """
     columns = (captions["clip_id"].to_pylist(), captions["caption"].to_pylist())
     return {

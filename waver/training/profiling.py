@@ -1,4 +1,4 @@
-"""Profiles some training steps with torch's profiler: a trace for Perfetto (ui.perfetto.dev) or chrome://tracing.
+"""Profiles training steps with torch's profiler; writes a trace for Perfetto (ui.perfetto.dev) or chrome://tracing.
 
 The parts of a step are named, so that the traces of all runs have the same blocks: `with record_function(FORWARD): ...`,
 which costs about 12 microseconds while no profiler records.
@@ -42,19 +42,19 @@ class Profiler:
         rank: rank of this process among several; None for a single process.
 
     Raises:
-        ProfileError: if there are no such steps, or more than MAX_STEPS.
+        ProfileError: if `steps` is not a range that starts at 1 or later, or has more than MAX_STEPS.
     """
 
     def __init__(self, folder: Path, steps: tuple[int, int], *, rank: int | None = None):
         first, last = steps
         if not 1 <= first <= last:
             raise ProfileError(
-                f"steps {first} to {last} cannot be profiled: name the first, from 1, and the last, not before it"
+                f"steps {first} to {last} cannot be profiled: the first must be at least 1, and the last not before it"
             )
         if last - first + 1 > MAX_STEPS:
             raise ProfileError(
-                f"{last - first + 1} steps to profile are more than {MAX_STEPS}: a step takes megabytes, and no viewer "
-                f"opens a trace of so many; a few show the same, such as {first} to {first + 4}"
+                f"{last - first + 1} steps to profile are more than {MAX_STEPS}: a step takes megabytes, and viewers do "
+                f"not open traces of so many. Profile fewer, such as {first} to {first + 4}"
             )
         self._folder, self._first, self._last, self._rank = folder, first, last, rank
         self._profile: profile | None = None

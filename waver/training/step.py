@@ -85,8 +85,8 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
     if not all(math.isfinite(value) for value in logs.values()):
         raise NonFiniteLossError(
             f"step {training.step + 1}: loss = {logs['loss/total']}, gradient norm = {logs['grad_norm']}, at "
-            f"lr = {rates[-1]:.3g} (backbone {rates[0]:.3g}). No weight was changed by it; the last checkpoint is good. "
-            "Lower train.lr, or raise train.warmup_fraction, and run the same command again under a new name"
+            f"lr = {rates[-1]:.3g} (backbone {rates[0]:.3g}). The step changed no weight; the last checkpoint is good. "
+            "Lower train.lr, or raise train.warmup_fraction, and run the command again with a new name"
         )
     with record_function(OPTIMIZER):
         training.optimizer.step()

@@ -1,4 +1,4 @@
-"""Starts a Ray as a user's command does, with a run of two workers, and tells what listens meanwhile; JSON."""
+"""Starts a Ray as a command of waver does, runs two workers on it, and prints as JSON which processes listen where."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
 
 _LISTENS = "0A"
-_STRANGER = """
+_CLIENT = """
 import sys
 import ray
 try:
@@ -26,7 +26,7 @@ except Exception as error:
 
 
 def listening(pid: int) -> dict[str, str]:
-    """Addresses (hexadecimal, as the kernel writes them) at which a process and its descendants listen -> who."""
+    """Returns address -> process, for a process and its descendants that listen; addresses are hexadecimal as in /proc."""
     owners = {}
     for process in family(pid):
         try:
@@ -42,13 +42,13 @@ def listening(pid: int) -> dict[str, str]:
 
 
 def work(driver: int) -> dict[str, str] | None:
-    """Called in each worker: looks while all have their process group."""
+    """Runs on each worker; the first returns what listens while all workers are in the process group."""
     gathered = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, torch.distributed.get_rank())
     assert gathered == [0, 1]
-    found = listening(driver) if torch.distributed.get_rank() == 0 else None
+    listeners = listening(driver) if torch.distributed.get_rank() == 0 else None
     torch.distributed.barrier()
-    return found
+    return listeners
 
 
 def main() -> None:
@@ -58,24 +58,25 @@ def main() -> None:
 
         token = os.environ["RAY_AUTH_TOKEN"]
         resources = ResourcesConfig(workers=2, cpus_per_worker=1, timeout_s=60)
-        found = run_on_workers(work, os.getpid(), resources, signals=actor)
+        listeners = run_on_workers(work, os.getpid(), resources, signals=actor)
         address = ray.get_runtime_context().gcs_address
         answers = [
             subprocess.run(
-                [sys.executable, "-c", _STRANGER, address],
-                env=before | given,
+                [sys.executable, "-c", _CLIENT, address],
+                env=before | variables,
                 capture_output=True,
                 text=True,
                 check=True,
             ).stdout.strip()
-            for given in ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}, {"RAY_AUTH_MODE": "disabled"})
+            for variables in ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}, {"RAY_AUTH_MODE": "disabled"})
         ]
         session = Path(ray._private.worker._global_node.get_session_dir_path())
-        told = [
+        files_with_token = [
             str(path) for path in session.rglob("*") if path.is_file() and token in path.read_text(errors="replace")
         ]
     changed = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
-    print(json.dumps({"found": found, "answers": answers, "told": told, "changed": sorted(changed)}))
+    report = {"listeners": listeners, "answers": answers, "files_with_token": files_with_token}
+    print(json.dumps(report | {"changed": sorted(changed)}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One module alone uses Ray's private API. import-linter cannot tell: of a package that is not ours it sees the root."""
+"""Only one module uses Ray's private API. import-linter cannot check this: of external packages it sees only the root."""
 
 import ast
 from pathlib import Path
@@ -14,17 +14,17 @@ INTERNALS = PACKAGE / "on_ray/cluster/ray_internals.py"
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_session():
-    """These tests read source text: they need no Ray."""
+    """Starts no Ray: these tests read source text."""
 
 
 def is_private(name: str) -> bool:
-    """Whether a dotted name is in Ray, and private by its spelling or by what Ray documents."""
+    """Returns whether a dotted name of Ray is private: it has an underscore, or is in `PRIVATE`."""
     parts = name.split(".")
     return parts[0] == "ray" and (name.startswith(PRIVATE) or any(part.startswith("_") for part in parts[1:]))
 
 
 def private_uses(source: str) -> set[str]:
-    """Private names of Ray in a module: what it imports, attributes that it reads, names of modules in strings."""
+    """Returns the private names of Ray in a module: imports, attributes, and names of modules in strings."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -47,7 +47,7 @@ def test_no_other_module_uses_the_private_api_of_ray():
     assert found == {}
 
 
-def test_each_use_says_why_no_public_way_serves():
+def test_each_use_says_why_the_public_api_does_not_suffice():
     tree = ast.parse(INTERNALS.read_text())
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     assert functions
@@ -67,11 +67,11 @@ def test_each_use_says_why_no_public_way_serves():
         "importlib.import_module('ray._private.state')",
     ],
 )
-def test_a_private_use_is_found(source):
+def test_private_uses_are_found(source):
     assert private_uses(source)
 
 
-def test_public_uses_are_none():
+def test_public_names_are_no_private_uses():
     assert not private_uses(
         "import ray.train\nfrom ray.train.torch import TorchTrainer\nray.util.get_node_ip_address()"
     )

@@ -48,7 +48,7 @@ def note_call(calls: Path) -> None:
 
 
 def without_group(_) -> None:
-    """Raises torch's ValueError."""
+    """Raises a ValueError of torch, as no process group exists."""
     torch.distributed.get_backend()
 
 
@@ -58,8 +58,8 @@ def actor():
         yield handle
 
 
-class SignalsHere:
-    """The signals of a run without an actor: its methods are called with `.remote`, and done when that returns."""
+class LocalSignals:
+    """Replaces the signal actor in this process: `.remote` runs a method to its end."""
 
     def __init__(self) -> None:
         self._signals = SignalActor()
@@ -70,8 +70,8 @@ class SignalsHere:
 
 
 @pytest.fixture
-def soon(monkeypatch):
-    """The notice about other users of the cluster comes after 0.5 s."""
+def early_notice(monkeypatch):
+    """Logs the notice about other users of the cluster after 0.5 s."""
     monkeypatch.setattr(capacity, "_NOTICE_AFTER_S", 0.5)
 
 
@@ -104,8 +104,8 @@ def test_a_bug_is_retried_and_keeps_its_traceback(actor, tmp_path):
         (without_group, None, None),
     ],
 )
-def test_a_replaced_worker_gets_the_message_of_a_permanent_error(function, argument, message):
-    actor = SignalsHere()
+def test_a_replacement_worker_returns_the_message_of_a_permanent_error(function, argument, message):
+    actor = LocalSignals()
     task = Task(function, argument, actor)
     with pytest.raises((WaverError, ValueError, OSError, RuntimeError, SafetensorError)):
         run_task({"task": task})
@@ -116,19 +116,19 @@ def test_a_replaced_worker_gets_the_message_of_a_permanent_error(function, argum
 
 
 def test_an_error_that_all_workers_raise_ends_the_group_with_its_message():
-    failure = run_task({"task": Task(fail, CollectiveError("step 3: loss = inf"), SignalsHere())})
+    failure = run_task({"task": Task(fail, CollectiveError("step 3: loss = inf"), LocalSignals())})
     assert failure == GroupFailure("step 3: loss = inf")
 
 
-class LostWhileRayIsBusy(UserCallback):
-    """Makes a lost worker an error of Ray Train's controller, as it is while a group starts."""
+class FailController(UserCallback):
+    """Turns the loss of a worker into an error of Ray Train's controller, as happens while a group starts."""
 
     def after_exception(self, run_context, worker_exceptions):
         raise ActorDiedError
 
 
 def die_once(marker: Path) -> int:
-    """Called in a worker."""
+    """Kills the first worker that calls it; returns 17 in later workers."""
     if not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -137,12 +137,11 @@ def die_once(marker: Path) -> int:
 
 def test_a_worker_lost_while_its_group_starts_is_replaced(actor, tmp_path):
     resources = ResourcesConfig(max_failures=1, wait_s=0)
-    callbacks = [LostWhileRayIsBusy()]
-    how = {"signals": actor, "callbacks": callbacks}
-    assert run_on_workers(die_once, tmp_path / "marker", resources, **how) == 17
+    callbacks = [FailController()]
+    assert run_on_workers(die_once, tmp_path / "marker", resources, signals=actor, callbacks=callbacks) == 17
 
 
-def count(_) -> int:
+def count_workers(_) -> int:
     return parallel.world_size()
 
 
@@ -151,28 +150,28 @@ def test_an_elastic_group_that_cannot_be_placed_shrinks(actor, holding, monkeypa
     monkeypatch.setattr(capacity, "_free_nodes", nodes)
     resources = ResourcesConfig(workers={"min": 1, "max": 2}, max_failures=0)
     with holding(5):
-        assert run_on_workers(count, None, resources, signals=actor, rescales=True) == 1
+        assert run_on_workers(count_workers, None, resources, signals=actor, rescales=True) == 1
     assert said == ["starting 2 workers (elastic: 1 to 2)", "starting 1 workers (elastic: 1 to 2)"]
 
 
-def test_a_fixed_group_that_cannot_be_placed_is_retried_and_then_an_error(actor, holding, monkeypatch):
+def test_a_fixed_group_that_cannot_be_placed_is_retried_and_then_fails(actor, holding, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
     monkeypatch.setattr(capacity, "_free_nodes", nodes)
     with holding(6), pytest.raises(WorkerError, match="no capacity for the workers any more, although waver waited"):
-        run_on_workers(count, None, ResourcesConfig(max_failures=1), signals=actor)
+        run_on_workers(count_workers, None, ResourcesConfig(max_failures=1), signals=actor)
 
 
-def test_a_run_queues_again_if_another_took_the_capacity_that_it_saw(actor, holding, soon, monkeypatch):
+def test_a_run_waits_again_if_others_took_the_capacity_that_looked_free(actor, holding, early_notice, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3")
-    looks, look = iter([nodes]), capacity._free_nodes  # the first look is before the other takes its place
-    monkeypatch.setattr(capacity, "_free_nodes", lambda labels: next(looks, look)(labels))
-    with holding(6) as let_go, logged(lambda _: let_go()) as said:
-        assert run_on_workers(count, None, ResourcesConfig(max_failures=0), signals=actor) == 1
-    assert said == ["others use the cluster: 0 of 1 workers with 1 CPU each fit now: waiting for free capacity"]
+    first, later = iter([nodes]), capacity._free_nodes  # only the first check finds free capacity
+    monkeypatch.setattr(capacity, "_free_nodes", lambda labels: next(first, later)(labels))
+    with holding(6) as release, logged(lambda _: release()) as messages:
+        assert run_on_workers(count_workers, None, ResourcesConfig(max_failures=0), signals=actor) == 1
+    assert messages == ["others use the cluster: 0 of 1 workers with 1 CPU each fit now: waiting for free capacity"]
 
 
 def test_the_first_permanent_error_is_kept():
-    actor = SignalsHere()
+    actor = LocalSignals()
     for message in ("first", "second"):
         ray.get(actor.keep_failure.remote(message))
     assert run_task({"task": Task(fail, ValueError("never called"), actor)}).message == "first"
@@ -186,25 +185,25 @@ def test_wait_for_stop_returns_once_a_stop_is_requested(actor):
     assert ray.wait([actor.wait_for_stop.remote()], timeout=60)[0], "later callers as well"
 
 
-def test_a_stop_is_obeyed_while_waiting_for_capacity(actor, holding, soon):
-    with holding(6), logged(lambda _: actor.ask_to_stop.remote()) as said, pytest.raises(Terminated) as stopped:
+def test_a_stop_request_ends_the_wait_for_capacity(actor, holding, early_notice):
+    with holding(6), logged(lambda _: actor.ask_to_stop.remote()) as messages, pytest.raises(Terminated) as stopped:
         run_on_workers(die_once, None, ResourcesConfig(), signals=actor)
     assert stopped.value.message.startswith("stopped on request while waiting for free capacity")
-    assert said == ["others use the cluster: 0 of 1 workers with 1 CPU each fit now: waiting for free capacity"]
+    assert messages == ["others use the cluster: 0 of 1 workers with 1 CPU each fit now: waiting for free capacity"]
 
 
-def test_capacity_seen_before_a_worker_waits_is_ignored(actor):
+def test_requests_to_rescale_are_ignored_until_a_worker_waits(actor):
     ray.get(actor.ask_to_rescale.remote())
     waiting = actor.wait_for_capacity.remote()
     assert not ray.wait([waiting], timeout=0.2)[0]
     ray.get(actor.ask_to_rescale.remote())
     assert ray.wait([waiting], timeout=60)[0]
     ray.get([actor.start_group.remote(), actor.ask_to_rescale.remote()])
-    assert not ray.wait([actor.wait_for_capacity.remote()], timeout=0.2)[0], "that of another group"
+    assert not ray.wait([actor.wait_for_capacity.remote()], timeout=0.2)[0], "no worker of the new group waited"
 
 
 def test_an_unreachable_cluster_is_an_error_at_once():
-    check_reachable("auto")  # Ray's own to find
+    check_reachable("auto")  # Ray itself finds this cluster
     with pytest.raises(ClusterUnreachableError, match=r"ray://127\.0\.0\.1:9 .*submit it with `waver submit`"):
         check_reachable("ray://127.0.0.1:9")
     with pytest.raises(ClusterUnreachableError, match=r"RAY_ADDRESS=127\.0\.0\.1:9 .*unset RAY_ADDRESS"):

@@ -16,7 +16,7 @@ from waver.tools.errors import RemoteTracebackError, WaverError, user_message
 
 
 class BlockError(WaverError):
-    """An actor could not be created, or could not process a block; the message is that of the cause."""
+    """An actor failed to start or to process a block; the message is that of the original error."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ActorPool:
     """The actors that process blocks, and how long they may take."""
 
     num_actors: int
-    """To start with. Actors that are lost with their node are restarted elsewhere if there is capacity."""
+    """Number at the start. Ray restarts the actors of a lost node elsewhere if there is capacity."""
     max_actors: int | None = None
     """Upper limit when nodes join later; None for `num_actors`."""
     actor: WorkerResources = WorkerResources(1.0)  # noqa: RUF009  frozen
@@ -47,15 +47,15 @@ def map_blocks(
             that function are pickled.
         arguments: of `worker`.
         blocks: tables of rows.
-        pool: of actors.
+        pool: the actors.
 
     Raises:
-        BlockError: if an actor raised an error that the user can resolve, or if the cluster lost the work for good.
+        BlockError: if an actor raised an error that the user can resolve, or if Ray gave up on a block.
         RemoteTracebackError: if an actor raised any other error, which is a bug.
         ClusterTooSmallError: if no node has the resources of an actor after `pool.wait_s`.
     """
     wait_for_capacity(1, 1, pool.actor, wait_s=pool.wait_s)
-    # from_arrow would run a task for each block, only to look at it.
+    # from_arrow would run a task for each block only to read its metadata.
     dataset = ray.data.from_blocks(list(blocks)).map_batches(
         _Actor,
         fn_constructor_args=(worker, arguments),
@@ -96,7 +96,7 @@ def _explain_lost_blocks(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 class _Actor:
-    """Returns errors as rows: an exception would reach the user in three wrappings and pages of Ray's traces."""
+    """Returns errors as rows: an exception would reach the user wrapped three times, with pages of Ray's tracebacks."""
 
     def __init__(self, worker: Callable[..., Callable[[pa.Table], Any]], arguments: tuple):
         self._process, self._failed = None, _row()

@@ -52,7 +52,7 @@ class WorkerResources:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """The same as a bundle of a Ray placement group."""
+        """These resources as a bundle of a Ray placement group."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
     def max_workers(self) -> int:
@@ -60,7 +60,7 @@ class WorkerResources:
         return count_fitting_workers(_usable_nodes(self.labels).values(), self.cpus, self.gpus)
 
     def free_workers(self) -> int:
-        """Returns how many workers fit on the cluster beside what runs there now."""
+        """Returns how many workers fit into the free capacity of the cluster."""
         return count_fitting_workers(_free_nodes(self.labels), self.cpus, self.gpus)
 
 
@@ -72,9 +72,9 @@ def count_fitting_workers(nodes: Iterable[Mapping[str, float]], cpus: float, gpu
         cpus: per worker.
         gpus: per worker.
     """
-    wanted = {"CPU": cpus, "GPU": gpus}
+    required = {"CPU": cpus, "GPU": gpus}
     return sum(
-        min(int(node.get(name, 0) / amount + 1e-9) for name, amount in wanted.items() if amount) for node in nodes
+        min(int(node.get(name, 0) / amount + 1e-9) for name, amount in required.items() if amount) for node in nodes
     )
 
 
@@ -110,7 +110,7 @@ def wait_for_capacity(
         worker: resources of each.
         wait_s: how long to wait for nodes while the idle cluster is too small for `min_workers`.
         queues: whether to wait without limit while others use the capacity.
-        pause: sleeps for the given seconds; its exceptions end the waiting.
+        pause: sleeps for the given seconds; may raise an exception to end the waiting.
 
     Raises:
         ClusterTooSmallError: if the cluster is too small for `min_workers` for longer than `wait_s`; without `queues` also
@@ -138,28 +138,28 @@ def wait_for_capacity(
 
 @contextmanager
 def watch_free_capacity(
-    notify: Callable[[], object], wanted: int, worker: WorkerResources, *, every_s: float
+    notify: Callable[[], object], additional: int, worker: WorkerResources, *, every_s: float
 ) -> Iterator[None]:
     """Watches for capacity for additional workers while the body runs, and requests it from the autoscaler.
 
     Args:
-        notify: called after each look that finds capacity for at least one more worker.
-        wanted: additional workers to request.
+        notify: called after each check that finds free capacity for at least one more worker.
+        additional: number of additional workers to request.
         worker: resources of each.
-        every_s: interval between looks.
+        every_s: interval between checks.
     """
     over = threading.Event()
 
     def watch() -> None:
-        is_over, next_look_s = over.wait(every_s), 0.0
+        is_over, next_check_s = over.wait(every_s), 0.0
         with _autoscaler_requests(worker) as request:
             while not is_over:
-                # A cluster that is lost for good makes the run itself fail; perhaps its head only restarts.
+                # The head may only be restarting; if the cluster is lost for good, the run itself fails.
                 with suppress(RayError, RuntimeError, OSError):
                     total, free = worker.max_workers(), worker.free_workers()
-                    request(total - free + wanted)
-                    if time.monotonic() >= next_look_s:
-                        next_look_s = time.monotonic() + every_s
+                    request(total - free + additional)
+                    if time.monotonic() >= next_check_s:
+                        next_check_s = time.monotonic() + every_s
                         if free:
                             notify()
                 is_over = over.wait(min(every_s, _REQUEST_EVERY_S))
@@ -174,14 +174,14 @@ def watch_free_capacity(
 
 
 def count_cpus(labels: Labels, *, wait_s: float = 0.0) -> int:
-    """Returns the number of CPUs of all nodes with these labels, at least 1.
+    """Returns the number of CPUs on all nodes with these labels, at least 1.
 
     Args:
-        labels: of the nodes that count.
+        labels: labels that a node must have to count.
         wait_s: how long to wait for such a node.
 
     Raises:
-        ClusterTooSmallError: if there is no such CPU after `wait_s`.
+        ClusterTooSmallError: if these nodes have no CPU after `wait_s`.
     """
 
     def cpus() -> int:
@@ -189,7 +189,7 @@ def count_cpus(labels: Labels, *, wait_s: float = 0.0) -> int:
 
     if not _wait_until(lambda: cpus() > 0, 1, WorkerResources(1.0, labels=labels), wait_s):
         waited = f" after {wait_s:g} s" if wait_s else ""
-        remedy = "add such nodes or correct ingest.node_labels" if labels else "add nodes"
+        remedy = "add nodes with these labels or correct ingest.node_labels" if labels else "add nodes"
         raise ClusterTooSmallError(
             f"the cluster has no CPU for this work{waited} ({cluster_size(labels)}): {remedy} (and raise resources.wait_s "
             "if the cluster is autoscaling)"
@@ -206,8 +206,8 @@ def cluster_too_small(
         workers: requested number.
         worker: resources of each.
         capacity: number of workers that fit.
-        size: of the cluster, in words.
-        wait_s: how long the cluster was given to grow.
+        size: description of the cluster, see `cluster_size`.
+        wait_s: how long waver has waited for the cluster to grow.
     """
     waited = f" after {wait_s:g} s" if wait_s else ""
     return ClusterTooSmallError(
@@ -218,15 +218,15 @@ def cluster_too_small(
 
 
 def local_cpus(config: ExperimentConfig) -> int:
-    """Returns the number of CPUs to give a Ray that is started on this machine for an experiment.
+    """Returns the number of CPUs with which to start Ray on this machine for an experiment.
 
     Ray counts CPUs and reserves none, so workers can share a CPU: the number may exceed that of the machine, up to
     `_MAX_WORKERS_PER_CPU` times.
     """
     resources = config.resources
-    wanted = resources.max_workers * (resources.cpus_per_worker + resources.loaders_per_worker * CPUS_PER_LOADER)
+    required = resources.max_workers * (resources.cpus_per_worker + resources.loaders_per_worker * CPUS_PER_LOADER)
     cpus = os.cpu_count() or 1
-    return min(max(cpus, int(-(-wanted // 1))), _MAX_WORKERS_PER_CPU * cpus)
+    return min(max(cpus, int(-(-required // 1))), _MAX_WORKERS_PER_CPU * cpus)
 
 
 def _busy_message(workers: int, worker: WorkerResources, free: int) -> str:
@@ -252,7 +252,7 @@ def _autoscaler_requests(worker: WorkerResources) -> Iterator[Callable[[int], No
     """Withdraws requests to the autoscaler at the end of the body.
 
     Yields:
-        A function that requests capacity for so many workers in total, those that run included. Call it often.
+        A function that requests capacity for a total number of workers, running ones included. Call it often.
     """
     requested = False
 
@@ -265,7 +265,7 @@ def _autoscaler_requests(worker: WorkerResources) -> Iterator[Callable[[int], No
     try:
         yield request
     finally:
-        # A request outlives this process and keeps idle nodes. Without it nodes leave after the autoscaler's idle timeout.
+        # A request outlives this process and keeps idle nodes. Without it, idle nodes leave after the autoscaler's timeout.
         if requested:
             with suppress(RayError, RuntimeError, OSError):  # the cluster is lost, and the request with it
                 request_resources(bundles=[])
@@ -274,7 +274,7 @@ def _autoscaler_requests(worker: WorkerResources) -> Iterator[Callable[[int], No
 def _usable_nodes(labels: Labels) -> dict[str, dict[str, float]]:
     """Returns the resources of each node with these labels, by node id, without nodes that are being drained.
 
-    Those are alive and may be idle, but Ray places nothing on them.
+    A draining node is alive and may be idle, but Ray places nothing on it.
     """
     draining = draining_node_ids()
     return {node: resources for node, resources in nodes_by_id(labels).items() if node not in draining}

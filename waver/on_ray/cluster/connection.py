@@ -66,16 +66,16 @@ def cluster_address() -> str | None:
     return None if address == "local" else address or None
 
 
-def _join(address: str, **how: Any) -> None:
+def _join(address: str, **options: Any) -> None:
     check_reachable(address)
     try:
-        ray.init(address=address, **how)
+        ray.init(address=address, **options)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ClusterUnreachableError(
-            f"the Ray cluster at RAY_ADDRESS={address} cannot be joined ({reason}): it is the address of a head, such as "
-            "10.0.0.1:6379, or `auto` on one of its nodes; one that wants a token finds it by RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH. Unset RAY_ADDRESS to use this machine alone"
+            f"the Ray cluster at RAY_ADDRESS={address} cannot be joined ({reason}): set RAY_ADDRESS to the address of the "
+            "head, such as 10.0.0.1:6379, or to `auto` on a node of the cluster. If the cluster requires a token, set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH. Unset RAY_ADDRESS to use this machine alone"
         ) from error
 
 
@@ -103,7 +103,7 @@ def local_node_label() -> dict[str, str]:
 
 
 def gpus_per_worker(resources: ResourcesConfig) -> float:
-    """Returns the GPUs of each worker: resources.gpus_per_worker, or 1 by default if any of its nodes has a GPU."""
+    """Returns resources.gpus_per_worker; by default 1 if a node with resources.node_labels has a GPU, else 0."""
     if resources.gpus_per_worker is not None:
         return resources.gpus_per_worker
     return float(any(node.get("GPU", 0) > 0 for node in nodes(resources.node_labels)))
@@ -113,11 +113,11 @@ def check_reachable(address: str) -> None:
     """Raises at once if nothing answers at an address; Ray itself would try for minutes, and then abort the process."""
     if address.startswith("ray://"):
         raise ClusterUnreachableError(
-            f"RAY_ADDRESS={address} is that of Ray's client, which waver does not support: run the command on one of "
-            "its nodes, with RAY_ADDRESS=HEAD:6379, or submit it with `waver submit`"
+            f"RAY_ADDRESS={address} is an address of Ray Client, which waver does not support: run the command on a node "
+            "of the cluster, with RAY_ADDRESS=HEAD:6379, or submit it with `waver submit`"
         )
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:  # `auto`, and forms that Ray itself refuses
+    if not host or not port.isdigit() or "/" in host:  # `auto`, or a form that Ray itself refuses
         return
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
@@ -133,7 +133,7 @@ def cluster_size(labels: Labels = MappingProxyType({})) -> str:
     all_nodes, counted = nodes(), nodes(labels)
     text = "1 node" if len(all_nodes) == 1 else f"{len(all_nodes)} nodes"
     if labels:
-        wanted = ", ".join(f"{label}={value}" for label, value in labels.items())
-        text = f"of {text}, {len(counted)} {'has' if len(counted) == 1 else 'have'} {wanted}"
+        required = ", ".join(f"{label}={value}" for label, value in labels.items())
+        text = f"of {text}, {len(counted)} {'has' if len(counted) == 1 else 'have'} {required}"
     cpus, gpus = (sum(node.get(name, 0) for node in counted) for name in ("CPU", "GPU"))
     return f"{text}, {cpus:g} CPUs, {gpus:g} GPUs"

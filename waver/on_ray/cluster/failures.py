@@ -23,7 +23,7 @@ _DISK_FULL = (
 _LOST_PEER = re.compile(
     r"ProcessGroupEndedError|DistBackendError|DistNetworkError|gloo|NCCL|[Cc]onnection (closed|reset|refused)"
 )
-"""Matches the last line of a traceback if communication with another worker failed, mostly because that one was lost."""
+"""Matches the last line of a traceback if communication with another worker failed, mostly because that worker was lost."""
 
 
 @contextmanager
@@ -36,10 +36,9 @@ def explain_ray_errors() -> Iterator[None]:
 
 
 def permanent_message(error: Exception) -> str | None:
-    """User-facing message if the error is permanent, else None.
+    """Returns the message for the user if the error is permanent, else None.
 
-    A permanent error would be raised again by a worker that starts in place of the one that failed. All others, bugs among
-    them, are worth another attempt.
+    A permanent error would recur in a replacement worker. All other errors, bugs among them, are worth another attempt.
     """
     if isinstance(error, torch.OutOfMemoryError):
         text = next(iter(str(error).splitlines()), "")
@@ -50,7 +49,7 @@ def permanent_message(error: Exception) -> str | None:
 
 
 def _is_full_disk(error: Exception) -> bool:
-    """Returns whether the disk is full. Of the system's errors it is the permanent one; in some the text alone tells it."""
+    """Returns whether an error means a full disk: a permanent OSError, or an error of a library with such a text."""
     words = ("No space left on device", "file write failed", "unexpected pos")  # the last two are torch's
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(part in str(error) for part in words)
 
@@ -82,7 +81,7 @@ def final_error(message: str, error: Exception | None) -> Exception:
 
     Args:
         message: of the `WorkerError`.
-        error: raised by Ray Train; None where a worker left the message.
+        error: raised by Ray Train; None if the message comes from a worker.
     """
     failures = getattr(error, "worker_failures", None) or {}
     if any(map(_is_bug, failures.values())):
@@ -91,6 +90,6 @@ def final_error(message: str, error: Exception | None) -> Exception:
 
 
 def _is_bug(failure: Exception) -> bool:
-    """Whether the function itself raised it: not Ray, the operating system, or the exchange with a worker that was lost."""
+    """Returns whether the function itself failed, not Ray, the operating system or the exchange with a lost worker."""
     from_outside = isinstance(failure, OSError) or type(failure).__module__.partition(".")[0] == "ray"
     return not from_outside and not _LOST_PEER.search(f"{type(failure).__name__}: {failure}")

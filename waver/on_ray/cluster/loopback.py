@@ -1,4 +1,4 @@
-"""A single-node Ray that listens on the loopback interface only, and requires a token of its own processes.
+"""A single-node Ray that listens on the loopback interface only, and requires a token.
 
 Anyone who can connect to a port of Ray can run programs as the user who started it. By default, Ray listens on every
 interface of a Linux machine.
@@ -22,9 +22,9 @@ _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 def loopback_only(*, dashboard: bool) -> Iterator[int | None]:
     """Restricts a Ray that is started within the body, with all its processes, to the loopback interface.
 
-    Other users of the machine can reach that interface, therefore Ray also requires a token. It is random, and stands only
-    in the environment of this process and of the processes that it starts. RAY_AUTH_MODE, GLOO_SOCKET_IFNAME and
-    NCCL_SOCKET_IFNAME are left alone if the user has set them. The environment is restored at the end.
+    Other users of the machine can reach that interface, therefore Ray also requires a token. The token is random, and is
+    only in the environment of this process and of the processes that it starts. RAY_AUTH_MODE, GLOO_SOCKET_IFNAME and
+    NCCL_SOCKET_IFNAME keep their values if the user has set them. The environment is restored at the end.
 
     Args:
         dashboard: whether Ray will have a dashboard.

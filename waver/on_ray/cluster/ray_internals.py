@@ -1,4 +1,4 @@
-"""Ray's private API: the only module that imports it. Each function says why no public way serves.
+"""The only module that imports Ray's private API. Each function says why the public API does not suffice.
 
 A new version of Ray may break any of these without notice, so pyproject.toml bounds Ray by the versions that were tested.
 Everything is imported where it is used, so that a change in Ray breaks the command that needs it and no other.
@@ -38,8 +38,8 @@ def draining_node_ids() -> set[str]:
 def single_node_cluster() -> Iterator[None]:
     """Makes a Ray that is started within the body use the loopback interface only.
 
-    `ray.init` has no parameter for it. Despite its name, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 does it on every system (it was
-    made for the firewall of macOS). Ray reads the variable while it is imported, which this process did already.
+    `ray.init` has no parameter for this. RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, made for the firewall of macOS, has this
+    effect on every system. Ray reads the variable when it is imported, and this process has imported Ray already.
     """
     from ray._private import ray_constants
 
@@ -66,7 +66,7 @@ def reload_authentication() -> None:
 def worker_group_timeout_error() -> type[Exception]:
     """Returns Ray Train's error for a group of workers that could not be placed in time.
 
-    `ray.train` exports only TrainingFailedError, in which this one is wrapped; its message is no stable way to tell it.
+    `ray.train` exports only TrainingFailedError, which wraps this one; its message may change with any version.
     """
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
@@ -74,9 +74,9 @@ def worker_group_timeout_error() -> type[Exception]:
 
 
 def worker_group_startup_error() -> type[Exception]:
-    """Returns Ray Train's error for a group of workers of which one was lost while the group started.
+    """Returns Ray Train's error for a group that lost a worker while it started.
 
-    Not exported either, see `worker_group_timeout_error`.
+    `ray.train` does not export it either, see `worker_group_timeout_error`.
     """
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
@@ -86,7 +86,7 @@ def worker_group_startup_error() -> type[Exception]:
 def max_package_bytes() -> int:
     """Returns the size from which Ray refuses to upload the folder of a job.
 
-    No public constant tells the limit, and waver checks it before anything is packed and sent.
+    No public constant has the limit, which waver checks before it packs and sends anything.
     """
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 
@@ -94,7 +94,7 @@ def max_package_bytes() -> int:
 
 
 def visit_package(folder: Path, excludes: Sequence[str], visit: Callable[[Path], None], logger: logging.Logger) -> None:
-    """Calls `visit` for each path that Ray would upload of the folder of a job, by Ray's own walk.
+    """Calls `visit` for each path in the folder of a job that Ray would upload, in Ray's own walk.
 
     The public client has no dry run. A walk of our own could differ from Ray's in what .gitignore, .rayignore and the
     excludes leave out, and then the size that is checked would not be the size that is sent.
@@ -116,7 +116,7 @@ def visit_package(folder: Path, excludes: Sequence[str], visit: Callable[[Path],
 def silence_job_client() -> None:
     """Keeps Ray's job client from logging anything but errors.
 
-    It has no option for that. Its errors are exceptions, which waver shows in its own words.
+    The client has no option for this. Its errors are exceptions, which waver shows in its own words.
     """
     for name in (
         "ray.dashboard.modules.dashboard_sdk",

@@ -29,7 +29,7 @@ _CONTINUE, _CHECK_PREEMPTION, _RESCALE, _STOP = range(4)
 
 
 class Terminated(SystemExit):
-    """This process ends in order because of SIGTERM; the message says what is kept and how to continue."""
+    """Ends this process in an orderly way because of SIGTERM; the message says what is saved and how to continue."""
 
     def __init__(self, message: str):
         super().__init__(TERMINATED)
@@ -52,7 +52,7 @@ def signal_actor() -> Iterator[Any]:
 
 @contextmanager
 def stop_on_sigterm(actor: Any) -> Iterator[None]:
-    """While the body runs, SIGTERM asks the run to write a checkpoint and to end.
+    """Turns a SIGTERM during the body into a request to the run to write a checkpoint and to end.
 
     Call it after `ray.init`, which installs a handler of its own.
 
@@ -83,7 +83,7 @@ def stop_on_sigterm(actor: Any) -> Iterator[None]:
 
 
 class ControlSignals:
-    """Gives all workers the same command after each step. All must call it equally often.
+    """Gives all workers the same command after each step. All workers must call `next_command` equally often.
 
     Args:
         actor: see `signal_actor`; only the worker of rank 0 waits for it.

@@ -8,7 +8,7 @@ import asyncio
 
 
 class SignalActor:
-    """The actor that holds the signals. Its methods are coroutines, so that any number of workers can wait at once."""
+    """Holds the signals of a run. Its methods are coroutines, so that any number of workers can wait at once."""
 
     def __init__(self) -> None:
         self._stop, self._capacity, self._is_awaited, self._failure = asyncio.Event(), asyncio.Event(), False, None
@@ -24,13 +24,13 @@ class SignalActor:
     async def ask_to_rescale(self) -> None:
         """Asks the run to write a checkpoint and to start again with more workers.
 
-        Does nothing until a worker waits for capacity: what is free before may be for its own group, which is starting.
+        Does nothing until a worker waits for capacity: while its group starts, free capacity may be meant for that group.
         """
         if self._is_awaited:
             self._capacity.set()
 
     async def start_group(self) -> None:
-        """Forgets requests to rescale: they were for the group of workers before."""
+        """Discards requests to rescale, which were for the previous group of workers."""
         self._capacity.clear()
         self._is_awaited = False
 
@@ -40,7 +40,7 @@ class SignalActor:
         await self._capacity.wait()
 
     async def keep_failure(self, message: str) -> None:
-        """Keeps the message of a permanent error, for the workers that Ray starts in place of those that failed."""
+        """Keeps the message of a permanent error for the workers that replace the failed ones."""
         self._failure = self._failure or message
 
     async def failure(self) -> str | None:

@@ -24,20 +24,20 @@ from waver.tools.environment import environment_variables
 from waver.training.parallel import CollectiveError, require_process_group
 
 NO_CAPACITY = (
-    "the cluster had no capacity for the workers any more, although waver waited for it: a node is lost or others use it. "
-    "Run the same command again when it is back: it continues after the last checkpoint. Or make resources.workers elastic "
-    "with a smaller minimum, such as {min: 1, max: 2}: then training continues with the workers that are left"
+    "the cluster had no capacity for the workers any more, although waver waited: a node is lost, or others use its CPUs or "
+    "GPUs. Run the same command again when there is capacity: it continues after the last checkpoint. Or make "
+    "resources.workers elastic with a smaller minimum, such as {min: 1, max: 2}: training then continues with fewer workers"
 )
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _START_TIMEOUT_S = 20.0
-"""How long Ray Train tries to place workers for which there seemed to be capacity; it reacts to nothing meanwhile."""
+"""How long Ray Train tries to place workers for which capacity seemed free; meanwhile it reacts to nothing else."""
 _RECOVERY_S = 60.0
 """Minimum time to wait for a lost node."""
 
 
 @dataclass(frozen=True)
 class Rescale:
-    """Returned by a function that was asked to rescale: it will continue when it is called on another group of workers."""
+    """Returned by a function that was asked to rescale; the function continues when another group of workers calls it."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ class Task:
     function: Callable[[Any], Any]
     argument: Any
     signals: Any
-    """Actor that keeps a permanent error for the workers that Ray starts in place of those that failed."""
+    """Actor that keeps a permanent error for the workers that replace the failed ones."""
 
 
 @dataclass(frozen=True)
 class GroupFailure:
-    """A failure of a group of workers, permanent unless of a subclass."""
+    """Failure of a group of workers: permanent, except for the subclasses."""
 
     message: str
     error: Exception | None = None
-    """Raised by Ray Train; None if a worker left the message."""
+    """Raised by Ray Train; None if the message comes from a worker."""
 
 
 class GroupLost(GroupFailure):
@@ -64,7 +64,7 @@ class GroupLost(GroupFailure):
 
 
 class GroupNotPlaced(GroupLost):
-    """The nodes that seemed to have free capacity had none."""
+    """Ray could not place the group, although its capacity seemed free."""
 
 
 def run_group(
@@ -97,7 +97,7 @@ def run_group(
             run_config=RunConfig(
                 name="run",
                 storage_path=scratch,
-                # Ray Train replaces lost workers of a fixed group fastest itself. An elastic group may become smaller.
+                # Ray Train itself replaces lost workers of a fixed group fastest. An elastic group may become smaller.
                 failure_config=FailureConfig(
                     max_failures=0 if resources.is_elastic else resources.max_failures,
                     max_preemption_failures=0 if resources.is_elastic else -1,
@@ -115,8 +115,8 @@ def run_group(
 def _classify(error: Exception, task: Task, *, is_elastic: bool) -> GroupFailure | Rescale:
     """Returns the kind of failure for which Ray Train gave up."""
     if message := ray.get(task.signals.failure.remote()):
-        return GroupFailure(message)  # told in a sentence, without the traceback of the worker
-    if isinstance(error, PreemptionError):  # of an elastic group only; it was announced, and is no failure
+        return GroupFailure(message)  # without the traceback of the worker
+    if isinstance(error, PreemptionError):  # only in an elastic group; announced, so no failure
         return Rescale()
     if is_controller_failure(error, worker_group_timeout_error()):
         return GroupNotPlaced(NO_CAPACITY, error)
@@ -127,7 +127,7 @@ def _classify(error: Exception, task: Task, *, is_elastic: bool) -> GroupFailure
 
 
 def run_task(config: dict) -> Any:
-    """Runs on each worker: calls the task's function, and keeps a permanent error for the workers that come after it.
+    """Runs on each worker: calls the task's function, and keeps a permanent error for the workers that replace it.
 
     Args:
         config: `{"task": Task}`.
@@ -148,7 +148,7 @@ def run_task(config: dict) -> Any:
 
 @contextmanager
 def start_timeout() -> Iterator[float]:
-    """Makes Ray Train give up soon if it cannot place workers, unless the user has set its variable for that.
+    """Makes Ray Train give up soon if it cannot place workers, unless the user has set its timeout variable.
 
     Yields:
         Seconds to wait for capacity after a loss.
@@ -171,7 +171,7 @@ def _interruptible() -> Iterator[None]:
         yield
     except SystemExit:
         raise KeyboardInterrupt(
-            "stopped; the last checkpoint is kept. Run the same command again to continue from there"
+            "stopped; the last checkpoint is kept. Run the same command again to continue from it"
         ) from None
     finally:
         signal.signal(signal.SIGINT, handler)

@@ -27,7 +27,7 @@ from waver.on_ray.cluster.worker_group import (
 logger = logging.getLogger(__name__)
 
 _UNUSABLE_S = 600.0
-"""How long not to rescale after a group could not be placed in capacity that looked free and that nobody took."""
+"""How long not to rescale after Ray could not place a group although its capacity stayed free."""
 
 
 def run_on_workers(
@@ -45,8 +45,7 @@ def run_on_workers(
 
     Lost workers are replaced up to `resources.max_failures` times, and as often again if a group is lost while it starts;
     each time the function is called anew on all workers. An elastic group shrinks if the cluster has too little capacity,
-    and grows when it has more. Capacity that others use is waited for without limit. Permanent errors (`WaverError`, a full
-    disk) are not retried.
+    and grows when it has more. Permanent errors (`WaverError`, a full disk) are not retried.
 
     Ray Train keeps no state: the function itself writes what it needs to continue. Each group of an elastic run has a fixed
     size for Ray Train, chosen here: Ray Train's own elastic groups ignore node labels and the resources that others use, and
@@ -159,15 +158,15 @@ class _Supervisor:
             )
 
     def _watch_capacity(self, workers: int) -> AbstractContextManager:
-        """Asks the task to rescale, while the body runs, when there is capacity for more than so many workers."""
-        wanted = self._resources.max_workers - workers
-        if not (self._rescales and wanted):
+        """Asks the task, while the body runs, to rescale when there is capacity for more workers than it has."""
+        additional = self._resources.max_workers - workers
+        if not (self._rescales and additional):
             return nullcontext()
         ask_to_rescale = self._task.signals.ask_to_rescale.remote
-        return watch_free_capacity(ask_to_rescale, wanted, self._worker, every_s=self._rescale_every_s)
+        return watch_free_capacity(ask_to_rescale, additional, self._worker, every_s=self._rescale_every_s)
 
     def _runs_again(self, outcome: Any, workers: int) -> bool:
-        """Returns whether another group must run after this outcome, and decides its size."""
+        """Returns whether another group must run after this outcome, and sets its largest size."""
         self._next_size, self._rescale_every_s = self._resources.max_workers, self._resources.resize_every_s
         match outcome:
             case Rescale():

@@ -31,7 +31,7 @@ def check_all_reduce(config: ExperimentConfig, *, gradient_bytes: int) -> Iterat
 
     Args:
         config: configuration of the experiment.
-        gradient_bytes: size of the gradient, for the time of its all-reduce.
+        gradient_bytes: size of the gradient, whose all-reduce is timed.
     """
     limits = {"timeout_s": _TIMEOUT_S, "max_failures": 0, "wait_s": 0.0}
     resources = config.resources.model_copy(update=limits)

@@ -168,7 +168,7 @@ def _check_weights(config: ExperimentConfig, *, before: CheckedStage) -> Iterato
 def check_cluster(
     config: ExperimentConfig, captions: pa.Table | None, model: machine.ModelSize | None, *, before: CheckedStage
 ) -> Iterator[Finding]:
-    """Checks whether the cluster of RAY_ADDRESS has capacity for the workers; without one, this machine.
+    """Checks whether the cluster, or this machine if RAY_ADDRESS is unset, has capacity for the workers.
 
     Does not start Ray on this machine.
 

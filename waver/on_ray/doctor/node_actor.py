@@ -16,7 +16,7 @@ from waver.tools.object_store import fetch, remove, upload
 
 CONNECT_TIMEOUT_S = 5.0
 VISIBLE_TIMEOUT_S = 10.0
-"""Within this time a file must be visible to other nodes: network file systems cache for seconds that it was absent."""
+"""Other nodes must see a new file within this time: network file systems cache its absence for seconds."""
 
 
 class NodeActor:

@@ -29,7 +29,7 @@ from waver.runs.environment import environment
 from waver.tools.object_store import display_path
 
 _MUST_MATCH = ("python", "ray", "torch", "waver", "open_clip_torch", "git_commit")
-"""Versions that must be equal on all nodes: others may crash, or give other metrics."""
+"""Versions that must be equal on all nodes: different ones may crash, or give different metrics."""
 _SHOULD_MATCH = ("numpy", "pyarrow", "av", "decord")
 _STEP_TIMEOUT_S = 60.0
 """For all nodes together; in the first step each of them starts a process."""
@@ -78,7 +78,7 @@ def _silent_nodes(names: list[str]) -> Finding:
 
 @contextmanager
 def _node_actors() -> Iterator[tuple[list[_Node], list[str]]]:
-    """Starts an actor on each node; gives the nodes whose actors answer, and the names of the other nodes."""
+    """Starts an actor on each node; yields the nodes whose actors answer, and the names of the other nodes."""
     nodes = []
     for node in ray.nodes():
         if node["Alive"]:
@@ -123,8 +123,8 @@ def _check_versions(environments: Mapping[str, dict[str, Any]]) -> Iterator[Find
     for level, names in (("error", _MUST_MATCH), ("warning", _SHOULD_MATCH)):
         for name in names:
             nodes_of_version: dict[str, list[str]] = {str(here[name]): [_THIS_PROCESS]}
-            for node, there in environments.items():
-                nodes_of_version.setdefault(str(there[name]), []).append(node)
+            for node, its_environment in environments.items():
+                nodes_of_version.setdefault(str(its_environment[name]), []).append(node)
             if len(nodes_of_version) > 1:
                 differ = True
                 found = "; ".join(f"{version} on {abbreviate(nodes)}" for version, nodes in nodes_of_version.items())
@@ -138,11 +138,11 @@ def _check_versions(environments: Mapping[str, dict[str, Any]]) -> Iterator[Find
 
 
 def _check_gpus(environments: Mapping[str, dict[str, Any]]) -> Iterator[Finding]:
-    gpus_of_node = {name: there["gpus"] for name, there in environments.items() if there["ray_has_gpus"]}
+    gpus_of_node = {name: found["gpus"] for name, found in environments.items() if found["ray_has_gpus"]}
     if not gpus_of_node:
         return
     if blind := [name for name, gpus in gpus_of_node.items() if not gpus]:
-        found = f"Ray counts GPUs on {abbreviate(blind)}, but torch sees none there"
+        found = f"Ray counts GPUs on {abbreviate(blind)}, but torch sees no GPU on them"
         remedy = (
             "check the driver, whether torch is built with CUDA, and whether the container was started with its GPUs"
         )
@@ -156,8 +156,8 @@ def _check_clocks(nodes: Sequence[_Node]) -> Finding:
     skews = {}
     for node in nodes:
         before = time.time()
-        there = _call([node], "time")[node.name]
-        skews[node.name] = there - (before + time.time()) / 2
+        node_time = _call([node], "time")[node.name]
+        skews[node.name] = node_time - (before + time.time()) / 2
     worst = max(skews, key=lambda name: abs(skews[name]))
     found = f"at most {abs(skews[worst]):.3f} s apart ({worst})"
     if abs(skews[worst]) <= _MAX_CLOCK_SKEW_S:
@@ -197,7 +197,8 @@ def _check_storage(nodes: Sequence[_Node], storage: Path) -> Iterator[Finding]:
 def _unwritable_storage(storage: Path, errors: dict[str, str]) -> Finding:
     name, error = next(iter(errors.items()))
     found = f"{abbreviate(errors)} cannot write to {display_path(storage)} ({name}: {error})"
-    return Finding("error", "shared storage", found, "mount it there, writable for the user of Ray", details=errors)
+    remedy = "mount it on these nodes, writable for the user that runs Ray"
+    return Finding("error", "shared storage", found, remedy, details=errors)
 
 
 def _separate_storages(storage: Path, missing: dict[str, list[str]]) -> Finding:
@@ -213,7 +214,7 @@ def _separate_storages(storage: Path, missing: dict[str, list[str]]) -> Finding:
     )
     place = display_path(storage)
     if apart:
-        found = f"{abbreviate(apart)} and this process do not see each other's files in {place}: these are two storages"
+        found = f"{abbreviate(apart)} and this process do not see each other's files in {place}: it is not shared"
         remedy = "mount the same shared file system at this path on every node, or set storage.path to one"
     else:
         found = f"{abbreviate(missing)} did not see files of other nodes in {place} after {VISIBLE_TIMEOUT_S:g} s"

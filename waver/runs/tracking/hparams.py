@@ -9,7 +9,7 @@ Observed with TensorBoard 2.21 and both of its loaders (checked by tests/runs/tr
   So the best metrics so far are scalars named `0 best/...`; runs that have not finished have them too.
 - The first start and the first end of a session count; later ones are ignored. So a resumed run stays one session, and its
   end must be written only after it has finished.
-- A setting that is a number in one run and a string in another is a string in all; waver has none of this kind.
+- A setting that is a number in one run and a string in another is a string in all; waver has no such setting.
 - Runs of one group are one line, with the mean of their metrics and the settings of the first. So the seeds of a trial share
   a group, and their settings have no seed.
 """
@@ -115,7 +115,7 @@ def write_session_end(
 
 
 def _write(writer: SummaryWriter, tag: str, content: HParamsPluginData) -> None:
-    """Writes HParams data, which is the metadata of a summary without value; at step 0, which a resumed run never purges."""
+    """Writes HParams data as the metadata of a summary without value, at step 0, which a resumed run never purges."""
     assert writer.file_writer is not None
     summary_metadata = metadata.create_summary_metadata(content)
     value = Summary.Value(tag=tag, metadata=summary_metadata, tensor=metadata.NULL_TENSOR)

@@ -12,7 +12,7 @@ _GROUPS = (
     ("speed", ("clips_per_s", "data_wait_share", "gpu", "memory")),
     ("data", ("clips/",)),
 )
-"""(group, prefixes of the names of its scalars), in display order. TensorBoard sorts groups by name, so tags number them."""
+"""(group, prefixes of the names of its scalars), in display order. TensorBoard sorts by name, so tags number the groups."""
 PAIRS_SEEN = f"{len(_GROUPS) + 1} by pairs seen"
 """Group of the second series of a scalar, over caption-clip pairs seen instead of optimizer steps."""
 _BY_PAIRS = ("loss/total", "t2v/R@1", "v2t/R@1")

@@ -105,8 +105,8 @@ def data_text(
         clips = pc.unique(part["clip_id"])
         decoded = pc.sum(pc.is_in(clips, value_set=ok)).as_py() or 0
         rows.append((split, len(clips), part.num_rows, decoded, len(clips) - decoded))
-    asked = ledger.filter(pc.is_in(ledger["clip_id"], value_set=pc.unique(captions["clip_id"])))
-    reasons = Counter(status for status in asked["status"].to_pylist() if status != "ok")
+    attempted = ledger.filter(pc.is_in(ledger["clip_id"], value_set=pc.unique(captions["clip_id"])))
+    reasons = Counter(status for status in attempted["status"].to_pylist() if status != "ok")
     parts = [markdown_table(("split", "clips", "captions", "decoded", "not decoded"), rows)]
     parts.append(f"validation: {escape_cell(validation)}\n")
     if reasons:
