@@ -209,7 +209,14 @@ def test_a_second_job_of_a_run_is_refused_and_ctrl_c_leaves_the_job_running(head
     arguments = ("experiments/tiny.yaml", "--set", "name=long", "--set", "train.epochs=5000")
     command = [sys.executable, "-m", "waver", "submit", *arguments, "--address", head.address]
     client = subprocess.Popen(
-        command, cwd=project, env=head.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=project,
+        env=head.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background of a shell inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     stderr = client.stderr.readline()
     job_id = re.search(r"job (raysubmit_\w+):", stderr).group(1)
