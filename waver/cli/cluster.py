@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from waver.cli.options import Config, JobStage, Set, Workers, app, stdout
-from waver.config import parse_overrides
+from waver.cli.options import Config, JobStage, Set, Workers, app, merge_overrides, stdout
 from waver.doctor.findings import CheckedStage
 
 if TYPE_CHECKING:  # importing Ray takes seconds
@@ -73,8 +72,8 @@ def _stage_command(stage: str, arguments: list[str], folder: Path) -> "StageComm
     from waver.on_ray.jobs import StageCommand
 
     parsed = typer.main.get_command(app).commands[stage].make_context(f"waver {stage}", list(arguments)).params
-    overrides = {"resources.workers": parsed["workers"]} if parsed.get("workers") else {}
-    return StageCommand(stage, arguments, parsed, overrides | parse_overrides(parsed["overrides"]), folder)
+    overrides = merge_overrides(parsed["overrides"], parsed.get("workers"))
+    return StageCommand(stage, arguments, parsed, overrides, folder)
 
 
 def doctor(
@@ -94,12 +93,11 @@ def doctor(
     from waver.doctor.findings import can_start, findings_text
     from waver.on_ray.doctor.examine import run_doctor
 
-    from_workers = {} if workers is None else {"resources.workers": workers}
     if address is not None:
         os.environ["RAY_ADDRESS"] = address
     findings = run_doctor(
         config,
-        lambda: from_workers | parse_overrides(overrides),
+        lambda: merge_overrides(overrides, workers),
         before=before,
         output=output,
         show=lambda found: stdout.print(findings_text(found), end="", soft_wrap=True),

@@ -48,8 +48,13 @@ def local_folder(path_or_url: str, overrides: Mapping[str, Any] | None = None) -
 
 def load_experiment(config: Path, overrides: list[str], workers: int | None) -> ExperimentConfig:
     """Loads a configuration with the overrides of --set and --workers."""
+    return load_config(config, merge_overrides(overrides, workers))
+
+
+def merge_overrides(overrides: list[str], workers: int | None) -> dict[str, Any]:
+    """Returns the values of --set and --workers by dotted key; --set resources.workers takes precedence."""
     from_workers = {} if workers is None else {"resources.workers": workers}
-    return load_config(config, from_workers | parse_overrides(overrides))
+    return from_workers | parse_overrides(overrides)
 
 
 def print_resolved_config(experiment: ExperimentConfig) -> None:

@@ -25,8 +25,6 @@ _POLL_STORE_S = 5.0
 """Interval for a run in an object store."""
 _LINE_EVERY_S = 10.0
 """Interval between lines where there is no terminal."""
-_MAX_ROW_BYTES = 2**20
-"""More than a row of metrics.jsonl has."""
 _T = TypeVar("_T")
 
 
@@ -131,10 +129,11 @@ def _new_rows(path: Path, position: int) -> tuple[list[dict], int]:
         return [], 0
     with path.open("rb") as file:
         position = min(position, file.seek(0, 2))
-        file.seek(max(0, position - _MAX_ROW_BYTES))
-        before = file.read(position - file.tell())
-        position -= len(before) - (before.rfind(b"\n") + 1)
-        file.seek(position)
+        file.seek(max(0, position - 1))
+        if position and file.read(1) != b"\n":
+            file.seek(0)
+            position = file.read(position).rfind(b"\n") + 1
+            file.seek(position)
         whole, newline, _ = file.read().rpartition(b"\n")
     return [json.loads(line) for line in whole.splitlines()], position + len(whole) + len(newline)
 

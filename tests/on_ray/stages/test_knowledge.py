@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from local_training import train_in_process
 from logs import logged
 from safetensors.torch import load_file
 
@@ -18,7 +19,6 @@ from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.evaluate import run_evaluation
 from waver.on_ray.stages.match import build_teacher, run_match
 from waver.on_ray.stages.train import run_training
-from waver.on_ray.stages.train_worker import TrainingJob, train_job
 from waver.on_ray.stages.vocabulary import run_vocabulary
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import load_captions, open_store
@@ -141,10 +141,6 @@ def distilled(project, released) -> tuple[ExperimentConfig, dict, list[str]]:
     """A run with all losses on imported phrases, for inference without phrases: configuration, result, log lines."""
     config = experiment(project, name="distilled", **released)
     run_match(config, progress=False)
-
-    def train_in_process(job: TrainingJob) -> dict:
-        return train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
-
     with logged() as said:
         return config, run_training(config, local_worker=train_in_process), said
 

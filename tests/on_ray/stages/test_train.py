@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 import torch
+from local_training import train_in_process
 from logs import logged
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -19,7 +20,7 @@ from waver.on_ray.cluster.capacity import ClusterTooSmallError
 from waver.on_ray.cluster.signals import Terminated, signal_actor
 from waver.on_ray.stages.evaluate import evaluate_on_workers
 from waver.on_ray.stages.train import train
-from waver.on_ray.stages.train_worker import TrainingJob, train_job, worker_batches
+from waver.on_ray.stages.train_worker import TrainingJob, worker_batches
 from waver.runs.checkpoint import CheckpointError, load_student
 from waver.runs.folder import checkpoints, describe_checkpoint, find_checkpoint, newest_checkpoint
 from waver.runs.inputs import load_captions
@@ -140,10 +141,6 @@ def train_one_step(job: TrainingJob) -> dict:
     requested = SimpleNamespace(remote=lambda: ray.put(None))
     signals = SimpleNamespace(wait_for_stop=requested, wait_for_capacity=requested)
     return train_in_process(replace(job, signals=signals))
-
-
-def train_in_process(job: TrainingJob) -> dict:
-    return train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
 
 
 def test_a_run_stopped_after_every_step_has_the_same_metrics(project, finished_run, said):

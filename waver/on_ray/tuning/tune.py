@@ -93,9 +93,8 @@ def _run_trials(plan: Plan) -> None:
         if needs_dashboard(plan):
             _check_dashboard()
         shared = make_shared(plan.configs, count=plan.points is not None)
-        if not (
-            plan.folder / "shared.json"
-        ).exists():  # a resumed sweep would record that its own artifacts existed before
+        # A resumed sweep would record that its own artifacts existed before.
+        if not (plan.folder / "shared.json").exists():
             rows = [{**dataclasses.asdict(artifact), "path": str(artifact.path)} for artifact in shared]
             write_json(plan.folder / "shared.json", rows)
         at_once = trials_at_once(plan, nodes(resources.node_labels), gpus)
