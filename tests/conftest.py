@@ -6,10 +6,13 @@ import itertools
 import json
 import logging
 import os
+import signal
 import urllib.request
 
 # Set before anything imports torch or Ray: one thread for each process, so that several processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell that starts pytest in the background lets it and its children ignore Ctrl-C, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pathlib import Path
 

@@ -121,7 +121,7 @@ def test_a_late_node_decodes_while_the_first_hangs_and_only_hanging_clips_are_lo
         block_at(experiment.parent / f"videos/{number:03d}.mp4")
     running = cluster(nodes=0)
     first = running.add_node()
-    overrides = "{ingest.timeout_s: 20, ingest.max_failed_fraction: 0.1}"
+    overrides = "{ingest.timeout_s: 15, ingest.max_failed_fraction: 0.1}"
     ingest = running.start("-c", _INGEST, experiment, overrides)
     wait_for(lambda: num_blocked(running.processes(first)) == 2, of=ingest, timeout_s=120)
     assert not times_done(experiment)

@@ -20,6 +20,7 @@ from pathlib import Path
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
 import pytest
+from rays import family, kill
 
 from waver.config import load_config
 from waver.on_ray.jobs import Submission
@@ -118,11 +119,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             _wait_until_ready(started, process, Path(log.name))
             yield started
         finally:
-            process.terminate()  # it ends all processes of its node
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+            kill(family(process.pid))  # faster than `ray stop`, which waits for each process
+            process.wait()
             log.close()
 
 
@@ -150,7 +148,8 @@ def _wait_until_ready(head: Head, process: subprocess.Popen, log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, build_project, captions) -> Path:
-    folder = build_project(tmp_path_factory.mktemp("project"), captions, train={"epochs": 1})
+    resources = {"workers": 1, "loaders_per_worker": 0}
+    folder = build_project(tmp_path_factory.mktemp("project"), captions, train={"epochs": 1}, resources=resources)
     (folder / "experiments").mkdir()
     (folder / "experiment.yaml").rename(folder / "experiments" / "tiny.yaml")
     return folder
@@ -206,7 +205,9 @@ def test_submit_exits_with_the_status_of_a_failed_job(head, project):
 
 
 def test_a_second_job_of_a_run_is_refused_and_ctrl_c_leaves_the_job_running(head, project):
-    arguments = ("experiments/tiny.yaml", "--set", "name=long", "--set", "train.epochs=5000")
+    # The job waits for capacity that the head never has, and takes no CPU from the other commands.
+    settings = ("name=long", "resources.workers=3", "resources.cpus_per_worker=2", "resources.wait_s=600")
+    arguments = ("experiments/tiny.yaml", *(part for setting in settings for part in ("--set", setting)))
     command = [sys.executable, "-m", "waver", "submit", *arguments, "--address", head.address]
     client = subprocess.Popen(
         command,
@@ -215,10 +216,9 @@ def test_a_second_job_of_a_run_is_refused_and_ctrl_c_leaves_the_job_running(head
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Tests that run in the background of a shell inherit that Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     stderr = client.stderr.readline()
+    assert "job raysubmit" in stderr, stderr + client.stderr.read()
     job_id = re.search(r"job (raysubmit_\w+):", stderr).group(1)
     head.wait_for(job_id, "RUNNING")
 

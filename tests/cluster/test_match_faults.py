@@ -19,7 +19,7 @@ from waver.data.video import Clip
 from waver.model.weights import load_backbone
 from waver.runs.inputs import store_settings
 
-NUM_CLIPS, CLIPS_PER_BLOCK, SIZE = 160, 16, 64
+NUM_CLIPS, CLIPS_PER_BLOCK, SIZE = 112, 16, 64
 # Large enough for a block to take about a second.
 BACKBONE = {
     "embed_dim": 32,

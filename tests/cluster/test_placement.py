@@ -20,23 +20,19 @@ def here(_=None):
 def all_nodes(_):
     return parallel.gather_objects(here())
 
-def run(**resources):
-    resources = ResourcesConfig(node_labels=train, **resources)
-    return run_on_workers(all_nodes, None, resources, signals=actor)
-
 class Where:
     def __call__(self, block):
         return here()
 
 train, decode = {"waver.role": "train"}, {"waver.role": "decode"}
+resources = ResourcesConfig(node_labels=train, workers={"min": 1, "max": 4})
 blocks = [pa.table({"number": [number]}) for number in range(8)]
 with connect(), signal_actor() as actor:
     roles = {node["NodeID"]: node["Labels"].get("waver.role", "head") for node in ray.nodes()}
     where = {
         "driver": {here()},
         "blocks": set(map_blocks(Where, (), blocks, ActorPool(2, actor=WorkerResources(1.0, labels=decode)))),
-        "workers": run(workers=2),
-        "elastic": run(workers={"min": 1, "max": 4}),
+        "workers": run_on_workers(all_nodes, None, resources, signals=actor),
     }
     print(json.dumps({what: sorted(roles[node] for node in nodes) for what, nodes in where.items()}))
 """
@@ -50,6 +46,5 @@ def test_blocks_and_workers_run_on_nodes_with_their_labels(cluster):
     assert json.loads(stdout) == {
         "driver": ["head"],
         "blocks": ["decode"],
-        "workers": ["train"] * 2,
-        "elastic": ["train"] * 2,  # not 4: only nodes with their label count
+        "workers": ["train"] * 2,  # not 4: only nodes with their label count
     }

@@ -47,10 +47,15 @@ def examine(cluster, experiment: Path) -> tuple[dict[str, list[dict]], str]:
     return found, stdout + stderr
 
 
-def test_a_healthy_cluster_passes_all_checks(cluster, experiment):
-    running = cluster(nodes=1, labels=[{"waver.role": "train"}])
-    running.add_node(cpus=1)
-    found, output = examine(running, experiment)
+@pytest.fixture(scope="module")
+def labelled(clusters):
+    """A healthy cluster, whose two nodes have different labels."""
+    with clusters() as start:
+        yield start(nodes=2, labels=[{"waver.role": "train"}, {"waver.role": "decode"}])
+
+
+def test_a_healthy_cluster_passes_all_checks(labelled, experiment):
+    found, output = examine(labelled, experiment)
     levels = {name: [finding["level"] for finding in found.get(name, [])] for name in _CHECKS}
     assert levels == {name: ["ok"] for name in _CHECKS} | {"clocks": ["info"]}, output
     assert "the same on 3 nodes" in found["versions"][0]["found"]
@@ -64,13 +69,12 @@ def test_a_healthy_cluster_passes_all_checks(cluster, experiment):
 _CHECKS = ("cluster", "versions", "shared storage", "connections", "clocks", "all-reduce")
 
 
-def test_only_nodes_with_the_required_labels_count_for_workers(cluster, experiment):
-    running = cluster(nodes=2, labels=[{"waver.role": "train"}, {"waver.role": "decode"}])
+def test_only_nodes_with_the_required_labels_count_for_workers(labelled, experiment):
     settings = yaml.safe_load(experiment.read_text())
     settings["resources"] |= {"workers": 3, "node_labels": {"waver.role": "train"}}
     settings["train"]["global_batch_size"] = 6
     experiment.write_text(yaml.safe_dump(settings))
-    found, output = examine(running, experiment)
+    found, output = examine(labelled, experiment)
     sentence = found["workers"][0]["found"]
     assert "3 workers with 1 CPU each are requested, and the cluster has capacity for 2" in sentence, output
     assert "of 3 nodes, 1 has waver.role=train, 2 CPUs" in sentence

@@ -177,7 +177,7 @@ def test_a_killed_sweep_resumes(project):
         space={"loss.contrastive": {"uniform": [0.5, 1]}, "similarity.kind": {"choice": ["wti", "dp"]}},
         search="optuna",
         num_samples=3,
-        set={"train.epochs": 25},
+        set={"train.epochs": 12},
         scheduler={"kind": "none"},
         max_concurrent=1,
     )
