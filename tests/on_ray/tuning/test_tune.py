@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -61,8 +62,11 @@ def swept(project) -> tuple[Plan, list[TrialState], list[str], list]:
         scheduler={"reduction_factor": 2},
     )
     shown, plan = [], plan_sweep(path)
+    handler = signal.getsignal(signal.SIGINT)
     with logged() as said:
-        return plan, run_sweep(plan, print_table=shown.append), said, shown
+        states = run_sweep(plan, print_table=shown.append)
+    assert signal.getsignal(signal.SIGINT) is handler, "Ctrl-C works as before"
+    return plan, states, said, shown
 
 
 def test_every_trial_ends_and_failures_are_recorded_with_their_cause(swept):

@@ -99,7 +99,7 @@ def _run_trials(plan: Plan) -> None:
             write_json(plan.folder / "shared.json", rows)
         at_once = trials_at_once(plan, nodes(resources.node_labels), gpus)
         logger.info(f"{plan.num_trials} trials, {at_once} at a time; the folder of the sweep is {plan.folder}")
-        with _sigterm_as_sigint(), follow_sweep(plan.folder, plan.sweep, total=plan.num_trials):
+        with _interruptible(), follow_sweep(plan.folder, plan.sweep, total=plan.num_trials):
             _tuner(plan, at_once, gpus).fit()
     # Workers of the last trial may have written checkpoints while they were being stopped.
     _keep_best(plan.folder, plan.sweep)
@@ -242,13 +242,18 @@ def _ask_dashboard() -> str:
 
 
 @contextmanager
-def _sigterm_as_sigint() -> Iterator[None]:
-    """Turns SIGTERM, which `ray job stop` sends, into SIGINT, whose handler in Tune ends the sweep in order."""
+def _interruptible() -> Iterator[None]:
+    """Ends the sweep in order at SIGTERM, which `ray job stop` sends, as Tune does at SIGINT; restores both handlers.
+
+    Tune leaves its handler of SIGINT behind, which swallows the next Ctrl-C of this process.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous_handler = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    sigint_handler = signal.getsignal(signal.SIGINT)
+    sigterm_handler = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous_handler)
+        signal.signal(signal.SIGTERM, sigterm_handler)
+        signal.signal(signal.SIGINT, sigint_handler)
