@@ -336,30 +336,28 @@ def _seed() -> None:
 
 WITHOUT_RAY = ("jobs", "test_robustness.py", "test_storage.py", "test_loopback.py")
 """Parts of tests/on_ray that do not use the shared Ray; each has a fixture `ray_session` that starts no Ray."""
-LAST = ("test_workers.py", "test_loopback.py")
-"""Tests on Ray that run at the end, each in the process that is free, so that both processes end at the same time."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests on Ray, puts most of those that share a Ray into one process, and sorts the tests.
+    """Marks the tests on Ray, puts those that share a Ray into one process, and sorts the tests.
 
-    Two Rays that start in the same second disturb each other. So the tests that start their own Ray run first in the process
-    with the shared Ray; the other process starts a Ray minutes later.
+    Two Rays that start in the same second disturb each other. So tests that start their own Ray run first in the process
+    with the shared Ray, and last in the other process, minutes later.
     """
     order = {}
     for item in items:
         own, distributed = item.get_closest_marker("own_ray") is not None, "distributed" in item.path.parts
-        order[item] = 0
+        order[item] = 2 if own else 1 if distributed else 0
         if distributed:
             item.add_marker(pytest.mark.xdist_group("distributed"))
-        elif "on_ray" in item.path.parts and (own or not set(WITHOUT_RAY) & set(item.path.parts)):
-            item.add_marker(pytest.mark.ray)
-            if item.path.name in LAST:
-                order[item] = 1 + own
-            else:
+        elif "on_ray" in item.path.parts:
+            shares = not set(WITHOUT_RAY) & set(item.path.parts)
+            if shares or own:
+                item.add_marker(pytest.mark.ray)
+            if shares:
                 item.add_marker(pytest.mark.xdist_group("ray"))
-                order[item] = -2 if own else -1
+                order[item] = -1 if own else 0
     items.sort(key=order.__getitem__)
 
 
