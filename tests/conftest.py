@@ -30,9 +30,9 @@ from safetensors.torch import save_file
 
 from waver.config import ExperimentConfig, load_config
 from waver.data.annotations import CAPTIONS_SCHEMA
+from waver.data.clip import Clip, ClipError
 from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip
-from waver.data.video import Clip, ClipError
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.knowledge.phrases import VOCABULARY_SCHEMA, load_parser
 from waver.knowledge.store import (

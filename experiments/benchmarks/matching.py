@@ -19,9 +19,9 @@ import typer
 from safetensors.torch import save_file
 
 from waver.config import ExperimentConfig, load_config
+from waver.data.clip import Clip
 from waver.data.clip_store import ClipStore, create_store, write_block, write_manifest
 from waver.data.ledger import Decoded
-from waver.data.video import Clip
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.knowledge.store import build_dictionary
 from waver.model.weights import load_backbone

@@ -13,9 +13,9 @@ from rays import titled
 from safetensors.torch import save_file
 
 from waver.config import ExperimentConfig, load_config
+from waver.data.clip import Clip
 from waver.data.clip_store import create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip
-from waver.data.video import Clip
 from waver.model.weights import load_backbone
 from waver.runs.inputs import store_settings
 

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from waver.data.clip import Clip, ClipError
 from waver.data.clip_store import CLIPS_SCHEMA, ClipStore, StoreSettings, create_store, write_block, write_manifest
 from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, StoreError, read_ledger
-from waver.data.video import Clip, ClipError
 from waver.tools.object_store import ObjectStoreError, local_copy, remove
 
 RAW = StoreSettings(frames_per_second=1.0, max_frames=5, size=16)
@@ -61,7 +61,9 @@ def test_reads_what_was_written(tmp_path, settings, tolerance):
 
 def test_ledger_has_a_row_for_every_clip(tmp_path):
     make(tmp_path, [done("b", ClipError("missing", "no such file")), done("a", clip(1))])
-    assert ClipStore(tmp_path).ledger.select(LEDGER_SCHEMA.names).to_pylist() == [
+    ledger = ClipStore(tmp_path).ledger
+    assert set(LEDGER_SCHEMA.names) <= set(ledger.column_names)
+    assert ledger.select(LEDGER_SCHEMA.names[:6]).to_pylist() == [
         {"clip_id": "a", "path": "/videos/a.mp4", "status": "ok", "error": None, "decoder": "decord", "seconds": 0.5},
         {
             "clip_id": "b",
@@ -177,7 +179,7 @@ import resource
 from pathlib import Path
 import numpy as np
 from waver.data.clip_store import *
-from waver.data.video import Clip
+from waver.data.clip import Clip
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, {resource.RLIM_INFINITY}))
 clip = Clip(np.zeros((3, 16, 16, 3), np.uint8), (0.0, 1.0, 2.0), 25.0, 240, 320, "decord")
 try:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clocks import render_clock
 from PIL import Image
 
+from waver.data.clip import ClipError
 from waver.data.decoder import Decoder, DecoderStartError
-from waver.data.video import ClipError, read_clip
+from waver.data.video import read_clip
 
 SAMPLING = {"frames_per_second": 10.0, "max_frames": 12, "size": 16}
 
@@ -113,6 +115,29 @@ def test_hang_costs_one_clip(video, blocking_file):
         assert impatient._child is None
     with Decoder(timeout_s=60.0) as patient:
         assert len(patient.read_clip(video, **SAMPLING).frames) == 10
+
+
+@pytest.mark.parametrize(
+    ("fault", "note"),
+    [("time.sleep(99)", "hung for 1 s"), ("os.abort()", "its process died with signal SIGABRT")],
+    ids=["hang", "crash"],
+)
+def test_pyav_reads_a_clip_at_which_decord_hangs_or_crashes(tmp_path, monkeypatch, fault, note):
+    video = render_clock(tmp_path / "clock.mp4", range(60))
+    fake = tmp_path / "packages/decord/__init__.py"
+    fake.parent.mkdir(parents=True)
+    fake.write_text(
+        "import os, time\nfrom types import SimpleNamespace\nDECORDError = OSError\n"
+        "logging = SimpleNamespace(set_level=print, QUIET=0)\ndef VideoReader(*_, **__): " + fault
+    )
+    with Decoder(60.0) as decoder:
+        expected = decoder.read_clip(video, **SAMPLING)
+    assert (expected.decoder, expected.note) == ("decord", None)
+    monkeypatch.setenv("PYTHONPATH", str(fake.parents[1]))
+    with Decoder(2.0) as decoder:
+        clip = decoder.read_clip(video, **SAMPLING)
+    assert (clip.decoder, clip.times_s) == ("pyav", expected.times_s)
+    assert clip.note.startswith(f"not read by decord: {note}")
 
 
 def test_decoder_restarts_after_it_died_between_clips(decoder, video):

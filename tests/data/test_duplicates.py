@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from waver.data.annotations import CAPTIONS_SCHEMA
+from waver.data.clip import Clip, ClipError
 from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block, write_manifest
 from waver.data.duplicates import (
     content_words,
@@ -24,7 +25,6 @@ from waver.data.duplicates import (
     same_frames,
 )
 from waver.data.ledger import DecodedClip
-from waver.data.video import Clip, ClipError
 
 ANNOTATIONS = Path(os.environ.get("WAVER_ANNOTATIONS", Path(__file__).parents[2].parent / "shared/data/annotations"))
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from waver.config import ExperimentConfig
+from waver.data.clip import Clip, ClipError
 from waver.data.clip_store import create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip, StoreError
-from waver.data.video import Clip, ClipError
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.evaluation.gallery import build_gallery
 from waver.evaluation.protocols import Protocol

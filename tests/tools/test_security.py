@@ -23,10 +23,10 @@ from waver.config import load_config
 from waver.config.loading import ConfigError, load_robustness, load_sweep, parse_overrides
 from waver.data.annotations.reading import AnnotationError, Problems, read_json
 from waver.data.annotations.table import load_table
+from waver.data.clip import Clip, ClipError
 from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block
 from waver.data.decoder import Decoder
 from waver.data.ledger import DecodedClip, StoreError
-from waver.data.video import Clip, ClipError
 from waver.model.backbone import BackboneError
 from waver.model.weights import check_weights, load_backbone
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint

@@ -47,6 +47,8 @@ def ingest(config: Config, overrides: Set = [], print_config: PrintConfig = Fals
     )
     if report.reasons:
         logger.info(f"clips that could not be decoded:\n{describe_failures(report)}")
+    for remark in report.remarks:
+        logger.warning(remark)
 
 
 def vocabulary(config: Config, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006

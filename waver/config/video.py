@@ -32,6 +32,13 @@ class IngestConfig(Section):
     timeout_s: Positive = 60.0
     """Time limit for decoding a clip, seconds; a clip that takes longer counts as failed."""
     max_failed_fraction: Fraction = 0.01
-    """Largest fraction of clips that may fail to decode; with more the command fails, after it has recorded all outcomes."""
+    """Largest fraction of clips that may fail to decode. If more than this and more than max_failed fail, the command fails,
+    after it has recorded all outcomes."""
+    max_failed: Annotated[int, Field(ge=0)] = 2
+    """Number of clips that may fail to decode however few there are."""
     node_labels: Annotated[NodeLabels, Field(default_factory=dict)]
     """Labels, as given to `ray start --labels`, of the nodes that decode videos and parse captions; {} for all nodes."""
+
+    def allowed_failures(self, num_clips: int) -> int:
+        """Returns how many of so many clips may fail to decode."""
+        return max(self.max_failed, int(self.max_failed_fraction * num_clips))

@@ -33,8 +33,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 import waver
+from waver.data.clip import Clip
 from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, StoreError, ledger_row, read_ledger, read_store_manifest
-from waver.data.video import Clip
 from waver.tools.files import atomic_write, write_json
 from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch_once, list_names
 

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from waver.data.video import Clip, ClipError, read_clip
+from waver.data.clip import Clip, ClipError
+from waver.data.video import read_clip
 from waver.tools.errors import WaverError
 
 _START_S = 120.0
@@ -33,6 +34,8 @@ _EXTERNAL_SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 """Signals that only another process sends (out of memory, shutdown of a cluster), never a fault in the child."""
 MEMORY_BYTES = 4 * 2**30
 """Memory limit of the child beyond its libraries: a small file can have huge frames. Twelve 8K frames take a third of it."""
+_CLIP_HEADER = ("times_s", "source_fps", "height", "width", "decoder", "video_s", "note")
+"""Attributes of a clip in the header of an answer."""
 _LENGTHS = struct.Struct("!IQ")
 """Prefix of an answer: length of the JSON header, length of the pixels; bytes."""
 
@@ -43,6 +46,14 @@ class DecoderStartError(WaverError):
 
 class _KilledError(Exception):
     """Another process killed the child."""
+
+
+class _DecordFailedError(Exception):
+    """decord crashed or hung, and PyAV has `left_s` seconds to read the clip."""
+
+    def __init__(self, how: str, left_s: float):
+        super().__init__(how)
+        self.left_s = left_s
 
 
 class Decoder:
@@ -70,6 +81,8 @@ class Decoder:
     def read_clip(self, path: Path | str, **arguments: Any) -> Clip:
         """Calls `waver.data.video.read_clip` in the child, with the same arguments.
 
+        If decord hangs for half of the time limit, or crashes, PyAV reads the clip in a new child.
+
         Raises:
             ClipError: as `read_clip`; also `timeout`, `corrupt` (the child crashed) and `killed` (another process killed the
                 child in both of two attempts, which says nothing about the clip).
@@ -78,31 +91,43 @@ class Decoder:
         cause: _KilledError | None = None
         for _ in range(2):
             try:
-                return self._read_clip(path, arguments)
+                try:
+                    return self._read_clip(path, arguments, self._timeout_s)
+                except _DecordFailedError as failed:
+                    return self._read_clip(path, {**arguments, "decord_failure": str(failed)}, failed.left_s)
             except _KilledError as killed:
                 cause = killed
         raise ClipError("killed", f"the decoder process {cause}, twice")
 
-    def _read_clip(self, path: Path | str, arguments: dict[str, Any]) -> Clip:
+    def _read_clip(self, path: Path | str, arguments: dict[str, Any], limit_s: float) -> Clip:
         child = self._child
         if child is None or child.poll() is not None or self._num_clips >= _CLIPS_PER_CHILD:
             child = self._start()
         self._num_clips += 1
         request = json.dumps({"path": str(path), **arguments}) + "\n"
-        deadline = time.monotonic() + self._timeout_s
+        started, reader = time.monotonic(), "pyav"
         try:
             assert child.stdin is not None
             child.stdin.write(request.encode())
             child.stdin.flush()
-            header, pixels = self._receive(deadline)
+            while True:
+                deadline = started + (limit_s / 2 if reader == "decord" else limit_s)
+                header, pixels = self._receive(deadline)
+                if "reader" not in header:
+                    break
+                reader = header["reader"]
         except TimeoutError:
             self.close()
-            raise ClipError("timeout", f"not decoded after {self._timeout_s:g} s") from None
+            if reader == "decord":
+                raise _DecordFailedError(f"hung for {limit_s / 2:g} s", limit_s / 2) from None
+            raise ClipError("timeout", f"not decoded after {self._timeout_s:g} s (ingest.timeout_s)") from None
         except (EOFError, BrokenPipeError):
             code = _exit_code(child)
             cause = self._cause_of_death(code)
             if code is not None and -code in _EXTERNAL_SIGNALS:
                 raise _KilledError(cause) from None
+            if reader == "decord":
+                raise _DecordFailedError(f"its process {cause}", started + limit_s - time.monotonic()) from None
             raise ClipError("corrupt", f"the decoder process {cause}") from None
         if "status" in header:
             raise ClipError(**header)
@@ -215,13 +240,13 @@ def serve(send: Callable[[dict[str, Any], memoryview], None], timeout_s: float, 
         # If native code hangs after the parent died, only a signal ends this process.
         signal.alarm(math.ceil(2 * timeout_s) + 1)
         try:
-            clip = read_clip(**json.loads(request))
+            clip = read_clip(**json.loads(request), announce=lambda reader: send({"reader": reader}, nothing))
         except ClipError as error:
-            send({"status": error.status, "reason": error.reason}, nothing)
+            send({"status": error.status, "reason": error.reason, "video_s": error.video_s}, nothing)
         except MemoryError:
             send({"status": "corrupt", "reason": f"takes more than {memory_bytes // 2**20} MiB to decode"}, nothing)
         else:
-            header = {name: getattr(clip, name) for name in ("times_s", "source_fps", "height", "width", "decoder")}
+            header = {name: getattr(clip, name) for name in _CLIP_HEADER}
             send({**header, "shape": clip.frames.shape}, memoryview(clip.frames).cast("B"))
         signal.alarm(0)
 

@@ -1,5 +1,8 @@
 """The ledger of a clip store: the outcome of decoding each requested clip."""
 
+import contextlib
+import hashlib
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from waver.data.video import Clip, ClipError
+from waver.data.clip import Clip, ClipError
 from waver.tools.errors import WaverError
 from waver.tools.files import read_manifest
 from waver.tools.object_store import fetch_folder, list_names, remote_of
@@ -24,9 +27,17 @@ LEDGER_SCHEMA = pa.schema(
         "error": pa.string(),
         "decoder": pa.string(),
         "seconds": pa.float64(),
+        "note": pa.string(),
+        "video_s": pa.float64(),
+        "file_bytes": pa.int64(),
+        "modified_s": pa.float64(),
+        "file_digest": pa.string(),
     }
 )
-"""status: ok or that of the `ClipError`; error: its reason, null if ok; decoder: null unless ok."""
+"""status: ok or that of the `ClipError`; error: its reason, null if ok; decoder, note: of the `Clip`, null unless ok;
+video_s: length of the video, null if it is not known; file_bytes, modified_s, file_digest: of the `FileStamp` of the video
+when it was decoded, null if it was missing."""
+_DIGESTED_BYTES = 2**16
 
 
 class StoreError(WaverError):
@@ -41,6 +52,58 @@ class DecodedClip:
     path: str
     seconds: float
     outcome: Clip | ClipError
+    file: "FileStamp | None" = None
+    """Of the video, from before it was decoded; None if it was missing."""
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What tells a video from another one that replaces it under the same name."""
+
+    num_bytes: int
+    modified_s: float
+    digest: str
+    """Of its size and of 64 KiB each from its start, middle and end: equal for a copy, which has another time."""
+
+    @classmethod
+    def of(cls, path: Path | str) -> "FileStamp | None":
+        """Returns the stamp of a file; None if it is missing, unreadable or no regular file."""
+        with contextlib.suppress(OSError):
+            status = Path(path).stat()
+            if stat.S_ISREG(status.st_mode):
+                return cls(status.st_size, status.st_mtime, _digest(path, status.st_size))
+        return None
+
+
+def _digest(path: Path | str, num_bytes: int) -> str:
+    digest = hashlib.blake2b(str(num_bytes).encode(), digest_size=8)
+    with Path(path).open("rb") as file:
+        for position in (0, num_bytes // 2, max(0, num_bytes - _DIGESTED_BYTES)):
+            file.seek(position)
+            digest.update(file.read(_DIGESTED_BYTES))
+    return digest.hexdigest()
+
+
+def replaced_videos(ledger: pa.Table) -> set[str]:
+    """Returns the paths of videos that differ from those that were decoded. Videos that are gone do not count.
+
+    Args:
+        ledger: from `read_ledger`. Rows without a stamp, which older versions of waver wrote, do not count.
+    """
+    names = ["path", "file_bytes", "modified_s", "file_digest"]
+    stamped = ledger.filter(pc.is_valid(ledger["file_bytes"])).select(names)
+    decoded = dict(zip(stamped["path"].to_pylist(), stamped.drop_columns("path").to_pylist(), strict=True))
+    with ThreadPoolExecutor(32) as pool:  # perhaps on a network disk: latency dominates
+        replaced = pool.map(_is_replaced, decoded, decoded.values())
+        return {path for path, is_replaced in zip(decoded, replaced, strict=True) if is_replaced}
+
+
+def _is_replaced(path: str, decoded: dict[str, Any]) -> bool:
+    with contextlib.suppress(OSError):
+        status = Path(path).stat()
+        if (status.st_size, status.st_mtime) != (decoded["file_bytes"], decoded["modified_s"]):
+            return _digest(path, status.st_size) != decoded["file_digest"]
+    return False
 
 
 def read_ledger(store: Path) -> pa.Table:
@@ -63,23 +126,38 @@ def read_ledger(store: Path) -> pa.Table:
         tables = list(pool.map(partial(_read_block_ledger, store), blocks))
     empty = LEDGER_SCHEMA.append(pa.field("block", pa.string())).append(pa.field("row", pa.int32())).empty_table()
     ledger = pa.concat_tables([table for table in tables if table is not None] or [empty])
-    # Blocks are sorted newest first. The newest row of a clip names its current video file; rows of other files are dropped.
-    # Of the rest a stable sort puts ok first, and the first row is kept.
-    _, newest, clip = np.unique(ledger["clip_id"].to_numpy(), return_index=True, return_inverse=True)
-    paths = ledger["path"].to_numpy()
-    ledger = ledger.filter(pa.array(paths == paths[newest][clip]))
+    # Blocks are sorted newest first. The newest row of a clip names its current video file; rows of other paths, and of
+    # files that this file has replaced, are dropped. Of the rest a stable sort puts ok first, and the first row is kept.
+    ledger = ledger.filter(pa.array(_equals_newest(ledger, ledger["path"].to_numpy()), pa.bool_()))
+    stamped = ledger.filter(pc.is_valid(ledger["file_digest"]))
+    kept = np.ones(len(ledger), bool)
+    kept[pc.is_valid(ledger["file_digest"]).to_numpy()] = _equals_newest(stamped, stamped["file_digest"].to_numpy())
+    ledger = ledger.filter(pa.array(kept))
     failed = pc.not_equal(ledger["status"], "ok").to_numpy()
     ledger = ledger.take(np.argsort(failed, kind="stable"))
     _, first = np.unique(ledger["clip_id"].to_numpy(), return_index=True)
     return ledger.take(first)
 
 
+def _equals_newest(ledger: pa.Table, values: np.ndarray) -> np.ndarray:
+    """Returns whether the value of each row equals that of the first, newest row of its clip."""
+    _, newest, clip = np.unique(ledger["clip_id"].to_numpy(), return_index=True, return_inverse=True)
+    return values == values[newest][clip]
+
+
 def ledger_row(result: DecodedClip) -> dict:
     """Returns the ledger row (LEDGER_SCHEMA) of one clip."""
     row = {"clip_id": result.clip_id, "path": result.path, "seconds": result.seconds}
+    if result.file:
+        row |= {
+            "file_bytes": result.file.num_bytes,
+            "modified_s": result.file.modified_s,
+            "file_digest": result.file.digest,
+        }
+    row["video_s"] = result.outcome.video_s
     if isinstance(result.outcome, ClipError):
         return {**row, "status": result.outcome.status, "error": result.outcome.reason}
-    return {**row, "status": "ok", "decoder": result.outcome.decoder}
+    return {**row, "status": "ok", "decoder": result.outcome.decoder, "note": result.outcome.note}
 
 
 def _read_block_ledger(store: Path, block: str) -> pa.Table | None:

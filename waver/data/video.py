@@ -1,87 +1,33 @@
-"""Samples frames of a video and reads them as uint8 pixels.
+"""Reads the frames of a clip as uint8 pixels.
 
-decord reads the video; if it fails, PyAV does, which supports more codecs and continues after damage. Both are imported in
-functions, because only the decoder process needs them.
+The time stamps of a video decide which frames are read. decord reads them where it is known to find the right ones, see
+`Timeline`; PyAV, which checks the stamp of every frame, reads all other videos, and those at which decord fails. Both are
+imported in functions, because only the decoder process needs them.
 """
 
 import errno
-import math
 import re
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+
+from waver.data.clip import Clip, ClipError
+from waver.data.resizing import resize_and_crop
+from waver.data.timeline import Timeline, read_timeline, sample_frames, video_stream
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
 
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<?xml", b"<MPD")
 """First bytes of playlists: text files that name other files or addresses, which FFmpeg would open."""
-
-
-class ClipError(Exception):
-    """A clip cannot be decoded; ingest records it in the ledger and continues.
-
-    Attributes:
-        status: missing, empty, corrupt, no_video, too_short, timeout or killed.
-        reason: one line without the path of the file, so that equal reasons can be counted.
-    """
-
-    def __init__(self, status: str, reason: str):
-        super().__init__(status, reason)
-        self.status = status
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class Clip:
-    """The sampled frames of a video or of a segment of it."""
-
-    frames: np.ndarray
-    """uint8 (F, size, size, 3), RGB, F >= 1."""
-    times_s: tuple[float, ...]
-    """Time of each frame in the video: its position / `source_fps`."""
-    source_fps: float
-    height: int
-    """Height of the source video after rotation, pixels."""
-    width: int
-    decoder: str
-    """decord or pyav."""
-
-
-def sample_positions(
-    num_frames: int,
-    source_fps: float,
-    frames_per_second: float,
-    max_frames: int,
-    start_s: float | None = None,
-    end_s: float | None = None,
-) -> list[int]:
-    """Samples frame positions at a constant rate; more than `max_frames` are reduced to evenly spaced ones.
-
-    Args:
-        num_frames: number of frames of the video.
-        source_fps: frame rate of the video.
-        frames_per_second: sampling rate; rounded to a whole stride in frames.
-        max_frames: maximal number of positions.
-        start_s: start of the segment; None for the start of the video.
-        end_s: end of the segment, inclusive; None for the end of the video.
-
-    Returns:
-        Increasing positions in [0, num_frames); empty if the segment lies outside the video.
-
-    Raises:
-        ValueError: if the video has no frame rate.
-    """
-    if not (math.isfinite(source_fps) and source_fps > 0):
-        raise ValueError(f"the video has no frame rate ({source_fps})")
-    first = int((start_s or 0) * source_fps)
-    last = num_frames - 1 if end_s is None else int(min(end_s * source_fps, num_frames - 1))
-    stride = max(1, round(source_fps / frames_per_second))
-    positions = range(first, last + 1, stride)
-    if len(positions) > max_frames:
-        return [positions[i] for i in np.linspace(0, len(positions) - 1, max_frames, dtype=int)]
-    return list(positions)
+_WEB_PAGES = (b"<!doctype html", b"<html", b"<head", b"<body")
 
 
 def read_clip(
@@ -92,8 +38,10 @@ def read_clip(
     frames_per_second: float,
     max_frames: int,
     size: int,
+    decord_failure: str | None = None,
+    announce: Callable[[str], None] = lambda reader: None,
 ) -> Clip:
-    """Reads the frames at `sample_positions`, resized and cropped by `resize_and_crop`.
+    """Reads the frames at `sample_frames`, resized and cropped by `resize_and_crop`.
 
     Args:
         path: the video file.
@@ -102,32 +50,51 @@ def read_clip(
         frames_per_second: sampling rate.
         max_frames: maximal number of frames.
         size: height and width of the frames, pixels.
+        decord_failure: how decord failed at this clip before, so that it is not asked again.
+        announce: called with the name of a reader before this reader begins.
 
     Raises:
         ClipError: if no frame can be read.
     """
+    import av
+
     path = Path(path)
     _check_file(path)
-    sampling = (frames_per_second, max_frames, start_s, end_s)
-    import decord
+    announce("pyav")
+    try:
+        with av.open(str(path)) as container:
+            timeline = read_timeline(container)
+    except av.FFmpegError as error:
+        raise ClipError("corrupt", _describe_damage(path) or _one_line(error, path)) from None
+    indices = sample_frames(timeline, frames_per_second, max_frames, start_s, end_s)
+    if not indices:
+        reason = "the segment begins after the end of the video" if len(timeline) else "the video has no frame"
+        raise ClipError("too_short", reason, timeline.end_s)
 
+    failure = decord_failure
+    if not failure and not timeline.unfit_for_decord:
+        import decord
+
+        announce("decord")
+        try:
+            return read_with_decord(path, timeline, indices, size)
+        except (
+            decord.DECORDError,
+            RuntimeError,
+            ValueError,
+            IndexError,
+            MemoryError,  # PyAV needs less
+        ) as error:
+            failure = _one_line(error, path)
+        announce("pyav")
     try:
-        return _read_with_decord(path, sampling, size)
-    except (
-        decord.DECORDError,
-        RuntimeError,
-        ValueError,
-        IndexError,
-        MemoryError,
-    ) as error:  # MemoryError: PyAV needs less
-        decord_reason = _one_line(error, path)
-    try:
-        return _read_with_pyav(path, sampling, size)
+        clip = read_with_pyav(path, timeline, indices, size)
     except ClipError as error:
-        # PyAV's reason is the better one; only for a damaged file do both help.
-        if error.status != "corrupt":
+        if not failure:
             raise
-        raise ClipError("corrupt", f"{error.reason} (decord: {decord_reason})") from None
+        raise ClipError(error.status, f"{error.reason} (decord: {failure})", error.video_s) from None
+    notes = [f"not read by decord: {failure or timeline.unfit_for_decord}", clip.note]
+    return replace(clip, note="; ".join(filter(None, notes)))
 
 
 def _check_file(path: Path) -> None:
@@ -143,165 +110,166 @@ def _check_file(path: Path) -> None:
         raise ClipError("empty", "the file has 0 bytes")
     try:
         with path.open("rb") as file:
-            begins = file.read(64)
+            begins = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:
         raise ClipError("missing", f"cannot be opened: {error.strerror}") from None
-    if begins.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_PLAYLISTS):
+    if begins.lower().startswith(_WEB_PAGES):
+        raise ClipError("corrupt", "the file is a web page")
+    if begins.startswith(_PLAYLISTS):
         raise ClipError("no_video", "the file is a playlist, whose files are not opened")
 
 
-def _read_with_decord(path: Path, sampling: tuple, size: int) -> Clip:
-    """Reads with decord; raises one of its errors, or ValueError, if PyAV should try."""
+def _describe_damage(path: Path) -> str | None:
+    """Says what an unreadable file is: an MP4 whose end, with its index, is missing. None if that is not known."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        at, kinds = 0, []
+        while at + 8 <= size and len(kinds) < 1000:
+            file.seek(at)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            if not kind.isalnum():
+                break
+            kinds.append(kind)
+            if length == 1:
+                length = int.from_bytes(file.read(8), "big")
+            if length < 8:
+                break
+            at += length
+    if kinds[:1] != [b"ftyp"] or b"moov" in kinds:
+        return None
+    return "the file is cut off: it has no moov atom, the index at the end of an MP4"
+
+
+def read_with_decord(path: Path, timeline: Timeline, indices: list[int], size: int) -> Clip:
+    """Reads frames of the timeline with decord.
+
+    Raises:
+        ValueError: if decord sees other frames than the timeline has; also decord's own errors.
+    """
     import decord
 
-    # One thread: ingest decodes one clip per CPU at a time.
     reader = decord.VideoReader(str(path), num_threads=1)
-    fps = reader.get_avg_fps()
-    # Without increasing timestamps (common in AVI) decord seeks to wrong frames and reports no error.
-    if not (np.diff(reader.get_frame_timestamp(range(len(reader)))[:, 0]) > 0).all():
-        raise ValueError("the timestamps of the frames do not increase")
-    positions = sample_positions(len(reader), fps, *sampling)
-    if not positions:
-        raise ValueError("no frame in the segment")
-    frames = reader.get_batch(positions).asnumpy()
+    times_s = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+    if len(times_s) != len(timeline) or np.abs(times_s - times_s[0] - timeline.times_s).max() > 0.5 / timeline.fps:
+        raise ValueError("it sees other time stamps")
+    unique, places = np.unique(indices, return_inverse=True)
+    frames = reader.get_batch(unique).asnumpy()
     height, width = frames.shape[1:3]
-    times_s = tuple(position / fps for position in positions)
-    return Clip(resize_and_crop(frames, size), times_s, fps, height, width, decoder="decord")
-
-
-def _read_with_pyav(path: Path, sampling: tuple, size: int) -> Clip:
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            fps, num_frames = _measure(container)
-        if not fps:
-            raise ClipError("corrupt", "the video has no frame rate")
-        positions = sample_positions(num_frames, fps, *sampling)
-        if not positions:
-            length = f"{num_frames} frames, {num_frames / fps:.2f} s"
-            raise ClipError("too_short", f"no frame in the segment; the video has {length}")
-        with av.open(str(path)) as container:
-            frames = _decode(container, positions, size)
-    except av.FFmpegError as error:
-        raise ClipError("corrupt", _one_line(error, path)) from None
-    if not frames:
-        raise ClipError("too_short", "no frame of the segment can be decoded")
     return Clip(
-        np.stack([frame for frame, _ in frames.values()]),
-        tuple(position / fps for position in frames),
-        fps,
-        *next(iter(frames.values()))[1],
-        decoder="pyav",
+        resize_and_crop(frames, size)[places],
+        tuple(float(timeline.times_s[index]) for index in indices),
+        timeline.fps,
+        height,
+        width,
+        decoder="decord",
+        video_s=timeline.end_s,
     )
 
 
-def _video_stream(container):
-    if not container.streams.video:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise ClipError("no_video", f"the file holds {kinds}")
-    return container.streams.video[0]
-
-
-def _measure(container) -> tuple[float, int]:
-    """Returns the frame rate and the counted number of frames; the number in the container may be absent or wrong."""
-    import av
-
-    stream = _video_stream(container)
-    num_packets = 0
-    try:
-        for packet in container.demux(stream):
-            num_packets += packet.size > 0 and not packet.is_discard
-    except av.FFmpegError:
-        # A truncated file: the packets before the end count.
-        if not num_packets:
-            raise
-    return float(stream.average_rate or stream.guessed_rate or 0), num_packets
-
-
-def _decode(container, positions: Sequence[int], size: int) -> dict[int, tuple[np.ndarray, tuple[int, int]]]:
-    """Decodes up to the last position; skips damaged packets.
-
-    Returns:
-        Position -> (pixels (size, size, 3), (height, width) of the source); positions that cannot be decoded are absent.
+def read_with_pyav(path: Path, timeline: Timeline, indices: list[int], size: int) -> Clip:
+    """Reads frames of the timeline with PyAV; frames that cannot be decoded are left out, and counted in the note.
 
     Raises:
-        av.FFmpegError: if no frame of the video can be decoded.
+        ClipError: if none can be decoded.
     """
     import av
 
-    stream = _video_stream(container)
-    stream.codec_context.thread_count = 1
-    packets = container.demux(stream)
-    wanted, failure, position = set(positions), None, -1
-    result = {}
-    while position < positions[-1]:
-        try:
-            frames = next(packets).decode()
-        except StopIteration:
-            break
-        except av.FFmpegError as error:
-            # After a codec error the next packet may decode; after a container error there is no next packet.
-            failure = error
-            continue
-        for frame in frames:
-            position += 1
-            if position in wanted:
-                # The rotation is counterclockwise, as in rot90.
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                result[position] = resize_and_crop(pixels[None], size)[0], pixels.shape[:2]
-    if position < 0 and failure:
-        raise failure
-    return result
+    found: dict[int, np.ndarray] = {}
+    shape = (0, 0)
+    try:
+        for index, frame in _frames_at(path, timeline, sorted(set(indices))):
+            # The rotation is counterclockwise, as in rot90.
+            pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            found[index], shape = resize_and_crop(pixels[None], size)[0], pixels.shape[:2]
+    except av.FFmpegError as error:
+        raise ClipError("corrupt", _one_line(error, path)) from None
+    read = [index for index in indices if index in found]
+    if not read:
+        raise ClipError("corrupt", "no frame of the segment can be decoded")
+    lost = len(indices) - len(read)
+    return Clip(
+        np.stack([found[index] for index in read]),
+        tuple(float(timeline.times_s[index]) for index in read),
+        timeline.fps,
+        *shape,
+        decoder="pyav",
+        video_s=timeline.end_s,
+        note=f"{lost} of {len(indices)} frames cannot be decoded" if lost else None,
+    )
 
 
-def resize_and_crop(frames: np.ndarray, size: int) -> np.ndarray:
-    """Resizes the short side to `size` (bicubic, antialiased) and crops the centre.
+def _frames_at(path: Path, timeline: Timeline, indices: list[int]) -> "Iterator[tuple[int, VideoFrame]]":
+    """Yields (index, frame) of the increasing indices; those that cannot be decoded are left out."""
+    if timeline.stamps is None:
+        wanted = set(indices)
+        for index, frame in enumerate(_decode_from_start(path)):
+            if index in wanted:
+                yield index, frame
+            if index >= indices[-1]:
+                return
+        return
+    wanted = {int(timeline.stamps[index]): index for index in indices}
+    targets = np.array(list(wanted))
+    # Frames between the same two keyframes are decoded in one pass.
+    groups = np.searchsorted(timeline.keyframes, targets, side="right") - 1
+    for group in np.unique(groups):
+        first, last = (int(target) for target in targets[groups == group][[0, -1]])
+        with _decode_from(path, timeline, int(group), first) as frames:
+            for frame in frames:
+                if frame.pts in wanted:
+                    yield wanted.pop(frame.pts), frame
+                if frame.pts is not None and frame.pts >= last:
+                    break
 
-    Equals torchvision's Resize and CenterCrop on PIL images, but computes only the cropped pixels: half of the work for a
-    wide video.
+
+@contextmanager
+def _decode_from(path: Path, timeline: Timeline, keyframe: int, target: int) -> "Iterator[Iterator[VideoFrame]]":
+    """Yields the frames from a keyframe on, or from an earlier position if seeking finds only later frames.
 
     Args:
-        frames: uint8 (F, height, width, 3).
-        size: height and width of the result, pixels.
-
-    Returns:
-        uint8 (F, size, size, 3), contiguous.
+        path: of the video.
+        timeline: of the video.
+        keyframe: index of the last keyframe that is not shown after the target; negative if there is none.
+        target: time stamp of the first wanted frame.
     """
-    num_frames, height, width = frames.shape[:3]
-    short = min(height, width)
-    full = (int(size * height / short), int(size * width / short))
-    rows, columns = (_crop_span(*lengths, size) for lengths in zip((height, width), full, strict=True))
-    if full == (height, width):
-        return np.ascontiguousarray(frames[:, rows.start : rows.start + size, columns.start : columns.start + size])
-    box = (columns.box[0], rows.box[0], columns.box[1], rows.box[1])
-    result = np.empty((num_frames, size, size, 3), np.uint8)
-    for frame, target in zip(frames, result, strict=True):
-        part = Image.fromarray(frame[rows.needed, columns.needed])
-        target[:] = part.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return result
+    import av
+
+    with av.open(str(path)) as container:
+        stream = video_stream(container)
+        stream.codec_context.thread_count = 1  # ingest decodes one clip per CPU at a time
+        for index in (keyframe, keyframe - 1, keyframe - 4):  # seeks in MPEG-TS are inexact
+            if index > 0:
+                container.seek(int(timeline.keyframes[index]), stream=stream)
+                frames = _decode(container)
+                first = next((frame for frame in frames if frame.pts is not None), None)
+                # The decoder holds frames back until a gradual refresh has replaced what they depend on, or seems to have.
+                if first is not None and first.key_frame and first.pts is not None and first.pts <= target:
+                    yield chain([first], frames)
+                    return
+    yield _decode_from_start(path)
 
 
-@dataclass(frozen=True)
-class _CropSpan:
-    """The centre crop along one dimension."""
+def _decode_from_start(path: Path) -> "Iterator[VideoFrame]":
+    import av
 
-    start: int
-    """Start of the crop, in pixels of the resized frame."""
-    needed: slice
-    """Source pixels that the crop depends on."""
-    box: tuple[float, float]
-    """The crop in source pixels, counted from the start of `needed`."""
+    with av.open(str(path)) as container:
+        video_stream(container).codec_context.thread_count = 1
+        yield from _decode(container)
 
 
-def _crop_span(source: int, resized: int, size: int) -> _CropSpan:
-    start = round((resized - size) / 2)
-    scale = source / resized
-    # The bicubic kernel extends two pixels to each side, in the coarser of the two grids.
-    reach = math.ceil(2 * max(1.0, scale)) + 1
-    first = max(0, math.floor(start * scale) - reach)
-    last = min(source, math.ceil((start + size) * scale) + reach)
-    return _CropSpan(start, slice(first, last), (start * scale - first, min((start + size) * scale, source) - first))
+def _decode(container: "InputContainer") -> "Iterator[VideoFrame]":
+    """Decodes from the current position of the container; skips damaged packets."""
+    import av
+
+    packets = container.demux(video_stream(container))
+    while True:
+        try:
+            yield from next(packets).decode()
+        except StopIteration:
+            return
+        except av.FFmpegError:
+            # After a codec error the next packet may decode; after a container error there is no next packet.
+            continue
 
 
 def _one_line(error: Exception, path: Path) -> str:

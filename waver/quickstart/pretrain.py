@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from waver.config import ExperimentConfig, load_config
-from waver.data.video import resize_and_crop
+from waver.data.resizing import resize_and_crop
 from waver.model.backbone import Backbone, find_architecture
 from waver.model.interaction import last_token
 from waver.model.tokenizer import tokenize

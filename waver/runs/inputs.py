@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore, StoreSettings
-from waver.data.ledger import StoreError
+from waver.data.ledger import StoreError, replaced_videos
 from waver.knowledge.store import Dictionary, Knowledge, KnowledgeError, read_dictionary
 from waver.tools.object_store import display_path
 
@@ -31,7 +31,7 @@ def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
 
     Raises:
         StoreError: if it does not exist, was decoded with other settings or from other files, or lacks some of the clips in
-            its ledger.
+            its ledger; also if videos were replaced since.
     """
     store = ClipStore(config.clip_store)
     if store.settings.key != store_settings(config).key:
@@ -52,6 +52,12 @@ def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
         raise StoreError(
             f"{len(other)} of {len(asked)} clips were decoded from other files into {display_path(config.clip_store)} "
             f"({other[0]} from {there[other[0]]}, not {here[other[0]]}): run `waver ingest CONFIG` to decode them again"
+        )
+    if replaced := sorted(replaced_videos(store.ledger) & set(here.values())):
+        raise StoreError(
+            f"{len(replaced)} videos were replaced since they were decoded into {display_path(config.clip_store)} "
+            f"({', '.join(replaced[:3])}{', ...' if len(replaced) > 3 else ''}): run `waver ingest CONFIG` to decode them "
+            "again"
         )
     return store
 

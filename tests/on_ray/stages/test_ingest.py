@@ -69,7 +69,7 @@ def test_real_videos_are_decoded_or_reported(tmp_path):
     assert [row["clip_id"] for row in failed] == ["broken/zero_bytes_result.webm"]
     frames, num_frames = store.read(["bikes.mp4", "broken/corrupted.mp4", "bitmap.mp4"])
     assert frames.shape == (3, 12, 224, 224, 3)
-    assert num_frames.tolist() == [10, 5, 5]
+    assert num_frames.tolist() == [10, 4, 5]
 
 
 def test_each_clip_is_decoded_once(tmp_path, videos):
@@ -124,13 +124,44 @@ def test_failed_clips_are_in_the_ledger_and_retried_when_their_file_changes(tmp_
     assert (report.counts, report.num_decoded) == ({"ok": 7}, 2)
 
 
+def test_a_replaced_video_is_decoded_again_but_not_a_copy(tmp_path, videos):
+    store = tmp_path / "store"
+    run(videos, store)
+    copied, replaced = videos["clip1"], videos["clip2"]
+    content = copied.read_bytes()
+    copied.unlink()
+    copied.write_bytes(content)  # at another time
+    replaced.write_bytes(videos["clip3"].read_bytes())
+    report = run(videos, store)
+    assert (report.num_decoded, report.counts) == (1, {"ok": 5})
+    frames, _ = ClipStore(store).read(list(videos))
+    assert frames[:, 0, 8, 8, 0].tolist() == [0, 10, 30, 30, 40]
+    replaced.write_bytes(b"GIF89a and no more")
+    assert run(videos, store).counts == {"ok": 4, "corrupt": 1}, "old frames do not stay"
+    assert run(videos, store).num_decoded == 0
+
+
+def test_segments_in_milliseconds_are_reported(tmp_path, videos):
+    clips = captions(videos, 1)
+    for column, factor in (("start_s", 500.0), ("end_s", 1500.0)):
+        values = pa.array([factor * (number % 3) for number in range(5)], pa.float64())
+        clips = clips.set_column(clips.schema.get_field_index(column), column, values)
+    report = ingest(clips, tmp_path / "store", SMALL, IngestConfig(decoders=1, max_failed=4), progress=False)
+    assert report.counts == {"too_short": 3, "ok": 2}
+    assert report.reasons == {"too_short: the segment begins after the end of the video": 3}
+    assert report.remarks == (
+        "3 of 5 segments begin after the end of their video (videos of 3.0 to 3.0 s; clip1: 500 to 1500). Are the times "
+        "milliseconds? waver needs seconds.",
+    )
+
+
 def test_too_many_failures_are_an_error_after_the_ledger_is_written(tmp_path, videos):
     videos |= {f"absent{i}": tmp_path / f"{i}.mp4" for i in range(3)}
     with pytest.raises(IngestError, match=r"3 of 8 clips could not be decoded(.|\n)*3 x missing: no such file"):
-        run(videos, tmp_path / "store", max_failed_fraction=0.3)
+        run(videos, tmp_path / "store", max_failed_fraction=0.3, max_failed=0)
     assert sorted(statuses(tmp_path / "store").values()) == ["missing"] * 3 + ["ok"] * 5
     assert ClipStore(tmp_path / "store").manifest["complete"]
-    assert run(videos, tmp_path / "store", max_failed_fraction=0.4).num_decoded == 0
+    assert run(videos, tmp_path / "store", max_failed_fraction=0.4, max_failed=0).num_decoded == 0
 
 
 def test_a_hanging_clip_has_the_status_timeout(tmp_path, videos):
@@ -138,7 +169,7 @@ def test_a_hanging_clip_has_the_status_timeout(tmp_path, videos):
     videos["pipe"] = tmp_path / "pipe.mp4"
     report = run(videos, tmp_path / "store", timeout_s=2.0)
     assert report.counts == {"ok": 5, "timeout": 1}
-    assert report.reasons == {"timeout: not decoded after 2 s": 1}
+    assert report.reasons == {"timeout: not decoded after 2 s (ingest.timeout_s)": 1}
 
 
 def test_two_concurrent_runs_complete_the_same_store(tmp_path, videos):

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from ray.exceptions import RayError
 
 from waver.config import ExperimentConfig
 from waver.config.video import IngestConfig
 from waver.data.clip_store import StoreSettings, create_store, write_manifest
-from waver.data.ledger import read_ledger
+from waver.data.ledger import read_ledger, replaced_videos
+from waver.data.segments import describe_segments
 from waver.on_ray.cluster.blocks import ActorPool, BlockError, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
 from waver.on_ray.cluster.connection import connect
@@ -54,11 +56,8 @@ class IngestReport:
     """Clips that earlier runs had finished."""
     seconds: float
     """Duration of this run."""
-
-    @property
-    def failed_fraction(self) -> float:
-        """Fraction of the clips that have no frames."""
-        return 1 - self.counts.get("ok", 0) / sum(self.counts.values())
+    remarks: tuple[str, ...] = ()
+    """Sentences on segments that lie outside their videos."""
 
     @property
     def clips_per_s(self) -> float:
@@ -77,8 +76,8 @@ def ingest(
 ) -> IngestReport:
     """Decodes every clip of the captions that is not in the store yet.
 
-    A clip that failed is tried again if its file has changed since (a missing file was added, a corrupt one replaced), or
-    if it failed by a timeout or because its decoder was killed.
+    A clip is decoded again if its video was replaced by another file of the same name. A clip that failed is tried again
+    also if it failed by a timeout or because its decoder was killed.
 
     Args:
         captions: caption table (CAPTIONS_SCHEMA).
@@ -102,6 +101,7 @@ def ingest(
         create_store(store, settings)
         todo = _unfinished(clips, store)
         if len(todo):
+            _announce_retries(todo, store, section.timeout_s)
             write_manifest(store, settings, complete=False)
             with connect(), closing(_decode(todo, store, settings, section, wait_s=wait_s)) as ledgers:
                 _show_progress(ledgers, len(todo), progress)
@@ -118,12 +118,14 @@ def ingest(
             "resolve this, then run the same command again"
         ) from error
     report = _report(clips, store, len(todo), time.monotonic() - started)
-    if report.failed_fraction > section.max_failed_fraction:
+    num_failed = sum(report.reasons.values())
+    if num_failed > section.allowed_failures(len(clips)) or num_failed == len(clips):
+        causes = "\n".join([describe_failures(report), *report.remarks])
         raise IngestError(
-            f"{sum(report.reasons.values())} of {len(clips)} clips could not be decoded, more than "
-            f"ingest.max_failed_fraction = {section.max_failed_fraction:g} allows:\n{describe_failures(report)}\n"
-            f"Each is listed in {display_path(store / 'ledger')}. Replace the files and run the same command again, or "
-            "allow more failures: evaluation counts them as misses"
+            f"{num_failed} of {len(clips)} clips could not be decoded; allowed are {section.allowed_failures(len(clips))} "
+            f"(ingest.max_failed = {section.max_failed}, ingest.max_failed_fraction = {section.max_failed_fraction:g}):\n"
+            f"{causes}\nEach is listed in {display_path(store / 'ledger')}. Replace the files and run the same command "
+            f"again, or allow more with --set ingest.max_failed={num_failed}: evaluation counts them as misses"
         )
     return report
 
@@ -145,10 +147,25 @@ def _unique_clips(captions: pa.Table) -> pa.Table:
 
 def _unfinished(clips: pa.Table, store: Path) -> pa.Table:
     """Selects the clips that have no final outcome in the ledger."""
-    known = {row["clip_id"]: row for row in read_ledger(store).drop_columns("row").to_pylist()}
+    ledger = read_ledger(store)
+    known = {row["clip_id"]: row for row in ledger.drop_columns("row").to_pylist()}
+    replaced = replaced_videos(ledger)
     wanted = zip(clips["clip_id"].to_pylist(), clips["path"].to_pylist(), strict=True)
-    unfinished = [clip_id not in known or _try_again(known[clip_id], path, store) for clip_id, path in wanted]
+    unfinished = [
+        clip_id not in known or path in replaced or _try_again(known[clip_id], path, store) for clip_id, path in wanted
+    ]
     return clips.filter(pa.array(unfinished, pa.bool_()))
+
+
+def _announce_retries(todo: pa.Table, store: Path, timeout_s: float) -> None:
+    """Logs how many clips failed by a timeout before, and what trying them again may cost."""
+    ledger = read_ledger(store)
+    timed_out = ledger["clip_id"].filter(pc.equal(ledger["status"], "timeout"))
+    if num_retries := pc.sum(pc.is_in(todo["clip_id"], value_set=timed_out.combine_chunks())).as_py():
+        logger.warning(
+            f"{num_retries} clips that timed out before are tried again, for up to {timeout_s:g} s each "
+            "(ingest.timeout_s)"
+        )
 
 
 def _try_again(known: dict, path: str, store: Path) -> bool:
@@ -207,7 +224,8 @@ def _show_progress(ledgers: Iterator[pa.Table], num_clips: int, progress: bool) 
 
 def _report(clips: pa.Table, store: Path, num_decoded: int, seconds: float) -> IngestReport:
     requested = set(clips["clip_id"].to_pylist())
-    ledger = [row for row in read_ledger(store).to_pylist() if row["clip_id"] in requested]
+    table = read_ledger(store)
+    ledger = [row for row in table.to_pylist() if row["clip_id"] in requested]
     assert len(ledger) == len(requested), "the ledger has one row per requested clip"
     return IngestReport(
         counts=dict(Counter(row["status"] for row in ledger).most_common()),
@@ -217,6 +235,7 @@ def _report(clips: pa.Table, store: Path, num_decoded: int, seconds: float) -> I
         num_decoded=num_decoded,
         num_skipped=len(clips) - num_decoded,
         seconds=seconds,
+        remarks=tuple(describe_segments(clips, table)),
     )
 
 

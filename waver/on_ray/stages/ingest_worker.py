@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from waver.data.clip import ClipError
 from waver.data.clip_store import StoreSettings, write_block
 from waver.data.decoder import Decoder
-from waver.data.ledger import DecodedClip
-from waver.data.video import ClipError
+from waver.data.ledger import DecodedClip, FileStamp
 
 
 class BlockDecoder:
@@ -29,7 +29,7 @@ class BlockDecoder:
         return write_block(self._store, self._settings, map(self._decode, clips.to_pylist()))
 
     def _decode(self, clip: dict) -> DecodedClip:
-        started = time.perf_counter()
+        started, file = time.perf_counter(), FileStamp.of(clip["path"])
         try:
             outcome = self._decoder.read_clip(
                 clip["path"],
@@ -41,4 +41,4 @@ class BlockDecoder:
             )
         except ClipError as error:
             outcome = error
-        return DecodedClip(clip["clip_id"], clip["path"], time.perf_counter() - started, outcome)
+        return DecodedClip(clip["clip_id"], clip["path"], time.perf_counter() - started, outcome, file)

@@ -1,0 +1,143 @@
+"""Films that show their own time, in the containers, codecs and groups of pictures in which readers find wrong frames."""
+
+import av
+import numpy as np
+import pytest
+from clocks import FPS, TOLERANCE_S, cut, render_clock, shown_s
+
+from waver.data.clip import ClipError
+from waver.data.timeline import Timeline, read_timeline, sample_frames
+from waver.data.video import read_clip, read_with_pyav
+
+ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 12, "size": 32}
+FIRST_HALF = [*range(5 * FPS), *range(5 * FPS, 10 * FPS, 10)]
+"""30 frames per second in the first half, 3 in the second."""
+SCREEN = [0, 120, *range(241, 300)]
+"""A recording of a screen that changes at 4 s, and all the time from 8 s on."""
+
+
+def timeline_of(path) -> Timeline:
+    with av.open(str(path)) as container:
+        return read_timeline(container)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [("v.mp4", "libx264", {"g": "30"}), ("v.mkv", "libx264", {"g": "30"}), ("v.webm", "libvpx-vp9", {"cpu-used": "8"})],
+)
+def test_a_variable_frame_rate_is_sampled_by_time(tmp_path, name, codec, options):
+    path = render_clock(tmp_path / name, FIRST_HALF, codec, **options)
+    for start_s, end_s, expected in ((None, None, range(10)), (5.0, 9.0, range(5, 10)), (6.0, 8.5, range(6, 9))):
+        clip = read_clip(path, start_s=start_s, end_s=end_s, **ONE_A_SECOND)
+        assert clip.times_s == pytest.approx(list(expected), abs=0.34)
+        assert shown_s(clip) == pytest.approx(clip.times_s, abs=TOLERANCE_S)
+
+
+def test_a_frame_that_is_shown_for_long_is_sampled_repeatedly(tmp_path):
+    path = render_clock(tmp_path / "screen.mp4", SCREEN, g="300")
+    clip = read_clip(path, **ONE_A_SECOND)
+    assert clip.times_s == pytest.approx([0, 0, 0, 0, 4, 4, 4, 4, 4, 9])
+    assert shown_s(clip) == pytest.approx(clip.times_s, abs=TOLERANCE_S)
+    assert read_clip(path, start_s=5.0, end_s=9.0, **ONE_A_SECOND).times_s == pytest.approx([4, 4, 4, 4, 9])
+
+
+CONSTANT = [
+    ("g60.ts", "libx264", {"g": "60", "bf": "2"}),
+    ("g12.ts", "libx264", {"g": "12", "bf": "2"}),
+    ("one.ts", "libx264", {"g": "999", "bf": "2"}),
+    ("mpeg2.ts", "mpeg2video", {"bf": "2"}),
+    ("mpeg2.mkv", "mpeg2video", {"bf": "2", "g": "15"}),
+    ("mpeg2.mpg", "mpeg2video", {"bf": "2", "g": "15"}),
+    ("open.mp4", "libx265", {"x265-params": "log-level=none:keyint=60:min-keyint=60:scenecut=0:bframes=16:b-adapt=0"}),
+    ("closed.mp4", "libx265", {"x265-params": "log-level=none:keyint=30:open-gop=0"}),
+    ("refresh.mp4", "libx264", {"x264-params": "intra-refresh=1:keyint=30"}),
+    ("g12.mp4", "libx264", {"g": "12", "bf": "3"}),
+    ("g250.mkv", "libx264", {"g": "250", "bf": "3"}),
+    ("vp8.webm", "libvpx", {"g": "40"}),
+    ("mpeg4.mp4", "mpeg4", {"g": "24", "bf": "2"}),
+    ("mpeg4.avi", "mpeg4", {"g": "24", "bf": "2"}),
+    ("g48.flv", "libx264", {"g": "48", "bf": "2"}),
+    ("wmv.wmv", "wmv2", {}),
+    ("ten_bits.mp4", "libx264", {"pix_fmt": "yuv420p10le"}),
+    ("444.mp4", "libx264", {"pix_fmt": "yuv444p"}),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), CONSTANT, ids=[name for name, _, _ in CONSTANT])
+def test_every_frame_is_the_one_of_its_time(tmp_path, name, codec, options):
+    path = render_clock(tmp_path / name, codec=codec, **dict(options))
+    timeline = timeline_of(path)
+    for start_s, end_s, rate, expected in (
+        (None, None, 1.0, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (3.0, 7.0, 2.0, [3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7]),
+        (7.3, None, 1.0, [7.3, 8.3, 9.3]),
+    ):
+        sampling = {"frames_per_second": rate, "max_frames": 12, "start_s": start_s, "end_s": end_s}
+        clip = read_clip(path, **sampling, size=32)
+        assert clip.times_s == pytest.approx(expected, abs=1 / FPS)
+        assert shown_s(clip) - shown_s(clip)[0] == pytest.approx(np.array(clip.times_s) - clip.times_s[0], abs=0.1)
+        other = read_with_pyav(path, timeline, sample_frames(timeline, **sampling), 32)
+        assert other.times_s == clip.times_s
+        assert np.abs(other.frames.astype(int) - clip.frames).max() <= 2
+
+
+def test_a_cut_without_encoding_begins_with_the_first_frame_that_is_shown(tmp_path):
+    source = render_clock(tmp_path / "source.mp4", g="60", keyint_min="60", sc_threshold="0", bf="2")
+    path = cut(source, tmp_path / "cut.mp4", 2.5)
+    assert "are not to be shown" in timeline_of(path).unfit_for_decord
+    assert shown_s(read_clip(path, **ONE_A_SECOND)) == pytest.approx([2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9.5], abs=0.06)
+    assert shown_s(read_clip(path, start_s=3.0, end_s=5.0, **ONE_A_SECOND)) == pytest.approx([5.5, 6.5, 7.5], abs=0.06)
+
+
+def test_an_impossible_rate_without_time_stamps_is_an_error(tmp_path):
+    path = tmp_path / "fast.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=600)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for _ in range(20):
+            container.mux(stream.encode(av.VideoFrame(64, 48, "yuvj420p")))
+        container.mux(stream.encode(None))
+    with pytest.raises(ClipError, match=r"claims 600 frames per second .* true rate") as caught:
+        read_clip(path, **ONE_A_SECOND)
+    assert caught.value.status == "corrupt"
+
+
+def test_a_cover_and_a_picture_are_no_video(tmp_path):
+    song = tmp_path / "song.mp4"
+    with av.open(str(song), "w", format="mp4") as container:
+        sound = container.add_stream("aac", rate=8000, layout="mono")
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame(64, 48, "yuvj420p")))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    picture = tmp_path / "picture.mp4"
+    picture.write_bytes(b"")
+    from PIL import Image
+
+    Image.new("RGB", (64, 48)).save(picture, "JPEG")
+    for path, reason in ((song, "the file holds audio and a cover picture"), (picture, "the file is a picture")):
+        with pytest.raises(ClipError, match=reason) as caught:
+            read_clip(path, **ONE_A_SECOND)
+        assert caught.value.status == "no_video"
+
+
+def test_several_video_streams_are_not_left_to_the_choice_of_decord(tmp_path):
+    path = tmp_path / "two.mkv"
+    with av.open(str(path), "w") as container:
+        streams = []
+        for width in (64, 128):
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = width, 48, "yuv420p"
+            streams.append(stream)
+        for _ in range(50):
+            for stream in streams:
+                container.mux(stream.encode(av.VideoFrame(stream.width, 48, "yuv420p")))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    clip = read_clip(path, **ONE_A_SECOND)
+    assert clip.decoder == "pyav"
+    assert clip.note == "not read by decord: several video streams"

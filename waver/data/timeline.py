@@ -1,0 +1,227 @@
+"""Finds when each frame of a video is shown, from the time stamps of its packets, and samples frames by time.
+
+Demuxing reads the whole file once and decodes nothing. An index divided by the average rate is not a time: phones, screen
+recorders and WebM files have a variable frame rate.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from waver.data.clip import ClipError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+_MAX_FPS = 250.0
+"""Highest plausible frame rate of a container without time stamps, whose rate is only a claim."""
+_WITHOUT_STAMPS = ("avi", "h264", "hevc", "m4v", "mjpeg", "mpegvideo")
+"""FFmpeg's names of containers without time stamps: it derives them from the rate."""
+_ROUNDING_S = 1e-3
+"""Resolution of time stamps in Matroska and WebM."""
+_PICTURES = ("_pipe", "image2")
+"""FFmpeg's formats for single pictures end with these."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The frames of a video, in the order in which they are shown."""
+
+    times_s: np.ndarray
+    """float64 (F,): when each frame is shown, counted from the first frame."""
+    end_s: float
+    """When the last frame disappears."""
+    fps: float
+    """Average frame rate that the container claims."""
+    stamps: np.ndarray | None
+    """int64 (F,): time stamp of each frame, in the unit of the stream; None if the container has none (AVI), and times
+    follow from the rate."""
+    keyframes: np.ndarray
+    """int64: stamps of the frames at which decoding can start, increasing."""
+    is_constant: bool
+    """Whether every frame is within half a frame of its index / `fps`."""
+    unfit_for_decord: str | None
+    """Why decord would return other frames, without an error; None if it finds the right ones."""
+
+    def __len__(self) -> int:
+        return len(self.times_s)
+
+
+def video_stream(container: "InputContainer") -> "VideoStream":
+    """Returns the video stream that FFmpeg's tools prefer, among those that are no attached picture (a cover).
+
+    Raises:
+        ClipError: if the file has none, or is a picture.
+    """
+    from av.stream import Disposition
+
+    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if films and container.format.name.endswith(_PICTURES):
+        raise ClipError("no_video", "the file is a picture")
+    if not films:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        cover = " and a cover picture" if container.streams.video else ""
+        kinds = ", ".join(sorted({stream.type for stream in container.streams} - {"video"})) if cover else kinds
+        raise ClipError("no_video", f"the file holds {kinds}{cover}")
+    best = container.streams.best("video")
+    return next((film for film in films if film is best), films[0])
+
+
+def read_timeline(container: "InputContainer") -> Timeline:
+    """Reads the time stamps of all packets of the video stream; the packets before the end of a truncated file count.
+
+    Raises:
+        ClipError: if there is no video, it has no frame rate, or an impossible one without time stamps.
+        av.FFmpegError: if the container is damaged before its first packet.
+    """
+    stream = video_stream(container)
+    packets, num_discarded = _demux(container, stream)
+    fps = float(stream.average_rate or stream.guessed_rate or 0)
+    if not (math.isfinite(fps) and fps > 0):
+        raise ClipError("corrupt", "the video has no frame rate")
+    if fps > _MAX_FPS and container.format.name in _WITHOUT_STAMPS:
+        raise ClipError(
+            "corrupt",
+            f"the file claims {fps:g} frames per second and has no time stamps: give it its true rate, for example with "
+            "ffmpeg -r 30 -i FILE -c copy NEW.mp4",
+        )
+    pts = [stamp for stamp, _, _ in packets]
+    if container.format.name in _WITHOUT_STAMPS or None in pts or len(set(pts)) < len(pts):
+        times_s, none = np.arange(len(pts)) / fps, np.empty(0, np.int64)
+        return Timeline(times_s, len(pts) / fps, fps, None, none, is_constant=True, unfit_for_decord="no time stamps")
+
+    stamps = np.sort(np.array(pts, np.int64))
+    unit_s = float(stream.time_base)
+    times_s = (stamps - stamps[:1]) * unit_s
+    nominal_s = np.arange(len(stamps)) / fps
+    is_constant = bool((np.abs(times_s - nominal_s) <= 0.5 / fps).all())
+    # Containers round time stamps; the rate is exact.
+    times_s = np.where(np.abs(times_s - nominal_s) <= _ROUNDING_S + unit_s, nominal_s, times_s)
+    last_s = packets[int(np.argmax(pts))][1] * unit_s or 1 / fps if packets else 0.0
+    keyframes = [(index, pts[index]) for index, (_, _, is_key) in enumerate(packets) if is_key]
+    if num_discarded:
+        unfit = f"{num_discarded} packets are not to be shown"
+    elif any(stamps[index] != stamp for index, stamp in keyframes) or not (packets and packets[0][2]):
+        # decord counts frames from a keyframe, and takes the order of packets for the order in which keyframes are shown.
+        unfit = "frames before a keyframe are shown after it"
+    else:
+        unfit = _unfit_for_decord(container, stream)
+    return Timeline(
+        times_s,
+        float(times_s[-1]) + last_s if len(times_s) else 0.0,
+        fps,
+        stamps,
+        np.sort(np.array([stamp for _, stamp in keyframes], np.int64)),
+        is_constant=is_constant,
+        unfit_for_decord=unfit,
+    )
+
+
+def _demux(container: "InputContainer", stream: "VideoStream") -> tuple[list[tuple[int | None, int, bool]], int]:
+    """Returns (time stamp, duration, whether a keyframe) of each packet that is shown, and the number of the others."""
+    import av
+
+    packets: list[tuple[int | None, int, bool]] = []
+    num_discarded = 0
+    try:
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                packets.append((packet.pts, packet.duration or 0, packet.is_keyframe))
+            elif packet.size:
+                num_discarded += 1
+    except av.FFmpegError:
+        if not packets:
+            raise
+    return packets, num_discarded
+
+
+def _unfit_for_decord(container: "InputContainer", stream: "VideoStream") -> str | None:
+    """Says why decord may seek inexactly, choose another stream, or show other colours than PyAV."""
+    formats = container.format.name.split(",")
+    pixels = stream.codec_context.format
+    if not {"mov", "mp4", "matroska", "webm"} & set(formats):
+        return f"inexact seeks in {formats[0]}"
+    if len(container.streams.video) > 1:
+        return "several video streams"
+    if pixels is None or any(component.bits != 8 for component in pixels.components):
+        return "not 8 bits a colour"
+    return None
+
+
+def sample_frames(
+    timeline: Timeline,
+    frames_per_second: float,
+    max_frames: int,
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> list[int]:
+    """Samples frames at a constant rate of time; more than `max_frames` are reduced to evenly spaced ones.
+
+    With a constant frame rate the frames are those of `sample_positions`. Else they are the frames that are shown at
+    start_s, start_s + 1 / frames_per_second, ...; so a frame that is shown for long is sampled repeatedly.
+
+    Args:
+        timeline: of the video.
+        frames_per_second: sampling rate.
+        max_frames: maximal number of frames.
+        start_s: start of the segment; None for the start of the video.
+        end_s: end of the segment, inclusive; None for the end of the video.
+
+    Returns:
+        Non-decreasing indices in [0, len(timeline)); empty if the segment lies outside the video.
+    """
+    if timeline.is_constant:
+        return sample_positions(len(timeline), timeline.fps, frames_per_second, max_frames, start_s, end_s)
+    first_s = start_s or 0.0
+    if first_s >= timeline.end_s:
+        return []
+    last_s = timeline.end_s if end_s is None else min(end_s, timeline.end_s)
+    wanted_s = (
+        first_s + np.arange(math.floor((last_s - first_s) * frames_per_second + _ROUNDING_S) + 1) / frames_per_second
+    )
+    wanted_s = wanted_s[wanted_s < timeline.end_s]
+    shown = np.searchsorted(timeline.times_s, wanted_s + _ROUNDING_S, side="right") - 1
+    return thin([int(index) for index in shown], max_frames)
+
+
+def sample_positions(
+    num_frames: int,
+    source_fps: float,
+    frames_per_second: float,
+    max_frames: int,
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> list[int]:
+    """Samples frame positions of a video with a constant frame rate, as the published recipe does.
+
+    Args:
+        num_frames: number of frames of the video.
+        source_fps: frame rate of the video.
+        frames_per_second: sampling rate; rounded to a whole stride in frames.
+        max_frames: maximal number of positions; more are reduced to evenly spaced ones.
+        start_s: start of the segment; None for the start of the video.
+        end_s: end of the segment, inclusive; None for the end of the video.
+
+    Returns:
+        Increasing positions in [0, num_frames); empty if the segment lies outside the video.
+
+    Raises:
+        ValueError: if the video has no frame rate.
+    """
+    if not (math.isfinite(source_fps) and source_fps > 0):
+        raise ValueError(f"the video has no frame rate ({source_fps})")
+    first = int((start_s or 0) * source_fps)
+    last = num_frames - 1 if end_s is None else int(min(end_s * source_fps, num_frames - 1))
+    stride = max(1, round(source_fps / frames_per_second))
+    return thin(range(first, last + 1, stride), max_frames)
+
+
+def thin(positions: Sequence[int], max_frames: int) -> list[int]:
+    """Returns at most `max_frames` of the positions, evenly spaced, the first and the last among them."""
+    if len(positions) <= max_frames:
+        return list(positions)
+    return [positions[i] for i in np.linspace(0, len(positions) - 1, max_frames, dtype=int)]
