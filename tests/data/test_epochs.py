@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from waver.data.epochs import BatchSizeError, epoch_batches, fixed_batches
+from waver.data.epochs import BatchSizeError, epoch_batches, even_batches
 
 settings.register_profile("quick", max_examples=50, deadline=None)
 settings.load_profile("quick")
@@ -64,5 +64,7 @@ def test_a_batch_larger_than_the_split_is_an_error():
         epoch_batches(clips([1, 2, 3]), epoch=0, seed=0, global_batch_size=4)
 
 
-def test_fixed_batches_cover_all_rows():
-    assert fixed_batches(7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+def test_even_batches_cover_all_rows_with_one_size():
+    assert even_batches(7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert even_batches(130, 64) == [slice(0, 44), slice(44, 88), slice(88, 130)]
+    assert even_batches(3, 64) == [slice(0, 3)]

@@ -141,13 +141,14 @@ def test_dsl_and_qb_norm_are_variants(captions, store, load_tiny):
         everywhere[:, AVAILABLE] = scores
         return rank_similarity(everywhere, torch.arange(9), AVAILABLE)
 
-    dsl = Ranks(ranks_of(similarity * logits.softmax(0)).t2v, ranks_of(similarity * logits.softmax(1)).v2t)
+    over_texts, over_clips = ranks_of(similarity * logits.softmax(0)), ranks_of(similarity * logits.softmax(1))
+    dsl = Ranks(over_texts.t2v, over_clips.v2t, over_texts.t2v_ties, over_clips.v2t_ties)
     assert result.variants["dsl"] == pytest.approx(retrieval_metrics(dsl))
     bank = direct_similarity(student, one_each, store, config, split="train")[:, AVAILABLE].double()
     active = torch.isin(similarity.argmax(1), bank.argmax(1))[:, None]
     inverted = (20 * similarity).exp() / (20 * bank).exp().sum(0)
-    qb_norm = ranks_of(inverted.where(active, similarity)).t2v
-    assert result.variants["qb_norm"] == pytest.approx(direction_metrics("t2v", qb_norm, 9))
+    qb_norm = ranks_of(inverted.where(active, similarity))
+    assert result.variants["qb_norm"] == pytest.approx(direction_metrics("t2v", qb_norm.t2v, qb_norm.t2v_ties, 9))
     assert len({str(metrics) for metrics in (result.metrics, *result.variants.values())}) == 3
 
 
@@ -283,7 +284,7 @@ def test_style_metrics_are_those_of_their_captions(captions, store, load_tiny):
     for style, metrics in result.styles.items():
         chosen = torch.tensor([names[row % 3] == style for row in rows])
         assert 0 < chosen.sum() < len(rows)
-        assert metrics == pytest.approx(direction_metrics("t2v", ranks.t2v[chosen], 9))
+        assert metrics == pytest.approx(direction_metrics("t2v", ranks.t2v[chosen], ranks.t2v_ties[chosen], 9))
     without = evaluate(student, captions, store, config, split="test")
     assert without.styles == {}
     assert without.metrics == result.metrics

@@ -93,7 +93,7 @@ def test_inverted_softmax_is_its_formula(on_workers, num_workers, chunk_size, to
             beta=20.0,
             chunk_size=chunk_size,
             workers=workers,
-        )
+        ).t2v
 
     ranks = on_workers(num_workers, work)
     expected = naive_inverted_softmax(bank, similarity, 20.0, top_k)
@@ -110,7 +110,7 @@ def test_missing_clips_are_neither_active_nor_found():
     assert not known.active[2]
     ranks = inverted_softmax_ranks(
         lambda r, c: similarity[r, c], known, torch.arange(10), available, beta=20.0, chunk_size=4
-    )
+    ).t2v
     there = naive_inverted_softmax(bank[:, available], similarity[:, available], 20.0, 1)
     own = [0, 1, None, 2, 3, 4, 5, 6, 7, 8]
     expected = [

@@ -4,6 +4,7 @@ The assignment is a pure function of (captions, seed, epoch), the same on each w
 a run can be resumed at any step and repeated with other resources.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,6 +60,10 @@ def epoch_batches(
     return batches
 
 
-def fixed_batches(num_rows: int, batch_size: int) -> Sequence[slice]:
-    """Divides the rows of an evaluation into consecutive slices, which do not depend on the number of workers."""
-    return [slice(start, min(start + batch_size, num_rows)) for start in range(0, num_rows, batch_size)]
+def even_batches(num_rows: int, batch_size: int) -> Sequence[slice]:
+    """Divides the rows of an evaluation into consecutive slices of one size, at most `batch_size`; the last may be smaller.
+
+    The slices do not depend on the number of workers.
+    """
+    size = math.ceil(num_rows / max(1, math.ceil(num_rows / batch_size)))
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, max(1, size))]

@@ -1,6 +1,12 @@
-"""Embeddings of a split, and tiles of its similarity."""
+"""Embeddings of a split, and tiles of its similarity.
 
-from collections.abc import Callable, Sequence
+Two equal clips must get equal scores, or ties would depend on where the clips stand. A matrix product of another shape
+rounds differently; within one shape the place of an item has no influence. So all clips are embedded in batches of one
+size, all captions in batches of one size and length, and similarities are computed in blocks of one size. Batches and blocks
+are filled up with copies of their first item.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,7 +17,7 @@ from torch import Tensor
 from waver.config import ExperimentConfig
 from waver.data.batch import frames_to_tensor, read_ahead
 from waver.data.clip_store import ClipStore
-from waver.data.epochs import fixed_batches
+from waver.data.epochs import even_batches
 from waver.evaluation.gallery import Gallery
 from waver.evaluation.ranking import Tile, Workers, row_chunks
 from waver.knowledge.store import Knowledge
@@ -20,6 +26,9 @@ from waver.model.student import Student
 from waver.model.tokenizer import tokenize
 from waver.training import parallel
 from waver.training.step import autocast
+
+_TEXTS, _CLIPS = 32, 64
+"""Size of a block of similarities."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +46,20 @@ class EmbeddedSplit:
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "t c"]:
         """Computes the similarity of a chunk of captions with a chunk of clips; see `waver.evaluation.ranking.Tile`."""
-        return self.student.similarity(self.text[rows.start], self._videos(columns))
+        return similarity_in_blocks(self.student, self.text[rows.start], self._videos(columns))
 
     def tile_of(self, texts: Sequence[str]) -> Tile:
         """Returns a function that computes tiles of the similarity of other texts (chunks of rows) with the gallery."""
 
+        length = num_tokens(texts, self.config)
+
         @lru_cache(maxsize=1)
         def embed(start: int, stop: int) -> Embeddings:
-            return embed_texts(self.student, texts[start:stop], self.config)
+            return embed_texts(self.student, texts[start:stop], self.config, length=length)
 
-        return lambda rows, columns: self.student.similarity(embed(rows.start, rows.stop), self._videos(columns))
+        return lambda rows, columns: similarity_in_blocks(
+            self.student, embed(rows.start, rows.stop), self._videos(columns)
+        )
 
     def _videos(self, columns: slice) -> Embeddings:
         return self.video.map(lambda tensor: tensor[self.row_of_clip[columns]])
@@ -78,7 +91,8 @@ def embed_split(
     clip_ids = [clip for clip, is_available in zip(queries.clip_ids, available.tolist(), strict=True) if is_available]
     video = embed_clips(student, clip_ids, store, config, knowledge, on_progress)
     rows = row_chunks(queries.clip_of_text, config.evaluate.chunk_size)[workers.worker :: workers.num_workers]
-    text = {row.start: embed_texts(student, queries.texts[row], config) for row in rows}
+    length = num_tokens(queries.texts, config)
+    text = {row.start: embed_texts(student, queries.texts[row], config, length=length) for row in rows}
     return EmbeddedSplit(student, config, (available.cumsum(0) - 1).clamp(min=0), video, text)
 
 
@@ -108,14 +122,16 @@ def embed_clips(
         torch.zeros(len(clip_ids), num_frames, dtype=torch.bool, device=device),
         torch.zeros(len(clip_ids), num_frames, device=device),
     )
-    own = fixed_batches(len(clip_ids), config.evaluate.batch_size)[parallel.rank() :: parallel.world_size()]
+    batches = even_batches(len(clip_ids), config.evaluate.batch_size)
+    own = batches[parallel.rank() :: parallel.world_size()]
     for done, (rows, clips) in enumerate(zip(own, read_ahead(store, [clip_ids[rows] for rows in own]), strict=True)):
         frames, mask = (tensor.to(device, non_blocking=True) for tensor in frames_to_tensor(*clips))
+        filled = _fill(len(frames), len(range(len(clip_ids))[batches[0]])).to(device)
         phrases = None
         if knowledge is not None and phrase_table is not None:
-            phrases = phrase_table[knowledge.phrase_ids(clip_ids[rows], config.knowledge.top_k).to(device)]
+            phrases = phrase_table[knowledge.phrase_ids(clip_ids[rows], config.knowledge.top_k).to(device)][filled]
         with autocast(config, device):
-            video = student.encode_video(frames, mask, phrases)
+            video = student.encode_video(frames[filled], mask[filled], phrases)[: len(frames)]
         embeddings.values[rows], embeddings.mask[rows] = video.values.float(), mask
         embeddings.weights[rows] = video.weights
         on_progress(done + 1, len(own))
@@ -126,10 +142,45 @@ def embed_clips(
     return Embeddings(values, mask.bool(), weights)
 
 
-def embed_texts(student: Student, texts: Sequence[str], config: ExperimentConfig) -> Embeddings:
-    """Returns the embeddings of some captions, padded to the longest of them."""
-    token_ids, mask = tokenize(list(texts), max_words=config.text.max_words, prompt=config.text.prompt)
-    longest, device = int(mask.sum(1).max()), student.logit_scale.device
-    with autocast(config, device):
-        text = student.encode_text(token_ids[:, :longest].to(device), mask[:, :longest].to(device))
-    return text.full_precision()
+def num_tokens(texts: Sequence[str], config: ExperimentConfig) -> int:
+    """Returns the number of tokens of the longest text, as the model reads it."""
+    _, mask = tokenize(list(texts), max_words=config.text.max_words, prompt=config.text.prompt)
+    return int(mask.sum(1).max())
+
+
+def embed_texts(student: Student, texts: Sequence[str], config: ExperimentConfig, *, length: int) -> Embeddings:
+    """Returns the embeddings of some captions, padded to `length` tokens."""
+    token_ids, mask = (
+        tensor[:, :length].to(student.logit_scale.device)
+        for tensor in tokenize(list(texts), max_words=config.text.max_words, prompt=config.text.prompt)
+    )
+    parts = []
+    for start in range(0, len(texts), _TEXTS):
+        rows = slice(start, min(start + _TEXTS, len(texts)))
+        filled = rows.start + _fill(rows.stop - rows.start, _TEXTS)
+        with autocast(config, token_ids.device):
+            text = student.encode_text(token_ids[filled], mask[filled])
+        parts.append(text[: rows.stop - rows.start].full_precision())
+    return _concatenate(parts)
+
+
+def similarity_in_blocks(student: Student, text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
+    """Computes the similarity of every text with every video in blocks of one size."""
+    blocks = [[student.similarity(texts, clips) for clips in _blocks(video, _CLIPS)] for texts in _blocks(text, _TEXTS)]
+    return torch.cat([torch.cat(row, dim=1) for row in blocks])[: len(text), : len(video)]
+
+
+def _blocks(items: Embeddings, size: int) -> Iterator[Embeddings]:
+    for start in range(0, len(items), size):
+        part = items[start : start + size]
+        yield part[_fill(len(part), size)]
+
+
+def _fill(number: int, size: int) -> Int[Tensor, " size"]:
+    """Returns the indices of so many items, filled up to `size` with the first."""
+    indices = torch.arange(size)
+    return indices.where(indices < number, 0)
+
+
+def _concatenate(parts: Sequence[Embeddings]) -> Embeddings:
+    return Embeddings(*(torch.cat([getattr(part, name) for part in parts]) for name in ("values", "mask", "weights")))

@@ -205,10 +205,10 @@ def _rank(
             chunk_size=size,
             workers=workers,
         )
-        t2v = inverted_softmax_ranks(
+        ranked = inverted_softmax_ranks(
             tile, normalisers, clip_of_text, available, beta=beta, chunk_size=size, workers=workers
         )
-        variants["qb_norm"] = direction_metrics("t2v", t2v, len(available))
+        variants["qb_norm"] = direction_metrics("t2v", ranked.t2v, ranked.t2v_ties, len(available))
     return ranks, variants
 
 
@@ -238,8 +238,9 @@ def _summarise(
         clip_of_text=queries.clip_of_text,
         validation=validation_source(captions),
         styles={
-            style: direction_metrics("t2v", ranks.t2v[torch.from_numpy(queries.styles == style)], num_clips)
+            style: direction_metrics("t2v", ranks.t2v[rows], ranks.t2v_ties[rows], num_clips)
             for style in sorted(set(queries.styles) - {""})
+            for rows in [torch.from_numpy(queries.styles == style)]
         },
         device=device.type,
         precision="fp32" if isinstance(autocast(embedded.config, device), nullcontext) else "bf16",

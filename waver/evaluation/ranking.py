@@ -11,7 +11,7 @@ neither as correct nor as wrong, for the caption among clips and for the clip am
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -46,6 +46,9 @@ class Ranks:
 
     t2v: Float[Tensor, " texts"]
     v2t: Float[Tensor, " clips"]
+    t2v_ties: Int[Tensor, " texts"]
+    """Number of wrong answers with the score of the correct one."""
+    v2t_ties: Int[Tensor, " clips"]
     top: TopClips | None = None
     """First answers of each text; None if not requested."""
     top_groups: TopClips | None = None
@@ -54,7 +57,7 @@ class Ranks:
     def cpu(self) -> "Ranks":
         """Copies all tensors to main memory."""
         top, top_groups = (top and top.map(Tensor.cpu) for top in (self.top, self.top_groups))
-        return Ranks(self.t2v.cpu(), self.v2t.cpu(), top, top_groups)
+        return Ranks(self.t2v.cpu(), self.v2t.cpu(), self.t2v_ties.cpu(), self.v2t_ties.cpu(), top, top_groups)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,12 @@ class _Counts:
     def ranks(self, correct_available: Bool[Tensor, " texts"], available: Bool[Tensor, " clips"]) -> Ranks:
         """Converts counts to ranks; inf for correct answers without embedding."""
         t2v, v2t = ((1 + higher + equal / 2).double() for higher, equal in (self.t2v, self.v2t))
-        return Ranks(t2v.masked_fill(~correct_available, torch.inf), v2t.masked_fill(~available, torch.inf))
+        return Ranks(
+            t2v.masked_fill(~correct_available, torch.inf),
+            v2t.masked_fill(~available, torch.inf),
+            self.t2v[1],
+            self.v2t[1],
+        )
 
 
 def rank_tiles(
@@ -159,7 +167,7 @@ def rank_tiles(
     if not top_k:
         return ranks
     top, top_groups = merge_rows(top, own_rows, workers.all_reduce), merge_clips(top_groups, **vars(workers))
-    return Ranks(ranks.t2v, ranks.v2t, top, top_groups)
+    return replace(ranks, top=top, top_groups=top_groups)
 
 
 def rank_similarity(

@@ -85,7 +85,7 @@ def dual_softmax_ranks(
         rank_tiles(rescored, clip_of_text, available, chunk_size=chunk_size, workers=workers)
         for rescored in (over_texts, over_clips)
     )
-    return Ranks(t2v.t2v, v2t.v2t)
+    return Ranks(t2v.t2v, v2t.v2t, t2v.t2v_ties, v2t.v2t_ties)
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,11 @@ def inverted_softmax_ranks(
     beta: float,
     chunk_size: int,
     workers: Workers = Workers(),
-) -> Float[Tensor, " texts"]:
-    """Ranks, from text to video, by the dynamic inverted softmax.
+) -> Ranks:
+    """Ranks by the dynamic inverted softmax, from text to video.
 
     A query whose first clip is in the activation set scores clips by exp(beta * s) / (the clip's sum over the bank), any
-    other query by s. Video to text is not defined: the bank has no videos.
+    other query by s. Only `t2v` of the result is defined: the bank has no videos.
 
     Args:
         tile: computes a tile of similarities s; see `rank_tiles`.
@@ -175,7 +175,7 @@ def inverted_softmax_ranks(
         # The logarithm of the published quotient: the same order, and no overflow.
         return (beta * scores - bank.log_sum[columns]).where(normalised[rows, None], scores)
 
-    return rank_tiles(dynamic, clip_of_text, available, chunk_size=chunk_size, workers=workers).t2v
+    return rank_tiles(dynamic, clip_of_text, available, chunk_size=chunk_size, workers=workers)
 
 
 def _log_sums(

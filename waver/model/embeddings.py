@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -22,7 +22,7 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, items: slice) -> "Embeddings":
+    def __getitem__(self, items: slice | Int[Tensor, " M"]) -> "Embeddings":
         return self.map(lambda tensor: tensor[items])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Embeddings":

@@ -22,7 +22,7 @@ def answers_of(ranks, num_clips=20, seed=0):
     """Lists of the first ten answers that agree with ranks; clip i is asked for by query i // 3."""
     rng = np.random.default_rng(seed)
     top = np.stack([rng.permutation(num_clips)[:10] for _ in ranks])
-    return Answers(np.array(ranks, dtype=float), top, np.ones(num_clips, dtype=bool))
+    return Answers(np.array(ranks, dtype=float), top, np.ones(num_clips, dtype=bool), np.zeros(len(ranks), int))
 
 
 def naive_overlap(first, second, depth):
@@ -102,14 +102,15 @@ def test_agreement_of_versions_is_a_mean_over_clips():
     assert metrics.overlap.value == pytest.approx(np.mean(by_clip))
 
 
-def test_a_collapsed_model_agrees_with_itself_and_is_not_correct():
+def test_a_collapsed_model_agrees_with_itself_and_is_correct_by_chance():
     top = np.tile(np.arange(10), (8, 1))
-    collapsed = Answers(np.full(8, 10.5), top, np.ones(20, dtype=bool))
+    collapsed = Answers(np.full(8, 10.5), top, np.ones(20, dtype=bool), np.full(8, 19))
     metrics = compute_version_metrics(collapsed, VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
     assert metrics.overlap.value == metrics.jaccard.value == 1
     assert metrics.flip_rate.value == 0
     assert metrics.dispersion.value == pytest.approx(0, abs=1e-9)
-    assert metrics.consistent[10].value == metrics.worst_case[10].value == 0
+    assert metrics.worst_case[10].value == metrics.best_case[10].value == metrics.clean[10].value == 0.5
+    assert metrics.clean[1].value == pytest.approx(1 / 20)
 
 
 def test_a_style_by_hand():

@@ -60,7 +60,7 @@ def draw(queries, skill, seed):
     scores[:, ~available] = -np.inf
     own = scores[np.arange(len(queries)), queries.clip]
     ranks = np.where(available[queries.clip], 1 + (scores > own[:, None]).sum(1), np.inf)
-    return Answers(ranks.astype(float), np.argsort(-scores, axis=1)[:, :10], available)
+    return Answers(ranks.astype(float), np.argsort(-scores, axis=1)[:, :10], available, np.zeros(len(queries), int))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_controls_are_part_of_no_mean(report, runs, queries):
     answers = runs[0].answers
     ranks = answers.ranks.copy()
     ranks[queries.of_track("control")] = 1
-    other = compute_run_metrics("a", Answers(ranks, answers.top, answers.available), queries)
+    other = compute_run_metrics("a", Answers(ranks, answers.top, answers.available, answers.ties), queries)
     again = make_report([other], queries, about={"split": "test"}, resamples=200, permutations=499, seed=0)["runs"][0]
     before = report["runs"][0]
     assert again["controls"] != before["controls"]

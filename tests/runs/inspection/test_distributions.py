@@ -9,7 +9,12 @@ SIMILARITY = np.array([[0.3, 0.1, 0.2], [0.25, 0.2, 0.1], [0.1, 0.15, 0.35]], np
 
 
 def test_log2_rank_of_a_miss_is_that_of_the_last_rank():
-    ranks = Ranks(torch.tensor([1.0, 2.0, 4.0, torch.inf]).double(), torch.ones(8).double())
+    ranks = Ranks(
+        torch.tensor([1.0, 2.0, 4.0, torch.inf]).double(),
+        torch.ones(8).double(),
+        torch.zeros(4).long(),
+        torch.zeros(8).long(),
+    )
     found = rank_distributions(ranks)
     assert found["t2v/log2_rank"].tolist() == [0, 1, 2, 3]
     assert found["v2t/log2_rank"].tolist() == [0] * 8

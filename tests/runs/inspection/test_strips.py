@@ -26,7 +26,12 @@ def evaluation() -> Evaluation:
     )
     groups = TopClips(torch.tensor([[0, 1], [3, 1], [2, 0], [1, 4], [-1, -1]]), torch.tensor([[0.5, 0.25]] * 5))
     ranks = Ranks(
-        torch.tensor([1, 2, 1, 4, 1, 3.5, INF]).double(), torch.tensor([1, 2, 1, 3, INF]).double(), top, groups
+        torch.tensor([1, 2, 1, 4, 1, 3.5, INF]).double(),
+        torch.tensor([1, 2, 1, 3, INF]).double(),
+        torch.tensor([0, 0, 0, 0, 0, 1, 0]),
+        torch.zeros(5, dtype=torch.long),
+        top,
+        groups,
     )
     return Evaluation(
         {}, {}, "test", 5, 7, ("e",), ranks, names, tuple(f"{names[c]}#{i}" for i, c in enumerate(clip_of_text.tolist())),

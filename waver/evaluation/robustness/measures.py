@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from waver.evaluation.metrics import expected_hits
+
 CUTOFFS = (1, 5, 10)
 ANSWER_DEPTH = 10
 """Number of top-ranked clips that are compared between two queries (the K of AO@K, Jaccard@K and hubness)."""
@@ -24,6 +26,12 @@ class Answers:
     """Gallery indices of the top clips, best first; -1 if the gallery has fewer clips."""
     available: Bool[np.ndarray, " clips"]
     """Whether each clip of the gallery has an embedding; a clip without one is never retrieved."""
+    ties: Int[np.ndarray, " Q"]
+    """Number of wrong clips with the score of each query's clip."""
+
+    def hits(self, queries: Int[np.ndarray, " N"], k: int) -> Float[np.ndarray, " N"]:
+        """Returns the probability that the clip of each query is among the first k if ties are broken at random."""
+        return expected_hits(self.ranks[queries], self.ties[queries], k)
 
 
 @dataclass(frozen=True)
@@ -52,11 +60,6 @@ def mean_ratio(
 def quotient_ratio(dividend: Ratio, divisor: Ratio) -> Ratio:
     """Returns the quotient of two means over the same units."""
     return Ratio(dividend.numerator, divisor.numerator)
-
-
-def is_hit(ranks: Float[np.ndarray, " units"], k: int) -> Bool[np.ndarray, " units"]:
-    """Returns whether each rank, which is an average over ties, is at most k."""
-    return ranks <= k
 
 
 def log_rank(ranks: Float[np.ndarray, " units"], gallery_size: int) -> Float[np.ndarray, " units"]:
@@ -159,21 +162,23 @@ def compute_version_metrics(
     size = np.bincount(of_member)
     mean = np.bincount(of_member, weights=logs) / size
     spread = np.sqrt(np.bincount(of_member, weights=(logs - mean[of_member]) ** 2) / size)
-    share_found = {k: np.bincount(of_member, weights=is_hit(answers.ranks[members], k)) / size for k in CUTOFFS}
-    hit = {k: (is_hit(answers.ranks[versions], k), is_hit(answers.ranks[reference], k)) for k in CUTOFFS}
+    hit = {k: (answers.hits(versions, k), answers.hits(reference, k)) for k in CUTOFFS}
+    # If one order breaks the ties of all versions, all are found with the smallest of their probabilities, any with the
+    # largest.
+    extremes = {k: _extremes_of(answers.hits(members, k), of_member) for k in CUTOFFS}
     lists = answers.top[versions], answers.top[reference]
     return VersionMetrics(
         num_clips=len(clips),
         num_versions=len(versions),
-        clean={k: mean_ratio(is_hit(answers.ranks[originals], k), video[originals], num_videos) for k in CUTOFFS},
-        worst_case={k: over_clips(share_found[k] == 1) for k in CUTOFFS},
-        best_case={k: over_clips(share_found[k] > 0) for k in CUTOFFS},
-        flip_rate=over_clips(mean_of_clip(hit[1][0] != hit[1][1])),
+        clean={k: mean_ratio(answers.hits(originals, k), video[originals], num_videos) for k in CUTOFFS},
+        worst_case={k: over_clips(extremes[k][0]) for k in CUTOFFS},
+        best_case={k: over_clips(extremes[k][1]) for k in CUTOFFS},
+        flip_rate=over_clips(mean_of_clip(np.abs(hit[1][0] - hit[1][1]))),
         dispersion=over_clips(spread),
         spread=spread,
         overlap=over_clips(mean_of_clip(average_overlap(*lists))),
         jaccard=over_clips(mean_of_clip(jaccard(*lists))),
-        consistent={k: over_clips(mean_of_clip(hit[k][0] & hit[k][1])) for k in CUTOFFS},
+        consistent={k: over_clips(mean_of_clip(np.minimum(*hit[k]))) for k in CUTOFFS},
     )
 
 
@@ -213,15 +218,15 @@ def compute_style_metrics(
     def over_queries(values: np.ndarray) -> Ratio:
         return mean_ratio(values, video[queries], num_videos)
 
-    ranks, originals = answers.ranks[queries], answers.ranks[reference]
-    recall = {k: over_queries(is_hit(ranks, k)) for k in CUTOFFS}
-    reference_recall = {k: over_queries(is_hit(originals, k)) for k in CUTOFFS}
+    ranks = answers.ranks[queries]
+    recall = {k: over_queries(answers.hits(queries, k)) for k in CUTOFFS}
+    reference_recall = {k: over_queries(answers.hits(reference, k)) for k in CUTOFFS}
     return StyleMetrics(
         num_queries=len(queries),
         num_clips=len(np.unique(clip[queries])),
         recall=recall,
         reference_recall=reference_recall,
-        change={k: over_queries(is_hit(ranks, k).astype(float) - is_hit(originals, k)) for k in CUTOFFS},
+        change={k: over_queries(answers.hits(queries, k) - answers.hits(reference, k)) for k in CUTOFFS},
         relative=quotient_ratio(recall[1], reference_recall[1]),
         mrr=over_queries(1 / ranks),
         median_rank=float(np.median(np.minimum(ranks, gallery_size))),
@@ -229,6 +234,17 @@ def compute_style_metrics(
         overlap=over_queries(average_overlap(answers.top[queries], answers.top[reference])),
         first_kept=over_queries(answers.top[queries, 0] == answers.top[reference, 0]),
     )
+
+
+def _extremes_of(
+    values: Float[np.ndarray, " units"], group: Int[np.ndarray, " units"]
+) -> tuple[Float[np.ndarray, " groups"], Float[np.ndarray, " groups"]]:
+    """Returns the smallest and the largest value of each group; groups are numbered from 0 and not empty."""
+    number = int(group.max()) + 1
+    smallest, largest = np.full(number, np.inf), np.full(number, -np.inf)
+    np.minimum.at(smallest, group, values)
+    np.maximum.at(largest, group, values)
+    return smallest, largest
 
 
 def hubness(top: Int[np.ndarray, "N depth"], available: Bool[np.ndarray, " clips"]) -> float:

@@ -16,7 +16,6 @@ from waver.evaluation.robustness.measures import (
     compute_style_metrics,
     compute_version_metrics,
     hubness,
-    is_hit,
     mean_ratio,
 )
 from waver.evaluation.robustness.queries import TRACKS, Queries
@@ -62,8 +61,7 @@ def compute_run_metrics(name: str, answers: Answers, queries: Queries) -> RunMet
         name=name,
         answers=answers,
         clean={
-            k: mean_ratio(is_hit(answers.ranks[first], k), queries.video[first], int(queries.video.max()) + 1)
-            for k in CUTOFFS
+            k: mean_ratio(answers.hits(first, k), queries.video[first], int(queries.video.max()) + 1) for k in CUTOFFS
         },
         tracks={track: of(rows, compute_version_metrics) for track, rows in rows_of.items()},
         overall={track: of(rows, compute_style_metrics) for track, rows in {"reference": first, **rows_of}.items()},

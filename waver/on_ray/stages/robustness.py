@@ -252,6 +252,7 @@ def _to_answers(evaluation: Evaluation) -> Answers:
         ranks=ranks.t2v.numpy(),
         top=ranks.top.clips.numpy(),
         available=np.array([clip not in missing for clip in evaluation.clip_ids]),
+        ties=ranks.t2v_ties.numpy(),
     )
 
 
