@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from waver.config import ExperimentConfig, load_config
+from waver.data.clip import ClipError
 from waver.data.clip_store import create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip
-from waver.data.video import ClipError, read_clip
+from waver.data.video import read_clip
 from waver.doctor import data, machine
 from waver.doctor.findings import (
     Finding,
@@ -143,7 +144,11 @@ def test_a_ready_experiment_has_no_errors_and_doctor_writes_nothing(project):
     assert errors(found) == set()
     # The broken file may be among the three samples.
     warned = {check for check, f in found.items() if f[0].level == "warning"}
-    assert {"clip store"} <= warned <= {"clip store", "decoding .mp4"}
+    assert (
+        {"clip store"}
+        <= warned
+        <= {"clip store", "decoding .mp4", *(f"captions of {s}" for s in ("train", "validation", "test"))}
+    )
     assert "11 of 12 clips have frames" in found["clip store"][0].found
     assert "7 clips" in found["split train"][0].found
     assert (found["steps"][0].found, level(found, "run")) == ("2 epochs of 2 steps", "ok")
@@ -178,7 +183,17 @@ def test_all_missing_videos_are_in_the_details(project):
     assert "9 of 12" in finding.found
     assert "(7 of train, 2 of validation)" in finding.found
     (finding,) = findings_by_check(**{"data.allow_missing_videos": True})["videos"]
-    assert (finding.level, "ingest.max_failed_fraction" in finding.remedy) == ("warning", True)
+    assert (finding.level, "--set ingest.max_failed=9" in finding.remedy) == ("warning", True)
+
+
+def test_empty_videos_are_listed(project):
+    empty = sorted({row["video"] for row in rows()})[:3]
+    for video in empty:
+        Path(video).write_bytes(b"")
+    (finding,) = findings_by_check(**{"ingest.max_failed_fraction": 0.0})["empty videos"]
+    assert (finding.level, finding.details) == ("error", [str(project / video) for video in empty])
+    assert "--set ingest.max_failed=3 allows them" in finding.remedy
+    assert level(findings_by_check(**{"ingest.max_failed": 3}), "empty videos") == "warning"
 
 
 def test_unreadable_annotations_do_not_prevent_other_checks(project):
@@ -192,8 +207,8 @@ def test_unreadable_annotations_do_not_prevent_other_checks(project):
 def test_a_file_type_that_does_not_decode_is_an_error_before_ingest_and_a_warning_after(project):
     Path("videos/note.mkv").write_text("no video")
     write_rows([*rows(), {"video": "videos/note.mkv", "caption": "a note", "split": "train"}])
-    assert level(findings_by_check("ingest"), "decoding .mkv") == "error"
-    assert level(findings_by_check("ingest", **{"ingest.max_failed_fraction": 0.5}), "decoding .mkv") == "warning"
+    assert level(findings_by_check("ingest", **{"ingest.max_failed": 0}), "decoding .mkv") == "error"
+    assert level(findings_by_check("ingest"), "decoding .mkv") == "warning"
     (finding,) = findings_by_check()["decoding .mkv"]
     assert finding.level == "warning"
     assert list(finding.details) == [str(project / "videos/note.mkv")]

@@ -1,6 +1,6 @@
 import torch
 
-from waver.model.tokenizer import tokenize
+from waver.model.tokenizer import Truncation, measure_truncation, tokenize
 
 
 def test_mask_ends_at_the_end_token_and_an_exclamation_mark_is_a_word():
@@ -21,3 +21,16 @@ def test_prompt():
     with_prompt, _ = tokenize(["a cat"], max_words=16, prompt="see {}.")
     as_written, _ = tokenize(["see a cat."], max_words=16)
     assert torch.equal(with_prompt, as_written)
+
+
+def test_cut_captions_are_counted():
+    opening = "a person " * 20
+    texts = [opening + "runs", opening + "runs", opening + "swims", "a dog runs"]
+    truncation = measure_truncation(texts, max_words=32)
+    assert truncation == Truncation(num_texts=4, num_cut=3, num_merged=3, longest=43)
+    assert truncation.describe(32) == (
+        "3 of 4 captions are longer than text.max_words = 32 tokens and are cut, and 3 of them become equal to another "
+        "caption; text.max_words=43 reads all"
+    )
+    assert measure_truncation(texts, max_words=43).num_cut == 0
+    assert measure_truncation(["a dog"], max_words=32, prompt="a video of {}").longest == 7

@@ -4,6 +4,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
@@ -14,12 +15,14 @@ from waver.config import ExperimentConfig
 from waver.data.annotations import AnnotationError, published_split, validation_source
 from waver.data.annotations.captions import SPLITS
 from waver.data.annotations.published import split_digest
+from waver.data.clip import ClipError
 from waver.data.clip_store import ClipStore
 from waver.data.decoder import Decoder
 from waver.data.duplicates import describe_counts, equivalent_clips, find_duplicates
-from waver.data.video import ClipError
 from waver.doctor.findings import Finding, Level, abbreviate, format_bytes
+from waver.model.tokenizer import MAX_POSITIONS
 from waver.runs.inputs import load_captions
+from waver.training.plan import measure_truncations
 
 logger = logging.getLogger(__name__)
 
@@ -97,14 +100,34 @@ def _compare_with_published(config: ExperimentConfig, captions: pa.Table, *, hel
             )
 
 
+def check_caption_lengths(config: ExperimentConfig, captions: pa.Table) -> Iterator[Finding]:
+    """Counts the captions that are longer than the model reads."""
+    for split, truncation in measure_truncations(config, captions).items():
+        name = f"captions of {split}"
+        if not truncation.num_cut:
+            yield Finding("ok", name, f"all have at most text.max_words = {config.text.max_words} tokens")
+            continue
+        remedy = "raise text.max_words" if truncation.longest <= MAX_POSITIONS else "shorten the captions"
+        yield Finding("warning", name, truncation.describe(config.text.max_words), remedy, details=asdict(truncation))
+
+
 def check_videos(config: ExperimentConfig, captions: pa.Table) -> Iterator[Finding]:
     """Lists every video of the annotations that is not on the disk."""
     paths = pc.unique(captions["path"]).to_pylist()
     missing = [path for path in sorted(paths) if not Path(path).is_file()]
-    if not missing:
+    sizes = {path: Path(path).stat().st_size for path in set(paths) - set(missing)}
+    if empty := sorted(path for path, num_bytes in sizes.items() if not num_bytes):
+        budget = config.ingest.allowed_failures(len(paths))
         yield Finding(
-            "ok", "videos", f"all {len(paths)} exist, {format_bytes(sum(Path(p).stat().st_size for p in paths))}"
+            "warning" if len(empty) <= budget else "error",
+            "empty videos",
+            f"{len(empty)} of {len(paths)} videos have 0 bytes: {abbreviate(empty)}",
+            f"replace them; they count as misses, and ingest fails if more than {budget} clips cannot be decoded "
+            f"(--set ingest.max_failed={len(empty)} allows them)",
+            details=empty,
         )
+    if not missing:
+        yield Finding("ok", "videos", f"all {len(paths)} exist, {format_bytes(sum(sizes.values()))}")
         return
     allowed = config.data.allow_missing_videos
     split_of = dict(zip(captions["path"].to_pylist(), captions["split"].to_pylist(), strict=True))
@@ -112,8 +135,8 @@ def check_videos(config: ExperimentConfig, captions: pa.Table) -> Iterator[Findi
     names = [
         Path(p).relative_to(config.data.videos) if Path(p).is_relative_to(config.data.videos) else p for p in missing
     ]
-    if allowed and len(missing) > config.ingest.max_failed_fraction * len(paths):
-        remedy = f"raise ingest.max_failed_fraction = {config.ingest.max_failed_fraction:g}, or ingest will stop"
+    if allowed and len(missing) > config.ingest.allowed_failures(len(paths)):
+        remedy = f"allow them with --set ingest.max_failed={len(missing)}, or ingest fails"
     elif allowed:
         remedy = "they count as misses, since data.allow_missing_videos is set"
     else:
@@ -161,13 +184,14 @@ def check_decoding(config: ExperimentConfig, captions: pa.Table, *, level: Level
             tried = f"{len(chosen)} of {len(files)} files tried"
             if failed:
                 # A few bad files of a rare type do not stop ingest.
-                many = len(files) > config.ingest.max_failed_fraction * sum(map(len, files_of_suffix.values()))
+                many = len(files) > config.ingest.allowed_failures(len(clip_of_path))
                 yield Finding(
                     level if many and len(failed) == len(chosen) else "warning",
                     name,
                     f"{tried}, {len(failed)} cannot be decoded: {'; '.join(failed)}",
-                    "replace them; otherwise they count as misses, and ingest stops if the failed fraction exceeds "
-                    f"ingest.max_failed_fraction = {config.ingest.max_failed_fraction:g}",
+                    "replace them; otherwise they count as misses, and ingest fails if more than "
+                    f"{config.ingest.allowed_failures(len(clip_of_path))} clips fail (ingest.max_failed, "
+                    "ingest.max_failed_fraction)",
                     details=results,
                 )
             else:

@@ -1,6 +1,7 @@
 """Builds the results that an evaluation writes: metrics, their protocol, and where the model comes from."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from waver.evaluation.protocols import EvaluatedSplit, Protocol, identify_protoc
 from waver.knowledge.store import Knowledge
 from waver.runs.checkpoint import checkpoint_knowledge
 from waver.tools.object_store import display_path
+from waver.training.plan import measure_truncations
 
 
 def result_of(
@@ -47,6 +49,7 @@ def result_of(
         leaky=leaky,
         variants=list(evaluation.variants),
     )
+    truncations = measure_truncations(config, captions, [evaluation.split])
     return {
         "protocol": protocol.as_json(),
         "split": evaluation.split,
@@ -57,6 +60,7 @@ def result_of(
         "num_missing_clips": len(evaluation.missing_clips),
         "missing_clips": list(evaluation.missing_clips),
         "ties": protocol.ties,
+        "cut_captions": {split: asdict(truncation) for split, truncation in truncations.items()},
         "checkpoint": display_path(checkpoint),
         "chosen_on": chosen_on,
         "validation": evaluation.validation,

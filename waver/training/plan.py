@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from waver.config import ExperimentConfig
+from waver.data.annotations.captions import SPLITS
 from waver.data.clip_store import ClipStore
 from waver.data.epochs import epoch_batches
+from waver.model.tokenizer import Truncation, measure_truncation
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path
 
@@ -38,6 +41,18 @@ def describe_data(captions: pa.Table) -> dict[str, Any]:
         "num_train_clips": len(set(columns[0])),
         "num_train_captions": len(captions),
         "digest": hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:16],
+    }
+
+
+def measure_truncations(
+    config: ExperimentConfig, captions: pa.Table, splits: Sequence[str] = SPLITS
+) -> dict[str, Truncation]:
+    """Returns split -> how many of its captions are longer than the model reads, for splits that have captions."""
+    texts = {split: captions["caption"].filter(pc.equal(captions["split"], split)).to_pylist() for split in splits}
+    return {
+        split: measure_truncation(part, max_words=config.text.max_words, prompt=config.text.prompt)
+        for split, part in texts.items()
+        if part
     }
 
 

@@ -132,6 +132,7 @@ def examine(config: ExperimentConfig, *, before: CheckedStage) -> list[Finding]:
         findings.append(Finding("info", "not checked", f"{skipped}: they need a caption table"))
     else:
         check("splits", data.check_splits, config, captions)
+        check("captions", data.check_caption_lengths, config, captions)
         check("videos", data.check_videos, config, captions)
         check("decoding", data.check_decoding, config, captions, level="error" if before == "ingest" else "warning")
         logger.info("checking the clip store")

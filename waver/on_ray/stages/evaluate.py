@@ -23,6 +23,7 @@ from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
 from waver.evaluation.gallery import Gallery, build_gallery
 from waver.evaluation.trec import TREC_DEPTH, write_trec
 from waver.knowledge.store import Knowledge
+from waver.model.tokenizer import Truncation
 from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import cluster_address, connect
 from waver.on_ray.cluster.signals import signal_actor
@@ -191,6 +192,9 @@ def run_evaluation(
         logger.info(f"rankings (the first {top_k} answers of each query) are in {trec}")
     if result["leaky"]:
         logger.info(LEAKY)
+    truncation = Truncation(**result["cut_captions"][split])
+    if truncation.num_cut:
+        logger.warning(f"{split}: {truncation.describe(config.text.max_words)}")
     result["duplicates"] = duplicates.counts
     name = split if is_best else f"{split}_{checkpoint.name}"
     write_json(output or checkpoint.parent / f"evaluation_{name}.json", result)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from waver.data.clip_store import ClipStore
 from waver.evaluation.gallery import build_gallery
 from waver.evaluation.protocols import Protocol
 from waver.knowledge.store import Knowledge
+from waver.model.tokenizer import Truncation
 from waver.on_ray.cluster.capacity import CPUS_PER_LOADER, local_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.cluster.signals import Terminated, signal_actor, stop_on_sigterm
@@ -31,7 +32,7 @@ from waver.tools.files import write_json
 from waver.tools.object_store import display_path
 from waver.tools.progress import follow_run
 from waver.training.build import build_student
-from waver.training.plan import check_split, describe_data, plan_epoch, training_rows
+from waver.training.plan import check_split, describe_data, measure_truncations, plan_epoch, training_rows
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class _RunPlan:
     num_steps: int
     data: dict[str, Any]
     """Counts and hash of the training captions, see `describe_data`."""
+    truncations: dict[str, Truncation]
+    """Split -> captions that are longer than the model reads, of train and validation."""
 
 
 def train(
@@ -89,6 +92,9 @@ def train(
         return result
     if not local_worker:
         build_student(config)  # report a model that cannot be built here, not from the workers
+    for split, truncation in plan.truncations.items():
+        if truncation.num_cut:
+            logger.warning(f"{split}: {truncation.describe(config.text.max_words)}")
     newest = newest_checkpoint(folder)
     if newest and knowledge:
         knowledge.check_same_dictionary(newest, checkpoint_knowledge(newest))
@@ -117,7 +123,13 @@ def _plan_run(config: ExperimentConfig, captions: pa.Table, store: ClipStore) ->
         check_split(captions, store, split)
     rows = training_rows(captions, store)
     steps_per_epoch = len(plan_epoch(config, captions, rows, epoch=0))
-    return _RunPlan(rows, steps_per_epoch, config.train.epochs * steps_per_epoch, describe_data(captions.take(rows)))
+    return _RunPlan(
+        rows,
+        steps_per_epoch,
+        config.train.epochs * steps_per_epoch,
+        describe_data(captions.take(rows)),
+        measure_truncations(config, captions, ("train", "validation")),
+    )
 
 
 def _start_text(config: ExperimentConfig, folder: Path, plan: _RunPlan, newest: Path | None) -> str:
@@ -164,6 +176,7 @@ def _run_result(
         "validation": metrics,
         "validation_split": validation_source(captions),
         "data": plan.data,
+        "cut_captions": {split: asdict(truncation) for split, truncation in plan.truncations.items()},
         "knowledge": {
             "at_inference": config.informed_at_inference,
             "learned_from": knowledge.summary() if knowledge else None,
