@@ -13,7 +13,7 @@ import pytest
 
 from waver.data.clip import Clip, ClipError
 from waver.data.clip_store import CLIPS_SCHEMA, ClipStore, StoreSettings, create_store, write_block, write_manifest
-from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, StoreError, read_ledger
+from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, StoreError, read_ledger, replaced_videos
 from waver.tools.object_store import ObjectStoreError, local_copy, remove
 
 RAW = StoreSettings(frames_per_second=1.0, max_frames=5, size=16)
@@ -303,3 +303,13 @@ def test_unreachable_object_store_is_not_reported_as_damage(far, monkeypatch):
         store.read(["a"])
     with pytest.raises(ObjectStoreError, match="the store does not answer"):
         ClipStore(there)
+
+
+def test_a_ledger_of_an_older_version_is_read(tmp_path):
+    make(tmp_path, [done("a", clip(1))])
+    (ledger,) = (tmp_path / "ledger").glob("*.parquet")
+    pq.write_table(pq.read_table(ledger).select(LEDGER_SCHEMA.names[:6]), ledger)
+    store = ClipStore(tmp_path)
+    assert store.ok_clip_ids() == ["a"]
+    assert store.ledger["file_digest"].to_pylist() == [None]
+    assert replaced_videos(store.ledger) == set()
