@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from waver.evaluation.embedding import embed_texts, num_tokens, similarity_in_blocks
+from waver.evaluation.embedding import embed_tokens, similarity_in_blocks, tokenize_texts
 from waver.evaluation.ranking import rank_tiles
 from waver.model.embeddings import Embeddings
 from waver.training.build import build_student
@@ -47,8 +47,8 @@ def test_similarities_do_not_depend_on_the_tile(student):
 @torch.no_grad()
 def test_equal_captions_have_equal_embeddings_wherever_they_stand(student, tiny_config):
     texts = ["a red ball moves", *(f"the {number} boats" for number in range(66)), "a red ball moves"]
-    length = num_tokens(texts, tiny_config)
-    whole = embed_texts(student, texts, tiny_config, length=length)
+    token_ids, mask = tokenize_texts(texts, tiny_config)
+    whole = embed_tokens(student, token_ids, mask, tiny_config)
     assert torch.equal(whole.values[0], whole.values[-1])
-    part = embed_texts(student, texts[60:], tiny_config, length=length)
+    part = embed_tokens(student, token_ids[60:], mask[60:], tiny_config)
     assert torch.equal(part.values, whole.values[60:])

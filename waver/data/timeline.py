@@ -63,9 +63,8 @@ def video_stream(container: "InputContainer") -> "VideoStream":
     if films and container.format.name.endswith(_PICTURES):
         raise ClipError("no_video", "the file is a picture")
     if not films:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        kinds = ", ".join(sorted({stream.type for stream in container.streams} - {"video"})) or "nothing"
         cover = " and a cover picture" if container.streams.video else ""
-        kinds = ", ".join(sorted({stream.type for stream in container.streams} - {"video"})) if cover else kinds
         raise ClipError("no_video", f"the file holds {kinds}{cover}")
     best = container.streams.best("video")
     return next((film for film in films if film is best), films[0])

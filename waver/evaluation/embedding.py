@@ -51,11 +51,11 @@ class EmbeddedSplit:
     def tile_of(self, texts: Sequence[str]) -> Tile:
         """Returns a function that computes tiles of the similarity of other texts (chunks of rows) with the gallery."""
 
-        length = num_tokens(texts, self.config)
+        token_ids, mask = tokenize_texts(texts, self.config)
 
         @lru_cache(maxsize=1)
         def embed(start: int, stop: int) -> Embeddings:
-            return embed_texts(self.student, texts[start:stop], self.config, length=length)
+            return embed_tokens(self.student, token_ids[start:stop], mask[start:stop], self.config)
 
         return lambda rows, columns: similarity_in_blocks(
             self.student, embed(rows.start, rows.stop), self._videos(columns)
@@ -91,8 +91,8 @@ def embed_split(
     clip_ids = [clip for clip, is_available in zip(queries.clip_ids, available.tolist(), strict=True) if is_available]
     video = embed_clips(student, clip_ids, store, config, knowledge, on_progress)
     rows = row_chunks(queries.clip_of_text, config.evaluate.chunk_size)[workers.worker :: workers.num_workers]
-    length = num_tokens(queries.texts, config)
-    text = {row.start: embed_texts(student, queries.texts[row], config, length=length) for row in rows}
+    token_ids, mask = tokenize_texts(queries.texts, config)
+    text = {row.start: embed_tokens(student, token_ids[row], mask[row], config) for row in rows}
     return EmbeddedSplit(student, config, (available.cumsum(0) - 1).clamp(min=0), video, text)
 
 
@@ -142,25 +142,27 @@ def embed_clips(
     return Embeddings(values, mask.bool(), weights)
 
 
-def num_tokens(texts: Sequence[str], config: ExperimentConfig) -> int:
-    """Returns the number of tokens of the longest text, as the model reads it."""
-    _, mask = tokenize(list(texts), max_words=config.text.max_words, prompt=config.text.prompt)
-    return int(mask.sum(1).max())
+def tokenize_texts(
+    texts: Sequence[str], config: ExperimentConfig
+) -> tuple[Int[Tensor, "texts N"], Bool[Tensor, "texts N"]]:
+    """Returns token ids and mask of some captions as the model reads them, padded to the longest of them."""
+    token_ids, mask = tokenize(list(texts), max_words=config.text.max_words, prompt=config.text.prompt)
+    longest = int(mask.sum(1).max())
+    return token_ids[:, :longest], mask[:, :longest]
 
 
-def embed_texts(student: Student, texts: Sequence[str], config: ExperimentConfig, *, length: int) -> Embeddings:
-    """Returns the embeddings of some captions, padded to `length` tokens."""
-    token_ids, mask = (
-        tensor[:, :length].to(student.logit_scale.device)
-        for tensor in tokenize(list(texts), max_words=config.text.max_words, prompt=config.text.prompt)
-    )
+def embed_tokens(
+    student: Student, token_ids: Int[Tensor, "texts N"], mask: Bool[Tensor, "texts N"], config: ExperimentConfig
+) -> Embeddings:
+    """Returns the embeddings of some captions. Captions that are compared must be padded to the same length."""
+    token_ids, mask = (tensor.to(student.logit_scale.device) for tensor in (token_ids, mask))
     parts = []
-    for start in range(0, len(texts), _TEXTS):
-        rows = slice(start, min(start + _TEXTS, len(texts)))
-        filled = rows.start + _fill(rows.stop - rows.start, _TEXTS)
+    for start in range(0, len(token_ids), _TEXTS):
+        number = min(_TEXTS, len(token_ids) - start)
+        filled = start + _fill(number, _TEXTS)
         with autocast(config, token_ids.device):
             text = student.encode_text(token_ids[filled], mask[filled])
-        parts.append(text[: rows.stop - rows.start].full_precision())
+        parts.append(text[:number].full_precision())
     return _concatenate(parts)
 
 
