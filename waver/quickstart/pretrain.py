@@ -28,9 +28,10 @@ from waver.model.backbone import Backbone, find_architecture
 from waver.model.interaction import last_token
 from waver.model.tokenizer import tokenize
 from waver.quickstart.alt_text import LESSONS, AltText, alt_text
+from waver.quickstart.drawing import draw
 from waver.quickstart.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, Scene, split_scenes
 from waver.quickstart.weights import pack
-from waver.quickstart.world import WORLD, draw
+from waver.quickstart.world import WORLD
 
 logger = logging.getLogger(__name__)
 
