@@ -1,6 +1,7 @@
 """Training on real Ray workers. A run takes seconds, so most tests share one, with two workers."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,6 +175,8 @@ def test_a_checkpoint_is_written_before_the_evaluation(project, monkeypatch, sai
 
     with monkeypatch.context() as patch, signal_actor() as actor:
         patch.setattr("waver.on_ray.stages.train_worker.evaluate", preempted)
+        # Only Ray Train knows of preempted nodes, and it does not run here.
+        patch.setattr("waver.on_ray.cluster.signals._PREEMPTION_EVERY_S", math.inf)
         with pytest.raises(RuntimeError, match="preempted"):
             train(config, captions, store, local_worker=lambda job: train_in_process(replace(job, signals=actor)))
     with pytest.raises(Terminated):
