@@ -195,7 +195,8 @@ def test_one_error_has_every_kind_of_problem(tmp_path, videos, touch):
     for expected in (
         f"{path}: 27 problems",
         "2 x empty caption: line 2, line 3\n",
-        "2 x caption that is not text: line 4: ['a', 'list'], line 5: 'half a character \\ud83d'",
+        "1 x caption that holds a list: line 4: ['a', 'list']\n",
+        "1 x caption that is not text: line 5: 'half a character \\ud83d'",
         "1 x line that is not JSON: line 6 (Expecting value)\n",
         "1 x line that is not a JSON object: line 7\n",
         "1 x segment that ends before it starts: line 8: 3 to 3\n",
@@ -216,7 +217,7 @@ def test_one_error_has_every_kind_of_problem(tmp_path, videos, touch):
         "1 x unknown column: 'captoin' (did you mean caption?)\n",
         "1 x style that is not text: line 25: 3\n",
         "1 x video_id of two files: same: same.mp4 (line 26), same.avi (line 27)\n",
-        "2 x file with two video_ids: c.webm: c (line 24), another (line 28), b/1.mp4: d@1-2 (line 30), ",
+        "2 x file with two video_ids: b/1.mp4: b/1 (line 20), d@1-2 (line 30), c.webm: c (line 24), another (line 28)\n",
         "1 x clip_id of two clips: d@1-2: ",
         "1 x line that is not UTF-8: captions.jsonl line 31 (byte 0xe9)\n",
     ):
@@ -241,11 +242,15 @@ def test_at_most_five_examples_of_a_kind(tmp_path, videos):
 
 def test_unknown_repeated_and_missing_columns_are_errors(tmp_path, videos):
     path = tmp_path / "captions.csv"
-    path.write_text("video,captoin,start,style,style\nc.webm,x,1,a,b\n")
+    path.write_text("video,title,start,style,style,id\nc.webm,x,1,a,b,c\n")
     message = fail(path, videos)
-    assert "2 x unknown column: 'captoin' (did you mean caption?), 'start' (did you mean start_s?)" in message
-    assert "1 x missing column: caption\n" in message
+    assert "2 x column with another name: 'title' (caption), 'start' (start_s)\n" in message
+    assert "1 x unknown column: 'id'\n" in message
     assert "1 x repeated column: style\n" in message
+    path.write_text("video,split\nc.webm,train\nd.MKV,dev\n")
+    message = fail(path, videos)
+    assert "1 x missing column: caption\n" in message
+    assert "1 x unknown split: line 3: 'dev'\n" in message, "the other columns are checked too"
 
 
 def test_csv_with_syntax_errors(tmp_path, videos):
@@ -253,19 +258,20 @@ def test_csv_with_syntax_errors(tmp_path, videos):
     path.write_text('video,caption\nc.webm,two, fields\n\nd.MKV,"over\ntwo lines"\nd.MKV\na/1.mp4,"never closed\nx,y\n')
     message = fail(path, videos)
     assert "2 x row with a wrong number of fields: line 2 (3), line 6 (1)\n" in message
-    assert "1 x record that is not CSV: line 7 (" in message
+    assert "1 x quote that is never closed: line 7: 'a/1.mp4,\"never closed'\n" in message
+    assert "1 x video without a file: line 8: 'x'\n" in message, "reading goes on after the quote"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("captions.txt", b"", "unknown kind of file: captions.txt"),
-        ("captions.jsonl", b"", "table without rows"),
-        ("captions.jsonl", b"\xef\xbb\xbf\n \n", "table without rows"),
+        ("captions.txt", b"a caption", "unknown kind of file: captions.txt"),
+        ("captions.jsonl", b"", "empty file: captions.jsonl"),
+        ("captions.jsonl", b"\xef\xbb\xbf\n \n", "file of blanks only"),
         ("captions.csv", b"video,caption\n", "table without rows"),
         ("captions.jsonl", b"{}\n", "missing column: video, caption\n"),
         ("captions.json", b'[\n{"video": "c.webm", "caption": "x"}\n]', "JSON array"),
-        ("captions.csv", "video,caption\nc.webm,x\n".encode("utf-16"), "line that is not UTF-8"),
+        ("captions.csv", "video,caption\nc.webm,x\n".encode("utf-16"), "file in UTF-16 instead of UTF-8"),
         ("captions.parquet", b"PAR1 not", "unreadable file"),
         ("captions.parquet", None, "unreadable file"),
         ("captions.csv", None, "unreadable file"),

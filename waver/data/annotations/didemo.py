@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 
 from waver.data.annotations.captions import Caption, caption_table
+from waver.data.annotations.delimited import read_csv
 from waver.data.annotations.lists import LIST_FILES, ORIGINAL_FILE, IdFormat, check_lists, read_list
 from waver.data.annotations.options import CommonData
 from waver.data.annotations.published import PublishedPart, PublishedSplit
@@ -23,7 +24,6 @@ from waver.data.annotations.reading import (
     check_folder,
     excerpt,
     find_file,
-    read_csv,
     read_json,
     read_text,
     report_unknown_schema,

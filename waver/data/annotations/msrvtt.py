@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 
 from waver.data.annotations.captions import Caption, caption_table, choose_validation_videos
+from waver.data.annotations.delimited import read_csv
 from waver.data.annotations.lists import ORIGINAL_FILE, IdFormat, check_captions, check_lists, unique_ids
 from waver.data.annotations.options import HeldOutData
 from waver.data.annotations.published import PublishedPart, PublishedSplit
@@ -22,7 +23,6 @@ from waver.data.annotations.reading import (
     check_folder,
     excerpt,
     find_file,
-    read_csv,
     read_json,
     read_text,
     report_unknown_schema,

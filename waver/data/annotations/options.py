@@ -14,7 +14,7 @@ class CommonData(Section):
     """The part of the section `data` that all data sets share."""
 
     annotations: AnyPath
-    """Folder with the annotation files; with format table, one JSONL, CSV or Parquet file."""
+    """Folder with the annotation files; with format table, one JSONL, CSV, TSV or Parquet file."""
     videos: AnyPath
     """Folder with the video files, which every node of the cluster can read; its subfolders are searched too."""
     allow_missing_videos: bool = False

@@ -1,16 +1,17 @@
 """Reads the files of a data set and collects everything that is wrong with them, for one error at the end."""
 
-import csv
 import gzip
-import io
 import json
 import re
 import reprlib
+import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from waver.data.annotations.commands import iconv_command
+from waver.data.annotations.encoding import describe_wrong_bytes, wide_encoding
 from waver.tools.errors import WaverError
 
 MAX_BYTES = 2**30
@@ -19,6 +20,12 @@ _EXAMPLES = 5
 _EXAMPLE_LENGTH = 160
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_INVISIBLE = ("Cc", "Cf", "Cs", "Mn", "Me", "Zl", "Zp", "Zs")
+"""Unicode categories of characters that show nothing by themselves: controls, marks, blanks."""
+_BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Characters of other categories that show nothing: fillers of Hangul, the empty Braille pattern."""
+UNREADABLE = (OSError, EOFError, zlib.error, ValueError)
+"""Raised by `read_bytes`."""
 
 _shortened = reprlib.Repr()
 _shortened.maxstring = _shortened.maxother = _shortened.maxlong = _EXAMPLE_LENGTH
@@ -40,6 +47,11 @@ class Problems:
     def add(self, kind: str, remedy: str, example: object) -> None:
         """Adds one problem; problems with the same kind and remedy are reported together."""
         self._examples.setdefault((kind, remedy), []).append(str(example))
+
+    def extend(self, others: "Problems") -> None:
+        """Adds all problems of another collection."""
+        for (kind, remedy), examples in others._examples.items():
+            self._examples.setdefault((kind, remedy), []).extend(examples)
 
     def raise_if_any(self, source: Path) -> None:
         """Raises AnnotationError with all problems of `source`, if there are any."""
@@ -66,9 +78,18 @@ def is_text(value: Any) -> TypeGuard[str]:
 
 def caption_defect(caption: Any) -> str | None:
     """Returns the kind of problem that a caption has, or None if it is valid."""
-    if not isinstance(caption, str) or _SURROGATE.search(caption):
+    if not is_text(caption):
         return "caption that is not text"
-    return None if caption.strip() else "empty caption"
+    if "\x00" in caption:
+        return "caption with a NUL character"
+    if is_visible(caption):
+        return None
+    return "caption of invisible characters only" if caption.strip() else "empty caption"
+
+
+def is_visible(text: str) -> bool:
+    """Returns whether at least one character of a text shows something: is no blank, mark or control character."""
+    return any(unicodedata.category(char) not in _INVISIBLE and char not in _BLANK_LETTERS for char in text)
 
 
 def check_folder(folder: Path, content: str, problems: Problems) -> None:
@@ -87,14 +108,9 @@ def find_file(folder: Path, names: Sequence[str]) -> Path | None:
 def read_json(path: Path, problems: Problems) -> tuple[bool, Any]:
     """Returns whether a JSON file, plain or `.gz`, could be read, and its content."""
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as file:
-                if len(data := file.read(MAX_BYTES + 1)) > MAX_BYTES:
-                    raise ValueError(f"it unpacks to more than {MAX_BYTES // 2**20} MiB")
-        else:
-            data = path.read_bytes()
+        data = read_bytes(path)
         return True, json.loads(data.decode("utf-8-sig"))
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+    except (*UNREADABLE, RecursionError) as error:
         problems.add("unreadable JSON file", "copy or download it again", f"{path.name} ({error})")
         return False, None
 
@@ -109,96 +125,44 @@ def report_unknown_schema(path: Path, content: Any, understood: str, problems: P
     problems.add("unknown JSON schema", understood, f"{path.name} has {found}")
 
 
+def read_bytes(path: Path) -> bytes:
+    """Returns the content of a file; that of a `.gz` file is unpacked.
+
+    Raises:
+        ValueError: if it unpacks to more than `MAX_BYTES`; see `UNREADABLE` for the errors of damaged and missing files.
+    """
+    if path.suffix.lower() != ".gz":
+        return path.read_bytes()
+    with gzip.open(path) as file:
+        if len(data := file.read(MAX_BYTES + 1)) > MAX_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_BYTES // 2**20} MiB")
+    return data
+
+
 def read_text(path: Path, problems: Problems) -> str | None:
-    """Reads UTF-8, with or without byte order mark.
+    """Reads UTF-8, plain or `.gz`, with or without byte order mark.
 
     Returns:
         The text, or None if the file cannot be read. Bytes that are not UTF-8 are a problem and become U+FFFD, so that the
         rest can still be checked.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        problems.add("unreadable file", "the file must exist and be readable", f"{path} ({error.strerror})")
+        data = read_bytes(path)
+    except UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or error
+        problems.add("unreadable file", "the file must exist and be readable", f"{path} ({reason})")
         return None
+    if encoding := wide_encoding(data):
+        remedy = f"convert it, and name the new file: {iconv_command(path, encoding)}"
+        problems.add(f"file in {encoding} instead of UTF-8", remedy, path.name)
+        return None
+    wrong = []
     for number, line in enumerate(data.split(b"\n"), 1):
         try:
             line.decode("utf-8")
         except UnicodeDecodeError as error:
-            what = f"{path.name} line {number} (byte 0x{line[error.start]:02x})"
-            problems.add("line that is not UTF-8", "save the file in UTF-8", what)
+            wrong.append(f"{path.name} line {number} (byte 0x{line[error.start]:02x})")
+    remedy = describe_wrong_bytes(data, path) if wrong else ""
+    for what in wrong:
+        problems.add("line that is not UTF-8", remedy, what)
     return data.decode("utf-8-sig", errors="replace")
-
-
-def read_csv(text: str, problems: Problems, source: str = "") -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
-    """Reads comma-separated values with a header.
-
-    Args:
-        text: the content.
-        problems: receives rows that cannot be parsed.
-        source: name of the file, for messages about more than one file.
-
-    Returns:
-        The header; for every row, the place where it begins ("line 2" or "line 2 of <source>") and its values by column.
-    """
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
-    rows: list[tuple[str, dict[str, str]]] = []
-    for line, values in _numbered(reader, problems, source):
-        if not header:
-            header = values
-        elif len(values) != len(header):
-            remedy = f"every row needs the {len(header)} fields of the header; put a field with a comma in quotes"
-            problems.add("row with a wrong number of fields", remedy, f"{line} ({len(values)})")
-        else:
-            rows.append((line, dict(zip(header, values, strict=True))))
-    return header, rows
-
-
-def read_jsonl(text: str, example: str, problems: Problems) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
-    """Reads JSON Lines: one object per line.
-
-    Args:
-        text: the content.
-        example: an example of a line, for messages.
-        problems: receives lines that cannot be parsed.
-
-    Returns:
-        The keys of all objects; for every object, its place ("line 2") and the object.
-    """
-    if text.lstrip().startswith("["):
-        problems.add("JSON array", "write one object a line, without brackets and commas around them", "line 1")
-        return [], []
-    rows: list[tuple[str, dict[str, Any]]] = []
-    # str.splitlines would also split at characters that JSON allows inside a string (U+2028, U+0085).
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.add(
-                "line that is not JSON", "write one object a line", f"line {number} ({getattr(error, 'msg', error)})"
-            )
-            continue
-        if isinstance(row, dict):
-            rows.append((f"line {number}", row))
-        else:
-            problems.add("line that is not a JSON object", f"write {example}", f"line {number}")
-    return list({column: None for _, row in rows for column in row}), rows
-
-
-def _numbered(reader: Any, problems: Problems, source: str) -> Iterator[tuple[str, list[str]]]:
-    """Yields the nonblank records of a csv.reader, each with the line where it begins, up to the first syntax error."""
-    while True:
-        line = f"line {reader.line_num + 1}" + (f" of {source}" if source else "")
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            remedy = "correct its quotes; the rest of the file was not read"
-            problems.add("record that is not CSV", remedy, f"{line} ({error})")
-            return
-        if values:
-            yield line, values

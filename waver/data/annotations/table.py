@@ -1,35 +1,34 @@
-"""A user's own data: a table in JSONL, CSV or Parquet, one row per caption."""
+"""A user's own data: a table in JSONL, CSV, TSV or Parquet, one row per caption."""
 
-import difflib
+import datetime
 import math
 import os
-from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+import re
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from waver.data.annotations.captions import Caption, caption_table, choose_validation_videos
 from waver.data.annotations.options import HeldOutData
-from waver.data.annotations.reading import MAX_BYTES, Problems, excerpt, is_text, read_csv, read_jsonl, read_text
-from waver.data.annotations.videos import index_videos
+from waver.data.annotations.reading import Problems, caption_defect, excerpt, is_text
+from waver.data.annotations.table_file import Row, read_table_file
+from waver.data.annotations.videos import VideoFolder, index_videos, report_missing, warn_of_similar
 
-REQUIRED = ("video", "caption")
-OPTIONAL = ("start_s", "end_s", "split", "style", "video_id")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-_EXAMPLE = '{"video": ..., "caption": ...}'
 
-_ROWS_AT_A_TIME = 256
-_MAX_ROWS = 20_000_000
 _MAX_NAME_BYTES = 255  # of common file systems
+_LIST = re.compile(r"\s*(array\()?[\[{]\s*['\"].*['\"]\s*,?\s*[\]}].*", re.DOTALL)
+"""A list or an object in the notation of Python, NumPy or JSON."""
+_NO_VALUES = ("nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "N/A", "#N/A")
+"""Texts that programs write in place of a missing value."""
+_CLOCK = re.compile(r"(?:([0-9]+):)?([0-9]{1,2}):([0-9]{1,2}(?:[.,][0-9]+)?)")
+_WITH_UNIT = re.compile(r"([0-9]+(?:[.,][0-9]+)?) ?(?:s|sec|secs|seconds?)?")
 
-Row = Mapping[str, Any]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VideoFile:
     """A video file: its absolute path, and its name relative to the folder of videos (the path if it is elsewhere)."""
 
@@ -37,8 +36,31 @@ class VideoFile:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class ParsedRow:
+    """A row whose clip is known; `text` and `split` are None if they are wrong, which `Problems` has been told."""
+
+    where: str
+    video_id: str
+    clip_id: str
+    file: VideoFile
+    start_s: float | None
+    end_s: float | None
+    text: str | None
+    split: str | None
+    style: str | None
+
+    def caption(self) -> Caption:
+        """Returns the row of the caption table; nothing may be wrong."""
+        assert self.text is not None
+        assert self.split is not None
+        return Caption(
+            self.video_id, self.clip_id, self.file.path, self.start_s, self.end_s, self.text, self.split, self.style
+        )
+
+
 class TableData(HeldOutData):
-    """The user's own data: a table with one row per caption, in JSONL, CSV or Parquet."""
+    """The user's own data: a table with one row per caption, in JSONL, CSV, TSV or Parquet."""
 
     format: Literal["table"]
 
@@ -56,7 +78,7 @@ class TableData(HeldOutData):
 def load_table(
     annotations: Path, videos: Path, *, validation_fraction: float, validation_seed: int, allow_missing_videos: bool
 ) -> pa.Table:
-    """Reads a user's own data from a `.jsonl` (or `.json`, one object per line), `.csv` or `.parquet` file.
+    """Reads a user's own data from a file that `read_table_file` understands.
 
     Columns:
         video: path of the file, relative to `videos`, or absolute if the file exists.
@@ -85,19 +107,18 @@ def load_table(
         AnnotationError: with every problem.
     """
     problems = Problems()
-    videos = videos.absolute()
-    files = index_videos(videos, problems)
-    columns, rows = _read_rows(annotations, problems)
-    captions: list[tuple[str, Caption]] = []
-    if _check_columns(columns, bool(rows), problems):
-        file_of = _locate_videos(rows, videos, files, allow_missing_videos, problems)
-        parsed = ((where, _parse(where, row, "split" in columns, file_of, problems)) for where, row in rows)
-        captions = [(where, caption) for where, caption in parsed if caption]
-        _check_identities(captions, {file.path: file.name for file in file_of.values()}, problems)
+    columns, rows = read_table_file(annotations, problems)
+    # Files that a row names count as videos whatever their ending.
+    names = {os.path.basename(row["video"]) for _, row in rows if is_text(row.get("video"))}  # noqa: PTH119
+    index = index_videos(videos.absolute(), problems, names=names)
+    file_of = _locate_videos(rows, index, allow_missing_videos, problems)
+    parsed = [_parse(where, row, columns, file_of, problems) for where, row in rows]
+    _check_identities([row for row in parsed if row], problems)
+    if "video" in columns:
         _check_train_size(rows, file_of, problems)
     problems.raise_if_any(annotations)
 
-    result = [caption for _, caption in captions]
+    result = [row.caption() for row in parsed if row]
     validation = "own"
     if not any(caption.split == "validation" for caption in result):
         validation = "held out of train"
@@ -110,103 +131,13 @@ def load_table(
     return caption_table(result, validation=validation)
 
 
-def _read_rows(path: Path, problems: Problems) -> tuple[list[str], list[tuple[str, Row]]]:
-    """Returns the columns, and every row with its place in the file ("line 2")."""
-    suffix = path.suffix.lower()
-    num_problems = len(problems)
-    columns: list[str] = []
-    rows: list[tuple[str, Row]] = []
-    if suffix not in (".jsonl", ".json", ".csv", ".parquet"):
-        problems.add("unknown kind of file", "JSONL (.jsonl), CSV (.csv) and Parquet (.parquet) are read", path.name)
-    elif suffix == ".parquet":
-        columns, rows = _read_parquet(path, problems)
-    elif (text := read_text(path, problems)) is not None:
-        if suffix == ".csv":
-            columns, found = read_csv(text, problems)
-        else:
-            columns, found = read_jsonl(text, _EXAMPLE, problems)
-        rows = list(found)
-    if not rows and len(problems) == num_problems:
-        problems.add("table without rows", f"write one row per caption, with {' and '.join(REQUIRED)}", path.name)
-    return columns, rows
-
-
-def _read_parquet(path: Path, problems: Problems) -> tuple[list[str], list[tuple[str, Row]]]:
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = file.schema_arrow.names
-            known = [name for name in columns if name in (*REQUIRED, *OPTIONAL)]
-            if len(set(known)) < len(known) or not {*REQUIRED} <= {*known}:  # `_check_columns` reports it
-                return columns, []
-            _check_declared_size(file.metadata)
-            repeating = [name for name in known if name not in _delta_encoded_columns(file.metadata)]
-        # Dictionaries keep equal texts once: a small file can repeat a long text millions of times.
-        rows, size = [], 0
-        with pq.ParquetFile(path, read_dictionary=repeating) as file:
-            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=known):
-                values = {
-                    name: _as_python(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
-                }
-                size += sum(
-                    len(value) if isinstance(value, str) else 8 for column in values.values() for value in column
-                )
-                if size > MAX_BYTES:
-                    raise ValueError(f"it unpacks to more than {MAX_BYTES // 2**20} MiB")
-                rows += [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
-        return columns, [(f"row {number}", row) for number, row in enumerate(rows, 1)]
-    # ValueError: text that is not UTF-8. OverflowError: years that Python cannot represent.
-    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
-        problems.add("unreadable file", "the file must exist, be readable and be Parquet", f"{path} ({error})")
-        return [], []
-
-
-def _check_declared_size(metadata: pq.FileMetaData) -> None:
-    """Raises ValueError if the metadata declares a file that is too large; reading it stops at the same size anyway."""
-    size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    if size > MAX_BYTES or metadata.num_rows > _MAX_ROWS:
-        raise ValueError(
-            f"its {metadata.num_rows} rows unpack to {size // 2**20} MiB; at most {_MAX_ROWS} rows and "
-            f"{MAX_BYTES // 2**20} MiB are read"
-        )
-
-
-def _delta_encoded_columns(metadata: pq.FileMetaData) -> set[str]:
-    """Returns the columns with a delta encoding (texts stored as differences), which Arrow cannot read as a dictionary."""
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    columns = (group.column(number) for group in groups for number in range(group.num_columns))
-    return {column.path_in_schema for column in columns if any(name.startswith("DELTA") for name in column.encodings)}
-
-
-def _as_python(column: pa.Array) -> list[Any]:
-    """Returns the values; equal values of a dictionary-encoded column are one object."""
-    if not pa.types.is_dictionary(column.type):
-        return column.to_pylist()
-    values = column.dictionary.to_pylist()
-    return [None if index is None else values[index] for index in column.indices.to_pylist()]
-
-
-def _check_columns(columns: list[str], has_rows: bool, problems: Problems) -> bool:
-    """Adds a problem for each unknown, repeated or missing column; returns whether the required columns exist."""
-    known = [*REQUIRED, *OPTIONAL]
-    for column, count in Counter(columns).items():
-        if column not in known:
-            near = difflib.get_close_matches(column, known, 1)
-            hint = f"{column!r} (did you mean {near[0]}?)" if near else repr(column)
-            problems.add("unknown column", f"known columns: {', '.join(known)}", hint)
-        elif count > 1:
-            problems.add("repeated column", "keep one of them", column)
-    absent = [column for column in REQUIRED if column not in columns]
-    for column in absent if columns or has_rows else ():
-        problems.add("missing column", "a table needs video (path) and caption", column)
-    return not absent
-
-
 def _locate_videos(
-    rows: Iterable[tuple[str, Row]], videos: Path, files: list[Path], allow_missing: bool, problems: Problems
+    rows: Iterable[tuple[str, Row]], index: VideoFolder, allow_missing: bool, problems: Problems
 ) -> dict[str, VideoFile]:
     """Returns the file of each different value of `video` that is a valid path; adds a problem once for each other value."""
-    indexed = set(files)
+    videos, indexed = index.path, set(index.videos)
     file_of: dict[str, VideoFile] = {}
+    missing: dict[str, dict[str, str]] = {"video without a file": {}, "absolute path without a file": {}}
     seen: set[str] = set()
     for where, row in rows:
         video = row.get("video")
@@ -221,31 +152,36 @@ def _locate_videos(
         if ".." in parts:
             problems.add("path that leaves the folder of videos", f"write paths below {videos}, without ..", where)
             continue
-        is_there = path in indexed or path.is_file()
-        if Path(video).is_absolute() and not is_there:
-            problems.add("absolute path without a file", f"write paths relative to {videos}", where)
-        elif files and not is_there and not allow_missing:
-            remedy = f"put them into {videos} under this path, or set data.allow_missing_videos to count them as misses"
-            problems.add("video without a file", remedy, where)
+        if path not in indexed and not path.is_file():
+            kind = "absolute path without a file" if Path(video).is_absolute() else "video without a file"
+            missing[kind][video] = where
         name = path.relative_to(videos) if path.is_relative_to(videos) else path
         file_of[video] = VideoFile(str(path), name.as_posix())
+    # If the folder has no files at all, `index_videos` has reported that.
+    for kind, names in missing.items():
+        correct, put = "write them so in the column video", f"put them into {videos} under this path"
+        if kind.startswith("absolute"):
+            put = f"write paths relative to {videos}"
+        elif allow_missing:
+            warn_of_similar(names, index)
+            continue
+        elif not index:
+            continue
+        report_missing(kind, names, index, correct=correct, put=put, problems=problems)
     return file_of
 
 
 def _parse(
-    where: str, row: Row, has_splits: bool, file_of: Mapping[str, VideoFile], problems: Problems
-) -> Caption | None:
-    """Parses one row; returns None if it has a problem."""
+    where: str, row: Row, columns: Collection[str], file_of: Mapping[str, VideoFile], problems: Problems
+) -> ParsedRow | None:
+    """Parses one row; returns None if its clip cannot be known."""
+    video = _text(row, "video", where, problems) if "video" in columns else None
+    if video is not None and not video.strip():
+        problems.add("empty video", "fill it in, or delete the row", where)
+    text = _caption(row, where, problems) if "caption" in columns else None
+    split = _split(row, where, problems) if "split" in columns else "train"
+    style, own_id = (_text(row, name, where, problems) for name in ("style", "video_id"))
     num_problems = len(problems)
-    text = {name: _text(row, name, where, problems) for name in ("video", "caption", "split", "style", "video_id")}
-    for column in REQUIRED:
-        if (value := text[column]) is not None and not value.strip():
-            problems.add(f"empty {column}", "fill it in, or delete the row", where)
-    split = text["split"] if has_splits else "train"
-    if split == "":
-        problems.add("row without split", "fill in the split of every row, or delete the column", where)
-    elif split is not None and split not in SPLIT_NAMES:
-        problems.add("unknown split", f"it is one of {', '.join(SPLIT_NAMES)}", f"{where}: {split!r}")
     start_s, end_s = (_seconds(row, name, where, problems) for name in ("start_s", "end_s"))
     if start_s is None and end_s is not None:
         start_s = 0.0
@@ -254,13 +190,39 @@ def _parse(
     elif start_s is not None and end_s is not None and start_s >= end_s:
         segment = f"{where}: {start_s:g} to {end_s:g}"
         problems.add("segment that ends before it starts", "end_s must be after start_s", segment)
-    file, caption = file_of.get(text["video"] or ""), text["caption"]
-    if file is None or caption is None or split is None or len(problems) > num_problems:
+    file = file_of.get(video or "")
+    if file is None or own_id is None or len(problems) > num_problems:
         return None
     # Not Path.suffix: Python versions differ on "name.".
-    video_id = text["video_id"] or os.path.splitext(file.name)[0]  # noqa: PTH122
+    video_id = own_id or os.path.splitext(file.name)[0]  # noqa: PTH122
     clip_id = video_id if start_s is None else f"{video_id}@{_format_seconds(start_s)}-{_format_seconds(end_s)}"
-    return Caption(video_id, clip_id, file.path, start_s, end_s, caption, SPLIT_NAMES[split], text["style"] or None)
+    return ParsedRow(where, video_id, clip_id, file, start_s, end_s, text, split, style or None)
+
+
+def _caption(row: Row, where: str, problems: Problems) -> str | None:
+    """Returns the caption; None (a problem) if it is no text, or shows nothing, or stands for something else."""
+    value = row.get("caption")
+    if isinstance(value, list | tuple | dict) or (isinstance(value, str) and _LIST.fullmatch(value)):
+        remedy = "write one row for each caption"
+        problems.add("caption that holds a list", remedy, f"{where}: {excerpt(value)}")
+    elif kind := caption_defect("" if value is None else value):
+        remedy = "write a string" if kind.endswith("not text") else "fill it in, or delete the row"
+        problems.add(kind, remedy, where if kind == "empty caption" else f"{where}: {excerpt(value)}")
+    elif value in _NO_VALUES:
+        remedy = "fill it in, or delete the row: programs write such a text for a missing value"
+        problems.add("caption that is a missing value", remedy, f"{where}: {value}")
+    else:
+        return value
+    return None
+
+
+def _split(row: Row, where: str, problems: Problems) -> str | None:
+    split = _text(row, "split", where, problems)
+    if split == "":
+        problems.add("row without split", "fill in the split of every row, or delete the column", where)
+    elif split is not None and split not in SPLIT_NAMES:
+        problems.add("unknown split", f"it is one of {', '.join(SPLIT_NAMES)}", f"{where}: {split!r}")
+    return SPLIT_NAMES.get(split or "")
 
 
 def _text(row: Row, column: str, where: str, problems: Problems) -> str | None:
@@ -268,10 +230,15 @@ def _text(row: Row, column: str, where: str, problems: Problems) -> str | None:
     value = row.get(column)
     if value is None:
         return ""
-    if is_text(value):
-        return value
-    problems.add(f"{column} that is not text", "write a string", f"{where}: {excerpt(value)}")
-    return None
+    if not is_text(value):
+        is_number = column in ("video", "video_id") and isinstance(value, int | float) and not isinstance(value, bool)
+        remedy = "write a string" + (": as numbers, names lose their leading zeros (0007 is 7)" if is_number else "")
+        problems.add(f"{column} that is not text", remedy, f"{where}: {excerpt(value)}")
+        return None
+    if "\x00" in value and column != "video":  # `_locate_videos` reports that
+        problems.add(f"{column} with a NUL character", "delete the character", f"{where}: {excerpt(value)}")
+        return None
+    return value
 
 
 def _seconds(row: Row, column: str, where: str, problems: Problems) -> float | None:
@@ -284,30 +251,50 @@ def _seconds(row: Row, column: str, where: str, problems: Problems) -> float | N
         seconds = math.nan
     if math.isfinite(seconds):
         return seconds + 0.0  # -0.0 becomes 0.0
-    problems.add(f"{column} that is not a number", "write seconds, or nothing", f"{where}: {excerpt(value)}")
+    where = f"{where}: {excerpt(value)}"
+    if (meant := _guess_seconds(value)) is not None:
+        problems.add(f"{column} that is not in seconds", "write the number in brackets", f"{where} ({meant:.12g})")
+    else:
+        problems.add(f"{column} that is not a number", "write seconds, or nothing", where)
     return None
+
+
+def _guess_seconds(value: Any) -> float | None:
+    """Returns the seconds that a time such as 00:01:30 or 2,5 s means; None if that is not clear."""
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, datetime.time):
+        value = value.isoformat()
+    if not isinstance(value, str):
+        return None
+    text = value.strip().lower()
+    if match := _CLOCK.fullmatch(text):
+        hours, minutes, seconds = match.groups()
+        return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
+    match = _WITH_UNIT.fullmatch(text)
+    return float(match[1].replace(",", ".")) if match else None
 
 
 def _format_seconds(seconds: float | None) -> str:
     return "" if seconds is None else repr(seconds).removesuffix(".0")
 
 
-def _check_identities(captions: list[tuple[str, Caption]], name_of: Mapping[str, str], problems: Problems) -> None:
-    """Finds ambiguous ids and clips in two splits; `name_of` maps paths to the names to show."""
+def _check_identities(rows: list[ParsedRow], problems: Problems) -> None:
+    """Finds ambiguous ids and clips in two splits."""
 
     def check(kind: str, remedy: str, pairs: Iterable[tuple[Hashable, Hashable]]) -> None:
         values: dict[Hashable, dict[Hashable, str]] = {}
-        for (where, _), (key, value) in zip(captions, pairs, strict=True):
-            values.setdefault(key, {}).setdefault(value, where)
+        for row, (key, value) in zip(rows, pairs, strict=True):
+            if value is not None:
+                values.setdefault(key, {}).setdefault(value, row.where)
         for key, places in values.items():
             if len(places) > 1:
                 named = ", ".join(f"{value} ({where})" for value, where in list(places.items())[:2])
                 problems.add(kind, remedy, f"{key}: {named}")
 
-    rows = [caption for _, caption in captions]
     ids = "give every file one video_id of its own"
-    check("video_id of two files", ids, ((row.video_id, name_of[row.path]) for row in rows))
-    check("file with two video_ids", ids, ((name_of[row.path], row.video_id) for row in rows))
+    check("video_id of two files", ids, ((row.video_id, row.file.name) for row in rows))
+    check("file with two video_ids", ids, ((row.file.name, row.video_id) for row in rows))
     segments = ((row.clip_id, (row.video_id, row.start_s, row.end_s)) for row in rows)
     check("clip_id of two clips", "change the video_id that has the form of a segment's clip_id", segments)
     check("clip in two splits", "keep all captions of a clip in one split", ((row.clip_id, row.split) for row in rows))

@@ -1,18 +1,50 @@
 """Finds the video files of a data set."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from waver.data.annotations.reading import Problems, is_text
+from waver.data.annotations.similar_names import find_similar, is_url
+from waver.data.annotations.suffixes import ANIMATED, ARCHIVES, PICTURES, VIDEO_SUFFIXES, strip_video_suffix
 
-_COMMON = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".ogv")
-_RARE = (".3gp", ".3gpp", ".3g2", ".mts", ".m2ts", ".qt", ".asf", ".divx")  # in DiDeMo
-VIDEO_SUFFIXES = frozenset(_COMMON + _RARE)
+logger = logging.getLogger(__name__)
+
+_MAX_KINDS = 5
 
 
-def index_videos(videos: Path, problems: Problems, *, names: Collection[str] = ()) -> list[Path]:
-    """Finds the video files in a folder and its subfolders, links included, sorted by path.
+@dataclass
+class VideoFolder:
+    """What a folder of videos and its subfolders hold."""
+
+    path: Path
+    videos: list[Path] = field(default_factory=list)
+    """Files with an ending of videos, and those that were asked for by name; sorted."""
+    animations: list[Path] = field(default_factory=list)
+    """GIFs, unless they were asked for."""
+    num_others: Counter[str] = field(default_factory=Counter)
+    """Ending -> number of files, for all other files."""
+    num_picture_folders: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.videos or self.animations)
+
+    def names(self) -> list[str]:
+        """Returns the paths of all videos and GIFs relative to the folder, with slashes."""
+        return [path.relative_to(self.path).as_posix() for path in (*self.videos, *self.animations)]
+
+    def describe(self) -> str:
+        """Returns how many files of each ending there are."""
+        counts = Counter(path.suffix.lower() for path in (*self.videos, *self.animations)) + self.num_others
+        listed = [f"{count:,} {suffix or 'without ending'}" for suffix, count in counts.most_common(_MAX_KINDS)]
+        return ", ".join(listed) + (", ..." if len(counts) > _MAX_KINDS else "") or "no files"
+
+
+def index_videos(videos: Path, problems: Problems, *, names: Collection[str] = ()) -> VideoFolder:
+    """Lists a folder and its subfolders, links included.
 
     Args:
         videos: the folder.
@@ -20,15 +52,16 @@ def index_videos(videos: Path, problems: Problems, *, names: Collection[str] = (
         names: names of files that count as videos whatever their extension.
 
     Returns:
-        The paths of the files, sorted.
+        What the folder holds; nothing if it cannot be read.
     """
+    index = VideoFolder(videos)
     if not is_text(str(videos)):
         problems.add("folder of videos whose name is not UTF-8", "rename it", videos)
-        return []
+        return index
     if not videos.is_dir():
         problems.add("missing folder of videos", "put the video files there, or correct data.videos", videos)
-        return []
-    found, pending, visited, num_problems = [], [videos], set(), len(problems)
+        return index
+    pending, visited, num_problems = [videos], set(), len(problems)
     while pending:
         folder = pending.pop()
         # A linked folder may contain the link itself.
@@ -43,15 +76,86 @@ def index_videos(videos: Path, problems: Problems, *, names: Collection[str] = (
                 "unreadable folder of videos", "make it readable, or remove it", f"{folder} ({error.strerror})"
             )
             continue
-        for name, is_folder, is_file in entries:
-            if is_folder:
-                pending.append(folder / name)
-            elif is_file and (name in names or strip_video_suffix(name) != name):
-                found.append(folder / name)
-    if not found and len(problems) == num_problems:
-        suffixes = ", ".join(sorted(VIDEO_SUFFIXES))
-        problems.add("folder without video files", f"put the video files there ({suffixes})", videos)
-    return sorted(found)
+        pending += [folder / name for name, is_folder, _ in entries if is_folder]
+        _add_files(index, folder, [name for name, _, is_file in entries if is_file], names)
+    index.videos.sort()
+    index.animations.sort()
+    if not index and len(problems) == num_problems:
+        problems.add("folder without video files", _describe_remedy(index), f"{videos} (it holds {index.describe()})")
+    return index
+
+
+def _add_files(index: VideoFolder, folder: Path, files: list[str], names: Collection[str]) -> None:
+    """Adds the files of one folder to the index."""
+    suffixes = {name: os.path.splitext(name)[1].lower() for name in files}  # noqa: PTH122 - as strip_video_suffix
+    for name, suffix in suffixes.items():
+        if name in names or suffix in VIDEO_SUFFIXES:
+            index.videos.append(folder / name)
+        elif suffix == ANIMATED:
+            index.animations.append(folder / name)
+        else:
+            index.num_others[suffix] += 1
+    index.num_picture_folders += not PICTURES.isdisjoint(suffixes.values())
+
+
+def _describe_remedy(index: VideoFolder) -> str:
+    """Returns what to do with a folder that has no videos."""
+    most = index.num_others.most_common(1)[0][0] if index.num_others else ""
+    if most in PICTURES:
+        return (
+            f"the pictures in {index.num_picture_folders} folders seem to be frames: make a video of each folder, such as "
+            f"`ffmpeg -framerate 25 -pattern_type glob -i 'video0/*{most}' -pix_fmt yuv420p video0.mp4`"
+        )
+    if most in ARCHIVES:
+        return f"unpack the {most} files"
+    return f"put the video files there ({', '.join(sorted(VIDEO_SUFFIXES))})"
+
+
+def report_missing(
+    kind: str, missing: Mapping[str, str], index: VideoFolder, *, correct: str, put: str, problems: Problems
+) -> None:
+    """Adds a problem for each video without a file; those that are there under a similar name are told apart.
+
+    Args:
+        kind: of the problem.
+        missing: name that was looked for -> the text that shows it and its place.
+        index: what the folder holds.
+        correct: what to do with a video that is there under another name.
+        put: what to do with a video that is not there.
+        problems: receives the problems.
+    """
+    for name, remedy, file in explain_missing(missing, index, correct=correct, put=put):
+        problems.add(kind, remedy, f"{missing[name]} ({file!r} is there)" if file else missing[name])
+
+
+def warn_of_similar(missing: Collection[str], index: VideoFolder) -> None:
+    """Logs which of the videos that are allowed to be missing are there under a similar name."""
+    similar = find_similar(missing, index.names())
+    for difference, count in Counter(found.difference for found in similar.values()).items():
+        name = next(name for name in similar if similar[name].difference == difference)
+        logger.warning(
+            f"{count:,} of {len(missing):,} missing videos are in {index.path} {difference} ({similar[name].file!r} for "
+            f"{name!r}); as long as the names differ, their captions count as misses"
+        )
+
+
+def explain_missing(
+    missing: Collection[str], index: VideoFolder, *, correct: str, put: str
+) -> list[tuple[str, str, str | None]]:
+    """Returns for each missing video its name, what to do, and the file of a similar name; arguments: `report_missing`."""
+    similar = find_similar(missing, index.names())
+    counts = Counter(found.difference for found in similar.values())
+    explained: list[tuple[str, str, str | None]] = []
+    for name in missing:
+        if found := similar.get(name):
+            remedy = f"{counts[found.difference]:,} of {len(missing):,} are there {found.difference}: {correct}"
+            explained.append((name, remedy, found.file))
+        elif is_url(name):
+            explained.append((name, f"download them into {index.path}: waver reads files, no addresses", None))
+        else:
+            remedy = f"{put}, or set data.allow_missing_videos to count them as misses"
+            explained.append((name, f"{remedy} (the folder holds {index.describe()})", None))
+    return explained
 
 
 def find_videos(
@@ -74,10 +178,11 @@ def find_videos(
     clip_of_name = {name: clip_id for clip_id, name in file_name_of.items()}
     clip_of_name |= {clip_id: clip_id for clip_id in file_name_of}
     files: dict[str, list[Path]] = {}
-    for path in (indexed := index_videos(videos, problems, names=clip_of_name)):
+    index = index_videos(videos, problems, names=clip_of_name)
+    for path in index.videos:
         if clip_id := clip_of_name.get(strip_video_suffix(path.name)):
             files.setdefault(clip_id, []).append(path)
-    path_of = {}
+    path_of, missing = {}, {}
     for clip_id, name in file_name_of.items():
         found = files.get(clip_id, [])
         path_of[clip_id] = str(found[0] if found else videos / name)
@@ -87,13 +192,11 @@ def find_videos(
             problems.add("video with several files", f"keep only one of them in {videos}", f"{clip_id}: {relative}")
         elif not is_text(path_of[clip_id]):
             problems.add("video in a folder whose name is not UTF-8", "rename the folder", path_of[clip_id])
-        elif indexed and not found and not allow_missing:
-            remedy = f"put them into {videos} as <id>.mp4, or set data.allow_missing_videos to count them as misses"
-            problems.add("video without a file", remedy, clip_id)
+        elif index and not found:
+            missing[name] = clip_id
+    if allow_missing:
+        warn_of_similar(missing, index)
+    else:
+        correct, put = "rename the files, or link to them", f"put them into {videos} as <id>.mp4"
+        report_missing("video without a file", missing, index, correct=correct, put=put, problems=problems)
     return path_of
-
-
-def strip_video_suffix(name: str) -> str:
-    """Removes the extension from a file name if it is one of `VIDEO_SUFFIXES`, in upper or lower case."""
-    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - Path.suffix: Python versions differ on "name."
-    return stem if suffix.lower() in VIDEO_SUFFIXES else name

@@ -1,0 +1,117 @@
+"""Compares the names of missing videos with the files that are there: if all differ in one way, that is one mistake."""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from waver.data.annotations.suffixes import split_video_suffix
+
+_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+
+
+class Similar(NamedTuple):
+    """A file that is there, and how its name differs from the name in the table."""
+
+    file: str
+    difference: str
+    """Such as "with .mp4 added"; it fits into "10 of 10 are there ..."."""
+
+
+def find_similar(names: Iterable[str], files: Iterable[str]) -> dict[str, Similar]:
+    """Finds a file for each name that differs from it only by folder, ending, case, accents, blanks or leading zeros.
+
+    Args:
+        names: of missing videos, as in the table.
+        files: paths of all files that are there, relative to the folder of videos, with slashes.
+
+    Returns:
+        Name -> file, for those names that have one.
+    """
+    files_of: defaultdict[str, list[str]] = defaultdict(list)
+    for file in files:
+        files_of[_essence(file)].append(file)
+    found = {}
+    for name in names:
+        if candidates := files_of.get(_essence(name)):
+            file = max(candidates, key=lambda file: _num_equal_parts(name, file))
+            found[name] = Similar(file, _describe_difference(name, file))
+    return found
+
+
+def is_url(name: str) -> bool:
+    """Returns whether a name in a table is an address rather than a path."""
+    return _URL.match(name) is not None
+
+
+def _essence(name: str) -> str:
+    """Returns what stays of a path without everything in which names differ by mistake."""
+    stem = _clean(name).rpartition("/")[2]
+    while (shorter := split_video_suffix(stem)[0]) != stem:
+        stem = shorter
+    return _ZEROS.sub("", _nfc(stem).casefold())
+
+
+def _clean(name: str) -> str:
+    """Returns a path with slashes, without an address around it and without blanks and invisible characters."""
+    if is_url(name):
+        name = unquote(re.split("[?#]", name)[0])
+    name = "".join(char for char in name if unicodedata.category(char) not in ("Cf", "Cc")).strip()
+    return name.replace("\\", "/")
+
+
+def _num_equal_parts(name: str, file: str) -> int:
+    parts = zip(reversed(_clean(name).casefold().split("/")), reversed(file.casefold().split("/")), strict=False)
+    return sum(a == b for a, b in parts)
+
+
+def _describe_difference(name: str, file: str) -> str:
+    """Returns the steps that make the path of the file from the name."""
+    clean, steps = _clean(name), []
+    folder, _, base = clean.rpartition("/")
+    file_folder, _, file_base = file.rpartition("/")
+    if "\\" in name:
+        steps.append("with / in place of \\")
+    elif clean != name and not is_url(name):
+        steps.append("without blanks or invisible characters")
+    if _plain(folder) != _plain(file_folder):
+        steps.append(_describe_folders(folder, file_folder))
+        folder = file_folder
+    (stem, suffix), (file_stem, file_suffix) = split_video_suffix(base), split_video_suffix(file_base)
+    if suffix != file_suffix:
+        steps.append(
+            f"with {file_suffix} added"
+            if not suffix
+            else f"without {suffix}"
+            if not file_suffix
+            else f"with {file_suffix} in place of {suffix}"
+        )
+    one, other = f"{folder}/{stem}", f"{file_folder}/{file_stem}"
+    if one != other:
+        if _nfc(one) != one or _nfc(other) != other:
+            steps.append("with accents in another Unicode form (NFC, NFD)")
+        one, other = _nfc(one), _nfc(other)
+        if one != other and _ZEROS.sub("", one) == _ZEROS.sub("", other):
+            steps.append("with another number of leading zeros")
+        elif one != other:
+            steps.append("in other case (capital and small letters)")
+    return " and ".join(steps)
+
+
+def _describe_folders(folder: str, file_folder: str) -> str:
+    if not file_folder or folder.endswith(f"/{file_folder}"):
+        return f"without {folder.removesuffix(file_folder).rstrip('/') + '/'!r} in front"
+    if not folder or file_folder.endswith(f"/{folder}"):
+        return "in a subfolder"
+    return "in another folder"
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _plain(text: str) -> str:
+    return _nfc(text).casefold()

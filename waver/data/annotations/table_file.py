@@ -1,0 +1,64 @@
+"""Reads the file of a user's own table: JSON Lines, CSV, TSV or Parquet."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from waver.data.annotations.columns import REQUIRED, check_columns
+from waver.data.annotations.delimited import read_csv
+from waver.data.annotations.diagnosis import diagnose_table
+from waver.data.annotations.json_lines import read_jsonl
+from waver.data.annotations.parquet import read_parquet
+from waver.data.annotations.reading import Problems, read_text
+
+_EXAMPLE = '{"video": ..., "caption": ...}'
+
+Row = Mapping[str, Any]
+
+
+def read_table_file(path: Path, problems: Problems) -> tuple[set[str], list[tuple[str, Row]]]:
+    """Reads every row of a table.
+
+    Args:
+        path: a `.jsonl` (or `.json`, one object a line), `.csv` or `.tsv` file, each also as `.gz`, or a `.parquet` file.
+        problems: receives what is wrong with the file as a whole, its lines and its columns. If the file turns out to be
+            something else, this is the only problem.
+
+    Returns:
+        The known columns that could be read, and every row with its place in the file ("line 2") and its values by known
+        column. Rows that cannot be read are left out; columns with another name count as what they seem to be, so that
+        their values can be checked too.
+    """
+    own = Problems()
+    columns, rows = _read(path, own)
+    meant = check_columns(columns, bool(rows), path, own)
+    if not rows and not len(own):
+        own.add("table without rows", f"write one row per caption, with {' and '.join(REQUIRED)}", path.name)
+    # One row may be a whole table in another form.
+    if (len(own) or len(rows) == 1) and (diagnosis := diagnose_table(path)):
+        problems.add(diagnosis.kind, diagnosis.remedy, path.name)
+        return set(), []
+    problems.extend(own)
+    known: list[tuple[str, Row]] = []
+    for where, row in rows:
+        if row and all(value == column for column, value in row.items()):
+            problems.add("header in the middle of the file", "delete this line", where)
+        else:
+            known.append((where, {meant[column]: value for column, value in row.items() if column in meant}))
+    return {column for _, row in known for column in row}, known
+
+
+def _read(path: Path, problems: Problems) -> tuple[list[str], Sequence[tuple[str, Row]]]:
+    """Returns the columns and the rows of the file."""
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if path.name.lower().endswith(".parquet"):
+        return read_parquet(path, problems)
+    if suffix not in (".jsonl", ".json", ".csv", ".tsv"):
+        kinds = "JSONL (.jsonl), CSV (.csv), TSV (.tsv), each also as .gz, and Parquet (.parquet) are read"
+        problems.add("unknown kind of file", kinds, path.name)
+        return [], []
+    if (text := read_text(path, problems)) is None:
+        return [], []
+    if suffix in (".jsonl", ".json"):
+        return read_jsonl(text, _EXAMPLE, problems)
+    return read_csv(text, problems, delimiter="\t" if suffix == ".tsv" else ",")
