@@ -54,7 +54,8 @@ def _records(text: str, problems: Problems, source: str, delimiter: str) -> Iter
         except csv.Error as error:
             wrong = _describe_error(str(error))
         else:
-            if not (wrong := _describe_swallowed(values, delimiter, reader.line_num + num_before)):
+            last = num_before + reader.line_num
+            if last == number or not (wrong := _describe_swallowed(values, delimiter, last)):
                 if len(values) > 1 or "".join(values).strip():
                     yield line, values
                 continue

@@ -89,6 +89,8 @@ def caption_defect(caption: Any) -> str | None:
 
 def is_visible(text: str) -> bool:
     """Returns whether at least one character of a text shows something: is no blank, mark or control character."""
+    if text[:1].isascii() and text[:1].isalnum():  # nearly always
+        return True
     return any(unicodedata.category(char) not in _INVISIBLE and char not in _BLANK_LETTERS for char in text)
 
 

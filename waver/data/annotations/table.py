@@ -30,10 +30,14 @@ _WITH_UNIT = re.compile(r"([0-9]+(?:[.,][0-9]+)?) ?(?:s|sec|secs|seconds?)?")
 
 @dataclass(frozen=True, slots=True)
 class VideoFile:
-    """A video file: its absolute path, and its name relative to the folder of videos (the path if it is elsewhere)."""
+    """A video file."""
 
     path: str
+    """Absolute."""
     name: str
+    """Path relative to the folder of videos; the absolute path if the file is elsewhere."""
+    stem: str
+    """The name without extension."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,8 @@ def _locate_videos(
             kind = "absolute path without a file" if Path(video).is_absolute() else "video without a file"
             missing[kind][video] = where
         name = path.relative_to(videos) if path.is_relative_to(videos) else path
-        file_of[video] = VideoFile(str(path), name.as_posix())
+        # Not Path.suffix: Python versions differ on "name.".
+        file_of[video] = VideoFile(str(path), name.as_posix(), os.path.splitext(name.as_posix())[0])  # noqa: PTH122
     # If the folder has no files at all, `index_videos` has reported that.
     for kind, names in missing.items():
         correct, put = "write them so in the column video", f"put them into {videos} under this path"
@@ -180,9 +185,11 @@ def _parse(
         problems.add("empty video", "fill it in, or delete the row", where)
     text = _caption(row, where, problems) if "caption" in columns else None
     split = _split(row, where, problems) if "split" in columns else "train"
-    style, own_id = (_text(row, name, where, problems) for name in ("style", "video_id"))
+    style, own_id = (_text(row, name, where, problems) if name in columns else "" for name in ("style", "video_id"))
     num_problems = len(problems)
-    start_s, end_s = (_seconds(row, name, where, problems) for name in ("start_s", "end_s"))
+    start_s, end_s = (
+        _seconds(row, name, where, problems) if name in columns else None for name in ("start_s", "end_s")
+    )
     if start_s is None and end_s is not None:
         start_s = 0.0
     if start_s is not None and start_s < 0:
@@ -193,8 +200,7 @@ def _parse(
     file = file_of.get(video or "")
     if file is None or own_id is None or len(problems) > num_problems:
         return None
-    # Not Path.suffix: Python versions differ on "name.".
-    video_id = own_id or os.path.splitext(file.name)[0]  # noqa: PTH122
+    video_id = own_id or file.stem
     clip_id = video_id if start_s is None else f"{video_id}@{_format_seconds(start_s)}-{_format_seconds(end_s)}"
     return ParsedRow(where, video_id, clip_id, file, start_s, end_s, text, split, style or None)
 

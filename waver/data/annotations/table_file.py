@@ -39,13 +39,16 @@ def read_table_file(path: Path, problems: Problems) -> tuple[set[str], list[tupl
         problems.add(diagnosis.kind, diagnosis.remedy, path.name)
         return set(), []
     problems.extend(own)
-    known: list[tuple[str, Row]] = []
-    for where, row in rows:
-        if row and all(value == column for column, value in row.items()):
-            problems.add("header in the middle of the file", "delete this line", where)
-        else:
-            known.append((where, {meant[column]: value for column, value in row.items() if column in meant}))
-    return {column for _, row in known for column in row}, known
+    header = {column: column for column in columns}
+    if repeated := [where for where, row in rows if row == header]:
+        rows = [(where, row) for where, row in rows if row != header]
+    for where in repeated:
+        problems.add("header in the middle of the file", "delete this line", where)
+    if meant != header:
+        rows = [
+            (where, {meant[column]: value for column, value in row.items() if column in meant}) for where, row in rows
+        ]
+    return {column for _, row in rows for column in row}, list(rows)
 
 
 def _read(path: Path, problems: Problems) -> tuple[list[str], Sequence[tuple[str, Row]]]:
