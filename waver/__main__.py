@@ -4,8 +4,11 @@ import logging
 import sys
 import traceback
 
+import typer
+
 from waver.cli import app
 from waver.cli.options import configure_logging
+from waver.cli.usage import usage_hints
 from waver.config import ConfigError
 from waver.tools.errors import bug_report, user_message
 
@@ -23,6 +26,9 @@ def main() -> None:
             logger.warning(_interrupt_message(ended) or "stopped; run the same command again to continue")
         elif message := getattr(ended, "message", ""):
             logger.warning(message)
+        elif ended.code == 2:  # Typer has printed which argument it does not know
+            for hint in usage_hints(sys.argv[1:], typer.main.get_command(app).commands):
+                logger.error(hint)
         raise
     except ConfigError as error:
         logger.error(str(error))

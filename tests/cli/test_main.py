@@ -72,13 +72,20 @@ def test_print_config_prints_a_configuration_that_can_be_loaded(tmp_path, reposi
         (["train", "broken.yaml"], "not YAML"),
         (["ingest", "good.yaml", "--set", "train.lrr=1"], "train.lrr: unknown key; did you mean lr?"),
         (["ingest", "good.yaml"], "captions.jsonl"),
-        (["train", "data.yaml"], "there is no clip store in"),
-        (["evaluate", "runs/typo"], "runs/typo is neither a run nor a checkpoint"),
+        (["train", "data.yaml"], "run `waver ingest data.yaml` first"),
+        (["train", "data.yaml", "--workers", "2"], "`waver ingest data.yaml --set resources.workers=2` first"),
+        (["train", "good.yaml", "--epochs", "3"], "--epochs is a setting: --set train.epochs=3"),
+        (["train", "good.yaml", "--set", "lr=1"], "lr: unknown key; did you mean train.lr?"),
+        (["train", "good.yaml", "--set", "train.lr="], "--set train.lr=: the value is empty"),
+        (["train", "sweep.yaml"], "sweep.yaml is a sweep, not an experiment: run it with `waver tune sweep.yaml`"),
+        (["tune", "good.yaml"], "good.yaml is an experiment, not a sweep: train it with `waver train good.yaml`"),
+        (["evaluate", "runs/typo"], "runs/typo does not exist: train one with"),
+        (["evaluate", "good.yaml"], "its run does not exist yet: `waver train good.yaml` makes it"),
         (["evaluate", "runs/typo", "--set", "text.max_words=5"], "text.max_words: a checkpoint is evaluated as it was"),
         (["evaluate", "runs/typo", "--export", "csv", "out"], "--export csv: the only format is trec"),
         (["board", "runs/typo"], "runs/typo does not exist"),
         (["board", "videos"], "no TensorBoard events in or below"),
-        (["compare", "runs/typo", "videos"], "videos is not a run, it has no config.yaml"),
+        (["compare", "runs/typo", "videos"], "runs/typo does not exist"),
         (["tune", "sweep.yaml", "--dry-run"], "train.lrr: unknown key; did you mean lr? (in 2 of 2 points)"),
     ],
 )
@@ -135,3 +142,16 @@ def test_quiet_hides_notices_and_verbose_prints_them(tmp_path, option, expected)
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr[:6]) == (0, expected)
+
+
+def test_the_next_command_has_the_overrides_and_the_quotes_of_this_one(tmp_path, waver_here):
+    (tmp_path / "my data.yaml").write_text(DATA.replace("captions.jsonl", "two.csv"))
+    (tmp_path / "two.csv").write_text("video,caption\na.mp4,a cat\nb.mp4,a dog\nc.mp4,a cow\n")
+    (tmp_path / "videos").mkdir()
+    for name in "abc":
+        (tmp_path / "videos" / f"{name}.mp4").touch()
+    _, shown, said = waver_here("doctor", "my data.yaml", "--set", "text.prompt=A {}.", "--before", "match")
+    command = "waver ingest 'my data.yaml' --set 'text.prompt=A {}.'"
+    assert f"-> next: {command}\n" in shown
+    assert f"run `{command}` first" in shown
+    assert "CONFIG" not in shown + said

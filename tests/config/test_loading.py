@@ -2,7 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from waver.config import ConfigError, ExperimentConfig, load_config, load_unresolved, parse_overrides
+from waver.config import (
+    ConfigError,
+    ExperimentConfig,
+    load_config,
+    load_robustness,
+    load_unresolved,
+    parse_overrides,
+)
 from waver.tools.object_store import remote_of
 
 SMALL = "name: x\ndata: {format: table, annotations: a.jsonl, videos: v}\n"
@@ -126,8 +133,62 @@ def test_one_mistake(tmp_path, text, expected):
 
 def test_missing_file_error_lists_the_files_in_its_folder(tmp_path):
     write(tmp_path, SMALL)
-    with pytest.raises(ConfigError, match=r"no such file; in .* there is: experiment.yaml"):
+    with pytest.raises(ConfigError, match=r"no such file; did you mean .*experiment.yaml\?; in .*: experiment.yaml"):
         load_config(tmp_path / "experimnt.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("lr", "did you mean train.lr?"),
+        ("size", "did you mean video.size?"),
+        ("train.size", "did you mean video.size?"),
+        ("model.epochs", "did you mean train.epochs?"),
+        ("learning_rate", "did you mean train.lr?"),
+        ("batch_size", "did you mean train.global_batch_size or evaluate.batch_size?"),
+        ("num_samples", "it is a key of a sweep, which `waver tune` runs"),
+        ("colour", "known keys here: name, seed, data"),
+        ("train.lrr", "did you mean lr?"),
+    ],
+)
+def test_a_key_in_another_place_is_found(tmp_path, key, hint):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, SMALL), {key: 1})
+    assert f"{key}: unknown key; {hint}" in str(caught.value)
+
+
+@pytest.mark.parametrize("assignment", ["model.weights=", "train.lr= ", "name="])
+def test_an_empty_value_is_not_null(assignment):
+    """An unset variable of the shell would give random weights."""
+    with pytest.raises(ConfigError, match=r"the value is empty; write \S+=null for none"):
+        parse_overrides([assignment])
+
+
+def test_other_files_are_named_for_what_they_are(tmp_path):
+    path = write(tmp_path, SMALL)
+    (tmp_path / "search.yaml").write_text("name: s\nbase: experiment.yaml\nspace: {train.lr: {choice: [1]}}\n")
+    (tmp_path / "report.yaml").write_text("tracks: [natural]\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.yaml").touch()
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "sweep.yaml").touch()
+    for load, name, message in (
+        (load_config, "search.yaml", r"is a sweep, .*`waver tune \S+search.yaml`; its experiment is .*experiment.yaml"),
+        (load_config, "report.yaml", r"has the settings of a report, .*`waver robustness RUN --config \S+report.yaml`"),
+        (load_config, "run", r"is the folder of a run; name its configuration, .*run/config.yaml"),
+        (load_config, "tuned", r"is the folder of a sweep; name its configuration, .*tuned/sweep.yaml"),
+        (
+            load_config,
+            ".",
+            r"is a folder: name the YAML file of a configuration; in it there is: experiment.yaml, report",
+        ),
+        (load_config, "experiment", r"no such file; did you mean .*experiment.yaml\?"),
+        (load_robustness, "experiment.yaml", r"is an experiment; --config takes the settings of a report \(split, "),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load(path.parent / name)
 
 
 def test_overrides_are_validated_like_the_file(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from waver.config import ConfigError, load_sweep
+from waver.config import ConfigError, load_sweep, split_overrides
 
 SWEEP = "name: s\nbase: experiment.yaml\nspace: {loss.distill: {uniform: [0, 2]}}\n"
 REPOSITORY = Path(__file__).parents[2]
@@ -80,8 +80,42 @@ def test_one_mistake(tmp_path, text, expected):
 def test_experiment_file_is_not_a_sweep(tmp_path):
     with pytest.raises(ConfigError, match="a sweep is a mapping"):
         load_sweep(write(tmp_path, "- 1"))
-    with pytest.raises(ConfigError, match="space: is missing; Search space: dotted key -> the values"):
+    with pytest.raises(ConfigError, match=r"msrvtt.yaml is an experiment, not a sweep: train it with `waver train /"):
         load_sweep(REPOSITORY / "experiments" / "msrvtt.yaml")
+    with pytest.raises(ConfigError, match="space: is missing; Search space: dotted key -> the values"):
+        load_sweep(write(tmp_path, "name: s\nbase: e.yaml\n"))
+
+
+def test_overrides_of_a_sweep(tmp_path, monkeypatch):
+    """A key of the sweep changes the sweep; in `space` and `set`, the rest of the key is one key of the experiment."""
+    path = write(tmp_path, SWEEP + "set: {train.epochs: 2}\nscheduler: {reduction_factor: 2}\n")
+    overrides = {
+        "num_samples": 2,
+        "scheduler.kind": "none",
+        "space.train.lr": {"choice": [1]},
+        "set.train.lr_scale": 3,
+        "sweep.seed": 5,
+        "train.epochs": 9,
+        "base": "other.yaml",
+    }
+    of_sweep, of_experiment = split_overrides(overrides)
+    assert of_experiment == {"train.epochs": 9}
+    sweep = load_sweep(path, of_sweep)
+    assert (sweep.num_samples, sweep.seed, sweep.base) == (2, 5, Path("other.yaml"))
+    assert (sweep.scheduler.kind, sweep.scheduler.reduction_factor) == ("none", 2)
+    assert {key: parameter.kind for key, parameter in sweep.space.items()} == {
+        "loss.distill": "uniform",
+        "train.lr": "choice",
+    }
+    assert sweep.set == {"train.epochs": 2, "train.lr_scale": 3}
+    with pytest.raises(ConfigError, match=r"space.a.unifrom: unknown key; did you mean uniform(.|\n)*num_samples: 0: "):
+        load_sweep(path, {"num_samples": 0, "space.a": {"unifrom": [0, 1]}})
+
+
+def test_the_seed_of_a_sweep_and_of_its_experiment_are_told_apart():
+    with pytest.raises(ConfigError, match=r"write --set set.seed=3 to train .*, or --set sweep.seed=3 to draw"):
+        split_overrides({"seed": 3})
+    assert split_overrides({"sweep.seed": 3, "set.seed": 4}) == ({"seed": 3, "set.seed": 4}, {})
 
 
 def test_written_sweep_reads_as_itself(tmp_path):

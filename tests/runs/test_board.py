@@ -139,6 +139,29 @@ def test_event_folders_are_found_below_and_at_the_folder(runs):
     assert event_folders(runs / "a" / "events") == [runs / "a" / "events"]
 
 
+@pytest.fixture
+def linked(runs, tmp_path):
+    """A folder of links: to two runs, to itself, to nowhere."""
+    for name, target in (("a", runs / "a"), ("b", runs / "b" / "events"), ("circle", tmp_path), ("gone", "nowhere")):
+        (tmp_path / name).symlink_to(target)
+    return tmp_path
+
+
+def test_event_folders_are_found_through_links(linked):
+    assert event_folders(linked) == [linked / "a" / "events", linked / "b"]
+
+
+@pytest.mark.slow
+def test_shows_runs_behind_links(linked):
+    assert ask(f"{start_board(linked, port=0).url}data/runs") == ["a/events", "b"]
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    (tmp_path / "a").symlink_to("storage/runs/a")
+    with pytest.raises(BoardError, match=r"1 links lead nowhere, such as .*/a to storage/runs/a, relative to its own"):
+        event_folders(tmp_path)
+
+
 def test_folder_without_events_is_refused(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()

@@ -59,7 +59,7 @@ def test_find_checkpoint_accepts_a_run_or_a_checkpoint(run):
 
 
 def test_find_checkpoint_refuses_other_folders(tmp_path, tiny_config):
-    with pytest.raises(CheckpointError, match="is neither a run nor a checkpoint"):
+    with pytest.raises(CheckpointError, match="typo does not exist: train one with"):
         find_checkpoint(tmp_path / "typo")
     open_run(tmp_path, tiny_config, DATA)
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):

@@ -8,6 +8,7 @@ import typer
 
 from waver.cli.options import Config, JobStage, Set, Workers, app, merge_overrides, stdout
 from waver.doctor.findings import CheckedStage
+from waver.tools.commands import config_arguments
 
 if TYPE_CHECKING:  # importing Ray takes seconds
     from waver.on_ray.jobs import StageCommand
@@ -101,5 +102,6 @@ def doctor(
         before=before,
         output=output,
         show=lambda found: stdout.print(findings_text(found), end="", soft_wrap=True),
+        arguments=config_arguments(config, overrides, workers),
     )
     raise typer.Exit(0 if can_start(findings) else 1)

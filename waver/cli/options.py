@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from waver.config import ExperimentConfig, load_config, parse_overrides
+from waver.tools.commands import complete_commands, config_arguments
 from waver.tools.object_store import check_url, is_url, local_copy
 
 app = typer.Typer(
@@ -73,8 +74,11 @@ def print_protocol(result: Mapping[str, Any]) -> None:
 class _RichHandler(logging.Handler):
     """Prints log records on standard error with Rich, so that they do not break its progress bars."""
 
+    experiment = ""
+    """Arguments that name the experiment of this command; they replace CONFIG in the commands that a message names."""
+
     def emit(self, record: logging.LogRecord) -> None:
-        _stderr.print(self.format(record), markup=False)
+        _stderr.print(complete_commands(self.format(record), self.experiment), markup=False)
 
 
 def configure_logging() -> None:
@@ -86,12 +90,40 @@ def configure_logging() -> None:
     package.propagate = False
 
 
+def arguments_of_experiment(parameters: Mapping[str, Any]) -> str:
+    """Returns the arguments that name the experiment of a command: the file it was given, or the one that its run kept.
+
+    Args:
+        parameters: name -> value of the parameters of the command.
+
+    Returns:
+        As `config_arguments`; an empty string if the command has no experiment, or several.
+    """
+    overrides = parameters.get("overrides", ())
+    runs = parameters.get("runs") or [parameters.get("run_or_checkpoint")]
+    if isinstance(runs, list) and len(runs) == 1 and runs[0]:
+        folder = local_copy(runs[0]) if is_url(runs[0]) else Path(runs[0])
+        config = folder / "config.yaml"
+        return config_arguments(config, overrides) if config.is_file() else ""
+    if "runs" in parameters or not isinstance(parameters.get("config"), Path):
+        return ""
+    return config_arguments(parameters["config"], overrides, parameters.get("workers"))
+
+
+def name_experiment(arguments: str) -> None:
+    """Sets the arguments that replace CONFIG in the commands that messages name."""
+    for handler in logging.getLogger("waver").handlers:
+        if isinstance(handler, _RichHandler):
+            handler.experiment = arguments
+
+
 def with_verbosity(function: Callable[..., None]) -> Callable[..., None]:
     """Returns the command with the additional options --verbose and --quiet, which set the log level of waver."""
 
     @functools.wraps(function)
     def with_level(*, verbose: bool, quiet: bool, **arguments: Any) -> None:
         logging.getLogger("waver").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+        name_experiment(arguments_of_experiment(arguments))
         function(**arguments)
 
     added = {

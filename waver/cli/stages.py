@@ -1,6 +1,7 @@
 """Commands that run the stages of an experiment, the quickstart, and sweeps."""
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from waver.cli.options import (
     stdout,
 )
 from waver.config import parse_overrides
+from waver.tools.commands import config_arguments
 from waver.tools.object_store import display_path
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ def vocabulary(config: Config, overrides: Set = [], print_config: PrintConfig = 
     )
     if dictionary.leaky:
         logger.info(LEAKY)
-    logger.info(f"next: waver match {config}")
+    logger.info(f"next: waver match {config_arguments(config, overrides)}")
 
 
 def match(config: Config, workers: Workers = None, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
@@ -86,7 +88,7 @@ def match(config: Config, workers: Workers = None, overrides: Set = [], print_co
     )
     if knowledge.leaky:
         logger.info(LEAKY)
-    logger.info(f"next: waver train {config}")
+    logger.info(f"next: waver train {config_arguments(config, overrides, workers)}")
 
 
 def train(config: Config, workers: Workers = None, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
@@ -105,7 +107,8 @@ def train(config: Config, workers: Workers = None, overrides: Set = [], print_co
         metrics_table(f"{experiment.name}, {result['best_checkpoint']}, validation split", {"": result["validation"]})
     )
     folder = experiment.run_folder
-    logger.info(f"next: waver evaluate {display_path(folder)}    curves: waver board {display_path(folder.parent)}")
+    logger.info(f"next: waver evaluate {shlex.quote(display_path(folder))}")
+    logger.info(f"curves: waver board {shlex.quote(display_path(folder.parent))}")
 
 
 def tune(

@@ -13,6 +13,7 @@ from waver.config.loading import (
     load_sweep,
     load_unresolved,
     parse_overrides,
+    split_overrides,
 )
 from waver.config.resources import ResourcesConfig
 from waver.config.robustness import RobustnessConfig
@@ -31,4 +32,5 @@ __all__ = [
     "load_sweep",
     "load_unresolved",
     "parse_overrides",
+    "split_overrides",
 ]

@@ -1,8 +1,7 @@
 """Reads configuration files; an error lists all mistakes, each with its dotted path, its value and the remedy."""
 
-import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,11 +9,11 @@ import yaml
 from pydantic import ValidationError
 
 from waver.config.experiment import ExperimentConfig
+from waver.config.mistakes import describe_missing_file, describe_mistake, describe_other_kind
 from waver.config.robustness import RobustnessConfig
-from waver.config.sweep import ParameterConfig, SweepConfig
-from waver.data.annotations import DATA_SETS, CommonData
+from waver.config.sweep import SweepConfig
 from waver.tools.errors import WaverError
-from waver.tools.object_store import fetch, hide_secrets
+from waver.tools.object_store import fetch
 from waver.tools.section import Section, flatten
 
 _Config = TypeVar("_Config", bound=Section)
@@ -53,7 +52,7 @@ def check_config(
     Raises:
         ConfigError: if the file cannot be read.
     """
-    raw = _read_yaml(Path(path), "an experiment is a mapping of sections (name, data, train, ...)")
+    raw = _read_yaml(Path(path), "an experiment is a mapping of sections (name, data, train, ...)", ExperimentConfig)
     for key, value in (overrides or {}).items():
         _set(raw, key, value)
     return _validate(ExperimentConfig, raw)
@@ -68,24 +67,62 @@ def load_unresolved(path: Path | str, overrides: Mapping[str, Any] | None = None
     Raises:
         ConfigError: if the file cannot be read.
     """
-    raw = _read_yaml(Path(path), "an experiment is a mapping of sections (name, data, train, ...)")
+    raw = _read_yaml(Path(path), "an experiment is a mapping of sections (name, data, train, ...)", ExperimentConfig)
     for key, value in (overrides or {}).items():
         _set(raw, key, value)
     return flatten(raw)
 
 
-def load_sweep(path: Path | str) -> SweepConfig:
-    """Reads a sweep; the result's `base` is the path of the experiment, which the file names relative to itself.
+def split_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits the overrides of `waver tune` into those of the sweep and those of the experiment of all trials.
+
+    A key of the sweep (`num_samples`, `scheduler.kind`, `space.train.lr`) changes the sweep, any other key the experiment.
+    `name` is that of the sweep, since trials are named after it. `seed`, which both have, is refused without the prefix that
+    says which is meant: `sweep.seed` or `set.seed`. The prefix `sweep.` may stand before every key of the sweep.
+
+    Args:
+        overrides: dotted key -> value.
 
     Raises:
-        ConfigError: with every mistake in the file.
+        ConfigError: if a key is in both.
+    """
+    if "seed" in overrides:
+        value = overrides["seed"]
+        raise ConfigError(
+            f"--set seed={value}: a sweep and its experiment have a seed each: write --set set.seed={value} to train with "
+            f"another seed, or --set sweep.seed={value} to draw other points"
+        )
+    of_sweep = {
+        key.removeprefix("sweep."): value
+        for key, value in overrides.items()
+        if key.partition(".")[0] in {"sweep", *SweepConfig.model_fields}
+    }
+    return of_sweep, {key: value for key, value in overrides.items() if key.removeprefix("sweep.") not in of_sweep}
+
+
+def load_sweep(path: Path | str, overrides: Mapping[str, Any] | None = None) -> SweepConfig:
+    """Reads a sweep; the result's `base` is the path of the experiment, which the file names relative to itself.
+
+    Args:
+        path: the YAML file.
+        overrides: dotted key of the sweep -> value, see `split_overrides`. In `space.` and `set.` the rest is one key.
+
+    Raises:
+        ConfigError: with every mistake in the file and the overrides.
     """
     path = Path(path)
-    raw = _read_yaml(path, "a sweep is a mapping (name, base, space, ...)")
+    raw = _read_yaml(path, "a sweep is a mapping (name, base, space, ...)", SweepConfig)
+    for key, value in (overrides or {}).items():
+        section, _, rest = key.partition(".")
+        if section in ("space", "set") and rest:
+            raw[section] = {**(raw.get(section) or {}), rest: value}
+        else:
+            _set(raw, key, value)
     sweep, problems = _validate(SweepConfig, raw)
     if sweep is None:
         raise _config_error(path, problems)
-    return sweep.model_copy(update={"base": path.parent / sweep.base})
+    folder = Path() if "base" in (overrides or {}) else path.parent
+    return sweep.model_copy(update={"base": folder / sweep.base})
 
 
 def load_robustness(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> RobustnessConfig:
@@ -98,7 +135,8 @@ def load_robustness(path: Path | str | None, overrides: Mapping[str, Any] | None
     Raises:
         ConfigError: with every mistake in the file and the overrides.
     """
-    raw = _read_yaml(Path(path), "the settings of a report are a mapping (split, tracks, ...)") if path else {}
+    what = "the settings of a report are a mapping (split, tracks, ...)"
+    raw = _read_yaml(Path(path), what, RobustnessConfig) if path else {}
     settings, problems = _validate(RobustnessConfig, raw | dict(overrides or {}))
     if settings is None:
         raise _config_error(path or "--set", problems)
@@ -109,7 +147,7 @@ def _validate(kind: type[_Config], raw: dict[str, Any]) -> tuple[_Config | None,
     try:
         return kind.model_validate(raw), []
     except ValidationError as error:
-        return None, list(dict.fromkeys(_describe(problem, raw, kind) for problem in error.errors()))
+        return None, list(dict.fromkeys(describe_mistake(problem, raw, kind) for problem in error.errors()))
 
 
 def _config_error(path: Path | str, problems: list[str]) -> ConfigError:
@@ -128,6 +166,9 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         key, equals, value = assignment.partition("=")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             problems.append(f"--set {assignment}: write it as section.key=value, for example train.lr=3e-5")
+            continue
+        if not value.strip():  # YAML would read it as null, which for model.weights means random weights
+            problems.append(f"--set {assignment}: the value is empty; write {key}=null for none, or give one")
             continue
         try:
             overrides[key] = _parse_yaml(value)
@@ -161,19 +202,19 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path, what: str) -> dict[str, Any]:
+def _read_yaml(path: Path, what: str, kind: type[Section]) -> dict[str, Any]:
     try:
         raw = _parse_yaml(fetch(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"; in {path.parent} there is: {', '.join(siblings)}" if siblings else ""
-        raise ConfigError(f"{path}: no such file{hint}") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(describe_missing_file(path)) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
+        raise ConfigError(f"{path}: cannot be read as text ({error}); {what}, in a YAML file") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {_where(error)}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: {what}, this is {type(raw).__name__}")
+    if other := describe_other_kind(path, raw, kind):
+        raise ConfigError(other)
     return raw
 
 
@@ -218,58 +259,3 @@ def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
             raw[name] = {}
         raw = raw[name]
     raw[last] = value
-
-
-def _describe(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> str:
-    """Describes a mistake in one line: dotted path, value, error, remedy."""
-    # Pydantic's path has the name of the chosen variant of a union (the data set's format), which the file has not.
-    location = [str(part) for part in problem["loc"]]
-    if len(location) > 1 and location[0] == "data" and location[1] in DATA_SETS:
-        del location[1]
-    # For a union pydantic reports an error for each type; one line replaces them.
-    doc = _doc_of(location[:2], raw, kind)
-    if location[:2] == ["model", "backbone"]:
-        return f"model.backbone: {raw['model']['backbone']!r}: is neither a name nor a mapping ({doc})"
-    if location[:2] == ["resources", "workers"]:
-        if not any("WorkersRange" in part for part in location[2:]):
-            return f"resources.workers: {raw['resources']['workers']!r}: is neither a number nor a range ({doc})"
-        del location[2]
-    dotted, mistake = ".".join(location), problem["type"]
-    if mistake == "extra_forbidden":
-        known = list(_keys_of(location[:-1], raw, kind))
-        near = difflib.get_close_matches(location[-1], known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys here: {', '.join(known)}"
-        return f"{dotted}: unknown key; {hint}"
-    if mistake == "missing":
-        return f"{dotted}: is missing; {_doc_of(location, raw, kind) or 'add it'}"
-    if mistake.startswith("union_tag"):
-        return f"data.format: must be one of {', '.join(DATA_SETS)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not dotted:
-        return message
-    remedy = f" ({doc})" if (doc := _doc_of(location, raw, kind)) else ""
-    return f"{dotted}: {hide_secrets(repr(problem['input']))}: {message[0].lower() + message[1:]}{remedy}"
-
-
-def _section(location: list[str], raw: Any, kind: type[Section]) -> type[Section] | None:
-    if not location:
-        return kind
-    if location[0] == "space":
-        return ParameterConfig if len(location) > 1 else None
-    if location[0] == "data":
-        chosen = raw.get("data", {}).get("format") if isinstance(raw.get("data"), dict) else None
-        return DATA_SETS.get(chosen, CommonData) if isinstance(chosen, str) else CommonData
-    annotation = kind.model_fields.get(location[0])
-    annotation = annotation.annotation if annotation else None
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
-
-
-def _keys_of(location: list[str], raw: Any, kind: type[Section]) -> Iterator[str]:
-    section = _section(location, raw, kind)
-    yield from (section.model_fields if section else ())
-
-
-def _doc_of(location: list[str], raw: Any, kind: type[Section]) -> str:
-    section = _section(location[:-1], raw, kind) if location else None
-    field = section.model_fields.get(location[-1]) if section else None
-    return (field.description or "").replace("\n", " ") if field else ""

@@ -38,7 +38,7 @@ def read_captions(config: ExperimentConfig) -> tuple[pa.Table | None, list[Findi
         captions = load_captions(lenient)
     except AnnotationError as error:
         return None, [
-            Finding("error", "annotations", str(error), "correct the annotations, and run waver doctor again")
+            Finding("error", "annotations", str(error), "correct the annotations, and run `waver doctor CONFIG`")
         ]
     except OSError as error:
         return None, [

@@ -42,7 +42,7 @@ def find_store(config: ExperimentConfig, captions: pa.Table, *, needed: bool) ->
                 "error",
                 name,
                 f"{display_path(config.clip_store)} cannot be read ({error})",
-                "delete the folder, and run waver ingest again",
+                "delete the folder, and run `waver ingest CONFIG`",
             )
         ]
     clip_ids = set(captions["clip_id"].to_pylist())
@@ -73,7 +73,7 @@ def _unusable_store(config: ExperimentConfig, error: StoreError, *, needed: bool
             if ClipStore(config.clip_store).settings.key != store_settings(config).key:
                 level, remedy = "error", "delete the folder, or set storage.path to another folder"
         except (StoreError, OSError):
-            level, remedy = "error", "delete the folder, and run waver ingest again"
+            level, remedy = "error", "delete the folder, and run `waver ingest CONFIG`"
     return Finding(level, "clip store", str(error), remedy)
 
 
@@ -101,7 +101,9 @@ def check_phrases(
         yield from _check_dictionary(config, captions, needed=before == "match")
     if store is None:
         level = "error" if before == "train" else "info"
-        yield Finding(level, "knowledge", "requires a clip store", "run waver ingest, then waver match")
+        yield Finding(
+            level, "knowledge", "requires a clip store", "run `waver ingest CONFIG`, then `waver match CONFIG`"
+        )
         return
     if before == "train":
         yield from _check_knowledge(config, captions, store)

@@ -5,6 +5,7 @@ without knowledge, with knowledge, and distilled.
 """
 
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +110,8 @@ def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object],
     logger.info(f"{num_failed} of {num_clips} clips could not be decoded, since their files are broken on purpose:")
     logger.info(describe_failures(report))
     logger.info(", ".join(f"{name} {value:.0f} s" for name, value in content["seconds"].items()))
-    logger.info(f"results: {output / 'results.json'}\ncurves: waver board {config.run_folder.parent}")
+    curves = shlex.quote(str(config.run_folder.parent))
+    logger.info(f"results: {output / 'results.json'}\ncurves: waver board {curves}")
     return content
 
 

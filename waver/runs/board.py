@@ -11,15 +11,18 @@ import contextlib
 import io
 import json
 import logging
+import os
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tensorboard import program
 from tensorboard.util import tb_logging
 
+from waver.runs.places import describe_place
 from waver.tools.errors import WaverError
 from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch_folder, remote_of
 
@@ -56,15 +59,38 @@ def event_folders(folder: Path) -> list[Path]:
     """
     _download_events(folder)
     if not folder.is_dir() and (not exists(folder) or not remote_of(folder)):
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise BoardError(f"{display_path(folder)} {what}: name a run folder or a folder of runs, such as storage/runs")
-    found = sorted({path.parent for path in folder.rglob("*tfevents*") if path.is_file()})
+        raise BoardError(describe_place(folder))
+    found = sorted(
+        path for path, files in _walk(folder) if any("tfevents" in name and (path / name).is_file() for name in files)
+    )
     if not found:
         raise BoardError(
             f"no TensorBoard events in or below {display_path(folder)}: a run writes them to events/ once training has "
-            "begun (`waver train CONFIG`)"
+            f"begun{_broken_links(folder)}"
         )
     return found
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yields every folder with the names of its files, also behind links to folders, but not around a circle of links."""
+    above: dict[Path, tuple[Path, ...]] = {folder: ()}
+    for name, folders, files in os.walk(folder, followlinks=True):
+        path = Path(name)
+        places = (*above.pop(path), path.resolve())
+        folders[:] = [
+            below for below in folders if not (path / below).is_symlink() or (path / below).resolve() not in places
+        ]
+        above |= {path / below: places for below in folders}
+        yield path, files
+
+
+def _broken_links(folder: Path) -> str:
+    broken = [path / name for path, files in _walk(folder) for name in files if not (path / name).exists()]
+    if not broken:
+        return ""
+    return (
+        f". {len(broken)} links lead nowhere, such as {broken[0]} to {broken[0].readlink()}, relative to its own folder"
+    )
 
 
 def start_board(folder: Path, *, port: int = DEFAULT_PORT) -> Board:
@@ -90,6 +116,7 @@ def start_board(folder: Path, *, port: int = DEFAULT_PORT) -> Board:
         window_title=folder.absolute().name,
     )
     tb_logging.get_logger().setLevel("ERROR")  # it warns whenever a resumed run is read again
+    os.environ.setdefault("RUST_LOG", "error")  # the data server warns of a circle of links at every reload
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # it says that the data server is experimental
             url = board.launch()

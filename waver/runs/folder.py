@@ -12,6 +12,7 @@ result.json         written when the run has finished
 import contextlib
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from waver.config import ExperimentConfig, load_config
 from waver.runs.checkpoint import CheckpointError, is_complete
 from waver.runs.environment import environment
+from waver.runs.places import describe_place
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json, write_json, write_text
@@ -161,8 +163,7 @@ def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:
     """
     kept = checkpoints(folder)
     if not kept:
-        what = "has no checkpoint yet" if exists(folder / "config.yaml") else "is neither a run nor a checkpoint"
-        raise CheckpointError(f"{display_path(folder)} {what}: train it with `waver train CONFIG`")
+        raise CheckpointError(_without_checkpoint(folder))
     rows = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in kept]
     if not rows:
         raise CheckpointError(
@@ -170,6 +171,17 @@ def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:
         )
     epoch, metrics = best_epoch(rows)
     return kept[epoch], metrics
+
+
+def _without_checkpoint(folder: Path) -> str:
+    if not exists(folder / "config.yaml"):
+        return describe_place(folder)
+    if exists(folder.parent / "trial.json"):
+        return f"{display_path(folder)} has no checkpoint: a sweep keeps those of its best trials (keep_best)"
+    return (
+        f"{display_path(folder)} has no checkpoint yet: train it with "
+        f"`waver train {shlex.quote(str(folder / 'config.yaml'))}`"
+    )
 
 
 def best_epoch(rows: Iterable[Mapping[str, Any]]) -> tuple[int, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -159,8 +160,9 @@ def write_results(
     for sentence in write_page(folder / "report.html", sweep, rows, read_if_written(folder / "shared.json") or []):
         logger.info(sentence)
     if best:
-        logger.info(f"report: {folder / 'report.html'}, waver board {folder / 'events'}")
-        logger.info(f"next: waver train {folder / 'best.yaml'}")
+        logger.info(f"report: {folder / 'report.html'}")
+        logger.info(f"curves: waver board {shlex.quote(str(folder / 'events'))}")
+        logger.info(f"next: waver train {shlex.quote(str(folder / 'best.yaml'))}")
     else:
         logger.info("no trial is finished, so there is no best trial yet")
 

@@ -111,7 +111,7 @@ def build_training(
     if phrases.shape[1] != student.backbone.width:
         raise BackboneError(
             f"the teacher's phrases have width {phrases.shape[1]}, model.backbone {student.backbone.width}: run "
-            "`waver match` again"
+            "`waver match CONFIG` again"
         )
     return Training(student, forward, phrases.to(device), optimizer, schedule)
 

@@ -142,8 +142,9 @@ def test_runs_that_are_not_finished(make):
 
 
 def test_evaluation_of_one_run_only_is_noted(make):
-    assert compare_runs(make("a", evaluation={}), make("b")).notes == (
-        "evaluation_test.json exists for a only: run `waver evaluate` for the other run",
+    a, b = make("a", evaluation={}), make("b")
+    assert compare_runs(a, b).notes == (
+        f"evaluation_test.json exists for a only: run `waver evaluate {b} --split test`",
     )
 
 
@@ -186,9 +187,9 @@ def test_seeds_of_a_trial_are_compared_as_runs(make, tmp_path):
     a = make("s-0001-seed0", folder=trial / "seed_0")
     b = make("s-0001-seed1", folder=trial / "seed_1", seed=1)
     assert differing(compare_runs(a, b).config) == {"seed": (0, 1)}
-    with pytest.raises(ComparisonError, match=r"0001 is not a run.*such as .*0001/seed_0"):
+    with pytest.raises(ComparisonError, match=r"0001 holds runs: name one, such as .*0001/seed_0"):
         compare_runs(trial, b)
-    with pytest.raises(ComparisonError, match=r"s is not a run.*such as .*0001/seed_0"):
+    with pytest.raises(ComparisonError, match=r"s holds runs: name one, such as .*0001/seed_0"):
         compare_runs(tmp_path / "sweeps" / "s", b)
 
 
@@ -236,6 +237,6 @@ def test_runs_in_an_object_store(make, s3, tmp_path):
     make("b", folder=here / "b", finished=False, **{"train.lr": 0.5})
     found, expected = compare_runs(there / "a", there / "b"), compare_runs(here / "a", here / "b")
     assert printed(found, all_rows=True) == printed(expected, all_rows=True)
-    for name, message in (("typo", "does not exist"), ("", r"is not a run, .*such as s3://waver/.*/runs/a")):
+    for name, message in (("typo", "does not exist"), ("", r"holds runs: name one, such as s3://waver/.*/runs/a")):
         with pytest.raises(ComparisonError, match=message):
             compare_runs(there / name, there / "a")

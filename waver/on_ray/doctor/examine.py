@@ -2,8 +2,9 @@
 
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from waver.on_ray.doctor.all_reduce import check_all_reduce
 from waver.on_ray.doctor.nodes import check_nodes
 from waver.runs.environment import environment
 from waver.runs.folder import newest_checkpoint
+from waver.tools.commands import complete_commands
 from waver.tools.files import write_json
 from waver.tools.memory import available_memory
 from waver.tools.object_store import ObjectStoreError, check_bucket, display_path, exists
@@ -59,6 +61,7 @@ def run_doctor(
     *,
     before: CheckedStage,
     show: Callable[[list[Finding]], None],
+    arguments: str = "",
     output: Path | None = None,
 ) -> list[Finding]:
     """Checks an experiment, prints the findings, and writes a report with all details.
@@ -68,6 +71,7 @@ def run_doctor(
         overrides: returns the overrides of the command line, dotted key -> value, or raises ConfigError.
         before: the stage that is to start.
         show: prints the findings.
+        arguments: that name the experiment in a command, with its overrides; by default its path.
         output: JSON file of the report; by default `<storage>/doctor/<name>.json`.
 
     Returns:
@@ -79,12 +83,20 @@ def run_doctor(
         config = None
         findings = [
             Finding(
-                "error", "configuration", str(error), "correct it, and run waver doctor again: nothing else was checked"
+                "error",
+                "configuration",
+                str(error),
+                "correct it, and run `waver doctor CONFIG`: nothing else was checked",
             )
         ]
     else:
         loaded = Finding("ok", "configuration", f"{path}, named {config.name}, digest {config.digest()}")
         findings = [loaded, *examine(config, before=before)]
+    arguments = arguments or shlex.quote(str(path))
+    findings = [
+        replace(one, found=complete_commands(one.found, arguments), remedy=complete_commands(one.remedy, arguments))
+        for one in findings
+    ]
     report = output or (config and config.storage.folder / "doctor" / f"{config.name}.json")
     if report:
         content = {
@@ -103,11 +115,11 @@ def run_doctor(
             report = None
     show(findings)
     verdict = "can start" if can_start(findings) else "cannot start"
-    logger.info(f"{count_levels(findings)}: `waver {before} {path}` {verdict}")
+    logger.info(f"{count_levels(findings)}: `waver {before} {arguments}` {verdict}")
     if report:
         logger.info(f"report with all details: {display_path(report)}")
     if config and (stage := next_stage(config, findings)):
-        logger.info(f"next: waver {stage} {path}")
+        logger.info(f"next: waver {stage} {arguments}")
     return findings
 
 

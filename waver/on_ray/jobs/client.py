@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -85,9 +86,8 @@ def send_job(submission: Submission, address: str) -> str:
     logger.info(f"  uploaded   {package_size(files) / 2**20:.1f} MiB of {submission.working_dir}")
     logger.info(f"  dashboard  {address}/#/jobs/{job_id}")
     if submission.runs:
-        logger.info(
-            f"  metrics    waver board {submission.runs}    (on a machine with that folder, once training has begun)"
-        )
+        board = f"waver board {shlex.quote(submission.runs)}"
+        logger.info(f"  metrics    {board}    (on a machine with that folder, once training has begun)")
     logger.info(
         f"  stop       ray job stop {job_id} --address {address}    (it has {STOP_WAIT_S} s to save a checkpoint)"
     )

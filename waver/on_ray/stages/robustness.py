@@ -44,6 +44,7 @@ from waver.runs.checkpoint import checkpoint_config
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import load_captions
 from waver.runs.results import result_of
+from waver.tools.commands import completed_commands, config_arguments, to_assignments
 from waver.tools.files import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,11 @@ def run_robustness(
     queries, references, notes = _collect_queries(sources[0].captions, settings, imported)
     logger.info(_count_text(queries))
     table = queries_to_captions(queries, references)
-    evaluated = [_evaluate_source(source, queries, table, settings.split) for source in sources]
+    evaluated = []
+    for source in sources:
+        arguments = config_arguments(source.checkpoint / "config.yaml", to_assignments(overrides))
+        with completed_commands(arguments):
+            evaluated.append(_evaluate_source(source, queries, table, settings.split))
     metrics = [metrics for metrics, _ in evaluated]
     about = {
         "split": settings.split,

@@ -1,5 +1,6 @@
 """Compares two run folders: configuration, data, environment, training and metrics."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,8 +209,10 @@ def _notes(a: ReadRun, b: ReadRun, names: list[str]) -> Iterable[str]:
         none = " and ".join(name for run, name in zip((a, b), names, strict=True) if not run.best)
         yield f"validation is not compared: {none} has no evaluation yet"
     for name in sorted(a.evaluations.keys() ^ b.evaluations.keys()):
-        only = names[0] if name in a.evaluations else names[1]
-        yield f"{name}.json exists for {only} only: run `waver evaluate` for the other run"
+        only, other = (names[0], b) if name in a.evaluations else (names[1], a)
+        split = name.split("_")[1]
+        command = f"waver evaluate {shlex.quote(display_path(other.folder))} --split {split}"
+        yield f"{name}.json exists for {only} only: run `{command}`"
 
 
 def _different(config: tuple[ComparisonRow, ...], keys: Iterable[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from waver.config import ConfigError, ExperimentConfig, load_config
 from waver.runs.folder import SELECTION_METRIC, best_epoch
+from waver.runs.places import describe_place
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json
@@ -95,18 +96,11 @@ def read_run(folder: Path) -> ReadRun:
 
 
 def _check(folder: Path) -> None:
-    if folder.is_file() or not exists(folder):
-        raise ComparisonError(
-            f"{display_path(folder)} {'is a file' if folder.exists() else 'does not exist'}: name a run folder"
-        )
     if exists(folder / "model.safetensors"):
         raise ComparisonError(f"{display_path(folder)} is a checkpoint: name its run, {display_path(folder.parent)}")
     if exists(folder / "config.yaml"):
         return
-    inside = [folder / name for name in list_names(folder) if exists(folder / name / "config.yaml")]
-    inside += [path.parent for path in sorted(folder.glob("trials/*/*/config.yaml"))]
-    hint = f": name one in it, such as {display_path(inside[0])}" if inside else ": train one with `waver train CONFIG`"
-    raise ComparisonError(f"{display_path(folder)} is not a run, it has no config.yaml{hint}")
+    raise ComparisonError(describe_place(folder))
 
 
 def _read(path: Path, problems: list[str], *, optional: bool = False) -> Mapping[str, Any]:

@@ -1,0 +1,110 @@
+"""Says what a path is that was given in place of a run, and which run may be meant."""
+
+import difflib
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from waver.config import ConfigError, check_config, load_sweep
+from waver.tools.object_store import display_path, exists, list_names, remote_of
+
+_MOST_NAMED = 3
+_STORES = {"clips": "a clip store", "dictionaries": "a dictionary", "knowledge": "the knowledge of clips"}
+"""Folder of `storage.path` -> what the folders in it are."""
+
+
+def describe_place(path: Path) -> str:
+    """Says what a path is that is neither a run nor a checkpoint, and which run may be meant.
+
+    Args:
+        path: a file, a folder, a local copy of a URL, or nothing that exists.
+    """
+    shown = display_path(path)
+    if path.is_file():
+        return f"{shown} is {_describe_file(path)}"
+    if not exists(path):
+        broken = f", it is a link to {path.readlink()}, which is gone" if path.is_symlink() else ""
+        return f"{shown} does not exist{broken}: {_suggest_run(path)}"
+    if exists(path / "sweep.yaml"):
+        return f"{shown} is a sweep: {_name_trials(path)}"
+    if inside := runs_in(path):
+        return f"{shown} holds runs: name one, such as {_join(inside)}"
+    if exists(path.parent / "config.yaml"):
+        return f"{shown} is a part of the run {display_path(path.parent)}: name the run"
+    if exists(path / "manifest.json"):
+        return f"{shown} is {_STORES.get(path.parent.name, 'no run')}: {_suggest_run(path)}"
+    return f"{shown} is neither a run nor a checkpoint: {_suggest_run(path)}"
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Returns the runs in a folder, and those of the trials in it, sorted."""
+    if remote_of(folder):
+        return [folder / name for name in list_names(folder) if exists(folder / name / "config.yaml")]
+    found = [*folder.glob("*/config.yaml"), *folder.glob("trials/*/*/config.yaml")]
+    return sorted(path.parent for path in found)
+
+
+def _describe_file(path: Path) -> str:
+    if exists(path.parent / "config.yaml"):
+        what = "checkpoint" if exists(path.parent / "model.safetensors") else "run"
+        return f"a file of the {what} {display_path(path.parent)}: name the folder"
+    if path.suffix not in (".yaml", ".yml"):
+        return f"a file, not the folder of a run: {_suggest_run(path)}"
+    try:
+        config, _ = check_config(path)
+    except ConfigError:
+        return _describe_sweep(path)
+    if config is None:
+        return f"an experiment, and not a valid one: `waver doctor {shlex.quote(str(path))}` lists its mistakes"
+    run = config.run_folder
+    if exists(run / "config.yaml"):
+        return f"an experiment, not a run: its run is {shlex.quote(display_path(run))}"
+    return (
+        f"an experiment, and its run does not exist yet: `waver train {shlex.quote(str(path))}` makes it, in "
+        f"{display_path(run)}"
+    )
+
+
+def _describe_sweep(path: Path) -> str:
+    try:
+        sweep = load_sweep(path)
+        base, _ = check_config(sweep.base, sweep.set)
+    except ConfigError:
+        return f"a YAML file, not the folder of a run: {_suggest_run(path)}"
+    folder = base.storage.folder / "sweeps" / sweep.name if base else None
+    if folder and exists(folder / "sweep.yaml"):
+        return f"a sweep: {_name_trials(folder)}"
+    return f"a sweep that has not begun: `waver tune {shlex.quote(str(path))}` runs it"
+
+
+def _name_trials(folder: Path) -> str:
+    """Names the runs of a sweep that can be evaluated: it keeps the checkpoints of its best trials alone."""
+    runs = runs_in(folder)
+    if kept := [run for run in runs if list_names(run, "checkpoint_epoch_*")]:
+        return f"its runs with checkpoints, those of its best trials, are {_join(kept)}"
+    return f"its runs, without checkpoints, are {_join(runs)}" if runs else "it has no run yet"
+
+
+def _suggest_run(path: Path) -> str:
+    """Names the runs whose name is close to that of the path, else some runs nearby, else the command that makes one."""
+    known = _known_runs(path)
+    names = {run.name: run for run in reversed(known)}
+    if near := difflib.get_close_matches(path.stem if path.is_file() else path.name, names, _MOST_NAMED):
+        return f"did you mean {_join((names[name] for name in near), ' or ')}?"
+    return f"there is {_join(known)}" if known else "train one with `waver train CONFIG`"
+
+
+def _known_runs(path: Path) -> list[Path]:
+    """Returns the runs beside a path, in `runs/` of the same storage, and in the storages of the current folder."""
+    places = [path.parent, path.parent / "runs", path.parent.parent / "runs", path.parent.parent.parent / "runs"]
+    if not remote_of(path):
+        places += sorted(Path().glob("*/runs"))
+    found = {run.absolute(): run for place in places if exists(place) for run in runs_in(place)}
+    return list(found.values())
+
+
+def _join(runs: Iterable[Path], last: str = ", ") -> str:
+    shown = [shlex.quote(display_path(run)) for run in runs]
+    return last.join(shown[:_MOST_NAMED]) + (
+        f" and {len(shown) - _MOST_NAMED} more" if len(shown) > _MOST_NAMED else ""
+    )
