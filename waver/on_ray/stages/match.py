@@ -33,6 +33,7 @@ from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
 from waver.on_ray.cluster.connection import connect, gpus_per_worker
 from waver.runs.inputs import load_captions, open_dictionary, open_store
+from waver.tools.lock import hold_lock
 from waver.tools.progress import track_progress
 from waver.training.build import local_device
 
@@ -147,6 +148,8 @@ class _Matcher:
             # One clip at a time: in a batch, the last bits of its embedding could differ, and with them the order of ties.
             frames, num_frames = self._store.read([clip_id])
             clip = self._teacher.embed_clip(torch.from_numpy(frames[0, : num_frames[0]]).permute(0, 3, 1, 2))
+            if not clip.isfinite().all():
+                raise KnowledgeError(f"the teacher's embedding of {clip_id} has values that are NaN or infinite")
             ids, scores = best_phrases(clip, self._phrases, self._num_matches)
             rows.append({"clip_id": clip_id, "phrase_ids": ids.tolist(), "scores": scores.tolist()})
         write_matches(self._folder, pa.Table.from_pylist(rows))
@@ -155,6 +158,8 @@ class _Matcher:
 
 def run_match(config: ExperimentConfig, *, progress: bool = True) -> Knowledge:
     """Matches the clips of an experiment with the phrases of its dictionary, or imports released matches.
+
+    Holds the lock of the knowledge folder: without it two commands would lose nothing, but match every clip twice.
 
     Args:
         config: configuration of the experiment.
@@ -165,6 +170,7 @@ def run_match(config: ExperimentConfig, *, progress: bool = True) -> Knowledge:
         KnowledgeError: if the dictionary is missing or was built from other captions, the knowledge folder was made from
             another dictionary or teacher, or the teacher would have random weights.
         AnnotationError: if released files do not fit the data set.
+        LockedError: if another process writes the knowledge.
         ClusterTooSmallError: if the cluster is too small for the minimum of resources.workers.
     """
     captions = load_captions(config)
@@ -176,7 +182,7 @@ def run_match(config: ExperimentConfig, *, progress: bool = True) -> Knowledge:
             "model.weights = null gives the teacher random weights, with which matches are meaningless: set it to a file or "
             "a pretrained tag"
         )
-    with connect(num_cpus=local_cpus(config)) as description:
+    with hold_lock(config.knowledge_store, "matching"), connect(num_cpus=local_cpus(config)) as description:
         logger.info(description)
         if config.knowledge.released:
             dictionary, matches = read_released(

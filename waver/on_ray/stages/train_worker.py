@@ -31,6 +31,7 @@ from waver.on_ray.stages.loader import clip_stream
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
 from waver.runs.folder import checkpoint_name, keep_checkpoint, newest_checkpoint
 from waver.runs.recording import NUM_TOP_ANSWERS, Recording
+from waver.tools.lock import check_lock, find_lock
 from waver.tools.memory import peak_rss
 from waver.training import parallel
 from waver.training.build import Training, build_training
@@ -102,6 +103,7 @@ def train_job(job: TrainingJob, *, device: torch.device, report: Callable[[dict[
 
     Raises:
         CheckpointError: if the newest checkpoint was trained on other captions or batches.
+        LockedError: if the process that started the run has lost the lock of the run folder, at the next checkpoint.
     """
     start = time.perf_counter()
     config, captions, store = job.config, ray.get(job.captions), ClipStore(job.store)
@@ -109,12 +111,13 @@ def train_job(job: TrainingJob, *, device: torch.device, report: Callable[[dict[
     plans = [plan_epoch(config, captions, job.rows, epoch=epoch) for epoch in range(config.train.epochs)]
     steps = [batch for plan in plans for batch in plan]
     training = _start_or_resume(job, knowledge, steps, device)
-    recording = None
+    recording, lock = None, None
     if parallel.rank() == 0:
+        lock = find_lock(job.run_folder)
         recording = Recording(job.run_folder, config, captions, store, knowledge, training, steps, group=job.group)
     batches = worker_batches(steps[training.step :], captions, store, config, knowledge)
     control = ControlSignals(job.signals, device) if job.signals else None
-    save = partial(_save, job, training, knowledge, recording)
+    save = partial(_save, job, training, knowledge, recording, lock)
     with recording or nullcontext():
         for epoch in range(training.epoch, config.train.epochs):
             end_step = sum(map(len, plans[: epoch + 1]))
@@ -209,9 +212,16 @@ def _start_or_resume(
 
 
 def _save(
-    job: TrainingJob, training: Training, knowledge: Knowledge | None, recording: Recording | None, name: str
+    job: TrainingJob,
+    training: Training,
+    knowledge: Knowledge | None,
+    recording: Recording | None,
+    lock: Path | None,
+    name: str,
 ) -> None:
     """Writes a checkpoint, and the logs up to its step. Every worker must call it; rank 0 writes."""
+    if lock:
+        check_lock(lock)
     part = job.run_folder / ".checkpoint.part"
     if recording:
         shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed

@@ -39,6 +39,7 @@ from waver.sweeps.progress import follow_sweep
 from waver.sweeps.results import rank_trials, write_results
 from waver.sweeps.suggest import Suggest
 from waver.tools.files import write_json
+from waver.tools.lock import hold_lock
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,14 @@ def run_sweep(plan: Plan, *, print_table: Callable[[Table], None]) -> list[Trial
         SweepError: if the folder holds another sweep, Ray's dashboard does not answer though early stopping needs it, or no
             trial finished an epoch.
         KeyboardInterrupt: after Ctrl-C or SIGTERM; the results so far are written and printed before.
+        LockedError: if another process runs the sweep.
     """
+    with hold_lock(plan.folder, "tuning", instead="choose another name for the sweep"):
+        return _run_sweep(plan, print_table)
+
+
+def _run_sweep(plan: Plan, print_table: Callable[[Table], None]) -> list[TrialState]:
+    """See `run_sweep`."""
     open_sweep(plan.folder, plan.sweep, plan.base.to_yaml())
     if len(_ended(plan)) == plan.num_trials:
         logger.info(f"{plan.folder} is finished")
