@@ -1,6 +1,7 @@
+import open_clip
 import torch
 
-from waver.model.tokenizer import Truncation, measure_truncation, tokenize
+from waver.model.tokenizer import Truncation, encode_texts, is_cut, measure_truncation, tokenize
 
 
 def test_mask_ends_at_the_end_token_and_an_exclamation_mark_is_a_word():
@@ -26,11 +27,21 @@ def test_prompt():
 def test_cut_captions_are_counted():
     opening = "a person " * 20
     texts = [opening + "runs", opening + "runs", opening + "swims", "a dog runs"]
-    truncation = measure_truncation(texts, max_words=32)
+    tokens = encode_texts(texts)
+    truncation = measure_truncation(tokens, max_words=32)
     assert truncation == Truncation(num_texts=4, num_cut=3, num_merged=3, longest=43)
     assert truncation.describe(32) == (
         "3 of 4 captions are longer than text.max_words = 32 tokens and are cut, and 3 of them become equal to another "
         "caption; text.max_words=43 reads all"
     )
-    assert measure_truncation(texts, max_words=43).num_cut == 0
-    assert measure_truncation(["a dog"], max_words=32, prompt="a video of {}").longest == 7
+    assert [is_cut(ids, max_words=32) for ids in tokens] == [True, True, True, False]
+    assert measure_truncation(tokens, max_words=43).num_cut == 0
+    assert measure_truncation(encode_texts(["a dog"], prompt="a video of {}"), max_words=32).longest == 7
+
+
+def test_tokens_are_those_of_open_clip():
+    texts = ["a man rides a horse", "the " * 40, "see <end_of_text> here!", "", "a man rides a horse"]
+    for max_words in (3, 9, 77):
+        ids, mask = tokenize(texts, max_words=max_words)
+        assert torch.equal(ids, open_clip.get_tokenizer("ViT-B-32")(texts, context_length=max_words))
+        assert mask.sum(1).tolist() == [min(len(own) + 2, max_words) for own in encode_texts(texts)]

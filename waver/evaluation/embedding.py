@@ -23,7 +23,7 @@ from waver.evaluation.ranking import Tile, Workers, row_chunks
 from waver.knowledge.store import Knowledge
 from waver.model.embeddings import Embeddings
 from waver.model.student import Student
-from waver.model.tokenizer import tokenize
+from waver.model.tokenizer import Tokens, encode_texts, pad_tokens
 from waver.training import parallel
 from waver.training.step import autocast
 
@@ -43,6 +43,8 @@ class EmbeddedSplit:
     """Of the available clips, in the order of the gallery."""
     text: dict[int, Embeddings]
     """Index of the first caption of a chunk of rows -> embeddings of the chunk."""
+    tokens: list[Tokens]
+    """Of every caption, as long as it is."""
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "t c"]:
         """Computes the similarity of a chunk of captions with a chunk of clips; see `waver.evaluation.ranking.Tile`."""
@@ -91,9 +93,10 @@ def embed_split(
     clip_ids = [clip for clip, is_available in zip(queries.clip_ids, available.tolist(), strict=True) if is_available]
     video = embed_clips(student, clip_ids, store, config, knowledge, on_progress)
     rows = row_chunks(queries.clip_of_text, config.evaluate.chunk_size)[workers.worker :: workers.num_workers]
-    token_ids, mask = tokenize_texts(queries.texts, config)
+    tokens = encode_texts(queries.texts, prompt=config.text.prompt)
+    token_ids, mask = pad_texts(tokens, config)
     text = {row.start: embed_tokens(student, token_ids[row], mask[row], config) for row in rows}
-    return EmbeddedSplit(student, config, (available.cumsum(0) - 1).clamp(min=0), video, text)
+    return EmbeddedSplit(student, config, (available.cumsum(0) - 1).clamp(min=0), video, text, tokens)
 
 
 def embed_clips(
@@ -146,7 +149,14 @@ def tokenize_texts(
     texts: Sequence[str], config: ExperimentConfig
 ) -> tuple[Int[Tensor, "texts N"], Bool[Tensor, "texts N"]]:
     """Returns token ids and mask of some captions as the model reads them, padded to the longest of them."""
-    token_ids, mask = tokenize(list(texts), max_words=config.text.max_words, prompt=config.text.prompt)
+    return pad_texts(encode_texts(texts, prompt=config.text.prompt), config)
+
+
+def pad_texts(
+    tokens: Sequence[Tokens], config: ExperimentConfig
+) -> tuple[Int[Tensor, "texts N"], Bool[Tensor, "texts N"]]:
+    """Returns the same as `tokenize_texts`, from the tokens of the captions."""
+    token_ids, mask = pad_tokens(tokens, max_words=config.text.max_words)
     longest = int(mask.sum(1).max())
     return token_ids[:, :longest], mask[:, :longest]
 

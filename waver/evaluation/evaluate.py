@@ -34,6 +34,7 @@ from waver.evaluation.top_clips import TopClips
 from waver.knowledge.store import Knowledge
 from waver.model.embeddings import Embeddings
 from waver.model.student import Student
+from waver.model.tokenizer import Truncation, is_cut, measure_truncation
 from waver.training import parallel
 from waver.training.step import autocast
 
@@ -80,6 +81,10 @@ class Evaluation:
     """Type of the device: metrics of another type can differ in the last digits."""
     precision: str
     """Precision of the towers: fp32 or bf16."""
+    truncation: Truncation
+    """How many captions are longer than the model reads."""
+    cut: Bool[Tensor, " texts"]
+    """Whether each query is."""
     video: Embeddings | None = None
     """Embeddings of the clips that are not missing, in the order of the gallery; None if not requested."""
 
@@ -224,7 +229,7 @@ def _summarise(
     options: EvaluationOptions,
 ) -> Evaluation:
     """Computes the metrics of a split and of each writing style in it."""
-    num_clips, device = len(queries.clip_ids), available.device
+    num_clips, device, max_words = len(queries.clip_ids), available.device, embedded.config.text.max_words
     return Evaluation(
         metrics=retrieval_metrics(ranks),
         variants=variants,
@@ -244,5 +249,7 @@ def _summarise(
         },
         device=device.type,
         precision="fp32" if isinstance(autocast(embedded.config, device), nullcontext) else "bf16",
+        truncation=measure_truncation(embedded.tokens, max_words=max_words),
+        cut=torch.tensor([is_cut(tokens, max_words=max_words) for tokens in embedded.tokens], dtype=torch.bool),
         video=embedded.video if options.keep_video else None,
     )

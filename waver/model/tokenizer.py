@@ -31,14 +31,41 @@ def tokenize(
     Returns:
         Token ids, padded with 0, and their mask (True for valid tokens).
     """
-    if prompt is not None:
-        texts = [prompt.replace("{}", text) for text in texts]
+    return pad_tokens(encode_texts(texts, prompt=prompt), max_words=max_words)
+
+
+Tokens = tuple[int, ...]
+"""Token ids of a whole text, without start and end token."""
+
+
+def encode_texts(texts: Sequence[str], *, prompt: str | None = None) -> list[Tokens]:
+    """Returns the tokens of each text, however long it is.
+
+    Args:
+        texts: the texts.
+        prompt: template with {} in place of the text; None for none.
+    """
+    tokens = {text: _encode(text if prompt is None else prompt.replace("{}", text)) for text in set(texts)}
+    return [tokens[text] for text in texts]
+
+
+def pad_tokens(tokens: Sequence[Tokens], *, max_words: int) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N"]]:
+    """Adds start and end token, truncates or pads to `max_words` tokens; returns token ids and mask as `tokenize` does."""
     tokenizer = _clip_tokenizer()
-    ids = tokenizer(texts, context_length=max_words)
-    # Id 0 is padding and the exclamation mark, so the mask ends at the end token, not at the first zero. It ends at the last
-    # end token, since a caption may contain the words "<end_of_text>".
-    num_after_end = (ids == tokenizer.eot_token_id).flip(1).int().argmax(dim=1, keepdim=True)
-    return ids, torch.arange(max_words) < max_words - num_after_end
+    ids, mask = (
+        torch.zeros(len(tokens), max_words, dtype=torch.int64),
+        torch.zeros(len(tokens), max_words, dtype=torch.bool),
+    )
+    for row, own in enumerate(tokens):
+        kept = [tokenizer.sot_token_id, *own[: max_words - 2], tokenizer.eot_token_id]
+        ids[row, : len(kept)] = torch.tensor(kept)
+        mask[row, : len(kept)] = True
+    return ids, mask
+
+
+def is_cut(tokens: Tokens, *, max_words: int) -> bool:
+    """Returns whether `pad_tokens` truncates a text."""
+    return len(tokens) > max_words - 2
 
 
 @dataclass(frozen=True)
@@ -63,24 +90,22 @@ class Truncation:
         return f"{cut}; the longest has {self.longest} tokens, and CLIP reads at most {MAX_POSITIONS} (text.max_words)"
 
 
-def measure_truncation(texts: Sequence[str], *, max_words: int, prompt: str | None = None) -> Truncation:
-    """Counts the texts that `tokenize` would cut if it were called with the same arguments."""
-    tokens = {text: _encode(text if prompt is None else prompt.replace("{}", text)) for text in set(texts)}
-    kept = max_words - 2  # without the start and the end token
-    of_kept: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
-    for ids in tokens.values():
+def measure_truncation(tokens: Sequence[Tokens], *, max_words: int) -> Truncation:
+    """Counts the texts that `pad_tokens` cuts."""
+    kept = max_words - 2
+    of_kept: dict[Tokens, set[Tokens]] = {}
+    for ids in set(tokens):
         of_kept.setdefault(ids[:kept], set()).add(ids)
-    cut = [tokens[text] for text in texts if len(tokens[text]) > kept]
+    cut = [ids for ids in tokens if is_cut(ids, max_words=max_words)]
     return Truncation(
-        num_texts=len(texts),
+        num_texts=len(tokens),
         num_cut=len(cut),
         num_merged=sum(len(of_kept[ids[:kept]]) > 1 for ids in cut),
-        longest=max(map(len, tokens.values()), default=0) + 2,
+        longest=max(map(len, tokens), default=0) + 2,
     )
 
 
-def _encode(text: str) -> tuple[int, ...]:
-    """Returns the tokens of a text, without start and end token."""
+def _encode(text: str) -> Tokens:
     return tuple(_clip_tokenizer().encode(text))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType, reportUnknownVariableType]
 
 

@@ -15,7 +15,6 @@ from waver.evaluation.protocols import EvaluatedSplit, Protocol, identify_protoc
 from waver.knowledge.store import Knowledge
 from waver.runs.checkpoint import checkpoint_knowledge
 from waver.tools.object_store import display_path
-from waver.training.plan import measure_truncations
 
 
 def result_of(
@@ -49,7 +48,6 @@ def result_of(
         leaky=leaky,
         variants=list(evaluation.variants),
     )
-    truncations = measure_truncations(config, captions, [evaluation.split])
     return {
         "protocol": protocol.as_json(),
         "split": evaluation.split,
@@ -60,7 +58,7 @@ def result_of(
         "num_missing_clips": len(evaluation.missing_clips),
         "missing_clips": list(evaluation.missing_clips),
         "ties": protocol.ties,
-        "cut_captions": {split: asdict(truncation) for split, truncation in truncations.items()},
+        "cut_captions": {evaluation.split: asdict(evaluation.truncation)},
         "checkpoint": display_path(checkpoint),
         "chosen_on": chosen_on,
         "validation": evaluation.validation,

@@ -13,7 +13,7 @@ from waver.config import ExperimentConfig
 from waver.data.annotations.captions import SPLITS
 from waver.data.clip_store import ClipStore
 from waver.data.epochs import epoch_batches
-from waver.model.tokenizer import Truncation, measure_truncation
+from waver.model.tokenizer import Truncation, encode_texts, measure_truncation
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path
 
@@ -50,7 +50,7 @@ def measure_truncations(
     """Returns split -> how many of its captions are longer than the model reads, for splits that have captions."""
     texts = {split: captions["caption"].filter(pc.equal(captions["split"], split)).to_pylist() for split in splits}
     return {
-        split: measure_truncation(part, max_words=config.text.max_words, prompt=config.text.prompt)
+        split: measure_truncation(encode_texts(part, prompt=config.text.prompt), max_words=config.text.max_words)
         for split, part in texts.items()
         if part
     }

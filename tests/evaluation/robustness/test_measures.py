@@ -22,7 +22,10 @@ def answers_of(ranks, num_clips=20, seed=0):
     """Lists of the first ten answers that agree with ranks; clip i is asked for by query i // 3."""
     rng = np.random.default_rng(seed)
     top = np.stack([rng.permutation(num_clips)[:10] for _ in ranks])
-    return Answers(np.array(ranks, dtype=float), top, np.ones(num_clips, dtype=bool), np.zeros(len(ranks), int))
+    available, num_queries = np.ones(num_clips, dtype=bool), len(ranks)
+    return Answers(
+        np.array(ranks, dtype=float), top, available, np.zeros(num_queries, int), np.zeros(num_queries, dtype=bool)
+    )
 
 
 def naive_overlap(first, second, depth):
@@ -104,7 +107,7 @@ def test_agreement_of_versions_is_a_mean_over_clips():
 
 def test_a_collapsed_model_agrees_with_itself_and_is_correct_by_chance():
     top = np.tile(np.arange(10), (8, 1))
-    collapsed = Answers(np.full(8, 10.5), top, np.ones(20, dtype=bool), np.full(8, 19))
+    collapsed = Answers(np.full(8, 10.5), top, np.ones(20, dtype=bool), np.full(8, 19), np.zeros(8, dtype=bool))
     metrics = compute_version_metrics(collapsed, VERSIONS, REFERENCE[VERSIONS], CLIP, VIDEO)
     assert metrics.overlap.value == metrics.jaccard.value == 1
     assert metrics.flip_rate.value == 0

@@ -17,6 +17,7 @@ from waver.evaluation.robustness.queries import build_queries, reference_rows
 from waver.evaluation.robustness.report import ALL, compute_run_metrics, make_report, reference_queries
 
 NUM_CLIPS = 40
+MAX_LENGTH = 10
 RULES = ("typos/light", "keywords <b>")
 
 
@@ -60,7 +61,9 @@ def draw(queries, skill, seed):
     scores[:, ~available] = -np.inf
     own = scores[np.arange(len(queries)), queries.clip]
     ranks = np.where(available[queries.clip], 1 + (scores > own[:, None]).sum(1), np.inf)
-    return Answers(ranks.astype(float), np.argsort(-scores, axis=1)[:, :10], available, np.zeros(len(queries), int))
+    cut = np.array([len(row.text) > MAX_LENGTH for row in queries.rows])
+    top = np.argsort(-scores, axis=1)[:, :10]
+    return Answers(ranks.astype(float), top, available, np.zeros(len(queries), int), cut)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,17 @@ def test_counts(report):
     }
 
 
+def test_queries_that_are_cut_are_counted_by_style(report, queries):
+    """Texts of more than 10 characters, such as `chatty of 9`."""
+    expected = {
+        (track, style): sum(len(queries.rows[i].text) > MAX_LENGTH for i in queries.of_style(track, style))
+        for track, style in queries.styles("natural", "rules")
+    }
+    assert 0 <= min(expected.values()) < max(expected.values())
+    for run in report["runs"]:
+        assert {(entry["track"], entry["style"]): entry["num_cut_queries"] for entry in run["styles"]} == expected
+
+
 def test_headline_is_recall_of_references_and_of_the_worst_version(report, runs, queries):
     for run, metrics in zip(report["runs"], runs, strict=True):
         ranks = metrics.answers.ranks
@@ -113,7 +127,7 @@ def test_controls_are_part_of_no_mean(report, runs, queries):
     answers = runs[0].answers
     ranks = answers.ranks.copy()
     ranks[queries.of_track("control")] = 1
-    other = compute_run_metrics("a", Answers(ranks, answers.top, answers.available, answers.ties), queries)
+    other = compute_run_metrics("a", Answers(ranks, answers.top, answers.available, answers.ties, answers.cut), queries)
     again = make_report([other], queries, about={"split": "test"}, resamples=200, permutations=499, seed=0)["runs"][0]
     before = report["runs"][0]
     assert again["controls"] != before["controls"]

@@ -121,6 +121,18 @@ def test_without_a_parser_rules_that_need_it_are_skipped_with_a_note(made):
     assert "no_such_parser" in (folder / "report.html").read_text()
 
 
+def test_queries_that_are_cut_are_noted_by_style(checkpoints, tmp_path):
+    captions = load_captions(checkpoint_config(checkpoints[0]))
+    clip = next(row["clip_id"] for row in captions.to_pylist() if row["split"] == "test")
+    line = {"clip_id": clip, "caption_index": 0, "text": "a long " * 6, "style": "mine", "provenance": {"by": "me"}}
+    (tmp_path / "rewrites.jsonl").write_text(json.dumps(line) + "\n")
+    settings = {"tracks": ["imported"], "imported": [str(tmp_path / "rewrites.jsonl")], "controls": False}
+    report, folder = report_on(checkpoints[:1], tmp_path / "out", **settings)
+    (note,) = report["notes"]
+    assert "1 of 10 queries are longer than text.max_words = 12 tokens and are cut: imported/mine 1 of 1" in note
+    assert note in (folder / "report.html").read_text()
+
+
 def test_rules_and_tracks_can_be_chosen(checkpoints, tmp_path):
     report, folder = report_on(
         checkpoints[:1], tmp_path / "out", tracks=["rules"], rules=["punctuation_case-upper"], controls=False

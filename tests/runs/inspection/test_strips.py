@@ -7,6 +7,7 @@ import torch
 from waver.evaluation.evaluate import Evaluation
 from waver.evaluation.ranking import Ranks
 from waver.evaluation.top_clips import TopClips
+from waver.model.tokenizer import Truncation
 from waver.runs.inspection import strips
 from waver.runs.inspection.pictures import GIVEN, RIGHT, WRONG
 from waver.runs.inspection.strips import FRAME_SIZE, StripRow, clips_of_strip, draw_strip, text_to_video, video_to_text
@@ -35,7 +36,7 @@ def evaluation() -> Evaluation:
     )
     return Evaluation(
         {}, {}, "test", 5, 7, ("e",), ranks, names, tuple(f"{names[c]}#{i}" for i, c in enumerate(clip_of_text.tolist())),
-        clip_of_text, "own", {}, "cpu", "fp32",
+        clip_of_text, "own", {}, "cpu", "fp32", Truncation(7, 0, 0, 9), torch.zeros(7, dtype=torch.bool),
     )  # fmt: skip
 
 

@@ -28,6 +28,8 @@ class Answers:
     """Whether each clip of the gallery has an embedding; a clip without one is never retrieved."""
     ties: Int[np.ndarray, " Q"]
     """Number of wrong clips with the score of each query's clip."""
+    cut: Bool[np.ndarray, " Q"]
+    """Whether each query is longer than the model reads."""
 
     def hits(self, queries: Int[np.ndarray, " N"], k: int) -> Float[np.ndarray, " N"]:
         """Returns the probability that the clip of each query is among the first k if ties are broken at random."""
@@ -187,6 +189,8 @@ class StyleMetrics:
     """Metrics of the queries in one style and of their references; means are over queries."""
 
     num_queries: int
+    num_cut: int
+    """Queries that are longer than the model reads."""
     num_clips: int
     recall: dict[int, Ratio]
     reference_recall: dict[int, Ratio]
@@ -223,6 +227,7 @@ def compute_style_metrics(
     reference_recall = {k: over_queries(answers.hits(reference, k)) for k in CUTOFFS}
     return StyleMetrics(
         num_queries=len(queries),
+        num_cut=int(answers.cut[queries].sum()),
         num_clips=len(np.unique(clip[queries])),
         recall=recall,
         reference_recall=reference_recall,

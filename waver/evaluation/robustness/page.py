@@ -21,6 +21,7 @@ td:first-child, th:first-child { text-align: left }
 DEFINITIONS: Mapping[str, str] = {
     "reference": "the one caption of each clip with which other versions are compared",
     "R@K": "share of queries whose clip is among the first K of the ranked gallery",
+    "cut": "number of queries that are longer than text.max_words of the run; the model reads only their beginning",
     "clean R@1": "R@1 of the reference captions",
     "worst-case R@K": "share of clips that are among the first K for EVERY version of their caption, including the "
     "reference; best-case R@K: for at least one version",
@@ -113,7 +114,19 @@ def _headline(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _styles(run: Mapping[str, Any]) -> str:
-    head = ["style", "queries", "of clips", "R@1", "R@5", "R@10", "MRR", "MdR", "change of R@1", "relative robustness"]
+    head = [
+        "style",
+        "queries",
+        "cut",
+        "of clips",
+        "R@1",
+        "R@5",
+        "R@10",
+        "MRR",
+        "MdR",
+        "change of R@1",
+        "relative robustness",
+    ]
     head += ["AO@10", "hubness"]
     rows: list[list[Any]] = []
     for name, entry in [
@@ -126,6 +139,7 @@ def _styles(run: Mapping[str, Any]) -> str:
             [
                 name,
                 entry["num_queries"],
+                entry["num_cut_queries"],
                 f"{100 * entry['coverage']:.0f} %",
                 _percent(entry["R@1"]),
                 *(f"{100 * entry[f'R@{k}']['value']:.1f}" for k in CUTOFFS[1:]),

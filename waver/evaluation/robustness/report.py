@@ -211,6 +211,7 @@ def _versions(metrics: VersionMetrics, bootstrap: np.ndarray) -> dict[str, Any]:
 def _style(metrics: StyleMetrics, num_clips: int, bootstrap: np.ndarray) -> dict[str, Any]:
     return {
         "num_queries": metrics.num_queries,
+        "num_cut_queries": metrics.num_cut,
         "num_clips": metrics.num_clips,
         "coverage": metrics.num_clips / num_clips,
         **{f"R@{k}": _ratio(metrics.recall[k], bootstrap) for k in CUTOFFS},

@@ -23,7 +23,6 @@ from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
 from waver.evaluation.gallery import Gallery, build_gallery
 from waver.evaluation.trec import TREC_DEPTH, write_trec
 from waver.knowledge.store import Knowledge
-from waver.model.tokenizer import Truncation
 from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import cluster_address, connect
 from waver.on_ray.cluster.signals import signal_actor
@@ -168,11 +167,11 @@ def run_evaluation(
         WaverError: if an input is missing or does not fit the checkpoint, or the evaluation fails.
     """
     checkpoint, captions = find_checkpoint(path), load_captions(config)
-    queries = build_gallery(captions, split)
-    duplicates, excused = _find_duplicates(config, captions, queries, split)
+    queries, store = build_gallery(captions, split), open_store(config, captions)
+    duplicates, excused = _find_duplicates(captions, store, queries, split)
     top_k = min(trec_depth, len(queries.clip_ids)) if trec else 0
     options = EvaluationOptions(top_k=top_k, excused=excused, rescore=True)
-    evaluation, knowledge = evaluate_checkpoint(checkpoint, config, captions, split=split, options=options)
+    evaluation, knowledge = evaluate_checkpoint(checkpoint, config, captions, store, split=split, options=options)
     is_best = path != checkpoint
     chosen_on = "validation" if is_best else None
     result = result_of(evaluation, checkpoint, config, knowledge, captions, chosen_on=chosen_on)
@@ -192,9 +191,8 @@ def run_evaluation(
         logger.info(f"rankings (the first {top_k} answers of each query) are in {trec}")
     if result["leaky"]:
         logger.info(LEAKY)
-    truncation = Truncation(**result["cut_captions"][split])
-    if truncation.num_cut:
-        logger.warning(f"{split}: {truncation.describe(config.text.max_words)}")
+    if evaluation.truncation.num_cut:
+        logger.warning(f"{split}: {evaluation.truncation.describe(config.text.max_words)}")
     result["duplicates"] = duplicates.counts
     name = split if is_best else f"{split}_{checkpoint.name}"
     write_json(output or checkpoint.parent / f"evaluation_{name}.json", result)
@@ -203,11 +201,11 @@ def run_evaluation(
 
 
 def _find_duplicates(
-    config: ExperimentConfig, captions: pa.Table, queries: Gallery, split: str
+    captions: pa.Table, store: ClipStore, queries: Gallery, split: str
 ) -> tuple[Duplicates, Int[Tensor, "pairs 2"] | None]:
     """Finds the duplicates of a split, and the (text, clip) pairs that they excuse, see `EvaluationOptions.excused`."""
     split_captions = captions.filter(pc.equal(captions["split"], split))
-    equivalent = equivalent_clips(split_captions, open_store(config, captions))
+    equivalent = equivalent_clips(split_captions, store)
     texts, clips = excused_pairs(queries.texts, queries.clip_of_text.numpy(), queries.clip_ids, equivalent)
     excused = torch.from_numpy(np.stack([texts, clips], axis=1)) if len(texts) else None
     return find_duplicates(captions, split, equivalent), excused
@@ -217,6 +215,7 @@ def evaluate_checkpoint(
     checkpoint: Path,
     config: ExperimentConfig,
     captions: pa.Table,
+    store: ClipStore,
     *,
     split: str,
     queries: pa.Table | None = None,
@@ -228,6 +227,7 @@ def evaluate_checkpoint(
         checkpoint: checkpoint folder.
         config: configuration of the checkpoint; paths and resources may differ.
         captions: caption table of the data set.
+        store: its clip store, see `waver.runs.inputs.open_store`.
         split: train, validation or test.
         queries: caption table to use instead, with other captions of the same clips; None for the captions of the split.
         options: what to compute beside the plain metrics.
@@ -238,7 +238,6 @@ def evaluate_checkpoint(
     Raises:
         WaverError: if an input is missing or does not fit the checkpoint, or the evaluation fails.
     """
-    store = open_store(config, captions)
     knowledge = None
     if config.informed_at_inference:
         knowledge = open_knowledge(config, captions, store, (split,))

@@ -42,7 +42,7 @@ from waver.knowledge.phrases import VocabularyError, load_parser
 from waver.on_ray.stages.evaluate import evaluate_checkpoint
 from waver.runs.checkpoint import checkpoint_config
 from waver.runs.folder import find_checkpoint
-from waver.runs.inputs import load_captions
+from waver.runs.inputs import load_captions, open_store
 from waver.runs.results import result_of
 from waver.tools.commands import completed_commands, config_arguments, to_assignments
 from waver.tools.files import atomic_write, write_json
@@ -100,6 +100,7 @@ def run_robustness(
         with completed_commands(arguments):
             evaluated.append(_evaluate_source(source, queries, table, settings.split))
     metrics = [metrics for metrics, _ in evaluated]
+    notes += [note for source, run in zip(sources, metrics, strict=True) for note in _describe_cuts(source, run)]
     about = {
         "split": settings.split,
         "reference": settings.reference or "the first caption of each clip",
@@ -171,6 +172,7 @@ def _evaluate_source(
         source.checkpoint,
         source.config,
         source.captions,
+        open_store(source.config, source.captions),
         split=split,
         queries=table,
         options=EvaluationOptions(top_k=ANSWER_DEPTH),
@@ -258,7 +260,25 @@ def _to_answers(evaluation: Evaluation) -> Answers:
         top=ranks.top.clips.numpy(),
         available=np.array([clip not in missing for clip in evaluation.clip_ids]),
         ties=ranks.t2v_ties.numpy(),
+        cut=evaluation.cut.numpy(),
     )
+
+
+def _describe_cuts(source: _Source, run: RunMetrics) -> list[str]:
+    """Returns a sentence on the queries that are longer than the model of a run reads, by style; none if there are none."""
+    num_cut, max_words = int(run.answers.cut.sum()), source.config.text.max_words
+    if not num_cut:
+        return []
+    named = {f"{track}/{style}": metrics for (track, style), metrics in run.styles.items()}
+    named |= {f"control/{name}": metrics for name, metrics in run.controls.items()}
+    named = {"reference": run.overall["reference"]} | named
+    by_style = [
+        f"{name} {metrics.num_cut} of {metrics.num_queries}" for name, metrics in named.items() if metrics.num_cut
+    ]
+    return [
+        f"{source.name}: {num_cut} of {len(run.answers.cut)} queries are longer than text.max_words = {max_words} tokens "
+        f"and are cut: {', '.join(by_style)}"
+    ]
 
 
 def _describe_source(source: _Source, result: Mapping[str, Any]) -> dict[str, Any]:
