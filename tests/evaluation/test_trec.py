@@ -57,6 +57,25 @@ def test_trec_eval_finds_our_figures(ranks, folder, direction):
     assert 0 < mean < 1
 
 
+@pytest.mark.parametrize("right", range(3))
+def test_equal_scores_are_judged_as_the_readme_says(tmp_path, right):
+    """The run has them in the order of the ids, trec_eval reads the last id first, and waver's R@1 is the expectation."""
+    ranks = rank_tiles(
+        lambda r, c: torch.ones(3, 3)[r, c], torch.arange(3), torch.ones(3, dtype=torch.bool), chunk_size=4, top_k=3
+    )
+    assert retrieval_metrics(ranks)["t2v/R@1"] == pytest.approx(100 / 3)
+    ids = ["a", "b", "c"]
+    write_trec(
+        tmp_path, clip_ids=ids, text_ids=ids, clip_of_text=[0, 1, 2], t2v=ranks.top, v2t=ranks.top_groups, tag="x"
+    )
+    assert [line.split()[2] for line in (tmp_path / "t2v.run").read_text().splitlines()] == ids * 3
+    with (tmp_path / "t2v.qrels").open() as qrels, (tmp_path / "t2v.run").open() as run:
+        qrels, run = pytrec_eval.parse_qrel(qrels), pytrec_eval.parse_run(run)
+    judged = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(run)
+    assert judged[ids[right]]["recip_rank"] == pytest.approx(1 / (3 - right))
+    assert "the last id first" in " ".join((tmp_path / "README.txt").read_text().split())
+
+
 def test_lines_are_six_and_four_words_whatever_the_ids(folder):
     assert (folder / "t2v.qrels").read_text().splitlines()[0] == "video%200%25#0 0 video%200%25 1"
     lines = (folder / "v2t.run").read_text().splitlines()
