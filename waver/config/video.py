@@ -30,7 +30,8 @@ class IngestConfig(Section):
     clips_per_block: Count = 32
     """Clips per file of the clip store. An interrupted ingest decodes the clips of unfinished files again."""
     timeout_s: Positive = 60.0
-    """Time limit for decoding a clip, seconds; a clip that takes longer counts as failed."""
+    """Time limit for decoding a clip, seconds. decord gets the first half; PyAV gets the rest, if decord hangs, crashes or
+    cannot read the video exactly. A clip that takes longer counts as failed."""
     max_failed_fraction: Fraction = 0.01
     """Largest fraction of clips that may fail to decode. If more than this and more than max_failed fail, the command fails,
     after it has recorded all outcomes."""
