@@ -8,12 +8,13 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from waver.data.clip import Clip, ClipError
 from waver.data.clip_store import CLIPS_SCHEMA, ClipStore, StoreSettings, create_store, write_block, write_manifest
-from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, StoreError, read_ledger, replaced_videos
+from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, FileStamp, StoreError, read_ledger, replaced_videos
 from waver.tools.object_store import ObjectStoreError, local_copy, remove
 
 RAW = StoreSettings(frames_per_second=1.0, max_frames=5, size=16)
@@ -312,4 +313,17 @@ def test_a_ledger_of_an_older_version_is_read(tmp_path):
     store = ClipStore(tmp_path)
     assert store.ok_clip_ids() == ["a"]
     assert store.ledger["file_digest"].to_pylist() == [None]
-    assert replaced_videos(store.ledger) == set()
+    assert replaced_videos(store.ledger, store.ledger["path"]) == set()
+
+
+def test_only_the_videos_asked_for_are_looked_at(tmp_path):
+    paths = [tmp_path / name for name in ("a.mp4", "b.mp4")]
+    for path in paths:
+        path.write_text("old")
+    results = [dataclasses.replace(done(path.stem, clip(1)), path=str(path), file=FileStamp.of(path)) for path in paths]
+    make(tmp_path / "store", results)
+    for path in paths:
+        path.write_text("another")
+    ledger = ClipStore(tmp_path / "store").ledger
+    assert replaced_videos(ledger, ledger["path"]) == set(map(str, paths))
+    assert replaced_videos(ledger, pa.chunked_array([[str(paths[1]), "/elsewhere.mp4"]])) == {str(paths[1])}

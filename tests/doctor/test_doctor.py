@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip import ClipError
@@ -29,9 +29,11 @@ from waver.doctor.findings import (
 )
 from waver.on_ray.doctor.examine import examine, next_stage, run_doctor
 from waver.quickstart.world import render_world
+from waver.runs.checkpoint import save_checkpoint
 from waver.runs.folder import open_run
 from waver.runs.inputs import load_captions, store_settings
-from waver.training.build import build_student
+from waver.tools.lock import hold_lock
+from waver.training.build import build_student, build_training
 
 
 def nothing(_: object) -> None:
@@ -238,12 +240,18 @@ def test_duplicates_are_warnings_with_details(project):
         ({"model.weights": "nowhere.pt"}, "weights", "no file nowhere.pt"),
         ({"model.weights": "other.safetensors"}, "weights", "holds another architecture"),
         ({"model.weights": "cut.safetensors"}, "weights", "cannot be read as weights"),
+        (
+            {"model.weights": "nan.safetensors"},
+            "weights",
+            "nan.safetensors has values that are NaN or infinite, in 1 of",
+        ),
         ({"train.backbone_lr_scale": 0, "model.temporal": "none", "similarity.kind": "dp"}, "model", "nothing can be"),
     ],
 )
 def test_settings_that_would_stop_training_are_errors(project, teacher_weights, overrides, check, expected):
     save_file({"visual.conv1.weight": torch.zeros(2, 3, 4, 4)}, "other.safetensors")
     Path("cut.safetensors").write_bytes(teacher_weights.read_bytes()[:-10])
+    save_file(load_file(teacher_weights) | {"visual.proj": torch.full((32, 32), torch.nan)}, "nan.safetensors")
     found = findings_by_check(**overrides)
     assert errors(found) == {check}
     assert expected in found[check][0].found
@@ -267,11 +275,44 @@ def test_run_folder_is_free_finished_or_of_other_settings(project):
     open_run(config.run_folder, config, {"num_train_clips": 1})
     assert level(findings_by_check(), "run") == "ok"
     (config.run_folder / "result.json").write_text('{"epochs": 2}')
-    assert level(findings_by_check(), "run") == "warning"
+    (finding,) = findings_by_check()["run"]
+    assert finding.level == "warning"
+    assert "captions or videos have changed since (num_train_clips: 1 then, 7 now)" in finding.found
     found = findings_by_check(**{"train.lr": 0.5})
     assert errors(found) == {"run"}
     assert "train.lr: 0.001 in the folder, 0.5 now" in found["run"][0].found
     assert level(findings_by_check("match", **{"train.lr": 0.5}), "run") == "info"
+
+
+def test_a_checkpoint_with_nan_and_a_folder_in_use_are_errors(project):
+    config = load_config("experiment.yaml")
+    training = build_training(config, num_steps=1, device=torch.device("cpu"))
+    with torch.no_grad():
+        training.student.logit_scale.fill_(torch.nan)
+    folder = config.run_folder / "checkpoint_epoch_0001"
+    save_checkpoint(folder, training, config)
+    with hold_lock(config.run_folder, "training"):
+        found = findings_by_check()
+    assert errors(found) == {"checkpoint", "lock"}
+    assert "model.safetensors has values that are NaN or infinite, in 1 of" in found["checkpoint"][0].found
+    assert f"delete {folder}" in found["checkpoint"][0].remedy
+    assert f"{config.run_folder} is in use: training by" in found["lock"][0].found
+    assert errors(findings_by_check("ingest")) == set()
+
+
+def test_a_missing_parser_is_an_error_where_the_stage_needs_a_dictionary(project, teacher_weights, knowledge):
+    overrides = {
+        "knowledge.top_k": 3,
+        "knowledge.num_matches": 6,
+        "model.weights": str(teacher_weights),
+        "vocabulary.parser": "en_core_web_none",
+    }
+    for before, expected in (("ingest", "warning"), ("match", "error"), ("train", "error")):
+        (finding,) = findings_by_check(before, **overrides)["parser"]
+        assert (finding.level, finding.remedy) == (expected, "python -m spacy download en_core_web_none")
+    config = load_config("experiment.yaml", overrides)
+    shutil.copytree(knowledge.path, config.knowledge_store)
+    assert level(findings_by_check(**overrides), "parser") == "warning", "the phrases are in the knowledge"
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import torch
 
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.knowledge.store import (
+    MATCHES_SCHEMA,
     Dictionary,
     Knowledge,
     KnowledgeError,
@@ -206,6 +207,25 @@ def test_damaged_files_are_named(folder):
     os.truncate(folder / "manifest.json", 10)
     with pytest.raises(KnowledgeError, match=r"manifest.json cannot be read .*delete the folder and run `waver match"):
         Knowledge(folder)
+
+
+def test_values_that_are_not_finite_are_named(folder):
+    embeddings = torch.ones(2, 4)
+    write_embeddings(folder, 0, embeddings)
+    embeddings[1, 3] = torch.inf
+    write_embeddings(folder, 3, embeddings[:1].expand(1, 4))
+    write_embeddings(folder, 2, embeddings[1:])
+    write_embeddings(folder, 4, embeddings[:1])
+    message = r"embeddings/000000002.safetensors has values .* for 1 of 1 phrases \(the first: 'é'\): delete the file"
+    with pytest.raises(KnowledgeError, match=message):
+        Knowledge(folder).phrase_embeddings()
+    scores = {"clip_id": "d", "phrase_ids": [0, 1, 2], "scores": [float("nan"), 0.5, 0.2]}
+    write_matches(folder, pa.Table.from_pylist([scores]))
+    with pytest.raises(KnowledgeError, match=r"matches/.*parquet has scores that are NaN"):
+        _ = Knowledge(folder).matches
+    (folder / "matches" / sorted(path.name for path in (folder / "matches").iterdir())[-1]).unlink()
+    write_matches(folder, pa.Table.from_pylist([{**scores, "scores": [None, None, None]}], MATCHES_SCHEMA))
+    assert len(Knowledge(folder).matches) == 4, "released matches have no scores"
 
 
 def test_same_dictionary_and_settings_open_existing_knowledge(folder):

@@ -100,6 +100,22 @@ def test_a_file_that_is_no_weights(tmp_path, name):
             read(ARCHITECTURE, str(tmp_path / name), image_size=16)
 
 
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_values_that_are_not_finite_are_named_with_their_tensor_and_file(clip, tmp_path, name, dtype):
+    state = {key: value.to(dtype) for key, value in clip.state_dict().items()}
+    state["visual.proj"][0, :2] = torch.nan
+    state["ln_final.bias"][1] = torch.inf
+    save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
+    for read in (load_backbone, check_weights):
+        with pytest.raises(BackboneError) as raised:
+            read(ARCHITECTURE, str(tmp_path / name), image_size=16)
+        assert str(tmp_path / name) in str(raised.value)
+        assert "in 2 of " in str(raised.value)
+        assert "visual.proj (2 of 1536)" in str(raised.value)
+        assert "ln_final.bias (1 of 64)" in str(raised.value)
+
+
 def test_position_embeddings_follow_the_image_size(clip, tmp_path):
     save_file(clip.state_dict(), tmp_path / "weights.safetensors")
     backbone = load_backbone(ARCHITECTURE, str(tmp_path / "weights.safetensors"), image_size=32)

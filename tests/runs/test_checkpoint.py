@@ -6,6 +6,7 @@ import torch
 
 from waver.runs.checkpoint import (
     CheckpointError,
+    check_values,
     checkpoint_config,
     checkpoint_knowledge,
     is_complete,
@@ -76,6 +77,26 @@ def test_damaged_files_are_named(tmp_path, damage, tiny_config):
     os.truncate(tmp_path / damage, 100)
     with pytest.raises(CheckpointError, match=f"{damage} cannot be read"):
         restore_training(tmp_path, training)
+
+
+@pytest.mark.parametrize("part", ["model.safetensors", "training.pt"])
+def test_values_that_are_not_finite_are_named(tmp_path, batch, part, tiny_config):
+    """Whoever resumes from the checkpoint, evaluates it or checks it learns which tensor of which file."""
+    training = build_training(tiny_config, num_steps=10, device=CPU)
+    train_step(training, batch, tiny_config)
+    parameter = training.student.backbone.clip.visual.proj
+    with torch.no_grad():
+        moments = training.optimizer.state[parameter]["exp_avg"]
+        (parameter if part == "model.safetensors" else moments)[0, 0] = torch.nan
+    save_checkpoint(tmp_path, training, tiny_config)
+    name = "backbone.clip.visual.proj" if part == "model.safetensors" else r"exp_avg of parameter \d+"
+    message = rf"{tmp_path / part} has values that are NaN or infinite, in 1 of \d+ tensors: {name} \(1 of "
+    for read in (lambda: restore_training(tmp_path, training), lambda: check_values(tmp_path)):
+        with pytest.raises(CheckpointError, match=message):
+            read()
+    if part == "model.safetensors":
+        with pytest.raises(CheckpointError, match=message):
+            load_student(tmp_path, tiny_config)
 
 
 def test_checkpoint_without_knowledge_file_is_incomplete(tmp_path, tiny_config):

@@ -9,6 +9,7 @@ from waver.runs.environment import environment
 from waver.runs.folder import (
     RunError,
     best_checkpoint,
+    changed_data,
     checkpoint_name,
     checkpoints,
     describe_checkpoint,
@@ -95,8 +96,18 @@ def test_run_without_checkpoint_may_be_replaced(tmp_path, tiny_config, load_tiny
 
 def test_run_on_other_data_is_refused(run, tiny_config):
     open_run(run, tiny_config, DATA)
-    with pytest.raises(RunError, match=r"on other data .*'num_train_clips': 13.*'num_train_clips': 14.*--set name="):
+    with pytest.raises(RunError, match=r"on other data \(num_train_clips: 13 then, 14 now\).*--set name="):
         open_run(run, tiny_config, DATA | {"num_train_clips": 14})
+
+
+def test_changes_of_the_data_are_told_by_name(run):
+    """Entries that an older version of waver did not write, or could not compute, are no change."""
+    before = DATA | {"videos": None}
+    (run / "data.json").write_text(json.dumps(before))
+    assert changed_data(run, before | {"validation": "v", "videos": "w"}) == ""
+    assert changed_data(run, before | {"digest": "abd"}) == "digest: 'abc' then, 'abd' now"
+    (run / "data.json").unlink()
+    assert changed_data(run, DATA) == ""
 
 
 def test_resources_may_change_when_a_run_resumes(run, load_tiny, tiny_config):

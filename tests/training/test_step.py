@@ -95,11 +95,24 @@ def test_nan_loss_raises_before_any_weight_changes(batches, tiny_config):
     with torch.no_grad():
         training.student.text_weights[0].weight[0, 0] = torch.nan
     before = copy.deepcopy(training.student.state_dict())
-    with pytest.raises(NonFiniteLossError, match=r"step 1: loss = nan.* lr = .*Lower train.lr"):
+    message = r"step 1: loss = nan.*train.lr is not the cause: .* text_weights.0.weight has values that are NaN"
+    with pytest.raises(NonFiniteLossError, match=message):
         train_step(training, next(batches(0)), tiny_config)
     for name, value in training.student.state_dict().items():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num())
     assert training.step == 0
+    training.step = 1
+    with pytest.raises(NonFiniteLossError, match=r"step 2: loss = nan.* lr = .*Lower train.lr"):
+        train_step(training, next(batches(0)), tiny_config)
+
+
+def test_a_first_step_that_overflows_does_not_blame_the_learning_rate(batches, tiny_config):
+    training = build_training(tiny_config, num_steps=10, device=CPU)
+    with torch.no_grad():
+        training.student.logit_scale.fill_(1000.0)
+    message = r"step 1: loss = .*train.lr is not the cause: .*logit_scale = inf\) a value overflows"
+    with pytest.raises(NonFiniteLossError, match=message):
+        train_step(training, next(batches(0)), tiny_config)
 
 
 def test_schedule():

@@ -84,14 +84,16 @@ def _digest(path: Path | str, num_bytes: int) -> str:
     return digest.hexdigest()
 
 
-def replaced_videos(ledger: pa.Table) -> set[str]:
+def replaced_videos(ledger: pa.Table, paths: pa.ChunkedArray) -> set[str]:
     """Returns the paths of videos that differ from those that were decoded. Videos that are gone do not count.
 
     Args:
         ledger: from `read_ledger`. Rows without a stamp, which older versions of waver wrote, do not count.
+        paths: of the videos to look at; the store may hold those of other experiments as well.
     """
     names = ["path", "file_bytes", "modified_s", "file_digest"]
-    stamped = ledger.filter(pc.is_valid(ledger["file_bytes"])).select(names)
+    asked = pc.and_(pc.is_valid(ledger["file_bytes"]), pc.is_in(ledger["path"], value_set=paths.combine_chunks()))
+    stamped = ledger.filter(asked).select(names)
     decoded = dict(zip(stamped["path"].to_pylist(), stamped.drop_columns("path").to_pylist(), strict=True))
     with ThreadPoolExecutor(32) as pool:  # perhaps on a network disk: latency dominates
         replaced = pool.map(_is_replaced, decoded, decoded.values())

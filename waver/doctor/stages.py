@@ -5,7 +5,6 @@ The stages' own functions open them, so that a check reports the error that the 
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,11 +13,13 @@ from waver.config import ConfigError, ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.data.ledger import StoreError
 from waver.doctor.findings import CheckedStage, Finding, Level, abbreviate
+from waver.knowledge.phrases import install_command, installed_parser
 from waver.knowledge.store import KnowledgeError
-from waver.runs.checkpoint import CheckpointError, checkpoint_knowledge
-from waver.runs.folder import RunError, check_run, describe_checkpoint, newest_checkpoint, read_result
+from waver.runs.checkpoint import CheckpointError, check_values, checkpoint_knowledge
+from waver.runs.folder import RunError, changed_data, check_run, describe_checkpoint, newest_checkpoint, read_result
 from waver.runs.inputs import LEAKY, open_dictionary, open_store, store_settings, training_knowledge
 from waver.tools.errors import WaverError
+from waver.tools.lock import describe_lock
 from waver.tools.object_store import display_path, exists
 from waver.training.plan import check_split, describe_data, plan_epoch, training_rows
 
@@ -98,7 +99,7 @@ def check_phrases(
     if captions is None:
         return
     if not config.knowledge.released:
-        yield from _check_dictionary(config, captions, needed=before == "match")
+        yield from _check_dictionary(config, captions, before=before)
     if store is None:
         level = "error" if before == "train" else "info"
         yield Finding(
@@ -109,23 +110,30 @@ def check_phrases(
         yield from _check_knowledge(config, captions, store)
 
 
-def _check_dictionary(config: ExperimentConfig, captions: pa.Table, *, needed: bool) -> Iterator[Finding]:
-    name = "dictionary"
+def _check_dictionary(config: ExperimentConfig, captions: pa.Table, *, before: CheckedStage) -> Iterator[Finding]:
+    name, needed = "dictionary", before == "match"
     try:
         dictionary = open_dictionary(config, captions)
     except KnowledgeError as error:
         # No error for training, which reads the phrases from the knowledge.
         yield Finding("error" if needed else "info", name, str(error), "next: waver vocabulary CONFIG")
-        parser = config.vocabulary.parser
-        if find_spec("spacy") is None:
-            yield Finding("warning", "parser", "spaCy is not installed", "pip install 'waver[vocabulary]'")
-        elif not Path(parser).exists() and find_spec(parser) is None:
-            remedy = f"python -m spacy download {parser}"
-            yield Finding("warning", "parser", f"spaCy's model {parser} is not installed", remedy)
+        # If `waver vocabulary` cannot run, the stage cannot be reached.
+        reached = before == "ingest" or (before == "train" and exists(config.knowledge_store / "manifest.json"))
+        yield from _check_parser(config.vocabulary.parser, "warning" if reached else "error")
         return
     yield Finding("ok", name, f"{len(dictionary.phrases)} phrases in {display_path(config.dictionary)}")
     if dictionary.leaky:
         yield Finding("warning", name, LEAKY)
+
+
+def _check_parser(parser: str, level: Level) -> Iterator[Finding]:
+    name = "parser"
+    if find_spec("spacy") is None:
+        found = "spaCy is not installed: waver vocabulary needs it"
+        yield Finding(level, name, found, "pip install 'waver[vocabulary]'")
+    if installed_parser(parser) is None:
+        found = f"spaCy's model {parser} is not installed: waver vocabulary needs it"
+        yield Finding(level, name, found, install_command(parser))
 
 
 def _check_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> Iterator[Finding]:
@@ -186,14 +194,29 @@ def check_training(
     except WaverError as error:
         yield Finding(level, "batch", str(error))
     try:
-        check_run(folder, config, describe_data(captions.take(rows)))
+        data = describe_data(captions, rows, store)
+        check_run(folder, config, data)
     except (RunError, ConfigError, OSError) as error:
         yield Finding(level, "run", str(error), "choose another name with --set name=..., or another storage.path")
         return
     if result := read_result(folder):
         found = f"{display_path(folder)} is finished ({result['epochs']} epochs): waver train would do nothing"
+        if changes := changed_data(folder, data):
+            found += f"; captions or videos have changed since ({changes})"
         yield Finding("warning", "run", found, "evaluate it, or choose another name with --set name=...")
     elif newest := newest_checkpoint(folder):
         yield Finding("info", "run", f"{display_path(folder)} will continue from {describe_checkpoint(newest)}")
+        try:
+            check_values(newest)
+        except CheckpointError as error:
+            remedy = f"delete {display_path(newest)}: the run continues from the checkpoint before it"
+            yield Finding(level, "checkpoint", str(error), remedy)
     else:
         yield Finding("ok", "run", f"{display_path(folder)} is free")
+
+
+def check_writers(config: ExperimentConfig, *, before: CheckedStage) -> Iterator[Finding]:
+    """Checks that no other process writes the folder that the stage is to write."""
+    folders = {"ingest": config.clip_store, "match": config.knowledge_store, "train": config.run_folder}
+    if in_use := describe_lock(folders[before]):
+        yield Finding("error", "lock", in_use)

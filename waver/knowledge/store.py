@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int
@@ -140,6 +141,12 @@ class Knowledge:
                 f"{display_path(self.path / 'matches')} has a file that cannot be read ({error}): delete the file and run "
                 "`waver match CONFIG`, which matches its clips again"
             ) from error
+        for file, table in zip(files, tables, strict=True):
+            if pc.any(pc.invert(pc.is_finite(pc.list_flatten(table["scores"])))).as_py():
+                raise KnowledgeError(
+                    f"{display_path(file)} has scores that are NaN or infinite, and its phrases mean nothing: delete the "
+                    "file and run `waver match CONFIG`, which matches its clips again"
+                )
         matches = pa.concat_tables([MATCHES_SCHEMA.empty_table(), *tables])
         _, first = np.unique(np.array(matches["clip_id"].to_pylist(), dtype=object), return_index=True)
         return matches.take(first)
@@ -169,7 +176,7 @@ class Knowledge:
         """Reads the teacher's embeddings of all phrases, not normalised.
 
         Raises:
-            KnowledgeError: if some are missing or damaged.
+            KnowledgeError: if some are missing or damaged, or a value is NaN or infinite.
         """
         files = fetch_folder(self.path / "embeddings", "*.safetensors")
         try:
@@ -185,6 +192,13 @@ class Knowledge:
                 f"{display_path(self.path)} has embeddings of {sum(map(len, parts))} of {self.num_phrases} phrases: run "
                 "`waver match CONFIG`, which computes what is missing"
             )
+        for file, part in zip(files, parts, strict=True):
+            if len(bad := (~part.isfinite().all(dim=1)).nonzero()):
+                phrase = self.phrases[int(Path(file).stem) + int(bad[0])]
+                raise KnowledgeError(
+                    f"{display_path(file)} has values that are NaN or infinite, for {len(bad)} of {len(part)} phrases "
+                    f"(the first: {phrase!r}): delete the file and run `waver match CONFIG`, which embeds its phrases again"
+                )
         return torch.cat(parts)
 
     def summary(self) -> dict[str, Any]:

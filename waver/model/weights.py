@@ -2,13 +2,13 @@
 
 import contextlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.model import resize_pos_embed, resize_text_pos_embed
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -42,7 +42,7 @@ def load_backbone(backbone: str | dict[str, Any], weights: str | None, *, image_
 
 
 def check_weights(backbone: str | dict[str, Any], weights: str, *, image_size: int) -> Path | None:
-    """Checks that weights fit a backbone, by the names and sizes of their tensors; downloads and computes nothing.
+    """Checks that weights fit a backbone, by the names and sizes of their tensors, and are finite; downloads nothing.
 
     Returns:
         The weights file; None for a pretrained tag, which open_clip takes from its cache or downloads.
@@ -55,8 +55,34 @@ def check_weights(backbone: str | dict[str, Any], weights: str, *, image_size: i
         return None
     with torch.device("meta"):
         model = Backbone(find_architecture(backbone), image_size)
-    load_weights(model.clip, _read_weights(location, sizes_only=True), source=str(location))
+    state = _read_weights(location)
+    load_weights(model.clip, {name: tensor.to("meta") for name, tensor in state.items()}, source=str(location))
+    check_finite(state, source=str(location))
     return location
+
+
+def count_non_finite(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Returns, for each tensor that has values that are NaN or infinite, how many; none for tensors on the meta device."""
+    checked = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and not tensor.is_meta}
+    counts = {name: int((~tensor.float().isfinite()).sum()) for name, tensor in checked.items()}
+    return {name: number for name, number in counts.items() if number}
+
+
+def check_finite(state: Mapping[str, Tensor], *, source: str) -> None:
+    """Checks that no tensor has a value that is NaN or infinite.
+
+    Args:
+        state: name -> tensor.
+        source: where they come from, for the error message.
+
+    Raises:
+        BackboneError: if one has; names the first few, with the number of such values.
+    """
+    if bad := [f"{name} ({number} of {state[name].numel()})" for name, number in count_non_finite(state).items()]:
+        raise BackboneError(
+            f"{source} has values that are NaN or infinite, in {len(bad)} of {len(state)} tensors: {', '.join(bad[:4])}"
+            f"{', ...' if len(bad) > 4 else ''}. It is damaged, or was written by a training that diverged: use another file"
+        )
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
@@ -68,7 +94,8 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], *, source: str) ->
         source: where they come from, for the error message.
 
     Raises:
-        BackboneError: if entries are missing, unknown or of another size; names the first few of each kind.
+        BackboneError: if entries are missing, unknown or of another size; names the first few of each kind. Also if a value
+            is not finite, see `check_finite`.
     """
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     if isinstance(module, open_clip.CLIP | open_clip.CustomTextCLIP):
@@ -92,6 +119,7 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], *, source: str) ->
         raise BackboneError(
             f"{source} holds another architecture than the model of this configuration:\n" + "\n".join(lines)
         )
+    check_finite(state, source=source)
     module.load_state_dict(state)
 
 
@@ -126,18 +154,17 @@ def _download(location: Path | dict[str, Any], backbone: str | dict[str, Any], w
         ) from error
 
 
-def _read_weights(path: Path, *, sizes_only: bool = False) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     """Reads the tensors of a weights file by name, without executing anything in the file.
 
     Args:
         path: OpenAI's .pt archive, .safetensors or a state dict; open_clip's and OpenAI's names are the same.
-        sizes_only: whether tensors on the meta device are enough; their values are then not read, if the format allows.
 
     Raises:
         BackboneError: if the file is unreadable or holds anything but complete tensors by name.
     """
     try:
-        state = _read_tensors(path, sizes_only=sizes_only)
+        state = _read_tensors(path)
     except Exception as error:  # each reader raises its own kinds for a file of another format
         raise BackboneError(
             f"model.weights: {path} cannot be read as weights ({type(error).__name__}: "
@@ -155,14 +182,11 @@ def _read_weights(path: Path, *, sizes_only: bool = False) -> dict[str, Tensor]:
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     for name in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives hold these beside the weights
         state.pop(name, None)
-    return {name: tensor.to("meta") for name, tensor in state.items()} if sizes_only else state
+    return state
 
 
-def _read_tensors(path: Path, *, sizes_only: bool) -> Any:
+def _read_tensors(path: Path) -> Any:
     """Returns what the reader of the file's format makes of it."""
-    if path.suffix == ".safetensors" and sizes_only:
-        with safe_open(path, "pt") as file:
-            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118 (not a dict)
     if path.suffix == ".safetensors":
         return load_file(path)
     if is_torchscript(path):
@@ -171,7 +195,7 @@ def _read_tensors(path: Path, *, sizes_only: bool) -> Any:
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.load(checked_copy(path), map_location="cpu").state_dict()
     check_size(path)
-    return torch.load(path, map_location="meta" if sizes_only else "cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _is_complete(tensor: Tensor) -> bool:

@@ -11,9 +11,10 @@ seed (`waver.data.epochs`), so a run can resume at its position with any number 
 No file is unpickled, so it is safe to open a checkpoint from an untrusted source.
 """
 
+import contextlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from waver.config import ExperimentConfig, load_config
 from waver.knowledge.store import Knowledge
 from waver.model.backbone import BackboneError
 from waver.model.student import Student
-from waver.model.weights import load_weights
+from waver.model.weights import check_finite, load_weights
 from waver.tools.archives import check_size
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path, fetch, list_names, remote_of
@@ -69,18 +70,10 @@ def restore_training(folder: Path, training: Training) -> None:
     Random states are restored only if the number of workers has not changed.
 
     Raises:
-        CheckpointError: if a file is missing or damaged, or the weights are of another architecture.
+        CheckpointError: if a file is missing or damaged, the weights are of another architecture, or a value is not finite.
     """
     _load_weights(training.student, folder)
-    path = fetch(folder / "training.pt")
-    try:
-        check_size(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name: state[name] for name in ("epoch", "step", "rows", "optimizer", "schedule", "rng")}
-    except Exception as error:  # torch raises its own types, zipfile's, pickle's and OSError for a damaged file
-        raise CheckpointError(
-            f"{display_path(folder / 'training.pt')} cannot be read ({type(error).__name__}: {_first_line(error)})"
-        ) from error
+    state = _read_state(folder)
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])
     training.epoch, training.step, training.rows = state["epoch"], state["step"], state["rows"]
@@ -96,7 +89,7 @@ def load_student(folder: Path, config: ExperimentConfig) -> Student:
         config: configuration of the checkpoint, see `checkpoint_config`.
 
     Raises:
-        CheckpointError: if a file is missing or damaged, or the weights are of another architecture.
+        CheckpointError: if a file is missing or damaged, the weights are of another architecture, or a value is not finite.
     """
     student = build_student(config)
     _load_weights(student, folder)
@@ -151,17 +144,60 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
+def check_values(folder: Path) -> None:
+    """Checks that no value in a checkpoint, of the model or the optimizer, is NaN or infinite.
+
+    Raises:
+        CheckpointError: if one is; names file and tensors. Also if a file is missing or damaged.
+    """
+    with _as_checkpoint_error():
+        check_finite(_read_weights(folder), source=display_path(folder / "model.safetensors"))
+    _read_state(folder)
+
+
 def _load_weights(student: Student, folder: Path) -> None:
+    with _as_checkpoint_error():
+        load_weights(student, _read_weights(folder), source=display_path(folder / "model.safetensors"))
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     path = fetch(folder / "model.safetensors")
     try:
-        state = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{display_path(path)} cannot be read ({_first_line(error)}); "
             f"is {display_path(folder)} a complete checkpoint?"
         ) from error
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """Reads everything but the weights."""
+    path = fetch(folder / "training.pt")
     try:
-        load_weights(student, state, source=display_path(path))
+        check_size(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = {name: state[name] for name in ("epoch", "step", "rows", "optimizer", "schedule", "rng")}
+        moments = {
+            f"{name} of parameter {number}": value
+            for number, values in state["optimizer"]["state"].items()
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
+        }
+    except Exception as error:  # torch raises its own types, zipfile's, pickle's and OSError for a damaged file
+        raise CheckpointError(
+            f"{display_path(path)} cannot be read ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    with _as_checkpoint_error():
+        check_finite(moments, source=display_path(path))
+    return state
+
+
+@contextlib.contextmanager
+def _as_checkpoint_error() -> Iterator[None]:
+    """Turns a BackboneError of the body into a CheckpointError."""
+    try:
+        yield
     except BackboneError as error:
         raise CheckpointError(str(error)) from error
 

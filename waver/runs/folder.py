@@ -1,7 +1,7 @@
 """Creates and reads the folder of a run, and checks whether the run may resume.
 
 config.yaml         the resolved configuration
-data.json           the training data: counts, and a hash of the captions
+data.json           the data: counts, and hashes of captions and videos
 environment.json    versions, hardware, git commit, command line
 metrics.jsonl       one row per optimizer step and one per evaluation
 events/             the same for TensorBoard
@@ -74,12 +74,27 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
                 f"{display_path(folder)} holds a run of another configuration ({'; '.join(different)}): "
                 "choose another name (--set name=...), or delete the folder"
             )
-        before = read_json(folder / "data.json")
-        if before != data and not read_result(folder):
+        if not read_result(folder) and (changes := changed_data(folder, data)):
             raise RunError(
-                f"{display_path(folder)} holds a run on other data ({before} then, {dict(data)} now), because captions "
-                "or decoded clips have changed: choose another name (--set name=...), or delete the folder"
+                f"{display_path(folder)} holds a run on other data ({changes}), because captions or decoded clips have "
+                "changed: choose another name (--set name=...), or delete the folder"
             )
+
+
+def changed_data(folder: Path, data: Mapping[str, Any]) -> str:
+    """Says in which entries the data of a run differs from that which it was trained on; empty if in none.
+
+    Args:
+        folder: run folder.
+        data: description of the data as it is now. Entries that an older version of waver did not write, or could not
+            compute, do not count.
+    """
+    if not exists(folder / "data.json"):
+        return ""
+    before = read_json(folder / "data.json")
+    known = [name for name in before if before[name] is not None and data.get(name) is not None]
+    different = [name for name in known if before[name] != data[name]]
+    return ", ".join(f"{name}: {before[name]!r} then, {data[name]!r} now" for name in different)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

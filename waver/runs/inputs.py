@@ -53,7 +53,7 @@ def open_store(config: ExperimentConfig, captions: pa.Table) -> ClipStore:
             f"{len(other)} of {len(asked)} clips were decoded from other files into {display_path(config.clip_store)} "
             f"({other[0]} from {there[other[0]]}, not {here[other[0]]}): run `waver ingest CONFIG` to decode them again"
         )
-    if replaced := sorted(replaced_videos(store.ledger) & set(here.values())):
+    if replaced := sorted(replaced_videos(store.ledger, captions["path"])):
         raise StoreError(
             f"{len(replaced)} videos were replaced since they were decoded into {display_path(config.clip_store)} "
             f"({', '.join(replaced[:3])}{', ...' if len(replaced) > 3 else ''}): run `waver ingest CONFIG` to decode them "

@@ -31,17 +31,36 @@ def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
     return rows[np.argsort(clip_ids, kind="stable")]
 
 
-def describe_data(captions: pa.Table) -> dict[str, Any]:
-    """Describes the captions that are trained on: counts, and a hash of clips and captions in their order.
+def describe_data(captions: pa.Table, rows: np.ndarray, store: ClipStore) -> dict[str, Any]:
+    """Describes the data of a run: counts, and hashes by which a change is noticed.
 
-    The order determines the batches of a run, so a run continues only with the same hash.
+    Args:
+        captions: caption table.
+        rows: rows that are trained on, see `training_rows`. Their order determines the batches of the run.
+        store: clip store.
+
+    Returns:
+        num_train_clips, num_train_captions; digest, of the clips and captions that are trained on, in their order;
+        validation, of the captions of validation and whether their clips have frames; videos, of the video files of all
+        these clips, None if they are not known because an older version of waver decoded them.
     """
-    columns = (captions["clip_id"].to_pylist(), captions["caption"].to_pylist())
+    columns = [captions.take(rows)[name].to_pylist() for name in ("clip_id", "caption")]
+    chosen = captions.filter(pc.equal(captions["split"], "validation"))
+    validation = [chosen[name].to_pylist() for name in ("clip_id", "caption")]
+    ok = set(store.ok_clip_ids())
+    files = dict(zip(store.ledger["clip_id"].to_pylist(), store.ledger["file_digest"].to_pylist(), strict=True))
+    decoded = [files[clip] for clip in sorted({*columns[0], *validation[0]} & ok)]
     return {
         "num_train_clips": len(set(columns[0])),
-        "num_train_captions": len(captions),
-        "digest": hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:16],
+        "num_train_captions": len(rows),
+        "digest": _digest(columns),
+        "validation": _digest([*validation, [clip in ok for clip in validation[0]]]),
+        "videos": None if None in decoded else _digest(decoded),
     }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def measure_truncations(

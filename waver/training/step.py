@@ -18,6 +18,7 @@ from waver.config import ExperimentConfig
 from waver.data.batch import Batch, frames_to_tensor
 from waver.knowledge.store import Knowledge
 from waver.model.tokenizer import tokenize
+from waver.model.weights import count_non_finite
 from waver.training import parallel
 from waver.training.build import Training
 from waver.training.objective import loss_terms, needs_plain
@@ -83,11 +84,7 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
     rates = training.schedule.get_last_lr()
     logs |= {"lr/backbone": rates[0], "lr/new": rates[-1], "logit_scale": student.logit_scale.exp().item()}
     if not all(math.isfinite(value) for value in logs.values()):
-        raise NonFiniteLossError(
-            f"step {training.step + 1}: loss = {logs['loss/total']}, gradient norm = {logs['grad_norm']}, at "
-            f"lr = {rates[-1]:.3g} (backbone {rates[0]:.3g}). The step changed no weight; the last checkpoint is good. "
-            "Lower train.lr, or raise train.warmup_fraction, and run the command again with a new name"
-        )
+        raise NonFiniteLossError(_explain_non_finite(training, logs, config))
     with record_function(OPTIMIZER):
         training.optimizer.step()
         training.schedule.step()
@@ -95,6 +92,23 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
     training.step += 1
     training.rows += batch.num_pairs
     return logs
+
+
+def _explain_non_finite(training: Training, logs: dict[str, float], config: ExperimentConfig) -> str:
+    """Returns the message for a step whose loss or gradient is not finite; the step changed no weight."""
+    found = f"step {training.step + 1}: loss = {logs['loss/total']}, gradient norm = {logs['grad_norm']}"
+    if training.step == 0:
+        bad = count_non_finite(training.student.state_dict())
+        cause = f"{next(iter(bad))} has values that are NaN or infinite" if bad else "a value overflows"
+        return (
+            f"{found}. No weight has been changed before it, so train.lr is not the cause: with the weights as they are "
+            f"(model.weights = {config.model.weights}, logit_scale = {logs['logit_scale']:.3g}) {cause}. Take other "
+            "weights, or compute with train.precision=fp32"
+        )
+    return (
+        f"{found}, at lr = {logs['lr/new']:.3g} (backbone {logs['lr/backbone']:.3g}). The step changed no weight; the last "
+        "checkpoint is good. Lower train.lr, or raise train.warmup_fraction, and run the command again with a new name"
+    )
 
 
 def batch_terms(

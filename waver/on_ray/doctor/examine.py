@@ -24,7 +24,7 @@ from waver.doctor.findings import (
     load_checked,
     run_check,
 )
-from waver.doctor.stages import check_phrases, check_training, find_store
+from waver.doctor.stages import check_phrases, check_training, check_writers, find_store
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import (
     CPUS_PER_LOADER,
@@ -158,6 +158,7 @@ def examine(config: ExperimentConfig, *, before: CheckedStage) -> list[Finding]:
     check("dictionary and knowledge", check_phrases, config, captions, store, before=before)
     if captions is not None:
         check("run", check_training, config, captions, store, needed=trains)
+    check("locks", check_writers, config, before=before)
     check("disk", machine.check_disk, config, captions, store, model, trains=trains)
     check("cluster and memory", check_cluster, config, captions, model, before=before)
     # A Ray that waver starts itself has one node: there is nothing to check between nodes.

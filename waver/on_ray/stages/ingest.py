@@ -28,6 +28,7 @@ from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.ingest_worker import BlockDecoder
 from waver.runs.inputs import load_captions, store_settings
 from waver.tools.errors import WaverError
+from waver.tools.lock import hold_lock
 from waver.tools.object_store import display_path
 from waver.tools.progress import track_progress
 
@@ -99,15 +100,16 @@ def ingest(
     store = store.absolute()
     try:
         create_store(store, settings)
-        todo = _unfinished(clips, store)
+        ledger = read_ledger(store)
+        todo = _unfinished(clips, store, ledger)
         if len(todo):
-            _announce_retries(todo, store, section.timeout_s)
+            _announce_retries(todo, ledger, section.timeout_s)
             write_manifest(store, settings, complete=False)
             with connect(), closing(_decode(todo, store, settings, section, wait_s=wait_s)) as ledgers:
                 _show_progress(ledgers, len(todo), progress)
         write_manifest(store, settings, complete=True)
     except KeyboardInterrupt:
-        num_left = len(_unfinished(clips, store))
+        num_left = len(_unfinished(clips, store, read_ledger(store)))
         raise IngestInterrupted(
             f"stopped. {len(clips) - num_left} of {len(clips)} clips are done and kept in {display_path(store)}; "
             "run the same command again to decode the rest"
@@ -145,11 +147,10 @@ def _unique_clips(captions: pa.Table) -> pa.Table:
     return clips.take(np.sort(first))
 
 
-def _unfinished(clips: pa.Table, store: Path) -> pa.Table:
+def _unfinished(clips: pa.Table, store: Path, ledger: pa.Table) -> pa.Table:
     """Selects the clips that have no final outcome in the ledger."""
-    ledger = read_ledger(store)
     known = {row["clip_id"]: row for row in ledger.drop_columns("row").to_pylist()}
-    replaced = replaced_videos(ledger)
+    replaced = replaced_videos(ledger, clips["path"])
     wanted = zip(clips["clip_id"].to_pylist(), clips["path"].to_pylist(), strict=True)
     unfinished = [
         clip_id not in known or path in replaced or _try_again(known[clip_id], path, store) for clip_id, path in wanted
@@ -157,9 +158,8 @@ def _unfinished(clips: pa.Table, store: Path) -> pa.Table:
     return clips.filter(pa.array(unfinished, pa.bool_()))
 
 
-def _announce_retries(todo: pa.Table, store: Path, timeout_s: float) -> None:
+def _announce_retries(todo: pa.Table, ledger: pa.Table, timeout_s: float) -> None:
     """Logs how many clips failed by a timeout before, and what trying them again may cost."""
-    ledger = read_ledger(store)
     timed_out = ledger["clip_id"].filter(pc.equal(ledger["status"], "timeout"))
     if num_retries := pc.sum(pc.is_in(todo["clip_id"], value_set=timed_out.combine_chunks())).as_py():
         logger.warning(
@@ -240,19 +240,25 @@ def _report(clips: pa.Table, store: Path, num_decoded: int, seconds: float) -> I
 
 
 def run_ingest(config: ExperimentConfig, *, progress: bool = True) -> IngestReport:
-    """Decodes the clips of an experiment into its clip store; see `ingest` for the errors.
+    """Decodes the clips of an experiment into its clip store, whose lock it holds; see `ingest` for the errors.
+
+    Without the lock two commands would lose nothing, but decode every clip twice.
 
     Args:
         config: configuration of the experiment.
         progress: whether to show progress on standard error.
+
+    Raises:
+        LockedError: if another process decodes into the store.
     """
     captions = load_captions(config)
     logger.info(f"decoding the clips of {len(captions)} captions into {display_path(config.clip_store)}")
-    return ingest(
-        captions,
-        config.clip_store,
-        store_settings(config),
-        config.ingest,
-        wait_s=config.resources.wait_s,
-        progress=progress,
-    )
+    with hold_lock(config.clip_store, "ingest"):
+        return ingest(
+            captions,
+            config.clip_store,
+            store_settings(config),
+            config.ingest,
+            wait_s=config.resources.wait_s,
+            progress=progress,
+        )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,18 @@ from waver.on_ray.cluster.signals import Terminated, signal_actor, stop_on_sigte
 from waver.on_ray.cluster.workers import run_on_workers
 from waver.on_ray.stages.train_worker import TrainingJob, train_on_ray_worker
 from waver.runs.checkpoint import checkpoint_knowledge
-from waver.runs.folder import best_checkpoint, describe_checkpoint, newest_checkpoint, open_run, read_result
+from waver.runs.folder import (
+    best_checkpoint,
+    changed_data,
+    describe_checkpoint,
+    newest_checkpoint,
+    open_run,
+    read_result,
+)
 from waver.runs.inputs import LEAKY, load_captions, open_store, training_knowledge
 from waver.runs.results import protocol_of_table
 from waver.tools.files import write_json
+from waver.tools.lock import hold_lock
 from waver.tools.object_store import display_path
 from waver.tools.progress import follow_run
 from waver.training.build import build_student
@@ -46,7 +55,7 @@ class _RunPlan:
     steps_per_epoch: int
     num_steps: int
     data: dict[str, Any]
-    """Counts and hash of the training captions, see `describe_data`."""
+    """Counts and hashes of the data, see `describe_data`."""
     truncations: dict[str, Truncation]
     """Split -> captions that are longer than the model reads, of train and validation."""
 
@@ -89,6 +98,11 @@ def train(
         logger.info(
             f"{display_path(folder)} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name"
         )
+        if changes := changed_data(folder, plan.data):
+            logger.warning(
+                f"captions or videos have changed since {display_path(folder)} was trained ({changes}): its model and "
+                "metrics are of the old ones. To train on the new ones, choose another name (--set name=...)"
+            )
         return result
     if not local_worker:
         build_student(config)  # report a model that cannot be built here, not from the workers
@@ -127,7 +141,7 @@ def _plan_run(config: ExperimentConfig, captions: pa.Table, store: ClipStore) ->
         rows,
         steps_per_epoch,
         config.train.epochs * steps_per_epoch,
-        describe_data(captions.take(rows)),
+        describe_data(captions, rows, store),
         measure_truncations(config, captions, ("train", "validation")),
     )
 
@@ -203,20 +217,29 @@ def _validation_protocol(config: ExperimentConfig, captions: pa.Table, store: Cl
 def run_training(config: ExperimentConfig, **options: Any) -> dict:
     """Trains an experiment whose videos are ingested, or resumes it; returns the result, as written to result.json.
 
-    Joins the Ray cluster of RAY_ADDRESS, or starts Ray on this machine.
+    Joins the Ray cluster of RAY_ADDRESS, or starts Ray on this machine. Holds the lock of the run folder.
 
     Args:
         config: configuration of the experiment.
         options: keyword arguments of `train`.
 
     Raises:
+        LockedError: if another process trains the run.
         WaverError: see `train`; also if an input is missing or does not fit the configuration.
     """
+    folder = options.get("folder") or config.run_folder
     captions = load_captions(config)
     store = open_store(config, captions)
     knowledge = training_knowledge(config, captions, store)
     if knowledge and knowledge.leaky:
         logger.info(LEAKY)
-    with connect(num_cpus=local_cpus(config)) as description:
+    with _hold_run(folder), connect(num_cpus=local_cpus(config)) as description:
         logger.info(description)
         return train(config, captions, store, knowledge, **options)
+
+
+def _hold_run(folder: Path) -> AbstractContextManager[None]:
+    """Holds the lock of a run folder, unless the run is finished and nothing is to be written."""
+    if read_result(folder):
+        return nullcontext()
+    return hold_lock(folder, "training", instead="train under another name (--set name=...)")
