@@ -423,6 +423,16 @@ def test_dictionary_and_knowledge_folders_depend_on_their_settings_only(tmp_path
     assert (other.knowledge_store != base.knowledge_store) == knowledge
 
 
+def test_the_usual_fraction_is_hashed_as_in_earlier_versions(tmp_path):
+    """They wrote 0.05 into every run and hashed it into the folder of the dictionary."""
+    path = write(tmp_path, SMALL)
+    now, before = load_config(path, KNOWS), load_config(path, KNOWS | {"data.validation_fraction": 0.05})
+    assert now.data.validation_fraction is None
+    assert (now.digest(), now.identity()) == (before.digest(), before.identity())
+    assert (now.dictionary, now.knowledge_store) == (before.dictionary, before.knowledge_store)
+    assert load_config(write(tmp_path, now.to_yaml())).data.validation_fraction is None
+
+
 def test_released_knowledge_does_not_depend_on_the_vocabulary_settings(tmp_path):
     path, released = write(tmp_path, SMALL), {"knowledge.released": ["a.json", "b.json"]}
     base = load_config(path, released)

@@ -41,16 +41,19 @@ def sweep() -> SweepConfig:
 
 @pytest.fixture
 def write_trial(tmp_path: Path, tiny_config):
-    """Writes the folder of a trial: for each seed the t2v/R@1 after each epoch."""
+    """Writes the folder of a trial: for each seed the t2v/R@1 after each epoch; `gallery` has (clips, captions)."""
     (tmp_path / "base.yaml").write_text(tiny_config.to_yaml())
 
-    def write(number: int, point: dict, seeds: list[list[float]], status: str | None = None, error: str = "") -> Path:
+    def write(
+        number: int, point: dict, seeds: list[list[float]], status: str | None = None, error: str = "", gallery=()
+    ) -> Path:
         trial = begin_trial(tmp_path, number, point)
         for seed, values in enumerate(seeds):
             folder = run_folder(trial, seed)
             folder.mkdir()
             rows = [
                 {"step": epoch, "epoch": epoch, "split": "validation"}
+                | dict(zip(("gallery_size", "num_queries"), gallery, strict=False))
                 | {name: value + 0.01 * i for i, name in enumerate(METRICS)}
                 for epoch, value in enumerate(values, 1)
             ]

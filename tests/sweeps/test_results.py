@@ -20,6 +20,7 @@ from waver.sweeps.results import (
     objective_deviation,
     rank_trials,
     results_table,
+    rivals_of_best,
     short_names,
     write_results,
 )
@@ -39,6 +40,38 @@ def test_only_what_was_trained_to_the_end_can_be_the_best(tmp_path, written, swe
 def test_low_ranks_are_better(tmp_path, written, sweep):
     low = sweep.model_copy(update={"objective": sweep.objective.model_copy(update={"metric": "t2v/MnR"})})
     assert [state.number for state in rank_trials(read_trials(tmp_path), low)][:2] == [0, 1]
+
+
+def test_ties_chance_and_trials_within_the_standard_error_are_said(tmp_path, write_trial, sweep, said):
+    """23 videos and 57 captions, of which validation has 5 and 12: four of six trials cannot be told apart from the best."""
+    recalls = {0: 30.0, 1: 50.0, 2: 50.0, 3: 50.0, 4: 45.0, 5: 60.0}
+    for number, recall in recalls.items():
+        point = {"train.lr": 0.01 * (number + 1), "similarity.kind": "dp"}
+        status = "stopped" if number == 5 else "finished"
+        write_trial(number, point, [[1.0, recall], [1.0, recall]], status, gallery=(5, 12))
+    shown = []
+    write_results(tmp_path, sweep, load_config(tmp_path / "base.yaml"), print_table=shown.append)
+    sentence = (
+        "best.yaml is trial 1, but trials 2 and 3 tie with trial 1 at t2v/R@1 50.00; trial 4 differs from trial 1 by less "
+        "than the standard error of t2v/R@1 (13.4 points for 12 queries)"
+    )
+    assert rivals_of_best(read_trials(tmp_path), sweep) == [sentence]
+    assert sentence in said
+    page = (tmp_path / "report.html").read_text()
+    assert f"<p>{sentence}.</p>" in page
+    assert "<th>t2v/R@1 (chance 20.0, 5 clips)</th>" in page
+    lines = (tmp_path / "best.yaml").read_text().splitlines()
+    assert lines[0].endswith("t2v/R@1 on validation 50.00 ± 0.00 (chance 20.0, 5 clips), mean of 2 seeds.")
+    assert lines[2] == f"# {sentence}."
+    assert load_config(tmp_path / "best.yaml").train.lr == 0.02
+    assert shown[0].title == "s: t2v/R@1 on validation (chance 20.0, 5 clips)"
+
+
+def test_a_best_trial_that_stands_alone_has_no_rivals(tmp_path, write_trial, sweep):
+    for number, recall in enumerate((20.0, 70.0)):
+        write_trial(number, {"train.lr": 0.1}, [[1.0, recall]], "finished", gallery=(100, 400))
+    assert rivals_of_best(read_trials(tmp_path), sweep) == []
+    assert rivals_of_best([], sweep) == []
 
 
 def test_no_trial_finished_means_no_best(tmp_path, write_trial, sweep, said):

@@ -20,7 +20,8 @@ def step(number: int, padding: str = "") -> dict:
 
 
 def validation(epoch: int) -> dict:
-    return {"step": 4, "epoch": epoch, "split": "validation", "t2v/R@1": 40.0, "v2t/R@1": 50.0}
+    sizes = {} if epoch == 2 else {"gallery_size": 23}  # rows of an earlier version have none
+    return {"step": 4, "epoch": epoch, "split": "validation", "t2v/R@1": 40.0, "v2t/R@1": 50.0} | sizes
 
 
 def write(path, *rows: dict) -> None:
@@ -39,8 +40,9 @@ def test_metrics_of_each_epoch_are_logged_although_a_resumed_run_rewrites_the_fi
         write(path, validation(1), *(step(number, padding) for number in range(1, 5)), validation(2), validation(3))
     assert not any("epoch 1:" in line for line in said)
     assert [line for line in said if "epoch 3" in line] == [
-        "epoch 3: loss 0.500, validation R@1 40.0 text to video, 50.0 video to text"
+        "epoch 3: loss 0.500, validation R@1 40.0 text to video, 50.0 video to text (chance 4.3, 23 clips)"
     ]
+    assert any(line.endswith("50.0 video to text") for line in said if "epoch 2" in line)
 
 
 def wait_until(condition) -> None:

@@ -71,9 +71,12 @@ def evaluate(
         trec_depth=export_depth,
     )
     print_protocol(result)
-    stdout.print(metrics_table(f"{experiment.name}, {checkpoint.name}, {split} split", rows_of(result)))
+    num_clips = result["gallery_size"]
+    title = f"{experiment.name}, {checkpoint.name}, {split} split"
+    stdout.print(metrics_table(title, rows_of(result), num_clips=num_clips))
     if result["styles"]:
-        stdout.print(styles_table("by style of the caption", {experiment.name: result["styles"]}))
+        columns = {experiment.name: result["styles"]}
+        stdout.print(styles_table("by style of the caption", columns, num_clips=num_clips))
     if result["num_missing_clips"]:
         logger.info(f"{result['num_missing_clips']} clips of the gallery could not be decoded and count as misses")
     if lines := describe_counts(result["duplicates"]):

@@ -20,6 +20,7 @@ from waver.config.training import (
 )
 from waver.config.video import IngestConfig, VideoConfig
 from waver.data.annotations import AnyData
+from waver.data.annotations.captions import USUAL_FRACTION
 from waver.tools.section import Section
 
 _WITHOUT_EFFECT_ON_METRICS = {"resources", "evaluate", "storage", "ingest", "checkpoint", "tracking", "profile"}
@@ -140,7 +141,9 @@ class ExperimentConfig(Section):
     def dictionary(self) -> Path:
         """Folder of the dictionary, which experiments with the same captions and vocabulary settings share."""
         key = {
-            "data": self.data.model_dump(mode="json", exclude={"annotations", "videos", "allow_missing_videos"}),
+            "data": _hashed(
+                self.data.model_dump(mode="json", exclude={"annotations", "videos", "allow_missing_videos"})
+            ),
             "annotations": str(self.data.annotations),
             "vocabulary": self.vocabulary.model_dump(mode="json"),
         }
@@ -162,7 +165,8 @@ class ExperimentConfig(Section):
         """Returns the settings that metrics depend on, without those of resources, storage and output."""
         settings = self.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_METRICS)
         return settings | {
-            "ingest": {"frame_format": self.ingest.frame_format, "jpeg_quality": self.ingest.jpeg_quality}
+            "data": _hashed(settings["data"]),
+            "ingest": {"frame_format": self.ingest.frame_format, "jpeg_quality": self.ingest.jpeg_quality},
         }
 
     def digest(self) -> str:
@@ -172,6 +176,12 @@ class ExperimentConfig(Section):
     def to_yaml(self) -> str:
         """Returns the resolved configuration as YAML that `load_config` can read."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _hashed(data: dict[str, Any]) -> dict[str, Any]:
+    """Returns the section `data` as it is hashed: the fraction of a large data set is that of earlier versions of waver."""
+    usual = data.get("validation_fraction", 0.0) is None
+    return data | {"validation_fraction": USUAL_FRACTION} if usual else data
 
 
 def _short_hash(value: Any) -> str:

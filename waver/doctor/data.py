@@ -20,6 +20,7 @@ from waver.data.clip_store import ClipStore
 from waver.data.decoder import Decoder
 from waver.data.duplicates import describe_counts, equivalent_clips, find_duplicates
 from waver.doctor.findings import Finding, Level, abbreviate, format_bytes
+from waver.evaluation.confidence import beside, find_small_validation
 from waver.model.tokenizer import MAX_POSITIONS
 from waver.runs.inputs import load_captions
 from waver.training.plan import measure_truncations
@@ -68,7 +69,11 @@ def check_splits(config: ExperimentConfig, captions: pa.Table) -> Iterator[Findi
         details = {"clips": len(clips), "captions": num_captions, "digest": split_digest(clips)}
         if split == "validation" and held_out:
             found += "; held out of train"
+        if split != "train":
+            found += f"; R@1: {beside(len(clips))}"
         yield Finding("ok", f"split {split}", found, details=details)
+    if small := find_small_validation(captions):
+        yield Finding("warning", "size of validation", *small)
     yield from _compare_with_published(config, captions, held_out=held_out)
 
 
@@ -118,12 +123,14 @@ def check_videos(config: ExperimentConfig, captions: pa.Table) -> Iterator[Findi
     sizes = {path: Path(path).stat().st_size for path in set(paths) - set(missing)}
     if empty := sorted(path for path, num_bytes in sizes.items() if not num_bytes):
         budget = config.ingest.allowed_failures(len(paths))
+        remedy = f"replace them; they count as misses, and ingest fails if more than {budget} clips cannot be decoded"
+        if len(empty) > budget:
+            remedy += f" (--set ingest.max_failed={len(empty)} allows them)"
         yield Finding(
             "warning" if len(empty) <= budget else "error",
             "empty videos",
             f"{len(empty)} of {len(paths)} videos have 0 bytes: {abbreviate(empty)}",
-            f"replace them; they count as misses, and ingest fails if more than {budget} clips cannot be decoded "
-            f"(--set ingest.max_failed={len(empty)} allows them)",
+            remedy,
             details=empty,
         )
     if not missing:

@@ -5,19 +5,24 @@ from typing import Any
 
 from rich.table import Table
 
+from waver.evaluation.confidence import beside
+
 _DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
 _VARIANTS = {"excused": "excused", "dsl": "DSL", "qb_norm": "QB-Norm"}
 _COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
-def styles_table(title: str, columns: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+def styles_table(
+    title: str, columns: Mapping[str, Mapping[str, Mapping[str, float]]], *, num_clips: int | None = None
+) -> Table:
     """Builds a table of R@1, text to video, with one row per writing style.
 
     Args:
         title: title of the table.
         columns: name of the column -> style -> metrics of its captions; every column has the same styles.
+        num_clips: size of the gallery, which the title gives with R@1 by chance; None to leave both out.
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = _empty(title, num_clips)
     table.add_column("R@1, text to video")
     for name in columns:
         table.add_column(name, justify="right")
@@ -31,14 +36,15 @@ def rows_of(result: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     return {"plain": result["metrics"]} | {_VARIANTS[name]: metrics for name, metrics in result["variants"].items()}
 
 
-def metrics_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
+def metrics_table(title: str, rows: Mapping[str, Mapping[str, float]], *, num_clips: int | None = None) -> Table:
     """Builds a table of `retrieval_metrics`, with one row per direction and entry of `rows`.
 
     Args:
         title: title of the table.
         rows: name of the row -> metrics, of both directions or one; the name of a single row is left out.
+        num_clips: size of the gallery, which the title gives with R@1 by chance; None to leave both out.
     """
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = _empty(title, num_clips)
     table.add_column("")
     for column in _COLUMNS:
         table.add_column(column, justify="right")
@@ -49,3 +55,8 @@ def metrics_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
             label = f"{words}, {name}" if len(rows) > 1 else words
             table.add_row(label, *(f"{metrics[f'{direction}/{column}']:.1f}" for column in _COLUMNS))
     return table
+
+
+def _empty(title: str, num_clips: int | None) -> Table:
+    title += f" (R@1: {beside(num_clips)})" if num_clips else ""
+    return Table(title=title, title_justify="left", title_style="bold")

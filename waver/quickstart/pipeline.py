@@ -171,4 +171,4 @@ def _show_tables(content: dict, results: dict[str, dict], show_table: Callable[[
         }
         for name, result in results.items()
     }
-    show_table(styles_table("by style of the caption", columns))
+    show_table(styles_table("by style of the caption", columns, num_clips=content["gallery_size"]))

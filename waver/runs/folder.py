@@ -13,11 +13,12 @@ import contextlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from waver.config import ExperimentConfig, load_config
+from waver.evaluation.confidence import describe_rivals
 from waver.runs.checkpoint import CheckpointError, is_complete
 from waver.runs.environment import environment
 from waver.runs.places import describe_place
@@ -207,6 +208,23 @@ def best_epoch(rows: Iterable[Mapping[str, Any]]) -> tuple[int, dict[str, float]
     """
     best = max(rows, key=lambda row: (row[SELECTION_METRIC], row["epoch"]))
     return best["epoch"], {name: value for name, value in best.items() if name.startswith(("t2v/", "v2t/"))}
+
+
+def rivals_of_best(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Says which epochs tie with the best, or are within its standard error, see `describe_rivals`.
+
+    Args:
+        rows: validation rows from `read_metrics`, at least one; those of earlier versions of waver have no gallery size.
+    """
+    best, last = best_epoch(rows)[0], {row["epoch"]: row for row in rows}
+    return describe_rivals(
+        {epoch: row[SELECTION_METRIC] for epoch, row in last.items()},
+        best,
+        SELECTION_METRIC,
+        what="epoch",
+        num_clips=last[best].get("gallery_size"),
+        num_captions=last[best].get("num_queries"),
+    )
 
 
 def find_checkpoint(path: Path) -> Path:

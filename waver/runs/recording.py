@@ -21,10 +21,11 @@ from waver.config import ExperimentConfig
 from waver.data.annotations import validation_source
 from waver.data.batch import Batch
 from waver.data.clip_store import ClipStore
+from waver.evaluation.confidence import beside
 from waver.evaluation.evaluate import Evaluation
 from waver.knowledge.store import Knowledge
 from waver.runs.environment import read_environment
-from waver.runs.folder import best_epoch
+from waver.runs.folder import best_epoch, rivals_of_best
 from waver.runs.inspection import Inspection, InspectionSettings, inspect_run, to_png, write_projection
 from waver.runs.tracking import Tracker, read_metrics
 from waver.runs.tracking.hparams import comparable_settings, write_best, write_hparams, write_session_end
@@ -112,11 +113,14 @@ class Recording:
             pairs=pairs,
             epoch=training.epoch,
             split=evaluation.split,
+            gallery_size=evaluation.gallery_size,
+            num_queries=evaluation.num_queries,
         )
         rows = [row for row in read_metrics(self._tracker.local_folder) if row.get("split") == evaluation.split]
         if rows:
             epoch, metrics = best_epoch(rows)
-            text = best_text(epoch, metrics, num_epochs=len(rows))
+            remarks = [f"R@1: {beside(evaluation.gallery_size)}", *rivals_of_best(rows)]
+            text = best_text(epoch, metrics, num_epochs=len(rows), remarks=remarks)
             self._tracker.write_events(lambda events: events.add_text("best so far", text, training.step))
             self._tracker.write_events(lambda events: write_best(events, training.step, metrics))
         if self._config.tracking.images:

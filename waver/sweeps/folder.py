@@ -43,6 +43,9 @@ class SeedRun:
     metrics: dict[str, float]
     """Validation metrics of the best checkpoint so far; empty before the end of the first epoch."""
     finished: bool
+    gallery: tuple[int, int] | None = None
+    """Number of clips and of captions that the metrics are of; None before the first epoch, and in runs of an earlier
+    version of waver."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class TrialState:
     def values(self, metric: str) -> list[float]:
         """Returns a validation metric of each seed that has ended an epoch."""
         return [run.metrics[metric] for run in self.runs if run.metrics]
+
+    @property
+    def gallery(self) -> tuple[int, int] | None:
+        """Number of clips and of captions that the metrics are of; None if it is unknown."""
+        return next((run.gallery for run in self.runs if run.gallery), None)
 
 
 def sweep_folder(storage: Path, name: str) -> Path:
@@ -159,6 +167,7 @@ def _read_run(folder: Path) -> SeedRun:
         epochs=max((row["epoch"] for row in rows), default=0),
         metrics=best_epoch(rows)[1] if rows else {},
         finished=read_result(folder) is not None,
+        gallery=(rows[-1]["gallery_size"], rows[-1]["num_queries"]) if rows and "gallery_size" in rows[-1] else None,
     )
 
 

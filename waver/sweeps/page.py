@@ -19,7 +19,13 @@ tr.failed td:nth-child(2) { color: #b3261e }
 
 
 def write_page(
-    path: Path, sweep: SweepConfig, rows: Sequence[Mapping[str, Any]], shared: Sequence[Mapping[str, Any]]
+    path: Path,
+    sweep: SweepConfig,
+    rows: Sequence[Mapping[str, Any]],
+    shared: Sequence[Mapping[str, Any]],
+    *,
+    chance: str = "",
+    rivals: Sequence[str] = (),
 ) -> list[str]:
     """Writes the report page of a sweep.
 
@@ -29,6 +35,8 @@ def write_page(
         rows: one mapping per trial, the best first, with the keys number, status, objective, deviation, objective_text,
             epochs, seconds, gpu_seconds, ended_s, error, point, values.
         shared: one mapping per clip store or knowledge that trials share, with the keys what, path, trials, there, seconds.
+        chance: what stands beside the objective, see `chance_text`.
+        rivals: sentences on trials that are as good as the best, see `rivals_of_best`.
 
     Returns:
         One sentence for each plot that is missing, with the reason.
@@ -36,10 +44,11 @@ def write_page(
     keys = list(sweep.space)
     plots, missing = _plots(sweep, [row for row in rows if row["objective"] is not None])
     body = [
-        f"<p>{_summary(sweep, rows)}</p>",
+        f"<p>{_summary(sweep, rows, chance)}</p>",
+        *(f"<p>{escape(sentence)}.</p>" for sentence in rivals),
         "<h2>Trials</h2>",
         html_table(
-            ["trial", "", sweep.objective.metric, "epochs", "seconds", "GPU-seconds", *keys],
+            ["trial", "", f"{sweep.objective.metric}{chance}", "epochs", "seconds", "GPU-seconds", *keys],
             [_cells(row, keys) for row in rows],
             [row["status"] for row in rows],
         ),
@@ -94,14 +103,14 @@ def _shared_table(shared: Sequence[Mapping[str, Any]]) -> str:
     return html_table(["what", "path", "trials", "", "seconds"], rows)
 
 
-def _summary(sweep: SweepConfig, rows: Sequence[Mapping[str, Any]]) -> str:
+def _summary(sweep: SweepConfig, rows: Sequence[Mapping[str, Any]], chance: str) -> str:
     counts = {name: sum(row["status"] == name for row in rows) for name in ("finished", "stopped", "failed", "running")}
     words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "not ended"}
     counts_text = ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
     seconds, gpu_seconds = (sum(row[name] for row in rows) for name in ("seconds", "gpu_seconds"))
     seeds = f", mean over {sweep.repeats} seeds" if sweep.repeats > 1 else ""
     return escape(
-        f"{len(rows)} trials: {counts_text}. Objective: {sweep.objective.metric} on {sweep.objective.split}{seeds}. "
+        f"{len(rows)} trials: {counts_text}. Objective: {sweep.objective.metric} on {sweep.objective.split}{chance}{seeds}. "
         f"{seconds / 60:.1f} minutes in all trials, {gpu_seconds / 3600:.2f} GPU-hours."
     )
 

@@ -12,7 +12,7 @@ from rich.live import Live
 
 from waver.config import SweepConfig
 from waver.sweeps.folder import TrialState, read_trials
-from waver.sweeps.results import objective_text, rank_trials, trials_table
+from waver.sweeps.results import chance_text, objective_text, rank_trials, trials_table
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int) -> Generator[N
     def update(live: Live | None) -> None:
         states = read_trials(folder)
         if live:
-            live.update(trials_table(_title(states, total), rank_trials(states, sweep)[:_SHOWN], sweep))
+            title = f"{_title(states, total)}{chance_text(states, sweep)}"
+            live.update(trials_table(title, rank_trials(states, sweep)[:_SHOWN], sweep))
             return
         for state in states:
             if state.status != "running" and state.number not in known:
@@ -71,7 +72,8 @@ def _nothing() -> Generator[None, None, None]:
 def _line(state: TrialState, sweep: SweepConfig) -> str:
     point = ", ".join(f"{key}={value}" for key, value in state.point.items())
     what = f"failed ({state.error})" if state.status == "failed" else f"{state.status} after {state.epochs} epochs"
-    return f"{what}, {sweep.objective.metric} {objective_text(state, sweep)}, {state.seconds:.0f} s: {point}"
+    value = f"{objective_text(state, sweep)}{chance_text([state], sweep)}"
+    return f"{what}, {sweep.objective.metric} {value}, {state.seconds:.0f} s: {point}"
 
 
 def _title(states: list[TrialState], total: int) -> str:

@@ -4,7 +4,7 @@ import json
 import logging
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,6 +17,7 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from waver.config import ExperimentConfig, SweepConfig, load_config
+from waver.evaluation.confidence import beside, describe_rivals
 from waver.runs.tracking.hparams import comparable_settings, hparam_value, write_best, write_hparams, write_session_end
 from waver.sweeps.folder import SeedRun, TrialState, read_if_written, read_trials
 from waver.sweeps.page import write_page
@@ -58,6 +59,30 @@ def objective_text(state: TrialState, sweep: SweepConfig) -> str:
     """Formats the mean and standard deviation of the objective."""
     value, spread = mean_objective(state, sweep), objective_deviation(state, sweep)
     return "none" if value is None else f"{value:.2f}" if spread is None else f"{value:.2f} ± {spread:.2f}"
+
+
+def chance_text(states: Iterable[TrialState], sweep: SweepConfig) -> str:
+    """Returns what should stand beside the objective: its value by chance and the gallery; empty if the gallery is unknown.
+
+    Args:
+        states: trials of one gallery.
+        sweep: configuration of their sweep.
+    """
+    gallery = next((state.gallery for state in states if state.gallery), None)
+    return f" ({beside(gallery[0], sweep.objective.metric)})" if gallery else ""
+
+
+def rivals_of_best(states: list[TrialState], sweep: SweepConfig) -> list[str]:
+    """Says which finished trials tie with the best, or are within its standard error, see `describe_rivals`."""
+    ranked = [state for state in rank_trials(states, sweep) if state.status == "finished"]
+    values = {state.number: value for state in ranked if (value := mean_objective(state, sweep)) is not None}
+    if not values:
+        return []
+    best = ranked[0]
+    num_clips, num_captions = best.gallery or (None, None)
+    metric = sweep.objective.metric
+    found = describe_rivals(values, best.number, metric, what="trial", num_clips=num_clips, num_captions=num_captions)
+    return [f"best.yaml is trial {best.number}, but {'; '.join(found)}"] if found else []
 
 
 def trials_table(title: str, states: list[TrialState], sweep: SweepConfig) -> Table:
@@ -145,20 +170,24 @@ def write_results(
         print_table: called with the table of all trials.
     """
     states = rank_trials(read_trials(folder), sweep)
-    table = results_table(states, sweep)
+    table, rivals = results_table(states, sweep), rivals_of_best(states, sweep)
     with atomic_write(folder / "results.parquet") as file:
         pq.write_table(table, file)
     with atomic_write(folder / "results.csv") as file:
         pa_csv.write_csv(table, file)
     best = best_config(folder, states, sweep)
     if best:
-        write_text(folder / "best.yaml", _best_yaml(*best, sweep))
-    print_table(trials_table(f"{sweep.name}: {sweep.objective.metric} on {sweep.objective.split}", states, sweep))
+        write_text(folder / "best.yaml", _best_yaml(*best, sweep, rivals))
+    title = f"{sweep.name}: {sweep.objective.metric} on {sweep.objective.split}{chance_text(states, sweep)}"
+    print_table(trials_table(title, states, sweep))
     # A process that was told to stop has little time: the table comes first, the rest can be made again from the files.
     _write_hparams(folder / "events", states, sweep, base)
     rows = [_row(state, sweep, base) for state in states]
-    for sentence in write_page(folder / "report.html", sweep, rows, read_if_written(folder / "shared.json") or []):
+    shared, chance = read_if_written(folder / "shared.json") or [], chance_text(states, sweep)
+    for sentence in write_page(folder / "report.html", sweep, rows, shared, chance=chance, rivals=rivals):
         logger.info(sentence)
+    for sentence in rivals:
+        logger.warning(sentence)
     if best:
         logger.info(f"report: {folder / 'report.html'}")
         logger.info(f"curves: waver board {shlex.quote(str(folder / 'events'))}")
@@ -167,12 +196,14 @@ def write_results(
         logger.info("no trial is finished, so there is no best trial yet")
 
 
-def _best_yaml(best: TrialState, config: ExperimentConfig, sweep: SweepConfig) -> str:
+def _best_yaml(best: TrialState, config: ExperimentConfig, sweep: SweepConfig, rivals: list[str]) -> str:
     metric, run = sweep.objective.metric, best.runs[0]
+    seeds = f", mean of {len(best.runs)} seeds" if len(best.runs) > 1 else ""
     return (
         f"# The best of sweep {sweep.name}: trial {best.number}, {metric} on {sweep.objective.split} "
-        f"{objective_text(best, sweep)}{f', mean of {len(best.runs)} seeds' if len(best.runs) > 1 else ''}.\n"
-        f"# With this seed it was {run.metrics[metric]:.6g}.\n{config.to_yaml()}"
+        f"{objective_text(best, sweep)}{chance_text([best], sweep)}{seeds}.\n"
+        f"# With this seed it was {run.metrics[metric]:.6g}.\n"
+        f"{''.join(f'# {sentence}.{chr(10)}' for sentence in rivals)}{config.to_yaml()}"
     )
 
 

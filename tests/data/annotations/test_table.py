@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError
+from waver.data.annotations.captions import choose_validation_videos
 from waver.data.annotations.table import load_table
 
 HELD_OUT = {"validation_fraction": 0.05, "validation_seed": 0}
@@ -144,6 +145,17 @@ def test_held_out_validation_leaves_test_alone_and_has_at_least_one_video(tmp_pa
         row["split"] = "test" if int(row["video"][0]) > 1 else "train"
     splits = splits_of(load(write(tmp_path / "captions.csv", rows), videos, validation_fraction=0.01), "video_id")
     assert {split: len(ids) for split, ids in splits.items()} == {"train": 1, "validation": 1, "test": 4}
+
+
+@pytest.mark.parametrize(
+    ("num_videos", "expected"), [(2, 1), (6, 1), (23, 5), (100, 20), (250, 50), (900, 50), (1000, 50), (9000, 450)]
+)
+def test_without_a_fraction_a_small_set_holds_out_more(num_videos, expected):
+    ids = [str(number) for number in range(num_videos)]
+    assert len(choose_validation_videos(ids, None, 0)) == expected
+    if num_videos >= 1000:
+        assert choose_validation_videos(ids, None, 0) == choose_validation_videos(ids, 0.05, 0)
+    assert len(choose_validation_videos(ids, 0.05, 0)) == max(1, round(num_videos / 20)), "a stored fraction counts"
 
 
 def test_validation_of_the_user_is_kept(tmp_path, splits_of, many_videos):

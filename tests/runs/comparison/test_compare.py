@@ -31,7 +31,9 @@ EVALUATION = {
 def make(tmp_path, load_tiny):
     """Makes a run; `recall` of each epoch, finished or not, with an evaluation or without."""
 
-    def make(name, recalls=(9.0, 5.0), *, finished=True, evaluation=None, data=DATA, folder=None, **overrides):
+    def make(
+        name, recalls=(9.0, 5.0), *, finished=True, evaluation=None, data=DATA, folder=None, gallery=None, **overrides
+    ):
         folder = folder or tmp_path / "runs" / name
         open_run(folder, load_tiny(name=name, **overrides), data)
         with Tracker(folder) as tracker:
@@ -39,7 +41,8 @@ def make(tmp_path, load_tiny):
                 for step in (10 * epoch - 1, 10 * epoch):
                     tracker.log(step, {"loss/total": 1.0, "clips_per_s": 100.0 + step}, epoch=epoch)
                 metrics = {"t2v/R@1": recall, "t2v/MnR": 10.0 - recall}
-                tracker.log(10 * epoch, metrics, epoch=epoch, split="validation")
+                sizes = dict(zip(("gallery_size", "num_queries"), gallery or (), strict=False))
+                tracker.log(10 * epoch, metrics, epoch=epoch, split="validation", **sizes)
         if finished:
             result = {"epochs": 2, "validation_split": "own", "seconds": 12.5, "peak_memory_bytes_of_worker": 7}
             write_json(folder / "result.json", result)
@@ -87,7 +90,10 @@ def test_settings_data_and_metrics_are_compared(make):
     assert differing(test.rows) == {"t2v/R@1": (50.0, 62.5), "t2v/MnR": (3.0, 2.0)}
     assert ("t2v/R@1, plain", 40.0, 40.0) in [(row.key, row.a, row.b) for row in test.rows]
     assert validation.not_comparable == test.not_comparable == ()
-    assert test.cautions == ("one query of 24 is 4.17 points of R@K from text to video",)
+    assert test.cautions == (
+        "one query of 24 is 4.17 points of R@K from text to video",
+        "R@1: chance 11.1, 9 clips; the standard error is 9.8 points of t2v/R@1 (24 captions)",
+    )
     assert comparison.notes == ()
 
 
@@ -120,6 +126,18 @@ def test_validation_on_other_held_out_videos_is_not_comparable(make):
     for folder in (a, b):
         write_json(folder / "result.json", {"validation_split": "5% of train, held out"})
     assert "data.validation_seed = 0 and 1" in compare_runs(a, b).metrics[0].not_comparable[0]
+
+
+def test_the_usual_fraction_of_an_earlier_version_is_the_same_validation_if_its_gallery_is(make):
+    """It was written down as 0.05, and is null now."""
+    a, b = make("a", gallery=(9, 24)), make("b", gallery=(9, 24), **{"data.validation_fraction": 0.05})
+    other = make("other", gallery=(8, 20), **{"data.validation_fraction": 0.05})
+    for folder in (a, b, other):
+        write_json(folder / "result.json", {"validation_split": "held out of train"})
+    (validation,) = compare_runs(a, b).metrics
+    assert validation.not_comparable == ()
+    assert validation.cautions[-1].startswith("R@1: chance 11.1, 9 clips; the standard error is 6.4 points of t2v/R@1")
+    assert "data.validation_fraction = None and 0.05" in compare_runs(a, other).metrics[0].not_comparable[0]
 
 
 def test_differences_of_evaluations_are_cautions(make):

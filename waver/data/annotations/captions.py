@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 SPLITS = ("train", "validation", "test")
+USUAL_FRACTION = 0.05
+"""Share of the training videos that is held out for validation if the configuration gives none."""
 
 CAPTIONS_SCHEMA = pa.schema(
     [
@@ -39,11 +42,16 @@ class Caption:
     style: str | None
 
 
-def choose_validation_videos(video_ids: Iterable[str], fraction: float, seed: int) -> set[str]:
-    """Chooses the videos to hold out for validation: at least one; the choice does not depend on their order."""
+def choose_validation_videos(video_ids: Iterable[str], fraction: float | None, seed: int) -> set[str]:
+    """Chooses the videos to hold out for validation: at least one; the choice does not depend on their order.
+
+    Without a fraction it is `USUAL_FRACTION`. Of fewer than 1,000 videos this would be too few to tell models apart: then it
+    is a fifth of them, but 50 at most.
+    """
     # Sorting by a hash, not shuffling: neither the order of the rows nor the version of a random generator matters.
     ranked = sorted(set(video_ids), key=lambda video_id: hashlib.sha256(f"{seed}/{video_id}".encode()).digest())
-    return set(ranked[: max(1, round(fraction * len(ranked)))])
+    at_least = 1 if fraction else min(50, round(len(ranked) / 5))
+    return set(ranked[: max(1, at_least, round((fraction or USUAL_FRACTION) * len(ranked)))])
 
 
 def caption_table(captions: Iterable[Caption], *, validation: Literal["own", "held out of train"]) -> pa.Table:
@@ -71,6 +79,12 @@ def caption_table(captions: Iterable[Caption], *, validation: Literal["own", "he
     assert not any(table[name].null_count for name in set(CAPTIONS_SCHEMA.names) - nullable)
     assert all(len({caption.split for caption in clip}) == 1 for clip in ordered), "a clip in two splits"
     return table
+
+
+def count_split(captions: pa.Table, split: str) -> tuple[int, int]:
+    """Returns the number of clips and of captions of a split."""
+    clip_ids = captions["clip_id"].filter(pc.equal(captions["split"], split))
+    return len(pc.unique(clip_ids)), len(clip_ids)
 
 
 def validation_source(captions: pa.Table) -> str:

@@ -88,7 +88,7 @@ def load_msrvtt(
     videos: Path,
     *,
     split: Literal["9k", "7k", "full"],
-    validation_fraction: float,
+    validation_fraction: float | None,
     validation_seed: int,
     allow_missing_videos: bool,
 ) -> pa.Table:
@@ -102,7 +102,8 @@ def load_msrvtt(
         videos: folder with `video0.mp4` ..., at any depth, with any extension of `VIDEO_SUFFIXES`.
         split: 9k and 7k train on all captions of the videos in their csv, and test on 1k-A with one caption per video; full
             is the official split (6,513, 497 and 2,990 videos) with all captions.
-        validation_fraction: share of the training videos held out for validation; full ignores it and has its own split.
+        validation_fraction: share of the training videos held out for validation, None for the usual one (0.05); full
+            ignores it and has its own split.
         validation_seed: seed for choosing them.
         allow_missing_videos: whether a video without a file gets the path `videos/<id>.mp4` instead of an error.
 

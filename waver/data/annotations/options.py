@@ -39,7 +39,8 @@ class CommonData(Section):
 class HeldOutData(CommonData):
     """The settings of a data set that may have no validation split of its own."""
 
-    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Share of the training videos to hold out for validation, if the data set has no validation split."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    """Share of the training videos to hold out for validation, if the data set has no validation split; null for 0.05, and
+    for up to 0.2 if this gives 50 videos or fewer."""
     validation_seed: int = 0
     """Seed for choosing the videos to hold out; separate from `seed`, so that runs with other seeds use the same ones."""

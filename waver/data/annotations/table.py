@@ -80,7 +80,12 @@ class TableData(HeldOutData):
 
 
 def load_table(
-    annotations: Path, videos: Path, *, validation_fraction: float, validation_seed: int, allow_missing_videos: bool
+    annotations: Path,
+    videos: Path,
+    *,
+    validation_fraction: float | None,
+    validation_seed: int,
+    allow_missing_videos: bool,
 ) -> pa.Table:
     """Reads a user's own data from a file that `read_table_file` understands.
 
@@ -100,7 +105,7 @@ def load_table(
         annotations: the file.
         videos: folder of the video files.
         validation_fraction: share of the training videos held out for validation, with all their clips, if no row has
-            that split.
+            that split; None for the usual one, see `choose_validation_videos`.
         validation_seed: seed for choosing them; the order of the rows does not matter.
         allow_missing_videos: whether a relative path without a file is allowed.
 

@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from waver.evaluation.confidence import beside
 from waver.evaluation.robustness.measures import CUTOFFS
 from waver.evaluation.robustness.plots import dispersion_histogram, style_bars
 from waver.evaluation.robustness.queries import TRACKS
@@ -23,6 +24,7 @@ DEFINITIONS: Mapping[str, str] = {
     "R@K": "share of queries whose clip is among the first K of the ranked gallery",
     "cut": "number of queries that are longer than text.max_words of the run; the model reads only their beginning",
     "clean R@1": "R@1 of the reference captions",
+    "chance": "R@1 of random scores, 100 / number of clips in the gallery",
     "worst-case R@K": "share of clips that are among the first K for EVERY version of their caption, including the "
     "reference; best-case R@K: for at least one version",
     "change": "R@K of a style minus R@K of the reference captions of the same clips, in percentage points",
@@ -69,12 +71,12 @@ def write_page(path: Path, report: Mapping[str, Any]) -> list[str]:
     body = [
         f"<p>{escape(_summary(report))}</p>",
         '<div class="headline">',
-        _headline(runs),
+        _headline(runs, beside(report["num_clips"])),
         "</div>",
         "".join(f"<p>{escape(sentence)}</p>" for sentence in missing),
         "<h2>Metrics by style</h2>",
         plots.get("styles", ""),
-        *(_styles(run) for run in runs),
+        *(_styles(run, beside(report["num_clips"])) for run in runs),
         "<h2>Metrics over all versions of a caption</h2>",
         *(_tracks(run) for run in runs),
         plots.get("dispersion", ""),
@@ -99,7 +101,7 @@ def _summary(report: Mapping[str, Any]) -> str:
     )
 
 
-def _headline(runs: Sequence[Mapping[str, Any]]) -> str:
+def _headline(runs: Sequence[Mapping[str, Any]], chance: str) -> str:
     tracks = list(runs[0]["tracks"])
     rows = [
         [
@@ -110,24 +112,14 @@ def _headline(runs: Sequence[Mapping[str, Any]]) -> str:
         ]
         for run in runs
     ]
-    return html_table(["run", "clean R@1", *(f"worst-case R@1, {track}" for track in tracks), "AO@10"], rows)
+    return html_table(
+        ["run", f"clean R@1 ({chance})", *(f"worst-case R@1, {track}" for track in tracks), "AO@10"], rows
+    )
 
 
-def _styles(run: Mapping[str, Any]) -> str:
-    head = [
-        "style",
-        "queries",
-        "cut",
-        "of clips",
-        "R@1",
-        "R@5",
-        "R@10",
-        "MRR",
-        "MdR",
-        "change of R@1",
-        "relative robustness",
-    ]
-    head += ["AO@10", "hubness"]
+def _styles(run: Mapping[str, Any], chance: str) -> str:
+    head = ["style", "queries", "cut", "of clips", f"R@1 ({chance})", "R@5", "R@10", "MRR", "MdR", "change of R@1"]
+    head += ["relative robustness", "AO@10", "hubness"]
     rows: list[list[Any]] = []
     for name, entry in [
         ("reference", run["overall"]["reference"]),

@@ -5,12 +5,14 @@ from typing import Any
 
 from rich.table import Table
 
+from waver.evaluation.confidence import beside
+
 
 def headline_table(report: Mapping[str, Any]) -> Table:
     """Makes a table with one row per run: clean R@1, worst-case R@1 of each track and of all, AO@10, with intervals."""
     runs = report["runs"]
     tracks = list(runs[0]["tracks"])
-    title = f"{report['split']} split, {report['num_clips']} clips; in brackets: 95 % interval over videos"
+    title = f"{report['split']} split (R@1: {beside(report['num_clips'])}); in brackets: 95 % interval over videos"
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in ("", "clean R@1", *(f"worst case, {track}" for track in tracks), "AO@10"):
         table.add_column(name, justify="right" if name else "left")
@@ -24,7 +26,8 @@ def headline_table(report: Mapping[str, Any]) -> Table:
 def styles_table(report: Mapping[str, Any]) -> Table:
     """Makes a table of R@1 and its change from the reference caption: one row per style or control, one column per run."""
     runs = report["runs"]
-    table = Table(title="R@1, and its change from the reference caption", title_justify="left", title_style="bold")
+    title = f"R@1 ({beside(report['num_clips'])}), and its change from the reference caption"
+    table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
     for run in runs:
         table.add_column(run["name"], justify="right")

@@ -16,6 +16,7 @@ from ray.train import UserCallback
 from waver.config import ExperimentConfig
 from waver.data.annotations import validation_source
 from waver.data.clip_store import ClipStore
+from waver.evaluation.confidence import find_small_validation
 from waver.evaluation.gallery import build_gallery
 from waver.evaluation.protocols import Protocol
 from waver.knowledge.store import Knowledge
@@ -33,9 +34,11 @@ from waver.runs.folder import (
     newest_checkpoint,
     open_run,
     read_result,
+    rivals_of_best,
 )
 from waver.runs.inputs import LEAKY, load_captions, open_store, training_knowledge
 from waver.runs.results import protocol_of_table
+from waver.runs.tracking import read_metrics
 from waver.tools.files import write_json
 from waver.tools.lock import hold_lock
 from waver.tools.object_store import display_path
@@ -106,6 +109,8 @@ def train(
         return result
     if not local_worker:
         build_student(config)  # report a model that cannot be built here, not from the workers
+    if small := find_small_validation(captions):
+        logger.warning("; ".join(small))
     for split, truncation in plan.truncations.items():
         if truncation.num_cut:
             logger.warning(f"{split}: {truncation.describe(config.text.max_words)}")
@@ -188,6 +193,7 @@ def _run_result(
         "steps": plan.num_steps,
         "best_checkpoint": checkpoint.name,
         "validation": metrics,
+        "rivals": rivals_of_best([row for row in read_metrics(folder) if row.get("split") == "validation"]),
         "validation_split": validation_source(captions),
         "data": plan.data,
         "cut_captions": {split: asdict(truncation) for split, truncation in plan.truncations.items()},

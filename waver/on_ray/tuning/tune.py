@@ -19,11 +19,13 @@ from ray.util.state.exception import RayStateApiException
 from rich.table import Table
 
 from waver.config import SweepConfig
+from waver.evaluation.confidence import find_small_validation
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
 from waver.on_ray.cluster.connection import connect, gpus_per_worker, nodes
 from waver.on_ray.tuning.plan import Plan, trials_at_once
 from waver.on_ray.tuning.shared import make_shared
 from waver.on_ray.tuning.trial import SweepJob, run_trial
+from waver.runs.inputs import load_captions
 from waver.sweeps.folder import (
     SweepError,
     TrialState,
@@ -93,6 +95,8 @@ def _ended(plan: Plan) -> list[TrialState]:
 
 def _run_trials(plan: Plan) -> None:
     resources = plan.base.resources
+    if small := find_small_validation(load_captions(plan.base)):
+        logger.warning("; ".join(small))
     with connect(num_cpus=local_cpus(plan.base), dashboard=needs_dashboard(plan)) as description:
         logger.info(description)
         gpus = gpus_per_worker(resources)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from waver.data.annotations.captions import USUAL_FRACTION
+from waver.evaluation.confidence import describe_errors
 from waver.runs.comparison.reading import ComparisonError, ReadRun, read_run
 from waver.tools.object_store import display_path
 from waver.tools.section import flatten
@@ -149,9 +151,13 @@ def _validation(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> li
         return []
     (epoch_a, metrics_a), (epoch_b, metrics_b) = a.best, b.best
     held_out = {run.result.get("validation_split", "") for run in (a, b)} != {"own"}
-    different = _different(config, _DATA_KEYS + (_HELD_OUT_KEYS if held_out else ()))
+    same_gallery = a.gallery is not None and a.gallery == b.gallery
+    compared = tuple(row for row in config if not (same_gallery and _is_usual_fraction(row)))
+    different = _different(compared, _DATA_KEYS + (_HELD_OUT_KEYS if held_out else ()))
     unfinished = [run.folder.name for run in (a, b) if not run.result]
     cautions = [f"{' and '.join(unfinished)} not finished: its best metrics so far"] if unfinished else []
+    if a.gallery:
+        cautions.append(describe_errors(metrics_a, *a.gallery))
     return [
         MetricComparison(
             f"best validation (epochs {epoch_a} and {epoch_b})",
@@ -184,6 +190,8 @@ def _evaluations(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> l
             )
         if (queries := left.get("num_queries")) and queries == right.get("num_queries"):
             cautions.append(f"one query of {queries} is {100 / queries:.2f} points of R@K from text to video")
+            if num_clips := left.get("gallery_size"):
+                cautions.append(describe_errors(left["metrics"], num_clips, queries))
         compared.append(
             MetricComparison(name, _rows(_metrics(left), _metrics(right)), tuple(not_comparable), tuple(cautions))
         )
@@ -213,6 +221,11 @@ def _notes(a: ReadRun, b: ReadRun, names: list[str]) -> Iterable[str]:
         split = name.split("_")[1]
         command = f"waver evaluate {shlex.quote(display_path(other.folder))} --split {split}"
         yield f"{name}.json exists for {only} only: run `{command}`"
+
+
+def _is_usual_fraction(row: ComparisonRow) -> bool:
+    """Whether one run holds out the usual fraction because an earlier version wrote it down, and the other by default."""
+    return row.key == "data.validation_fraction" and {row.a, row.b} == {None, USUAL_FRACTION}
 
 
 def _different(config: tuple[ComparisonRow, ...], keys: Iterable[str]) -> list[str]:

@@ -44,6 +44,12 @@ class ReadRun:
         return best_epoch(self.validation) if self.validation else None
 
     @property
+    def gallery(self) -> tuple[int, int] | None:
+        """Number of clips and of captions of validation; None before the first, and in runs of an earlier version."""
+        last = self.validation[-1] if self.validation else {}
+        return (last["gallery_size"], last["num_queries"]) if "gallery_size" in last else None
+
+    @property
     def progress(self) -> str:
         """Whether the run has finished, or its last step and epoch, in words."""
         if self.result:

@@ -63,7 +63,9 @@ def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Value]:
     return {
         key: hparam_value(value)
         for key, value in flat.items()
-        if key.partition(".")[0] in _COMPARED_SECTIONS or key in _COMPARED_KEYS
+        if key.partition(".")[0] in _COMPARED_SECTIONS
+        # A fraction is a number: null must not make it a string.
+        or (key in _COMPARED_KEYS and not (key == "data.validation_fraction" and value is None))
     }
 
 

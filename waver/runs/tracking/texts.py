@@ -154,13 +154,14 @@ def model_text(student: nn.Module) -> str:
     return markdown_table(("part", "parameters", "trainable", "frozen"), rows)
 
 
-def best_text(epoch: int, metrics: Mapping[str, float], *, num_epochs: int) -> str:
+def best_text(epoch: int, metrics: Mapping[str, float], *, num_epochs: int, remarks: Sequence[str] = ()) -> str:
     """Formats the best validation metrics so far.
 
     Args:
         epoch: epoch of the best metrics.
         metrics: `t2v/R@1` and so on.
         num_epochs: number of evaluated epochs.
+        remarks: sentences on how sure they are.
     """
     columns = list(dict.fromkeys(name.rpartition("/")[2] for name in metrics))
     directions = list(dict.fromkeys(name.rpartition("/")[0] for name in metrics))
@@ -169,7 +170,8 @@ def best_text(epoch: int, metrics: Mapping[str, float], *, num_epochs: int) -> s
         for direction in directions
         if all(f"{direction}/{column}" in metrics for column in columns)
     ]
-    return f"after epoch {epoch}, the best of {num_epochs} so far\n\n{markdown_table(('', *columns), rows)}"
+    table = markdown_table(("", *columns), rows)
+    return "\n".join([f"after epoch {epoch}, the best of {num_epochs} so far\n", table, *map(escape_cell, remarks)])
 
 
 def _readable(key: str, value: Any) -> Any:
