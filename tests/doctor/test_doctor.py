@@ -149,8 +149,18 @@ def test_a_ready_experiment_has_no_errors_and_doctor_writes_nothing(project):
     assert (
         {"clip store"}
         <= warned
-        <= {"clip store", "decoding .mp4", *(f"captions of {s}" for s in ("train", "validation", "test"))}
+        <= {
+            "clip store",
+            "decoding .mp4",
+            "size of validation",
+            *(f"captions of {s}" for s in ("train", "validation", "test")),
+        }
     )
+    assert found["split validation"][0].found.endswith("; R@1: chance 50.0, 2 clips")
+    assert found["size of validation"][0].found.startswith(
+        "validation has 2 clips and 8 captions: R@1 is 50.0 by chance"
+    )
+    assert "GFLOP for 14 pairs of a caption and a clip" in found["cost of training"][0].found
     assert "11 of 12 clips have frames" in found["clip store"][0].found
     assert "7 clips" in found["split train"][0].found
     assert (found["steps"][0].found, level(found, "run")) == ("2 epochs of 2 steps", "ok")
@@ -368,14 +378,14 @@ def test_an_unusable_object_store_is_the_only_finding(project, s3, monkeypatch):
 def test_splits_that_differ_from_the_published_ones_are_warnings(repository, captions, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     config = load_config(repository / "experiments/msrvtt.yaml", {"data.split": "full"})
-    found = [f for f in data.check_splits(config, captions) if f.level == "warning"]
+    found = [f for f in data.check_splits(config, captions) if f.level == "warning" and f.check.startswith("split")]
     assert [f.check for f in found] == ["split train", "split validation", "split test"]
     assert "14 clips instead of 6513; 27 captions instead of 130260" in found[0].found
     held_out = captions.replace_schema_metadata({"validation": "held out of train"})
     config = load_config(repository / "experiments/msrvtt.yaml")
     found = [f for f in data.check_splits(config, held_out) if f.level == "warning"]
-    assert [f.check for f in found] == ["split train and validation", "split test"]
-    assert "19 clips instead of 9000" in found[0].found
+    assert [f.check for f in found] == ["size of validation", "split train and validation", "split test"]
+    assert "19 clips instead of 9000" in found[1].found
     own = tmp_path / "own.yaml"
     own.write_text("name: x\ndata: {format: table, annotations: a.csv, videos: v}\n")
     only_train = captions.filter(pa.compute.equal(captions["split"], "train"))

@@ -101,11 +101,14 @@ def train(config: Config, workers: Workers = None, overrides: Set = [], print_co
     from waver.on_ray.stages.train import run_training
 
     result = run_training(experiment)
+    num_clips = None
     if "protocol" in result:  # absent in runs that an older version finished
         print_protocol(result)
-    stdout.print(
-        metrics_table(f"{experiment.name}, {result['best_checkpoint']}, validation split", {"": result["validation"]})
-    )
+        num_clips = result["protocol"]["gallery_size"]
+    title = f"{experiment.name}, {result['best_checkpoint']}, validation split"
+    stdout.print(metrics_table(title, {"": result["validation"]}, num_clips=num_clips))
+    for rival in result.get("rivals", ()):
+        logger.info(rival)
     folder = experiment.run_folder
     logger.info(f"next: waver evaluate {shlex.quote(display_path(folder))}")
     logger.info(f"curves: waver board {shlex.quote(display_path(folder.parent))}")
@@ -117,7 +120,9 @@ def tune(
     ],
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="List trials, concurrency, memory and existing results; run nothing."),
+        typer.Option(
+            "--dry-run", help="List trials, concurrency, memory, GPU-hours and existing results; run nothing."
+        ),
     ] = False,
     overrides: Set = [],  # noqa: B006
 ) -> None:

@@ -20,6 +20,7 @@ from waver.model.weights import check_weights
 from waver.tools.errors import WaverError
 from waver.tools.object_store import remote_of
 from waver.training.build import build_student, parameter_groups
+from waver.training.cost import training_cost
 
 _JPEG_RATIO = 0.1
 """Bytes of JPEG frames relative to raw frames, as measured (experiments/RESULTS.md)."""
@@ -82,6 +83,23 @@ def measure_model(config: ExperimentConfig, *, needed: bool) -> tuple[ModelSize 
         return None, [Finding("error" if needed else "warning", "model", str(error))]
     counts = f"{model.num_parameters / 1e6:.1f} M parameters, {model.num_trained / 1e6:.1f} M trained"
     return model, [Finding("ok", "model", f"{_backbone_name(config)}: {counts}")]
+
+
+def check_cost(config: ExperimentConfig, captions: pa.Table) -> Iterator[Finding]:
+    """Estimates the floating-point operations and GPU-hours of training."""
+    try:
+        cost = training_cost(config, captions)
+    except (WaverError, RuntimeError, NotImplementedError) as error:
+        # An invalid model is reported by `measure_model`.
+        if not isinstance(error, WaverError):
+            yield Finding("info", "cost of training", f"not estimated: {str(error).splitlines()[0]}")
+        return
+    details = {
+        "num_pairs": cost.num_pairs,
+        "training_flops": cost.training_flops,
+        "evaluation_flops": cost.evaluation_flops,
+    }
+    yield Finding("info", "cost of training", f"estimate at most {cost.describe()}", details=details)
 
 
 def check_model_weights(config: ExperimentConfig, *, needed: bool) -> Iterator[Finding]:

@@ -1,13 +1,15 @@
 """Plans of sweeps, which need no Ray."""
 
+import re
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from waver.config import ConfigError
 from waver.on_ray.cluster.capacity import ClusterTooSmallError, count_fitting_workers
-from waver.on_ray.tuning.plan import Plan, describe_plan, plan_sweep, trials_at_once
+from waver.on_ray.tuning.plan import Plan, asha_share, cost_estimate, describe_plan, plan_sweep, trials_at_once
 from waver.on_ray.tuning.shared import find_shared
 from waver.sweeps.folder import SweepError
 
@@ -98,9 +100,42 @@ def test_a_dry_run_logs_the_plan_and_writes_nothing(plan, tmp_path, store, capti
     assert "train.lr=0.002, video.size=8" in text
     assert "a trial takes 1 workers with 1 CPU and 0 GPU each" in text
     assert "GiB per trial for weights, gradients, optimizer and frames" in text
+    assert re.search(
+        r"computation of a run: at most .* for 28 pairs .*; of all 4 runs: less than a GPU-minute if none is stopped",
+        text,
+    )
+    assert "validation has 5 clips and 10 captions: R@1 is 20.0 by chance" in text
     assert text.count("clip store: will be made once") == 2, "videos of another size are other frames"
     assert text.count("(2 trials)") == 2
     assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.parametrize("name", ["msrvtt_losses", "msrvtt_topk_wti"])
+def test_comments_of_shipped_sweeps_give_the_estimated_cost(name):
+    """Of the 9k split: 450 of 9,000 videos are held out, each has 20 captions."""
+    path = REPOSITORY / "experiments" / "sweeps" / f"{name}.yaml"
+    splits = {"train": 8550, "validation": 450}
+    rows = [(f"{split}{clip}", split) for split, clips in splits.items() for clip in range(clips) for _ in range(20)]
+    captions = pa.table({"clip_id": [clip_id for clip_id, _ in rows], "split": [split for _, split in rows]})
+    said = cost_estimate(plan_sweep(path), captions)
+    comment = " ".join(line.strip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    assert "855,000 pairs" in said
+    assert re.findall(r"(\d+) PFLOP", said) == re.findall(r"(\d+) PFLOP", comment)
+    hours = re.findall(r"([\d.]+) GPU-hours|about (\d+) with ASHA", comment)
+    assert re.findall(r"([\d.]+) GPU-hours", said) == [one or other for one, other in hours]
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ((5, 1, 3.0), (1 + 2 / 3 + 2 / 9) / 5),
+        ((4, 1, 2.0), (1 + 1 / 2 + 2 / 4) / 4),
+        ((2, 2, 3.0), 1),
+        ((1, 3, 3.0), 1),
+    ],
+)
+def test_share_of_epochs_that_asha_trains(settings, share):
+    assert asha_share(*settings) == pytest.approx(share)
 
 
 def test_a_dry_run_of_trials_that_do_not_fit_is_an_error(plan):

@@ -154,6 +154,8 @@ def examine(config: ExperimentConfig, *, before: CheckedStage) -> list[Finding]:
     logger.info("checking the model")
     model, found = load_checked("model", machine.measure_model, config, needed=before != "ingest")
     findings += found
+    if model and captions is not None:
+        check("cost of training", machine.check_cost, config, captions)
     check("weights", _check_weights, config, before=before)
     check("dictionary and knowledge", check_phrases, config, captions, store, before=before)
     if captions is not None:

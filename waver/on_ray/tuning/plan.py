@@ -7,10 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray
 import torch
 
 from waver.config import ExperimentConfig, SweepConfig, check_config, load_config, load_sweep
+from waver.evaluation.confidence import find_small_validation
 from waver.on_ray.cluster.capacity import (
     CPUS_PER_LOADER,
     WorkerResources,
@@ -20,10 +22,12 @@ from waver.on_ray.cluster.capacity import (
 )
 from waver.on_ray.cluster.connection import cluster_address, cluster_size, connect, gpus_per_worker, nodes
 from waver.on_ray.tuning.shared import find_shared
+from waver.runs.inputs import load_captions
 from waver.sweeps.folder import SweepError, sweep_folder
 from waver.sweeps.space import Point, base_overrides, corner_points, list_points, point_configs
 from waver.tools.object_store import remote_of
 from waver.training.build import build_student
+from waver.training.cost import ForwardFlops, TrainingCost, count_forward, format_hours, training_cost
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +159,10 @@ def describe_plan(plan: Plan) -> None:
         f"{at_once} at a time"
     )
     logger.info(memory_estimate(plan, at_once))
+    captions = load_captions(plan.base)
+    logger.info(cost_estimate(plan, captions))
+    if small := find_small_validation(captions):
+        logger.warning("; ".join(small))
     for artifact in find_shared(plan.configs, count=plan.points is not None):
         state = "exists and will be reused" if artifact.there else "will be made once"
         users = f" ({artifact.trials} trials)" if artifact.trials else ""
@@ -181,3 +189,44 @@ def memory_estimate(plan: Plan, at_once: int) -> str:
         f"estimated memory: {most:.2f} GiB per trial for weights, gradients, optimizer and frames, {at_once * most:.2f} GiB "
         "at a time; activations and each process's libraries (about 1 GiB) come on top"
     )
+
+
+def cost_estimate(plan: Plan, captions: pa.Table) -> str:
+    """Estimates the floating-point operations of the trials without running them.
+
+    Returns:
+        A sentence for the user: those of one run, GPU-hours of the sweep if no trial is stopped, and with its scheduler.
+    """
+    sweep = plan.sweep
+    forward: dict[str, ForwardFlops] = {}
+    costs: list[TrainingCost] = []
+    for config in plan.configs:
+        model = config.model_dump_json(include={"model", "video", "text", "similarity", "knowledge"})
+        key = f"{config.uses_fusion} {model}"
+        if key not in forward:
+            forward[key] = count_forward(config)
+        costs.append(training_cost(config, captions, forward[key]))
+    most = max(costs, key=lambda cost: cost.flops)
+    hours = [cost.gpu_hours for cost in costs] if plan.points is not None else [most.gpu_hours] * plan.num_trials
+    total = sweep.repeats * sum(hours)
+    epochs = max(config.train.epochs for config in plan.configs) * sweep.repeats
+    reduction = float(sweep.scheduler.reduction_factor)
+    share = asha_share(epochs, sweep.scheduler.grace_epochs, reduction) if sweep.scheduler.kind == "asha" else 1.0
+    stopped = (
+        f" if none is stopped, about {format_hours(share * total)} if asha keeps 1 of {reduction:g} trials at each step"
+        if share < 1
+        else ""
+    )
+    return (
+        f"estimated computation of a run: at most {most.describe()}; of all {plan.num_trials * sweep.repeats} runs: "
+        f"{format_hours(total)}{stopped}"
+    )
+
+
+def asha_share(num_epochs: int, grace_epochs: int, reduction_factor: float) -> float:
+    """Returns the share of all epochs that are trained if ASHA stops as many trials as it may, at each of its steps."""
+    trained, remaining, last, step = 0.0, 1.0, 0.0, float(grace_epochs)
+    while step < num_epochs:
+        trained += remaining * (step - last)
+        remaining, last, step = remaining / reduction_factor, step, step * reduction_factor
+    return (trained + remaining * (num_epochs - last)) / num_epochs

@@ -1,0 +1,113 @@
+import pyarrow as pa
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from waver.config import load_config
+from waver.data.batch import Batch
+from waver.training.build import build_training
+from waver.training.cost import TrainingCost, count_forward, format_hours, training_cost
+from waver.training.step import batch_terms
+
+
+def table(**splits: tuple[int, int]) -> pa.Table:
+    """Split -> (number of clips, captions of each)."""
+    rows = [(f"{split}{clip}", split) for split, (clips, each) in splits.items() for clip in range(clips * each)]
+    return pa.table(
+        {
+            "clip_id": [f"{split}{int(clip_id.removeprefix(split)) // splits[split][1]}" for clip_id, split in rows],
+            "split": [split for _, split in rows],
+        }
+    )
+
+
+def random_batch(config, num_pairs: int) -> Batch:
+    words, frames, size = config.text.max_words, config.video.max_frames, config.video.size
+    return Batch(
+        token_ids=torch.randint(1, 100, (num_pairs, words)),
+        token_mask=torch.ones(num_pairs, words, dtype=torch.bool),
+        frames=torch.randint(0, 255, (num_pairs, frames, 3, size, size), dtype=torch.uint8),
+        frame_mask=torch.ones(num_pairs, frames, dtype=torch.bool),
+        phrase_ids=torch.randint(0, 9, (num_pairs, config.knowledge.top_k)),
+        clip_ids=tuple(map(str, range(num_pairs))),
+        captions=tuple(map(str, range(num_pairs))),
+        num_pairs=num_pairs,
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"train.backbone_lr_scale": 0},
+        {"similarity.kind": "xti"},
+        {"similarity.kind": "dp", "model.temporal": "none"},
+        {"loss.distill": 1, "knowledge.at_inference": False},
+    ],
+    ids=str,
+)
+def test_the_estimate_is_what_a_step_computes(load_knowing, settings):
+    config = load_knowing(**{"train.global_batch_size": 6, "train.epochs": 1, "knowledge.top_k": 0, **settings} | (
+        {"knowledge.top_k": 3} if "loss.distill" in settings else {}))  # fmt: skip
+    training = build_training(config, num_steps=1, device=torch.device("cpu"), phrases=torch.randn(9, 32))
+    with FlopCounterMode(display=False) as counter:
+        terms, _ = batch_terms(training, random_batch(config, 6), config)
+        sum(terms.values()).backward()
+    cost = training_cost(config, table(train=(6, 1), validation=(1, 1)))
+    assert cost.num_pairs == 6
+    # The first layer of the vision tower needs no gradient of its input, and on CPUs torch does not count attention.
+    assert counter.get_total_flops() == pytest.approx(cost.training_flops, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "image", "text"),
+    [("ViT-B-32-quickgelu", 8.82e9, 5.96e9), ("ViT-B-16", 35.13e9, 5.96e9), ("RN50", 12.22e9, 5.96e9)],
+)
+def test_towers_cost_what_open_clip_publishes(repository, backbone, image, text):
+    """In docs/model_profile.csv, whose texts have 77 tokens. waver projects and weighs all of them."""
+    settings = {"model.backbone": backbone, "text.max_words": 77}
+    forward = count_forward(load_config(repository / "experiments/msrvtt.yaml", settings))
+    assert (forward.frame, forward.caption) == (pytest.approx(image, rel=0.01), pytest.approx(text, rel=0.05))
+
+
+def test_an_lstm_costs_two_products_for_each_of_its_four_gates(load_tiny):
+    forward = count_forward(load_tiny(**{"model.temporal": "seqLSTM", "similarity.kind": "dp"}))
+    assert forward.clip == 3 * 2 * 4 * 2 * 32**2
+
+
+def test_epochs_captions_frozen_towers_and_workers_count(load_tiny):
+    def cost(train=10, **settings) -> TrainingCost:
+        return training_cost(load_tiny(**settings), table(train=(train, 4), validation=(5, 2)))
+
+    base = cost()
+    assert base.num_pairs == 2 * 10
+    assert cost(**{"train.epochs": 6}).flops == 3 * base.flops
+    assert cost(**{"train.captions_per_clip": 4}).training_flops == 4 * base.training_flops
+    assert cost(**{"train.captions_per_clip": 4}).evaluation_flops == base.evaluation_flops
+    assert cost(20).training_flops == 2 * base.training_flops
+    forward = count_forward(load_tiny())
+    towers = 20 * (forward.caption + 3 * forward.frame)
+    frozen = cost(**{"train.backbone_lr_scale": 0})
+    # The weights of tokens are trained in both; they are counted with the captions.
+    assert base.training_flops - frozen.training_flops == 2 * towers
+    two = cost(**{"resources.workers": 2, "similarity.kind": "xti"})
+    one = cost(**{"similarity.kind": "xti"})
+    comparison = count_forward(load_tiny(**{"similarity.kind": "xti"})).comparison
+    assert two.training_flops - one.training_flops == 3 * 20 * 6 * comparison
+    clip = 3 * forward.frame + forward.clip
+    assert base.evaluation_flops == 2 * (5 * clip + 10 * forward.caption + 50 * forward.comparison)
+
+
+def test_cost_in_words():
+    cost = TrainingCost(855_000, 278_676_899_712_000_000, 358_096_788_720_000)
+    assert cost.describe() == (
+        "279 PFLOP for 855,000 pairs of a caption and a clip and the validations, 1.9 GPU-hours at 40 TFLOP/s "
+        "(assumed of an A100 in bf16)"
+    )
+    assert TrainingCost(1, 3 * 10**12, 0).describe().startswith("3 TFLOP for 1 pairs")
+    assert [format_hours(hours) for hours in (0.001, 0.05, 1.25, 77.5)] == [
+        "less than a GPU-minute",
+        "3 GPU-minutes",
+        "1.2 GPU-hours",
+        "78 GPU-hours",
+    ]

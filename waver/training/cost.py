@@ -1,0 +1,153 @@
+"""Estimates the floating-point operations of a training run, its evaluations included, before anything runs.
+
+A multiplication and an addition are two operations, as in the figures of GPU vendors. Only matrix products, convolutions and
+attention count: all else is far less.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from waver.config import ExperimentConfig
+from waver.data.annotations.captions import count_split
+from waver.model.embeddings import Embeddings
+from waver.model.temporal import LstmAggregator
+from waver.training.build import build_student
+from waver.training.objective import needs_plain
+
+SUSTAINED_TFLOPS = 40.0
+"""Speed at which GPU-hours are estimated, TFLOP/s: assumed, not measured, for an A100 in bf16, whose peak is 312."""
+_BACKWARD = 3
+"""Operations of forward and backward together, relative to forward: the gradients of inputs and of weights cost one each."""
+_UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
+
+
+@dataclass(frozen=True)
+class ForwardFlops:
+    """Floating-point operations of one forward pass through each part of a student."""
+
+    frame: int
+    """Vision tower, one frame."""
+    caption: int
+    """Text tower, one caption of text.max_words tokens, and the weights of its tokens."""
+    clip: int
+    """Temporal aggregator, one clip of video.max_frames frames, and the weights of its frames."""
+    fusion: int
+    """Fusion of one clip with its phrases; 0 without fusion."""
+    comparison: int
+    """Similarity of one caption with one clip."""
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Floating-point operations of a run; at most so many, since clips may have fewer frames."""
+
+    num_pairs: int
+    """Pairs of a caption and a clip in all epochs together."""
+    training_flops: int
+    evaluation_flops: int
+    """Of the validations after all epochs."""
+
+    @property
+    def flops(self) -> int:
+        """Operations of the whole run."""
+        return self.training_flops + self.evaluation_flops
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours of one GPU at `SUSTAINED_TFLOPS`, without its waits."""
+        return self.flops / (SUSTAINED_TFLOPS * 1e12) / 3600
+
+    def describe(self) -> str:
+        """Returns operations and GPU-hours of the run in words, with the assumed speed."""
+        scale, unit = next(((s, u) for s, u in _UNITS if self.flops >= s), _UNITS[-1])
+        return (
+            f"{self.flops / scale:.3g} {unit} for {self.num_pairs:,} pairs of a caption and a clip and the validations, "
+            f"{format_hours(self.gpu_hours)} at {SUSTAINED_TFLOPS:g} TFLOP/s (assumed of an A100 in bf16)"
+        )
+
+
+def format_hours(gpu_hours: float) -> str:
+    """Formats GPU-hours; a short time in GPU-minutes."""
+    if gpu_hours < 1 / 60:
+        return "less than a GPU-minute"
+    return (
+        f"{60 * gpu_hours:.0f} GPU-minutes"
+        if gpu_hours < 1
+        else f"{gpu_hours:.{0 if gpu_hours >= 10 else 1}f} GPU-hours"
+    )
+
+
+def training_cost(config: ExperimentConfig, captions: pa.Table, forward: ForwardFlops | None = None) -> TrainingCost:
+    """Estimates the cost of a run, see the module's docstring.
+
+    Args:
+        config: configuration of the experiment.
+        captions: its caption table; clips that could not be decoded count as well.
+        forward: `count_forward` of the configuration, if it is known.
+
+    Raises:
+        WaverError: if the student cannot be built.
+        RuntimeError, NotImplementedError: if a part of it cannot run on torch's meta device.
+    """
+    forward = forward or count_forward(config)
+    train, max_frames = config.train, config.video.max_frames
+    num_train, _ = count_split(captions, "train")
+    num_clips, num_captions = count_split(captions, "validation")
+    towers = forward.caption + max_frames * forward.frame
+    ways = (
+        needs_plain(config.loss.weights, "informed" if config.informed_at_inference else "plain") + config.uses_fusion
+    )
+    # With several workers, each computes its captions with all clips, and its clips with all captions.
+    compared = min(train.global_batch_size, num_train) * (1 if config.resources.max_workers == 1 else 2)
+    heads = ways * (forward.clip + compared * forward.comparison) + forward.fusion
+    num_pairs = train.epochs * train.captions_per_clip * num_train
+    clip = max_frames * forward.frame + forward.clip + (forward.fusion if config.informed_at_inference else 0)
+    validation = num_clips * clip + num_captions * (forward.caption + num_clips * forward.comparison)
+    return TrainingCost(
+        num_pairs,
+        num_pairs * (towers * (_BACKWARD if train.backbone_lr_scale else 1) + heads * _BACKWARD),
+        train.epochs * validation,
+    )
+
+
+def count_forward(config: ExperimentConfig) -> ForwardFlops:
+    """Counts the operations of each part of an experiment's student, on torch's meta device, which computes nothing.
+
+    Raises:
+        WaverError: if the student cannot be built.
+        RuntimeError, NotImplementedError: if a part of it cannot run on the meta device.
+    """
+    video, num_words = config.video, config.text.max_words
+    with torch.device("meta"), torch.no_grad():
+        student = build_student(config)
+        width, backbone = student.backbone.width, student.backbone
+        frames, words = torch.empty(1, video.max_frames, width), torch.empty(1, num_words, width)
+        frame_mask, word_mask = (torch.ones(values.shape[:2], dtype=torch.bool) for values in (frames, words))
+        pixels, tokens = torch.empty(1, 3, video.size, video.size), torch.zeros(1, num_words, dtype=torch.int64)
+        text = Embeddings(words, word_mask, torch.empty(1, num_words))
+        clip = Embeddings(frames, frame_mask, torch.empty(1, video.max_frames))
+        phrases = torch.empty(1, max(1, config.knowledge.top_k), width)
+        # Clips of different lengths, which seqLSTM packs, are unknown on the meta device.
+        temporal = student.temporal.lstm if isinstance(student.temporal, LstmAggregator) else student.temporal
+        of_clip = (frames,) if isinstance(student.temporal, LstmAggregator) else (frames, frame_mask)
+        return ForwardFlops(
+            frame=_count_flops(backbone.clip.encode_image, pixels),
+            caption=_count_flops(backbone.encode_tokens, tokens) + _count_flops(student.text_weights, words),
+            clip=_count_flops(temporal, *of_clip) + _count_flops(student.video_weights, frames),
+            fusion=_count_flops(student.fusion, frames, phrases),
+            comparison=_count_flops(student.similarity, text, clip),
+        )
+
+
+def _count_flops(part: Callable[..., Any] | None, *inputs: Any) -> int:
+    """Returns the operations of one call; 0 for a part that the student lacks."""
+    if part is None:
+        return 0
+    with FlopCounterMode(display=False) as counter:
+        part(*inputs)
+    return counter.get_total_flops()
