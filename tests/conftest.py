@@ -334,7 +334,14 @@ def _seed() -> None:
     np.random.seed(0)
 
 
-WITHOUT_RAY = ("jobs", "test_robustness.py", "test_storage.py", "test_loopback.py")
+WITHOUT_RAY = (
+    "jobs",
+    "test_robustness.py",
+    "test_storage.py",
+    "test_loopback.py",
+    "test_reachability.py",
+    "test_start.py",
+)
 """Parts of tests/on_ray that do not use the shared Ray; each has a fixture `ray_session` that starts no Ray."""
 
 

@@ -1,11 +1,10 @@
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from waver.data.epochs import BatchSizeError, epoch_batches, even_batches
+from waver.data.epochs import epoch_batches, even_batches
 
 settings.register_profile("quick", max_examples=50, deadline=None)
 settings.load_profile("quick")
@@ -57,11 +56,9 @@ def test_order_differs_by_epoch_and_seed_and_is_repeatable():
     assert not np.array_equal(plan(), plan(seed=3))
 
 
-def test_a_batch_larger_than_the_split_is_an_error():
-    with pytest.raises(
-        BatchSizeError, match=r"train.global_batch_size = 4 is more than the 3 training clips.*set it to 3"
-    ):
-        epoch_batches(clips([1, 2, 3]), epoch=0, seed=0, global_batch_size=4)
+def test_a_batch_larger_than_the_split_has_each_clip_once_per_pass():
+    batches = epoch_batches(clips([1, 2, 3]), epoch=0, seed=0, global_batch_size=4, captions_per_clip=2)
+    assert [sorted(clips([1, 2, 3])[batch]) for batch in batches] == [[0, 1, 2], [0, 1, 2]]
 
 
 def test_even_batches_cover_all_rows_with_one_size():

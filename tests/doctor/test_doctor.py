@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from hub import hub_without_files
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from waver.config import ExperimentConfig, load_config
@@ -19,14 +21,16 @@ from waver.data.ledger import DecodedClip
 from waver.data.video import read_clip
 from waver.doctor import data, machine
 from waver.doctor.findings import (
+    Checks,
     Finding,
+    StartError,
     abbreviate,
     can_start,
     count_levels,
     findings_text,
-    load_checked,
-    run_check,
+    require_start,
 )
+from waver.model.backbone import BackboneError
 from waver.on_ray.doctor.examine import examine, next_stage, run_doctor
 from waver.quickstart.world import render_world
 from waver.runs.checkpoint import save_checkpoint
@@ -115,11 +119,30 @@ def test_an_exception_in_a_check_is_a_finding_after_those_before_it():
         yield Finding("ok", "one", "well")
         raise KeyError("two\nlines")
 
-    first, second = run_check("name", check)
+    checks = Checks(bugs_are_findings=True)
+    checks.run("name", check)
+    assert checks.load("other", lambda: 1 / 0) is None
+    first, second, third = checks.findings
     assert (first.check, second.check, second.level) == ("one", "name", "error")
     assert "the check itself failed (KeyError: 'two" in second.found
-    assert load_checked("name", lambda: 1 / 0)[0] is None
-    assert "ZeroDivisionError" in load_checked("name", lambda: 1 / 0)[1][0].found
+    assert "ZeroDivisionError" in third.found
+
+
+def test_before_a_stage_errors_of_the_user_are_told_together_and_bugs_are_raised():
+    def refuse():
+        raise BackboneError("no such model")
+
+    checks = Checks()
+    checks.run("model", refuse)
+    checks.findings += [Finding("warning", "memory", "little"), Finding("error", "weights", "gone", "fetch them")]
+    with pytest.raises(StartError) as told:
+        require_start(checks.findings, "train")
+    assert str(told.value) == (
+        "waver train cannot start: 2 errors\n  model: no such model\n  weights: gone\n  -> fetch them"
+    )
+    require_start(checks.findings[1:2], "train")
+    with pytest.raises(ZeroDivisionError):
+        checks.load("name", lambda: 1 / 0)
 
 
 def test_findings_text_has_a_line_per_finding_with_the_remedy_below():
@@ -202,10 +225,13 @@ def test_empty_videos_are_listed(project):
     empty = sorted({row["video"] for row in rows()})[:3]
     for video in empty:
         Path(video).write_bytes(b"")
-    (finding,) = findings_by_check(**{"ingest.max_failed_fraction": 0.0})["empty videos"]
+    assert level(findings_by_check(**{"ingest.max_failed_fraction": 0.0}), "empty videos") == "warning", (
+        "they are decoded"
+    )
+    (finding,) = findings_by_check("ingest", **{"ingest.max_failed_fraction": 0.0})["empty videos"]
     assert (finding.level, finding.details) == ("error", [str(project / video) for video in empty])
     assert "--set ingest.max_failed=3 allows them" in finding.remedy
-    assert level(findings_by_check(**{"ingest.max_failed": 3}), "empty videos") == "warning"
+    assert level(findings_by_check("ingest", **{"ingest.max_failed": 3}), "empty videos") == "warning"
 
 
 def test_unreadable_annotations_do_not_prevent_other_checks(project):
@@ -243,7 +269,17 @@ def test_duplicates_are_warnings_with_details(project):
 @pytest.mark.parametrize(
     ("overrides", "check", "expected"),
     [
-        ({"train.global_batch_size": 8}, "batch", "more than the 7 training clips"),
+        (
+            {
+                "resources": {"workers": 8, "loaders_per_worker": 0, "cpus_per_worker": 0.1},
+                "train.global_batch_size": 16,
+            },
+            "batch",
+            "resources.workers = 8 is more than the 7 training clips",
+        ),
+        ({"model.backbone": "hf-hub:somebody/clip"}, "model", "neither the name of an open_clip model"),
+        ({"model.weights": "videos"}, "weights", "is a folder"),
+        ({"model.weights": "empty.safetensors"}, "weights", "cannot be read as weights"),
         ({"resources.gpus_per_worker": 99}, "workers", "the cluster has capacity for 0"),
         ({"model.backbone": "ViT-B-3"}, "model", "near: ViT-B-32"),
         ({"text.max_words": 12, "model.backbone.text_cfg.context_length": 10}, "model", "has 10 positions"),
@@ -262,6 +298,7 @@ def test_settings_that_would_stop_training_are_errors(project, teacher_weights, 
     save_file({"visual.conv1.weight": torch.zeros(2, 3, 4, 4)}, "other.safetensors")
     Path("cut.safetensors").write_bytes(teacher_weights.read_bytes()[:-10])
     save_file(load_file(teacher_weights) | {"visual.proj": torch.full((32, 32), torch.nan)}, "nan.safetensors")
+    Path("empty.safetensors").touch()
     found = findings_by_check(**overrides)
     assert errors(found) == {check}
     assert expected in found[check][0].found
@@ -272,11 +309,17 @@ def test_weights_are_checked_even_if_the_model_cannot_be_built(project):
     assert errors(findings_by_check(**frozen, **{"model.weights": "nowhere.pt"})) == {"model", "weights"}
 
 
-def test_fitting_weights_are_ok_and_a_pretrained_tag_is_a_warning(project, teacher_weights):
+def test_fitting_weights_are_ok_and_a_pretrained_tag_is_a_warning(project, teacher_weights, monkeypatch):
     assert level(findings_by_check(**{"model.weights": str(teacher_weights)}), "weights") == "ok"
-    found = findings_by_check(**{"model.backbone": "RN50", "model.weights": "openai", "video.size": 16, "train.lr": 1})
+    tag = {"model.backbone": "RN50", "model.weights": "openai", "video.size": 16, "train.lr": 1}
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(project / "cache"))
+    with hub_without_files(monkeypatch):
+        found = findings_by_check(**tag)
     assert level(found, "weights") == "warning"
-    assert "downloads it" in found["weights"][0].found
+    assert "open_clip will download" in found["weights"][0].found
+    found = findings_by_check(**tag)  # nothing answers at its address any more
+    assert level(found, "weights") == "error"
+    assert "copy the file here, and set model.weights to its path" in found["weights"][0].found
 
 
 @pytest.mark.slow
@@ -346,6 +389,7 @@ def test_a_storage_path_that_is_a_file_is_an_error(project):
     found = findings_by_check(**{"storage.path": "experiment.yaml"})
     assert errors(found) == {"clip store", "storage"}
     assert "is a file" in found["storage"][0].found
+    assert "/proc cannot be written to" in findings_by_check(**{"storage.path": "/proc/nowhere"})["storage"][0].found
 
 
 @pytest.mark.slow
@@ -444,11 +488,21 @@ def waver(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+TOO_MANY = (
+    "--set",
+    "resources.workers=8",
+    "--set",
+    "resources.cpus_per_worker=0.1",
+    "--set",
+    "train.global_batch_size=16",
+)
+
+
 @pytest.mark.slow
 def test_the_command_reports_all_errors_at_once_and_writes_them_to_the_report(project, monkeypatch):
     """Including that no cluster answers."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    done = waver("experiment.yaml", "--set", "train.global_batch_size=8", "--set", "model.weights=nowhere.pt")
+    done = waver("experiment.yaml", *TOO_MANY, "--set", "model.weights=nowhere.pt")
     assert done.returncode == 1
     assert "error    cluster: no Ray cluster answers" in done.stdout
     assert "error    batch: " in done.stdout

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from waver.config import ExperimentConfig, load_config, parse_overrides
+from waver.config import ExperimentConfig, config_error, load_draft, parse_overrides
 from waver.tools.commands import complete_commands, config_arguments
 from waver.tools.object_store import check_url, is_url, local_copy
 
@@ -48,8 +48,19 @@ def local_folder(path_or_url: str, overrides: Mapping[str, Any] | None = None) -
 
 
 def load_experiment(config: Path, overrides: list[str], workers: int | None) -> ExperimentConfig:
-    """Loads a configuration with the overrides of --set and --workers."""
-    return load_config(config, merge_overrides(overrides, workers))
+    """Loads a configuration with the overrides of --set and --workers.
+
+    Raises:
+        ConfigError: with every mistake in them and, if there is one, every error in what the configuration names.
+    """
+    draft = load_draft(config, merge_overrides(overrides, workers))
+    if draft.mistakes:
+        from waver.doctor.drafts import check_draft
+        from waver.doctor.findings import describe_finding
+
+        found = [describe_finding(finding).replace("\n", "\n  ") for finding in check_draft(draft)]
+        raise config_error(config, [*draft.mistakes, *found])
+    return draft.config
 
 
 def merge_overrides(overrides: list[str], workers: int | None) -> dict[str, Any]:

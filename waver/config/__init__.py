@@ -4,11 +4,14 @@
 validated by the same functions.
 """
 
+from waver.config.drafts import Draft
 from waver.config.experiment import ExperimentConfig
 from waver.config.loading import (
     ConfigError,
     check_config,
+    config_error,
     load_config,
+    load_draft,
     load_robustness,
     load_sweep,
     load_unresolved,
@@ -21,13 +24,16 @@ from waver.config.sweep import ParameterConfig, SweepConfig
 
 __all__ = [
     "ConfigError",
+    "Draft",
     "ExperimentConfig",
     "ParameterConfig",
     "ResourcesConfig",
     "RobustnessConfig",
     "SweepConfig",
     "check_config",
+    "config_error",
     "load_config",
+    "load_draft",
     "load_robustness",
     "load_sweep",
     "load_unresolved",

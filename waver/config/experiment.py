@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,13 +25,15 @@ from waver.data.annotations.captions import USUAL_FRACTION
 from waver.tools.section import Section
 
 _WITHOUT_EFFECT_ON_METRICS = {"resources", "evaluate", "storage", "ingest", "checkpoint", "tracking", "profile"}
+ALLOW_CONTRADICTIONS = "allow contradictions"
+"""Context of pydantic's validation in which settings need not fit together."""
 
 
 class ExperimentConfig(Section):
     """One experiment."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Name of the experiment and of the folder of its run."""
+    """Name of the experiment and of the folder of its run: letters, digits, dots, dashes and underscores, no slash."""
     seed: int = 0
     """Seed of training: initialisation and order of the data."""
     data: Annotated[AnyData, Field(discriminator="format")]
@@ -52,53 +55,58 @@ class ExperimentConfig(Section):
     storage: StorageConfig = Field(default_factory=StorageConfig)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "ExperimentConfig":
-        loss, knowledge = self.loss, self.knowledge
-        if not any((loss.contrastive, loss.knowledge, loss.distill)):
-            raise ValueError("loss: all weights are 0, so nothing would be learned; set loss.contrastive to 1")
+    def _fits_together(self, info: Any) -> "ExperimentConfig":
+        if info.context != ALLOW_CONTRADICTIONS and (found := list(self.contradictions())):
+            raise ValueError("\n".join(found))
+        return self
+
+    def contradictions(self) -> Iterator[str]:
+        """Yields a sentence for each combination of settings that cannot work; it names their dotted keys."""
+        loss, knowledge, resources = self.loss, self.knowledge, self.resources
         for term in ("knowledge", "distill"):
             if getattr(loss, term) and not knowledge.top_k:
-                raise ValueError(
+                yield (
                     f"loss.{term} = {getattr(loss, term):g} needs phrases, but knowledge.top_k = 0: set knowledge.top_k to "
                     "1 or more"
                 )
         if loss.distill and knowledge.fusion == "none":
-            raise ValueError(
+            yield (
                 f"loss.distill = {loss.distill:g} needs videos with fused phrases, but knowledge.fusion = none: set "
                 "knowledge.fusion to attention"
             )
         if loss.distill and not knowledge.at_inference and not loss.informed:
-            raise ValueError(
+            yield (
                 f"loss.distill = {loss.distill:g} learns from videos with fused phrases, which nothing trains if "
                 "loss.informed = 0: set loss.informed to 1"
             )
-        if not loss.contrastive and (not loss.distill or knowledge.at_inference):
+        if not any((loss.contrastive, loss.knowledge, loss.distill)):
+            yield "loss: all weights are 0, so nothing would be learned; set loss.contrastive to 1"
+        elif not loss.contrastive and (not loss.distill or knowledge.at_inference):
             # Some parameters would have no gradient, for which DDP would wait.
-            raise ValueError(
+            yield (
                 "loss.contrastive = 0: no loss would train the retrieval of videos with captions; set it above 0, or set "
                 "knowledge.at_inference to false and loss.distill above 0"
             )
         if knowledge.top_k > knowledge.num_matches:
-            raise ValueError(
+            yield (
                 f"knowledge.top_k = {knowledge.top_k} is more than knowledge.num_matches = {knowledge.num_matches}, the "
                 "number of stored phrases per clip: raise knowledge.num_matches"
             )
         if self.uses_knowledge and self.model.weights is None:
-            raise ValueError(
+            yield (
                 "model.weights = null gives the teacher random weights, so its phrases would be meaningless: name a file or "
                 "a pretrained tag, or set knowledge.top_k to 0"
             )
-        if 0 < (self.resources.gpus_per_worker or 0) < 1 and self.resources.max_workers > 1:
-            raise ValueError(
-                f"resources.gpus_per_worker = {self.resources.gpus_per_worker:g} would put several workers of a run on one "
+        if 0 < (resources.gpus_per_worker or 0) < 1 and resources.max_workers > 1:
+            yield (
+                f"resources.gpus_per_worker = {resources.gpus_per_worker:g} would put several workers of a run on one "
                 "GPU, which NCCL does not support: use 1 GPU per worker, or 1 worker"
             )
-        if 2 * self.resources.max_workers > self.train.global_batch_size:
-            raise ValueError(
-                f"resources.workers = {self.resources.max_workers} is more than half of train.global_batch_size = "
+        if 2 * resources.max_workers > self.train.global_batch_size:
+            yield (
+                f"resources.workers = {resources.max_workers} is more than half of train.global_batch_size = "
                 f"{self.train.global_batch_size}: in a small batch some workers would have no pair; lower resources.workers"
             )
-        return self
 
     @property
     def uses_fusion(self) -> bool:

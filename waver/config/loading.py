@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from waver.config.drafts import Draft, draft_experiment
 from waver.config.experiment import ExperimentConfig
-from waver.config.mistakes import describe_missing_file, describe_mistake, describe_other_kind
+from waver.config.mistakes import describe_missing_file, describe_mistakes, describe_other_kind
 from waver.config.robustness import RobustnessConfig
 from waver.config.sweep import SweepConfig
 from waver.tools.errors import WaverError
@@ -37,7 +38,7 @@ def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     """
     config, problems = check_config(path, overrides)
     if config is None:
-        raise _config_error(path, problems)
+        raise config_error(path, problems)
     return config
 
 
@@ -52,10 +53,17 @@ def check_config(
     Raises:
         ConfigError: if the file cannot be read.
     """
-    raw = _read_yaml(Path(path), "an experiment is a mapping of sections (name, data, train, ...)", ExperimentConfig)
-    for key, value in (overrides or {}).items():
-        _set(raw, key, value)
-    return _validate(ExperimentConfig, raw)
+    draft = load_draft(path, overrides)
+    return (None if draft.mistakes else draft.config), draft.mistakes
+
+
+def load_draft(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Draft:
+    """Reads an experiment like `load_config`, but returns it even if it has mistakes, so that more of it can be checked.
+
+    Raises:
+        ConfigError: if the file cannot be read.
+    """
+    return draft_experiment(_read_experiment(path, overrides))
 
 
 def load_unresolved(path: Path | str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -67,10 +75,7 @@ def load_unresolved(path: Path | str, overrides: Mapping[str, Any] | None = None
     Raises:
         ConfigError: if the file cannot be read.
     """
-    raw = _read_yaml(Path(path), "an experiment is a mapping of sections (name, data, train, ...)", ExperimentConfig)
-    for key, value in (overrides or {}).items():
-        _set(raw, key, value)
-    return flatten(raw)
+    return flatten(_read_experiment(path, overrides))
 
 
 def split_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -120,7 +125,7 @@ def load_sweep(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
             _set(raw, key, value)
     sweep, problems = _validate(SweepConfig, raw)
     if sweep is None:
-        raise _config_error(path, problems)
+        raise config_error(path, problems)
     folder = Path() if "base" in (overrides or {}) else path.parent
     return sweep.model_copy(update={"base": folder / sweep.base})
 
@@ -139,18 +144,27 @@ def load_robustness(path: Path | str | None, overrides: Mapping[str, Any] | None
     raw = _read_yaml(Path(path), what, RobustnessConfig) if path else {}
     settings, problems = _validate(RobustnessConfig, raw | dict(overrides or {}))
     if settings is None:
-        raise _config_error(path or "--set", problems)
+        raise config_error(path or "--set", problems)
     return settings
+
+
+def _read_experiment(path: Path | str, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    what = "an experiment is a mapping of sections (name, data, train, ...)"
+    raw = _read_yaml(Path(path), what, ExperimentConfig)
+    for key, value in (overrides or {}).items():
+        _set(raw, key, value)
+    return raw
 
 
 def _validate(kind: type[_Config], raw: dict[str, Any]) -> tuple[_Config | None, list[str]]:
     try:
         return kind.model_validate(raw), []
     except ValidationError as error:
-        return None, list(dict.fromkeys(describe_mistake(problem, raw, kind) for problem in error.errors()))
+        return None, describe_mistakes(error.errors(), raw, kind)
 
 
-def _config_error(path: Path | str, problems: list[str]) -> ConfigError:
+def config_error(path: Path | str, problems: list[str]) -> ConfigError:
+    """Returns the error for a file with mistakes, a line or more each."""
     count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
     return ConfigError(f"{path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
 

@@ -2,7 +2,7 @@
 
 import difflib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,40 @@ _USUAL_NAMES = {
 """Names of settings in other tools -> dotted keys of waver."""
 
 
-def describe_mistake(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> str:
-    """Describes an error of pydantic in one line: dotted path, value, error, remedy.
+def describe_mistakes(problems: Iterable[Mapping[str, Any]], raw: Any, kind: type[Section]) -> list[str]:
+    """Returns a line for each mistake: dotted path, value, error, remedy.
 
     Args:
-        problem: one item of `ValidationError.errors()`.
+        problems: pydantic's errors.
         raw: the content of the file, with overrides.
         kind: what it was validated as.
     """
+    lines = (line for problem in problems for line in _describe(problem, raw, kind))
+    return list(dict.fromkeys(lines))
+
+
+def location_of(problem: Mapping[str, Any]) -> list[str]:
+    """Returns the keys that lead to the mistake; empty if settings do not fit together."""
     # Pydantic's path has the name of the chosen variant of a union (the data set's format), which the file has not.
     location = [str(part) for part in problem["loc"]]
     if len(location) > 1 and location[0] == "data" and location[1] in DATA_SETS:
         del location[1]
+    return location
+
+
+def meant_key(location: list[str], raw: Any, kind: type[Section]) -> str | None:
+    """Returns the known key that an unknown one resembles most; None if there is none."""
+    return next(iter(difflib.get_close_matches(location[-1], _keys_of(location[:-1], raw, kind), 1)), None)
+
+
+def _describe(problem: Mapping[str, Any], raw: Any, kind: type[Section]) -> list[str]:
+    location = location_of(problem)
+    if not location:  # settings that do not fit together, one line for each combination
+        return problem["msg"].removeprefix("Value error, ").splitlines()
+    return [_describe_value(problem, location, raw, kind)]
+
+
+def _describe_value(problem: Mapping[str, Any], location: list[str], raw: Any, kind: type[Section]) -> str:
     # For a union pydantic reports an error for each type; one line replaces them.
     doc = _doc_of(location[:2], raw, kind)
     if location[:2] == ["model", "backbone"]:
@@ -59,8 +81,6 @@ def describe_mistake(problem: Mapping[str, Any], raw: Any, kind: type[Section]) 
     if mistake.startswith("union_tag"):
         return f"data.format: must be one of {', '.join(DATA_SETS)}"
     message = problem["msg"].removeprefix("Value error, ")
-    if not dotted:
-        return message
     remedy = f" ({doc})" if (doc := _doc_of(location, raw, kind)) else ""
     return f"{dotted}: {hide_secrets(repr(problem['input']))}: {message[0].lower() + message[1:]}{remedy}"
 
@@ -100,8 +120,8 @@ def similar_keys(name: str, keys: list[str], *, guess: bool = True) -> list[str]
 def _remedy_for_key(location: list[str], raw: Any, kind: type[Section]) -> str:
     """Says what to write in place of an unknown key: a key beside it, in another section, or in another kind of file."""
     name, known = location[-1], _keys_of(location[:-1], raw, kind)
-    if near := difflib.get_close_matches(name, known, 1):
-        return f"did you mean {near[0]}?"
+    if near := meant_key(location, raw, kind):
+        return f"did you mean {near}?"
     if kind is SweepConfig and len(location) == 1:
         first = name.partition(".")[0]
         if first in ExperimentConfig.model_fields:

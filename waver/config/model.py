@@ -1,5 +1,6 @@
 """The sections `text`, `model`, `similarity`, `vocabulary` and `knowledge`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,7 +41,7 @@ class ModelConfig(Section):
     @classmethod
     def _file_is_absolute(cls, weights: str | None) -> str | None:
         path = Path(weights or "").expanduser()
-        return str(path.absolute()) if path.is_file() else weights
+        return str(path.absolute()) if os.path.isfile(path) else weights  # noqa: PTH113 (its folder may be unreadable)
 
 
 class SimilarityConfig(Section):

@@ -10,12 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from waver.tools.errors import WaverError
-
-
-class BatchSizeError(WaverError):
-    """The global batch is larger than the number of training clips."""
-
 
 def epoch_batches(
     clip_of_caption: Int[np.ndarray, " captions"],
@@ -36,21 +30,13 @@ def epoch_batches(
         clip_of_caption: for each caption, the number of its clip; captions of a clip are adjacent.
         epoch: number of the epoch, from 0.
         seed: seed of the run.
-        global_batch_size: maximal number of pairs in a batch, over all workers.
+        global_batch_size: maximal number of pairs in a batch, over all workers. With fewer clips a batch has all of them.
         captions_per_clip: passes in an epoch.
 
     Returns:
         The rows of each batch.
-
-    Raises:
-        BatchSizeError: if there are fewer clips than pairs in a batch.
     """
     _, first, num_captions = np.unique(clip_of_caption, return_index=True, return_counts=True)
-    if len(first) < global_batch_size:
-        raise BatchSizeError(
-            f"train.global_batch_size = {global_batch_size} is more than the {len(first)} training clips: "
-            f"no clip may occur twice in a batch; set it to {len(first)} at most"
-        )
     start = np.random.default_rng([seed, 0]).integers(0, num_captions)
     batches: list[np.ndarray] = []
     for visit in range(epoch * captions_per_clip, (epoch + 1) * captions_per_clip):

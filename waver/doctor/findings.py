@@ -7,12 +7,14 @@ from typing import Any, Literal, TypeVar
 
 from rich.text import Text
 
-from waver.tools.object_store import ObjectStoreError
+from waver.tools.errors import WaverError, user_message
 
 Result = TypeVar("Result")
 Level = Literal["ok", "info", "warning", "error"]
-CheckedStage = Literal["ingest", "match", "train"]
+CheckedStage = Literal["ingest", "vocabulary", "match", "train"]
 """A stage of an experiment that `waver doctor` can check for."""
+Stage = CheckedStage | Literal["tune"]
+"""A stage that starts only if the checks find no errors; tune runs the others as far as their results are missing."""
 _STYLES: dict[Level, str] = {"ok": "green", "info": "cyan", "warning": "yellow", "error": "bold red"}
 _MAX_NAMES = 3
 
@@ -32,34 +34,73 @@ class Finding:
     """Everything that `found` abbreviates; can be written as JSON."""
 
 
-def run_check(name: str, check: Callable[..., Iterable[Finding]], *arguments: Any, **options: Any) -> list[Finding]:
-    """Returns the findings of a check; an exception becomes a finding after those that the check yielded before it."""
-    findings = []
-    try:
-        findings.extend(check(*arguments, **options))
-    except Exception as error:  # the other checks must still run
-        findings.append(_failed(name, error))
-    return findings
+class StartError(WaverError):
+    """A stage cannot start; the message lists everything that prevents it."""
 
 
-def load_checked(
-    name: str, load: Callable[..., tuple[Result | None, list[Finding]]], *arguments: Any, **options: Any
-) -> tuple[Result | None, list[Finding]]:
-    """Calls a function that returns an object and findings; an exception becomes (None, a finding)."""
-    try:
-        return load(*arguments, **options)
-    except Exception as error:  # as in run_check
-        return None, [_failed(name, error)]
+class Checks:
+    """Runs checks one after the other and collects their findings.
+
+    Args:
+        announce: called with the name of each check before it runs.
+        bugs_are_findings: whether an exception that is no error of the user becomes a finding too, so that the other checks
+            still run; otherwise it is raised.
+    """
+
+    def __init__(self, announce: Callable[[str], object] = lambda name: None, *, bugs_are_findings: bool = False):
+        self.findings: list[Finding] = []
+        self._announce, self._bugs_are_findings = announce, bugs_are_findings
+
+    def run(self, name: str, check: Callable[..., Iterable[Finding]], /, *arguments: Any, **options: Any) -> None:
+        """Adds the findings of a check; an exception becomes a finding after those that the check yielded before it."""
+        self._announce(name)
+        try:
+            self.findings.extend(check(*arguments, **options))
+        except Exception as error:
+            self.findings.append(self._failed(name, error))
+
+    def load(
+        self,
+        name: str,
+        load: Callable[..., tuple[Result | None, list[Finding]]],
+        /,
+        *arguments: Any,
+        **options: Any,
+    ) -> Result | None:
+        """Adds the findings of a function that also returns an object; returns the object, None after an exception."""
+        self._announce(name)
+        try:
+            result, findings = load(*arguments, **options)
+        except Exception as error:
+            result, findings = None, [self._failed(name, error)]
+        self.findings.extend(findings)
+        return result
+
+    def _failed(self, name: str, error: Exception) -> Finding:
+        if (told := user_message(error)) is not None:
+            return Finding("error", name, told)
+        if not self._bugs_are_findings:
+            raise error
+        message = " ".join(str(error).split()) or "without a message"
+        remedy = (
+            "nothing is known about this check; if the message does not say what to change, report it as a bug of waver"
+        )
+        return Finding("error", name, f"the check itself failed ({type(error).__name__}: {message})", remedy)
 
 
-def _failed(name: str, error: Exception) -> Finding:
-    if isinstance(error, ObjectStoreError):
-        return Finding("error", name, str(error))
-    message = " ".join(str(error).split()) or "without a message"
-    remedy = (
-        "nothing is known about this check; if the message does not say what to change, report it as a bug of waver"
-    )
-    return Finding("error", name, f"the check itself failed ({type(error).__name__}: {message})", remedy)
+def require_start(findings: Iterable[Finding], stage: str) -> None:
+    """Raises StartError with all errors among the findings of the checks before a stage, if there are any."""
+    errors = [finding for finding in findings if finding.level == "error"]
+    if not errors:
+        return
+    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+    lines = "\n".join(map(describe_finding, errors)).replace("\n", "\n  ")
+    raise StartError(f"waver {stage} cannot start: {count}\n  {lines}")
+
+
+def describe_finding(finding: Finding) -> str:
+    """Returns check and finding, followed by a line with an arrow and the remedy, if any."""
+    return f"{finding.check}: {finding.found}" + (f"\n-> {finding.remedy}" if finding.remedy else "")
 
 
 def can_start(findings: Iterable[Finding]) -> bool:
@@ -75,8 +116,7 @@ def findings_text(findings: Iterable[Finding]) -> Text:
     text = Text()
     for finding in findings:
         text.append(f"{finding.level:9}", style=_STYLES[finding.level])
-        lines = f"{finding.check}: {finding.found}" + (f"\n-> {finding.remedy}" if finding.remedy else "")
-        text.append(lines.replace("\n", "\n" + " " * 9) + "\n")
+        text.append(describe_finding(finding).replace("\n", "\n" + " " * 9) + "\n")
     return text
 
 

@@ -1,9 +1,7 @@
 """Checks of the model, its weights, disk and memory, by measured sizes and by estimates (labelled `estimate`)."""
 
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +14,10 @@ from waver.data.clip_store import ClipStore
 from waver.doctor.findings import Finding, Level, format_bytes
 from waver.model.backbone import BackboneError
 from waver.model.student import Student
-from waver.model.weights import check_weights
+from waver.model.weights import check_weights, unreachable_weights
 from waver.tools.errors import WaverError
-from waver.tools.object_store import remote_of
+from waver.tools.files import can_write
+from waver.tools.object_store import list_names, remote_of
 from waver.training.build import build_student, parameter_groups
 from waver.training.cost import training_cost
 
@@ -102,12 +101,13 @@ def check_cost(config: ExperimentConfig, captions: pa.Table) -> Iterator[Finding
     yield Finding("info", "cost of training", f"estimate at most {cost.describe()}", details=details)
 
 
-def check_model_weights(config: ExperimentConfig, *, needed: bool) -> Iterator[Finding]:
-    """Checks whether the file of the weights exists and fits the architecture.
+def check_model_weights(config: ExperimentConfig, *, needed: bool, elsewhere: bool = False) -> Iterator[Finding]:
+    """Checks whether the file of the weights exists and fits the architecture, or can be downloaded.
 
     Args:
         config: configuration of the experiment.
         needed: whether the next stage loads them; a run that continues loads its checkpoint instead.
+        elsewhere: whether workers on other machines load them, which may have a network that this one lacks.
     """
     weights = config.model.weights
     if weights is None:
@@ -119,11 +119,12 @@ def check_model_weights(config: ExperimentConfig, *, needed: bool) -> Iterator[F
         yield Finding("error" if needed else "warning", "weights", str(error))
         return
     if path is None:
+        problem = unreachable_weights(config.model.backbone, weights)
         yield Finding(
-            "warning",
+            "error" if needed and problem and not elsewhere else "warning",
             "weights",
-            f"{weights!r} is a pretrained tag of {_backbone_name(config)}: open_clip loads or downloads it",
-            "if the workers have no network, download the file and set model.weights to its path",
+            problem or f"{weights!r} is a pretrained tag of {_backbone_name(config)}, which open_clip will download",
+            "" if problem else "if the workers have no network, download the file and set model.weights to its path",
         )
     else:
         yield Finding("ok", "weights", f"{path} fits ({format_bytes(path.stat().st_size)})")
@@ -136,6 +137,7 @@ def check_disk(
     model: ModelSize | None,
     *,
     trains: bool,
+    writes: Sequence[Path] = (),
 ) -> Iterator[Finding]:
     """Checks whether the storage is writable and has space for the clips still to be decoded and for checkpoints.
 
@@ -145,22 +147,31 @@ def check_disk(
         store: its clip store, or None if there is no usable one.
         model: sizes of its student, or None if it cannot be built.
         trains: whether training is to start: then a lack of space for checkpoints is an error, else a warning.
+        writes: folders in the storage that the stage writes to; they need not exist.
     """
     folder = config.storage.folder
     setting = "storage.cache" if remote_of(folder) else "storage.path"
-    storage = next(path for path in (folder, *folder.parents) if path.exists())
-    if not storage.is_dir() or not os.access(storage, os.W_OK | os.X_OK):
-        problem = "cannot be written to" if storage.is_dir() else "is a file, so that no folder can be created below it"
-        remedy = f"change its permissions, or set {setting}"
-        yield Finding("error", "storage", f"{storage} {problem}", remedy)
+    if unusable := list(check_writable((folder, *writes), f"change its permissions, or set {setting}", name="storage")):
+        yield unusable[0]
         return
+    storage = next(path for path in (folder, *folder.parents) if path.exists())
     found = f"{config.storage.path} answers; local copies are in {folder}" if remote_of(folder) else folder
     yield Finding("ok", "storage", f"{found}, {format_bytes(shutil.disk_usage(storage).free)} free")
     if captions is not None and (num_clips := _num_clips_to_decode(captions, store)):
         yield _check_clip_space(config, storage, num_clips, setting=setting)
     if model:
-        level = "error" if trains else "warning"
-        yield from _check_checkpoint_space(storage, model.checkpoint_bytes, level, setting=setting)
+        num_there = len(list_names(config.run_folder, "checkpoint_epoch_*"))
+        yield _check_checkpoint_space(storage, model, num_there=num_there, trains=trains, setting=setting)
+
+
+def check_writable(folders: Iterable[Path], remedy: str, *, name: str = "output") -> Iterator[Finding]:
+    """Checks whether files can be created in some folders, which need not exist yet; nothing is found if they can."""
+    for folder in folders:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir():
+            yield Finding("error", name, f"{existing} is a file, so that no folder can be created below it", remedy)
+        elif not can_write(existing):
+            yield Finding("error", name, f"{existing} cannot be written to", remedy)
 
 
 def _check_clip_space(config: ExperimentConfig, storage: Path, num_clips: int, *, setting: str) -> Finding:
@@ -177,19 +188,18 @@ def _check_clip_space(config: ExperimentConfig, storage: Path, num_clips: int, *
     return Finding(level, "disk for clips", found, remedy)
 
 
-def _check_checkpoint_space(storage: Path, checkpoint: int, level: Level, *, setting: str) -> Iterator[Finding]:
-    temporary = Path(tempfile.gettempdir())
-    needed_in = {storage: _NUM_CHECKPOINTS * checkpoint, temporary: checkpoint}
-    if storage.stat().st_dev == temporary.stat().st_dev:
-        needed_in = {storage: (_NUM_CHECKPOINTS + 1) * checkpoint}
-    for folder, needed in needed_in.items():
-        free = shutil.disk_usage(folder).free
-        found = f"{format_bytes(checkpoint)} each, up to {format_bytes(needed)} in {folder}; {format_bytes(free)} free"
-        if needed <= free:
-            yield Finding("ok", "disk for checkpoints", found)
-        else:
-            remedy = f"free some space, or set {setting} (for temporary files: TMPDIR) to another disk"
-            yield Finding(level, "disk for checkpoints", found, remedy)
+def _check_checkpoint_space(storage: Path, size: ModelSize, *, num_there: int, trains: bool, setting: str) -> Finding:
+    """Compares the free space with that for checkpoints, of which `num_there` are there already."""
+    checkpoint, free = size.checkpoint_bytes, shutil.disk_usage(storage).free
+    needed = max(1, _NUM_CHECKPOINTS - num_there) * checkpoint
+    found = (
+        f"{format_bytes(checkpoint)} each, up to {format_bytes(needed)} more in {storage}; {format_bytes(free)} free"
+    )
+    if needed <= free:
+        return Finding("ok", "disk for checkpoints", found)
+    # A short run writes two: the one that it keeps, and the next.
+    level: Level = "error" if trains and free < min(needed, 2 * checkpoint) else "warning"
+    return Finding(level, "disk for checkpoints", found, f"free some space, or set {setting} to another disk")
 
 
 def check_memory(

@@ -3,8 +3,10 @@
 The stages' own functions open them, so that a check reports the error that the stage would raise.
 """
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,16 +14,32 @@ import pyarrow.compute as pc
 from waver.config import ConfigError, ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.data.ledger import StoreError
-from waver.doctor.findings import CheckedStage, Finding, Level, abbreviate
+from waver.doctor.findings import Finding, Level, Stage, abbreviate
+from waver.doctor.machine import ModelSize
+from waver.evaluation.gallery import build_gallery
 from waver.knowledge.phrases import install_command, installed_parser
-from waver.knowledge.store import KnowledgeError
-from waver.runs.checkpoint import CheckpointError, check_values, checkpoint_knowledge
+from waver.knowledge.store import Knowledge, KnowledgeError
+from waver.runs.checkpoint import CheckpointError, check_values, check_weights, checkpoint_knowledge
 from waver.runs.folder import RunError, changed_data, check_run, describe_checkpoint, newest_checkpoint, read_result
-from waver.runs.inputs import LEAKY, open_dictionary, open_store, store_settings, training_knowledge
+from waver.runs.inputs import (
+    LEAKY,
+    open_dictionary,
+    open_knowledge,
+    open_store,
+    store_settings,
+    training_knowledge,
+)
 from waver.tools.errors import WaverError
 from waver.tools.lock import describe_lock
 from waver.tools.object_store import display_path, exists
-from waver.training.plan import check_split, describe_data, plan_epoch, training_rows
+from waver.training.plan import (
+    batch_size_of,
+    check_split,
+    describe_data,
+    describe_lowered_batch,
+    plan_epoch,
+    training_rows,
+)
 
 
 def find_store(config: ExperimentConfig, captions: pa.Table, *, needed: bool) -> tuple[ClipStore | None, list[Finding]]:
@@ -78,17 +96,20 @@ def _unusable_store(config: ExperimentConfig, error: StoreError, *, needed: bool
     return Finding(level, "clip store", str(error), remedy)
 
 
-def check_phrases(
-    config: ExperimentConfig, captions: pa.Table | None, store: ClipStore | None, *, before: CheckedStage
-) -> Iterator[Finding]:
-    """Checks whether dictionary and knowledge exist if the stage needs them, and whether they are leaky."""
-    if not config.uses_knowledge and before != "match":
+def check_phrases(config: ExperimentConfig, captions: pa.Table | None, *, before: Stage) -> Iterator[Finding]:
+    """Checks the sources of the phrases: dictionary, parser and released files; and whether they are leaky."""
+    if not config.uses_knowledge and before not in ("vocabulary", "match"):
         yield Finding("ok", "knowledge", "the experiment uses no knowledge")
         return
     if config.knowledge.released:
-        absent = [str(path) for path in config.knowledge.released if not path.is_file()]
-        if absent:
-            yield Finding("error", "released phrases", f"no such file: {', '.join(absent)}", "set knowledge.released")
+        if absent := [str(path) for path in config.knowledge.released if not os.path.isfile(path)]:  # noqa: PTH113
+            found = f"knowledge.released: no such file: {', '.join(absent)}"
+            # Training reads the phrases from the knowledge, once it is there.
+            imported = before == "train" and exists(config.knowledge_store / "manifest.json")
+            yield Finding("warning" if imported else "error", "released phrases", found, "set knowledge.released")
+        if before == "vocabulary":
+            found = "knowledge.released names files that have their own phrases, so there is nothing to extract"
+            yield Finding("error", "released phrases", found, "run `waver match CONFIG`, or remove knowledge.released")
         yield Finding("warning", "released phrases", LEAKY, "use them only for comparison with published metrics")
     elif other := [split for split in config.vocabulary.splits if split != "train"]:
         remedy = "set vocabulary.splits=[train] for a dictionary without leakage"
@@ -100,25 +121,19 @@ def check_phrases(
         return
     if not config.knowledge.released:
         yield from _check_dictionary(config, captions, before=before)
-    if store is None:
-        level = "error" if before == "train" else "info"
-        yield Finding(
-            level, "knowledge", "requires a clip store", "run `waver ingest CONFIG`, then `waver match CONFIG`"
-        )
-        return
-    if before == "train":
-        yield from _check_knowledge(config, captions, store)
 
 
-def _check_dictionary(config: ExperimentConfig, captions: pa.Table, *, before: CheckedStage) -> Iterator[Finding]:
-    name, needed = "dictionary", before == "match"
+def _check_dictionary(config: ExperimentConfig, captions: pa.Table, *, before: Stage) -> Iterator[Finding]:
+    name = "dictionary"
     try:
         dictionary = open_dictionary(config, captions)
     except KnowledgeError as error:
         # No error for training, which reads the phrases from the knowledge.
-        yield Finding("error" if needed else "info", name, str(error), "next: waver vocabulary CONFIG")
+        yield Finding("error" if before == "match" else "info", name, str(error), "next: waver vocabulary CONFIG")
         # If `waver vocabulary` cannot run, the stage cannot be reached.
-        reached = before == "ingest" or (before == "train" and exists(config.knowledge_store / "manifest.json"))
+        reached = before in ("ingest", "tune") or (
+            before == "train" and exists(config.knowledge_store / "manifest.json")
+        )
         yield from _check_parser(config.vocabulary.parser, "warning" if reached else "error")
         return
     yield Finding("ok", name, f"{len(dictionary.phrases)} phrases in {display_path(config.dictionary)}")
@@ -136,29 +151,53 @@ def _check_parser(parser: str, level: Level) -> Iterator[Finding]:
         yield Finding(level, name, found, install_command(parser))
 
 
-def _check_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> Iterator[Finding]:
+def find_knowledge(
+    config: ExperimentConfig,
+    captions: pa.Table,
+    store: ClipStore | None,
+    model: ModelSize | None,
+    *,
+    run_folder: Path,
+    needed: bool,
+) -> tuple[Knowledge | None, list[Finding]]:
+    """Returns the knowledge for training, or None if it cannot be used, and findings.
+
+    Args:
+        config: configuration of an experiment that uses knowledge.
+        captions: its caption table.
+        store: its clip store, or None if there is no usable one.
+        model: sizes of its student, or None if it cannot be built.
+        run_folder: folder of the run.
+        needed: whether training is the next stage.
+    """
     name = "knowledge"
+    if store is None:
+        level = "error" if needed else "info"
+        return None, [
+            Finding(level, name, "requires a clip store", "run `waver ingest CONFIG`, then `waver match CONFIG`")
+        ]
+    if not needed:
+        return None, []
     try:
         knowledge = training_knowledge(config, captions, store)
-        if knowledge is None:
-            return
+        assert knowledge is not None, "the experiment uses knowledge"
         width = knowledge.phrase_embeddings().shape[1]
-        if newest := newest_checkpoint(config.run_folder):
+        if newest := newest_checkpoint(run_folder):
             knowledge.check_same_dictionary(newest, checkpoint_knowledge(newest))
     except (KnowledgeError, CheckpointError) as error:
-        yield Finding("error", name, str(error), "next: waver match CONFIG")
-        return
-    found = (
-        f"{len(knowledge.matches)} clips, "
-        f"{knowledge.num_phrases} phrases of width {width} in {display_path(knowledge.path)}"
-    )
-    yield Finding("ok", name, found)
+        return None, [Finding("error", name, str(error), "next: waver match CONFIG")]
+    where = f"{knowledge.num_phrases} phrases of width {width} in {display_path(knowledge.path)}"
+    if model and width != model.embed_dim:
+        found = f"{where}, but model.backbone has width {model.embed_dim}: they are of another teacher"
+        return None, [Finding("error", name, found, "next: waver match CONFIG")]
+    findings = [Finding("ok", name, f"{len(knowledge.matches)} clips, {where}")]
     if knowledge.leaky and not config.knowledge.released:
-        yield Finding("warning", name, LEAKY)
+        findings.append(Finding("warning", name, LEAKY))
+    return knowledge, findings
 
 
 def check_training(
-    config: ExperimentConfig, captions: pa.Table, store: ClipStore | None, *, needed: bool
+    config: ExperimentConfig, captions: pa.Table, store: ClipStore | None, *, run_folder: Path, needed: bool
 ) -> Iterator[Finding]:
     """Checks whether training can start, or continue, in the run folder.
 
@@ -166,16 +205,13 @@ def check_training(
         config: configuration of the experiment.
         captions: its caption table.
         store: its clip store, or None if there is no usable one.
+        run_folder: folder of the run.
         needed: whether training is the next stage: then obstacles are errors, else notes.
     """
-    folder, level = config.run_folder, "error" if needed else "info"
+    folder, level = run_folder, "error" if needed else "info"
     if store is None:
-        clips = len(pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], "train"))))
-        if 0 < clips < config.train.global_batch_size:
-            found = (
-                f"train.global_batch_size = {config.train.global_batch_size} is more than the {clips} training clips"
-            )
-            yield Finding(level, "batch", f"{found}: a batch has no clip twice", f"set it to {clips} at most")
+        clips = pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], "train")))
+        yield from _check_batch(config, len(clips), level)
         yield Finding(
             "info", "run", f"{display_path(folder)} was not compared with the training data: there is no clip store"
         )
@@ -188,13 +224,11 @@ def check_training(
     rows = training_rows(captions, store)
     if len(rows) == 0:
         return
+    data = describe_data(captions, rows, store)
+    yield from _check_batch(config, data["num_train_clips"], level)
+    steps = len(plan_epoch(config, captions, rows, epoch=0))
+    yield Finding("ok", "steps", f"{config.train.epochs} epochs of {steps} steps")
     try:
-        steps = len(plan_epoch(config, captions, rows, epoch=0))
-        yield Finding("ok", "steps", f"{config.train.epochs} epochs of {steps} steps")
-    except WaverError as error:
-        yield Finding(level, "batch", str(error))
-    try:
-        data = describe_data(captions, rows, store)
         check_run(folder, config, data)
     except (RunError, ConfigError, OSError) as error:
         yield Finding(level, "run", str(error), "choose another name with --set name=..., or another storage.path")
@@ -206,17 +240,61 @@ def check_training(
         yield Finding("warning", "run", found, "evaluate it, or choose another name with --set name=...")
     elif newest := newest_checkpoint(folder):
         yield Finding("info", "run", f"{display_path(folder)} will continue from {describe_checkpoint(newest)}")
-        try:
-            check_values(newest)
-        except CheckpointError as error:
-            remedy = f"delete {display_path(newest)}: the run continues from the checkpoint before it"
-            yield Finding(level, "checkpoint", str(error), remedy)
     else:
         yield Finding("ok", "run", f"{display_path(folder)} is free")
 
 
-def check_writers(config: ExperimentConfig, *, before: CheckedStage) -> Iterator[Finding]:
-    """Checks that no other process writes the folder that the stage is to write."""
-    folders = {"ingest": config.clip_store, "match": config.knowledge_store, "train": config.run_folder}
-    if in_use := describe_lock(folders[before]):
+def check_resumed_checkpoint(run_folder: Path, *, needed: bool) -> Iterator[Finding]:
+    """Checks that the checkpoint from which a run will continue has no value that is NaN or infinite; reads all of it.
+
+    Args:
+        run_folder: folder of the run.
+        needed: whether training is the next stage.
+    """
+    newest = None if read_result(run_folder) else newest_checkpoint(run_folder)
+    if newest is None:
+        return
+    try:
+        check_values(newest)
+    except CheckpointError as error:
+        remedy = f"delete {display_path(newest)}: the run continues from the checkpoint before it"
+        yield Finding("error" if needed else "info", "checkpoint", str(error), remedy)
+
+
+def check_writers(folder: Path) -> Iterator[Finding]:
+    """Checks that no other process writes the folder that a stage is to write."""
+    if in_use := describe_lock(folder):
         yield Finding("error", "lock", in_use)
+
+
+def _check_batch(config: ExperimentConfig, num_clips: int, level: Level) -> Iterator[Finding]:
+    """Checks whether batches and workers fit the number of training clips; none is reported elsewhere."""
+    try:
+        if num_clips:
+            batch_size_of(config, num_clips)
+    except WaverError as error:
+        yield Finding(level, "batch", str(error))
+        return
+    if num_clips and (lowered := describe_lowered_batch(config, num_clips)):
+        yield Finding("warning", "batch", lowered, f"set it to {num_clips} to say so in the configuration")
+
+
+def check_evaluated_split(captions: pa.Table, split: str) -> Iterator[Finding]:
+    """Checks whether a split has captions to evaluate."""
+    queries = build_gallery(captions, split)
+    yield Finding("ok", f"split {split}", f"{len(queries.texts)} captions of {len(queries.clip_ids)} clips")
+
+
+def check_checkpoint(checkpoint: Path, config: ExperimentConfig) -> Iterator[Finding]:
+    """Checks whether the weights of a checkpoint are complete and fit its configuration."""
+    check_weights(checkpoint, config)
+    yield Finding("ok", "checkpoint", display_path(checkpoint))
+
+
+def check_evaluated_knowledge(
+    checkpoint: Path, config: ExperimentConfig, captions: pa.Table, store: ClipStore, split: str
+) -> Iterator[Finding]:
+    """Checks whether the clips of a split have phrases, of the dictionary that the model learned from."""
+    knowledge = open_knowledge(config, captions, store, (split,))
+    knowledge.check_same_dictionary(checkpoint, checkpoint_knowledge(checkpoint))
+    yield Finding("ok", "knowledge", display_path(knowledge.path))

@@ -123,6 +123,11 @@ def find_architecture(backbone: str | dict[str, Any]) -> dict[str, Any]:
                 f"model.backbone: a mapping needs embed_dim, vision_cfg and text_cfg; missing: {', '.join(sorted(missing))}"
             )
         return copy.deepcopy(backbone)
+    if ":" in backbone:  # open_clip would read the architecture from a hub or a folder
+        raise BackboneError(
+            f"model.backbone: {backbone!r} is neither the name of an open_clip model, such as ViT-B-32, nor a mapping: set "
+            "it to the name of the architecture, and model.weights to the file of the weights"
+        )
     architecture = open_clip.get_model_config(backbone.replace("/", "-"))
     if architecture is None:
         near = difflib.get_close_matches(backbone, open_clip.list_models(), 3, 0.4)

@@ -1,6 +1,7 @@
 """Loads pre-trained weights into a backbone: from a file, or from a pretrained tag of open_clip."""
 
 import contextlib
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.model import resize_pos_embed, resize_text_pos_embed
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from waver.model.backbone import Backbone, BackboneError, find_architecture
+from waver.model.downloads import cached_weights, host_problem, weights_url
 from waver.tools.archives import check_size, checked_copy, is_torchscript
 
 
@@ -32,7 +35,7 @@ def load_backbone(backbone: str | dict[str, Any], weights: str | None, *, image_
     architecture = find_architecture(backbone)
     if weights is None:
         return Backbone(architecture, image_size)
-    path, quick_gelu = _download(_find_weights(backbone, weights), backbone, weights)
+    path, quick_gelu = _download(find_weights(backbone, weights), backbone, weights)
     state = _read_weights(path)
     if quick_gelu or is_torchscript(path):
         architecture["quick_gelu"] = True  # OpenAI trained with it; open_clip's plain names mean GELU
@@ -45,13 +48,15 @@ def check_weights(backbone: str | dict[str, Any], weights: str, *, image_size: i
     """Checks that weights fit a backbone, by the names and sizes of their tensors, and are finite; downloads nothing.
 
     Returns:
-        The weights file; None for a pretrained tag, which open_clip takes from its cache or downloads.
+        The weights file; None for a pretrained tag that was not downloaded yet.
 
     Raises:
         BackboneError: as `load_backbone`.
     """
-    location = _find_weights(backbone, weights)
+    location = find_weights(backbone, weights)
     if not isinstance(location, Path):
+        location = cached_weights(location)
+    if location is None:
         return None
     with torch.device("meta"):
         model = Backbone(find_architecture(backbone), image_size)
@@ -59,6 +64,30 @@ def check_weights(backbone: str | dict[str, Any], weights: str, *, image_size: i
     load_weights(model.clip, {name: tensor.to("meta") for name, tensor in state.items()}, source=str(location))
     check_finite(state, source=str(location))
     return location
+
+
+def unreachable_weights(backbone: str | dict[str, Any], weights: str) -> str:
+    """Returns a sentence for the user if a pretrained tag cannot be downloaded now; empty if its host answers.
+
+    Args:
+        backbone: name of the open_clip model.
+        weights: a pretrained tag that was not downloaded yet.
+    """
+    entry = find_weights(backbone, weights)
+    if isinstance(entry, Path) or not (problem := host_problem(entry)):
+        return ""
+    return _by_hand(backbone, weights, entry, problem)
+
+
+def _by_hand(backbone: str | dict[str, Any], weights: str, entry: dict[str, Any], problem: str) -> str:
+    """Says that a pretrained tag cannot be downloaded, and how to get its file by hand."""
+    url, setting = weights_url(entry), "model.weights to its path"
+    if entry.get("quick_gelu") and f"{backbone}-quickgelu" in open_clip.list_models():
+        setting += f" and model.backbone to {backbone}-quickgelu"  # a plain file does not say how it was trained
+    return (
+        f"model.weights: {weights!r} of {backbone} was not downloaded before, and {problem}: download {url} on a machine "
+        f"with network, copy the file here, and set {setting}"
+    )
 
 
 def count_non_finite(state: Mapping[str, Tensor]) -> dict[str, int]:
@@ -123,11 +152,17 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], *, source: str) ->
     module.load_state_dict(state)
 
 
-def _find_weights(backbone: str | dict[str, Any], weights: str) -> Path | dict[str, Any]:
-    """Returns the path of a weights file, or open_clip's entry of a pretrained tag."""
+def find_weights(backbone: str | dict[str, Any], weights: str) -> Path | dict[str, Any]:
+    """Returns the path of a weights file, or open_clip's entry of a pretrained tag.
+
+    Raises:
+        BackboneError: if the weights are neither.
+    """
     path = Path(weights).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 (unlike Path.is_file, it is no error that a folder may not be read)
         return path
+    if os.path.isdir(path):  # noqa: PTH112
+        raise BackboneError(f"model.weights: {weights} is a folder: name the file in it")
     if path.suffix in {".pt", ".pth", ".bin", ".safetensors"} or "/" in weights:
         raise BackboneError(f"model.weights: no file {weights}")
     name = backbone.replace("/", "-") if isinstance(backbone, str) else ""
@@ -145,13 +180,15 @@ def _download(location: Path | dict[str, Any], backbone: str | dict[str, Any], w
     """Returns the weights file, downloaded if need be, and whether the pretrained tag implies QuickGELU."""
     if isinstance(location, Path):
         return location, False
+    if path := cached_weights(location):  # open_clip would ask the hub whether the file has changed
+        return path, bool(location.get("quick_gelu"))
+    if problem := host_problem(location):
+        raise BackboneError(_by_hand(backbone, weights, location, problem))
     try:
         return Path(open_clip.download_pretrained(location)), bool(location.get("quick_gelu"))
     except Exception as error:  # the network and the hub raise many kinds, with one remedy for the user
-        raise BackboneError(
-            f"model.weights: {weights!r} of {backbone} could not be downloaded ({type(error).__name__}: {error}); "
-            "on a machine without network, set model.weights to the path of the downloaded file"
-        ) from error
+        problem = f"the download failed ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
+        raise BackboneError(_by_hand(backbone, weights, location, problem)) from error
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -196,6 +233,12 @@ def _read_tensors(path: Path) -> Any:
             return torch.jit.load(checked_copy(path), map_location="cpu").state_dict()
     check_size(path)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_sizes(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a .safetensors file by name, on the meta device: without their values."""
+    with safe_open(path, "pt") as file:
+        return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def _is_complete(tensor: Tensor) -> bool:

@@ -27,7 +27,7 @@ from waver.config import ExperimentConfig, load_config
 from waver.knowledge.store import Knowledge
 from waver.model.backbone import BackboneError
 from waver.model.student import Student
-from waver.model.weights import check_finite, load_weights
+from waver.model.weights import check_finite, load_weights, read_sizes
 from waver.tools.archives import check_size
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path, fetch, list_names, remote_of
@@ -96,6 +96,17 @@ def load_student(folder: Path, config: ExperimentConfig) -> Student:
     return student
 
 
+def check_weights(folder: Path, config: ExperimentConfig) -> None:
+    """Performs the checks of `load_student` without reading or computing weights: by their names and sizes.
+
+    Raises:
+        CheckpointError: see `load_student`.
+    """
+    with torch.device("meta"):
+        student = build_student(config)
+    _load_weights(student, folder, sizes_only=True)
+
+
 def checkpoint_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
     """Returns the configuration that a checkpoint was trained with, except `storage.cache`, which belongs to a machine.
 
@@ -155,15 +166,16 @@ def check_values(folder: Path) -> None:
     _read_state(folder)
 
 
-def _load_weights(student: Student, folder: Path) -> None:
+def _load_weights(student: Student, folder: Path, *, sizes_only: bool = False) -> None:
     with _as_checkpoint_error():
-        load_weights(student, _read_weights(folder), source=display_path(folder / "model.safetensors"))
+        state = _read_weights(folder, sizes_only=sizes_only)
+        load_weights(student, state, source=display_path(folder / "model.safetensors"))
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def _read_weights(folder: Path, *, sizes_only: bool = False) -> dict[str, torch.Tensor]:
     path = fetch(folder / "model.safetensors")
     try:
-        return load_file(path)
+        return read_sizes(path) if sizes_only else load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{display_path(path)} cannot be read ({_first_line(error)}); "

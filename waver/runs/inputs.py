@@ -66,9 +66,14 @@ def open_dictionary(config: ExperimentConfig, captions: pa.Table) -> Dictionary:
     """Opens the dictionary of an experiment.
 
     Raises:
-        KnowledgeError: if it does not exist, or was built from captions that have changed since.
+        KnowledgeError: if it does not exist, has no phrase, or was built from captions that have changed since.
     """
     dictionary = read_dictionary(config.dictionary)
+    if not len(dictionary.phrases):
+        raise KnowledgeError(
+            f"the dictionary in {display_path(config.dictionary)} has no phrase: delete the folder, and run "
+            "`waver vocabulary CONFIG` again"
+        )
     _check_captions(dictionary.manifest, captions, config)
     return dictionary
 

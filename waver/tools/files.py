@@ -6,6 +6,7 @@ In a folder of an object store (see `waver.tools.object_store`) a read fetches t
 import contextlib
 import io
 import json
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,18 @@ def atomic_write(path: Path) -> Iterator[io.BufferedWriter]:
         with contextlib.suppress(OSError):  # the first error is the one to report
             part.unlink()
         raise
+
+
+def can_write(folder: Path) -> bool:
+    """Returns whether files can be created in an existing folder; creates a temporary one.
+
+    Permissions alone do not tell: the file system may be read-only or full, and root may do what others may not.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,6 +22,10 @@ class SplitError(WaverError):
     """A split has no captions, or none of its clips has frames."""
 
 
+class BatchSizeError(WaverError):
+    """There are too few training clips for a batch, or for the workers that share it."""
+
+
 def training_rows(captions: pa.Table, store: ClipStore) -> np.ndarray:
     """Returns the rows of the caption table in the train split whose clips have frames; captions of a clip are adjacent."""
     train = pc.equal(captions["split"], "train")
@@ -90,8 +94,45 @@ def check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
         )
 
 
+def batch_size_of(config: ExperimentConfig, num_clips: int) -> int:
+    """Returns the largest number of pairs in a batch: `train.global_batch_size`, or all training clips if they are fewer.
+
+    A batch never has a clip twice.
+
+    Args:
+        config: configuration of the experiment.
+        num_clips: number of training clips.
+
+    Raises:
+        BatchSizeError: if a batch would have no two clips, or some worker would have none of them.
+    """
+    if num_clips < 2:
+        raise BatchSizeError(
+            f"there are too few training clips ({num_clips}): a clip is learned by its contrast with others in its batch, "
+            "so training needs at least 2"
+        )
+    if config.resources.max_workers > num_clips:
+        raise BatchSizeError(
+            f"resources.workers = {config.resources.max_workers} is more than the {num_clips} training clips, so that some "
+            f"workers would have none: set it to {num_clips} at most"
+        )
+    return min(config.train.global_batch_size, num_clips)
+
+
+def describe_lowered_batch(config: ExperimentConfig, num_clips: int) -> str:
+    """Says that batches are smaller than configured, and why; empty if they are not."""
+    if num_clips >= config.train.global_batch_size:
+        return ""
+    return (
+        f"train.global_batch_size = {config.train.global_batch_size} is more than the {num_clips} training clips, and a "
+        f"batch has no clip twice: it is lowered to {num_clips}"
+    )
+
+
 def plan_epoch(config: ExperimentConfig, captions: pa.Table, rows: np.ndarray, *, epoch: int) -> list[np.ndarray]:
     """Returns the rows of the caption table for each global batch of an epoch.
+
+    Their size follows `batch_size_of`.
 
     Args:
         config: configuration of the experiment: seed, global batch size and captions per clip.

@@ -13,9 +13,9 @@ from logs import logged
 from safetensors.torch import load_file
 
 from waver.config import ExperimentConfig, load_config
+from waver.doctor.findings import StartError
 from waver.knowledge.phrases import count_phrases, load_parser, merge_counts
-from waver.knowledge.store import Knowledge, KnowledgeError, read_dictionary
-from waver.on_ray.cluster.connection import connect
+from waver.knowledge.store import Knowledge, read_dictionary
 from waver.on_ray.stages.evaluate import run_evaluation
 from waver.on_ray.stages.match import build_teacher, run_match
 from waver.on_ray.stages.train import run_training
@@ -105,7 +105,7 @@ def test_matching_resumes_with_another_number_of_workers_to_equal_bits(project, 
     next((folder / "matches").glob("*.parquet")).unlink()
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
-    with pytest.raises(KnowledgeError, match="is not finished: run `waver match CONFIG` again"):
+    with pytest.raises(StartError, match="is not finished: run `waver match CONFIG` again"):
         run_training(config)
 
     again = run_match(config, progress=False)
@@ -132,7 +132,7 @@ def test_released_phrases_are_imported(project, released):
     assert [knowledge.phrases[i] for i in ids] == [f"kicks a thing 1 {i}" for i in range(4)]
     assert knowledge.phrase_embeddings().shape == (len(knowledge.phrases), 32)
     informed = experiment(project, **released, **{"knowledge.at_inference": True})
-    with pytest.raises(KnowledgeError, match=r"5 of 5 clips of validation .* knowledge.at_inference"):
+    with pytest.raises(StartError, match=r"5 of 5 clips of validation .* knowledge.at_inference"):
         run_training(informed)
 
 
@@ -197,5 +197,5 @@ def test_a_dictionary_from_test_captions_is_leaky(project):
 def test_a_random_teacher_is_an_error(project):
     config = experiment(project)
     random = config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
-    with connect(), pytest.raises(KnowledgeError, match="random weights"):
+    with pytest.raises(StartError, match="random weights"):
         run_match(random, progress=False)

@@ -15,7 +15,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip_store import ClipStore
-from waver.data.epochs import BatchSizeError
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.on_ray.cluster.capacity import ClusterTooSmallError
 from waver.on_ray.cluster.signals import Terminated, signal_actor
@@ -28,7 +27,7 @@ from waver.runs.inputs import load_captions
 from waver.runs.tracking import read_metrics
 from waver.runs.tracking.tags import tag_of
 from waver.training.parallel import CollectiveError
-from waver.training.plan import plan_epoch, training_rows
+from waver.training.plan import BatchSizeError, plan_epoch, training_rows
 
 EPOCHS = 3
 
@@ -207,10 +206,20 @@ def test_an_infinite_loss_is_an_error_that_names_the_learning_rate(project):
         train(config, captions, store, local_worker=train_in_process)
 
 
-def test_too_large_batches_and_too_many_workers_are_errors_before_the_start(project):
-    config = experiment(project, name="large", **{"resources.workers": 9, "train.global_batch_size": 18})
+def test_a_batch_that_is_larger_than_the_split_is_lowered_with_a_notice(project, said):
+    config = experiment(project, name="lowered", **{"resources.workers": 1, "train.global_batch_size": 64})
+    result = train(config, load_captions(config), ClipStore(config.clip_store), local_worker=train_in_process)
+    assert (result["global_batch_size"], result["steps"]) == (13, EPOCHS)
+    assert (
+        sum("more than the 13 training clips, and a batch has no clip twice: it is lowered to 13" in s for s in said)
+        == 1
+    )
+
+
+def test_too_many_workers_are_errors_before_the_start(project):
+    config = experiment(project, name="large", **{"resources.workers": 14, "train.global_batch_size": 28})
     captions, store = load_captions(config), ClipStore(config.clip_store)
-    with pytest.raises(BatchSizeError, match="more than the 13 training clips"):
+    with pytest.raises(BatchSizeError, match=r"resources.workers = 14 is more than the 13 training clips"):
         train(config, captions, store)
     config = experiment(project, name="large", **{"resources.workers": 6, "train.global_batch_size": 12})
     with pytest.raises(ClusterTooSmallError, match=r"6 workers with 1.5 CPU each are requested.*capacity for 4"):

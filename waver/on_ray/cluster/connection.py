@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
@@ -13,13 +12,7 @@ from ray.exceptions import RayError
 
 from waver.config import ResourcesConfig
 from waver.on_ray.cluster.loopback import loopback_only
-from waver.tools.errors import WaverError
-
-_CONNECT_S = 10.0
-
-
-class ClusterUnreachableError(WaverError):
-    """The cluster does not answer at its address, or refuses the connection."""
+from waver.on_ray.cluster.reachability import cannot_join, check_reachable, check_temporary_folder
 
 
 @contextmanager
@@ -38,6 +31,7 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
 
     Raises:
         ClusterUnreachableError: if the cluster of RAY_ADDRESS does not answer or refuses the connection.
+        TemporaryFolderError: if Ray cannot be started because of the folder for temporary files.
     """
     if ray.is_initialized():
         yield f"using the Ray of this process ({cluster_size()})"
@@ -45,6 +39,8 @@ def connect(*, num_cpus: int | None = None, dashboard: bool = False) -> Iterator
     # Output of workers goes to Ray's log files; results and errors bring back what a user must know.
     quiet = {"logging_level": logging.WARNING, "configure_logging": True, "log_to_driver": False}
     address = cluster_address()
+    if not address:
+        check_temporary_folder()
     with nullcontext() if address else loopback_only(dashboard=dashboard) as port:
         if address:
             _join(address, **quiet)
@@ -71,12 +67,7 @@ def _join(address: str, **options: Any) -> None:
     try:
         ray.init(address=address, **options)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ClusterUnreachableError(
-            f"the Ray cluster at RAY_ADDRESS={address} cannot be joined ({reason}): set RAY_ADDRESS to the address of the "
-            "head, such as 10.0.0.1:6379, or to `auto` on a node of the cluster. If the cluster requires a token, set "
-            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH. Unset RAY_ADDRESS to use this machine alone"
-        ) from error
+        raise cannot_join(f"RAY_ADDRESS={address}", error) from error
 
 
 Labels = Mapping[str, str]
@@ -107,25 +98,6 @@ def gpus_per_worker(resources: ResourcesConfig) -> float:
     if resources.gpus_per_worker is not None:
         return resources.gpus_per_worker
     return float(any(node.get("GPU", 0) > 0 for node in nodes(resources.node_labels)))
-
-
-def check_reachable(address: str) -> None:
-    """Raises at once if nothing answers at an address; Ray itself would try for minutes, and then abort the process."""
-    if address.startswith("ray://"):
-        raise ClusterUnreachableError(
-            f"RAY_ADDRESS={address} is an address of Ray Client, which waver does not support: run the command on a node "
-            "of the cluster, with RAY_ADDRESS=HEAD:6379, or submit it with `waver submit`"
-        )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:  # `auto`, or a form that Ray itself refuses
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-    except OSError as error:
-        raise ClusterUnreachableError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, correct the address, or unset "
-            "RAY_ADDRESS to use this machine alone"
-        ) from error
 
 
 def cluster_size(labels: Labels = MappingProxyType({})) -> str:

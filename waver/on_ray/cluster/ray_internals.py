@@ -34,6 +34,42 @@ def draining_node_ids() -> set[str]:
     return set(state.get_draining_nodes())
 
 
+_NODE_S = 10.0
+"""How long to wait for the node of this machine, which may have just been started."""
+_STATE_S = 5.0
+
+
+def find_head(address: str) -> str:
+    """Returns `host:port` of the head that `ray.init` would join; `auto` stands for a cluster with a node on this machine.
+
+    `ray.init` resolves the address itself, and then tries for minutes to connect to it.
+
+    Raises:
+        ConnectionError, ValueError: if the address leads to no head.
+    """
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    return canonicalize_bootstrap_address_or_die(address)
+
+
+def check_cluster_state(head: str) -> None:
+    """Raises the error of Ray if the server at `host:port` does not know the nodes of a cluster, in seconds.
+
+    The public API asks only after it has joined the cluster, with time limits of minutes.
+    """
+    from ray._raylet import GcsClient
+
+    GcsClient(address=head).get_all_node_info(timeout=_STATE_S)
+
+
+def check_local_node(head: str) -> None:
+    """Raises RuntimeError if no node of the cluster runs on this machine. `ray.init` would wait for one for a minute."""
+    from ray._private.services import get_node_to_connect_for_driver
+    from ray._raylet import GcsClient
+
+    get_node_to_connect_for_driver(GcsClient(address=head), timeout_seconds=_NODE_S)
+
+
 @contextmanager
 def single_node_cluster() -> Iterator[None]:
     """Makes a Ray that is started within the body use the loopback interface only.

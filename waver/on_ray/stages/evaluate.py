@@ -27,9 +27,10 @@ from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import cluster_address, connect
 from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
+from waver.on_ray.stages.start import check_evaluations
 from waver.runs.checkpoint import checkpoint_knowledge, load_student
 from waver.runs.folder import find_checkpoint
-from waver.runs.inputs import LEAKY, load_captions, open_knowledge, open_store
+from waver.runs.inputs import LEAKY, open_knowledge
 from waver.runs.results import result_of
 from waver.tools.files import write_json
 from waver.tools.object_store import display_path
@@ -164,10 +165,20 @@ def run_evaluation(
         trec_depth: number of answers per query in those rankings, at most.
 
     Raises:
-        WaverError: if an input is missing or does not fit the checkpoint, or the evaluation fails.
+        StartError: with everything that is missing or does not fit the checkpoint.
+        WaverError: if the evaluation fails.
     """
-    checkpoint, captions = find_checkpoint(path), load_captions(config)
-    queries, store = build_gallery(captions, split), open_store(config, captions)
+    checkpoint = find_checkpoint(path)
+    inputs = check_evaluations(
+        {checkpoint: config},
+        split,
+        writes=[(output or checkpoint).absolute().parent, *([trec] if trec else [])],
+        stage="evaluate",
+    )[checkpoint]
+    captions, store = inputs.captions, inputs.store
+    assert captions is not None, "an evaluation cannot start without captions"
+    assert store is not None, "an evaluation cannot start without clip store"
+    queries = build_gallery(captions, split)
     duplicates, excused = _find_duplicates(captions, store, queries, split)
     top_k = min(trec_depth, len(queries.clip_ids)) if trec else 0
     options = EvaluationOptions(top_k=top_k, excused=excused, rescore=True)

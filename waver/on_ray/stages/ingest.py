@@ -26,7 +26,8 @@ from waver.on_ray.cluster.blocks import ActorPool, BlockError, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.ingest_worker import BlockDecoder
-from waver.runs.inputs import load_captions, store_settings
+from waver.on_ray.stages.start import open_inputs
+from waver.runs.inputs import store_settings
 from waver.tools.errors import WaverError
 from waver.tools.lock import hold_lock
 from waver.tools.object_store import display_path
@@ -240,7 +241,7 @@ def _report(clips: pa.Table, store: Path, num_decoded: int, seconds: float) -> I
 
 
 def run_ingest(config: ExperimentConfig, *, progress: bool = True) -> IngestReport:
-    """Decodes the clips of an experiment into its clip store, whose lock it holds; see `ingest` for the errors.
+    """Decodes the clips of an experiment into its clip store, whose lock it holds.
 
     Without the lock two commands would lose nothing, but decode every clip twice.
 
@@ -249,9 +250,12 @@ def run_ingest(config: ExperimentConfig, *, progress: bool = True) -> IngestRepo
         progress: whether to show progress on standard error.
 
     Raises:
+        StartError: with everything that prevents the stage, before Ray starts.
         LockedError: if another process decodes into the store.
+        WaverError: see `ingest`.
     """
-    captions = load_captions(config)
+    captions = open_inputs(config, "ingest").captions
+    assert captions is not None, "nothing can be decoded without captions"
     logger.info(f"decoding the clips of {len(captions)} captions into {display_path(config.clip_store)}")
     with hold_lock(config.clip_store, "ingest"):
         return ingest(

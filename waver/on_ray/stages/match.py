@@ -32,7 +32,8 @@ from waver.model.weights import load_backbone
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
 from waver.on_ray.cluster.connection import connect, gpus_per_worker
-from waver.runs.inputs import load_captions, open_dictionary, open_store
+from waver.on_ray.stages.start import open_inputs
+from waver.runs.inputs import open_dictionary
 from waver.tools.lock import hold_lock
 from waver.tools.progress import track_progress
 from waver.training.build import local_device
@@ -67,11 +68,36 @@ def match(
         KnowledgeError: if the knowledge folder was made from another dictionary or teacher.
         ClusterTooSmallError: if the cluster is too small for the minimum of resources.workers.
     """
-    folder = config.knowledge_store
-    num_matches = min(config.knowledge.num_matches, len(dictionary.phrases))
-    teacher_digest = build_teacher(config).digest()
-    source = "matched" if released is None else "released"
-    knowledge = create_knowledge(folder, dictionary, source=source, teacher=teacher_digest, num_matches=num_matches)
+    knowledge = open_knowledge_folder(config, dictionary, imported=released is not None)
+    return _fill(knowledge, config, clip_ids, store, released, progress=progress)
+
+
+def open_knowledge_folder(config: ExperimentConfig, dictionary: Dictionary, *, imported: bool) -> Knowledge:
+    """Creates the folder of the knowledge of an experiment, or opens it if it has the same dictionary and teacher.
+
+    Raises:
+        KnowledgeError: if it was made from another dictionary or teacher.
+    """
+    return create_knowledge(
+        config.knowledge_store,
+        dictionary,
+        source="released" if imported else "matched",
+        teacher=build_teacher(config).digest(),
+        num_matches=min(config.knowledge.num_matches, len(dictionary.phrases)),
+    )
+
+
+def _fill(
+    knowledge: Knowledge,
+    config: ExperimentConfig,
+    clip_ids: list[str],
+    store: ClipStore,
+    released: pa.Table | None,
+    *,
+    progress: bool,
+) -> Knowledge:
+    """Does the work of `match` in the folder of the knowledge."""
+    folder, num_matches = knowledge.path, knowledge.manifest["num_matches"]
     resources = config.resources
     share = WorkerResources(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
     require_capacity(resources.min_workers, share, wait_s=resources.wait_s)
@@ -166,28 +192,23 @@ def run_match(config: ExperimentConfig, *, progress: bool = True) -> Knowledge:
         progress: whether to show progress on standard error.
 
     Raises:
-        StoreError: if the clip store is missing or incomplete, or has other settings.
-        KnowledgeError: if the dictionary is missing or was built from other captions, the knowledge folder was made from
-            another dictionary or teacher, or the teacher would have random weights.
+        StartError: with everything that prevents the stage, before Ray starts.
+        KnowledgeError: if the knowledge folder was made from another dictionary or teacher.
         AnnotationError: if released files do not fit the data set.
         LockedError: if another process writes the knowledge.
         ClusterTooSmallError: if the cluster is too small for the minimum of resources.workers.
     """
-    captions = load_captions(config)
-    store = open_store(config, captions)
-    data_set = set(captions["clip_id"].to_pylist())
-    clip_ids = [clip_id for clip_id in store.ok_clip_ids() if clip_id in data_set]
-    if config.model.weights is None:
-        raise KnowledgeError(
-            "model.weights = null gives the teacher random weights, with which matches are meaningless: set it to a file or "
-            "a pretrained tag"
-        )
-    with hold_lock(config.knowledge_store, "matching"), connect(num_cpus=local_cpus(config)) as description:
-        logger.info(description)
-        if config.knowledge.released:
-            dictionary, matches = read_released(
-                config.knowledge.released, sorted(data_set), config.knowledge.num_matches
-            )
-        else:
-            dictionary, matches = open_dictionary(config, captions), None
-        return match(config, clip_ids, store, dictionary, released=matches, progress=progress)
+    inputs = open_inputs(config, "match")
+    assert inputs.captions is not None, "matching cannot start without captions"
+    assert inputs.store is not None, "matching cannot start without clip store"
+    data_set = set(inputs.captions["clip_id"].to_pylist())
+    clip_ids = [clip_id for clip_id in inputs.store.ok_clip_ids() if clip_id in data_set]
+    if config.knowledge.released:
+        dictionary, matches = read_released(config.knowledge.released, sorted(data_set), config.knowledge.num_matches)
+    else:
+        dictionary, matches = open_dictionary(config, inputs.captions), None
+    with hold_lock(config.knowledge_store, "matching"):
+        knowledge = open_knowledge_folder(config, dictionary, imported=matches is not None)
+        with connect(num_cpus=local_cpus(config)) as description:
+            logger.info(description)
+            return _fill(knowledge, config, clip_ids, inputs.store, matches, progress=progress)

@@ -40,6 +40,7 @@ from waver.evaluation.robustness.rewriting import (
 )
 from waver.knowledge.phrases import VocabularyError, load_parser
 from waver.on_ray.stages.evaluate import evaluate_checkpoint
+from waver.on_ray.stages.start import check_evaluations
 from waver.runs.checkpoint import checkpoint_config
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import load_captions, open_store
@@ -89,7 +90,13 @@ def run_robustness(
         raise RobustnessError(
             "the report needs scipy for its tests, and matplotlib for its plots: pip install 'waver[robustness]'"
         )
-    sources = _open_sources(runs, overrides, settings.split)
+    checkpoints = {path: find_checkpoint(path) for path in runs}
+    configs = {
+        checkpoint: checkpoint_config(checkpoint, {"resources.workers": 1, **overrides})
+        for checkpoint in checkpoints.values()
+    }
+    check_evaluations(configs, settings.split, writes=[output.absolute()] if output else [], stage="robustness")
+    sources = _open_sources(checkpoints, configs, settings.split)
     imported = _read_imported(sources[0].captions, settings)
     queries, references, notes = _collect_queries(sources[0].captions, settings, imported)
     logger.info(_count_text(queries))
@@ -127,12 +134,19 @@ def run_robustness(
     return report, folder
 
 
-def _open_sources(runs: Sequence[Path], overrides: Mapping[str, Any], split: str) -> list[_Source]:
-    """Finds checkpoints, configurations and captions of the runs; checks that their clips and captions are the same."""
+def _open_sources(
+    checkpoints: Mapping[Path, Path], configs: Mapping[Path, ExperimentConfig], split: str
+) -> list[_Source]:
+    """Reads the captions of the runs; checks that their clips and captions are the same.
+
+    Args:
+        checkpoints: folder of a run or of a checkpoint -> folder of its checkpoint.
+        configs: folder of a checkpoint -> its configuration.
+        split: whose clips are the gallery.
+    """
     sources: list[_Source] = []
-    for path in runs:
-        checkpoint = find_checkpoint(path)
-        config = checkpoint_config(checkpoint, {"resources.workers": 1, **overrides})
+    for path, checkpoint in checkpoints.items():
+        config = configs[checkpoint]
         name = config.name if path != checkpoint else f"{config.name}/{checkpoint.name}"
         sources.append(_Source(name, path, checkpoint, config, load_captions(config)))
     names = [source.name for source in sources]

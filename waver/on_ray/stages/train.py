@@ -25,6 +25,7 @@ from waver.on_ray.cluster.capacity import CPUS_PER_LOADER, local_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.cluster.signals import Terminated, signal_actor, stop_on_sigterm
 from waver.on_ray.cluster.workers import run_on_workers
+from waver.on_ray.stages.start import open_inputs
 from waver.on_ray.stages.train_worker import TrainingJob, train_on_ray_worker
 from waver.runs.checkpoint import checkpoint_knowledge
 from waver.runs.folder import (
@@ -36,15 +37,22 @@ from waver.runs.folder import (
     read_result,
     rivals_of_best,
 )
-from waver.runs.inputs import LEAKY, load_captions, open_store, training_knowledge
+from waver.runs.inputs import LEAKY
 from waver.runs.results import protocol_of_table
 from waver.runs.tracking import read_metrics
 from waver.tools.files import write_json
 from waver.tools.lock import hold_lock
 from waver.tools.object_store import display_path
 from waver.tools.progress import follow_run
-from waver.training.build import build_student
-from waver.training.plan import check_split, describe_data, measure_truncations, plan_epoch, training_rows
+from waver.training.plan import (
+    batch_size_of,
+    check_split,
+    describe_data,
+    describe_lowered_batch,
+    measure_truncations,
+    plan_epoch,
+    training_rows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +63,8 @@ class _RunPlan:
 
     rows: np.ndarray
     """Rows of the caption table that are trained on."""
+    batch_size: int
+    """Largest number of pairs in a batch; less than configured if there are fewer clips."""
     steps_per_epoch: int
     num_steps: int
     data: dict[str, Any]
@@ -107,10 +117,10 @@ def train(
                 "metrics are of the old ones. To train on the new ones, choose another name (--set name=...)"
             )
         return result
-    if not local_worker:
-        build_student(config)  # report a model that cannot be built here, not from the workers
     if small := find_small_validation(captions):
         logger.warning("; ".join(small))
+    if lowered := describe_lowered_batch(config, plan.data["num_train_clips"]):
+        logger.warning(lowered)
     for split, truncation in plan.truncations.items():
         if truncation.num_cut:
             logger.warning(f"{split}: {truncation.describe(config.text.max_words)}")
@@ -136,17 +146,20 @@ def _plan_run(config: ExperimentConfig, captions: pa.Table, store: ClipStore) ->
 
     Raises:
         SplitError: if train or validation cannot be used.
-        BatchSizeError: if the global batch is larger than the number of training clips.
+        BatchSizeError: if there are too few training clips for a batch or for the workers.
     """
     for split in ("train", "validation"):  # a missing validation split must not first show after an epoch
         check_split(captions, store, split)
     rows = training_rows(captions, store)
+    data = describe_data(captions, rows, store)
+    batch_size = batch_size_of(config, data["num_train_clips"])
     steps_per_epoch = len(plan_epoch(config, captions, rows, epoch=0))
     return _RunPlan(
         rows,
+        batch_size,
         steps_per_epoch,
         config.train.epochs * steps_per_epoch,
-        describe_data(captions, rows, store),
+        data,
         measure_truncations(config, captions, ("train", "validation")),
     )
 
@@ -191,6 +204,7 @@ def _run_result(
         "protocol": _validation_protocol(config, captions, store, leaky=leaky).as_json(),
         "epochs": config.train.epochs,
         "steps": plan.num_steps,
+        "global_batch_size": plan.batch_size,
         "best_checkpoint": checkpoint.name,
         "validation": metrics,
         "rivals": rivals_of_best([row for row in read_metrics(folder) if row.get("split") == "validation"]),
@@ -230,18 +244,19 @@ def run_training(config: ExperimentConfig, **options: Any) -> dict:
         options: keyword arguments of `train`.
 
     Raises:
+        StartError: with everything that prevents the training, before Ray starts.
         LockedError: if another process trains the run.
-        WaverError: see `train`; also if an input is missing or does not fit the configuration.
+        WaverError: see `train`.
     """
     folder = options.get("folder") or config.run_folder
-    captions = load_captions(config)
-    store = open_store(config, captions)
-    knowledge = training_knowledge(config, captions, store)
-    if knowledge and knowledge.leaky:
+    inputs = open_inputs(config, "train", run_folder=folder)
+    assert inputs.captions is not None, "training cannot start without captions"
+    assert inputs.store is not None, "training cannot start without clip store"
+    if inputs.knowledge and inputs.knowledge.leaky:
         logger.info(LEAKY)
     with _hold_run(folder), connect(num_cpus=local_cpus(config)) as description:
         logger.info(description)
-        return train(config, captions, store, knowledge, **options)
+        return train(config, inputs.captions, inputs.store, inputs.knowledge, **options)
 
 
 def _hold_run(folder: Path) -> AbstractContextManager[None]:

@@ -15,7 +15,8 @@ from waver.knowledge.store import Dictionary, KnowledgeError, build_dictionary, 
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
 from waver.on_ray.cluster.connection import connect
-from waver.runs.inputs import captions_digest, captions_of_splits, load_captions
+from waver.on_ray.stages.start import open_inputs
+from waver.runs.inputs import captions_digest, captions_of_splits
 from waver.tools.lock import hold_lock
 from waver.tools.object_store import display_path, exists
 from waver.tools.progress import track_progress
@@ -90,16 +91,13 @@ def run_vocabulary(config: ExperimentConfig, *, progress: bool = True) -> Dictio
         progress: whether to show progress on standard error.
 
     Raises:
-        KnowledgeError: if the experiment imports released phrases, or its captions have no phrases.
-        VocabularyError: if the parser is not installed.
+        StartError: with everything that prevents the stage, such as a missing parser, before Ray starts.
         LockedError: if another process builds the dictionary.
+        KnowledgeError: if the captions have no phrases.
     """
-    if config.knowledge.released:
-        raise KnowledgeError(
-            "knowledge.released names files that have their own phrases: run `waver match CONFIG`, or remove it"
-        )
-    settings = config.vocabulary
-    captions = captions_of_splits(load_captions(config), settings.splits)
+    settings, table = config.vocabulary, open_inputs(config, "vocabulary").captions
+    assert table is not None, "a dictionary cannot be built without captions"
+    captions = captions_of_splits(table, settings.splits)
     source = {
         "splits": list(settings.splits),
         "num_captions": len(captions),

@@ -22,6 +22,7 @@ from waver.config import SweepConfig
 from waver.evaluation.confidence import find_small_validation
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
 from waver.on_ray.cluster.connection import connect, gpus_per_worker, nodes
+from waver.on_ray.stages.start import check_sweep
 from waver.on_ray.tuning.plan import Plan, trials_at_once
 from waver.on_ray.tuning.shared import make_shared
 from waver.on_ray.tuning.trial import SweepJob, run_trial
@@ -61,6 +62,7 @@ def run_sweep(plan: Plan, *, print_table: Callable[[Table], None]) -> list[Trial
         All trials, the best first.
 
     Raises:
+        StartError: with everything that prevents one of the trials, before Ray starts.
         ClusterTooSmallError: if not one trial fits.
         SweepError: if the folder holds another sweep, Ray's dashboard does not answer though early stopping needs it, or no
             trial finished an epoch.
@@ -97,6 +99,7 @@ def _run_trials(plan: Plan) -> None:
     resources = plan.base.resources
     if small := find_small_validation(load_captions(plan.base)):
         logger.warning("; ".join(small))
+    check_sweep(plan.configs)
     with connect(num_cpus=local_cpus(plan.base), dashboard=needs_dashboard(plan)) as description:
         logger.info(description)
         gpus = gpus_per_worker(resources)

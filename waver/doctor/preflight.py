@@ -1,0 +1,133 @@
+"""The checks before a stage that need no Ray. `waver doctor` reports them; the stage itself starts only without errors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from waver.config import ExperimentConfig
+from waver.data.clip_store import ClipStore
+from waver.doctor import data, machine
+from waver.doctor.findings import Checks, Finding, Stage
+from waver.doctor.stages import (
+    check_checkpoint,
+    check_evaluated_knowledge,
+    check_evaluated_split,
+    check_phrases,
+    check_resumed_checkpoint,
+    check_training,
+    check_writers,
+    find_knowledge,
+    find_store,
+)
+from waver.knowledge.store import Knowledge
+from waver.runs.folder import newest_checkpoint, read_result
+from waver.tools.object_store import ObjectStoreError, check_bucket
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the checks before a stage have opened; None for what is not needed or cannot be used."""
+
+    captions: pa.Table | None = None
+    store: ClipStore | None = None
+    model: machine.ModelSize | None = None
+    knowledge: Knowledge | None = None
+
+
+NOTHING_ELSE = "nothing else was checked"
+"""Remedy of the finding that an object store does not answer."""
+
+
+def check_inputs(
+    checks: Checks,
+    config: ExperimentConfig,
+    before: Stage,
+    *,
+    run_folder: Path | None = None,
+    on_cluster: bool = False,
+    later: bool = False,
+) -> Inputs:
+    """Checks what a stage reads and where it writes: annotations, videos, clip store, model, weights, phrases, run, disk.
+
+    Args:
+        checks: receives the findings.
+        config: configuration of the experiment.
+        before: the stage.
+        run_folder: folder of the run; by default that of the configuration.
+        on_cluster: whether the stage runs on a cluster, whose other nodes may have a network that this machine lacks.
+        later: whether to check also what only later stages need; it gives no errors.
+    """
+    try:  # first, because without the object store every check would fail
+        check_bucket(config.storage.folder)
+    except ObjectStoreError as error:
+        checks.findings.append(Finding("error", "storage", str(error), NOTHING_ELSE))
+        return Inputs()
+    folder, trains = run_folder or config.run_folder, before in ("train", "tune")
+    store, model, knowledge = None, None, None
+    captions = checks.load("annotations", data.read_captions, config)
+    if captions is not None:
+        store = checks.load("clip store", find_store, config, captions, needed=before in ("match", "train"))
+        decoded = store is not None and before != "ingest"
+        checks.run("videos", data.check_videos, config, captions, decoded=decoded)
+    finished, begun = _state_of_run(folder) if before == "train" else (False, False)
+    needs_model = trains or before == "match"
+    if needs_model or later:
+        model = checks.load("model", machine.measure_model, config, needed=needs_model)
+        needed = needs_model and not begun
+        checks.run("weights", machine.check_model_weights, config, needed=needed, elsewhere=on_cluster)
+    if later and model and captions is not None:
+        checks.run("cost of training", machine.check_cost, config, captions)
+    if before != "ingest" or later:
+        checks.run("dictionary", check_phrases, config, captions, before=before)
+    if captions is not None and config.uses_knowledge and (before == "train" or later):
+        knowledge = checks.load(
+            "knowledge", find_knowledge, config, captions, store, model, run_folder=folder, needed=trains
+        )
+    if captions is not None and (trains or later):
+        checks.run("run", check_training, config, captions, store, run_folder=folder, needed=trains)
+    if captions is not None and later:  # a stage reads its checkpoint and holds its lock itself
+        checks.run("checkpoint", check_resumed_checkpoint, folder, needed=trains)
+    target = {"ingest": config.clip_store, "vocabulary": config.dictionary, "match": config.knowledge_store}.get(
+        before, folder
+    )
+    if later:
+        checks.run("lock", check_writers, target)
+    if not finished:
+        checks.run("disk", machine.check_disk, config, captions, store, model, trains=trains, writes=[target])
+    return Inputs(captions, store, model, knowledge)
+
+
+def check_evaluation(
+    checks: Checks, checkpoint: Path, config: ExperimentConfig, split: str, *, writes: Sequence[Path]
+) -> Inputs:
+    """Checks what the evaluation of a checkpoint reads and where it writes.
+
+    Args:
+        checks: receives the findings.
+        checkpoint: folder of the checkpoint.
+        config: configuration of the checkpoint; paths and resources may differ.
+        split: train, validation or test.
+        writes: folders for the results; they need not exist.
+    """
+    store = None
+    captions = checks.load("annotations", data.read_captions, config)
+    if captions is not None:
+        checks.run("split", check_evaluated_split, captions, split)
+        store = checks.load("clip store", find_store, config, captions, needed=True)
+        checks.run("videos", data.check_videos, config, captions, decoded=store is not None)
+    checks.run("checkpoint", check_checkpoint, checkpoint, config)
+    if captions is not None and store is not None and config.informed_at_inference:
+        checks.run("knowledge", check_evaluated_knowledge, checkpoint, config, captions, store, split)
+    checks.run("output", machine.check_writable, writes, "change its permissions, or name another folder with --output")
+    return Inputs(captions, store)
+
+
+def _state_of_run(folder: Path) -> tuple[bool, bool]:
+    """Returns whether the run has finished, and whether it has begun: then it needs no other weights than its own."""
+    try:
+        finished = read_result(folder) is not None
+        return finished, finished or newest_checkpoint(folder) is not None
+    except (OSError, ValueError):  # the check of the run reports it
+        return False, False
