@@ -137,22 +137,30 @@ def test_videos_without_increasing_timestamps_are_read_by_pyav(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "status"),
+    ("name", "content", "status", "reason"),
     [
-        ("absent.mp4", None, "missing"),
-        ("empty.mp4", b"", "empty"),
-        ("text.mp4", b"no video" * 99, "corrupt"),
-        ("page.mp4", b"\n<!DOCTYPE html><html>", "corrupt"),
+        ("absent.mp4", None, "missing", "no such file"),
+        ("empty.mp4", b"", "empty", "the file has 0 bytes"),
+        ("text.mp4", b"no video" * 99, "corrupt", "the file is plain text"),
+        ("page.mp4", b"\n<!DOCTYPE html><html>", "corrupt", "the file is a web page"),
+        ("archive.mp4", b"PK\x03\x04" + bytes(999), "corrupt", "the file is a ZIP archive"),
+        (
+            "pointer.mp4",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "corrupt",
+            "the file is a pointer of Git LFS,",
+        ),
+        ("zeros.mp4", bytes(9999), "corrupt", "the file begins with zeros"),
     ],
 )
-def test_bad_files_have_a_status_and_a_reason(tmp_path, name, content, status):
+def test_bad_files_have_a_status_and_a_reason(tmp_path, name, content, status, reason):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ClipError) as caught:
         read_clip(path, **ONE_A_SECOND)
     assert caught.value.status == status
-    assert caught.value.reason
+    assert caught.value.reason.startswith(reason)
     assert str(tmp_path) not in caught.value.reason
 
 

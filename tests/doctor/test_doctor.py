@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip import ClipError
-from waver.data.clip_store import create_store, write_block, write_manifest
+from waver.data.clip_store import ClipStore, create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip
 from waver.data.video import read_clip
 from waver.doctor import data, machine
@@ -24,7 +24,6 @@ from waver.doctor.findings import (
     Checks,
     Finding,
     StartError,
-    abbreviate,
     can_start,
     count_levels,
     findings_text,
@@ -37,6 +36,7 @@ from waver.runs.checkpoint import save_checkpoint
 from waver.runs.folder import open_run
 from waver.runs.inputs import load_captions, store_settings
 from waver.tools.lock import hold_lock
+from waver.tools.names import abbreviate
 from waver.training.build import build_student, build_training
 
 
@@ -221,6 +221,38 @@ def test_all_missing_videos_are_in_the_details(project):
     assert (finding.level, "--set ingest.max_failed=9" in finding.remedy) == ("warning", True)
 
 
+def test_missing_videos_are_compared_with_what_is_there(project):
+    table = rows()
+    write_rows([{**row, "video": row["video"].replace("/", "\\").removesuffix(".mp4")} for row in table])
+    (finding,) = findings_by_check("ingest")["videos"]
+    assert finding.level == "error"
+    assert "12 of 12 are there with / in place of \\ and with .mp4 added ('videos/" in finding.remedy
+
+
+def test_segments_in_milliseconds_are_a_warning_before_and_after_ingest(project):
+    write_rows([{**row, "start_s": 9000, "end_s": 11000} for row in rows()])
+    found = findings_by_check("ingest")
+    assert found["segments tried"][0].found.startswith("3 of 3 segments lie past the end")
+    assert found["segments tried"][0].level == "warning"
+    decode(load_config("experiment.yaml"))
+    captions = load_captions(load_config("experiment.yaml"))
+    store = ClipStore(load_config("experiment.yaml").clip_store)
+    (finding,) = data.check_segments(captions, store)
+    assert finding.found.startswith("11 of 11 segments lie past the end"), "the broken video has no length"
+
+
+def test_equal_causes_of_failures_are_one_line(project):
+    for number in range(3):
+        Path(f"videos/{number}.mkv").write_text("<html>")
+    table = [{"video": f"videos/{number}.mkv", "caption": "a page", "split": "train"} for number in range(3)]
+    write_rows([*rows(), *table])
+    (finding,) = findings_by_check("ingest")["decoding .mkv"]
+    assert "3 x corrupt: the file is a web page (0.mkv, 1.mkv, 2.mkv)" in finding.found
+    decode(load_config("experiment.yaml"))
+    (finding,) = findings_by_check()["clip store"]
+    assert "3 x corrupt: the file is a web page (videos/0, videos/1, videos/2)" in finding.found
+
+
 def test_empty_videos_are_listed(project):
     empty = sorted({row["video"] for row in rows()})[:3]
     for video in empty:
@@ -238,7 +270,8 @@ def test_unreadable_annotations_do_not_prevent_other_checks(project):
     write_rows([{"video": "nowhere.mp4", "capton": "x"}])
     found = findings_by_check(**{"model.weights": "nowhere.safetensors"})
     assert errors(found) == {"annotations", "weights"}
-    assert "did you mean caption?" in found["annotations"][0].found
+    assert "1 x column with another name: 'capton' (caption)\n" in found["annotations"][0].found
+    assert "1 x video without a file: line 1: 'nowhere.mp4'\n" in found["annotations"][0].found
     assert {"not checked", "storage", "memory"} <= set(found)
 
 

@@ -40,15 +40,16 @@ def ingest(config: Config, overrides: Set = [], print_config: PrintConfig = Fals
     if print_config:
         print_resolved_config(experiment)
         return
-    from waver.on_ray.stages.ingest import describe_failures, run_ingest
+    from waver.data.ledger import describe_failures
+    from waver.on_ray.stages.ingest import run_ingest
 
     report = run_ingest(experiment)
     logger.info(
         f"{report.counts.get('ok', 0)} of {sum(report.counts.values())} clips are in {display_path(experiment.clip_store)}; "
         f"{report.num_decoded} were decoded now, in {report.seconds:.1f} s, and {report.num_skipped} before"
     )
-    if report.reasons:
-        logger.info(f"clips that could not be decoded:\n{describe_failures(report)}")
+    if report.failures:
+        logger.info("\n  ".join(["clips that could not be decoded:", *describe_failures(report.failures)]))
     for remark in report.remarks:
         logger.warning(remark)
 

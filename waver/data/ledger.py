@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import stat
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from waver.data.clip import Clip, ClipError
 from waver.tools.errors import WaverError
 from waver.tools.files import read_manifest
+from waver.tools.names import abbreviate
 from waver.tools.object_store import fetch_folder, list_names, remote_of
 
 LEDGER_SCHEMA = pa.schema(
@@ -160,6 +162,35 @@ def ledger_row(result: DecodedClip) -> dict:
     if isinstance(result.outcome, ClipError):
         return {**row, "status": result.outcome.status, "error": result.outcome.reason}
     return {**row, "status": "ok", "decoder": result.outcome.decoder, "note": result.outcome.note}
+
+
+def group_failures(failed: Iterable[tuple[str, str, str]]) -> dict[str, list[str]]:
+    """Groups clips that could not be decoded by their cause.
+
+    Args:
+        failed: (name, status, error) of each.
+
+    Returns:
+        `status: error` -> names, the most frequent cause first.
+    """
+    names_of: dict[str, list[str]] = {}
+    for name, status, error in failed:
+        names_of.setdefault(f"{status}: {error}", []).append(name)
+    return dict(sorted(names_of.items(), key=lambda item: -len(item[1])))
+
+
+def describe_failures(failures: Mapping[str, Sequence[str]], max_causes: int = 5) -> list[str]:
+    """Returns a line for each of the most frequent causes, with the number of its clips and some of their names.
+
+    Args:
+        failures: from `group_failures`.
+        max_causes: number of causes before a last line that counts the others.
+    """
+    listed = list(failures.items())[:max_causes]
+    lines = [f"{len(names)} x {cause} ({abbreviate(names)})" for cause, names in listed]
+    if len(failures) > max_causes:
+        lines.append(f"and {len(failures) - max_causes} other causes")
+    return lines
 
 
 def _read_block_ledger(store: Path, block: str) -> pa.Table | None:

@@ -1,5 +1,8 @@
 """Compares the segments of captions with the lengths of their videos: times in another unit end in the wrong frames."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -7,6 +10,17 @@ import pyarrow.compute as pc
 _FAR_S = 5.0
 """Published segments end up to some seconds after their video; one that ends later than this, and than twice the video,
 does so by mistake."""
+_UNITS = (("frame numbers", 25), ("milliseconds", 1000))
+"""What times may be that are too large: the unit, and how many of it are about a second."""
+_SHARES = (0.1, 1.2)
+"""In the right unit the last segment ends after the first share of the longest video, and nearly all before the second."""
+
+
+class _Segment(NamedTuple):
+    clip_id: str
+    start_s: float
+    end_s: float | None
+    video_s: float
 
 
 def describe_segments(clips: pa.Table, ledger: pa.Table) -> list[str]:
@@ -14,37 +28,41 @@ def describe_segments(clips: pa.Table, ledger: pa.Table) -> list[str]:
 
     Args:
         clips: one row per clip: clip_id, start_s, end_s.
-        ledger: from `read_ledger`; only clips whose video has a known length count.
+        ledger: clip_id and video_s, such as from `read_ledger`; only clips whose video has a known length count.
 
     Returns:
         Sentences; none if all segments lie within their videos, or end a little later.
     """
-    segments = clips.filter(pc.or_(pc.is_valid(clips["start_s"]), pc.is_valid(clips["end_s"])))
-    lengths = dict(zip(ledger["clip_id"].to_pylist(), ledger["video_s"].to_pylist(), strict=True))
-    rows = [row | {"video_s": lengths.get(row["clip_id"])} for row in segments.to_pylist()]
-    rows = [row for row in rows if row["video_s"] is not None]
-    outside = [row for row in rows if (row["start_s"] or 0.0) >= row["video_s"]]
-    far = [row for row in rows if row not in outside and _ends_far_beyond(row)]
-    found = [(outside, "begin after the end of their video"), (far, "end far beyond the end of their video")]
-    return [_describe(wrong, what, len(rows)) for wrong, what in found if wrong]
+    cut = clips.filter(pc.or_(pc.is_valid(clips["start_s"]), pc.is_valid(clips["end_s"])))
+    length_of = dict(zip(ledger["clip_id"].to_pylist(), ledger["video_s"].to_pylist(), strict=True))
+    segments = [
+        _Segment(row["clip_id"], row["start_s"] or 0.0, row["end_s"], video_s)
+        for row in cut.select(["clip_id", "start_s", "end_s"]).to_pylist()
+        if (video_s := length_of.get(row["clip_id"])) is not None
+    ]
+    past = [segment for segment in segments if segment.start_s >= segment.video_s]
+    far = [segment for segment in segments if segment.start_s < segment.video_s and _ends_far_beyond(segment)]
+    found = [(past, "lie past the end"), (far, "end far past the end")]
+    return [_describe(wrong, what, len(segments)) for wrong, what in found if wrong]
 
 
-def _ends_far_beyond(row: dict) -> bool:
-    return row["end_s"] is not None and row["end_s"] > max(row["video_s"] + _FAR_S, 2 * row["video_s"])
+def _ends_far_beyond(segment: _Segment) -> bool:
+    return segment.end_s is not None and segment.end_s > max(segment.video_s + _FAR_S, 2 * segment.video_s)
 
 
-def _describe(wrong: list[dict], what: str, total: int) -> str:
-    lengths = [row["video_s"] for row in wrong]
+def _describe(wrong: Sequence[_Segment], what: str, total: int) -> str:
+    """Returns such as "4 of 8 segments lie past the end: milliseconds? ...", with lengths and the first of them."""
+    lengths = np.array([segment.video_s for segment in wrong])
+    last = np.array([segment.start_s if segment.end_s is None else segment.end_s for segment in wrong])
+    unit = next((f": {name}?" for name, factor in _UNITS if _fits(last / factor, lengths)), ".")
     first = wrong[0]
-    times = f"{first['start_s'] or 0:g} to {'the end' if first['end_s'] is None else format(first['end_s'], 'g')}"
-    last = np.array([row["end_s"] or row["start_s"] for row in wrong])
-    unit = next(
-        (
-            f" Are the times {name}? waver needs seconds."
-            for name, factor in (("milliseconds", 1000), ("frame numbers", 25))
-            if (last / factor <= np.array(lengths) * 1.2).mean() > 0.9
-        ),
-        "",
+    end = "the end" if first.end_s is None else f"{first.end_s:g}"
+    return (
+        f"{len(wrong)} of {total} segments {what}{unit} Their videos are {min(lengths):.1f} to {max(lengths):.1f} s long, "
+        f"and {first.clip_id} is {first.start_s:g} to {end}. start_s and end_s are seconds."
     )
-    of_videos = f"videos of {min(lengths):.1f} to {max(lengths):.1f} s; {first['clip_id']}: {times}"
-    return f"{len(wrong)} of {total} segments {what} ({of_videos}).{unit}"
+
+
+def _fits(last_s: np.ndarray, lengths_s: np.ndarray) -> bool:
+    low, high = _SHARES
+    return bool(last_s.max() >= low * lengths_s.max() and (last_s <= high * lengths_s).mean() > 0.9)

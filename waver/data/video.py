@@ -20,6 +20,7 @@ import numpy as np
 from waver.data.clip import Clip, ClipError
 from waver.data.resizing import resize_and_crop
 from waver.data.timeline import Timeline, read_timeline, sample_frames, video_stream
+from waver.tools.file_kinds import describe_bytes, first_bytes, is_plain_text
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<?xml", b"<MPD")
 """First bytes of playlists: text files that name other files or addresses, which FFmpeg would open."""
-_WEB_PAGES = (b"<!doctype html", b"<html", b"<head", b"<body")
+_PLAYABLE = ("an MP4 video", "a Matroska or WebM video", "a GIF picture", "a JPEG picture", "a PNG picture")
+"""Kinds of files, in the words of `describe_bytes`, that may hold a video, or are told apart by their streams."""
 
 
 def read_clip(
@@ -109,18 +111,25 @@ def _check_file(path: Path) -> None:
     if status.st_size == 0:
         raise ClipError("empty", "the file has 0 bytes")
     try:
-        with path.open("rb") as file:
-            begins = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()
+        begins = first_bytes(path)
     except OSError as error:
         raise ClipError("missing", f"cannot be opened: {error.strerror}") from None
-    if begins.lower().startswith(_WEB_PAGES):
+    if describe_bytes(begins) == "a web page":
         raise ClipError("corrupt", "the file is a web page")
-    if begins.startswith(_PLAYLISTS):
+    if begins.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_PLAYLISTS):
         raise ClipError("no_video", "the file is a playlist, whose files are not opened")
 
 
 def _describe_damage(path: Path) -> str | None:
-    """Says what an unreadable file is: an MP4 whose end, with its index, is missing. None if that is not known."""
+    """Says what an unreadable file is: no video at all, or an MP4 whose index is missing. None if that is not known."""
+    begins = first_bytes(path)
+    kind = describe_bytes(begins)
+    if kind and kind not in _PLAYABLE:
+        return f"the file is {kind}"
+    if is_plain_text(begins):
+        return "the file is plain text"
+    if not begins.strip(b"\x00"):
+        return "the file begins with zeros, as a download that has not finished"
     with path.open("rb") as file:
         size = path.stat().st_size
         at, kinds = 0, []

@@ -13,21 +13,27 @@ import pyarrow.compute as pc
 
 from waver.config import ExperimentConfig
 from waver.data.annotations import AnnotationError, published_split, validation_source
-from waver.data.annotations.captions import SPLITS
+from waver.data.annotations.captions import SPLITS, unique_clips
 from waver.data.annotations.published import split_digest
-from waver.data.clip import ClipError
+from waver.data.annotations.reading import Problems
+from waver.data.annotations.videos import describe_similar, index_videos
+from waver.data.clip import Clip, ClipError
 from waver.data.clip_store import ClipStore
 from waver.data.decoder import Decoder
 from waver.data.duplicates import describe_counts, equivalent_clips, find_duplicates
-from waver.doctor.findings import Finding, Level, abbreviate, format_bytes
+from waver.data.ledger import describe_failures, group_failures
+from waver.data.segments import describe_segments
+from waver.doctor.findings import Finding, Level, format_bytes
 from waver.evaluation.confidence import beside, find_small_validation
 from waver.model.tokenizer import MAX_POSITIONS
 from waver.runs.inputs import load_captions
+from waver.tools.names import abbreviate
 from waver.training.plan import measure_truncations
 
 logger = logging.getLogger(__name__)
 
 _FILES_PER_SUFFIX = 3
+_LENGTHS = pa.schema([("clip_id", pa.string()), *((name, pa.float64()) for name in ("start_s", "end_s", "video_s"))])
 _MAX_COMPARED_BYTES = 8 * 2**30
 """Of decoded frames; comparing more would take minutes."""
 
@@ -38,11 +44,8 @@ def read_captions(config: ExperimentConfig) -> tuple[pa.Table | None, list[Findi
     try:
         captions = load_captions(lenient)
     except AnnotationError as error:
-        return None, [
-            Finding(
-                "error", "annotations", str(error), "correct the annotations, or set data.annotations and data.videos"
-            )
-        ]
+        remedy = "correct the annotations, or set data.annotations and data.videos"
+        return None, [Finding("error", "annotations", str(_all_problems(config) or error), remedy)]
     except OSError as error:
         return None, [
             Finding("error", "annotations", f"cannot be read: {error}", "set data.annotations and data.videos")
@@ -51,6 +54,15 @@ def read_captions(config: ExperimentConfig) -> tuple[pa.Table | None, list[Findi
     return captions, [
         Finding("ok", "annotations", f"{len(captions)} captions of {clips} clips in {config.data.annotations}")
     ]
+
+
+def _all_problems(config: ExperimentConfig) -> AnnotationError | None:
+    """Returns the error with all that is wrong with the annotations, videos that are missing included."""
+    try:
+        load_captions(config)
+    except AnnotationError as error:
+        return error
+    return None
 
 
 def check_splits(config: ExperimentConfig, captions: pa.Table) -> Iterator[Finding]:
@@ -156,6 +168,9 @@ def check_videos(config: ExperimentConfig, captions: pa.Table, *, decoded: bool 
         remedy = "they count as misses, since data.allow_missing_videos is set"
     else:
         remedy = f"put them into {config.data.videos}, or set data.allow_missing_videos=true to count them as misses"
+    index = index_videos(config.data.videos, Problems())
+    if similar := describe_similar([str(name) for name in names], index):
+        remedy = f"correct the names, since {'; '.join(similar)}; others: {remedy}"
     yield Finding(
         "warning" if allowed else "error",
         "videos",
@@ -174,36 +189,37 @@ def check_decoding(config: ExperimentConfig, captions: pa.Table, *, level: Level
         captions: its caption table.
         level: of the finding if no sample of a type decodes, and the type has more files than may fail in ingest.
     """
-    clips = captions.select(["path", "start_s", "end_s"]).to_pylist()
+    clips = captions.select(["clip_id", "path", "start_s", "end_s"]).to_pylist()
     clip_of_path = {clip["path"]: clip for clip in reversed(clips)}
+    lengths: list[dict] = []
     files_of_suffix: dict[str, list[dict]] = {}
     for path in sorted(clip_of_path):
         if Path(path).is_file():
             files_of_suffix.setdefault(Path(path).suffix.lower(), []).append(clip_of_path[path])
-    video = config.video
     with Decoder(config.ingest.timeout_s) as decoder:
         for suffix, files in sorted(files_of_suffix.items()):
             chosen = random.Random(0).sample(files, min(_FILES_PER_SUFFIX, len(files)))
             results: dict[str, str] = {}
-            failed = []
+            failed: list[tuple[str, str, str]] = []
             for clip in chosen:
                 try:
-                    done = decoder.read_clip(
-                        **clip, frames_per_second=video.frames_per_second, max_frames=video.max_frames, size=video.size
-                    )
+                    done = _read_clip(decoder, config, clip)
+                    lengths.append({**clip, "video_s": done.video_s})
                     results[clip["path"]] = f"{len(done.frames)} frames of {done.width}x{done.height} by {done.decoder}"
                 except ClipError as error:
+                    lengths.append({**clip, "video_s": error.video_s})
                     results[clip["path"]] = f"{error.status}: {error.reason}"
-                    failed.append(f"{Path(clip['path']).name} ({error.status}: {error.reason})")
+                    failed.append((Path(clip["path"]).name, error.status, error.reason))
             name = f"decoding {suffix or 'files without suffix'}"
             tried = f"{len(chosen)} of {len(files)} files tried"
             if failed:
+                causes = "; ".join(describe_failures(group_failures(sorted(failed))))
                 # A few bad files of a rare type do not stop ingest.
                 many = len(files) > config.ingest.allowed_failures(len(clip_of_path))
                 yield Finding(
                     level if many and len(failed) == len(chosen) else "warning",
                     name,
-                    f"{tried}, {len(failed)} cannot be decoded: {'; '.join(failed)}",
+                    f"{tried}, {len(failed)} cannot be decoded: {causes}",
                     "replace them; otherwise they count as misses, and ingest fails if more than "
                     f"{config.ingest.allowed_failures(len(clip_of_path))} clips fail (ingest.max_failed, "
                     "ingest.max_failed_fraction)",
@@ -211,6 +227,30 @@ def check_decoding(config: ExperimentConfig, captions: pa.Table, *, level: Level
                 )
             else:
                 yield Finding("ok", name, f"{tried}, all decode", details=results)
+    tried_clips = pa.Table.from_pylist(lengths, _LENGTHS)
+    yield from _compare_lengths(tried_clips, tried_clips, "segments tried")
+
+
+def _read_clip(decoder: Decoder, config: ExperimentConfig, clip: dict) -> Clip:
+    video = config.video
+    return decoder.read_clip(
+        clip["path"],
+        start_s=clip["start_s"],
+        end_s=clip["end_s"],
+        frames_per_second=video.frames_per_second,
+        max_frames=video.max_frames,
+        size=video.size,
+    )
+
+
+def check_segments(captions: pa.Table, store: ClipStore) -> Iterator[Finding]:
+    """Compares the segments of all clips with the lengths of their videos."""
+    yield from _compare_lengths(unique_clips(captions), store.ledger, "segments")
+
+
+def _compare_lengths(clips: pa.Table, lengths: pa.Table, name: str) -> Iterator[Finding]:
+    for sentence in describe_segments(clips, lengths):
+        yield Finding("warning", name, sentence, "correct start_s and end_s, and run waver ingest again")
 
 
 def check_duplicates(captions: pa.Table, store: ClipStore | None) -> Iterator[Finding]:

@@ -16,7 +16,6 @@ CheckedStage = Literal["ingest", "vocabulary", "match", "train"]
 Stage = CheckedStage | Literal["tune"]
 """A stage that starts only if the checks find no errors; tune runs the others as far as their results are missing."""
 _STYLES: dict[Level, str] = {"ok": "green", "info": "cyan", "warning": "yellow", "error": "bold red"}
-_MAX_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -134,12 +133,6 @@ def count_levels(findings: Iterable[Finding]) -> str:
 def as_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     """Returns the findings as dicts for JSON."""
     return [asdict(finding) for finding in findings]
-
-
-def abbreviate(names: Iterable[str]) -> str:
-    """Joins names with commas; of more than three, the first three and the number of the others."""
-    names = list(names)
-    return ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
 
 
 def format_bytes(num_bytes: float | int) -> str:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from waver.config import ConfigError, ExperimentConfig
 from waver.data.clip_store import ClipStore
-from waver.data.ledger import StoreError
-from waver.doctor.findings import Finding, Level, Stage, abbreviate
+from waver.data.ledger import StoreError, describe_failures, group_failures
+from waver.doctor.findings import Finding, Level, Stage
 from waver.doctor.machine import ModelSize
 from waver.evaluation.gallery import build_gallery
 from waver.knowledge.phrases import install_command, installed_parser
@@ -72,14 +72,14 @@ def find_store(config: ExperimentConfig, captions: pa.Table, *, needed: bool) ->
     failed = [row for row in store.ledger.to_pylist() if row["clip_id"] in clip_ids - ok]
     if not failed:
         return store, [Finding("ok", name, found)]
-    listed = [f"{row['clip_id']} ({row['status']}: {row['error']})" for row in failed]
+    failures = group_failures((row["clip_id"], row["status"], row["error"]) for row in failed)
     return store, [
         Finding(
             "warning",
             name,
-            f"{found}; clips without frames: {abbreviate(listed)}",
+            f"{found}; clips without frames: {'; '.join(describe_failures(failures))}",
             "they count as misses in evaluation",
-            details=listed,
+            details=failures,
         )
     ]
 

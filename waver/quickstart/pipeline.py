@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from waver.config import ExperimentConfig
+from waver.data.ledger import describe_failures
 from waver.evaluation.metrics import chance
 from waver.evaluation.protocols import Protocol
 from waver.evaluation.tables import metrics_table, styles_table
@@ -23,7 +24,7 @@ from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.evaluate import run_evaluation
-from waver.on_ray.stages.ingest import describe_failures, run_ingest
+from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.train import run_training
 from waver.quickstart.dictionary import extract_or_copy_dictionary
@@ -108,7 +109,8 @@ def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object],
     _show_tables(content, results, show_table)
     num_failed, num_clips = sum(report.reasons.values()), sum(report.counts.values())
     logger.info(f"{num_failed} of {num_clips} clips could not be decoded, since their files are broken on purpose:")
-    logger.info(describe_failures(report))
+    for line in describe_failures(report.failures):
+        logger.info(f"  {line}")
     logger.info(", ".join(f"{name} {value:.0f} s" for name, value in content["seconds"].items()))
     curves = shlex.quote(str(config.run_folder.parent))
     logger.info(f"results: {output / 'results.json'}\ncurves: waver board {curves}")

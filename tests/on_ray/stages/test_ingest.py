@@ -150,8 +150,8 @@ def test_segments_in_milliseconds_are_reported(tmp_path, videos):
     assert report.counts == {"too_short": 3, "ok": 2}
     assert report.reasons == {"too_short: the segment begins after the end of the video": 3}
     assert report.remarks == (
-        "3 of 5 segments begin after the end of their video (videos of 3.0 to 3.0 s; clip1: 500 to 1500). Are the times "
-        "milliseconds? waver needs seconds.",
+        "3 of 5 segments lie past the end: milliseconds? Their videos are 3.0 to 3.0 s long, and clip1 is 500 to 1500. "
+        "start_s and end_s are seconds.",
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -85,6 +86,13 @@ def count_split(captions: pa.Table, split: str) -> tuple[int, int]:
     """Returns the number of clips and of captions of a split."""
     clip_ids = captions["clip_id"].filter(pc.equal(captions["split"], split))
     return len(pc.unique(clip_ids)), len(clip_ids)
+
+
+def unique_clips(captions: pa.Table) -> pa.Table:
+    """Returns one row per clip (clip_id, path, start_s, end_s), in the order of the captions."""
+    clips = captions.select(["clip_id", "path", "start_s", "end_s"])
+    _, first = np.unique(clips["clip_id"].to_numpy(), return_index=True)
+    return clips.take(np.sort(first))
 
 
 def validation_source(captions: pa.Table) -> str:

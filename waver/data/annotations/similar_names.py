@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from waver.data.annotations.suffixes import split_video_suffix
 
 _ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")  # of two slashes, a path keeps one
 
 
 class Similar(NamedTuple):

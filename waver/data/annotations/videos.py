@@ -128,14 +128,28 @@ def report_missing(
         problems.add(kind, remedy, f"{missing[name]} ({file!r} is there)" if file else missing[name])
 
 
+def describe_similar(missing: Collection[str], index: VideoFolder) -> list[str]:
+    """Returns such as "10 of 10 are there with .mp4 added ('video0.mp4' for 'video0')", for each way in which names differ.
+
+    Args:
+        missing: names that were looked for.
+        index: what the folder holds.
+    """
+    similar = find_similar(missing, index.names())
+    counts = Counter(found.difference for found in similar.values())
+    first = {found.difference: f"{found.file!r} for {name!r}" for name, found in reversed(similar.items())}
+    return [
+        f"{count:,} of {len(missing):,} are there {difference} ({first[difference]})"
+        for difference, count in counts.most_common()
+    ]
+
+
 def warn_of_similar(missing: Collection[str], index: VideoFolder) -> None:
     """Logs which of the videos that are allowed to be missing are there under a similar name."""
-    similar = find_similar(missing, index.names())
-    for difference, count in Counter(found.difference for found in similar.values()).items():
-        name = next(name for name in similar if similar[name].difference == difference)
+    for sentence in describe_similar(missing, index):
         logger.warning(
-            f"{count:,} of {len(missing):,} missing videos are in {index.path} {difference} ({similar[name].file!r} for "
-            f"{name!r}); as long as the names differ, their captions count as misses"
+            f"of the videos that are missing in {index.path}, {sentence}: as long as the names differ, their captions "
+            "count as misses"
         )
 
 

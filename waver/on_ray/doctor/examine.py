@@ -114,6 +114,8 @@ def examine(config: ExperimentConfig, *, before: CheckedStage) -> list[Finding]:
         checks.run("captions", data.check_caption_lengths, config, captions)
         level = "error" if before == "ingest" else "warning"
         checks.run("decoding", data.check_decoding, config, captions, level=level)
+        if inputs.store:
+            checks.run("segments", data.check_segments, captions, inputs.store)
         checks.run("duplicates", data.check_duplicates, captions, inputs.store)
     checks.run("cluster and memory", check_cluster, config, captions, inputs.model, before=before)
     # A Ray that waver starts itself has one node: there is nothing to check between nodes.

@@ -15,7 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from waver.config import ExperimentConfig
-from waver.doctor.findings import Finding, abbreviate
+from waver.doctor.findings import Finding
 from waver.on_ray.doctor.node_actor import (
     CONNECT_TIMEOUT_S,
     VISIBLE_TIMEOUT_S,
@@ -26,6 +26,7 @@ from waver.on_ray.doctor.node_actor import (
     write_probe,
 )
 from waver.runs.environment import environment
+from waver.tools.names import abbreviate
 from waver.tools.object_store import display_path
 
 _MUST_MATCH = ("python", "ray", "torch", "waver", "open_clip_torch", "git_commit")

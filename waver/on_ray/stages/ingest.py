@@ -12,15 +12,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from ray.exceptions import RayError
 
 from waver.config import ExperimentConfig
 from waver.config.video import IngestConfig
+from waver.data.annotations.captions import unique_clips
 from waver.data.clip_store import StoreSettings, create_store, write_manifest
-from waver.data.ledger import read_ledger, replaced_videos
+from waver.data.ledger import describe_failures, group_failures, read_ledger, replaced_videos
 from waver.data.segments import describe_segments
 from waver.on_ray.cluster.blocks import ActorPool, BlockError, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
@@ -50,8 +50,8 @@ class IngestReport:
 
     counts: dict[str, int]
     """Status -> number of clips, the most frequent first."""
-    reasons: dict[str, int]
-    """`status: error` -> number of failed clips, the most frequent first."""
+    failures: dict[str, list[str]]
+    """`status: error` -> the clips that failed so, the most frequent first."""
     num_decoded: int
     """Clips that this run decoded or tried to decode."""
     num_skipped: int
@@ -60,6 +60,11 @@ class IngestReport:
     """Duration of this run."""
     remarks: tuple[str, ...] = ()
     """Sentences on segments that lie outside their videos."""
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """`status: error` -> number of failed clips."""
+        return {reason: len(clips) for reason, clips in self.failures.items()}
 
     @property
     def clips_per_s(self) -> float:
@@ -97,7 +102,7 @@ def ingest(
         ClusterTooSmallError: if no node with these labels has a CPU.
     """
     started = time.monotonic()
-    clips = _unique_clips(captions)
+    clips = unique_clips(captions)
     store = store.absolute()
     try:
         create_store(store, settings)
@@ -123,7 +128,7 @@ def ingest(
     report = _report(clips, store, len(todo), time.monotonic() - started)
     num_failed = sum(report.reasons.values())
     if num_failed > section.allowed_failures(len(clips)) or num_failed == len(clips):
-        causes = "\n".join([describe_failures(report), *report.remarks])
+        causes = "\n".join([*(f"  {line}" for line in describe_failures(report.failures)), *report.remarks])
         raise IngestError(
             f"{num_failed} of {len(clips)} clips could not be decoded; allowed are {section.allowed_failures(len(clips))} "
             f"(ingest.max_failed = {section.max_failed}, ingest.max_failed_fraction = {section.max_failed_fraction:g}):\n"
@@ -131,21 +136,6 @@ def ingest(
             f"again, or allow more with --set ingest.max_failed={num_failed}: evaluation counts them as misses"
         )
     return report
-
-
-def describe_failures(report: IngestReport, max_lines: int = 5) -> str:
-    """Returns the most frequent reasons for failure, one per line."""
-    lines = [f"  {count} x {reason}" for reason, count in list(report.reasons.items())[:max_lines]]
-    if len(report.reasons) > max_lines:
-        lines.append(f"  and {len(report.reasons) - max_lines} other reasons")
-    return "\n".join(lines)
-
-
-def _unique_clips(captions: pa.Table) -> pa.Table:
-    """Returns one row per clip (clip_id, path, start_s, end_s), in the order of the captions."""
-    clips = captions.select(["clip_id", "path", "start_s", "end_s"])
-    _, first = np.unique(clips["clip_id"].to_numpy(), return_index=True)
-    return clips.take(np.sort(first))
 
 
 def _unfinished(clips: pa.Table, store: Path, ledger: pa.Table) -> pa.Table:
@@ -230,8 +220,8 @@ def _report(clips: pa.Table, store: Path, num_decoded: int, seconds: float) -> I
     assert len(ledger) == len(requested), "the ledger has one row per requested clip"
     return IngestReport(
         counts=dict(Counter(row["status"] for row in ledger).most_common()),
-        reasons=dict(
-            Counter(f"{row['status']}: {row['error']}" for row in ledger if row["status"] != "ok").most_common()
+        failures=group_failures(
+            (row["clip_id"], row["status"], row["error"]) for row in ledger if row["status"] != "ok"
         ),
         num_decoded=num_decoded,
         num_skipped=len(clips) - num_decoded,
