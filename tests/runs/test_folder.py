@@ -105,7 +105,7 @@ def test_changes_of_the_data_are_told_by_name(run):
     before = DATA | {"videos": None}
     (run / "data.json").write_text(json.dumps(before))
     assert changed_data(run, before | {"validation": "v", "videos": "w"}) == ""
-    assert changed_data(run, before | {"digest": "abd"}) == "digest: 'abc' then, 'abd' now"
+    assert changed_data(run, before | {"digest": "xyz"}) == "digest: 'abc' then, 'xyz' now"
     (run / "data.json").unlink()
     assert changed_data(run, DATA) == ""
 

@@ -10,6 +10,9 @@ The ledger file of a block is written last: with it the block is complete. Each 
 renamed. The name of a block is unique and begins with a timestamp, which is later than that of every existing block even if
 the clocks of nodes differ. If several blocks have a clip, an ok row takes precedence over a failure, then the newest block.
 
+So several ingests lose nothing, but decode clips twice; `waver ingest` therefore takes the lock of the store
+(`waver.tools.lock`).
+
 In an object store, a node fetches the ledger at each reading, and a clips file when it first needs it.
 """
 

@@ -8,6 +8,9 @@ of processes may write them at the same time:
     embeddings/<first>.safetensors   the teacher's embeddings of consecutive phrases, from phrase id <first>
     matches/<block>.parquet          one row per clip: its best phrases with their scores
 
+Nothing is lost if two commands match the same clips, but they do the work twice; `waver match` therefore takes the lock of
+the folder (`waver.tools.lock`).
+
 A dictionary is `leaky` if captions of other splits than train went into it; every result that uses it is labelled so.
 """
 

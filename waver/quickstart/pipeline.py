@@ -33,6 +33,7 @@ from waver.quickstart.weights import write_backbone
 from waver.quickstart.world import SEEN_STYLES, UNSEEN_STYLES, WORLD, render_world
 from waver.runs.inputs import load_captions
 from waver.tools.files import write_json
+from waver.tools.lock import hold_lock
 from waver.tools.memory import sample_peak_memory
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object],
     def record_seconds(name: str) -> None:
         seconds[name] = time.perf_counter() - start - sum(seconds.values())
 
-    with sample_peak_memory() as memory:
+    with hold_lock(output, "quickstart", instead="choose another folder with --output"), sample_peak_memory() as memory:
         _render_with_progress(output / "world")
         record_seconds("render")
         write_backbone(output / "backbone.safetensors")

@@ -7,6 +7,7 @@ metrics.jsonl       one row per optimizer step and one per evaluation
 events/             the same for TensorBoard
 checkpoint_*/       the best checkpoint (by validation t2v/R@1) and the two newest; see `checkpoint_name`
 result.json         written when the run has finished
+writer-*.json       the lock of the process that trains the run, see `waver.tools.lock`
 """
 
 import contextlib

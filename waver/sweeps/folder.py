@@ -11,6 +11,7 @@ trials/0007/        one folder per trial:
   seed_0/             run folder, as `waver train` writes it; one per seed
 tune/               state of Ray Tune, from which an interrupted sweep resumes
 results.csv, results.parquet, best.yaml, report.html, events/
+writer-*.json       the lock of the process that runs the sweep, see `waver.tools.lock`
 
 The state of a sweep is always read from these files, so that it is known after any process was killed.
 """

@@ -102,8 +102,7 @@ def ingest(
         ClusterTooSmallError: if no node with these labels has a CPU.
     """
     started = time.monotonic()
-    clips = unique_clips(captions)
-    store = store.absolute()
+    clips, store = unique_clips(captions), store.absolute()
     try:
         create_store(store, settings)
         ledger = read_ledger(store)

@@ -108,14 +108,7 @@ def train(
     plan = _plan_run(config, captions, store)
     open_run(folder, config, plan.data)
     if result := read_result(folder):
-        logger.info(
-            f"{display_path(folder)} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name"
-        )
-        if changes := changed_data(folder, plan.data):
-            logger.warning(
-                f"captions or videos have changed since {display_path(folder)} was trained ({changes}): its model and "
-                "metrics are of the old ones. To train on the new ones, choose another name (--set name=...)"
-            )
+        _log_finished(folder, result, plan)
         return result
     if small := find_small_validation(captions):
         logger.warning("; ".join(small))
@@ -162,6 +155,18 @@ def _plan_run(config: ExperimentConfig, captions: pa.Table, store: ClipStore) ->
         data,
         measure_truncations(config, captions, ("train", "validation")),
     )
+
+
+def _log_finished(folder: Path, result: dict[str, Any], plan: _RunPlan) -> None:
+    """Says that a run is finished, and whether its data has changed since."""
+    logger.info(
+        f"{display_path(folder)} is finished ({result['epochs']} epochs). Evaluate it, or train again under another name"
+    )
+    if changes := changed_data(folder, plan.data):
+        logger.warning(
+            f"captions or videos have changed since {display_path(folder)} was trained ({changes}): its model and metrics "
+            "are of the old ones. To train on the new ones, choose another name (--set name=...)"
+        )
 
 
 def _start_text(config: ExperimentConfig, folder: Path, plan: _RunPlan, newest: Path | None) -> str:

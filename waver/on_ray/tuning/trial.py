@@ -24,6 +24,7 @@ from waver.sweeps.folder import begin_trial, read_if_written, read_trial, run_fo
 from waver.sweeps.space import Point
 from waver.tools.errors import WaverError
 from waver.tools.files import write_json
+from waver.tools.lock import LockedError
 
 
 class TrialError(WaverError):
@@ -117,7 +118,8 @@ def run_trial(config: dict[str, Any], job: SweepJob) -> None:
             _train(experiment, trial, progress, group=f"{job.sweep.name}/{trial.name}")
         tune.report(progress.measure())
     except Exception as error:
-        permanent = permanent_message(error)
+        # An earlier attempt may still hold the lock, on a node that was lost, until it ends too.
+        permanent = None if isinstance(error, LockedError) else permanent_message(error)
         message = permanent or str(error) or type(error).__name__
         write_json(failure, {"error": message, "comes_again": permanent is not None})
         raise
