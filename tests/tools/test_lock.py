@@ -111,6 +111,15 @@ def test_the_lock_of_another_machine_is_taken_over_if_it_is_not_renewed(tmp_path
     assert "taking over" in said[1]
 
 
+def test_a_lock_that_another_machine_releases_is_no_longer_waited_for(tmp_path, said, monkeypatch):
+    monkeypatch.setattr(lock, "_DEAD_AFTER_S", 30.0)
+    path = put_note(tmp_path, machine="another", process=1)
+    threading.Timer(0.3, path.unlink).start()
+    with hold_lock(tmp_path, "training"):
+        pass
+    assert ["is locked" in line for line in said] == [True], "and nothing was taken over"
+
+
 @contextlib.contextmanager
 def renewing(path: Path):
     """Rewrites a note as its writer would, whose clock is a day late."""

@@ -189,7 +189,7 @@ def _pass(other: Path, instead: str) -> None:
         alive, writer = _watch(other, writer)
     if alive and writer and writer.holds:
         raise LockedError(_in_use_message(other, writer, instead))
-    if not alive:
+    if not alive and exists(other):  # else it was released meanwhile
         if writer and writer.holds:
             age = _duration(time.time() - writer.renewed_s)
             logger.warning(f"{folder}: taking over the lock of a process that is gone ({writer}; renewed {age} ago)")

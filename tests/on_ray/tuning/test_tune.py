@@ -24,6 +24,7 @@ from waver.on_ray.tuning.tune import run_sweep
 from waver.runs.folder import checkpoints
 from waver.runs.tracking import read_metrics
 from waver.sweeps.folder import SweepError, TrialState, read_trials
+from waver.tools.lock import LockedError, hold_lock
 
 EPOCHS, REPEATS = 3, 2
 
@@ -145,6 +146,10 @@ def test_a_finished_sweep_is_not_run_again_and_its_name_is_taken(swept, project,
     other.write_text(other.read_text().replace("name: other", "name: grid"))
     with pytest.raises(SweepError, match=r"holds a sweep whose sweep.yaml differs"):
         run_sweep(plan_sweep(other), print_table=lambda table: None)
+    assert not list(plan.folder.rglob("writer-*")), "sweep and trials release their locks"
+    refused = rf"{plan.folder} is in use: tuning by .*, or choose another name for the sweep"
+    with hold_lock(plan.folder, "tuning"), pytest.raises(LockedError, match=refused):
+        run_sweep(plan, print_table=lambda table: None)
 
 
 def test_trials_that_do_not_fit_are_an_error_before_the_start(project):
