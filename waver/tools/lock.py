@@ -287,10 +287,7 @@ def _read(path: Path) -> Writer | None:
             return Writer(**json.loads(read_text(path)))
         except FileNotFoundError:
             return None
-        except (
-            ValueError,
-            TypeError,
-        ):  # in an object store also if it was rewritten between the look at its size and the read
+        except (ValueError, TypeError):  # an object store answers in two requests, perhaps of two versions
             time.sleep(random.uniform(0.01, 0.1))
     return None
 
