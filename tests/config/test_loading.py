@@ -512,3 +512,18 @@ def test_node_labels_are_those_of_ray_and_do_not_change_the_digest(tmp_path):
     assert load_config(path).ingest.node_labels == {}
     with pytest.raises(ConfigError, match=r"resources\.node_labels.*in\(a,b\)"):
         load_config(path, {"resources.node_labels": {"waver.role": "in(a,b)"}})
+
+
+@pytest.mark.parametrize(("image_size", "size"), [(336, 224), (64, 32), ([64, 32], 64)])
+def test_an_image_size_that_is_not_used_is_an_error(tmp_path, image_size, size):
+    backbone = {"embed_dim": 32, "vision_cfg": {"image_size": image_size}, "text_cfg": {}}
+    overrides = {"model.backbone": backbone, "video.size": size}
+    with pytest.raises(ConfigError, match=rf"image_size = .*, which waver does not read: .*video.size = {size} pixels"):
+        load_config(write(tmp_path, SMALL), overrides)
+    assert load_config(write(tmp_path, SMALL), overrides, stored=True).video.size == size
+
+
+@pytest.mark.parametrize("image_size", [64, [64, 64]])
+def test_an_image_size_that_is_the_size_of_frames_is_none(tmp_path, image_size):
+    backbone = {"embed_dim": 32, "vision_cfg": {"image_size": image_size}, "text_cfg": {}}
+    load_config(write(tmp_path, SMALL), {"model.backbone": backbone, "video.size": 64})

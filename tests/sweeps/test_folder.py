@@ -1,8 +1,6 @@
 from pathlib import Path
 
-import pytest
-
-from waver.sweeps.folder import SweepError, begin_trial, drop_checkpoints, open_sweep, read_trials
+from waver.sweeps.folder import begin_trial, drop_checkpoints, objective_history, read_trials
 
 
 def test_trials_are_read_from_their_files(tmp_path, written):
@@ -35,13 +33,8 @@ def test_another_point_of_the_same_number_replaces_the_trial(tmp_path: Path):
     assert read_trials(tmp_path)[0].point == {"a": 2}
 
 
-def test_a_folder_holds_one_sweep(tmp_path, sweep):
-    folder = tmp_path / "s"
-    open_sweep(folder, sweep, "name: x\n")
-    open_sweep(folder, sweep.model_copy(update={"num_samples": 3}), "name: x\n")  # nothing has been tried yet
-    begin_trial(folder, 0, {})
-    open_sweep(folder, sweep.model_copy(update={"num_samples": 3, "base": Path("elsewhere.yaml")}), "name: x\n")
-    with pytest.raises(SweepError, match=r"sweep.yaml differs \(new: num_samples: 4\): choose another name"):
-        open_sweep(folder, sweep.model_copy(update={"num_samples": 4}), "name: x\n")
-    with pytest.raises(SweepError, match=r"base.yaml differs \(new: name: y\)"):
-        open_sweep(folder, sweep.model_copy(update={"num_samples": 3}), "name: y\n")
+def test_history_of_a_trial_is_what_it_reported_after_each_epoch(tmp_path, written):
+    """Epochs summed over seeds; the mean of the seeds so far, each by its best epoch."""
+    first = read_trials(tmp_path)[0]
+    assert objective_history(first, "t2v/R@1") == [(1, 1.0), (2, 20.0), (3, 25.0), (4, 25.0)]
+    assert objective_history(read_trials(tmp_path)[3], "t2v/R@1") == []

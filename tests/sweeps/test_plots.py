@@ -19,7 +19,7 @@ ROWS = [
             (1e-4, "wti", 1, 10.0, 1.0, "finished"),
             (1e-2, "ti", 1, 12.0, None, "stopped"),
             (1e-3, None, 2, 11.0, 0.5, "finished"),
-            (1.0, "wti", 2, 9.0, None, "running"),
+            (1.0, "wti", 2, 9.0, None, "interrupted"),
         ]
     )
 ]

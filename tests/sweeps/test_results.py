@@ -6,9 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.api_pb2 import STATUS_UNKNOWN
 from tensorboard.plugins.hparams.metadata import (
     EXPERIMENT_TAG,
     SESSION_START_INFO_TAG,
+    parse_session_end_info_plugin_data,
     parse_session_start_info_plugin_data,
 )
 
@@ -16,6 +18,7 @@ from waver.config import load_config
 from waver.sweeps.folder import read_trials
 from waver.sweeps.results import (
     best_config,
+    end_runs,
     mean_objective,
     objective_deviation,
     rank_trials,
@@ -137,7 +140,7 @@ def test_everything_that_is_written(tmp_path, written, sweep, said):
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 1 + 3 + 1  # five trials are too few to tell importance from four of them
     assert "loss = nan &lt;at&gt; step 3" in page
-    assert "5 trials: 2 finished, 1 stopped early, 1 failed, 1 not ended" in page
+    assert "5 trials: 2 finished, 1 stopped early, 1 failed, 1 interrupted" in page
     assert any("importance: needs 5 trials" in line for line in said)
 
 
@@ -149,6 +152,19 @@ def test_without_matplotlib_a_sentence_says_what_to_install(tmp_path, written, s
     page = (tmp_path / "report.html").read_text()
     assert "<svg" not in page
     assert "<h2>Trials</h2>" in page
+
+
+def test_a_stopped_trial_is_not_shown_as_running(tmp_path, written, sweep):
+    """Neither in the tables of a sweep that ended nor by TensorBoard, to which a run without an end is running."""
+    states = read_trials(tmp_path, runs=False)
+    assert [state.status for state in states] == ["finished", "finished", "stopped", "failed", "interrupted"]
+    events = states[2].runs[0].folder / "events"
+    events.mkdir()
+    end_runs(states[2])
+    reader = EventAccumulator(str(events))
+    reader.Reload()
+    (content,) = (about.plugin_data.content for about in reader.summary_metadata.values())
+    assert parse_session_end_info_plugin_data(content).status == STATUS_UNKNOWN
 
 
 def test_short_names():

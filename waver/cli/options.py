@@ -29,6 +29,15 @@ Set = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. train.lr=3e-5; repeatable."),
 ]
+SetOfSweep = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the sweep, e.g. num_samples=6, or else a setting of the experiment for all trials, e.g. "
+        "train.epochs=2; repeatable. `seed`, which both have, is sweep.seed or set.seed.",
+    ),
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Short for --set resources.workers=N.", show_default=False)]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and exit.")]
 

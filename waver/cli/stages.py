@@ -11,14 +11,16 @@ from waver.cli.options import (
     Config,
     PrintConfig,
     Set,
+    SetOfSweep,
     Workers,
     load_experiment,
+    name_experiment,
     print_protocol,
     print_resolved_config,
     stdout,
 )
 from waver.config import parse_overrides
-from waver.tools.commands import config_arguments
+from waver.tools.commands import config_arguments, to_assignments
 from waver.tools.object_store import display_path
 
 logger = logging.getLogger(__name__)
@@ -125,13 +127,14 @@ def tune(
             "--dry-run", help="List trials, concurrency, memory, GPU-hours and existing results; run nothing."
         ),
     ] = False,
-    overrides: Set = [],  # noqa: B006
+    overrides: SetOfSweep = [],  # noqa: B006
 ) -> None:
-    """Search any settings of an experiment with Ray Tune; run again, it continues."""
+    """Search any settings of an experiment with Ray Tune; run again, it continues, and adds trials if num_samples grew."""
     from waver.on_ray.tuning.plan import describe_plan, plan_sweep
     from waver.on_ray.tuning.tune import run_sweep
 
     plan = plan_sweep(sweep, parse_overrides(overrides))
+    name_experiment(config_arguments(plan.sweep.base, to_assignments(plan.changes)))
     if dry_run:
         describe_plan(plan)
         return

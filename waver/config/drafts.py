@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from waver.config.experiment import ALLOW_CONTRADICTIONS, ExperimentConfig
+from waver.config.experiment import ALLOW_CONTRADICTIONS, STORED, ExperimentConfig
 from waver.config.mistakes import describe_mistakes, location_of, meant_key
 
 _PLACEHOLDERS = {
@@ -39,10 +39,15 @@ class Draft:
         )
 
 
-def draft_experiment(raw: dict[str, Any]) -> Draft:
-    """Reads an experiment from the settings of a file, with all mistakes."""
+def draft_experiment(raw: dict[str, Any], *, stored: bool = False) -> Draft:
+    """Reads an experiment from the settings of a file, with all mistakes.
+
+    Args:
+        raw: the content of the file, with overrides.
+        stored: whether the file is that of a run, see `STORED`.
+    """
     try:
-        return Draft(ExperimentConfig.model_validate(raw), [])
+        return Draft(ExperimentConfig.model_validate(raw, context=STORED if stored else None), [])
     except ValidationError as error:
         problems = error.errors()
     mistakes = describe_mistakes(problems, raw, ExperimentConfig)

@@ -25,8 +25,10 @@ from waver.data.annotations.captions import USUAL_FRACTION
 from waver.tools.section import Section
 
 _WITHOUT_EFFECT_ON_METRICS = {"resources", "evaluate", "storage", "ingest", "checkpoint", "tracking", "profile"}
-ALLOW_CONTRADICTIONS = "allow contradictions"
+ALLOW_CONTRADICTIONS = {"allow_contradictions": True}
 """Context of pydantic's validation in which settings need not fit together."""
+STORED = {"stored": True}
+"""Context of pydantic's validation for the file of a run, which may be older than a check of a setting without effect."""
 
 
 class ExperimentConfig(Section):
@@ -56,12 +58,16 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self, info: Any) -> "ExperimentConfig":
-        if info.context != ALLOW_CONTRADICTIONS and (found := list(self.contradictions())):
+        if info.context != ALLOW_CONTRADICTIONS and (found := list(self.contradictions(info.context == STORED))):
             raise ValueError("\n".join(found))
         return self
 
-    def contradictions(self) -> Iterator[str]:
-        """Yields a sentence for each combination of settings that cannot work; it names their dotted keys."""
+    def contradictions(self, stored: bool = False) -> Iterator[str]:
+        """Yields a sentence for each combination of settings that cannot work; it names their dotted keys.
+
+        Args:
+            stored: whether the settings are those of a run, which an older version trained without the newest checks.
+        """
         loss, knowledge, resources = self.loss, self.knowledge, self.resources
         for term in ("knowledge", "distill"):
             if getattr(loss, term) and not knowledge.top_k:
@@ -106,6 +112,14 @@ class ExperimentConfig(Section):
             yield (
                 f"resources.workers = {resources.max_workers} is more than half of train.global_batch_size = "
                 f"{self.train.global_batch_size}: in a small batch some workers would have no pair; lower resources.workers"
+            )
+        backbone, size = self.model.backbone, self.video.size
+        vision = backbone.get("vision_cfg") if isinstance(backbone, dict) else None
+        asked = vision.get("image_size", size) if isinstance(vision, dict) else size
+        if asked not in (size, [size, size]) and not stored:
+            yield (
+                f"model.backbone: its vision_cfg has image_size = {asked}, which waver does not read: frames and backbone "
+                f"have video.size = {size} pixels. Set video.size, or remove image_size"
             )
 
     @property

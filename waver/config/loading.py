@@ -26,24 +26,27 @@ class ConfigError(WaverError):
     """A configuration is invalid; the message lists all mistakes."""
 
 
-def load_config(path: Path | str, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
+def load_config(
+    path: Path | str, overrides: Mapping[str, Any] | None = None, *, stored: bool = False
+) -> ExperimentConfig:
     """Reads an experiment.
 
     Args:
         path: the YAML file.
         overrides: dotted key -> value, applied after reading: `{"train.lr": 3e-5}`.
+        stored: whether the file is that of a run, which may be older than checks of settings that had no effect on it.
 
     Raises:
         ConfigError: with every mistake in the file and the overrides.
     """
-    config, problems = check_config(path, overrides)
+    config, problems = check_config(path, overrides, stored=stored)
     if config is None:
         raise config_error(path, problems)
     return config
 
 
 def check_config(
-    path: Path | str, overrides: Mapping[str, Any] | None = None
+    path: Path | str, overrides: Mapping[str, Any] | None = None, *, stored: bool = False
 ) -> tuple[ExperimentConfig | None, list[str]]:
     """Reads an experiment like `load_config`, but returns its mistakes, so that a caller can try many overrides.
 
@@ -53,17 +56,17 @@ def check_config(
     Raises:
         ConfigError: if the file cannot be read.
     """
-    draft = load_draft(path, overrides)
+    draft = load_draft(path, overrides, stored=stored)
     return (None if draft.mistakes else draft.config), draft.mistakes
 
 
-def load_draft(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Draft:
+def load_draft(path: Path | str, overrides: Mapping[str, Any] | None = None, *, stored: bool = False) -> Draft:
     """Reads an experiment like `load_config`, but returns it even if it has mistakes, so that more of it can be checked.
 
     Raises:
         ConfigError: if the file cannot be read.
     """
-    return draft_experiment(_read_experiment(path, overrides))
+    return draft_experiment(_read_experiment(path, overrides), stored=stored)
 
 
 def load_unresolved(path: Path | str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

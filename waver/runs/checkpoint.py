@@ -121,7 +121,7 @@ def checkpoint_config(folder: Path, overrides: Mapping[str, Any] | None = None) 
     path = fetch(folder / "config.yaml")
     if not path.is_file():
         raise CheckpointError(f"{display_path(folder)} is not a checkpoint: it has no config.yaml")
-    return load_config(path, {"storage.cache": None} | dict(overrides or {}))
+    return load_config(path, {"storage.cache": None} | dict(overrides or {}), stored=True)
 
 
 def checkpoint_knowledge(folder: Path) -> dict[str, Any] | None:

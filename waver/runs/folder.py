@@ -65,7 +65,7 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
     """
     path = folder / "config.yaml"
     if exists(path) and (newest_checkpoint(folder) or read_result(folder)):
-        there, asked = flatten(load_config(path).identity()), flatten(config.identity())
+        there, asked = flatten(load_config(path, stored=True).identity()), flatten(config.identity())
         different = [
             f"{key}: {there.get(key)} in the folder, {asked.get(key)} now"
             for key in sorted(there.keys() | asked.keys())

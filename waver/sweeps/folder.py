@@ -2,6 +2,7 @@
 
 sweep.yaml          configuration of the sweep
 base.yaml           resolved configuration of the experiment that the sweep varies
+samples.json        num_samples each time that it grew; only if it grew
 shared.json         clip stores and knowledge that the trials read, and whether the sweep made or found them
 trials/0007/        one folder per trial:
   trial.json          number and point of the trial
@@ -9,7 +10,7 @@ trials/0007/        one folder per trial:
   failure.json        error of the last failed attempt, if the process of the trial could write it
   outcome.json        written when the trial ends: finished, stopped (by the scheduler) or failed
   seed_0/             run folder, as `waver train` writes it; one per seed
-tune/               state of Ray Tune, from which an interrupted sweep resumes
+tune*/              state of Ray Tune, with which a search by Optuna resumes
 results.csv, results.parquet, best.yaml, report.html, events/
 writer-*.json       the lock of the process that runs the sweep, see `waver.tools.lock`
 
@@ -17,17 +18,17 @@ The state of a sweep is always read from these files, so that it is known after 
 """
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any, Literal
 
-from waver.config import SweepConfig
 from waver.runs.folder import best_epoch, read_result
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json, write_json
 
-TrialStatus = Literal["running", "finished", "stopped", "failed"]
+TrialStatus = Literal["running", "finished", "stopped", "failed", "interrupted"]
 
 
 class SweepError(WaverError):
@@ -57,7 +58,7 @@ class TrialState:
     folder: Path
     point: dict[str, Any]
     status: TrialStatus
-    """In a sweep that was interrupted, `running` means not ended."""
+    """stopped: by the scheduler. interrupted: not ended, in a sweep that does not run now, see `read_trials`."""
     error: str = ""
     epochs: int = 0
     """Epochs trained, summed over seeds."""
@@ -92,29 +93,6 @@ def run_folder(trial: Path, seed: int) -> Path:
     return trial / f"seed_{seed}"
 
 
-def open_sweep(folder: Path, sweep: SweepConfig, base_yaml: str) -> None:
-    """Creates the folder of a new sweep, or checks that an existing folder holds the same sweep.
-
-    Raises:
-        SweepError: if the folder holds trials of a sweep with another configuration.
-    """
-    # The path of the base experiment may change; its content, which base.yaml holds, may not.
-    files = {"sweep.yaml": sweep.model_copy(update={"base": Path("base.yaml")}).to_yaml(), "base.yaml": base_yaml}
-    begun = (folder / "trials").exists()
-    for name, text in files.items():
-        path = folder / name
-        if begun and path.read_text(encoding="utf-8") != text:
-            existing = set(path.read_text(encoding="utf-8").splitlines())
-            new = [line.strip() for line in text.splitlines() if line not in existing]
-            raise SweepError(
-                f"{folder} holds a sweep whose {name} differs (new: {'; '.join(new[:5]) or 'lines are missing'}): choose "
-                "another name, or delete the folder"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-
-
 def begin_trial(folder: Path, number: int, point: dict[str, Any]) -> Path:
     """Creates the folder of a trial and writes its number and point.
 
@@ -129,9 +107,17 @@ def begin_trial(folder: Path, number: int, point: dict[str, Any]) -> Path:
     return trial
 
 
-def read_trials(folder: Path) -> list[TrialState]:
-    """Reads all trials that have begun, sorted by number."""
-    return [read_trial(path.parent) for path in sorted(folder.glob("trials/*/trial.json"))]
+def read_trials(folder: Path, *, runs: bool = True) -> list[TrialState]:
+    """Reads all trials that have begun, sorted by number.
+
+    Args:
+        folder: folder of the sweep.
+        runs: whether the sweep runs now; if not, trials that have not ended are `interrupted` instead of `running`.
+    """
+    states = [read_trial(path.parent) for path in sorted(folder.glob("trials/*/trial.json"))]
+    if runs:
+        return states
+    return [replace(state, status="interrupted") if state.status == "running" else state for state in states]
 
 
 def read_trial(folder: Path) -> TrialState:
@@ -151,6 +137,20 @@ def read_trial(folder: Path) -> TrialState:
         ended_s=progress.get("time_s", 0.0),
         runs=runs,
     )
+
+
+def objective_history(state: TrialState, metric: str) -> list[tuple[int, float]]:
+    """Returns what a trial has reported after each epoch: epochs summed over seeds, and the mean objective of the seeds."""
+    history: list[tuple[int, float]] = []
+    epochs = 0
+    earlier: list[float] = []
+    for run in state.runs:
+        rows = [row for row in read_metrics(run.folder) if row.get("split") == "validation"]
+        for number, row in enumerate(rows, 1):
+            history.append((epochs + row["epoch"], mean([*earlier, best_epoch(rows[:number])[1][metric]])))
+        if rows:
+            epochs, earlier = epochs + run.epochs, [*earlier, run.metrics[metric]]
+    return history
 
 
 def drop_checkpoints(trial: Path) -> None:

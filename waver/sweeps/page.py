@@ -104,8 +104,10 @@ def _shared_table(shared: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _summary(sweep: SweepConfig, rows: Sequence[Mapping[str, Any]], chance: str) -> str:
-    counts = {name: sum(row["status"] == name for row in rows) for name in ("finished", "stopped", "failed", "running")}
-    words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "not ended"}
+    counts = {
+        name: sum(row["status"] == name for row in rows) for name in ("finished", "stopped", "failed", "interrupted")
+    }
+    words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "interrupted": "interrupted"}
     counts_text = ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
     seconds, gpu_seconds = (sum(row[name] for row in rows) for name in ("seconds", "gpu_seconds"))
     seeds = f", mean over {sweep.repeats} seeds" if sweep.repeats > 1 else ""

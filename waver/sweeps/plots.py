@@ -7,7 +7,7 @@ import numpy as np
 
 from waver.tools.html import new_figure, svg
 
-_COLOURS = {"finished": "#1f6fb4", "stopped": "#e08a1e", "running": "#888888"}
+_COLOURS = {"finished": "#1f6fb4", "stopped": "#e08a1e", "interrupted": "#888888"}
 TrialRow = Mapping[str, Any]
 
 

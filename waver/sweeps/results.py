@@ -4,6 +4,7 @@ import json
 import logging
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,7 +27,7 @@ from waver.tools.files import atomic_write, write_text
 
 logger = logging.getLogger(__name__)
 
-_ORDER = ("finished", "stopped", "running", "failed")
+_ORDER = ("finished", "stopped", "running", "interrupted", "failed")
 
 
 def mean_objective(state: TrialState, sweep: SweepConfig) -> float | None:
@@ -42,7 +43,7 @@ def objective_deviation(state: TrialState, sweep: SweepConfig) -> float | None:
 
 
 def rank_trials(states: list[TrialState], sweep: SweepConfig) -> list[TrialState]:
-    """Sorts trials by status (finished, stopped, running, failed), and those of one status by objective, the best first.
+    """Sorts trials by status (finished, stopped, running or interrupted, failed), then by objective, the best first.
 
     A trial that was stopped early is never the best, because its objective is that of fewer epochs.
     """
@@ -161,7 +162,7 @@ def write_results(
     *,
     print_table: Callable[[Table], None],
 ) -> None:
-    """Writes results.csv, results.parquet, best.yaml, events/ and report.html into the folder of a sweep.
+    """Writes results.csv, results.parquet, best.yaml, events/ and report.html into the folder of a sweep that does not run.
 
     Args:
         folder: folder of the sweep.
@@ -169,7 +170,7 @@ def write_results(
         base: configuration of its base experiment.
         print_table: called with the table of all trials.
     """
-    states = rank_trials(read_trials(folder), sweep)
+    states = rank_trials(read_trials(folder, runs=False), sweep)
     table, rivals = results_table(states, sweep), rivals_of_best(states, sweep)
     with atomic_write(folder / "results.parquet") as file:
         pq.write_table(table, file)
@@ -194,6 +195,16 @@ def write_results(
         logger.info(f"next: waver train {shlex.quote(str(folder / 'best.yaml'))}")
     else:
         logger.info("no trial is finished, so there is no best trial yet")
+
+
+def end_runs(state: TrialState) -> None:
+    """Writes into the events of a trial's unfinished runs how the trial ended; TensorBoard would show them as running."""
+    assert state.status in ("stopped", "failed"), "another trial may continue, or has written its end"
+    for run in state.runs:
+        events = run.folder / "events"
+        if events.is_dir() and not run.finished:
+            with SummaryWriter(str(events)) as writer:
+                write_session_end(writer, end_s=time.time(), status=state.status)
 
 
 def _best_yaml(best: TrialState, config: ExperimentConfig, sweep: SweepConfig, rivals: list[str]) -> str:

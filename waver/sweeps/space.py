@@ -5,12 +5,21 @@ A point maps dotted keys to values, as `--set` does. A key whose `when` conditio
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from waver.config import ConfigError, ExperimentConfig, ParameterConfig, SweepConfig, check_config
+from waver.config import (
+    ConfigError,
+    ExperimentConfig,
+    ParameterConfig,
+    SweepConfig,
+    check_config,
+    load_sweep,
+    split_overrides,
+)
 from waver.config.sweep import sort_by_conditions
 
 Point = dict[str, Any]
@@ -33,20 +42,44 @@ def base_overrides(sweep: SweepConfig, overrides: Mapping[str, Any] | None = Non
     return {"resources.loaders_per_worker": 0} | sweep.set | dict(overrides or {})
 
 
-def list_points(sweep: SweepConfig, base: ExperimentConfig) -> list[Point]:
+def read_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[SweepConfig, dict[str, Any]]:
+    """Reads a sweep and the overrides of the command line.
+
+    Args:
+        path: YAML file of the sweep.
+        overrides: dotted key of the sweep or of the experiment -> value, see `split_overrides`.
+
+    Returns:
+        The sweep, and the settings that all trials change in the base experiment, see `base_overrides`.
+
+    Raises:
+        ConfigError: with every mistake in the sweep, or if an override would be replaced by that of each trial.
+    """
+    of_sweep, of_experiment = split_overrides(overrides or {})
+    sweep = load_sweep(path, of_sweep)
+    if varied := sorted(of_experiment.keys() & sweep.space.keys()):
+        lines = [f"--set 'space.{key}={{choice: [{of_experiment[key]}]}}'" for key in varied]
+        raise ConfigError(f"the sweep varies {', '.join(varied)}: for one value write {' '.join(lines)}")
+    return sweep, base_overrides(sweep, of_experiment)
+
+
+def list_points(sweep: SweepConfig, base: ExperimentConfig, counts: Sequence[int] = ()) -> list[Point]:
     """Lists the distinct points of a random or grid search, in order. The same sweep always gives the same points.
 
     Args:
         sweep: configuration of the sweep.
         base: configuration of the base experiment; gives the values of keys in a `when` that the sweep does not vary.
+        counts: num_samples in the order in which it grew, see `sample_counts`; by default it never did.
     """
     assert sweep.search != "optuna", "Optuna draws each point from the results of earlier ones"
     exhaustive = [key for key, parameter in sweep.space.items() if sweep.search == "grid" or parameter.kind == "grid"]
     rng = np.random.default_rng(sweep.seed)
     found: list[Point] = []
-    for combination in itertools.product(*(sweep.space[key].values for key in exhaustive)):
+    combinations = list(itertools.product(*(sweep.space[key].values for key in exhaustive)))
+    batches = [1] if sweep.search == "grid" else np.diff([0, *(counts or [sweep.num_samples])]).tolist()
+    for batch, combination in itertools.product(batches, combinations):
         chosen = dict(zip(exhaustive, combination, strict=True))
-        for _ in range(1 if sweep.search == "grid" else sweep.num_samples):
+        for _ in range(batch):
             found.append(
                 build_point(
                     sweep.space,

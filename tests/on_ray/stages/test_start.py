@@ -18,7 +18,7 @@ from waver.knowledge.store import build_dictionary, write_dictionary
 from waver.on_ray.doctor.examine import examine, run_doctor
 from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
-from waver.on_ray.stages.start import check_sweep, open_inputs
+from waver.on_ray.stages.start import check_trials, open_inputs
 from waver.on_ray.stages.train import run_training
 from waver.on_ray.stages.vocabulary import run_vocabulary
 
@@ -163,9 +163,9 @@ def test_a_sweep_is_checked_once_for_each_difference_that_matters(project):
     def configs(**overrides):
         return [load_config("experiment.yaml", {"train.lr": lr, **overrides}) for lr in (0.1, 0.2)]
 
-    check_sweep(configs(**{"video.size": 32}))  # the sweep itself would ingest them
+    check_trials(configs(**{"video.size": 32}))  # the sweep itself would ingest them
     with pytest.raises(StartError, match=r"waver tune cannot start: 1 error\n  weights: .*gone.safetensors"):
-        check_sweep([*configs(), *configs(**{"model.weights": "gone.safetensors"})])
+        check_trials([*configs(), *configs(**{"model.weights": "gone.safetensors"})])
 
 
 def test_mistakes_of_a_configuration_do_not_hide_what_it_names(project):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from waver.config import ConfigError
-from waver.on_ray.cluster.capacity import ClusterTooSmallError, count_fitting_workers
+from waver.on_ray.cluster.capacity import count_fitting_workers
 from waver.on_ray.tuning.plan import Plan, asha_share, cost_estimate, describe_plan, plan_sweep, trials_at_once
 from waver.on_ray.tuning.shared import find_shared
 from waver.sweeps.folder import SweepError
@@ -138,11 +138,33 @@ def test_share_of_epochs_that_asha_trains(settings, share):
     assert asha_share(*settings) == pytest.approx(share)
 
 
-def test_a_dry_run_of_trials_that_do_not_fit_is_an_error(plan):
-    with pytest.raises(
-        ClusterTooSmallError, match=r"1 workers with 1 CPU and 9 GPU each are requested.*capacity for 0"
+def test_a_dry_run_of_trials_that_do_not_fit_is_an_error(plan, said):
+    """The plan is printed, and then everything that is missing here: the sweep may be for another machine."""
+    made = plan(**{"resources.gpus_per_worker": 9})
+    with pytest.raises(SweepError) as caught:
+        describe_plan(made)
+    for expected in (
+        "the sweep cannot run here:\n  1 workers with 1 CPU and 9 GPU each are requested",
+        "capacity for 0",
+        "missing folder of videos",
     ):
-        describe_plan(plan(**{"resources.gpus_per_worker": 9}))
+        assert expected in str(caught.value)
+    text = "\n".join(said)
+    assert "4 trials, 2 epochs at most" in text
+    assert "a trial takes 1 workers with 1 CPU and 9 GPU each; not one fits here" in text
+    assert "GiB per trial" in text
+
+
+def test_overrides_reach_the_sweep_and_its_experiment(tmp_path, load_tiny):
+    load_tiny()
+    path = tmp_path / "sweep.yaml"
+    path.write_text("name: s\nbase: tiny.yaml\nspace: {train.lr: {uniform: [0.1, 1]}}\n")
+    overrides = {"storage.path": str(tmp_path), "num_samples": 2, "name": "t", "train.epochs": 7, "sweep.seed": 3}
+    made = plan_sweep(path, overrides)
+    assert (made.num_trials, made.sweep.seed, made.folder) == (2, 3, tmp_path / "sweeps" / "t")
+    assert {(config.seed, config.train.epochs) for config in made.configs} == {(0, 7)}
+    with pytest.raises(ConfigError, match=r"the sweep varies train.lr: .*--set 'space.train.lr=\{choice: \[1\]\}'"):
+        plan_sweep(path, overrides | {"train.lr": 1})
 
 
 def test_mistakes_in_points_or_base_are_errors_of_the_plan(plan):

@@ -144,12 +144,36 @@ def test_a_finished_sweep_is_not_run_again_and_its_name_is_taken(swept, project,
     assert "is finished" in said[0]
     other = write_sweep(project, "other", space={"similarity.kind": {"choice": ["wti", "dp"]}}, search="grid")
     other.write_text(other.read_text().replace("name: other", "name: grid"))
-    with pytest.raises(SweepError, match=r"holds a sweep whose sweep.yaml differs"):
+    with pytest.raises(SweepError, match=r"holds a sweep whose trials mean something else \(.*space: "):
         run_sweep(plan_sweep(other), print_table=lambda table: None)
     assert not list(plan.folder.rglob("writer-*")), "sweep and trials release their locks"
     refused = rf"{plan.folder} is in use: tuning by .*, or choose another name for the sweep"
     with hold_lock(plan.folder, "tuning"), pytest.raises(LockedError, match=refused):
         run_sweep(plan, print_table=lambda table: None)
+
+
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_a_finished_sweep_takes_more_trials(project, search):
+    """Those that are there are neither run again nor renumbered, and early stopping compares the new ones with them."""
+    path = write_sweep(
+        project,
+        f"grows_{search}",
+        space={"loss.contrastive": {"uniform": [0.5, 1]}},
+        search=search,
+        num_samples=2,
+        set={"train.epochs": 2},
+    )
+    first = run_sweep(plan_sweep(path), print_table=lambda table: None)
+    kept = {state.number: state for state in first}
+    again = run_sweep(plan_sweep(path, {"num_samples": 4, "keep_best": 2}), print_table=lambda table: None)
+    assert sorted(state.number for state in again) == [0, 1, 2, 3]
+    assert all(state.status in ("finished", "stopped") for state in again)
+    for state in again:
+        if state.number in kept:
+            assert state == kept[state.number]
+    assert len({state.point["loss.contrastive"] for state in again}) == 4
+    with pytest.raises(SweepError, match="num_samples: 4 in the folder, 2 now"):
+        run_sweep(plan_sweep(path), print_table=lambda table: None)
 
 
 def test_trials_that_do_not_fit_are_an_error_before_the_start(project):
@@ -159,7 +183,7 @@ def test_trials_that_do_not_fit_are_an_error_before_the_start(project):
     plan = plan_sweep(path)
     with pytest.raises(ClusterTooSmallError, match=r"1 workers with 7 CPU each are requested.*6 CPUs"):
         run_sweep(plan, print_table=lambda table: None)
-    with pytest.raises(ClusterTooSmallError, match=r"capacity for 0"):
+    with pytest.raises(SweepError, match=r"the sweep cannot run here:\n  .*capacity for 0"):
         describe_plan(plan)
     assert read_trials(plan.folder) == []
 

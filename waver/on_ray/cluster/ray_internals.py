@@ -9,8 +9,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from waver.tools.environment import environment_variables
+
+if TYPE_CHECKING:
+    from ray.tune import Tuner
 
 
 def free_resources_by_node() -> dict[str, dict[str, float]]:
@@ -86,6 +90,14 @@ def single_node_cluster() -> Iterator[None]:
             yield
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def renew_tuner(tuner: "Tuner", *, callbacks: Sequence[Any], max_failures: int, max_concurrent: int | None) -> None:
+    """Gives a restored tuner settings that may have changed since it began; `Tuner.restore` takes none of them."""
+    internal: Any = tuner._local_tuner
+    internal._run_config.callbacks = list(callbacks)
+    internal._run_config.failure_config.max_failures = max_failures
+    internal._tune_config.max_concurrent_trials = max_concurrent
 
 
 def reload_authentication() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from waver.config import ExperimentConfig, SweepConfig, load_unresolved
+from waver.config import ExperimentConfig, SweepConfig, load_unresolved, split_overrides
 from waver.sweeps.space import base_overrides
 
 RUN_STAGES = ("evaluate", "robustness")
@@ -41,7 +41,7 @@ def named_paths(
         (name of the setting or option, value as written, where it is written, for an error message).
     """
     if sweep:
-        settings = load_unresolved(sweep.base, base_overrides(sweep, overrides))
+        settings = load_unresolved(sweep.base, base_overrides(sweep, split_overrides(overrides)[1]))
         settings |= {f"space.{key}": parameter.values for key, parameter in sweep.space.items() if key in _PATH_KEYS}
         path = sweep.base
     else:

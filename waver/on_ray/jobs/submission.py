@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from waver.config import ExperimentConfig, SweepConfig, load_config, load_sweep
+from waver.config import ExperimentConfig, SweepConfig, load_config
 from waver.on_ray.jobs.address import is_loopback
 from waver.on_ray.jobs.paths import RUN_STAGES, exclude_patterns, named_paths, path_problem
 from waver.sweeps.folder import sweep_folder
-from waver.sweeps.space import base_overrides, corner_points, list_points, point_configs
+from waver.sweeps.space import corner_points, list_points, point_configs, read_sweep
 from waver.tools.errors import WaverError
 from waver.tools.git import run_git
 from waver.tools.object_store import display_path
@@ -202,8 +202,7 @@ def _load(stage: str, path: Path, overrides: Mapping[str, Any]) -> tuple[Experim
     """Loads the experiment of a stage; for tune the sweep, after validating its points, and its base experiment."""
     if stage != "tune":
         return load_config(path, overrides), None
-    sweep = load_sweep(path)
-    for_all = base_overrides(sweep, overrides)
+    sweep, for_all = read_sweep(path, overrides)
     base = load_config(sweep.base, for_all)
     point_configs(sweep, base, for_all, list((corner_points if sweep.search == "optuna" else list_points)(sweep, base)))
     return base, sweep

@@ -28,7 +28,7 @@ def open_inputs(config: ExperimentConfig, stage: Stage, *, run_folder: Path | No
     return inputs
 
 
-def check_sweep(configs: Iterable[ExperimentConfig]) -> None:
+def check_trials(configs: Iterable[ExperimentConfig]) -> None:
     """Checks the experiments of a sweep, except for results of earlier stages, which the sweep makes itself.
 
     Raises:

@@ -1,7 +1,8 @@
 """Plans a sweep: its trials, the resources of a trial, how many trials run at a time, what they share."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from waver.config import ExperimentConfig, SweepConfig, check_config, load_config, load_sweep
+from waver.config import ExperimentConfig, SweepConfig, check_config, load_config
 from waver.evaluation.confidence import find_small_validation
 from waver.on_ray.cluster.capacity import (
     CPUS_PER_LOADER,
@@ -20,11 +21,19 @@ from waver.on_ray.cluster.capacity import (
     count_fitting_workers,
     local_cpus,
 )
-from waver.on_ray.cluster.connection import cluster_address, cluster_size, connect, gpus_per_worker, nodes
+from waver.on_ray.cluster.connection import (
+    cluster_address,
+    cluster_size,
+    connect,
+    gpus_per_worker,
+    nodes,
+)
 from waver.on_ray.tuning.shared import find_shared
 from waver.runs.inputs import load_captions
+from waver.sweeps.extension import check_sweep, sample_counts
 from waver.sweeps.folder import SweepError, sweep_folder
-from waver.sweeps.space import Point, base_overrides, corner_points, list_points, point_configs
+from waver.sweeps.space import Point, corner_points, list_points, point_configs, read_sweep
+from waver.tools.errors import WaverError
 from waver.tools.object_store import remote_of
 from waver.training.build import build_student
 from waver.training.cost import ForwardFlops, TrainingCost, count_forward, format_hours, training_cost
@@ -41,6 +50,10 @@ class Plan:
     base: ExperimentConfig
     points: tuple[Point, ...] | None
     """None if Optuna draws them while the sweep runs."""
+    sample_counts: tuple[int, ...]
+    """num_samples in the order in which it grew."""
+    changes: dict[str, Any]
+    """Dotted key -> value that all trials change in the base experiment."""
     configs: tuple[ExperimentConfig, ...]
     """Experiments of all points; if Optuna draws the points, of the corners of the search space."""
 
@@ -61,17 +74,16 @@ def plan_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
 
     Args:
         path: YAML file of the sweep.
-        overrides: dotted key -> value of the experiment, for all trials.
+        overrides: dotted key of the sweep -> value, or of the experiment, for all trials; see `split_overrides`.
 
     Raises:
         ConfigError: with every mistake in the sweep or in the settings that it would try.
         SweepError: if the sweep needs Optuna, which is not installed; if a range would change what trials share; if the
             number of workers is elastic; or if storage.path is an object store.
     """
-    sweep = load_sweep(path)
+    sweep, for_all = read_sweep(path, overrides)
     if sweep.search == "optuna" and find_spec("optuna") is None:
         raise SweepError("search: optuna is not installed: pip install 'waver[tune]', or use search: random")
-    for_all = base_overrides(sweep, overrides)
     base = load_config(sweep.base, for_all)
     if base.resources.is_elastic:
         raise SweepError(
@@ -83,11 +95,13 @@ def plan_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
             f"storage.path = {base.storage.path}: the trials of a sweep share a folder, which must be on a file system that "
             "every node mounts: set such a path (`set` in the sweep, or --set storage.path=...)"
         )
-    known = None if sweep.search == "optuna" else tuple(list_points(sweep, base))
+    folder = sweep_folder(base.storage.folder, sweep.name)
+    counts = sample_counts(folder, sweep)
+    known = None if sweep.search == "optuna" else tuple(list_points(sweep, base, counts))
     configs = point_configs(sweep, base, for_all, list(corner_points(sweep, base) if known is None else known))
     if known is None:
         _check_ranges(sweep, for_all)
-    return Plan(sweep, sweep_folder(base.storage.folder, sweep.name), base, known, configs)
+    return Plan(sweep, folder, base, known, tuple(counts), for_all, configs)
 
 
 def _check_ranges(sweep: SweepConfig, for_all: dict[str, Any]) -> None:
@@ -125,24 +139,59 @@ def describe_plan(plan: Plan) -> None:
     """Logs the plan of a sweep: trials, resources, trials at a time, memory, and which artifacts exist. Starts no trial.
 
     Raises:
-        ClusterTooSmallError: if not one trial fits.
+        SweepError: after the plan, if the sweep cannot run here, with everything that is missing.
+    """
+    resources, at_once, missing = plan.base.resources, 0, []
+    gpus = resources.gpus_per_worker or 0.0
+    with _added_to(missing):
+        cluster, gpus, size = _find_cluster(plan)
+        at_once = trials_at_once(plan, cluster, gpus)
+        if at_once == 0:
+            capacity = count_fitting_workers(cluster, plan.cpus_per_worker, gpus)
+            raise cluster_too_small(resources.max_workers, WorkerResources(plan.cpus_per_worker, gpus), capacity, size)
+    with _added_to(missing):
+        check_sweep(plan.folder, plan.sweep, plan.base)
+    _describe_trials(plan)
+    logger.info(
+        f"a trial takes {resources.max_workers} workers with {plan.cpus_per_worker:g} CPU and {gpus:g} GPU each; "
+        + (f"{at_once} at a time" if at_once else "not one fits here")
+    )
+    with _added_to(missing):
+        logger.info(memory_estimate(plan, max(at_once, 1)))
+    with _added_to(missing):
+        _describe_cost(plan)
+    with _added_to(missing):
+        _describe_shared(plan)
+    if missing:
+        raise SweepError("\n".join(["the sweep cannot run here:", *(f"  {sentence}" for sentence in missing)]))
+
+
+@contextmanager
+def _added_to(missing: list[str]) -> Generator[None, None, None]:
+    """Adds the message of an error that the body raises to those of everything that is missing."""
+    try:
+        yield
+    except WaverError as error:
+        missing.append(str(error))
+
+
+def _find_cluster(plan: Plan) -> tuple[list[dict[str, float]], float, str]:
+    """Returns the resources of each node, the GPUs of a worker, and the size in words: of the cluster, or this machine.
+
+    Raises:
+        ClusterUnreachableError: if the cluster of RAY_ADDRESS does not answer.
     """
     resources = plan.base.resources
     if cluster_address() or ray.is_initialized():
         with connect() as description:
             logger.info(description)
-            cluster, gpus = nodes(resources.node_labels), gpus_per_worker(resources)
-            size = cluster_size(resources.node_labels)
-    else:
-        cluster = local_nodes(plan)
-        gpus = resources.gpus_per_worker
-        if gpus is None:
-            gpus = float(cluster[0]["GPU"] > 0)
-        size = f"{cluster[0]['CPU']:g} CPUs and {cluster[0]['GPU']:g} GPUs"
-    at_once = trials_at_once(plan, cluster, gpus)
-    if at_once == 0:
-        capacity = count_fitting_workers(cluster, plan.cpus_per_worker, gpus)
-        raise cluster_too_small(resources.max_workers, WorkerResources(plan.cpus_per_worker, gpus), capacity, size)
+            return nodes(resources.node_labels), gpus_per_worker(resources), cluster_size(resources.node_labels)
+    cluster = local_nodes(plan)
+    gpus = float(cluster[0]["GPU"] > 0) if resources.gpus_per_worker is None else resources.gpus_per_worker
+    return cluster, gpus, f"{cluster[0]['CPU']:g} CPUs and {cluster[0]['GPU']:g} GPUs"
+
+
+def _describe_trials(plan: Plan) -> None:
     sweep = plan.sweep
     trials = f"{plan.num_trials} trials"
     if plan.points is None:
@@ -154,15 +203,16 @@ def describe_plan(plan: Plan) -> None:
     )
     for number, point in enumerate(plan.points or ()):
         logger.info(f"  {number:4d}  {', '.join(f'{key}={value}' for key, value in point.items())}")
-    logger.info(
-        f"a trial takes {resources.max_workers} workers with {plan.cpus_per_worker:g} CPU and {gpus:g} GPU each; "
-        f"{at_once} at a time"
-    )
-    logger.info(memory_estimate(plan, at_once))
+
+
+def _describe_cost(plan: Plan) -> None:
     captions = load_captions(plan.base)
     logger.info(cost_estimate(plan, captions))
     if small := find_small_validation(captions):
         logger.warning("; ".join(small))
+
+
+def _describe_shared(plan: Plan) -> None:
     for artifact in find_shared(plan.configs, count=plan.points is not None):
         state = "exists and will be reused" if artifact.there else "will be made once"
         users = f" ({artifact.trials} trials)" if artifact.trials else ""

@@ -2,10 +2,13 @@
 
 import dataclasses
 import logging
+import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +25,26 @@ from waver.config import SweepConfig
 from waver.evaluation.confidence import find_small_validation
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
 from waver.on_ray.cluster.connection import connect, gpus_per_worker, nodes
-from waver.on_ray.stages.start import check_sweep
+from waver.on_ray.cluster.ray_internals import renew_tuner
+from waver.on_ray.stages.start import check_trials
 from waver.on_ray.tuning.plan import Plan, trials_at_once
 from waver.on_ray.tuning.shared import make_shared
 from waver.on_ray.tuning.trial import SweepJob, run_trial
 from waver.runs.inputs import load_captions
+from waver.sweeps.extension import open_sweep
 from waver.sweeps.folder import (
     SweepError,
     TrialState,
     begin_trial,
     drop_checkpoints,
-    open_sweep,
+    objective_history,
     read_if_written,
     read_trial,
     read_trials,
     trial_folder,
 )
 from waver.sweeps.progress import follow_sweep
-from waver.sweeps.results import rank_trials, write_results
+from waver.sweeps.results import end_runs, rank_trials, write_results
 from waver.sweeps.suggest import Suggest
 from waver.tools.files import write_json
 from waver.tools.lock import hold_lock
@@ -75,12 +80,12 @@ def run_sweep(plan: Plan, *, print_table: Callable[[Table], None]) -> list[Trial
 
 def _run_sweep(plan: Plan, print_table: Callable[[Table], None]) -> list[TrialState]:
     """See `run_sweep`."""
-    open_sweep(plan.folder, plan.sweep, plan.base.to_yaml())
+    open_sweep(plan.folder, plan.sweep, plan.base)
     if len(_ended(plan)) == plan.num_trials:
         logger.info(f"{plan.folder} is finished")
     else:
         _run_trials(plan)
-    states = read_trials(plan.folder)
+    states = read_trials(plan.folder, runs=False)
     measured = [state for state in states if state.values(plan.sweep.objective.metric)]
     if measured:
         write_results(plan.folder, plan.sweep, plan.base, print_table=print_table)
@@ -99,7 +104,7 @@ def _run_trials(plan: Plan) -> None:
     resources = plan.base.resources
     if small := find_small_validation(load_captions(plan.base)):
         logger.warning("; ".join(small))
-    check_sweep(plan.configs)
+    check_trials(plan.configs)
     with connect(num_cpus=local_cpus(plan.base), dashboard=needs_dashboard(plan)) as description:
         logger.info(description)
         gpus = gpus_per_worker(resources)
@@ -115,7 +120,7 @@ def _run_trials(plan: Plan) -> None:
         at_once = trials_at_once(plan, nodes(resources.node_labels), gpus)
         logger.info(f"{plan.num_trials} trials, {at_once} at a time; the folder of the sweep is {plan.folder}")
         with _interruptible(), follow_sweep(plan.folder, plan.sweep, total=plan.num_trials):
-            _tuner(plan, at_once, gpus).fit()
+            _fit(plan, at_once, gpus)
     # Workers of the last trial may have written checkpoints while they were being stopped.
     _keep_best(plan.folder, plan.sweep)
 
@@ -125,12 +130,34 @@ def needs_dashboard(plan: Plan) -> bool:
     return plan.base.resources.max_workers > 1
 
 
-def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
-    """Builds the tuner of a sweep, or restores it if the sweep was started before; `gpus` are those of each worker."""
+def _fit(plan: Plan, at_once: int, gpus: float) -> None:
+    """Runs the trials of a sweep that have not ended; `gpus` are those of each worker."""
     # Tune prints the traceback of every failed trial, although its cause is recorded, and at the end it warns of missing
     # logs that it was configured not to write.
     for name in ("execution.tune_controller", "analysis.experiment_analysis"):
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
+    if plan.points is not None:
+        # The trials resume from their own files, and Tune need not know of earlier ones.
+        shutil.rmtree(plan.folder / _TUNE, ignore_errors=True)
+        _tuner(plan, at_once, gpus, range(plan.num_trials)).fit()
+        return
+    # Optuna's state has the trials that were drawn. Those that num_samples adds are one more experiment of Tune.
+    for first, end in pairwise((0, *plan.sample_counts)):
+        numbers = range(first, end)
+        if _left(plan, numbers):
+            _tuner(plan, at_once, gpus, numbers).fit()
+        if _left(plan, numbers):  # interrupted
+            return
+
+
+def _left(plan: Plan, numbers: Iterable[int]) -> list[int]:
+    """Returns which of the trials have not ended."""
+    ended = {state.number for state in _ended(plan)}
+    return [number for number in numbers if number not in ended]
+
+
+def _tuner(plan: Plan, at_once: int, gpus: float, numbers: range) -> tune.Tuner:
+    """Builds the tuner of some trials of a sweep, or restores it if Optuna draws them and has begun to."""
     sweep, resources = plan.sweep, plan.base.resources
     job = SweepJob(sweep, plan.folder, plan.points, gpus * resources.max_workers)
     one_worker = resources.max_workers == 1
@@ -142,49 +169,78 @@ def _tuner(plan: Plan, at_once: int, gpus: float) -> tune.Tuner:
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, job=job), PlacementGroupFactory([bundle], **placement)
     )
-    state = plan.folder / _TUNE
+    # If the trial's own process trains, Tune limits the number of trials by their resources, also when the cluster grows.
+    # Resources that Ray Train reserves are unknown to Tune: the limit must be given.
+    limit = sweep.max_concurrent if one_worker and not resources.loaders_per_worker else at_once
+    callbacks = [_RecordOutcomes(job)]
+    state = plan.folder / (_TUNE if numbers.start == 0 else f"{_TUNE}_{numbers.start:04d}")
     if any(state.glob("experiment_state*.json")):
-        return tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=False)
-    param_space, search = None, None
-    if plan.points is None:
-        search = OptunaSearch(
-            space=Suggest(sweep.space, plan.base), metric="objective", mode=sweep.objective.mode, seed=sweep.seed
-        )
-    else:
-        param_space = {"number": tune.grid_search(list(range(len(plan.points))))}
-    scheduler = None
-    num_epochs = max(config.train.epochs for config in plan.configs) * sweep.repeats
-    if sweep.scheduler.kind == "asha" and sweep.scheduler.grace_epochs < num_epochs:
-        scheduler = ASHAScheduler(
-            time_attr="epoch",
-            max_t=num_epochs,
-            grace_period=sweep.scheduler.grace_epochs,
-            reduction_factor=sweep.scheduler.reduction_factor,
-        )
+        tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=False)
+        renew_tuner(tuner, callbacks=callbacks, max_failures=sweep.max_failures, max_concurrent=limit)
+        return tuner
+    search = _optuna(plan, numbers) if plan.points is None else None
     return tune.Tuner(
         trainable,
-        param_space=param_space,
+        param_space=None if search else {"number": tune.grid_search(_left(plan, numbers))},
         tune_config=tune.TuneConfig(
-            metric="objective",
-            mode=sweep.objective.mode,
             search_alg=search,
-            scheduler=scheduler,
-            num_samples=sweep.num_samples if search else 1,
-            # If the trial's own process trains, Tune limits the number of trials by their resources, also when the cluster
-            # grows. Resources that Ray Train reserves are unknown to Tune: the limit must be given.
-            max_concurrent_trials=sweep.max_concurrent if one_worker and not resources.loaders_per_worker else at_once,
+            scheduler=_scheduler(plan),
+            num_samples=len(numbers) if search else 1,
+            max_concurrent_trials=limit,
             reuse_actors=one_worker,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name=_TUNE,
+            name=state.name,
             storage_path=str(plan.folder),
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            callbacks=[_RecordOutcomes(job)],
+            callbacks=callbacks,
             verbose=0,
         ),
     )
+
+
+def _optuna(plan: Plan, numbers: range) -> OptunaSearch:
+    """Builds the search that draws some trials, with the results of the trials before them."""
+    sweep = plan.sweep
+    search = OptunaSearch(
+        space=Suggest(sweep.space, plan.base), metric="objective", mode=sweep.objective.mode, seed=sweep.seed
+    )
+    if numbers.start:
+        before = max(count for count in (0, *plan.sample_counts) if count < numbers.start)
+        search.restore_from_dir(str(plan.folder / (_TUNE if before == 0 else f"{_TUNE}_{before:04d}")))
+    return search
+
+
+@dataclass(frozen=True)
+class _EndedTrial:
+    """A trial as a scheduler sees it."""
+
+    trial_id: str
+
+
+def _scheduler(plan: Plan) -> ASHAScheduler | None:
+    """Builds the scheduler of a sweep, which compares trials with those that have ended; None if it stops none."""
+    sweep = plan.sweep
+    num_epochs = max(config.train.epochs for config in plan.configs) * sweep.repeats
+    if sweep.scheduler.kind != "asha" or sweep.scheduler.grace_epochs >= num_epochs:
+        return None
+    scheduler = ASHAScheduler(
+        time_attr="epoch",
+        metric="objective",
+        mode=sweep.objective.mode,
+        max_t=num_epochs,
+        grace_period=sweep.scheduler.grace_epochs,
+        reduction_factor=sweep.scheduler.reduction_factor,
+    )
+    controller: Any = None  # which this scheduler does not use
+    for state in _ended(plan):
+        trial: Any = _EndedTrial(f"ended_{state.number:04d}")
+        scheduler.on_trial_add(controller, trial)
+        for epoch, objective in objective_history(state, sweep.objective.metric):
+            scheduler.on_trial_result(controller, trial, {"epoch": epoch, "objective": objective})
+    return scheduler
 
 
 def _trial_name(trial: Any) -> str:
@@ -215,7 +271,10 @@ class _RecordOutcomes(tune.Callback):
         return folder
 
     def _end(self, trial: Any, status: str, error: str) -> None:
-        write_json(self._folder(trial) / "outcome.json", {"status": status, "error": error})
+        folder = self._folder(trial)
+        write_json(folder / "outcome.json", {"status": status, "error": error})
+        if status != "finished":
+            end_runs(read_trial(folder))
         _keep_best(self._job.folder, self._job.sweep)
 
 

@@ -75,7 +75,7 @@ def read_run(folder: Path) -> ReadRun:
     problems: list[str] = []
     config = None
     try:
-        config = load_config(folder / "config.yaml")
+        config = load_config(folder / "config.yaml", stored=True)
     except ConfigError as error:
         problems.append(f"its configuration cannot be read: {error}")
     rows = []

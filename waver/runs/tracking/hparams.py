@@ -46,7 +46,7 @@ _STATUS = {
     "finished": api_pb2.STATUS_SUCCESS,
     "failed": api_pb2.STATUS_FAILURE,
     "stopped": api_pb2.STATUS_UNKNOWN,
-    "running": api_pb2.STATUS_RUNNING,
+    "interrupted": api_pb2.STATUS_UNKNOWN,
 }
 
 
@@ -103,14 +103,14 @@ def write_session_end(
     writer: SummaryWriter,
     *,
     end_s: float,
-    status: Literal["finished", "failed", "stopped", "running"] = "finished",
+    status: Literal["finished", "failed", "stopped", "interrupted"] = "finished",
 ) -> None:
     """Writes how a run ended. Only the first call counts, so call it for a run that will not resume.
 
     Args:
         writer: event writer of the run.
         end_s: Unix time of the end.
-        status: how it ended. TensorBoard has no status for `stopped`, and shows it as unknown.
+        status: how it ended. TensorBoard has no status for `stopped` and `interrupted`, and shows them as unknown.
     """
     end = SessionEndInfo(status=_STATUS[status], end_time_secs=end_s)
     _write(writer, metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))
