@@ -69,10 +69,10 @@ def find_store(config: ExperimentConfig, captions: pa.Table, *, needed: bool) ->
     found = f"{len(ok)} of {len(clip_ids)} clips have frames in {display_path(store.path)}"
     if not store.manifest["complete"]:
         found += "; the last ingest did not finish"
-    failed = [row for row in store.ledger.to_pylist() if row["clip_id"] in clip_ids - ok]
-    if not failed:
+    if not (failed := clip_ids - ok):
         return store, [Finding("ok", name, found)]
-    failures = group_failures((row["clip_id"], row["status"], row["error"]) for row in failed)
+    rows = store.ledger.filter(pc.is_in(store.ledger["clip_id"], value_set=pa.array(sorted(failed)))).to_pylist()
+    failures = group_failures((row["clip_id"], row["status"], row["error"]) for row in rows)
     return store, [
         Finding(
             "warning",

@@ -6,7 +6,7 @@ import socket
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
-from waver.on_ray.jobs import PackageError, Submission, SubmissionError, package_size
+from waver.on_ray.jobs import PackageError, Submission, SubmissionError, client, package_size
 from waver.on_ray.jobs.client import JobError, send_job, uploaded_files
 from waver.on_ray.jobs.submission import EXCLUDES
 
@@ -64,6 +64,15 @@ def test_an_address_that_does_not_answer_is_an_error(folder):
         closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
     with pytest.raises(JobError, match=f"nothing answers at {closed} .*Check that the cluster is up"):
         send_job(submission(folder), closed)
+
+
+def test_a_server_that_is_silent_is_given_up(folder, monkeypatch):
+    monkeypatch.setattr(client, "_CONNECT_S", 0.3)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(JobError, match=rf"what listens at {address} says nothing within 0\.3 s"):
+            send_job(submission(folder), address)
 
 
 def test_an_anchored_pattern_keeps_files_that_an_unanchored_one_excludes(tmp_path):

@@ -28,6 +28,7 @@ from waver.on_ray.jobs import (
 )
 from waver.tools.environment import environment_variables
 from waver.tools.errors import WaverError
+from waver.tools.network import call_within
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,7 @@ def _client(address: str) -> Iterator[JobSubmissionClient]:
     silence_job_client()
     _check_reachable(address)
     with environment_variables(_client_environment(address)):
+        _check_answers(address)
         try:
             client = JobSubmissionClient(address)
         except AuthenticationError as error:
@@ -188,12 +190,26 @@ def _client_environment(address: str) -> dict[str, str | None]:
     return values
 
 
+def _check_answers(address: str) -> None:
+    """Raises a JobError if what listens at an address says nothing. Ray's client itself would wait for ever."""
+    try:
+        requests.get(address, timeout=_CONNECT_S, stream=True).close()
+    except requests.exceptions.Timeout as error:
+        raise JobError(
+            f"what listens at {address} says nothing within {_CONNECT_S:g} s, so it is not the dashboard of a Ray cluster, "
+            f"or its machine hangs: the dashboard is at http://HEAD:{DASHBOARD_PORT} unless `ray start` was given another "
+            "--dashboard-port"
+        ) from error
+    except requests.exceptions.RequestException:  # it answers in some way, of which Ray's client will say more
+        return
+
+
 def _check_reachable(address: str) -> None:
     """Raises a JobError if nothing answers at an address. Ray itself would wait for minutes."""
     parts = urlsplit(address)
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     try:
-        socket.create_connection((parts.hostname, port), timeout=_CONNECT_S).close()
+        call_within(_CONNECT_S, socket.create_connection, (parts.hostname, port), _CONNECT_S).close()
     except OSError as error:
         guess = (
             ""
