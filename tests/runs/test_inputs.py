@@ -401,6 +401,24 @@ def test_evaluation_with_another_dictionary_is_refused(project, checkpoint):
         run_evaluation(path, config, split="test")
 
 
+def test_all_that_prevents_an_evaluation_is_told_before_it_begins(project, checkpoint, tmp_path):
+    config = project()
+    path = checkpoint(config)
+    without_clips(config.knowledge_store, "v21")
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    (tmp_path / "file").touch()
+    with pytest.raises(StartError) as told:
+        run_evaluation(path, config, split="test", output=tmp_path / "file" / "result.json")
+    expected = [
+        "3 errors",
+        "1 of 8 clips of test (v21)",
+        "model.safetensors cannot be read",
+        "file is a file, so that no",
+    ]
+    assert [part for part in expected if part not in str(told.value)] == []
+
+
 def test_leaky_dictionary_at_inference_is_reported(project, checkpoint):
     """The student learned from the same phrases when they were honest."""
     config = project()

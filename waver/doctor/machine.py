@@ -116,6 +116,8 @@ def check_model_weights(config: ExperimentConfig, *, needed: bool, elsewhere: bo
     try:
         path = check_weights(config.model.backbone, weights, image_size=config.video.size)
     except BackboneError as error:
+        if str(error).startswith("model.backbone"):  # the check of the model tells it
+            return
         yield Finding("error" if needed else "warning", "weights", str(error))
         return
     if path is None:

@@ -122,6 +122,12 @@ def find_architecture(backbone: str | dict[str, Any]) -> dict[str, Any]:
             raise BackboneError(
                 f"model.backbone: a mapping needs embed_dim, vision_cfg and text_cfg; missing: {', '.join(sorted(missing))}"
             )
+        for part in ("vision_cfg", "text_cfg"):
+            if not isinstance(backbone[part], dict):
+                raise BackboneError(
+                    f"model.backbone.{part}: {backbone[part]!r} is no mapping: write the tower's settings as in open_clip's "
+                    "model configurations"
+                )
         return copy.deepcopy(backbone)
     if ":" in backbone:  # open_clip would read the architecture from a hub or a folder
         raise BackboneError(
@@ -151,7 +157,7 @@ def _build(architecture: dict[str, Any]) -> nn.Module:
         config["vision_cfg"]["timm_model_pretrained"] = False  # our weights come from model.weights alone
     try:
         return (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
-    except (TypeError, AssertionError, RuntimeError, ImportError) as error:
+    except Exception as error:  # a mapping may be wrong in any way
         raise BackboneError(f"model.backbone: open_clip cannot build it: {error}") from error
 
 

@@ -1,7 +1,6 @@
 """Loads pre-trained weights into a backbone: from a file, or from a pretrained tag of open_clip."""
 
 import contextlib
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -159,10 +158,17 @@ def find_weights(backbone: str | dict[str, Any], weights: str) -> Path | dict[st
         BackboneError: if the weights are neither.
     """
     path = Path(weights).expanduser()
-    if os.path.isfile(path):  # noqa: PTH113 (unlike Path.is_file, it is no error that a folder may not be read)
-        return path
-    if os.path.isdir(path):  # noqa: PTH112
-        raise BackboneError(f"model.weights: {weights} is a folder: name the file in it")
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            raise BackboneError(f"model.weights: {weights} is a folder: name the file in it")
+    except PermissionError as error:
+        raise BackboneError(
+            f"model.weights: {weights} cannot be read ({error.strerror}): change the permissions"
+        ) from error
+    if "://" in weights or weights.startswith("hf-hub:"):
+        raise BackboneError(f"model.weights: {weights} is no file: download it, and set model.weights to its path")
     if path.suffix in {".pt", ".pth", ".bin", ".safetensors"} or "/" in weights:
         raise BackboneError(f"model.weights: no file {weights}")
     name = backbone.replace("/", "-") if isinstance(backbone, str) else ""
@@ -224,6 +230,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _read_tensors(path: Path) -> Any:
     """Returns what the reader of the file's format makes of it."""
+    with path.open("rb"):  # safetensors says of a file that may not be read that it does not exist
+        pass
     if path.suffix == ".safetensors":
         return load_file(path)
     if is_torchscript(path):

@@ -54,7 +54,10 @@ WRONG = {
     "an empty file of weights": ({"model.weights": "empty.safetensors"}, {"weights"}),
     "weights that are cut off": ({"model.weights": "cut.safetensors"}, {"weights"}),
     "weights of another architecture": ({"model.weights": "other.safetensors"}, {"weights"}),
-    "a backbone misspelt": ({"model.backbone": "ViT-B-23"}, {"model", "weights"}),
+    "a backbone misspelt": ({"model.backbone": "ViT-B-23"}, {"model"}),
+    "a tower that is no mapping": ({"model.backbone.vision_cfg": 3}, {"model"}),
+    "an impossible tower": ({"model.backbone.vision_cfg.patch_size": 0}, {"model"}),
+    "weights on a hub": ({"model.weights": "hf-hub:somebody/clip"}, {"weights"}),
     "another size of frames": ({"video.size": 32}, {"clip store"}),
     "no knowledge": ({"knowledge.top_k": 3}, {"knowledge"}),
     "more workers than clips": (
