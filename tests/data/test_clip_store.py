@@ -12,9 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from waver.data.clip import Clip, ClipError
+from waver.data.clip import Clip, ClipError, describe_part
 from waver.data.clip_store import CLIPS_SCHEMA, ClipStore, StoreSettings, create_store, write_block, write_manifest
-from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, FileStamp, StoreError, read_ledger, replaced_videos
+from waver.data.ledger import (
+    LEDGER_SCHEMA,
+    DecodedClip,
+    FileStamp,
+    StoreError,
+    describe_parts,
+    read_ledger,
+    replaced_videos,
+)
 from waver.tools.object_store import ObjectStoreError, local_copy, remove
 
 RAW = StoreSettings(frames_per_second=1.0, max_frames=5, size=16)
@@ -327,3 +335,21 @@ def test_only_the_videos_asked_for_are_looked_at(tmp_path):
     ledger = ClipStore(tmp_path / "store").ledger
     assert replaced_videos(ledger, ledger["path"]) == set(map(str, paths))
     assert replaced_videos(ledger, pa.chunked_array([[str(paths[1]), "/elsewhere.mp4"]])) == {str(paths[1])}
+
+
+def test_videos_that_can_be_read_in_part_are_counted(tmp_path):
+    settings = StoreSettings(frames_per_second=1.0, max_frames=3, size=16)
+    create_store(tmp_path, settings)
+    notes = {"a": None, "b": f"not read by decord: why; {describe_part(5, 10)}", "c": describe_part(2, 9)}
+    frames = np.zeros((1, 16, 16, 3), np.uint8)
+    clips = [Clip(frames, (0.0,), 25.0, 16, 16, "pyav", note=note) for note in notes.values()]
+    write_block(
+        tmp_path,
+        settings,
+        [DecodedClip(name, f"{name}.mp4", 0.0, clip) for name, clip in zip(notes, clips, strict=True)],
+    )
+    ledger = read_ledger(tmp_path)
+    assert describe_parts(ledger, ["a"]) == []
+    (sentence,) = describe_parts(ledger, ["a", "b", "c"])
+    assert sentence.startswith("2 clips have a video that is cut off or damaged")
+    assert "(b: only the first 5.0 of 10.0 s of the video can be read)" in sentence

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -9,10 +10,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from clocks import render_clock
 from PIL import Image
 from safetensors.numpy import load_file
 
-from waver.data.clip import Clip, ClipError
+from waver.data.clip import READ_IN_PART, Clip, ClipError
 from waver.data.resizing import resize_and_crop
 from waver.data.timeline import read_timeline, sample_frames, sample_positions
 from waver.data.video import read_clip, read_with_decord, read_with_pyav
@@ -183,6 +185,62 @@ def test_audio_file_has_status_no_video(tmp_path):
     with pytest.raises(ClipError, match="the file holds audio") as caught:
         read_clip(path, **ONE_A_SECOND)
     assert caught.value.status == "no_video"
+
+
+def spoil(path: Path, how: str) -> None:
+    """Cuts a file off in its middle, or overwrites half of its frames; the index at the end of an MP4 stays."""
+    content = path.read_bytes()
+    half, end = len(content) // 2, content.find(b"moov") - 4 if path.suffix == ".mp4" else len(content)
+    path.write_bytes(content[:half] if how == "cut" else content[:half] + bytes(end - half) + content[end:])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "how"),
+    [
+        (".mkv", "libx264", "cut"),
+        (".mkv", "libx264", "zero"),
+        (".flv", "libx264", "cut"),
+        (".avi", "mpeg4", "zero"),
+        (".mp4", "libx264", "zero"),
+        (".mp4", "mpeg4", "zero"),
+    ],
+)
+def test_a_video_of_which_a_part_can_be_read_is_told_as_such(tmp_path, suffix, codec, how):
+    path = render_clock(tmp_path / f"clock{suffix}", codec=codec, g="10")
+    assert READ_IN_PART not in (read_clip(path, **ONE_A_SECOND).note or "")
+    spoil(path, how)
+    clip = read_clip(path, **ONE_A_SECOND)
+    last_s = clip.times_s[-1]
+    assert clip.times_s == tuple(float(second) for second in range(len(clip.times_s)))
+    assert 1 <= last_s <= 8
+    assert np.abs(clip.frames.mean((1, 2, 3)) / 23.3 - clip.times_s).max() < 0.2, "the frames of these times"
+    said = re.search(r"only the first (\S+) of (\S+) s of the video can be read", clip.note)
+    assert last_s <= float(said[1]) < last_s + 1.1
+    assert float(said[2]) == pytest.approx(10, abs=0.1)
+    assert clip.video_s == pytest.approx(10, abs=0.1)
+    with pytest.raises(ClipError) as caught:
+        read_clip(path, start_s=9.0, end_s=9.8, **ONE_A_SECOND)
+    assert caught.value.status == "corrupt"
+    assert re.search("after the place where the file is cut off|no frame of the segment can be", caught.value.reason)
+
+
+def test_audio_that_is_longer_than_the_video_is_no_damage(tmp_path):
+    """Matroska claims the length of the longest stream."""
+    path = tmp_path / "long.mkv"
+    with av.open(str(path), "w") as container:
+        video, audio = container.add_stream("libx264", rate=10), container.add_stream("aac", rate=8000)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(20):
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8))
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        for _ in range(64):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 8000
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+    clip = read_clip(path, **ONE_A_SECOND)
+    assert (len(clip.frames), clip.note) == (2, None)
 
 
 def test_segment_outside_the_video_is_too_short(tmp_path):

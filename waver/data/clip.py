@@ -21,6 +21,15 @@ class ClipError(Exception):
         self.video_s = video_s
 
 
+READ_IN_PART = "of the video can be read"
+"""Part of the note of a clip whose video is cut off or damaged."""
+
+
+def describe_part(read_s: float, video_s: float) -> str:
+    """Returns the note of a clip of which only the beginning of the video can be read; lengths in seconds."""
+    return f"only the first {read_s:.1f} of {video_s:.1f} s {READ_IN_PART}"
+
+
 @dataclass(frozen=True)
 class Clip:
     """The sampled frames of a video or of a segment of it."""
@@ -39,4 +48,5 @@ class Clip:
     video_s: float | None = None
     """Length of the video, seconds."""
     note: str | None = None
-    """Why decord did not read the video, and how many of the sampled frames could not be decoded."""
+    """Why decord did not read the video, how many of the sampled frames could not be decoded, and how much of a damaged
+    video can be read."""

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from waver.data.clip import Clip, ClipError
+from waver.data.clip import READ_IN_PART, Clip, ClipError
 from waver.tools.errors import WaverError
 from waver.tools.files import read_manifest
 from waver.tools.names import abbreviate
@@ -84,6 +84,27 @@ def _digest(path: Path | str, num_bytes: int) -> str:
             file.seek(position)
             digest.update(file.read(_DIGESTED_BYTES))
     return digest.hexdigest()
+
+
+def describe_parts(ledger: pa.Table, clip_ids: Collection[str]) -> list[str]:
+    """Says of which videos only the beginning can be read.
+
+    Args:
+        ledger: from `read_ledger`.
+        clip_ids: clips that count.
+
+    Returns:
+        One sentence; none if there is no such video.
+    """
+    rows = ledger.filter(pc.match_substring(ledger["note"].fill_null(""), READ_IN_PART)).select(["clip_id", "note"])
+    found = [row for row in rows.to_pylist() if row["clip_id"] in set(clip_ids)]
+    if not found:
+        return []
+    first = next(part for part in found[0]["note"].split("; ") if READ_IN_PART in part)
+    count = f"{len(found)} clip{' has' if len(found) == 1 else 's have'}"
+    return [
+        f"{count} a video that is cut off or damaged, and the frames before that place ({found[0]['clip_id']}: {first})"
+    ]
 
 
 def replaced_videos(ledger: pa.Table, paths: pa.ChunkedArray) -> set[str]:

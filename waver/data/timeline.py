@@ -46,6 +46,8 @@ class Timeline:
     """Whether every frame is within half a frame of its index / `fps`."""
     unfit_for_decord: str | None
     """Why decord would return other frames, without an error; None if it finds the right ones."""
+    claimed_s: float | None = None
+    """Length of the video that the container claims, if the file ends well before it; else None."""
 
     def __len__(self) -> int:
         return len(self.times_s)
@@ -91,7 +93,17 @@ def read_timeline(container: "InputContainer") -> Timeline:
     pts = [stamp for stamp, _, _ in packets]
     if container.format.name in _WITHOUT_STAMPS or None in pts or len(set(pts)) < len(pts):
         times_s, none = np.arange(len(pts)) / fps, np.empty(0, np.int64)
-        return Timeline(times_s, len(pts) / fps, fps, None, none, is_constant=True, unfit_for_decord="no time stamps")
+        end_s = len(pts) / fps
+        return Timeline(
+            times_s,
+            end_s,
+            fps,
+            None,
+            none,
+            is_constant=True,
+            unfit_for_decord="no time stamps",
+            claimed_s=_claimed_length(container, stream, end_s, num_discarded),
+        )
 
     stamps = np.sort(np.array(pts, np.int64))
     unit_s = float(stream.time_base)
@@ -109,15 +121,61 @@ def read_timeline(container: "InputContainer") -> Timeline:
         unfit = "frames before a keyframe are shown after it"
     else:
         unfit = _unfit_for_decord(container, stream)
+    end_s = float(times_s[-1]) + last_s if len(times_s) else 0.0
     return Timeline(
         times_s,
-        float(times_s[-1]) + last_s if len(times_s) else 0.0,
+        end_s,
         fps,
         stamps,
         np.sort(np.array([stamp for _, stamp in keyframes], np.int64)),
         is_constant=is_constant,
         unfit_for_decord=unfit,
+        claimed_s=_claimed_length(container, stream, end_s, num_discarded),
     )
+
+
+def is_missing_much(read_s: float, video_s: float) -> bool:
+    """Returns whether more than a second and a tenth of a video is missing; containers round, and audio may be longer."""
+    return video_s - read_s > max(1.0, video_s / 10)
+
+
+def _claimed_length(
+    container: "InputContainer", stream: "VideoStream", end_s: float, num_discarded: int
+) -> float | None:
+    """Returns the length that the container claims in seconds, if the file ends well before it; else None.
+
+    MPEG-TS, fragmented MP4 and AVI without an index claim nothing: nobody can tell that one of them is cut off.
+
+    Args:
+        container: of the video, read to its end.
+        stream: the video.
+        end_s: when its last frame disappears.
+        num_discarded: packets that are not to be shown, which the claim of an MP4 includes.
+    """
+    if num_discarded:
+        return None
+    if stream.duration and stream.time_base:
+        claimed_s = float(stream.duration * stream.time_base)
+        return claimed_s if is_missing_much(end_s, claimed_s) else None
+    claimed_s = (container.duration or 0) / 1e6
+    if not is_missing_much(end_s, claimed_s):
+        return None
+    return claimed_s if is_missing_much(_last_packet(container), claimed_s) else None  # else the audio is longer
+
+
+def _last_packet(container: "InputContainer") -> float:
+    """Returns when the last packet of any stream ends, in seconds; a Matroska file claims the length of the longest."""
+    import av
+
+    last_s = 0.0
+    try:
+        with av.open(container.name) as again:
+            for packet in again.demux():
+                if packet.pts is not None:
+                    last_s = max(last_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    except av.FFmpegError:
+        return last_s
+    return last_s
 
 
 def _demux(container: "InputContainer", stream: "VideoStream") -> tuple[list[tuple[int | None, int, bool]], int]:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from waver.data.clip import Clip, ClipError
+from waver.data.clip import Clip, ClipError, describe_part
 from waver.data.resizing import resize_and_crop
-from waver.data.timeline import Timeline, read_timeline, sample_frames, video_stream
+from waver.data.timeline import Timeline, is_missing_much, read_timeline, sample_frames, video_stream
 from waver.tools.file_kinds import describe_bytes, first_bytes, is_plain_text
 
 if TYPE_CHECKING:
@@ -69,11 +69,40 @@ def read_clip(
     except av.FFmpegError as error:
         raise ClipError("corrupt", _describe_damage(path) or _one_line(error, path)) from None
     indices = sample_frames(timeline, frames_per_second, max_frames, start_s, end_s)
+    if not indices and timeline.claimed_s:
+        reason = "the segment begins after the place where the file is cut off or damaged"
+        raise ClipError("corrupt", reason, timeline.claimed_s)
     if not indices:
         reason = "the segment begins after the end of the video" if len(timeline) else "the video has no frame"
         raise ClipError("too_short", reason, timeline.end_s)
+    clip = _read_indices(path, timeline, indices, size, decord_failure, announce)
+    if not timeline.claimed_s:
+        return clip
+    part = describe_part(timeline.end_s, timeline.claimed_s)
+    return replace(clip, video_s=timeline.claimed_s, note="; ".join(filter(None, (clip.note, part))))
 
-    failure = decord_failure
+
+def _read_indices(
+    path: Path,
+    timeline: Timeline,
+    indices: list[int],
+    size: int,
+    failure: str | None,
+    announce: Callable[[str], None],
+) -> Clip:
+    """Reads frames of the timeline with decord if it is fit for the video and does not fail, else with PyAV.
+
+    Args:
+        path: the video file.
+        timeline: of the video.
+        indices: of the frames, non-decreasing.
+        size: height and width of the frames, pixels.
+        failure: how decord failed before; None to ask it.
+        announce: called with the name of a reader before this reader begins.
+
+    Raises:
+        ClipError: if no frame can be read.
+    """
     if not failure and not timeline.unfit_for_decord:
         import decord
 
@@ -195,7 +224,6 @@ def read_with_pyav(path: Path, timeline: Timeline, indices: list[int], size: int
     read = [index for index in indices if index in found]
     if not read:
         raise ClipError("corrupt", "no frame of the segment can be decoded")
-    lost = len(indices) - len(read)
     return Clip(
         np.stack([found[index] for index in read]),
         tuple(float(timeline.times_s[index]) for index in read),
@@ -203,8 +231,20 @@ def read_with_pyav(path: Path, timeline: Timeline, indices: list[int], size: int
         *shape,
         decoder="pyav",
         video_s=timeline.end_s,
-        note=f"{lost} of {len(indices)} frames cannot be decoded" if lost else None,
+        note=_describe_lost(timeline, indices, read),
     )
+
+
+def _describe_lost(timeline: Timeline, indices: list[int], read: list[int]) -> str | None:
+    """Says how many frames could not be decoded, and how much of the video can be read if they are those at its end."""
+    if len(read) == len(indices):
+        return None
+    note = f"{len(indices) - len(read)} of {len(indices)} frames cannot be decoded"
+    lost = [index for index in indices if index not in set(read)]
+    read_s, lost_s = float(timeline.times_s[read[-1]]), float(timeline.times_s[lost[-1]])
+    if lost[0] < read[-1] or lost_s - read_s <= 1.0 or not is_missing_much(read_s, timeline.end_s):
+        return note
+    return f"{note}; {describe_part(read_s, timeline.end_s)}"
 
 
 def _frames_at(path: Path, timeline: Timeline, indices: list[int]) -> "Iterator[tuple[int, VideoFrame]]":

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from waver.config import ConfigError, ExperimentConfig
 from waver.data.clip_store import ClipStore
-from waver.data.ledger import StoreError, describe_failures, group_failures
+from waver.data.ledger import StoreError, describe_failures, describe_parts, group_failures
 from waver.doctor.findings import Finding, Level, Stage
 from waver.doctor.machine import ModelSize
 from waver.evaluation.gallery import build_gallery
@@ -69,8 +69,12 @@ def find_store(config: ExperimentConfig, captions: pa.Table, *, needed: bool) ->
     found = f"{len(ok)} of {len(clip_ids)} clips have frames in {display_path(store.path)}"
     if not store.manifest["complete"]:
         found += "; the last ingest did not finish"
+    parts = [
+        Finding("warning", name, sentence, "copy these videos again; `waver ingest CONFIG` then decodes them again")
+        for sentence in describe_parts(store.ledger, clip_ids)
+    ]
     if not (failed := clip_ids - ok):
-        return store, [Finding("ok", name, found)]
+        return store, [Finding("ok", name, found), *parts]
     rows = store.ledger.filter(pc.is_in(store.ledger["clip_id"], value_set=pa.array(sorted(failed)))).to_pylist()
     failures = group_failures((row["clip_id"], row["status"], row["error"]) for row in rows)
     return store, [
@@ -80,7 +84,8 @@ def find_store(config: ExperimentConfig, captions: pa.Table, *, needed: bool) ->
             f"{found}; clips without frames: {'; '.join(describe_failures(failures))}",
             "they count as misses in evaluation",
             details=failures,
-        )
+        ),
+        *parts,
     ]
 
 

@@ -20,7 +20,7 @@ from waver.config import ExperimentConfig
 from waver.config.video import IngestConfig
 from waver.data.annotations.captions import unique_clips
 from waver.data.clip_store import StoreSettings, create_store, write_manifest
-from waver.data.ledger import describe_failures, group_failures, read_ledger, replaced_videos
+from waver.data.ledger import describe_failures, describe_parts, group_failures, read_ledger, replaced_videos
 from waver.data.segments import describe_segments
 from waver.on_ray.cluster.blocks import ActorPool, BlockError, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
@@ -59,7 +59,7 @@ class IngestReport:
     seconds: float
     """Duration of this run."""
     remarks: tuple[str, ...] = ()
-    """Sentences on segments that lie outside their videos."""
+    """Sentences on segments that lie outside their videos, and on videos that can be read in part only."""
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -225,7 +225,7 @@ def _report(clips: pa.Table, store: Path, num_decoded: int, seconds: float) -> I
         num_decoded=num_decoded,
         num_skipped=len(clips) - num_decoded,
         seconds=seconds,
-        remarks=tuple(describe_segments(clips, table)),
+        remarks=(*describe_segments(clips, table), *describe_parts(table, requested)),
     )
 
 
