@@ -84,6 +84,7 @@ def test_print_config_prints_a_configuration_that_can_be_loaded(tmp_path, reposi
         (["evaluate", "runs/typo", "--set", "text.max_words=5"], "text.max_words: a checkpoint is evaluated as it was"),
         (["evaluate", "runs/typo", "--export", "csv", "out"], "--export csv: the only format is trec"),
         (["board", "runs/typo"], "runs/typo does not exist"),
+        (["board", "good.yaml"], "its run does not exist yet: `waver train good.yaml` makes it"),
         (["board", "videos"], "no TensorBoard events in or below"),
         (["compare", "runs/typo", "videos"], "runs/typo does not exist"),
         (["tune", "sweep.yaml", "--dry-run"], "train.lrr: unknown key; did you mean lr? (in 2 of 2 points)"),

@@ -340,7 +340,7 @@ def test_only_the_videos_asked_for_are_looked_at(tmp_path):
 def test_videos_that_can_be_read_in_part_are_counted(tmp_path):
     settings = StoreSettings(frames_per_second=1.0, max_frames=3, size=16)
     create_store(tmp_path, settings)
-    notes = {"a": None, "b": f"not read by decord: why; {describe_part(5, 10)}", "c": describe_part(2, 9)}
+    notes = {"a": None, "b": f"not read by decord: why; {describe_part(5.0, 10.0)}", "c": describe_part(2.0, 9.0)}
     frames = np.zeros((1, 16, 16, 3), np.uint8)
     clips = [Clip(frames, (0.0,), 25.0, 16, 16, "pyav", note=note) for note in notes.values()]
     write_block(

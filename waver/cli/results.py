@@ -16,7 +16,7 @@ from waver.cli.options import (
     stdout,
 )
 from waver.config import ConfigError, load_robustness, parse_overrides
-from waver.tools.object_store import display_path
+from waver.tools.object_store import display_path, exists
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +126,13 @@ def board(
     ] = 6006,
 ) -> None:
     """Show runs in TensorBoard until Ctrl-C."""
-    from waver.runs.board import show_board
+    from waver.runs.board import BoardError, show_board
+    from waver.runs.places import describe_place
 
-    show_board(local_folder(runs), port=port)
+    folder = local_folder(runs)
+    if not exists(folder) or folder.is_file():
+        raise BoardError(describe_place(folder))
+    show_board(folder, port=port)
 
 
 def compare(

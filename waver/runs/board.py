@@ -22,7 +22,6 @@ from pathlib import Path
 from tensorboard import program
 from tensorboard.util import tb_logging
 
-from waver.runs.places import describe_place
 from waver.tools.errors import WaverError
 from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch_folder, remote_of
 
@@ -59,7 +58,8 @@ def event_folders(folder: Path) -> list[Path]:
     """
     _download_events(folder)
     if not folder.is_dir() and (not exists(folder) or not remote_of(folder)):
-        raise BoardError(describe_place(folder))
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise BoardError(f"{display_path(folder)} {what}: name a run folder or a folder of runs, such as storage/runs")
     found = sorted(
         path for path, files in _walk(folder) if any("tfevents" in name and (path / name).is_file() for name in files)
     )
