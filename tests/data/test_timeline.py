@@ -12,6 +12,8 @@ from waver.data.video import read_clip, read_with_pyav
 ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 12, "size": 32}
 FIRST_HALF = [*range(5 * FPS), *range(5 * FPS, 10 * FPS, 10)]
 """30 frames per second in the first half, 3 in the second."""
+GAP = [*range(2 * FPS), *range(6 * FPS, 10 * FPS)]
+"""Nothing between 2 and 6 s: the frame before is shown."""
 SCREEN = [0, 120, *range(241, 300)]
 """A recording of a screen that changes at 4 s, and all the time from 8 s on."""
 
@@ -48,7 +50,11 @@ CONSTANT = [
     ("mpeg2.ts", "mpeg2video", {"bf": "2"}),
     ("mpeg2.mkv", "mpeg2video", {"bf": "2", "g": "15"}),
     ("mpeg2.mpg", "mpeg2video", {"bf": "2", "g": "15"}),
-    ("open.mp4", "libx265", {"x265-params": "log-level=none:keyint=60:min-keyint=60:scenecut=0:bframes=16:b-adapt=0"}),
+    (
+        "open.mp4",
+        "libx265",
+        {"x265-params": "log-level=none:keyint=60:min-keyint=60:scenecut=0:bframes=16:b-adapt=0:rc-lookahead=40"},
+    ),
     ("closed.mp4", "libx265", {"x265-params": "log-level=none:keyint=30:open-gop=0"}),
     ("refresh.mp4", "libx264", {"x264-params": "intra-refresh=1:keyint=30"}),
     ("g12.mp4", "libx264", {"g": "12", "bf": "3"}),
@@ -60,6 +66,9 @@ CONSTANT = [
     ("wmv.wmv", "wmv2", {}),
     ("ten_bits.mp4", "libx264", {"pix_fmt": "yuv420p10le"}),
     ("444.mp4", "libx264", {"pix_fmt": "yuv444p"}),
+    ("animation.mov", "qtrle", {"pix_fmt": "rgb24"}),
+    ("raw.h264", "libx264", {"bf": "2"}),
+    ("raw.hevc", "libx265", {"x265-params": "log-level=none"}),
 ]
 
 
@@ -75,10 +84,62 @@ def test_every_frame_is_the_one_of_its_time(tmp_path, name, codec, options):
         sampling = {"frames_per_second": rate, "max_frames": 12, "start_s": start_s, "end_s": end_s}
         clip = read_clip(path, **sampling, size=32)
         assert clip.times_s == pytest.approx(expected, abs=1 / FPS)
-        assert shown_s(clip) - shown_s(clip)[0] == pytest.approx(np.array(clip.times_s) - clip.times_s[0], abs=0.1)
+        assert shown_s(clip) == pytest.approx(clip.times_s, abs=0.1)
         other = read_with_pyav(path, timeline, sample_frames(timeline, **sampling), 32)
         assert other.times_s == clip.times_s
         assert np.abs(other.frames.astype(int) - clip.frames).max() <= 2
+
+
+def test_a_film_that_is_copied_into_a_transport_stream_keeps_its_times(tmp_path):
+    path = cut(render_clock(tmp_path / "source.mp4", g="60", bf="2"), tmp_path / "remuxed.ts", 0.0)
+    for start_s, end_s in ((None, None), (3.0, 7.0)):
+        clip = read_clip(path, start_s=start_s, end_s=end_s, **ONE_A_SECOND)
+        assert len(clip.frames) == (10 if start_s is None else 5)
+        assert shown_s(clip) == pytest.approx(clip.times_s, abs=TOLERANCE_S)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("mpeg4.avi", "mpeg4", {}),
+        ("b_frames.avi", "mpeg4", {"bf": "2"}),
+        ("h264.avi", "libx264", {"bf": "2"}),
+        ("mjpeg.avi", "mjpeg", {"pix_fmt": "yuvj420p"}),
+        ("animation.mov", "qtrle", {"pix_fmt": "rgb24"}),
+        ("h264.mp4", "libx264", {"bf": "2"}),
+        ("h264.ts", "libx264", {"bf": "2"}),
+    ],
+)
+def test_dropped_frames_leave_the_frame_before_them_on_the_screen(tmp_path, name, codec, options):
+    """A recorder drops frames; an AVI has no time stamps, but an empty packet for each of them."""
+    path = render_clock(tmp_path / name, GAP, codec, **dict(options))
+    for start_s, expected in ((None, [0, 1, 2, 2, 2, 2, 6, 7, 8, 9]), (4.0, [2, 2, 6, 7, 8, 9])):
+        clip = read_clip(path, start_s=start_s, **ONE_A_SECOND)
+        assert clip.times_s == pytest.approx(expected, abs=2 / FPS)
+        assert shown_s(clip) == pytest.approx(clip.times_s, abs=TOLERANCE_S)
+        assert clip.video_s == pytest.approx(10, abs=2 / FPS)
+
+
+def test_a_program_stream_whose_stamps_differ_after_a_seek_is_decoded_from_its_start(tmp_path):
+    path = render_clock(tmp_path / "film.vob", GAP, "mpeg2video")
+    clip = read_clip(path, start_s=6.5, **ONE_A_SECOND)
+    assert shown_s(clip) == pytest.approx([6.5, 7.5, 8.5, 9.5], abs=0.1)
+
+
+def test_frames_are_counted_where_the_clock_jumps(tmp_path):
+    """Two recordings, one after the other: FFmpeg takes the jump for a wrap of the clock, 26 hours later."""
+    path = render_clock(tmp_path / "one.ts", bf="2")
+    path.write_bytes(2 * path.read_bytes())
+    clip = read_clip(path, frames_per_second=0.5, max_frames=12, size=32)
+    assert clip.video_s == pytest.approx(20, abs=0.1)
+    assert shown_s(clip) == pytest.approx([0, 2, 4, 6, 8, 0, 2, 4, 6, 8], abs=TOLERANCE_S)
+    assert clip.note == "not read by decord: its clock jumps, and the frames are counted"
+
+
+def test_an_assumed_rate_is_noted(tmp_path):
+    path = render_clock(tmp_path / "raw.mjpeg", range(50), "mjpeg", pix_fmt="yuvj420p")
+    clip = read_clip(path, **ONE_A_SECOND)
+    assert clip.note.endswith("no time stamps and no frame rate: 25 per second are assumed")
 
 
 def test_a_cut_without_encoding_begins_with_the_first_frame_that_is_shown(tmp_path):
@@ -125,7 +186,8 @@ def test_a_cover_and_a_picture_are_no_video(tmp_path):
         assert caught.value.status == "no_video"
 
 
-def test_several_video_streams_are_not_left_to_the_choice_of_decord(tmp_path):
+def test_every_reader_reads_the_same_of_several_video_streams(tmp_path):
+    """The one that FFmpeg's tools prefer: the first is marked as the default. decord would take the larger one."""
     path = tmp_path / "two.mkv"
     with av.open(str(path), "w") as container:
         streams = []
@@ -135,9 +197,12 @@ def test_several_video_streams_are_not_left_to_the_choice_of_decord(tmp_path):
             streams.append(stream)
         for _ in range(50):
             for stream in streams:
-                container.mux(stream.encode(av.VideoFrame(stream.width, 48, "yuv420p")))
+                pixels = np.full((48, stream.width, 3), 2 * stream.width - 100, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         for stream in streams:
             container.mux(stream.encode(None))
     clip = read_clip(path, **ONE_A_SECOND)
     assert clip.decoder == "pyav"
     assert clip.note == "not read by decord: several video streams"
+    assert (clip.width, len(clip.frames)) == (64, 2)
+    assert np.abs(clip.frames.astype(int) - 28).max() <= 3

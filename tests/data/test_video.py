@@ -145,6 +145,8 @@ def test_videos_without_increasing_timestamps_are_read_by_pyav(tmp_path):
         ("empty.mp4", b"", "empty", "the file has 0 bytes"),
         ("text.mp4", b"no video" * 99, "corrupt", "the file is plain text"),
         ("page.mp4", b"\n<!DOCTYPE html><html>", "corrupt", "the file is a web page"),
+        ("page.mp4", b"\xef\xbb\xbf<HTML lang='en'>", "corrupt", "the file is a web page"),
+        ("list.mp4", b"#EXTM3U\n", "no_video", "the file is a playlist, whose files are not opened"),
         ("archive.mp4", b"PK\x03\x04" + bytes(999), "corrupt", "the file is a ZIP archive"),
         (
             "pointer.mp4",
@@ -166,9 +168,11 @@ def test_bad_files_have_a_status_and_a_reason(tmp_path, name, content, status, r
     assert str(tmp_path) not in caught.value.reason
 
 
-def test_truncated_file_without_index_is_corrupt(tmp_path):
+@pytest.mark.parametrize("num_bytes", [1000, 1222])
+def test_truncated_file_without_index_is_corrupt(tmp_path, num_bytes):
     path = render(tmp_path / "video.mp4", 30)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # the index stood at the end
+    assert path.stat().st_size > 2000
+    path.write_bytes(path.read_bytes()[:num_bytes])  # the index stood at the end
     with pytest.raises(ClipError, match="cut off: it has no moov atom") as caught:
         read_clip(path, **ONE_A_SECOND)
     assert caught.value.status == "corrupt"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip import ClipError
 from waver.data.clip_store import ClipStore, create_store, write_block, write_manifest
-from waver.data.ledger import DecodedClip
+from waver.data.ledger import DecodedClip, FileStamp
 from waver.data.video import read_clip
 from waver.doctor import data, machine
 from waver.doctor.findings import (
@@ -73,7 +73,7 @@ def project(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return folder
 
 
-def decode(config: ExperimentConfig) -> None:
+def decode(config: ExperimentConfig, *, stamped: bool = False) -> None:
     settings = store_settings(config)
     results = []
     for clip in {row["clip_id"]: row for row in load_captions(config).to_pylist()}.values():
@@ -81,7 +81,8 @@ def decode(config: ExperimentConfig) -> None:
             outcome = read_clip(clip["path"], frames_per_second=1.0, max_frames=settings.max_frames, size=settings.size)
         except ClipError as error:
             outcome = error
-        results.append(DecodedClip(clip["clip_id"], clip["path"], 0.0, outcome))
+        file = FileStamp.of(clip["path"]) if stamped else None
+        results.append(DecodedClip(clip["clip_id"], clip["path"], 0.0, outcome, file))
     create_store(config.clip_store, settings)
     write_block(config.clip_store, settings, results)
     write_manifest(config.clip_store, settings, complete=True)
@@ -206,6 +207,18 @@ def test_a_clip_store_with_other_settings_is_an_error_before_ingest_too(project)
     manifest["settings"]["max_frames"] = 7
     (config.clip_store / "manifest.json").write_text(json.dumps(manifest))
     assert errors(findings_by_check("ingest")) == errors(findings_by_check()) == {"clip store"}
+
+
+def test_a_video_that_was_replaced_since_it_was_decoded_is_an_error(project):
+    decode(load_config("experiment.yaml"), stamped=True)
+    assert errors(findings_by_check()) == set()
+    first, second = sorted({row["video"] for row in rows() if row["split"] == "train"})[-2:]
+    shutil.copyfile(first, second)
+    found = findings_by_check()
+    assert errors(found) == {"clip store"}
+    assert "1 videos were replaced since they were decoded" in found["clip store"][0].found
+    assert second in found["clip store"][0].found
+    assert level(findings_by_check("ingest"), "clip store") == "info"
 
 
 def test_all_missing_videos_are_in_the_details(project):

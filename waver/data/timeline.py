@@ -7,10 +7,12 @@ recorders and WebM files have a variable frame rate.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from waver.data.claimed_length import claimed_length
 from waver.data.clip import ClipError
 
 if TYPE_CHECKING:
@@ -19,10 +21,18 @@ if TYPE_CHECKING:
 
 _MAX_FPS = 250.0
 """Highest plausible frame rate of a container without time stamps, whose rate is only a claim."""
-_WITHOUT_STAMPS = ("avi", "h264", "hevc", "m4v", "mjpeg", "mpegvideo")
+_RAW = ("cavsvideo", "dirac", "h261", "h263", "h264", "hevc", "m4v", "mjpeg", "mpegvideo", "obu", "vc1", "vvc")
+"""FFmpeg's names of streams without a container: FFmpeg assumes 25 frames per second unless the codec names a rate."""
+_WITHOUT_STAMPS = ("avi", *_RAW)
 """FFmpeg's names of containers without time stamps: it derives them from the rate."""
+_DECORD_CODECS = ("h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9")
+"""Codecs that decord was seen to read right; of others (QuickTime Animation) it returns frames of other times."""
+_DELAY = 3
+"""Frames by which packets may be late without having a gap: encoders with B-frames delay the first ones."""
 _ROUNDING_S = 1e-3
 """Resolution of time stamps in Matroska and WebM."""
+_JUMP_S = 3600.0
+"""No frame is shown for so long."""
 _PICTURES = ("_pipe", "image2")
 """FFmpeg's formats for single pictures end with these."""
 
@@ -38,19 +48,30 @@ class Timeline:
     fps: float
     """Average frame rate that the container claims."""
     stamps: np.ndarray | None
-    """int64 (F,): time stamp of each frame, in the unit of the stream; None if the container has none (AVI), and times
-    follow from the rate."""
+    """int64 (F,): time stamp of each frame, in the unit of the stream; None if the container has none (AVI). Then the times
+    follow from the rate or, where packets are missing, from the times at which packets are decoded."""
     keyframes: np.ndarray
     """int64: stamps of the frames at which decoding can start, increasing."""
     is_constant: bool
     """Whether every frame is within half a frame of its index / `fps`."""
     unfit_for_decord: str | None
     """Why decord would return other frames, without an error; None if it finds the right ones."""
+    has_exact_stamps: bool = True
+    """Whether a frame has the same time stamp after a seek. Not in MPEG program streams, where FFmpeg interpolates them."""
     claimed_s: float | None = None
     """Length of the video that the container claims, if the file ends well before it; else None."""
 
     def __len__(self) -> int:
         return len(self.times_s)
+
+
+class _Packet(NamedTuple):
+    """What the timeline needs of a packet; times are in the unit of the stream."""
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    is_key: bool
 
 
 def video_stream(container: "InputContainer") -> "VideoStream":
@@ -81,7 +102,9 @@ def read_timeline(container: "InputContainer") -> Timeline:
     """
     stream = video_stream(container)
     packets, num_discarded = _demux(container, stream)
-    fps = float(stream.average_rate or stream.guessed_rate or 0)
+    is_raw = container.format.name in _RAW
+    # The average rate of a raw stream is FFmpeg's default; the guessed rate is that of the codec, if it names one.
+    fps = float((None if is_raw else stream.average_rate) or stream.guessed_rate or stream.average_rate or 0)
     if not (math.isfinite(fps) and fps > 0):
         raise ClipError("corrupt", "the video has no frame rate")
     if fps > _MAX_FPS and container.format.name in _WITHOUT_STAMPS:
@@ -90,19 +113,25 @@ def read_timeline(container: "InputContainer") -> Timeline:
             f"the file claims {fps:g} frames per second and has no time stamps: give it its true rate, for example with "
             "ffmpeg -r 30 -i FILE -c copy NEW.mp4",
         )
-    pts = [stamp for stamp, _, _ in packets]
-    if container.format.name in _WITHOUT_STAMPS or None in pts or len(set(pts)) < len(pts):
-        times_s, none = np.arange(len(pts)) / fps, np.empty(0, np.int64)
-        end_s = len(pts) / fps
+    pts = [packet.pts for packet in packets]
+    jumps = _clock_jumps(packets, float(stream.time_base))
+    if container.format.name in _WITHOUT_STAMPS or None in pts or len(set(pts)) < len(pts) or jumps:
+        assumed = is_raw and stream.codec_context.framerate is None
+        unfit = "its clock jumps, and the frames are counted" if jumps else "no time stamps"
+        unfit += f" and no frame rate: {fps:g} per second are assumed" if assumed else ""
+        times_s, is_constant = np.arange(len(pts)) / fps, True
+        if not jumps:
+            times_s, is_constant = _times_of_packets(packets, fps, float(stream.time_base), _reorder_delay(stream))
+        end_s = float(times_s[-1]) + 1 / fps if packets else 0.0
         return Timeline(
             times_s,
             end_s,
             fps,
             None,
-            none,
-            is_constant=True,
-            unfit_for_decord="no time stamps",
-            claimed_s=_claimed_length(container, stream, end_s, num_discarded),
+            np.empty(0, np.int64),
+            is_constant,
+            unfit_for_decord=unfit,
+            claimed_s=claimed_length(container, stream, end_s, num_discarded),
         )
 
     stamps = np.sort(np.array(pts, np.int64))
@@ -112,11 +141,11 @@ def read_timeline(container: "InputContainer") -> Timeline:
     is_constant = bool((np.abs(times_s - nominal_s) <= 0.5 / fps).all())
     # Containers round time stamps; the rate is exact.
     times_s = np.where(np.abs(times_s - nominal_s) <= _ROUNDING_S + unit_s, nominal_s, times_s)
-    last_s = packets[int(np.argmax(pts))][1] * unit_s or 1 / fps if packets else 0.0
-    keyframes = [(index, pts[index]) for index, (_, _, is_key) in enumerate(packets) if is_key]
+    last_s = packets[int(np.argmax(pts))].duration * unit_s or 1 / fps if packets else 0.0
+    keyframes = [(index, pts[index]) for index, packet in enumerate(packets) if packet.is_key]
     if num_discarded:
         unfit = f"{num_discarded} packets are not to be shown"
-    elif any(stamps[index] != stamp for index, stamp in keyframes) or not (packets and packets[0][2]):
+    elif any(stamps[index] != stamp for index, stamp in keyframes) or not (packets and packets[0].is_key):
         # decord counts frames from a keyframe, and takes the order of packets for the order in which keyframes are shown.
         unfit = "frames before a keyframe are shown after it"
     else:
@@ -130,64 +159,63 @@ def read_timeline(container: "InputContainer") -> Timeline:
         np.sort(np.array([stamp for _, stamp in keyframes], np.int64)),
         is_constant=is_constant,
         unfit_for_decord=unfit,
-        claimed_s=_claimed_length(container, stream, end_s, num_discarded),
+        has_exact_stamps=container.format.name != "mpeg",
+        claimed_s=claimed_length(container, stream, end_s, num_discarded),
     )
 
 
-def is_missing_much(read_s: float, video_s: float) -> bool:
-    """Returns whether more than a second and a tenth of a video is missing; containers round, and audio may be longer."""
-    return video_s - read_s > max(1.0, video_s / 10)
+def _reorder_delay(stream: "VideoStream") -> int:
+    """Returns how many further packets are decoded before a frame is shown: 0 without B-frames."""
+    if not stream.codec_context.has_b_frames:
+        return 0
+    return (
+        2 if stream.codec_context.codec.canonical_name in ("h264", "hevc") else 1
+    )  # with B-frames that refer to others
 
 
-def _claimed_length(
-    container: "InputContainer", stream: "VideoStream", end_s: float, num_discarded: int
-) -> float | None:
-    """Returns the length that the container claims in seconds, if the file ends well before it; else None.
+def _times_of_packets(packets: list[_Packet], fps: float, unit_s: float, delay: int) -> tuple[np.ndarray, bool]:
+    """Returns when each frame of a container without time stamps is shown, and whether its rate is constant.
 
-    MPEG-TS, fragmented MP4 and AVI without an index claim nothing: nobody can tell that one of them is cut off.
+    A frame that a recorder has dropped leaves a gap in the times at which packets are to be decoded, since FFmpeg counts the
+    empty packets of an AVI. Without gaps the times follow from the rate.
 
     Args:
-        container: of the video, read to its end.
-        stream: the video.
-        end_s: when its last frame disappears.
-        num_discarded: packets that are not to be shown, which the claim of an MP4 includes.
+        packets: all packets of the video.
+        fps: frame rate.
+        unit_s: unit of the packets' times.
+        delay: a frame is shown when so many further packets are decoded.
     """
-    if num_discarded:
-        return None
-    if stream.duration and stream.time_base:
-        claimed_s = float(stream.duration * stream.time_base)
-        return claimed_s if is_missing_much(end_s, claimed_s) else None
-    claimed_s = (container.duration or 0) / 1e6
-    if not is_missing_much(end_s, claimed_s):
-        return None
-    return claimed_s if is_missing_much(_last_packet(container), claimed_s) else None  # else the audio is longer
+    nominal_s, decoded_s = np.arange(len(packets)) / fps, np.empty(len(packets))
+    known = [index for index, packet in enumerate(packets) if packet.dts is not None]
+    if not known or len(packets) <= delay:
+        return nominal_s, True
+    for index, packet in enumerate(packets):  # a program stream gives the times of some packets only
+        last_s = decoded_s[index - 1] if index else (packets[known[0]].dts or 0) * unit_s - (known[0] + 1) / fps
+        decoded_s[index] = last_s + 1 / fps if packet.dts is None else packet.dts * unit_s
+    decoded_s = np.maximum.accumulate(decoded_s)
+    times_s = np.append(decoded_s[delay:], decoded_s[-1] + np.arange(1, delay + 1) / fps)
+    times_s -= times_s[0]
+    if (np.abs(times_s - nominal_s) <= _DELAY / fps).all():
+        return nominal_s, True
+    return times_s, False
 
 
-def _last_packet(container: "InputContainer") -> float:
-    """Returns when the last packet of any stream ends, in seconds; a Matroska file claims the length of the longest."""
+def _clock_jumps(packets: list[_Packet], unit_s: float) -> bool:
+    """Whether the clock jumps back or by hours, as where recordings were concatenated; FFmpeg may take it for a wrap."""
+    dts_s = [packet.dts * unit_s for packet in packets if packet.dts is not None]
+    return any(not -1 < later - earlier < _JUMP_S for earlier, later in pairwise(dts_s))
+
+
+def _demux(container: "InputContainer", stream: "VideoStream") -> tuple[list[_Packet], int]:
+    """Returns each packet that is shown, and the number of the others."""
     import av
 
-    last_s = 0.0
-    try:
-        with av.open(container.name) as again:
-            for packet in again.demux():
-                if packet.pts is not None:
-                    last_s = max(last_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-    except av.FFmpegError:
-        return last_s
-    return last_s
-
-
-def _demux(container: "InputContainer", stream: "VideoStream") -> tuple[list[tuple[int | None, int, bool]], int]:
-    """Returns (time stamp, duration, whether a keyframe) of each packet that is shown, and the number of the others."""
-    import av
-
-    packets: list[tuple[int | None, int, bool]] = []
+    packets: list[_Packet] = []
     num_discarded = 0
     try:
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
-                packets.append((packet.pts, packet.duration or 0, packet.is_keyframe))
+                packets.append(_Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe))
             elif packet.size:
                 num_discarded += 1
     except av.FFmpegError:
@@ -204,6 +232,8 @@ def _unfit_for_decord(container: "InputContainer", stream: "VideoStream") -> str
         return f"inexact seeks in {formats[0]}"
     if len(container.streams.video) > 1:
         return "several video streams"
+    if (codec := stream.codec_context.codec.canonical_name) not in _DECORD_CODECS:
+        return f"the codec {codec}"
     if pixels is None or any(component.bits != 8 for component in pixels.components):
         return "not 8 bits a colour"
     return None

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from waver.data.claimed_length import is_missing_much
 from waver.data.clip import Clip, ClipError, describe_part
 from waver.data.resizing import resize_and_crop
-from waver.data.timeline import Timeline, is_missing_much, read_timeline, sample_frames, video_stream
+from waver.data.timeline import Timeline, read_timeline, sample_frames, video_stream
 from waver.tools.file_kinds import describe_bytes, first_bytes, is_plain_text
 
 if TYPE_CHECKING:
@@ -269,6 +270,12 @@ def _frames_at(path: Path, timeline: Timeline, indices: list[int]) -> "Iterator[
                     yield wanted.pop(frame.pts), frame
                 if frame.pts is not None and frame.pts >= last:
                     break
+    if wanted and not timeline.has_exact_stamps:
+        for frame in _decode_from_start(path):
+            if frame.pts in wanted:
+                yield wanted.pop(frame.pts), frame
+            if not wanted:
+                return
 
 
 @contextmanager

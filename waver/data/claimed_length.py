@@ -1,0 +1,51 @@
+"""Tells whether a video file ends before the length that its container claims, as after an interrupted copy."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video import VideoStream
+
+
+def is_missing_much(read_s: float, video_s: float) -> bool:
+    """Returns whether more than a second and a tenth of a video is missing; containers round, and audio may be longer."""
+    return video_s - read_s > max(1.0, video_s / 10)
+
+
+def claimed_length(
+    container: "InputContainer", stream: "VideoStream", end_s: float, num_discarded: int
+) -> float | None:
+    """Returns the length that the container claims in seconds, if the file ends well before it; else None.
+
+    MPEG-TS, fragmented MP4 and AVI without an index claim nothing: nobody can tell that one of them is cut off.
+
+    Args:
+        container: of the video, read to its end.
+        stream: the video.
+        end_s: when its last frame disappears.
+        num_discarded: packets that are not to be shown, which the claim of an MP4 includes.
+    """
+    if num_discarded:
+        return None
+    if stream.duration and stream.time_base:
+        claimed_s = float(stream.duration * stream.time_base)
+        return claimed_s if is_missing_much(end_s, claimed_s) else None
+    claimed_s = (container.duration or 0) / 1e6
+    if not is_missing_much(end_s, claimed_s):
+        return None
+    return claimed_s if is_missing_much(_last_packet(container), claimed_s) else None  # else the audio is longer
+
+
+def _last_packet(container: "InputContainer") -> float:
+    """Returns when the last packet of any stream ends, in seconds; a Matroska file claims the length of the longest."""
+    import av
+
+    last_s = 0.0
+    try:
+        with av.open(container.name) as again:
+            for packet in again.demux():
+                if packet.pts is not None:
+                    last_s = max(last_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    except av.FFmpegError:
+        return last_s
+    return last_s
