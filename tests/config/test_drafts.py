@@ -23,7 +23,7 @@ def test_a_draft_without_mistakes_is_the_experiment():
         ({"train": {"colour": 3}}, [], ["train", "data"]),
         ({"train": 3}, ["train", "train.lr"], ["data"]),
         ({"video": {"size": "big"}}, ["video.size", "video"], ["video.max_frames"]),
-        ({"data": {"format": "tabel"}}, ["data", "data.videos"], ["model"]),
+        ({"data": {"format": "tables"}}, ["data", "data.videos"], ["model"]),
         ({"data": {"format": "table", "videos": "/w"}}, ["data", "data.annotations"], ["data.videos"]),
         ({"knowledge": {"released": ["/a", 3]}}, ["knowledge.released"], ["knowledge.top_k"]),
         ({"resources": {"workers": "two"}}, ["resources.workers"], ["resources.wait_s"]),

@@ -199,7 +199,7 @@ def test_mistakes_of_a_configuration_do_not_hide_what_it_names(project):
 def test_settings_that_depend_on_a_mistake_are_not_judged(project):
     """The weights would fit the backbone of the default, which nobody asked for."""
     (project / "typo.yaml").write_text(
-        "name: typo\ndata: {format: tabel, annotations: gone.jsonl, videos: gone}\nmodel: {bakbone: RN50, weights: openai}\n"
+        "name: typo\ndata: {format: tables, annotations: a.jsonl, videos: v}\nmodel: {bakbone: RN50, weights: openai}\n"
     )
     shown = []
     run_doctor(Path("typo.yaml"), dict, before="train", show=shown.extend)

@@ -27,7 +27,7 @@ from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import cluster_address, connect
 from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
-from waver.on_ray.stages.start import check_evaluations
+from waver.on_ray.stages.start import open_evaluations
 from waver.runs.checkpoint import checkpoint_knowledge, load_student
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import LEAKY, open_knowledge
@@ -169,12 +169,8 @@ def run_evaluation(
         WaverError: if the evaluation fails.
     """
     checkpoint = find_checkpoint(path)
-    inputs = check_evaluations(
-        {checkpoint: config},
-        split,
-        writes=[(output or checkpoint).absolute().parent, *([trec] if trec else [])],
-        stage="evaluate",
-    )[checkpoint]
+    writes = [(output or checkpoint).absolute().parent, *([trec.absolute()] if trec else [])]
+    inputs = open_evaluations({checkpoint: config}, split, writes=writes, stage="evaluate")[checkpoint]
     captions, store = inputs.captions, inputs.store
     assert captions is not None, "an evaluation cannot start without captions"
     assert store is not None, "an evaluation cannot start without clip store"

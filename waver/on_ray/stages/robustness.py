@@ -40,10 +40,10 @@ from waver.evaluation.robustness.rewriting import (
 )
 from waver.knowledge.phrases import VocabularyError, load_parser
 from waver.on_ray.stages.evaluate import evaluate_checkpoint
-from waver.on_ray.stages.start import check_evaluations
+from waver.on_ray.stages.start import open_evaluations
 from waver.runs.checkpoint import checkpoint_config
 from waver.runs.folder import find_checkpoint
-from waver.runs.inputs import load_captions, open_store
+from waver.runs.inputs import open_store
 from waver.runs.results import result_of
 from waver.tools.commands import completed_commands, config_arguments, to_assignments
 from waver.tools.files import atomic_write, write_json
@@ -90,13 +90,7 @@ def run_robustness(
         raise RobustnessError(
             "the report needs scipy for its tests, and matplotlib for its plots: pip install 'waver[robustness]'"
         )
-    checkpoints = {path: find_checkpoint(path) for path in runs}
-    configs = {
-        checkpoint: checkpoint_config(checkpoint, {"resources.workers": 1, **overrides})
-        for checkpoint in checkpoints.values()
-    }
-    check_evaluations(configs, settings.split, writes=[output.absolute()] if output else [], stage="robustness")
-    sources = _open_sources(checkpoints, configs, settings.split)
+    sources = _open_sources(runs, overrides, settings.split, output)
     imported = _read_imported(sources[0].captions, settings)
     queries, references, notes = _collect_queries(sources[0].captions, settings, imported)
     logger.info(_count_text(queries))
@@ -134,21 +128,21 @@ def run_robustness(
     return report, folder
 
 
-def _open_sources(
-    checkpoints: Mapping[Path, Path], configs: Mapping[Path, ExperimentConfig], split: str
-) -> list[_Source]:
-    """Reads the captions of the runs; checks that their clips and captions are the same.
-
-    Args:
-        checkpoints: folder of a run or of a checkpoint -> folder of its checkpoint.
-        configs: folder of a checkpoint -> its configuration.
-        split: whose clips are the gallery.
-    """
+def _open_sources(runs: Sequence[Path], overrides: Mapping[str, Any], split: str, output: Path | None) -> list[_Source]:
+    """Finds checkpoints, configurations and captions of the runs; checks that their clips and captions are the same."""
+    checkpoints = [find_checkpoint(path) for path in runs]
+    configs = {
+        checkpoint: checkpoint_config(checkpoint, {"resources.workers": 1, **overrides}) for checkpoint in checkpoints
+    }
+    writes = [output.absolute() if output else checkpoints[0].absolute().parent]
+    inputs = open_evaluations(configs, split, writes=writes, stage="robustness")
     sources: list[_Source] = []
-    for path, checkpoint in checkpoints.items():
+    for path, checkpoint in zip(runs, checkpoints, strict=True):
         config = configs[checkpoint]
         name = config.name if path != checkpoint else f"{config.name}/{checkpoint.name}"
-        sources.append(_Source(name, path, checkpoint, config, load_captions(config)))
+        captions = inputs[checkpoint].captions
+        assert captions is not None, "a report cannot start without captions"
+        sources.append(_Source(name, path, checkpoint, config, captions))
     names = [source.name for source in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RobustnessError(f"{', '.join(twice)}: given twice; a run cannot be compared with itself")

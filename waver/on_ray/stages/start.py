@@ -62,7 +62,7 @@ def _checked_settings(config: ExperimentConfig) -> str:
     return repr((config.model_dump(include=sections), train, config.uses_knowledge, config.uses_fusion))
 
 
-def check_evaluations(
+def open_evaluations(
     checkpoints: Mapping[Path, ExperimentConfig], split: str, *, writes: Sequence[Path], stage: str
 ) -> dict[Path, Inputs]:
     """Checks what the evaluation of some checkpoints reads and where it writes; returns the inputs of each.
@@ -72,6 +72,9 @@ def check_evaluations(
         split: train, validation or test.
         writes: folders for the results; they need not exist.
         stage: name of the command, for the error.
+
+    Returns:
+        Folder of a checkpoint -> caption table.
 
     Raises:
         StartError: with everything that prevents one of them.
