@@ -162,7 +162,7 @@ def check_disk(
     if captions is not None and (num_clips := _num_clips_to_decode(captions, store)):
         yield _check_clip_space(config, storage, num_clips, setting=setting)
     if model:
-        num_there = len(list_names(config.run_folder, "checkpoint_epoch_*"))
+        num_there = sum(len(list_names(place, "checkpoint_epoch_*")) for place in writes)
         yield _check_checkpoint_space(storage, model, num_there=num_there, trains=trains, setting=setting)
 
 

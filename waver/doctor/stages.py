@@ -136,9 +136,8 @@ def _check_dictionary(config: ExperimentConfig, captions: pa.Table, *, before: S
         # No error for training, which reads the phrases from the knowledge.
         yield Finding("error" if before == "match" else "info", name, str(error), "next: waver vocabulary CONFIG")
         # If `waver vocabulary` cannot run, the stage cannot be reached.
-        reached = before in ("ingest", "tune") or (
-            before == "train" and exists(config.knowledge_store / "manifest.json")
-        )
+        matched = exists(config.knowledge_store / "manifest.json")
+        reached = before == "ingest" or (before in ("train", "tune") and matched)
         yield from _check_parser(config.vocabulary.parser, "warning" if reached else "error")
         return
     yield Finding("ok", name, f"{len(dictionary.phrases)} phrases in {display_path(config.dictionary)}")

@@ -165,8 +165,7 @@ def run_evaluation(
         trec_depth: number of answers per query in those rankings, at most.
 
     Raises:
-        StartError: with everything that is missing or does not fit the checkpoint.
-        WaverError: if the evaluation fails.
+        WaverError: `StartError` with everything that is missing or does not fit the checkpoint; or if the evaluation fails.
     """
     checkpoint = find_checkpoint(path)
     writes = [(output or checkpoint).absolute().parent, *([trec.absolute()] if trec else [])]
