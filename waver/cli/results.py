@@ -1,8 +1,9 @@
 """Commands for trained runs: `waver evaluate`, `robustness`, `board` and `compare`."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,7 +46,6 @@ def evaluate(
 ) -> None:
     """Compute exact retrieval metrics of a checkpoint, in both directions."""
     from waver.data.duplicates import describe_counts
-    from waver.evaluation.tables import metrics_table, rows_of, styles_table
     from waver.on_ray.stages.evaluate import run_evaluation
     from waver.runs.checkpoint import checkpoint_config
     from waver.runs.folder import find_checkpoint
@@ -71,12 +71,8 @@ def evaluate(
         trec_depth=export_depth,
     )
     print_protocol(result)
-    num_clips = result["gallery_size"]
     title = f"{experiment.name}, {checkpoint.name}, {split} split"
-    stdout.print(metrics_table(title, rows_of(result), num_clips=num_clips))
-    if result["styles"]:
-        columns = {experiment.name: result["styles"]}
-        stdout.print(styles_table("by style of the caption", columns, num_clips=num_clips))
+    _print_metrics(title, experiment.name, result)
     if result["num_missing_clips"]:
         logger.info(f"{result['num_missing_clips']} clips of the gallery could not be decoded and count as misses")
     if lines := describe_counts(result["duplicates"]):
@@ -84,6 +80,15 @@ def evaluate(
             "duplicates in the split (listed in duplicates_*.json; the `excused` metrics do not count them as wrong):"
         )
         logger.info("\n".join(lines))
+
+
+def _print_metrics(title: str, name: str, result: Mapping[str, Any]) -> None:
+    from waver.evaluation.tables import metrics_table, rows_of, styles_table
+
+    num_clips = result["gallery_size"]
+    stdout.print(metrics_table(title, rows_of(result), num_clips=num_clips))
+    if result["styles"]:
+        stdout.print(styles_table("by style of the caption", {name: result["styles"]}, num_clips=num_clips))
 
 
 def robustness(

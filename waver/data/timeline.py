@@ -6,7 +6,7 @@ recorders and WebM files have a variable frame rate.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -116,23 +116,8 @@ def read_timeline(container: "InputContainer") -> Timeline:
     pts = [packet.pts for packet in packets]
     jumps = _clock_jumps(packets, float(stream.time_base))
     if container.format.name in _WITHOUT_STAMPS or None in pts or len(set(pts)) < len(pts) or jumps:
-        assumed = is_raw and stream.codec_context.framerate is None
-        unfit = "its clock jumps, and the frames are counted" if jumps else "no time stamps"
-        unfit += f" and no frame rate: {fps:g} per second are assumed" if assumed else ""
-        times_s, is_constant = np.arange(len(pts)) / fps, True
-        if not jumps:
-            times_s, is_constant = _times_of_packets(packets, fps, float(stream.time_base), _reorder_delay(stream))
-        end_s = float(times_s[-1]) + 1 / fps if packets else 0.0
-        return Timeline(
-            times_s,
-            end_s,
-            fps,
-            None,
-            np.empty(0, np.int64),
-            is_constant,
-            unfit_for_decord=unfit,
-            claimed_s=claimed_length(container, stream, end_s, num_discarded),
-        )
+        timeline = _timeline_without_stamps(stream, packets, fps, is_raw=is_raw, jumps=jumps)
+        return replace(timeline, claimed_s=claimed_length(container, stream, timeline.end_s, num_discarded))
 
     stamps = np.sort(np.array(pts, np.int64))
     unit_s = float(stream.time_base)
@@ -162,6 +147,28 @@ def read_timeline(container: "InputContainer") -> Timeline:
         has_exact_stamps=container.format.name != "mpeg",
         claimed_s=claimed_length(container, stream, end_s, num_discarded),
     )
+
+
+def _timeline_without_stamps(
+    stream: "VideoStream", packets: list[_Packet], fps: float, *, is_raw: bool, jumps: bool
+) -> Timeline:
+    """Returns the frames of a video whose packets have no usable time stamps, by their rate.
+
+    Args:
+        stream: the video.
+        packets: all packets of it.
+        fps: frame rate.
+        is_raw: whether the file is a stream without container.
+        jumps: whether the clock jumps.
+    """
+    assumed = is_raw and stream.codec_context.framerate is None
+    unfit = "its clock jumps, and the frames are counted" if jumps else "no time stamps"
+    unfit += f" and no frame rate: {fps:g} per second are assumed" if assumed else ""
+    times_s, is_constant = np.arange(len(packets)) / fps, True
+    if not jumps:
+        times_s, is_constant = _times_of_packets(packets, fps, float(stream.time_base), _reorder_delay(stream))
+    end_s = float(times_s[-1]) + 1 / fps if packets else 0.0
+    return Timeline(times_s, end_s, fps, None, np.empty(0, np.int64), is_constant, unfit_for_decord=unfit)
 
 
 def _reorder_delay(stream: "VideoStream") -> int:

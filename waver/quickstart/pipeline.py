@@ -24,7 +24,7 @@ from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.evaluate import run_evaluation
-from waver.on_ray.stages.ingest import run_ingest
+from waver.on_ray.stages.ingest import IngestReport, run_ingest
 from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.train import run_training
 from waver.quickstart.dictionary import extract_or_copy_dictionary
@@ -108,14 +108,18 @@ def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object],
     }
     write_json(output / "results.json", content)
     _show_tables(content, results, show_table)
-    num_failed, num_clips = sum(report.reasons.values()), sum(report.counts.values())
-    logger.info(f"{num_failed} of {num_clips} clips could not be decoded, since their files are broken on purpose:")
-    for line in describe_failures(report.failures):
-        logger.info(f"  {line}")
+    _log_failures(report)
     logger.info(", ".join(f"{name} {value:.0f} s" for name, value in content["seconds"].items()))
     curves = shlex.quote(str(config.run_folder.parent))
     logger.info(f"results: {output / 'results.json'}\ncurves: waver board {curves}")
     return content
+
+
+def _log_failures(report: IngestReport) -> None:
+    num_failed, num_clips = sum(report.reasons.values()), sum(report.counts.values())
+    logger.info(f"{num_failed} of {num_clips} clips could not be decoded, since their files are broken on purpose:")
+    for line in describe_failures(report.failures):
+        logger.info(f"  {line}")
 
 
 def _render_with_progress(folder: Path) -> None:

@@ -182,18 +182,7 @@ def run_evaluation(
     chosen_on = "validation" if is_best else None
     result = result_of(evaluation, checkpoint, config, knowledge, captions, chosen_on=chosen_on)
     if trec:
-        t2v, v2t = evaluation.ranks.top, evaluation.ranks.top_groups
-        assert t2v is not None, "evaluate with top_k > 0"
-        assert v2t is not None, "evaluate with top_k > 0"
-        write_trec(
-            trec,
-            clip_ids=evaluation.clip_ids,
-            text_ids=evaluation.text_ids,
-            clip_of_text=evaluation.clip_of_text.tolist(),
-            t2v=t2v,
-            v2t=v2t,
-            tag=config.name,
-        )
+        _write_rankings(trec, evaluation, tag=config.name)
         logger.info(f"rankings (the first {top_k} answers of each query) are in {trec}")
     if result["leaky"]:
         logger.info(LEAKY)
@@ -204,6 +193,21 @@ def run_evaluation(
     write_json(output or checkpoint.parent / f"evaluation_{name}.json", result)
     write_json((output or checkpoint).parent / f"duplicates_{split}.json", duplicates.as_json())
     return result
+
+
+def _write_rankings(folder: Path, evaluation: Evaluation, *, tag: str) -> None:
+    t2v, v2t = evaluation.ranks.top, evaluation.ranks.top_groups
+    assert t2v is not None, "evaluate with top_k > 0"
+    assert v2t is not None, "evaluate with top_k > 0"
+    write_trec(
+        folder,
+        clip_ids=evaluation.clip_ids,
+        text_ids=evaluation.text_ids,
+        clip_of_text=evaluation.clip_of_text.tolist(),
+        t2v=t2v,
+        v2t=v2t,
+        tag=tag,
+    )
 
 
 def _find_duplicates(

@@ -125,16 +125,22 @@ def ingest(
             "resolve this, then run the same command again"
         ) from error
     report = _report(clips, store, len(todo), time.monotonic() - started)
-    num_failed = sum(report.reasons.values())
-    if num_failed > section.allowed_failures(len(clips)) or num_failed == len(clips):
-        causes = "\n".join([*(f"  {line}" for line in describe_failures(report.failures)), *report.remarks])
-        raise IngestError(
-            f"{num_failed} of {len(clips)} clips could not be decoded; allowed are {section.allowed_failures(len(clips))} "
-            f"(ingest.max_failed = {section.max_failed}, ingest.max_failed_fraction = {section.max_failed_fraction:g}):\n"
-            f"{causes}\nEach is listed in {display_path(store / 'ledger')}. Replace the files and run the same command "
-            f"again, or allow more with --set ingest.max_failed={num_failed}: evaluation counts them as misses"
-        )
+    _check_failures(report, len(clips), store, section)
     return report
+
+
+def _check_failures(report: IngestReport, num_clips: int, store: Path, section: IngestConfig) -> None:
+    """Raises IngestError if more clips failed than the section `ingest` allows, or all."""
+    num_failed, allowed = sum(report.reasons.values()), section.allowed_failures(num_clips)
+    if num_failed <= allowed and num_failed < num_clips:
+        return
+    causes = "\n".join([*(f"  {line}" for line in describe_failures(report.failures)), *report.remarks])
+    raise IngestError(
+        f"{num_failed} of {num_clips} clips could not be decoded; allowed are {allowed} (ingest.max_failed = "
+        f"{section.max_failed}, ingest.max_failed_fraction = {section.max_failed_fraction:g}):\n{causes}\n"
+        f"Each is listed in {display_path(store / 'ledger')}. Replace the files and run the same command again, or allow "
+        f"more with --set ingest.max_failed={num_failed}: evaluation counts them as misses"
+    )
 
 
 def _unfinished(clips: pa.Table, store: Path, ledger: pa.Table) -> pa.Table:

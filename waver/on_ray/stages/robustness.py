@@ -95,11 +95,7 @@ def run_robustness(
     queries, references, notes = _collect_queries(sources[0].captions, settings, imported)
     logger.info(_count_text(queries))
     table = queries_to_captions(queries, references)
-    evaluated = []
-    for source in sources:
-        arguments = config_arguments(source.checkpoint / "config.yaml", to_assignments(overrides))
-        with completed_commands(arguments):
-            evaluated.append(_evaluate_source(source, queries, table, settings.split))
+    evaluated = [_evaluate_source(source, queries, table, settings.split, overrides) for source in sources]
     metrics = [metrics for metrics, _ in evaluated]
     notes += [note for source, run in zip(sources, metrics, strict=True) for note in _describe_cuts(source, run)]
     about = {
@@ -163,7 +159,7 @@ def _open_sources(runs: Sequence[Path], overrides: Mapping[str, Any], split: str
 
 
 def _evaluate_source(
-    source: _Source, queries: Queries, table: pa.Table, split: str
+    source: _Source, queries: Queries, table: pa.Table, split: str, overrides: Mapping[str, Any]
 ) -> tuple[RunMetrics, dict[str, Any]]:
     """Ranks the gallery for every query with the model of one run.
 
@@ -172,19 +168,21 @@ def _evaluate_source(
         queries: of the report.
         table: the same queries as a caption table.
         split: whose clips are the gallery.
+        overrides: dotted key -> value, for the commands in error messages.
 
     Returns:
         The metrics of the run, and the fields of its evaluation result that describe model and hardware.
     """
-    evaluation, knowledge = evaluate_checkpoint(
-        source.checkpoint,
-        source.config,
-        source.captions,
-        open_store(source.config, source.captions),
-        split=split,
-        queries=table,
-        options=EvaluationOptions(top_k=ANSWER_DEPTH),
-    )
+    with completed_commands(config_arguments(source.checkpoint / "config.yaml", to_assignments(overrides))):
+        evaluation, knowledge = evaluate_checkpoint(
+            source.checkpoint,
+            source.config,
+            source.captions,
+            open_store(source.config, source.captions),
+            split=split,
+            queries=table,
+            options=EvaluationOptions(top_k=ANSWER_DEPTH),
+        )
     assert evaluation.clip_ids == queries.clip_ids
     assert np.array_equal(evaluation.clip_of_text.numpy(), queries.clip)
     chosen_on = "validation" if source.path != source.checkpoint else None
