@@ -118,8 +118,7 @@ def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object],
 def _log_failures(report: IngestReport) -> None:
     num_failed, num_clips = sum(report.reasons.values()), sum(report.counts.values())
     logger.info(f"{num_failed} of {num_clips} clips could not be decoded, since their files are broken on purpose:")
-    for line in describe_failures(report.failures):
-        logger.info(f"  {line}")
+    logger.info("\n".join(describe_failures(report.failures)))
 
 
 def _render_with_progress(folder: Path) -> None:

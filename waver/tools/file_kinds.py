@@ -28,7 +28,7 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself"),
     *((bytes((0x80, version)), "a pickle") for version in (2, 3, 4, 5)),
 )
-_WEB_PAGES = (b"<!doctype html", b"<html", b"<head", b"<body")
+_WEB_PAGES = (b"<!doctype html", b"<html", b"<head", b"<body", b"<table")
 
 
 def describe_bytes(begins: bytes) -> str | None:
@@ -43,6 +43,8 @@ def describe_bytes(begins: bytes) -> str | None:
     text = begins.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(_WEB_PAGES) or (text.startswith(b"<?xml") and b"<html" in text):
         return "a web page"
+    if text.startswith(b"<?xml"):
+        return "an XML file"
     if begins.startswith(b"PK\x03\x04"):
         is_workbook = b"xl/" in begins or b"[Content_Types].xml" in begins
         return "an Excel workbook" if is_workbook else "a ZIP archive"

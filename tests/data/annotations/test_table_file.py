@@ -138,6 +138,21 @@ WHOLE_FILES = {
         "JSON object {column: values}",
     ),
     "split: objects": ("t.json", json.dumps({"train": ROWS[:3], "test": ROWS[3:]}), "JSON object {split: [objects]}"),
+    "split: video: captions": (
+        "t.json",
+        json.dumps({"train": {name: [c] for name, c in zip(NAMES, CAPTIONS, strict=True)}, "val": {}}),
+        "JSON object {split: {video: ...}}",
+    ),
+    "COCO's form": (
+        "t.json",
+        json.dumps(
+            {
+                "images": [{"id": number, "file_name": name} for number, name in enumerate(NAMES)],
+                "annotations": [{"id": 7, "image_id": n, "caption": c} for n, c in enumerate(CAPTIONS)],
+            }
+        ),
+        "JSON object with the list 'annotations'",
+    ),
     "objects of several lines": (
         "t.jsonl",
         "".join(json.dumps(row, indent=1) for row in ROWS),
@@ -186,6 +201,15 @@ def test_the_command_in_a_message_writes_a_table_that_is_read(name, load, fail, 
         ("t.csv", "".join(f"{row['video']},a man\n" for row in ROWS), "table without a header", "video,caption"),
         ("t.csv", "video0,a man\nvideo1,a dog\n", "table without a header", "video,caption"),
         ("t.tsv", "video0\ta man\nvideo1\ta dog\n", "table without a header", "video,caption"),
+        (
+            "t.csv",
+            "# made by hand\n" + delimited(),
+            "table whose header is not its first line",
+            "delete the line before",
+        ),
+        ("t.csv", "\ufeffMy table,\n,\n" + delimited(), "table whose header is not", "delete the lines before it"),
+        ("t.csv", '<?xml version="1.0"?>\n<rows></rows>', "file that is an XML file", "in JSONL, CSV, TSV or Parquet"),
+        ("t.csv", "<table><tr><td>video</td></tr></table>", "file that is a web page", "download the file itself"),
         ("t.xlsx", archive("xl/workbook.xml", "x"), "file that is an Excel workbook", "save it as CSV UTF-8"),
         ("t.csv", archive("xl/workbook.xml", "x"), "file that is an Excel workbook", "save it as CSV UTF-8"),
         ("t.csv", archive("t.csv", delimited()), "file that is a ZIP archive", "unpack it"),
@@ -261,7 +285,14 @@ MISTAKES = {
         ("t.csv", 'video,caption\nvideo1.mp4,"a "big" dog"\n'),
         ("t.csv", 'video,caption\nvideo1.mp4,"a \\"big\\" dog"\n'),
     ),
-    "header in the middle of the file: line 7\n": (("t.csv", delimited() + delimited()),),
+    "header in the middle of the file: line 7\n": (
+        ("t.csv", delimited() + delimited()),
+        ("t.csv", delimited() + "\ufeff" + delimited()),  # two files that were joined
+    ),
+    "record that cannot be read: line 2 (field larger than field limit (131072)): ": (
+        ("t.csv", "video,caption\nvideo1.mp4," + "x" * 140_000),
+    ),
+    "start_s that is not a number: line 2: '1_0'\n": (("t.csv", "video,caption,start_s\nvideo1.mp4,a,1_0\n"),),
     "line with more than one object: line 6\n": (("t.jsonl", JSONL + ROW + ROW), ("t.jsonl", f"{JSONL}{ROW}, {ROW}")),
     "line that ends with a comma: line 1, line 2,": (("t.jsonl", JSONL.replace("}\n", "},\n")),),
     "line in Python's notation: line 1, line 2,": (("t.jsonl", "".join(f"{row}\n" for row in ROWS)),),

@@ -52,7 +52,7 @@ def _records(text: str, problems: Problems, source: str, delimiter: str) -> Iter
         except StopIteration:
             return
         except csv.Error as error:
-            wrong = _describe_error(str(error))
+            wrong = _describe_error(str(error), has_quote='"' in text[position : stream.tell()])
         else:
             last = num_before + reader.line_num
             if last == number or not (wrong := _describe_swallowed(values, delimiter, last)):
@@ -69,14 +69,14 @@ def _records(text: str, problems: Problems, source: str, delimiter: str) -> Iter
         reader, num_before = csv.reader(stream, delimiter=delimiter, strict=True), number
 
 
-def _describe_error(message: str) -> tuple[str, str, str]:
+def _describe_error(message: str, *, has_quote: bool) -> tuple[str, str, str]:
     """Returns kind, remedy and addition to the place of an error of `csv`."""
-    if message.startswith(("unexpected end", "field larger")):
+    if message.startswith(("unexpected end", "field larger")) and has_quote:
         return "quote that is never closed", 'close it, or write "" for a quote inside a field in quotes', ""
     if "expected after" in message:
         remedy = 'write "" for a quote inside a field in quotes ("he says ""hi"""); \\" is not understood'
         return "quote in the middle of a field", remedy, ""
-    return "record that is not CSV", "correct it", f" ({message})"
+    return "record that cannot be read", "correct it", f" ({message})"
 
 
 def _describe_swallowed(values: list[str], delimiter: str, last_line: int) -> tuple[str, str, str] | None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from waver.data.annotations.columns import resolve_columns
+from waver.data.annotations.columns import REQUIRED, resolve_columns
 from waver.data.annotations.commands import separator_command
 from waver.data.annotations.delimited import name_shape
 from waver.data.annotations.encoding import wide_encoding
@@ -95,6 +95,9 @@ def _describe_delimited(text: str, path: Path, suffix: str) -> Diagnosis | None:
     header = tables[best][0]
     if diagnosis := _describe_original(header, lines[-1], path):
         return diagnosis
+    meant_of = [{*resolve_columns(row).values()} for row in tables[own]] if own else []
+    if number := next((number for number, meant in enumerate(meant_of) if meant >= {*REQUIRED}), 0):
+        return Diagnosis("table whose header is not its first line", f"delete the line{'s' * (number > 1)} before it")
     if len(header) < 2:
         return None
     if best != own:

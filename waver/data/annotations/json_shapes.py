@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,8 +120,13 @@ def _describe_object(content: Mapping[str, Any], text: str, path: Path) -> Diagn
         return Diagnosis("JSON object of several lines", f"write each object in one line: {compact_command(path)}")
     if values and (match := _CLIP_ID.fullmatch(next(iter(content)))):
         return published_data_set(*(("vatex", "VATEX") if len(match[1]) == 6 else ("msvd", "MSVD")), path)
+    if values and content.keys() <= {*_SPLITS} and all(isinstance(value, dict) for value in values):
+        rows = "({'video': v, 'caption': c, 'split': s} for s, d in x.items() for v, e in d.items() for c in e)"
+        is_known = all(isinstance(captions, list) for value in values for captions in value.values())
+        make = json_lines_command(path, rows) if is_known else "with video, caption and split"
+        return Diagnosis("JSON object {split: {video: ...}}", f"write one object a line: {make}")
     for what, is_it, rows in _OBJECTS:
-        if values and all(map(is_it, values)):
+        if len(values) > 1 and all(map(is_it, values)):
             return Diagnosis(f"JSON object {what}", f"write one object a line: {json_lines_command(path, rows)}")
     return None
 
@@ -136,22 +142,38 @@ def _describe_columns(content: Mapping[str, Any], path: Path) -> Diagnosis | Non
 
 def _describe_lists(content: Mapping[str, Any], path: Path) -> Diagnosis | None:
     """Describes an object with lists of objects, such as {"videos": [...], "annotations": [...]}."""
-    lists = {
-        name: value
+    first_of: dict[str, dict[str, Any]] = {
+        name: value[0]
         for name, value in content.items()
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
     }
-    if not lists:
-        return None
     for name, id_key in (("sentences", "video_id"), ("annotations", "image_id")):
-        row = lists.get(name, [{}])[0]
+        row = first_of.get(name, {})
         if "caption" in row and re.fullmatch("video[0-9]{1,4}", str(row.get(id_key))):
             return published_data_set("msrvtt", "MSR-VTT", path)
-    if len(lists) == len(content) and any(re.search(r"\d", name) for name in lists):
-        return None  # {video: [objects]}
-    if all(name in _SPLITS for name in lists):
+    if not first_of or (len(first_of) == len(content) and any(re.search(r"\d", name) for name in first_of)):
+        return None  # the latter: {video: [objects]}
+    if all(name in _SPLITS for name in first_of):
         rows = json_lines_command(path, "({**row, 'split': s} for s, rows in x.items() for row in rows)")
         return Diagnosis("JSON object {split: [objects]}", f"write one object a line: {rows}")
-    best = max(lists, key=lambda name: ("caption" in resolve_columns(list(lists[name][0])).values(), len(lists[name])))
-    rows = json_lines_command(path, f"x[{best!r}]")
-    return Diagnosis(f"JSON object with the list {best!r}", f"write its objects one a line: {rows}")
+    meant_of = {name: {*resolve_columns(list(row)).values()} for name, row in first_of.items()}
+    best = max(first_of, key=lambda name: ("caption" in meant_of[name], len(content[name])))
+    rows = _join(first_of, best) or f"x[{best!r}]"
+    command = json_lines_command(path, rows)
+    return Diagnosis(f"JSON object with the list {best!r}", f"write its objects one a line: {command}")
+
+
+def _join(first_of: Mapping[str, Mapping[str, Any]], captions: str) -> str | None:
+    """Returns the rows of a list of captions, with the names of files from another list, as in files of COCO's form.
+
+    Args:
+        first_of: name of each list -> its first object.
+        captions: name of the list of captions.
+    """
+    for name, row in first_of.items():
+        for file, id_key in product(("file_name", "video", "path"), ("image_id", "video_id")):
+            if name != captions and {"id", file} <= row.keys() and {"caption", id_key} <= first_of[captions].keys():
+                names = f"{{r['id']: r[{file!r}] for r in x[{name!r}]}}"
+                row_of = f"{{'video': n[r[{id_key!r}]], 'caption': r['caption']}}"
+                return f"(lambda n: [{row_of} for r in x[{captions!r}]])({names})"
+    return None

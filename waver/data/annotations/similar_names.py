@@ -10,6 +10,8 @@ from urllib.parse import unquote
 from waver.data.annotations.suffixes import split_video_suffix
 
 _ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
+_AROUND = " \t\r\n'\"`\u201c\u201d"
+_CAPTION_NUMBER = re.compile(r"#[0-9]+$")  # Flickr8k's way to number the captions of a file
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")  # of two slashes, a path keeps one
 
 
@@ -56,11 +58,11 @@ def _essence(name: str) -> str:
 
 
 def _clean(name: str) -> str:
-    """Returns a path with slashes, without an address around it and without blanks and invisible characters."""
+    """Returns a path with slashes, without what may stand around it: quotes, invisible characters, caption's number."""
     if is_url(name):
         name = unquote(re.split("[?#]", name)[0])
-    name = "".join(char for char in name if unicodedata.category(char) not in ("Cf", "Cc")).strip()
-    return name.replace("\\", "/")
+    name = "".join(char for char in name if unicodedata.category(char) not in ("Cf", "Cc")).strip(_AROUND)
+    return _CAPTION_NUMBER.sub("", name).replace("\\", "/")
 
 
 def _num_equal_parts(name: str, file: str) -> int:
@@ -76,7 +78,10 @@ def _describe_difference(name: str, file: str) -> str:
     if "\\" in name:
         steps.append("with / in place of \\")
     elif clean != name and not is_url(name):
-        steps.append("without blanks or invisible characters")
+        is_numbered = _CAPTION_NUMBER.search(name)
+        steps.append(
+            f"without {is_numbered[0][0]}0 ..." if is_numbered else "without blanks, quotes or invisible characters"
+        )
     if _plain(folder) != _plain(file_folder):
         steps.append(_describe_folders(folder, file_folder))
         folder = file_folder

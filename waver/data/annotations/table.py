@@ -257,7 +257,8 @@ def _seconds(row: Row, column: str, where: str, problems: Problems) -> float | N
     if value is None or value == "":
         return None
     try:
-        seconds = math.nan if isinstance(value, bool) else float(value)
+        # Python reads 1_000 as a thousand.
+        seconds = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if math.isfinite(seconds):

@@ -62,6 +62,7 @@ def _read(path: Path, problems: Problems) -> tuple[list[str], Sequence[tuple[str
         return [], []
     if (text := read_text(path, problems)) is None:
         return [], []
+    text = text.replace("\n\ufeff", "\n")  # the byte order mark of a second file that was joined to the first
     if suffix in (".jsonl", ".json"):
         return read_jsonl(text, _EXAMPLE, problems)
     return read_csv(text, problems, delimiter="\t" if suffix == ".tsv" else ",")
