@@ -28,6 +28,14 @@ def test_table_of_styles_has_a_line_for_each():
     assert rows == [["plain", "50.0", "0.0"], ["chatty", "12.3", "0.0"]]
 
 
+def test_titles_give_chance_and_the_size_of_the_gallery():
+    assert metrics_table("title", {"": chance(23)}, num_clips=23).title == "title (R@1: chance 4.3, 23 clips)"
+    assert (
+        styles_table("title", {"a": {"plain": chance(23)}}, num_clips=23).title == "title (R@1: chance 4.3, 23 clips)"
+    )
+    assert metrics_table("title", {"": chance(23)}).title == "title"
+
+
 def test_variants_follow_the_plain_metrics():
     console = Console(width=100, record=True, file=io.StringIO())
     one_way = {name: value for name, value in chance(10).items() if name.startswith("t2v")}

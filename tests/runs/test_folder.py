@@ -18,6 +18,7 @@ from waver.runs.folder import (
     newest_checkpoint,
     open_run,
     read_result,
+    rivals_of_best,
 )
 from waver.runs.tracking import Tracker
 from waver.training.build import build_training
@@ -44,6 +45,17 @@ def test_best_checkpoint_exists_and_is_the_later_of_a_tie(run):
     assert path == run / "checkpoint_epoch_0003"
     assert metrics == {"t2v/R@1": 5.0, "v2t/R@1": 1.0}
     assert list(checkpoints(run)) == [2, 3]
+
+
+def test_epochs_that_tie_with_the_best_are_named():
+    def rows(*recalls: float, **gallery: int) -> list[dict]:
+        return [{"epoch": epoch, "t2v/R@1": recall, **gallery} for epoch, recall in enumerate(recalls, 1)]
+
+    assert rivals_of_best(rows(100.0, 100.0, 100.0)) == ["epochs 1 and 2 tie with epoch 3 at t2v/R@1 100.00"]
+    assert rivals_of_best(rows(10.0, 50.0, 48.0)) == []
+    assert rivals_of_best(rows(10.0, 50.0, 48.0, gallery_size=23, num_queries=57)) == [
+        "epoch 3 differs from epoch 2 by less than the standard error of t2v/R@1 (6.5 points for 57 queries)"
+    ]
 
 
 def test_truncated_checkpoints_are_ignored(run):

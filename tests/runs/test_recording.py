@@ -79,7 +79,7 @@ def test_texts_describe_the_run(told):
     assert "python" in texts["environment"]
     assert "not decoded" in texts["data"]
     assert "knowledge fusion" in texts["model"]
-    assert "R@1" in texts["best so far"]
+    assert "R@1: chance 20.0, 5 clips" in texts["best so far"]
 
 
 def test_hparams_have_the_best_metrics(told):

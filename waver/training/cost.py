@@ -21,6 +21,8 @@ from waver.training.objective import needs_plain
 
 SUSTAINED_TFLOPS = 40.0
 """Speed at which GPU-hours are estimated, TFLOP/s: assumed, not measured, for an A100 in bf16, whose peak is 312."""
+MINUTE_H = 1 / 60
+"""A minute in hours."""
 _BACKWARD = 3
 """Operations of forward and backward together, relative to forward: the gradients of inputs and of weights cost one each."""
 _UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
@@ -73,7 +75,7 @@ class TrainingCost:
 
 def format_hours(gpu_hours: float) -> str:
     """Formats GPU-hours; a short time in GPU-minutes."""
-    if gpu_hours < 1 / 60:
+    if gpu_hours < MINUTE_H:
         return "less than a GPU-minute"
     return (
         f"{60 * gpu_hours:.0f} GPU-minutes"

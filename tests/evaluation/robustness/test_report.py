@@ -15,6 +15,7 @@ from waver.evaluation.robustness.measures import Answers
 from waver.evaluation.robustness.page import DEFINITIONS, write_page
 from waver.evaluation.robustness.queries import build_queries, reference_rows
 from waver.evaluation.robustness.report import ALL, compute_run_metrics, make_report, reference_queries
+from waver.evaluation.robustness.tables import headline_table, styles_table
 
 NUM_CLIPS = 40
 MAX_LENGTH = 10
@@ -214,6 +215,10 @@ def test_the_page_says_what_a_reader_needs(report, tmp_path):
         "negation",
     ):
         assert word in parsed.text, word
+    num_clips = report["num_clips"]
+    assert parsed.text.count(f"R@1 (chance {100 / num_clips:.1f}, {num_clips} clips)") == 1 + len(report["runs"])
+    assert f"(R@1: chance {100 / num_clips:.1f}, {num_clips} clips)" in headline_table(report).title
+    assert f"R@1 (chance {100 / num_clips:.1f}, {num_clips} clips)" in styles_table(report).title
     assert "<b>" not in page, "what users write is text, not HTML"
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""

@@ -41,6 +41,13 @@ def test_comparable_settings_are_those_that_affect_metrics(tiny_config):
     assert all(isinstance(value, bool | int | float | str) for value in settings.values())
 
 
+def test_a_fraction_that_is_not_set_is_left_out_and_stays_a_number(load_tiny):
+    """TensorBoard would take it for a string in all runs."""
+    unset, chosen = load_tiny(), load_tiny(**{"data.validation_fraction": 0.1})
+    assert "data.validation_fraction" not in comparable_settings(unset.model_dump(mode="json"))
+    assert comparable_settings(chosen.model_dump(mode="json"))["data.validation_fraction"] == 0.1
+
+
 def test_paths_and_resources_are_not_comparable_settings(load_tiny):
     one = load_tiny(**{"resources.workers": 2, "evaluate.batch_size": 7, "storage.path": "/elsewhere"})
     assert comparable_settings(one.model_dump(mode="json")) == comparable_settings(load_tiny().model_dump(mode="json"))

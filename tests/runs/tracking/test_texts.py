@@ -158,3 +158,6 @@ def test_best_text():
     text = best_text(3, metrics, num_epochs=5)
     assert text.startswith("after epoch 3, the best of 5 so far")
     assert rendered(text).tables == [[["", "R@1", "MdR"], ["t2v", "50.12", "1.0"], ["v2t", "40.0", "2.0"]]]
+    remarked = best_text(3, metrics, num_epochs=5, remarks=["R@1: chance 4.3, 23 clips"])
+    assert rendered(remarked).tables == rendered(text).tables
+    assert markdown_to_safe_html(remarked).endswith("<p>R@1: chance 4.3, 23 clips</p>")

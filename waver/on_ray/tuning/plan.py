@@ -36,7 +36,7 @@ from waver.sweeps.space import Point, corner_points, list_points, point_configs,
 from waver.tools.errors import WaverError
 from waver.tools.object_store import remote_of
 from waver.training.build import build_student
-from waver.training.cost import ForwardFlops, TrainingCost, count_forward, format_hours, training_cost
+from waver.training.cost import MINUTE_H, ForwardFlops, TrainingCost, count_forward, format_hours, training_cost
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ def cost_estimate(plan: Plan, captions: pa.Table) -> str:
     share = asha_share(epochs, sweep.scheduler.grace_epochs, reduction) if sweep.scheduler.kind == "asha" else 1.0
     stopped = (
         f" if none is stopped, about {format_hours(share * total)} if asha keeps 1 of {reduction:g} trials at each step"
-        if share < 1
+        if share < 1 and share * total > MINUTE_H
         else ""
     )
     return (
