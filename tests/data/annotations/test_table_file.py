@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import zipfile
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,15 @@ JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
 ROW = '{"video": "video1.mp4", "caption": "a man"}'
 INVISIBLE = ("\\u200b", "\\ufeff", "\\u202e\\u200f")
 VATEX_ID, MSVD_ID = "Ptf_2VRj-V0_000122_000132", "-4wsuPCjDBc_5_15"
+
+
+pack = partial(gzip.compress, mtime=0)
+"""Without the time of day: the names of tests must be the same in all processes."""
+
+
+def short_id(value):
+    """Names a case by the beginning of its values; contents may be long and binary."""
+    return re.sub(r"[^\x20-\x7e]+", " ", str(value))[:30]
 
 
 def delimited(separator=",", rows=ROWS):
@@ -41,7 +51,7 @@ def parquet(**columns):
 def archive(name, content):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as file:
-        file.writestr(name, content)
+        file.writestr(zipfile.ZipInfo(name), content)
     return stream.getvalue()
 
 
@@ -79,10 +89,10 @@ def fail(load):
     [
         ("t.tsv", delimited("\t")),
         ("t.TSV", delimited("\t")),
-        ("t.csv.gz", gzip.compress(delimited().encode())),
-        ("t.tsv.gz", gzip.compress(delimited("\t").encode())),
-        ("t.jsonl.gz", gzip.compress(JSONL.encode())),
-        ("t.json.gz", gzip.compress(JSONL.encode())),
+        ("t.csv.gz", pack(delimited().encode())),
+        ("t.tsv.gz", pack(delimited("\t").encode())),
+        ("t.jsonl.gz", pack(JSONL.encode())),
+        ("t.json.gz", pack(JSONL.encode())),
         ("t.csv", delimited().replace("\n", "\r")),
         ("t.csv", delimited().replace("\n", "\r\n").encode("utf-8-sig")),
         ("t.jsonl", JSONL.replace("\n", "\r")),
@@ -92,6 +102,7 @@ def fail(load):
             parquet(video=pa.array(NAMES).dictionary_encode(), caption=pa.array(CAPTIONS, pa.large_string())),
         ),
     ],
+    ids=short_id,
 )
 def test_tables_that_are_read(load, name, content):
     table = load(name, content)
@@ -117,7 +128,7 @@ WHOLE_FILES = {
     "Windows-1252": ("t.csv", delimited().replace("man", "señor").encode("cp1252"), "line that is not UTF-8"),
     # T8
     "array": ("t.json", json.dumps(ROWS, indent=1), "JSON array"),
-    "packed array": ("t.json.gz", gzip.compress(json.dumps(ROWS).encode()), "JSON array"),
+    "packed array": ("t.json.gz", pack(json.dumps(ROWS).encode()), "JSON array"),
     "array of arrays": ("t.json", json.dumps([[*row.values()] for row in ROWS]), "JSON array of arrays"),
     "array of arrays with a header": (
         "t.json",
@@ -166,7 +177,7 @@ WHOLE_FILES = {
     ),
     "more columns, TSV": ("t.tsv", delimited("\t", [{**row, "id": 1} for row in ROWS]), "unknown column: 'id'"),
     "more columns, JSONL": ("t.jsonl", JSONL.replace("{", '{"id": "07", '), "unknown column: 'id'"),
-    "more columns, packed": ("t.jsonl.gz", gzip.compress(JSONL.replace("{", '{"id": 1, ').encode()), "unknown column"),
+    "more columns, packed": ("t.jsonl.gz", pack(JSONL.replace("{", '{"id": 1, ').encode()), "unknown column"),
     "more columns, Parquet": ("t.parquet", parquet(video=NAMES, caption=CAPTIONS, x=NAMES), "unknown column: 'x'"),
     "index of pandas": ("t.csv", delimited(rows=[{"": 1, **row} for row in ROWS]), "unless index=False"),
 }
@@ -196,8 +207,8 @@ def test_the_command_in_a_message_writes_a_table_that_is_read(name, load, fail, 
         ("t.jsonl", delimited(), "table in a .jsonl file", "give it the name t.csv"),
         ("t.csv", JSONL, "file that holds JSON Lines", "give it the name t.jsonl"),
         ("t.csv", parquet(video=NAMES, caption=CAPTIONS), "file that is a Parquet file", "give it the name t.parquet"),
-        ("t.csv", gzip.compress(delimited().encode()), "file that is a gzip file", "give it the name t.csv.gz"),
-        ("t.csv.gz", gzip.compress(delimited().encode())[:50], "unreadable file", "exist and be readable"),
+        ("t.csv", pack(delimited().encode()), "file that is a gzip file", "give it the name t.csv.gz"),
+        ("t.csv.gz", pack(delimited().encode())[:50], "unreadable file", "exist and be readable"),
         ("t.csv", "".join(f"{row['video']},a man\n" for row in ROWS), "table without a header", "video,caption"),
         ("t.csv", "video0,a man\nvideo1,a dog\n", "table without a header", "video,caption"),
         ("t.tsv", "video0\ta man\nvideo1\ta dog\n", "table without a header", "video,caption"),
@@ -224,7 +235,7 @@ def test_the_command_in_a_message_writes_a_table_that_is_read(name, load, fail, 
         ("t.json", json.dumps(ROWS)[:100], "JSON that ends in the middle, in line 1", "download it again"),
         ("t.json", json.dumps(ROWS).replace("}, {", "} {"), "JSON array with a mistake", "correct it"),
         ("t.json", "[1, 2]", "JSON array without objects", "one object a line"),
-        ("t.csv.gz", gzip.compress(b""), "empty file", "write one row per caption"),
+        ("t.csv.gz", pack(b""), "empty file", "write one row per caption"),
         # T9
         (
             "MSRVTT_data.json",
@@ -251,6 +262,7 @@ def test_the_command_in_a_message_writes_a_table_that_is_read(name, load, fail, 
             "use format: didemo",
         ),
     ],
+    ids=short_id,
 )
 def test_files_that_are_something_else(fail, name, content, expected, remedy):
     message = fail(name, content)
@@ -375,6 +387,7 @@ def test_a_file_with_many_wrong_quotes_is_given_up(fail):
 @pytest.mark.parametrize(
     ("value", "meant"),
     [("0:01:30", "90"), ("01:30", "90"), ("1:00:00.5", "3600.5"), ("00:00:02,5", "2.5"), ("2,5", "2.5"), ("3 s", "3")],
+    ids=short_id,
 )
 def test_times_that_are_not_in_seconds_are_refused_with_what_to_write(fail, value, meant):
     rows = [dict(row, end_s=value) for row in ROWS]
@@ -403,6 +416,7 @@ def test_durations_in_parquet_are_refused_with_what_to_write(fail):
             "under this path, or set data.allow_missing_videos to count them as misses (the ",
         ),
     ],
+    ids=short_id,
 )
 def test_missing_videos_are_compared_with_what_is_there(load, fail, caplog, change, expected):
     table = delimited(rows=[dict(row, video=change(row["video"])) for row in ROWS])
