@@ -31,7 +31,8 @@ pack = partial(gzip.compress, mtime=0)
 
 def short_id(value):
     """Names a case by the beginning of its values; contents may be long and binary."""
-    return re.sub(r"[^\x20-\x7e]+", " ", str(value))[:30]
+    text = value if isinstance(value, str) else getattr(value, "__name__", repr(value))
+    return re.sub(r"[^\x20-\x7e]+", " ", text)[:30]
 
 
 def delimited(separator=",", rows=ROWS):
