@@ -147,6 +147,7 @@ def test_missing_file_error_lists_the_files_in_its_folder(tmp_path):
         ("learning_rate", "did you mean train.lr?"),
         ("batch_size", "did you mean train.global_batch_size or evaluate.batch_size?"),
         ("num_samples", "it is a key of a sweep, which `waver tune` runs"),
+        ("num_sample", "did you mean num_samples, a key of a sweep, which `waver tune` runs?"),
         ("colour", "known keys here: name, seed, data"),
         ("train.lrr", "did you mean lr?"),
     ],
@@ -155,6 +156,12 @@ def test_a_key_in_another_place_is_found(tmp_path, key, hint):
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, SMALL), {key: 1})
     assert f"{key}: unknown key; {hint}" in str(caught.value)
+
+
+def test_several_settings_in_one_override_are_an_error():
+    with pytest.raises(ConfigError, match="write one --set for each setting"):
+        parse_overrides(["train.epochs=3,train.lr=2"])
+    assert parse_overrides(["text.prompt='a, b of {}'"]) == {"text.prompt": "a, b of {}"}
 
 
 @pytest.mark.parametrize("assignment", ["model.weights=", "train.lr= ", "name="])

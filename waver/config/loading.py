@@ -184,6 +184,9 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             problems.append(f"--set {assignment}: write it as section.key=value, for example train.lr=3e-5")
             continue
+        if re.search(r",\s*\w+(\.\w+)+=", value):
+            problems.append(f"--set {assignment}: write one --set for each setting")
+            continue
         if not value.strip():  # YAML would read it as null, which for model.weights means random weights
             problems.append(f"--set {assignment}: the value is empty; write {key}=null for none, or give one")
             continue

@@ -126,8 +126,11 @@ def _remedy_for_key(location: list[str], raw: Any, kind: type[Section]) -> str:
         first = name.partition(".")[0]
         if first in ExperimentConfig.model_fields:
             return f"it is a key of the experiment: write it in `set`, with its section, such as set: {{{name}: ...}}"
-    if kind is ExperimentConfig and len(location) == 1 and name in SweepConfig.model_fields:
-        return "it is a key of a sweep, which `waver tune` runs"
+    if kind is ExperimentConfig and len(location) == 1:
+        if name in SweepConfig.model_fields:
+            return "it is a key of a sweep, which `waver tune` runs"
+        if near := difflib.get_close_matches(name, SweepConfig.model_fields, 1, 0.8):
+            return f"did you mean {near[0]}, a key of a sweep, which `waver tune` runs?"
     if near := similar_keys(name, dotted_keys(kind, raw), guess=len(location) == 1):
         return f"did you mean {' or '.join(near)}?"
     return f"known keys here: {', '.join(known)}"
