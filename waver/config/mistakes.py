@@ -168,6 +168,8 @@ def describe_other_kind(path: Path, raw: Mapping[str, Any], wanted: type[Section
 
 def describe_missing_file(path: Path) -> str:
     """Says what is near a path that is no file: a folder, and the files beside it or in it."""
+    if len(path.parts) > 1 and path.parts[0].endswith(":"):
+        return f"{path}: no such file; a configuration must be a file on this machine, not in an object store"
     beside = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
     near = [path.name + ending for ending in (".yaml", ".yml") if path.name + ending in beside]
     near = near or difflib.get_close_matches(path.name, beside, 1, 0.8)
