@@ -5,8 +5,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from waver.config import load_config
 from waver.data.batch import Batch
+from waver.model.backbone import Backbone
 from waver.training.build import build_training
-from waver.training.cost import TrainingCost, count_forward, format_hours, training_cost
+from waver.training.cost import CostError, TrainingCost, count_forward, format_hours, training_cost
 from waver.training.step import batch_terms
 
 
@@ -96,6 +97,13 @@ def test_epochs_captions_frozen_towers_and_workers_count(load_tiny):
     assert two.training_flops - one.training_flops == 3 * 20 * 6 * comparison
     clip = 3 * forward.frame + forward.clip
     assert base.evaluation_flops == 2 * (5 * clip + 10 * forward.caption + 50 * forward.comparison)
+
+
+def test_a_tower_that_the_meta_device_cannot_run_is_an_error_in_words(load_tiny, monkeypatch):
+    """Its width depends on its pixels, say."""
+    monkeypatch.setattr(Backbone, "encode_tokens", lambda self, tokens: tokens[: tokens.sum().item()])
+    with pytest.raises(CostError, match=r"the cost of training is not estimated: .*item.* meta"):
+        count_forward(load_tiny())
 
 
 def test_cost_in_words():

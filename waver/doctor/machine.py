@@ -19,7 +19,7 @@ from waver.tools.errors import WaverError
 from waver.tools.files import can_write
 from waver.tools.object_store import list_names, remote_of
 from waver.training.build import build_student, parameter_groups
-from waver.training.cost import training_cost
+from waver.training.cost import CostError, training_cost
 
 _JPEG_RATIO = 0.1
 """Bytes of JPEG frames relative to raw frames, as measured (experiments/RESULTS.md)."""
@@ -88,10 +88,8 @@ def check_cost(config: ExperimentConfig, captions: pa.Table) -> Iterator[Finding
     """Estimates the floating-point operations and GPU-hours of training."""
     try:
         cost = training_cost(config, captions)
-    except (WaverError, RuntimeError, NotImplementedError) as error:
-        # An invalid model is reported by `measure_model`.
-        if not isinstance(error, WaverError):
-            yield Finding("info", "cost of training", f"not estimated: {str(error).splitlines()[0]}")
+    except CostError as error:
+        yield Finding("info", "cost of training", str(error))
         return
     details = {
         "num_pairs": cost.num_pairs,

@@ -16,6 +16,7 @@ from waver.config import ExperimentConfig
 from waver.data.annotations.captions import count_split
 from waver.model.embeddings import Embeddings
 from waver.model.temporal import LstmAggregator
+from waver.tools.errors import WaverError
 from waver.training.build import build_student
 from waver.training.objective import needs_plain
 
@@ -26,6 +27,10 @@ MINUTE_H = 1 / 60
 _BACKWARD = 3
 """Operations of forward and backward together, relative to forward: the gradients of inputs and of weights cost one each."""
 _UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
+
+
+class CostError(WaverError):
+    """The cost cannot be estimated: a part of the student does not run on torch's meta device."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +98,16 @@ def training_cost(config: ExperimentConfig, captions: pa.Table, forward: Forward
         forward: `count_forward` of the configuration, if it is known.
 
     Raises:
-        WaverError: if the student cannot be built.
-        RuntimeError, NotImplementedError: if a part of it cannot run on torch's meta device.
+        BackboneError: if the student cannot be built.
+        CostError: if a part of it does not run on torch's meta device.
     """
     forward = forward or count_forward(config)
     train, max_frames = config.train, config.video.max_frames
     num_train, _ = count_split(captions, "train")
     num_clips, num_captions = count_split(captions, "validation")
     towers = forward.caption + max_frames * forward.frame
-    ways = (
-        needs_plain(config.loss.weights, "informed" if config.informed_at_inference else "plain") + config.uses_fusion
-    )
+    retrieved = "informed" if config.informed_at_inference else "plain"
+    ways = int(needs_plain(config.loss.weights, retrieved)) + int(config.uses_fusion)
     # With several workers, each computes its captions with all clips, and its clips with all captions.
     compared = min(train.global_batch_size, num_train) * (1 if config.resources.max_workers == 1 else 2)
     heads = ways * (forward.clip + compared * forward.comparison) + forward.fusion
@@ -121,8 +125,8 @@ def count_forward(config: ExperimentConfig) -> ForwardFlops:
     """Counts the operations of each part of an experiment's student, on torch's meta device, which computes nothing.
 
     Raises:
-        WaverError: if the student cannot be built.
-        RuntimeError, NotImplementedError: if a part of it cannot run on the meta device.
+        BackboneError: if the student cannot be built.
+        CostError: if a part of it does not run on the meta device.
     """
     video, num_words = config.video, config.text.max_words
     with torch.device("meta"), torch.no_grad():
@@ -151,5 +155,8 @@ def _count_flops(part: Callable[..., Any] | None, *inputs: Any) -> int:
     if part is None:
         return 0
     with FlopCounterMode(display=False) as counter:
-        part(*inputs)
+        try:
+            part(*inputs)
+        except (RuntimeError, NotImplementedError) as error:  # an operation that the meta device lacks
+            raise CostError(f"the cost of training is not estimated: {str(error).splitlines()[0]}") from error
     return counter.get_total_flops()

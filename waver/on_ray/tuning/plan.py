@@ -36,7 +36,15 @@ from waver.sweeps.space import Point, corner_points, list_points, point_configs,
 from waver.tools.errors import WaverError
 from waver.tools.object_store import remote_of
 from waver.training.build import build_student
-from waver.training.cost import MINUTE_H, ForwardFlops, TrainingCost, count_forward, format_hours, training_cost
+from waver.training.cost import (
+    MINUTE_H,
+    CostError,
+    ForwardFlops,
+    TrainingCost,
+    count_forward,
+    format_hours,
+    training_cost,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +215,10 @@ def _describe_trials(plan: Plan) -> None:
 
 def _describe_cost(plan: Plan) -> None:
     captions = load_captions(plan.base)
-    logger.info(cost_estimate(plan, captions))
+    try:
+        logger.info(cost_estimate(plan, captions))
+    except CostError as error:
+        logger.info(str(error))
     if small := find_small_validation(captions):
         logger.warning("; ".join(small))
 
@@ -246,6 +257,9 @@ def cost_estimate(plan: Plan, captions: pa.Table) -> str:
 
     Returns:
         A sentence for the user: those of one run, GPU-hours of the sweep if no trial is stopped, and with its scheduler.
+
+    Raises:
+        CostError: if they cannot be estimated.
     """
     sweep = plan.sweep
     forward: dict[str, ForwardFlops] = {}
