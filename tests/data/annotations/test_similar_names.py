@@ -39,9 +39,13 @@ def test_the_difference_of_two_names_is_told(name, file, difference):
 
 def test_the_file_in_the_most_similar_folder_is_chosen_and_other_names_have_none():
     files = ["a/x.mp4", "b/x.mp4", "c/x.mp4"]
-    assert find_similar(["data/b/x", "y.mp4", "x1.mp4", ""], files) == {
+    assert find_similar(["data/b/x", "d/x", "x.mp4", "y.mp4", "x1.mp4", ""], files) == {
         "data/b/x": ("b/x.mp4", "without 'data/' in front and with .mp4 added")
     }
+
+
+def test_one_of_several_files_in_a_folder_is_named():
+    assert find_similar(["x"], ["a/x.mp4", "a/x.webm"]) == {"x": ("a/x.mp4", "in a subfolder and with .mp4 added")}
 
 
 def test_versions_in_names_are_no_endings():

@@ -71,12 +71,11 @@ def check_columns(columns: Sequence[str], has_rows: bool, path: Path, problems: 
     """
     meant = resolve_columns(columns)
     unknown = [column for column in dict.fromkeys(columns) if column not in meant]
-    kept = [column for column in meant if columns]
     for column, count in Counter(columns).items():
         if column in unknown:
-            remedy = (
-                f"delete them: {keep_columns_command(path, kept)}" if kept else f"known columns: {', '.join(KNOWN)}"
-            )
+            remedy = f"known columns: {', '.join(KNOWN)}"
+            if meant:
+                remedy = f"delete them: {keep_columns_command(path, list(meant))}"
             problems.add("unknown column", remedy, f"{column!r}{_hint(column)}")
         elif count > 1:
             problems.add("repeated column", "keep one of them", column)

@@ -9,6 +9,8 @@ from urllib.parse import unquote
 
 from waver.data.annotations.suffixes import split_video_suffix
 
+_MAX_CANDIDATES = 20
+"""Files of the same essence; among more of them the folder has to decide."""
 _ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
 _AROUND = " \t\r\n'\"`\u201c\u201d"
 _CAPTION_NUMBER = re.compile(r"#[0-9]+$")  # Flickr8k's way to number the captions of a file
@@ -31,16 +33,21 @@ def find_similar(names: Iterable[str], files: Iterable[str]) -> dict[str, Simila
         files: paths of all files that are there, relative to the folder of videos, with slashes.
 
     Returns:
-        Name -> file, for those names that have one.
+        Name -> file, for those names that have one, or several in one folder.
     """
     files_of: defaultdict[str, list[str]] = defaultdict(list)
     for file in files:
-        files_of[_essence(file)].append(file)
+        for key in _essences(file):
+            files_of[key].append(file)
     found = {}
     for name in names:
-        if candidates := files_of.get(_essence(name)):
-            file = max(candidates, key=lambda file: _num_equal_parts(name, file))
-            found[name] = Similar(file, _describe_difference(name, file))
+        in_folder, anywhere = (files_of.get(key, []) for key in _essences(name))
+        candidates = (in_folder or anywhere)[: _MAX_CANDIDATES + 1]
+        scores = [_num_equal_parts(name, file) for file in candidates]
+        best = [file for file, score in zip(candidates, scores, strict=True) if score == max(scores)]
+        folders = {file.rpartition("/")[0] for file in best}
+        if len(folders) == 1 and len(candidates) <= _MAX_CANDIDATES:  # else any of them may be meant
+            found[name] = Similar(best[0], _describe_difference(name, best[0]))
     return found
 
 
@@ -49,12 +56,13 @@ def is_url(name: str) -> bool:
     return _URL.match(name) is not None
 
 
-def _essence(name: str) -> str:
-    """Returns what stays of a path without everything in which names differ by mistake."""
-    stem = _clean(name).rpartition("/")[2]
+def _essences(name: str) -> tuple[str, str]:
+    """Returns what stays of a path without everything in which names differ by mistake, with and without its folder."""
+    folder, _, stem = _clean(name).rpartition("/")
     while (shorter := split_video_suffix(stem)[0]) != stem:
         stem = shorter
-    return _ZEROS.sub("", _nfc(stem).casefold())
+    stem = _ZEROS.sub("", _plain(stem))
+    return f"{_plain(folder.rpartition('/')[2])}/{stem}", stem
 
 
 def _clean(name: str) -> str:
@@ -78,22 +86,14 @@ def _describe_difference(name: str, file: str) -> str:
     if "\\" in name:
         steps.append("with / in place of \\")
     elif clean != name and not is_url(name):
-        is_numbered = _CAPTION_NUMBER.search(name)
-        steps.append(
-            f"without {is_numbered[0][0]}0 ..." if is_numbered else "without blanks, quotes or invisible characters"
-        )
+        has_number = _CAPTION_NUMBER.search(name)
+        steps.append("without #0 ..." if has_number else "without blanks, quotes or invisible characters")
     if _plain(folder) != _plain(file_folder):
         steps.append(_describe_folders(folder, file_folder))
         folder = file_folder
     (stem, suffix), (file_stem, file_suffix) = split_video_suffix(base), split_video_suffix(file_base)
     if suffix != file_suffix:
-        steps.append(
-            f"with {file_suffix} added"
-            if not suffix
-            else f"without {suffix}"
-            if not file_suffix
-            else f"with {file_suffix} in place of {suffix}"
-        )
+        steps.append(_describe_suffixes(suffix, file_suffix))
     one, other = f"{folder}/{stem}", f"{file_folder}/{file_stem}"
     if one != other:
         if _nfc(one) != one or _nfc(other) != other:
@@ -104,6 +104,12 @@ def _describe_difference(name: str, file: str) -> str:
         elif one != other:
             steps.append("in other case (capital and small letters)")
     return " and ".join(steps)
+
+
+def _describe_suffixes(suffix: str, file_suffix: str) -> str:
+    if suffix and file_suffix:
+        return f"with {file_suffix} in place of {suffix}"
+    return f"with {file_suffix} added" if file_suffix else f"without {suffix}"
 
 
 def _describe_folders(folder: str, file_folder: str) -> str:
