@@ -208,7 +208,7 @@ def test_a_parquet_bomb(tmp_path, monkeypatch, kind):
     elif kind == "many":
         write_texts(path, pa.DictionaryArray.from_arrays(pa.array(np.zeros(21_000_000, np.int32)), pa.array(["x"])))
     else:  # one says what it is, the other does not
-        monkeypatch.setattr("waver.data.annotations.parquet.MAX_BYTES", 2**25)
+        monkeypatch.setattr("waver.data.annotations.table_files.parquet.MAX_BYTES", 2**25)
         encoding = {"plain": "PLAIN", "deltas": "DELTA_BYTE_ARRAY"}[kind]
         texts = pa.array([f"{'x' * 100_000}{number}" for number in range(400)])
         write_texts(path, texts, use_dictionary=False, column_encoding=dict.fromkeys(("video", "caption"), encoding))

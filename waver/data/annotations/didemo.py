@@ -14,7 +14,6 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 
 from waver.data.annotations.captions import Caption, caption_table
-from waver.data.annotations.delimited import read_csv
 from waver.data.annotations.lists import LIST_FILES, ORIGINAL_FILE, IdFormat, check_lists, read_list
 from waver.data.annotations.options import CommonData
 from waver.data.annotations.published import PublishedPart, PublishedSplit
@@ -28,6 +27,7 @@ from waver.data.annotations.reading import (
     read_text,
     report_unknown_schema,
 )
+from waver.data.annotations.table_files.delimited import read_csv
 from waver.data.annotations.videos import find_videos
 
 CAPTION_FILES: Mapping[str, tuple[str, str]] = {

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from waver.data.annotations.commands import iconv_command
+from waver.data.annotations.repair_commands import iconv_command
 
 _MARKS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xfe\x00\x00", "UTF-32"),

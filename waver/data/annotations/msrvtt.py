@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 
 from waver.data.annotations.captions import Caption, caption_table, choose_validation_videos
-from waver.data.annotations.delimited import read_csv
 from waver.data.annotations.lists import ORIGINAL_FILE, IdFormat, check_captions, check_lists, unique_ids
 from waver.data.annotations.options import HeldOutData
 from waver.data.annotations.published import PublishedPart, PublishedSplit
@@ -27,6 +26,7 @@ from waver.data.annotations.reading import (
     read_text,
     report_unknown_schema,
 )
+from waver.data.annotations.table_files.delimited import read_csv
 from waver.data.annotations.videos import find_videos
 
 CAPTION_FILES = ("MSRVTT_data.json", "MSR_VTT.json")

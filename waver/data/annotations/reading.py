@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from waver.data.annotations.commands import iconv_command
 from waver.data.annotations.encoding import describe_wrong_bytes, wide_encoding
+from waver.data.annotations.repair_commands import iconv_command
 from waver.tools.errors import WaverError
 
 MAX_BYTES = 2**30

@@ -14,7 +14,7 @@ import pyarrow as pa
 from waver.data.annotations.captions import Caption, caption_table, choose_validation_videos
 from waver.data.annotations.options import HeldOutData
 from waver.data.annotations.reading import Problems, caption_defect, excerpt, is_text
-from waver.data.annotations.table_file import Row, read_table_file
+from waver.data.annotations.table_files.read import Row, read_table_file
 from waver.data.annotations.videos import VideoFolder, index_videos, report_missing, warn_of_similar
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}

@@ -26,8 +26,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from waver.data.annotations.json_lines import read_jsonl
 from waver.data.annotations.reading import Problems, is_text, read_text
+from waver.data.annotations.table_files.json_lines import read_jsonl
 
 _REQUIRED = ("clip_id", "caption_index", "text", "style", "provenance")
 _FIELDS = (*_REQUIRED, "caption")

@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from waver.data.annotations.columns import resolve_columns
-from waver.data.annotations.commands import explode_command
 from waver.data.annotations.reading import MAX_BYTES, Problems
+from waver.data.annotations.repair_commands import explode_command
+from waver.data.annotations.table_files.columns import resolve_columns
 
 _ROWS_AT_A_TIME = 256
 _MAX_ROWS = 20_000_000

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from waver.data.annotations.commands import keep_columns_command
 from waver.data.annotations.reading import Problems
+from waver.data.annotations.repair_commands import keep_columns_command
 
 REQUIRED = ("video", "caption")
 OPTIONAL = ("start_s", "end_s", "split", "style", "video_id")

@@ -7,8 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from waver.data.annotations.columns import REQUIRED, resolve_columns
-from waver.data.annotations.commands import compact_command, json_lines_command
+from waver.data.annotations.repair_commands import compact_command, json_lines_command
+from waver.data.annotations.table_files.columns import REQUIRED, resolve_columns
 
 _CLIP_ID = re.compile(r"[A-Za-z0-9_-]{11}_([0-9]{1,6})_[0-9]{1,6}")
 """Clips of MSVD and VATEX; in VATEX the numbers have six digits."""

@@ -5,12 +5,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from waver.data.annotations.columns import REQUIRED, resolve_columns
-from waver.data.annotations.commands import separator_command
-from waver.data.annotations.delimited import name_shape
 from waver.data.annotations.encoding import wide_encoding
-from waver.data.annotations.json_shapes import Diagnosis, describe_json, published_data_set
 from waver.data.annotations.reading import UNREADABLE, read_bytes
+from waver.data.annotations.repair_commands import separator_command
+from waver.data.annotations.table_files.columns import REQUIRED, resolve_columns
+from waver.data.annotations.table_files.delimited import name_shape
+from waver.data.annotations.table_files.json_shapes import Diagnosis, describe_json, published_data_set
 from waver.tools.file_kinds import NUM_BYTES, describe_bytes
 
 _SEPARATORS = ",;\t|"

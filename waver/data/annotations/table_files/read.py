@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from waver.data.annotations.columns import REQUIRED, check_columns
-from waver.data.annotations.delimited import read_csv
-from waver.data.annotations.diagnosis import diagnose_table
-from waver.data.annotations.json_lines import read_jsonl
-from waver.data.annotations.parquet import read_parquet
 from waver.data.annotations.reading import Problems, read_text
+from waver.data.annotations.table_files.columns import REQUIRED, check_columns
+from waver.data.annotations.table_files.delimited import read_csv
+from waver.data.annotations.table_files.diagnosis import diagnose_table
+from waver.data.annotations.table_files.json_lines import read_jsonl
+from waver.data.annotations.table_files.parquet import read_parquet
 
 _EXAMPLE = '{"video": ..., "caption": ...}'
 
