@@ -4,6 +4,8 @@ A multiplication and an addition are two operations, as in the figures of GPU ve
 attention count: all else is far less.
 """
 
+import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ from waver.config import ExperimentConfig
 from waver.data.annotations.captions import count_split
 from waver.model.embeddings import Embeddings
 from waver.model.temporal import LstmAggregator
+from waver.model.weights import load_backbone
 from waver.tools.errors import WaverError
 from waver.training.build import build_student
 from waver.training.objective import needs_plain
@@ -131,23 +134,38 @@ def count_forward(config: ExperimentConfig) -> ForwardFlops:
     video, num_words = config.video, config.text.max_words
     with torch.device("meta"), torch.no_grad():
         student = build_student(config)
-        width, backbone = student.backbone.width, student.backbone
+        width = student.backbone.width
         frames, words = torch.empty(1, video.max_frames, width), torch.empty(1, num_words, width)
         frame_mask, word_mask = (torch.ones(values.shape[:2], dtype=torch.bool) for values in (frames, words))
-        pixels, tokens = torch.empty(1, 3, video.size, video.size), torch.zeros(1, num_words, dtype=torch.int64)
         text = Embeddings(words, word_mask, torch.empty(1, num_words))
         clip = Embeddings(frames, frame_mask, torch.empty(1, video.max_frames))
         phrases = torch.empty(1, max(1, config.knowledge.top_k), width)
         # Clips of different lengths, which seqLSTM packs, are unknown on the meta device.
         temporal = student.temporal.lstm if isinstance(student.temporal, LstmAggregator) else student.temporal
         of_clip = (frames,) if isinstance(student.temporal, LstmAggregator) else (frames, frame_mask)
+        frame, caption = _count_towers(json.dumps(config.model.backbone), video.size, num_words)
         return ForwardFlops(
-            frame=_count_flops(backbone.clip.encode_image, pixels),
-            caption=_count_flops(backbone.encode_tokens, tokens) + _count_flops(student.text_weights, words),
+            frame=frame,
+            caption=caption + _count_flops(student.text_weights, words),
             clip=_count_flops(temporal, *of_clip) + _count_flops(student.video_weights, frames),
             fusion=_count_flops(student.fusion, frames, phrases),
             comparison=_count_flops(student.similarity, text, clip),
         )
+
+
+@functools.lru_cache
+def _count_towers(backbone: str, size: int, num_words: int) -> tuple[int, int]:
+    """Returns the operations for one frame and for one caption; the trials of a sweep mostly have the same towers.
+
+    Args:
+        backbone: model.backbone as JSON.
+        size: video.size.
+        num_words: text.max_words.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = load_backbone(json.loads(backbone), None, image_size=size)
+        pixels, tokens = torch.empty(1, 3, size, size), torch.zeros(1, num_words, dtype=torch.int64)
+        return _count_flops(model.clip.encode_image, pixels), _count_flops(model.encode_tokens, tokens)
 
 
 def _count_flops(part: Callable[..., Any] | None, *inputs: Any) -> int:

@@ -1,6 +1,7 @@
 """Only one module uses Ray's private API. import-linter cannot check this: of external packages it sees only the root."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,9 @@ def test_each_use_says_why_the_public_api_does_not_suffice():
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     assert functions
     for function in functions:
-        assert private_uses(ast.unparse(function)), f"{function.name} needs no private name: it belongs elsewhere"
+        # A private attribute of an object of Ray counts as well.
+        source = ast.unparse(function)
+        assert private_uses(source) or re.search(r"\w\._\w", source), f"{function.name} needs no private name"
         assert len(ast.get_docstring(function).split("\n\n")) > 1, f"{function.name} does not say why"
 
 

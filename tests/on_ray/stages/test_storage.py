@@ -75,7 +75,7 @@ def test_a_run_that_loses_its_machine_continues_on_another(s3, experiment, tmp_p
 
     said += waver(machine(tmp_path, "second"), "train", str(experiment), "--set", "resources.loaders_per_worker=0")
     assert "continuing tiny after epoch" in said
-    assert f"next: waver evaluate {s3}/runs/tiny " in said
+    assert f"next: waver evaluate {s3}/runs/tiny\n" in said
     steps = [row["step"] for row in read_metrics(run) if "split" not in row]
     assert steps == list(range(1, read_result(run)["steps"] + 1))
     assert {"config.yaml", "data.json", "environment.json", "metrics.jsonl", "result.json"} <= set(list_names(run))

@@ -160,19 +160,19 @@ def test_a_finished_sweep_takes_more_trials(project, search):
         f"grows_{search}",
         space={"loss.contrastive": {"uniform": [0.5, 1]}},
         search=search,
-        num_samples=2,
+        num_samples=1,
         set={"train.epochs": 2},
     )
     first = run_sweep(plan_sweep(path), print_table=lambda table: None)
     kept = {state.number: state for state in first}
-    again = run_sweep(plan_sweep(path, {"num_samples": 4, "keep_best": 2}), print_table=lambda table: None)
-    assert sorted(state.number for state in again) == [0, 1, 2, 3]
+    again = run_sweep(plan_sweep(path, {"num_samples": 2, "keep_best": 2}), print_table=lambda table: None)
+    assert sorted(state.number for state in again) == [0, 1]
     assert all(state.status in ("finished", "stopped") for state in again)
     for state in again:
         if state.number in kept:
             assert state == kept[state.number]
-    assert len({state.point["loss.contrastive"] for state in again}) == 4
-    with pytest.raises(SweepError, match="num_samples: 4 in the folder, 2 now"):
+    assert len({state.point["loss.contrastive"] for state in again}) == 2
+    with pytest.raises(SweepError, match="num_samples: 2 in the folder, 1 now"):
         run_sweep(plan_sweep(path), print_table=lambda table: None)
 
 

@@ -67,7 +67,10 @@ def check_cluster_state(head: str) -> None:
 
 
 def check_local_node(head: str) -> None:
-    """Raises RuntimeError if no node of the cluster runs on this machine. `ray.init` would wait for one for a minute."""
+    """Raises RuntimeError if no node of the cluster runs on this machine.
+
+    The public API, `ray.init`, would wait for one for a minute.
+    """
     from ray._private.services import get_node_to_connect_for_driver
     from ray._raylet import GcsClient
 
@@ -93,7 +96,10 @@ def single_node_cluster() -> Iterator[None]:
 
 
 def renew_tuner(tuner: "Tuner", *, callbacks: Sequence[Any], max_failures: int, max_concurrent: int | None) -> None:
-    """Gives a restored tuner settings that may have changed since it began; `Tuner.restore` takes none of them."""
+    """Gives a restored tuner settings that may have changed since it began.
+
+    `Tuner.restore` takes none of them, and the tuner has no other public way to change them.
+    """
     internal: Any = tuner._local_tuner
     internal._run_config.callbacks = list(callbacks)
     internal._run_config.failure_config.max_failures = max_failures
