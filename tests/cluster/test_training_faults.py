@@ -364,7 +364,7 @@ def test_a_run_continues_after_sigterm_and_skips_a_truncated_checkpoint(two_node
     broken = Run(two_nodes, project, "asked")
     stderr = broken.process.communicate(timeout=120)[1]
     assert broken.process.returncode == 1
-    assert "waver ingest CONFIG" in stderr
+    assert f"run `waver ingest {project}/experiment.yaml --set name=asked` to decode" in stderr
     assert "Traceback" not in stderr
     shard.write_bytes(content)
 
