@@ -175,9 +175,8 @@ def _reorder_delay(stream: "VideoStream") -> int:
     """Returns how many further packets are decoded before a frame is shown: 0 without B-frames."""
     if not stream.codec_context.has_b_frames:
         return 0
-    return (
-        2 if stream.codec_context.codec.canonical_name in ("h264", "hevc") else 1
-    )  # with B-frames that refer to others
+    # B-frames of these codecs may refer to other B-frames.
+    return 2 if stream.codec_context.codec.canonical_name in ("h264", "hevc") else 1
 
 
 def _times_of_packets(packets: list[_Packet], fps: float, unit_s: float, delay: int) -> tuple[np.ndarray, bool]:

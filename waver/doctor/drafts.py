@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from waver.config import Draft
 from waver.doctor import data, machine
 from waver.doctor.findings import Checks, Finding
+from waver.doctor.stages import check_released_files
 from waver.model.backbone import find_architecture
 from waver.model.weights import find_weights
 
@@ -38,10 +39,7 @@ def check_draft(draft: Draft) -> list[Finding]:
     if draft.is_certain("model.backbone", "model.weights", "video.size"):
         checks.run("weights", _check_weights, draft)
     if draft.is_certain("knowledge.released"):
-        absent = [str(path) for path in config.knowledge.released if not os.path.isfile(path)]  # noqa: PTH113
-        if absent:
-            found = f"knowledge.released: no such file: {', '.join(absent)}"
-            checks.findings.append(Finding("error", "released phrases", found, "set knowledge.released"))
+        checks.run("released phrases", check_released_files, config)
     if draft.is_certain("storage"):
         remedy = "change its permissions, or set storage.path"
         checks.run("storage", machine.check_writable, [config.storage.folder], remedy, name="storage")

@@ -57,7 +57,8 @@ def check_inputs(
         before: the stage.
         run_folder: folder of the run; by default that of the configuration.
         on_cluster: whether the stage runs on a cluster, whose other nodes may have a network that this machine lacks.
-        later: whether to check also what only later stages need; it gives no errors.
+        later: whether to check also what the stage finds itself when it starts (its lock, the values of its checkpoint), and
+            what only later stages need, which gives no errors.
     """
     try:  # first, because without the object store every check would fail
         check_bucket(config.storage.folder)
@@ -75,8 +76,9 @@ def check_inputs(
     needs_model = trains or before == "match"
     if needs_model or later:
         model = checks.load("model", machine.measure_model, config, needed=needs_model)
-        needed = needs_model and not begun
-        checks.run("weights", machine.check_model_weights, config, needed=needed, elsewhere=on_cluster)
+        if later or not begun:  # a run that continues loads its checkpoint
+            needed = needs_model and not begun
+            checks.run("weights", machine.check_model_weights, config, needed=needed, elsewhere=on_cluster)
     if later and model and captions is not None:
         checks.run("cost of training", machine.check_cost, config, captions)
     if before != "ingest" or later:

@@ -107,11 +107,9 @@ def check_phrases(config: ExperimentConfig, captions: pa.Table | None, *, before
         yield Finding("ok", "knowledge", "the experiment uses no knowledge")
         return
     if config.knowledge.released:
-        if absent := [str(path) for path in config.knowledge.released if not os.path.isfile(path)]:  # noqa: PTH113
-            found = f"knowledge.released: no such file: {', '.join(absent)}"
-            # Training reads the phrases from the knowledge, once it is there.
-            imported = before == "train" and exists(config.knowledge_store / "manifest.json")
-            yield Finding("warning" if imported else "error", "released phrases", found, "set knowledge.released")
+        # Training reads the phrases from the knowledge, once it is there.
+        imported = before == "train" and exists(config.knowledge_store / "manifest.json")
+        yield from check_released_files(config, "warning" if imported else "error")
         if before == "vocabulary":
             found = "knowledge.released names files that have their own phrases, so there is nothing to extract"
             yield Finding("error", "released phrases", found, "run `waver match CONFIG`, or remove knowledge.released")
@@ -126,6 +124,13 @@ def check_phrases(config: ExperimentConfig, captions: pa.Table | None, *, before
         return
     if not config.knowledge.released:
         yield from _check_dictionary(config, captions, before=before)
+
+
+def check_released_files(config: ExperimentConfig, level: Level = "error") -> Iterator[Finding]:
+    """Checks whether all files of knowledge.released exist."""
+    if absent := [str(path) for path in config.knowledge.released if not os.path.isfile(path)]:  # noqa: PTH113
+        found = f"knowledge.released: no such file: {', '.join(absent)}"
+        yield Finding(level, "released phrases", found, "set knowledge.released")
 
 
 def _check_dictionary(config: ExperimentConfig, captions: pa.Table, *, before: Stage) -> Iterator[Finding]:

@@ -27,7 +27,7 @@ from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json, write_json, write_text
 from waver.tools.object_store import display_path, exists, fetch, list_names, remove, upload_folder
-from waver.tools.section import flatten
+from waver.tools.section import describe_differences, flatten
 
 SELECTION_METRIC = "t2v/R@1"
 
@@ -66,12 +66,7 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
     path = folder / "config.yaml"
     if exists(path) and (newest_checkpoint(folder) or read_result(folder)):
         there, asked = flatten(load_config(path, stored=True).identity()), flatten(config.identity())
-        different = [
-            f"{key}: {there.get(key)} in the folder, {asked.get(key)} now"
-            for key in sorted(there.keys() | asked.keys())
-            if there.get(key) != asked.get(key)
-        ]
-        if different:
+        if different := describe_differences(there, asked):
             raise RunError(
                 f"{display_path(folder)} holds a run of another configuration ({'; '.join(different)}): "
                 "choose another name (--set name=...), or delete the folder"

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from waver.config import ConfigError, check_config, load_sweep
+from waver.tools.names import abbreviate
 from waver.tools.object_store import display_path, exists, list_names, remote_of
 
-_MOST_NAMED = 3
 _STORES = {"clips": "a clip store", "dictionaries": "a dictionary", "knowledge": "the knowledge of clips"}
 """Folder of `storage.path` -> what the folders in it are."""
 
@@ -28,7 +28,7 @@ def describe_place(path: Path) -> str:
     if exists(path / "sweep.yaml"):
         return f"{shown} is a sweep: {_name_trials(path)}"
     if inside := runs_in(path):
-        return f"{shown} holds runs: name one, such as {_join(inside)}"
+        return f"{shown} holds runs: name one, such as {abbreviate(_quoted(inside))}"
     if exists(path.parent / "config.yaml"):
         return f"{shown} is a part of the run {display_path(path.parent)}: name the run"
     if exists(path / "manifest.json"):
@@ -81,17 +81,17 @@ def _name_trials(folder: Path) -> str:
     """Names the runs of a sweep that can be evaluated: it keeps the checkpoints of its best trials alone."""
     runs = runs_in(folder)
     if kept := [run for run in runs if list_names(run, "checkpoint_epoch_*")]:
-        return f"its runs with checkpoints, those of its best trials, are {_join(kept)}"
-    return f"its runs, without checkpoints, are {_join(runs)}" if runs else "it has no run yet"
+        return f"its runs with checkpoints, those of its best trials, are {abbreviate(_quoted(kept))}"
+    return f"its runs, without checkpoints, are {abbreviate(_quoted(runs))}" if runs else "it has no run yet"
 
 
 def _suggest_run(path: Path) -> str:
     """Names the runs whose name is close to that of the path, else some runs nearby, else the command that makes one."""
     known = _known_runs(path)
     names = {run.name: run for run in reversed(known)}
-    if near := difflib.get_close_matches(path.stem if path.is_file() else path.name, names, _MOST_NAMED):
-        return f"did you mean {_join((names[name] for name in near), ' or ')}?"
-    return f"there is {_join(known)}" if known else "train one with `waver train CONFIG`"
+    if near := difflib.get_close_matches(path.stem if path.is_file() else path.name, names, 3):
+        return f"did you mean {' or '.join(_quoted(names[name] for name in near))}?"
+    return f"there is {abbreviate(_quoted(known))}" if known else "train one with `waver train CONFIG`"
 
 
 def _known_runs(path: Path) -> list[Path]:
@@ -103,8 +103,5 @@ def _known_runs(path: Path) -> list[Path]:
     return list(found.values())
 
 
-def _join(runs: Iterable[Path], last: str = ", ") -> str:
-    shown = [shlex.quote(display_path(run)) for run in runs]
-    return last.join(shown[:_MOST_NAMED]) + (
-        f" and {len(shown) - _MOST_NAMED} more" if len(shown) > _MOST_NAMED else ""
-    )
+def _quoted(runs: Iterable[Path]) -> list[str]:
+    return [shlex.quote(display_path(run)) for run in runs]

@@ -1,13 +1,12 @@
 """Checks that a sweep is the one in its folder, or extends it: trials may be added, and those there keep their meaning."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from waver.config import ExperimentConfig, SweepConfig, load_config, load_sweep
 from waver.sweeps.folder import SweepError
 from waver.tools.files import read_json, write_json
-from waver.tools.section import flatten
+from waver.tools.section import describe_differences, flatten
 
 _EXTENDING = ("num_samples", "max_concurrent", "max_failures", "keep_best")
 """Keys of a sweep that do not change what a trial means; num_samples may only grow."""
@@ -47,8 +46,8 @@ def check_sweep(folder: Path, sweep: SweepConfig, base: ExperimentConfig) -> Non
         return
     there, asked = load_sweep(folder / "sweep.yaml"), sweep
     kept = [key for key in SweepConfig.model_fields if key not in (*_EXTENDING, *_IN_THE_BASE)]
-    different = _differences(there.model_dump(include=set(kept)), asked.model_dump(include=set(kept)))
-    different += _differences(_meaning(load_config(folder / "base.yaml"), sweep), _meaning(base, sweep))
+    different = describe_differences(there.model_dump(include=set(kept)), asked.model_dump(include=set(kept)))
+    different += describe_differences(_meaning(load_config(folder / "base.yaml"), sweep), _meaning(base, sweep))
     before = sample_counts(folder, there)[-1]
     if sweep.search != "grid" and sweep.num_samples < before:
         different.append(f"num_samples: {before} in the folder, {sweep.num_samples} now, which can only grow")
@@ -83,11 +82,3 @@ def _meaning(base: ExperimentConfig, sweep: SweepConfig) -> dict[str, Any]:
     if sweep.search == "optuna":  # Tune resumes its trials with the resources that they began with
         settings["resources"] = base.resources.model_dump(mode="json")
     return flatten(settings)
-
-
-def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key}: {there.get(key)} in the folder, {asked.get(key)} now"
-        for key in sorted(there.keys() | asked.keys())
-        if there.get(key) != asked.get(key)
-    ]

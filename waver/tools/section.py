@@ -62,3 +62,17 @@ def flatten(settings: Mapping[str, Any], *, whole: Collection[str] = (), prefix:
         nested = isinstance(value, Mapping) and key not in whole
         found |= flatten(value, whole=whole, prefix=f"{key}.") if nested else {key: value}
     return found
+
+
+def describe_differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Names the keys whose values differ, with both values.
+
+    Args:
+        there: values by key, as stored in a folder.
+        asked: those of the present command.
+    """
+    return [
+        f"{key}: {there.get(key)} in the folder, {asked.get(key)} now"
+        for key in sorted(there.keys() | asked.keys())
+        if there.get(key) != asked.get(key)
+    ]

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from waver.config import ExperimentConfig, RobustnessConfig
+from waver.data.clip_store import ClipStore
 from waver.evaluation.evaluate import Evaluation, EvaluationOptions
 from waver.evaluation.robustness.measures import ANSWER_DEPTH, Answers
 from waver.evaluation.robustness.page import write_page
@@ -43,7 +44,6 @@ from waver.on_ray.stages.evaluate import evaluate_checkpoint
 from waver.on_ray.stages.start import open_evaluations
 from waver.runs.checkpoint import checkpoint_config
 from waver.runs.folder import find_checkpoint
-from waver.runs.inputs import open_store
 from waver.runs.results import result_of
 from waver.tools.commands import completed_commands, config_arguments, to_assignments
 from waver.tools.files import atomic_write, write_json
@@ -60,6 +60,7 @@ class _Source:
     checkpoint: Path
     config: ExperimentConfig
     captions: pa.Table
+    store: ClipStore
 
 
 def run_robustness(
@@ -136,9 +137,10 @@ def _open_sources(runs: Sequence[Path], overrides: Mapping[str, Any], split: str
     for path, checkpoint in zip(runs, checkpoints, strict=True):
         config = configs[checkpoint]
         name = config.name if path != checkpoint else f"{config.name}/{checkpoint.name}"
-        captions = inputs[checkpoint].captions
+        captions, store = inputs[checkpoint].captions, inputs[checkpoint].store
         assert captions is not None, "a report cannot start without captions"
-        sources.append(_Source(name, path, checkpoint, config, captions))
+        assert store is not None, "a report cannot start without clip store"
+        sources.append(_Source(name, path, checkpoint, config, captions, store))
     names = [source.name for source in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RobustnessError(f"{', '.join(twice)}: given twice; a run cannot be compared with itself")
@@ -178,7 +180,7 @@ def _evaluate_source(
             source.checkpoint,
             source.config,
             source.captions,
-            open_store(source.config, source.captions),
+            source.store,
             split=split,
             queries=table,
             options=EvaluationOptions(top_k=ANSWER_DEPTH),
