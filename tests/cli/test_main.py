@@ -65,6 +65,7 @@ def test_print_config_prints_a_configuration_that_can_be_loaded(tmp_path, reposi
     ).model_copy(update={"train": None, "resources": None})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -132,6 +133,7 @@ def test_a_bug_prints_its_traceback_and_where_to_report_it(tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith("This is a bug in waver (waver ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "expected"), [("-q", ""), ("--quiet", ""), ("-v", "next: ")])
 def test_quiet_hides_notices_and_verbose_prints_them(tmp_path, option, expected):
     code = (
@@ -145,6 +147,7 @@ def test_quiet_hides_notices_and_verbose_prints_them(tmp_path, option, expected)
     assert (done.returncode, done.stderr[:6]) == (0, expected)
 
 
+@pytest.mark.slow
 def test_the_next_command_has_the_overrides_and_the_quotes_of_this_one(tmp_path, waver_here):
     (tmp_path / "my data.yaml").write_text(DATA.replace("captions.jsonl", "two.csv"))
     (tmp_path / "two.csv").write_text("video,caption\na.mp4,a cat\nb.mp4,a dog\nc.mp4,a cow\n")

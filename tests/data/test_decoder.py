@@ -107,6 +107,7 @@ def test_a_clip_that_always_kills_the_decoder_is_given_up(decoder, video, blocki
     assert len(decoder.read_clip(video, **SAMPLING).frames) == 10
 
 
+@pytest.mark.slow
 def test_hang_costs_one_clip(video, blocking_file):
     with Decoder(timeout_s=0.3) as impatient:
         with pytest.raises(ClipError, match=r"not decoded after 0\.3 s") as caught:
@@ -117,6 +118,7 @@ def test_hang_costs_one_clip(video, blocking_file):
         assert len(patient.read_clip(video, **SAMPLING).frames) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "note"),
     [("time.sleep(99)", "hung for 1 s"), ("os.abort()", "its process died with signal SIGABRT")],
@@ -147,6 +149,7 @@ def test_decoder_restarts_after_it_died_between_clips(decoder, video):
     assert len(decoder.read_clip(video, **SAMPLING).frames) == 10
 
 
+@pytest.mark.slow
 def test_child_is_replaced_after_a_number_of_clips(monkeypatch, video):
     monkeypatch.setattr("waver.data.decoder._CLIPS_PER_CHILD", 2)
     with Decoder(60.0) as decoder:

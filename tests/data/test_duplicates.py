@@ -137,6 +137,7 @@ def test_counts_equal_those_of_comparing_all_rows(rows):
     )
 
 
+@pytest.mark.slow
 @given(ROWS, st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("abcdef")), max_size=3))
 @settings(max_examples=150, deadline=None)
 def test_excused_pairs_equal_those_of_comparing_all_pairs(rows, equivalent):
@@ -217,6 +218,7 @@ def test_unreadable_files_are_no_duplicates(tmp_path):
     assert same_files(table(("a", "x", "test"), ("b", "x", "test"), path=[str(tmp_path / n) for n in "ab"])) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ANNOTATIONS.is_dir(), reason=f"no annotation files in {ANNOTATIONS}")
 def test_captions_of_the_published_test_sets():
     captions = json.loads((ANNOTATIONS / "msvd/captions_msvd.json").read_text())

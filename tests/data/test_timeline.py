@@ -72,6 +72,7 @@ CONSTANT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "codec", "options"), CONSTANT, ids=[name for name, _, _ in CONSTANT])
 def test_every_frame_is_the_one_of_its_time(tmp_path, name, codec, options):
     path = render_clock(tmp_path / name, codec=codec, **dict(options))
@@ -98,6 +99,7 @@ def test_a_film_that_is_copied_into_a_transport_stream_keeps_its_times(tmp_path)
         assert shown_s(clip) == pytest.approx(clip.times_s, abs=TOLERANCE_S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "codec", "options"),
     [

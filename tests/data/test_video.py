@@ -54,6 +54,7 @@ def render(
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", reference_clips(), ids=lambda clip: clip["clip"])
 @needs_reference
 def test_positions_and_pixels_equal_the_reference(clip):
@@ -198,6 +199,7 @@ def spoil(path: Path, how: str) -> None:
     path.write_bytes(content[:half] if how == "cut" else content[:half] + bytes(end - half) + content[end:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "codec", "how"),
     [
@@ -253,6 +255,7 @@ def test_segment_outside_the_video_is_too_short(tmp_path):
     assert (caught.value.status, caught.value.video_s) == ("too_short", 3.0)
 
 
+@pytest.mark.slow
 @needs_videos
 @pytest.mark.parametrize(
     ("name", "decoder", "num_frames"),
@@ -278,6 +281,7 @@ def test_real_files_decode(name, decoder, num_frames):
     assert (clip.decoder, clip.frames.shape) == (decoder, (num_frames, 224, 224, 3))
 
 
+@pytest.mark.slow
 @needs_videos
 @pytest.mark.parametrize("path", sorted(VIDEOS.glob("**/*.*")), ids=lambda path: path.name)
 def test_both_readers_agree_on_real_files_or_the_note_says_why_not(path):
@@ -296,6 +300,7 @@ def test_both_readers_agree_on_real_files_or_the_note_says_why_not(path):
     assert np.abs(ours.frames.astype(int) - fallback.frames).mean() < 0.5
 
 
+@pytest.mark.slow
 @needs_videos
 def test_frames_that_do_not_decode_are_left_out():
     # The container has 50 packets, the last is damaged; and 87, of which 82 are shown.

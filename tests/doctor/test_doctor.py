@@ -164,6 +164,7 @@ def test_findings_text_has_a_line_per_finding_with_the_remedy_below():
 # ---- checks of an experiment
 
 
+@pytest.mark.slow
 def test_a_ready_experiment_has_no_errors_and_doctor_writes_nothing(project):
     before = sorted(project.rglob("*"))
     found = findings_by_check()
@@ -191,6 +192,7 @@ def test_a_ready_experiment_has_no_errors_and_doctor_writes_nothing(project):
     assert sorted(project.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_missing_clip_store_is_an_error_before_train_but_not_before_ingest(project):
     shutil.rmtree("storage")
     assert errors(findings_by_check("ingest")) == set()
@@ -201,6 +203,7 @@ def test_a_missing_clip_store_is_an_error_before_train_but_not_before_ingest(pro
     assert "12 clips are still to be decoded" in found["disk for clips"][0].found
 
 
+@pytest.mark.slow
 def test_a_clip_store_with_other_settings_is_an_error_before_ingest_too(project):
     config = load_config("experiment.yaml")
     manifest = json.loads((config.clip_store / "manifest.json").read_text())
@@ -209,6 +212,7 @@ def test_a_clip_store_with_other_settings_is_an_error_before_ingest_too(project)
     assert errors(findings_by_check("ingest")) == errors(findings_by_check()) == {"clip store"}
 
 
+@pytest.mark.slow
 def test_a_video_that_was_replaced_since_it_was_decoded_is_an_error(project):
     decode(load_config("experiment.yaml"), stamped=True)
     assert errors(findings_by_check()) == set()
@@ -221,6 +225,7 @@ def test_a_video_that_was_replaced_since_it_was_decoded_is_an_error(project):
     assert level(findings_by_check("ingest"), "clip store") == "info"
 
 
+@pytest.mark.slow
 def test_all_missing_videos_are_in_the_details(project):
     gone = sorted({row["video"] for row in rows() if row["split"] != "test"})
     for video in gone:
@@ -242,6 +247,7 @@ def test_missing_videos_are_compared_with_what_is_there(project):
     assert "12 of 12 are there with / in place of \\ and with .mp4 added ('videos/" in finding.remedy
 
 
+@pytest.mark.slow
 def test_segments_in_milliseconds_are_a_warning_before_and_after_ingest(project):
     write_rows([{**row, "start_s": 9000, "end_s": 11000} for row in rows()])
     found = findings_by_check("ingest")
@@ -254,6 +260,7 @@ def test_segments_in_milliseconds_are_a_warning_before_and_after_ingest(project)
     assert finding.found.startswith("11 of 11 segments lie past the end"), "the broken video has no length"
 
 
+@pytest.mark.slow
 def test_equal_causes_of_failures_are_one_line(project):
     for number in range(3):
         Path(f"videos/{number}.mkv").write_text("<html>")
@@ -266,6 +273,7 @@ def test_equal_causes_of_failures_are_one_line(project):
     assert "3 x corrupt: the file is a web page (videos/0, videos/1, videos/2)" in finding.found
 
 
+@pytest.mark.slow
 def test_empty_videos_are_listed(project):
     empty = sorted({row["video"] for row in rows()})[:3]
     for video in empty:
@@ -288,6 +296,7 @@ def test_unreadable_annotations_do_not_prevent_other_checks(project):
     assert {"not checked", "storage", "memory"} <= set(found)
 
 
+@pytest.mark.slow
 def test_a_file_type_that_does_not_decode_is_an_error_before_ingest_and_a_warning_after(project):
     Path("videos/note.mkv").write_text("no video")
     write_rows([*rows(), {"video": "videos/note.mkv", "caption": "a note", "split": "train"}])
@@ -299,6 +308,7 @@ def test_a_file_type_that_does_not_decode_is_an_error_before_ingest_and_a_warnin
     assert finding.details[str(project / "videos/note.mkv")].startswith("corrupt: ")
 
 
+@pytest.mark.slow
 def test_duplicates_are_warnings_with_details(project):
     table = rows()
     train, test = (next(row for row in table[8:] if row["split"] == split) for split in ("train", "test"))
@@ -312,6 +322,7 @@ def test_duplicates_are_warnings_with_details(project):
     json.dumps(finding.details)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "check", "expected"),
     [
@@ -355,6 +366,7 @@ def test_weights_are_checked_even_if_the_model_cannot_be_built(project):
     assert errors(findings_by_check(**frozen, **{"model.weights": "nowhere.pt"})) == {"model", "weights"}
 
 
+@pytest.mark.slow
 def test_fitting_weights_are_ok_and_a_pretrained_tag_is_a_warning(project, teacher_weights, monkeypatch):
     assert level(findings_by_check(**{"model.weights": str(teacher_weights)}), "weights") == "ok"
     tag = {"model.backbone": "RN50", "model.weights": "openai", "video.size": 16, "train.lr": 1}
@@ -383,6 +395,7 @@ def test_run_folder_is_free_finished_or_of_other_settings(project):
     assert level(findings_by_check("match", **{"train.lr": 0.5}), "run") == "info"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_nan_and_a_folder_in_use_are_errors(project):
     config = load_config("experiment.yaml")
     training = build_training(config, num_steps=1, device=torch.device("cpu"))
@@ -399,6 +412,7 @@ def test_a_checkpoint_with_nan_and_a_folder_in_use_are_errors(project):
     assert errors(findings_by_check("ingest")) == set()
 
 
+@pytest.mark.slow
 def test_a_missing_parser_is_an_error_where_the_stage_needs_a_dictionary(project, teacher_weights, knowledge):
     overrides = {
         "knowledge.top_k": 3,
@@ -431,6 +445,7 @@ def test_missing_knowledge_is_an_error_and_leaky_knowledge_a_warning(project, te
     assert "teacher" in errors(findings_by_check("match"))
 
 
+@pytest.mark.slow
 def test_a_storage_path_that_is_a_file_is_an_error(project):
     found = findings_by_check(**{"storage.path": "experiment.yaml"})
     assert errors(found) == {"clip store", "storage"}
@@ -560,6 +575,7 @@ def test_the_command_reports_all_errors_at_once_and_writes_them_to_the_report(pr
     assert {f["check"] for f in report["findings"] if f["level"] == "error"} == {"batch", "weights", "cluster"}
 
 
+@pytest.mark.slow
 def test_the_report_is_written_to_output_and_a_configuration_error_is_a_finding(project):
     shown: list[Finding] = []
 

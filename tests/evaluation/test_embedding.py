@@ -19,6 +19,7 @@ def random_items(number: int, length: int, width: int) -> Embeddings:
     return Embeddings(values, mask, mask / mask.sum(1, keepdim=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_clips", "chunk_size"), [(23, 5), (130, 128), (130, 256)])
 @torch.no_grad()
 def test_equal_clips_tie_wherever_they_stand(student, num_clips, chunk_size):
@@ -33,6 +34,7 @@ def test_equal_clips_tie_wherever_they_stand(student, num_clips, chunk_size):
     assert ranks.t2v.unique().tolist() == [(num_clips + 1) / 2]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_similarities_do_not_depend_on_the_tile(student):
     text, video = random_items(40, 12, 32), random_items(70, 3, 32)

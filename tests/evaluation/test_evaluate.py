@@ -89,6 +89,7 @@ def test_top_clips_are_returned_on_request(captions, store, load_tiny):
     assert evaluate(student, captions, store, config, split="test").top is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dp", "wti", "xti"])
 def test_equals_a_direct_computation_of_the_whole_matrix(captions, store, load_tiny, kind):
     config = load_tiny(**{"similarity.kind": kind})
@@ -219,6 +220,7 @@ def knowing_student(config: ExperimentConfig) -> Student:
     return student
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dp", "wti", "xti"])
 def test_informed_evaluation_equals_a_direct_computation(captions, store, knowledge, load_knowing, kind):
     config = load_knowing(**{"similarity.kind": kind})

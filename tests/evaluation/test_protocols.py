@@ -90,6 +90,7 @@ def test_every_protocol_is_described_in_protocols_md(repository):
         assert all(split.protocol in described for split in data_set.published_splits.values())
 
 
+@pytest.mark.slow
 def test_msvd_annotations_follow_the_published_protocol(tmp_path):
     annotations = SHARED / "data/annotations/msvd"
     if not annotations.is_dir():

@@ -85,6 +85,7 @@ def test_tiled_ranks_equal_naive_ranks(sizes, chunk_size, levels, num_workers, n
         assert scores == [of_group[group] for group in best] + [-INF] * missing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_tiled_top_clips_equal_those_of_the_matrix(num_workers, on_workers):
     similarity = torch.rand(60, 40)
@@ -165,6 +166,7 @@ def test_row_chunks_keep_captions_of_a_clip_together():
     assert row_chunks(clip_of_text, 1) == [slice(0, 3), slice(3, 7), slice(7, 8), slice(8, 10)]
 
 
+@pytest.mark.slow
 def test_chance_equals_metrics_of_random_scores():
     ranks = [rank_similarity(torch.rand(20, 20), torch.arange(20)) for _ in range(400)]
     mean = sum(retrieval_metrics(r)["t2v/R@5"] for r in ranks) / len(ranks)

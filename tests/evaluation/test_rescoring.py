@@ -14,6 +14,7 @@ def similarity_of(texts: int, clips: int) -> torch.Tensor:
     return torch.rand(texts, clips) / 2 + torch.rand(clips) / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
 @pytest.mark.parametrize("chunk_size", [4, 100])
 def test_dual_softmax_is_its_formula(on_workers, num_workers, chunk_size):
@@ -73,6 +74,7 @@ def naive_inverted_softmax(bank: torch.Tensor, test: torch.Tensor, beta: float, 
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 3])
 @pytest.mark.parametrize(("chunk_size", "top_k"), [(7, 1), (100, 2)])
 def test_inverted_softmax_is_its_formula(on_workers, num_workers, chunk_size, top_k):
@@ -147,6 +149,7 @@ def largest(num_clips: int) -> int:
     return seen.elements
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_sides_not_with_the_area():
     small, large = largest(32), largest(128)
     assert large <= 4 * small

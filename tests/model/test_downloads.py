@@ -61,6 +61,7 @@ def test_a_host_that_answers_is_no_problem(monkeypatch):
         assert unreachable_weights("RN50", "openai") == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
 def test_downloaded_weights_are_checked_and_loaded_without_network(cache, name):
     repository = cache / "models--timm--resnet50_clip.openai"

@@ -27,6 +27,7 @@ def mentioned(text: str, words: dict[str, tuple[str, ...]]) -> set[str]:
     return {value for value, wordings in words.items() if any(contains(text, wording) for wording in wordings)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_every_caption_mentions_its_colour_shape_and_motion_and_no_other(style):
     words = STYLES[style]
@@ -37,6 +38,7 @@ def test_every_caption_mentions_its_colour_shape_and_motion_and_no_other(style):
         assert mentioned(text, words.motions) == {motion}, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_no_two_triples_have_the_same_caption(style):
     triples_of: dict[str, set[tuple[str, str, str]]] = {}

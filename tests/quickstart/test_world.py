@@ -76,6 +76,7 @@ def test_seen_styles_are_equally_frequent_in_train_and_train_writers_is_respecte
     assert len({(row["video"], row["style"]) for row in rows}) == 4
 
 
+@pytest.mark.slow
 def test_files_are_h264_and_pyav_and_decord_read_all_frames(table):
     for video in split_of_videos(table):
         path = table.parent / video
@@ -111,6 +112,7 @@ def has_sound(path: Path) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_same_settings_render_the_same_world(table, tmp_path):
     again = render_world(tmp_path, **WORLD)
     assert again.read_bytes() == table.read_bytes()

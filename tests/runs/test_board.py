@@ -182,6 +182,7 @@ def test_port_in_use_is_refused(runs):
             start_board(runs, port=other.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_shows_runs_of_an_object_store(s3, tmp_path, monkeypatch):
     """Another machine than the one that trains shows them, finds a run that starts later, and drops one that is deleted."""
     monkeypatch.setattr(board_module, "_RELOAD_S", 1.0)

@@ -25,6 +25,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1]], ids=["four", "one"])
 def test_each_is_an_svg_that_names_what_it_shows(rows):
     plots = [

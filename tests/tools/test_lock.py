@@ -146,6 +146,7 @@ def test_the_lock_of_another_machine_that_is_renewed_is_respected(tmp_path):
     assert path.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "[1]", '{"of": "another version"}'])
 def test_a_note_without_meaning_is_removed_if_it_does_not_change(tmp_path, content):
     (tmp_path / "writer-0123.json").write_text(content)
@@ -215,6 +216,7 @@ def test_processes_that_come_at_once_never_hold_the_lock_together(tmp_path):
     assert notes(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_folder_in_an_object_store(s3, tmp_path, said):
     here, there = (local_copy(f"{s3}/run", tmp_path / name) for name in ("here", "there"))
     with hold_lock(here, "training"):

@@ -123,6 +123,7 @@ def packed(path: Path) -> None:
             new.writestr(name, old.read(name))
 
 
+@pytest.mark.slow
 def test_a_zip_bomb(tmp_path, tiny_config):
     zeros = {"a": torch.zeros(100 * 2**20, dtype=torch.uint8)}
     torch.save(zeros, tmp_path / "w.pt")
@@ -199,6 +200,7 @@ def write_texts(path: Path, texts: pa.Array, **how: object) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["repeated", "many", "plain", "deltas"])
 def test_a_parquet_bomb(tmp_path, monkeypatch, kind):
     path = tmp_path / "captions.parquet"
@@ -262,6 +264,7 @@ def encode(path: Path, width: int, height: int, num_frames: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_video_bomb_costs_one_clip(tmp_path):
     bomb, video = encode(tmp_path / "bomb.mp4", 4000, 4000, 4), encode(tmp_path / "video.mp4", 64, 48, 10)
     claim = (65535).to_bytes(2, "little") * 2
@@ -279,6 +282,7 @@ def test_a_video_bomb_costs_one_clip(tmp_path):
         assert decoder.read_clip(video, **HOW).frames.shape == (4, SIZE, SIZE, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -343,6 +347,7 @@ def test_plots_show_names_as_text():
     assert "<script" not in drawn
 
 
+@pytest.mark.slow
 def test_what_can_run_code_stands_where_it_is_guarded():
     """What actors of waver send each other is pickled (on_ray/cluster/blocks.py), and nothing else."""
     calls: dict[str, set[str]] = {}

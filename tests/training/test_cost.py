@@ -36,6 +36,7 @@ def random_batch(config, num_pairs: int) -> Batch:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -60,6 +61,7 @@ def test_the_estimate_is_what_a_step_computes(load_knowing, settings):
     assert counter.get_total_flops() == pytest.approx(cost.training_flops, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "image", "text"),
     [("ViT-B-32-quickgelu", 8.82e9, 5.96e9), ("ViT-B-16", 35.13e9, 5.96e9), ("RN50", 12.22e9, 5.96e9)],
@@ -76,6 +78,7 @@ def test_an_lstm_costs_two_products_for_each_of_its_four_gates(load_tiny):
     assert forward.clip == 3 * 2 * 4 * 2 * 32**2
 
 
+@pytest.mark.slow
 def test_epochs_captions_frozen_towers_and_workers_count(load_tiny):
     def cost(train=10, **settings) -> TrainingCost:
         return training_cost(load_tiny(**settings), table(train=(train, 4), validation=(5, 2)))

@@ -177,6 +177,7 @@ CONFIGURATIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", CONFIGURATIONS, ids=lambda c: " ".join(map(str, c.values())))
 def test_every_parameter_gets_a_gradient(captions, store, knowledge, load_knowing, start, chosen):
     """DDP waits for the gradient of every parameter: one that gets none would stop a run."""

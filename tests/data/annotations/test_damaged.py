@@ -252,6 +252,7 @@ def test_whole_files_are_read(kind):
     assert isinstance(table, pa.Table), table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_damaged_files_give_a_table_or_an_error(kind):
     whole = {name: encode(name, content) for name, content in FILES[kind].items()}

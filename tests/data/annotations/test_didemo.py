@@ -296,6 +296,7 @@ def test_real_files(shared_annotations, tmp_path, touch, splits_of):
             assert row["caption"] == " ".join(described[row["clip_id"]])
 
 
+@pytest.mark.slow
 def test_real_labels(shared_annotations, tmp_path, touch):
     source, folder = shared_annotations("didemo"), tmp_path / "labels"
     folder.mkdir()

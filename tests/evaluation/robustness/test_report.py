@@ -251,6 +251,7 @@ def test_a_browser_opens_the_page_without_errors(report, tmp_path):
     assert "Definitions" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
 def test_a_browser_would_tell(tmp_path):
     """That the test above can fail."""

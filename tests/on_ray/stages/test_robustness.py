@@ -53,6 +53,7 @@ def made(checkpoints):
         return *report_on(checkpoints), said
 
 
+@pytest.mark.slow
 def test_the_report_is_written_beside_the_runs(made, checkpoints):
     report, folder, said = made
     assert folder.parent == checkpoints[0].parents[1]

@@ -84,6 +84,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_training_and_doctor_tell_the_same(project, name):
     overrides, expected = WRONG[name]
@@ -119,6 +120,7 @@ def test_a_temporary_folder_and_a_cluster_are_among_the_errors(project, monkeypa
         run_training(config)
 
 
+@pytest.mark.slow
 def test_workers_elsewhere_may_download_what_this_machine_cannot(project, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "nowhere")
     config = load_config("experiment.yaml", {"model.backbone": "RN50", "model.weights": "openai"})

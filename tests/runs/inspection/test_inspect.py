@@ -51,6 +51,7 @@ def same(a: Inspection, b: Inspection) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dp", "ti", "wti", "xti"])
 @pytest.mark.parametrize("top_k", [0, 3])
 def test_tags_match_the_parts_of_the_model(look, kind, top_k):
@@ -89,6 +90,7 @@ def test_inspection_is_deterministic_and_does_not_change_the_model(look):
     assert all(parameter.grad is None for parameter in made[1].parameters())
 
 
+@pytest.mark.slow
 def test_embeddings_of_the_evaluation_give_the_same_inspection(captions, store, knowledge, load_knowing, look):
     for overrides in ({}, {"knowledge.top_k": 0}):
         again, evaluation, student = look(overrides)

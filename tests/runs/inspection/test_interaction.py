@@ -114,6 +114,7 @@ def test_bar_lengths_are_proportional_to_weights():
     assert [max(runs(picture[:, x], GIVEN)) for x in (right - 128, right - 64, right)] == [28 + 1, 14 + 1, 14 + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_frames", [1, 3, 12, 64])
 @pytest.mark.parametrize("num_rows", [1, 40])
 def test_heat_maps_of_any_size_are_drawn(num_rows, num_frames):

@@ -212,6 +212,7 @@ def test_failed_upload_warns_and_is_repeated(far, monkeypatch, s3_server):
     assert events_of(there)["loss"] == [(1, 1.0), (2, 1.0)]
 
 
+@pytest.mark.slow
 def test_files_are_kept_if_the_last_upload_fails(far, monkeypatch):
     tracker = Tracker(far[0])
     tracker.log(1, {"loss": 1.0})
@@ -221,6 +222,7 @@ def test_files_are_kept_if_the_last_upload_fails(far, monkeypatch):
     assert len(read_metrics(tracker.local_folder)) == 1
 
 
+@pytest.mark.slow
 def test_resuming_needs_a_store_that_responds(far, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ObjectStoreError, match="the store does not answer"):

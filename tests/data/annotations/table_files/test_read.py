@@ -184,6 +184,7 @@ WHOLE_FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE_FILES)
 def test_the_command_in_a_message_writes_a_table_that_is_read(name, load, fail, tmp_path):
     file, content, expected = WHOLE_FILES[name]
@@ -352,6 +353,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expected", MISTAKES)
 def test_mistakes_in_lines_and_columns(fail, expected):
     for name, content in MISTAKES[expected]:

@@ -72,6 +72,7 @@ def check(rule, captions, docs):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", UNPARSED, ids=lambda rule: rule.key)
 @given(captions=st.lists(CAPTIONS, max_size=5))
 @settings(max_examples=60, deadline=None)
@@ -121,6 +122,7 @@ def test_seeds_and_what_they_decide():
     assert chosen == {"typos", "wordy", "casual", "synonyms", "swapped_object"}
 
 
+@pytest.mark.slow
 def test_choices_are_the_same_in_every_process():
     """They are stored with results, so that they may not change."""
     assert hash_to_int("7/typos/a man") == 13876962455299517994
