@@ -522,10 +522,10 @@ def test_node_labels_are_those_of_ray_and_do_not_change_the_digest(tmp_path):
 
 
 @pytest.mark.parametrize(("image_size", "size"), [(336, 224), (64, 32), ([64, 32], 64)])
-def test_an_image_size_that_is_not_used_is_an_error(tmp_path, image_size, size):
+def test_an_image_size_that_contradicts_the_size_of_frames_is_an_error(tmp_path, image_size, size):
     backbone = {"embed_dim": 32, "vision_cfg": {"image_size": image_size}, "text_cfg": {}}
     overrides = {"model.backbone": backbone, "video.size": size}
-    with pytest.raises(ConfigError, match=rf"image_size = .*, which waver does not read: .*video.size = {size} pixels"):
+    with pytest.raises(ConfigError, match=rf"image_size = .*, but video.size = {size}: remove one of them"):
         load_config(write(tmp_path, SMALL), overrides)
     assert load_config(write(tmp_path, SMALL), overrides, stored=True).video.size == size
 

@@ -6,6 +6,7 @@ import pytest
 from clocks import FPS, TOLERANCE_S, cut, render_clock, shown_s
 
 from waver.data.clip import ClipError
+from waver.data.resizing import Resizing
 from waver.data.timeline import Timeline, read_timeline, sample_frames
 from waver.data.video import read_clip, read_with_pyav
 
@@ -86,7 +87,7 @@ def test_every_frame_is_the_one_of_its_time(tmp_path, name, codec, options):
         clip = read_clip(path, **sampling, size=32)
         assert clip.times_s == pytest.approx(expected, abs=1 / FPS)
         assert shown_s(clip) == pytest.approx(clip.times_s, abs=0.1)
-        other = read_with_pyav(path, timeline, sample_frames(timeline, **sampling), 32)
+        other = read_with_pyav(path, timeline, sample_frames(timeline, **sampling), Resizing(32))
         assert other.times_s == clip.times_s
         assert np.abs(other.frames.astype(int) - clip.frames).max() <= 2
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from waver.data.clip import READ_IN_PART, Clip, ClipError
-from waver.data.resizing import resize_and_crop
+from waver.data.resizing import Resizing, resize_frames
 from waver.data.timeline import read_timeline, sample_frames, sample_positions
 from waver.data.video import read_clip, read_with_decord, read_with_pyav
 
@@ -100,7 +100,7 @@ def test_resizing_only_the_crop_equals_resizing_all(height, width):
         np.asarray(Image.fromarray(f).resize(full, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size)))
         for f in frames
     ]
-    difference = np.abs(resize_and_crop(frames, size).astype(int) - np.stack(expected))
+    difference = np.abs(resize_frames(frames, Resizing(size)).astype(int) - np.stack(expected))
     # PIL computes with 8-bit weights that depend on the last bit of the box.
     assert difference.max() <= 2
     assert difference.mean() < 0.02
@@ -121,7 +121,7 @@ def read_with_both(path: Path, size: int, *sampling) -> list[Clip]:
     with av.open(str(path)) as container:
         timeline = read_timeline(container)
     indices = sample_frames(timeline, *sampling)
-    return [read(path, timeline, indices, size) for read in (read_with_decord, read_with_pyav)]
+    return [read(path, timeline, indices, Resizing(size)) for read in (read_with_decord, read_with_pyav)]
 
 
 def test_both_readers_agree(tmp_path):

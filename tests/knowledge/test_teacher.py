@@ -4,11 +4,12 @@ import torch
 import torch.nn.functional as F
 
 from waver.knowledge.teacher import Teacher, best_phrases
-from waver.model.tokenizer import tokenize
+from waver.model.tokenizer import find_tokenizer
 from waver.model.weights import load_backbone
 
 PROMPT = "This is a video about {}."
 PHRASES = ["riding a horse", "run", "putting a very small cake into an old oven", "playing!", "é"]
+CLIP = find_tokenizer("ViT-B-32")
 
 
 @pytest.fixture
@@ -18,13 +19,13 @@ def backbone(tiny_config, teacher_weights):
 
 @pytest.fixture
 def teacher(backbone) -> Teacher:
-    return Teacher(backbone, PROMPT)
+    return Teacher(backbone, CLIP, PROMPT)
 
 
 @pytest.fixture
 def exact(backbone) -> Teacher:
     """In float64, where what is the same differs by less than 1e-12."""
-    return Teacher(backbone.double(), PROMPT)
+    return Teacher(backbone.double(), CLIP, PROMPT)
 
 
 def frames_of(num_frames: int, seed: int = 0) -> torch.Tensor:
@@ -37,10 +38,10 @@ def test_a_phrase_is_the_end_token_of_its_sentence(backbone, exact):
     embedded = exact.embed_phrases(PHRASES)
     assert embedded.shape == (5, 32)
     for phrase, values in zip(PHRASES, embedded, strict=True):
-        ids, mask = tokenize([f"This is a video about {phrase}."], max_words=77)
+        ids, mask = CLIP([f"This is a video about {phrase}."], max_words=77)
         # open_clip's own way: the text tower over the whole context, then the token with the highest number, the end.
         torch.testing.assert_close(values, backbone.clip.encode_text(ids)[0], rtol=0, atol=1e-12)
-        alone = backbone.encode_tokens(ids[:, : int(mask.sum())])[0, -1]
+        alone = backbone.encode_tokens(ids[:, : int(mask.sum())], mask[:, : int(mask.sum())])[0, -1]
         torch.testing.assert_close(values, alone, rtol=0, atol=1e-12)
 
 
@@ -53,18 +54,20 @@ def test_phrase_embedding_does_not_depend_on_its_batch(exact):
 
 def test_single_precision_is_as_exact_as_it_can_be(backbone, teacher):
     single = F.normalize(teacher.embed_phrases(PHRASES), dim=-1)
-    double = F.normalize(Teacher(backbone.double(), PROMPT).embed_phrases(PHRASES), dim=-1)
+    double = F.normalize(Teacher(backbone.double(), CLIP, PROMPT).embed_phrases(PHRASES), dim=-1)
     torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-6)
 
 
 def test_the_prompt_matters(backbone, teacher):
-    assert not torch.allclose(Teacher(backbone, "{}").embed_phrases(PHRASES), teacher.embed_phrases(PHRASES), atol=1e-3)
+    assert not torch.allclose(
+        Teacher(backbone, CLIP, "{}").embed_phrases(PHRASES), teacher.embed_phrases(PHRASES), atol=1e-3
+    )
 
 
 def test_a_phrase_that_is_too_long_keeps_its_end(backbone, teacher):
     long = teacher.embed_phrases(["very " * 200 + "long"])
     with torch.no_grad():
-        ids, _ = tokenize(["This is a video about " + "very " * 200 + "long."], max_words=77)
+        ids, _ = CLIP(["This is a video about " + "very " * 200 + "long."], max_words=77)
         torch.testing.assert_close(long, backbone.clip.encode_text(ids), rtol=0, atol=1e-6)
 
 
@@ -109,7 +112,7 @@ def test_the_teacher_is_frozen(backbone):
     assert all(p.requires_grad for p in backbone.parameters())
     backbone.train()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    teacher = Teacher(backbone, PROMPT)
+    teacher = Teacher(backbone, CLIP, PROMPT)
     embedded = [teacher.embed_phrases(PHRASES), teacher.embed_clip(frames_of(3))]
     assert not any(p.requires_grad for p in backbone.parameters())
     assert not any(module.training for module in backbone.modules())
@@ -120,7 +123,7 @@ def test_the_teacher_is_frozen(backbone):
 def test_the_digest_is_of_the_weights(tiny_config, teacher_weights, backbone, teacher):
     digest = teacher.digest()
     again = load_backbone(tiny_config.model.backbone, str(teacher_weights), image_size=16)
-    assert Teacher(again, "another {}").digest() == digest
+    assert Teacher(again, CLIP, "another {}").digest() == digest
     teacher.embed_phrases(PHRASES)
     assert teacher.digest() == digest
     for parameter in (backbone.clip.logit_scale, backbone.clip.ln_final.bias, backbone.clip.token_embedding.weight):

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from waver.model import downloads
-from waver.model.backbone import BackboneError
+from waver.model.architecture import BackboneError
 from waver.model.weights import check_weights, load_backbone, unreachable_weights
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from waver.model.backbone import BackboneError
+from waver.model.architecture import BackboneError
 from waver.model.weights import check_weights, load_backbone
 
 ARCHITECTURE = {
@@ -26,7 +26,7 @@ def clip() -> open_clip.CLIP:
 
 def encode(backbone) -> torch.Tensor:
     with torch.no_grad():
-        return backbone.encode_tokens(TOKENS)
+        return backbone.encode_tokens(TOKENS, TOKENS > 0)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "state dict", "training checkpoint"])

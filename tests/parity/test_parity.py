@@ -16,7 +16,7 @@ from waver.evaluation.metrics import retrieval_metrics
 from waver.evaluation.ranking import rank_similarity
 from waver.model.interaction import last_token
 from waver.model.student import Student
-from waver.model.tokenizer import tokenize
+from waver.model.tokenizer import find_tokenizer
 from waver.model.weights import load_backbone
 from waver.training.losses import contrastive
 
@@ -113,7 +113,7 @@ def test_towers(case):
 def test_teacher(case):
     student, inputs, expected = case
     mask = inputs["phrase_mask"].bool()
-    ours = last_token(student.backbone.encode_tokens(inputs["phrase_ids"]), mask)
+    ours = last_token(student.backbone.encode_tokens(inputs["phrase_ids"], mask), mask)
     assert_close(ours[:, None], expected["knowledge"])
 
 
@@ -186,6 +186,6 @@ def test_metrics():
 def test_tokens():
     for row in json.loads((FIGURES / "tokens.json").read_text()):
         prompt = "This is a video about {}." if row["prompt"] else None
-        ids, mask = tokenize([row["caption"]], max_words=32, prompt=prompt)
+        ids, mask = find_tokenizer("ViT-B-32")([row["caption"]], max_words=32, prompt=prompt)
         assert ids[0].tolist() == row["ids"]
         assert mask.sum().item() == row["length"]

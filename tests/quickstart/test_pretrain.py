@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from waver.config import load_config
 from waver.model.backbone import Backbone
-from waver.model.tokenizer import tokenize
+from waver.model.tokenizer import find_tokenizer
 from waver.model.weights import load_backbone
 from waver.quickstart.alt_text import LESSONS, alt_text
 from waver.quickstart.captions import COLOUR_WORDS, MOTION_WORDS, SHAPE_WORDS, STYLES, caption, captions
@@ -18,6 +18,7 @@ from waver.quickstart.scenes import COLOURS, MOTIONS, SHAPES, Scene, split_scene
 from waver.quickstart.weights import pack, unpack, write_backbone
 from waver.quickstart.world import WORLD
 
+CLIP = find_tokenizer("ViT-B-32")
 FOLDER = Path(str(files("waver.quickstart")))
 EXPERIMENT = load_config(FOLDER / "experiment.yaml")
 
@@ -88,7 +89,7 @@ def test_the_packaged_backbone_retrieves_unseen_clips_above_chance(packaged_back
     videos = embed_frames(packaged_backbone, stills(scenes, EXPERIMENT.video.size, num_frames=4, seed=0))
     correct = torch.arange(len(scenes))
     for style in STYLES:
-        texts = embed_texts(packaged_backbone, *tokenize([caption(scene, style, 0) for scene in scenes], max_words=32))
+        texts = embed_texts(packaged_backbone, *CLIP([caption(scene, style, 0) for scene in scenes], max_words=32))
         found = (texts @ videos.T).topk(5).indices
         recall = (found == correct[:, None]).any(1).float().mean().item()
         assert recall > 3 * 5 / len(scenes), f"{style}: R@5 {recall:.2f}, by chance {5 / len(scenes):.2f}"
@@ -97,7 +98,7 @@ def test_the_packaged_backbone_retrieves_unseen_clips_above_chance(packaged_back
 def test_the_packaged_backbone_has_an_embedding_of_every_token_of_the_captions(packaged_backbone):
     scenes = pretraining_scenes(copies=1, seed=0)[::8]
     texts = [text for scene in scenes for style in STYLES.keys() - {"chatty"} for text in captions(scene, style, 0, 2)]
-    ids, mask = tokenize(texts, max_words=32)
+    ids, mask = CLIP(texts, max_words=32)
     assert packaged_backbone.text.token_embedding.weight[ids[mask].unique()].count_nonzero(1).all()
 
 

@@ -104,7 +104,7 @@ def test_epochs_captions_frozen_towers_and_workers_count(load_tiny):
 
 def test_a_tower_that_the_meta_device_cannot_run_is_an_error_in_words(load_tiny, monkeypatch):
     """Its width depends on its pixels, say."""
-    monkeypatch.setattr(Backbone, "encode_tokens", lambda self, tokens: tokens[: tokens.sum().item()])
+    monkeypatch.setattr(Backbone, "encode_tokens", lambda self, tokens, mask: tokens[: tokens.sum().item()])
     with pytest.raises(CostError, match=r"the cost of training is not estimated: .*item.* meta"):
         count_forward(load_tiny(**{"text.max_words": 9}))  # counted by no other test
 

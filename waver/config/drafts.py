@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from waver.config.experiment import ALLOW_CONTRADICTIONS, STORED, ExperimentConfig
 from waver.config.mistakes import describe_mistakes, location_of, meant_key
+from waver.config.preprocessing import Preprocessing
 
 _PLACEHOLDERS = {
     "name": "unnamed",
@@ -46,6 +47,8 @@ def draft_experiment(raw: dict[str, Any], *, stored: bool = False) -> Draft:
         raw: the content of the file, with overrides.
         stored: whether the file is that of a run, see `STORED`.
     """
+    if stored:
+        raw = _as_stored(raw)
     try:
         return Draft(ExperimentConfig.model_validate(raw, context=STORED if stored else None), [])
     except ValidationError as error:
@@ -57,6 +60,16 @@ def draft_experiment(raw: dict[str, Any], *, stored: bool = False) -> Draft:
         key = re.compile(r"\b[a-z]+\.[a-z_]+\b")
         mistakes += [sentence for sentence in config.contradictions() if draft.is_certain(*key.findall(sentence))]
     return draft
+
+
+def _as_stored(raw: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a run; if it lacks these keys, its version of waver knew CLIP's preprocessing only."""
+    usual = Preprocessing()
+    before = {
+        "video": {"size": usual.size, "resize": usual.resize, "interpolation": usual.interpolation},
+        "model": {"pixel_mean": usual.mean, "pixel_std": usual.std},
+    }
+    return raw | {section: values | (raw.get(section) or {}) for section, values in before.items()}
 
 
 def _without(problems: Iterable[Mapping[str, Any]], raw: dict[str, Any]) -> dict[str, Any]:

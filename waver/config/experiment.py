@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig, TextConfig, VocabularyConfig
+from waver.config.preprocessing import Preprocessing, find_preprocessing
 from waver.config.resources import ResourcesConfig, StorageConfig
 from waver.config.training import (
     CheckpointConfig,
@@ -115,12 +117,32 @@ class ExperimentConfig(Section):
             )
         backbone, size = self.model.backbone, self.video.size
         vision = backbone.get("vision_cfg") if isinstance(backbone, dict) else None
-        asked = vision.get("image_size", size) if isinstance(vision, dict) else size
+        asked = vision.get("image_size", size) if isinstance(vision, dict) and size else size
         if asked not in (size, [size, size]) and not stored:
             yield (
-                f"model.backbone: its vision_cfg has image_size = {asked}, which waver does not read: frames and backbone "
-                f"have video.size = {size} pixels. Set video.size, or remove image_size"
+                f"model.backbone: its vision_cfg has image_size = {asked}, but video.size = {size}: remove one of them"
             )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How frames become the input of the backbone: as its weights were trained, unless a setting says otherwise.
+
+        Raises:
+            PreprocessingError: see `find_preprocessing`.
+        """
+        model, video = self.model, self.video
+        asked = {
+            "size": video.size,
+            "resize": video.resize,
+            "interpolation": video.interpolation,
+            "mean": model.pixel_mean,
+            "std": model.pixel_std,
+        }
+        asked = {name: value for name, value in asked.items() if value is not None}
+        if len(asked) == 5:
+            return Preprocessing(**asked, source="those of the configuration")
+        found = find_preprocessing(model.backbone, model.weights)
+        return replace(found, **asked)
 
     @property
     def uses_fusion(self) -> bool:
@@ -149,7 +171,7 @@ class ExperimentConfig(Section):
         """Folder of the clip store, which experiments with the same videos and decoding settings share."""
         key = {
             "videos": str(self.data.videos),
-            "video": self.video.model_dump(),
+            "video": self._frame_settings(),
             "frames": (
                 self.ingest.frame_format,
                 self.ingest.jpeg_quality if self.ingest.frame_format == "jpeg" else None,
@@ -186,14 +208,24 @@ class ExperimentConfig(Section):
     def identity(self) -> dict[str, Any]:
         """Returns the settings that metrics depend on, without those of resources, storage and output."""
         settings = self.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_METRICS)
+        statistics = {"pixel_mean": list(self.preprocessing.mean), "pixel_std": list(self.preprocessing.std)}
         return settings | {
             "data": _hashed(settings["data"]),
+            "video": self._frame_settings(),
+            "model": _without_usual(settings["model"] | statistics),
             "ingest": {"frame_format": self.ingest.frame_format, "jpeg_quality": self.ingest.jpeg_quality},
         }
 
     def digest(self) -> str:
         """Returns a short hash of `identity`."""
         return _short_hash(self.identity())
+
+    def _frame_settings(self) -> dict[str, Any]:
+        """Returns the section `video` as it is hashed."""
+        frames = asdict(self.preprocessing)
+        return _without_usual(
+            self.video.model_dump() | {name: frames[name] for name in ("size", "resize", "interpolation")}
+        )
 
     def to_yaml(self) -> str:
         """Returns the resolved configuration as YAML that `load_config` can read."""
@@ -204,6 +236,19 @@ def _hashed(data: dict[str, Any]) -> dict[str, Any]:
     """Returns the section `data` as it is hashed: the fraction of a large data set is that of earlier versions of waver."""
     usual = data.get("validation_fraction", 0.0) is None
     return data | {"validation_fraction": USUAL_FRACTION} if usual else data
+
+
+_USUAL = {
+    "resize": Preprocessing.resize,
+    "interpolation": Preprocessing.interpolation,
+    "pixel_mean": list(Preprocessing.mean),
+    "pixel_std": list(Preprocessing.std),
+}
+"""Settings that earlier versions of waver did not have, and their value there: with it they are not hashed."""
+
+
+def _without_usual(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in _USUAL or value != _USUAL[key]}
 
 
 def _short_hash(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from waver.tools.section import AnyPath, Count, Section
+from waver.tools.section import AnyPath, Count, Positive, Section
 
 
 class TextConfig(Section):
@@ -31,6 +31,11 @@ class ModelConfig(Section):
     weights: str | None = "openai"
     """Weights of the backbone: a file (OpenAI .pt, .safetensors, state dict), a pretrained tag of open_clip, or null for
     random weights."""
+    pixel_mean: tuple[float, float, float] | None = None
+    """Mean of the red, green and blue pixels (between 0 and 1) that frames are normalised with; null: as the weights were
+    trained."""
+    pixel_std: tuple[Positive, Positive, Positive] | None = None
+    """Standard deviation of the same; null: as the weights were trained."""
     # Names of waver.model.temporal.TEMPORAL_AGGREGATORS.
     temporal: Literal["none", "seqTransf", "seqLSTM"] = "seqTransf"
     """Temporal aggregator of the frame embeddings: none, seqTransf (transformer) or seqLSTM."""

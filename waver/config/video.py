@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from waver.data.resizing import Interpolation, ResizeMode
 from waver.tools.section import Count, Fraction, NodeLabels, Positive, Section
 
 
@@ -14,8 +15,13 @@ class VideoConfig(Section):
     """Sampling rate of frames."""
     max_frames: Count = 12
     """Maximal number of frames per clip; of more frames, evenly spaced ones are kept."""
-    size: Count = 224
-    """Height and width of frames, pixels: the short side is resized to it, then the centre is cropped."""
+    size: Count | None = None
+    """Height and width of frames, pixels; null for the size that model.backbone was trained with (224 for ViT-B-32)."""
+    resize: ResizeMode | None = None
+    """shortest: the short side of a frame is resized to size, then the centre is cropped. squash: both sides are resized to
+    size. null: as model.weights were trained (CLIP's: shortest)."""
+    interpolation: Interpolation | None = None
+    """Filter of the resizing; null: as model.weights were trained (CLIP's: bicubic)."""
 
 
 class IngestConfig(Section):

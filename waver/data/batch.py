@@ -19,7 +19,8 @@ from waver.data.clip_store import ClipStore
 class Batch:
     """A worker's B of the `num_pairs` (caption, clip) pairs of a global batch, in which no clip occurs twice."""
 
-    token_ids: Int[Tensor, "B N"]
+    token_ids: Int[Tensor, "B T"]
+    """Longer than the mask where the text tower reads padding, see `Tokenizer.pad`."""
     token_mask: Bool[Tensor, "B N"]
     frames: UInt8[Tensor, "B F 3 H W"]
     frame_mask: Bool[Tensor, "B F"]

@@ -38,6 +38,7 @@ from PIL import Image
 import waver
 from waver.data.clip import Clip
 from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, StoreError, ledger_row, read_ledger, read_store_manifest
+from waver.data.resizing import Interpolation, ResizeMode
 from waver.tools.files import atomic_write, write_json
 from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch_once, list_names
 
@@ -68,6 +69,8 @@ class StoreSettings:
     frame_format: Literal["raw", "jpeg"] = "raw"
     jpeg_quality: int = 90
     """Ignored if frames are raw."""
+    resize: ResizeMode = "shortest"
+    interpolation: Interpolation = "bicubic"
 
     @property
     def key(self) -> dict[str, float | int | str]:
@@ -75,7 +78,9 @@ class StoreSettings:
         key = dataclasses.asdict(self)
         if self.frame_format == "raw":
             del key["jpeg_quality"]
-        return key
+        # Stores of earlier versions, which knew only these, do not name them.
+        usual = {"resize": StoreSettings.resize, "interpolation": StoreSettings.interpolation}
+        return {name: value for name, value in key.items() if value != usual.get(name)}
 
 
 def create_store(store: Path, settings: StoreSettings) -> None:

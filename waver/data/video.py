@@ -19,7 +19,7 @@ import numpy as np
 
 from waver.data.claimed_length import is_missing_much
 from waver.data.clip import Clip, ClipError, describe_part
-from waver.data.resizing import resize_and_crop
+from waver.data.resizing import Interpolation, ResizeMode, Resizing, resize_frames
 from waver.data.timeline import Timeline, read_timeline, sample_frames, video_stream
 from waver.tools.file_kinds import describe_bytes, first_bytes, is_plain_text
 
@@ -41,10 +41,12 @@ def read_clip(
     frames_per_second: float,
     max_frames: int,
     size: int,
+    resize: ResizeMode = "shortest",
+    interpolation: Interpolation = "bicubic",
     decord_failure: str | None = None,
     announce: Callable[[str], None] = lambda reader: None,
 ) -> Clip:
-    """Reads the frames at `sample_frames`, resized and cropped by `resize_and_crop`.
+    """Reads the frames at `sample_frames`, resized by `resize_frames`.
 
     Args:
         path: the video file.
@@ -53,6 +55,8 @@ def read_clip(
         frames_per_second: sampling rate.
         max_frames: maximal number of frames.
         size: height and width of the frames, pixels.
+        resize: how they become squares, see `Resizing`.
+        interpolation: filter of the resizing.
         decord_failure: how decord failed at this clip before, so that it is not asked again.
         announce: called with the name of a reader before this reader begins.
 
@@ -76,7 +80,7 @@ def read_clip(
     if not indices:
         reason = "the segment begins after the end of the video" if len(timeline) else "the video has no frame"
         raise ClipError("too_short", reason, timeline.end_s)
-    clip = _read_indices(path, timeline, indices, size, decord_failure, announce)
+    clip = _read_indices(path, timeline, indices, Resizing(size, resize, interpolation), decord_failure, announce)
     if not timeline.claimed_s:
         return clip
     part = describe_part(timeline.end_s, timeline.claimed_s)
@@ -87,7 +91,7 @@ def _read_indices(
     path: Path,
     timeline: Timeline,
     indices: list[int],
-    size: int,
+    target: Resizing,
     failure: str | None,
     announce: Callable[[str], None],
 ) -> Clip:
@@ -97,7 +101,7 @@ def _read_indices(
         path: the video file.
         timeline: of the video.
         indices: of the frames, non-decreasing.
-        size: height and width of the frames, pixels.
+        target: size and shape of the frames.
         failure: how decord failed before; None to ask it.
         announce: called with the name of a reader before this reader begins.
 
@@ -109,7 +113,7 @@ def _read_indices(
 
         announce("decord")
         try:
-            return read_with_decord(path, timeline, indices, size)
+            return read_with_decord(path, timeline, indices, target)
         except (
             decord.DECORDError,
             RuntimeError,
@@ -120,7 +124,7 @@ def _read_indices(
             failure = _one_line(error, path)
         announce("pyav")
     try:
-        clip = read_with_pyav(path, timeline, indices, size)
+        clip = read_with_pyav(path, timeline, indices, target)
     except ClipError as error:
         if not failure:
             raise
@@ -179,7 +183,7 @@ def _describe_damage(path: Path) -> str | None:
     return "the file is cut off: it has no moov atom, the index at the end of an MP4"
 
 
-def read_with_decord(path: Path, timeline: Timeline, indices: list[int], size: int) -> Clip:
+def read_with_decord(path: Path, timeline: Timeline, indices: list[int], target: Resizing) -> Clip:
     """Reads frames of the timeline with decord.
 
     Raises:
@@ -195,7 +199,7 @@ def read_with_decord(path: Path, timeline: Timeline, indices: list[int], size: i
     frames = reader.get_batch(unique).asnumpy()
     height, width = frames.shape[1:3]
     return Clip(
-        resize_and_crop(frames, size)[places],
+        resize_frames(frames, target)[places],
         tuple(float(timeline.times_s[index]) for index in indices),
         timeline.fps,
         height,
@@ -205,7 +209,7 @@ def read_with_decord(path: Path, timeline: Timeline, indices: list[int], size: i
     )
 
 
-def read_with_pyav(path: Path, timeline: Timeline, indices: list[int], size: int) -> Clip:
+def read_with_pyav(path: Path, timeline: Timeline, indices: list[int], target: Resizing) -> Clip:
     """Reads frames of the timeline with PyAV; frames that cannot be decoded are left out, and counted in the note.
 
     Raises:
@@ -219,7 +223,7 @@ def read_with_pyav(path: Path, timeline: Timeline, indices: list[int], size: int
         for index, frame in _frames_at(path, timeline, sorted(set(indices))):
             # The rotation is counterclockwise, as in rot90.
             pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-            found[index], shape = resize_and_crop(pixels[None], size)[0], pixels.shape[:2]
+            found[index], shape = resize_frames(pixels[None], target)[0], pixels.shape[:2]
     except av.FFmpegError as error:
         raise ClipError("corrupt", _one_line(error, path)) from None
     read = [index for index in indices if index in found]

@@ -25,7 +25,6 @@ from waver.data.ledger import describe_failures, group_failures
 from waver.data.segments import describe_segments
 from waver.doctor.findings import Finding, Level, format_bytes
 from waver.evaluation.confidence import beside, find_small_validation
-from waver.model.tokenizer import MAX_POSITIONS
 from waver.runs.inputs import load_captions
 from waver.tools.names import abbreviate
 from waver.training.plan import measure_truncations
@@ -126,7 +125,7 @@ def check_caption_lengths(config: ExperimentConfig, captions: pa.Table) -> Itera
         if not truncation.num_cut:
             yield Finding("ok", name, f"all have at most text.max_words = {config.text.max_words} tokens")
             continue
-        remedy = "raise text.max_words" if truncation.longest <= MAX_POSITIONS else "shorten the captions"
+        remedy = "raise text.max_words" if truncation.longest <= truncation.max_positions else "shorten the captions"
         yield Finding("warning", name, truncation.describe(config.text.max_words), remedy, details=asdict(truncation))
 
 
@@ -232,14 +231,16 @@ def check_decoding(config: ExperimentConfig, captions: pa.Table, *, level: Level
 
 
 def _read_clip(decoder: Decoder, config: ExperimentConfig, clip: dict) -> Clip:
-    video = config.video
+    video, frames = config.video, config.preprocessing
     return decoder.read_clip(
         clip["path"],
         start_s=clip["start_s"],
         end_s=clip["end_s"],
         frames_per_second=video.frames_per_second,
         max_frames=video.max_frames,
-        size=video.size,
+        size=frames.size,
+        resize=frames.resize,
+        interpolation=frames.interpolation,
     )
 
 

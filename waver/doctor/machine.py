@@ -10,15 +10,16 @@ import pyarrow.compute as pc
 import torch
 
 from waver.config import ExperimentConfig
+from waver.config.preprocessing import find_preprocessing
 from waver.data.clip_store import ClipStore
 from waver.doctor.findings import Finding, Level, format_bytes
-from waver.model.backbone import BackboneError
+from waver.model.architecture import BackboneError
 from waver.model.student import Student
 from waver.model.weights import check_weights, unreachable_weights
 from waver.tools.errors import WaverError
 from waver.tools.files import can_write
 from waver.tools.object_store import list_names, remote_of
-from waver.training.build import build_student, parameter_groups
+from waver.training.build import build_student, empty_text, parameter_groups
 from waver.training.cost import CostError, training_cost
 
 _JPEG_RATIO = 0.1
@@ -80,8 +81,16 @@ def measure_model(config: ExperimentConfig, *, needed: bool) -> tuple[ModelSize 
         model = model_size(config)
     except WaverError as error:
         return None, [Finding("error" if needed else "warning", "model", str(error))]
+    frames = config.preprocessing
+    trained_at = find_preprocessing(config.model.backbone, config.model.weights).size
+    findings = [Finding("ok", "preprocessing", frames.describe())]
+    if frames.size != trained_at:
+        sentence = f"video.size = {frames.size}, but the backbone was trained with {trained_at} pixels"
+        findings.append(
+            Finding("warning", "preprocessing", f"{sentence}: its position embeddings are interpolated", "set it to null")
+        )
     counts = f"{model.num_parameters / 1e6:.1f} M parameters, {model.num_trained / 1e6:.1f} M trained"
-    return model, [Finding("ok", "model", f"{_backbone_name(config)}: {counts}")]
+    return model, [Finding("ok", "model", f"{_backbone_name(config)}: {counts}"), *findings]
 
 
 def check_cost(config: ExperimentConfig, captions: pa.Table) -> Iterator[Finding]:
@@ -112,7 +121,7 @@ def check_model_weights(config: ExperimentConfig, *, needed: bool, elsewhere: bo
         yield Finding("info", "weights", "model.weights = null: training starts from random weights")
         return
     try:
-        path = check_weights(config.model.backbone, weights, image_size=config.video.size)
+        path = check_weights(config.model.backbone, weights, image_size=config.preprocessing.size)
     except BackboneError as error:
         if str(error).startswith("model.backbone"):  # the check of the model tells it
             return
@@ -175,7 +184,7 @@ def check_writable(folders: Iterable[Path], remedy: str, *, name: str = "output"
 
 
 def _check_clip_space(config: ExperimentConfig, storage: Path, num_clips: int, *, setting: str) -> Finding:
-    frame_bytes = 3 * config.video.size**2 * (1 if config.ingest.frame_format == "raw" else _JPEG_RATIO)
+    frame_bytes = 3 * config.preprocessing.size**2 * (1 if config.ingest.frame_format == "raw" else _JPEG_RATIO)
     needed = num_clips * config.video.max_frames * frame_bytes
     free = shutil.disk_usage(storage).free
     space = f"{format_bytes(needed)} at most (estimate), {format_bytes(free)} free"
@@ -265,7 +274,7 @@ def _device_memory(
     return {
         "weights, gradients, AdamW": 4 * (model.num_parameters + 3 * model.num_trained),
         "activations of the towers": (model.activation_bytes or 0) * pairs // (2 if half else 1),
-        "frames of a batch": _BYTES_PER_PIXEL * pairs * video.max_frames * 3 * video.size**2,
+        "frames of a batch": _BYTES_PER_PIXEL * pairs * video.max_frames * 3 * config.preprocessing.size**2,
         "phrases": 4 * num_phrases * model.embed_dim,
         # Validation keeps the embeddings of all tokens of the worker's captions.
         "captions of validation": 4 * model.embed_dim * config.text.max_words * texts // workers,
@@ -292,10 +301,10 @@ def _tower_activations(student: Student, config: ExperimentConfig) -> int:
             kept[storage._cdata] = storage
         return tensor
 
-    video = config.video
+    size = config.preprocessing.size
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        frames = student.backbone.clip.encode_image(torch.empty(video.max_frames, 3, video.size, video.size))
-        words = student.backbone.encode_tokens(torch.zeros(1, config.text.max_words, dtype=torch.int64))
+        frames = student.backbone.clip.encode_image(torch.empty(config.video.max_frames, 3, size, size))
+        words = student.backbone.encode_tokens(*empty_text(config))
     total = sum(storage.nbytes() for storage in kept.values())
     del frames, words
     return total

@@ -23,8 +23,9 @@ from waver.evaluation.ranking import Tile, Workers, row_chunks
 from waver.knowledge.store import Knowledge
 from waver.model.embeddings import Embeddings
 from waver.model.student import Student
-from waver.model.tokenizer import Tokens, encode_texts, pad_tokens
+from waver.model.tokenizer import Tokenizer, Tokens
 from waver.training import parallel
+from waver.training.build import build_tokenizer
 from waver.training.step import autocast
 
 _TEXTS, _CLIPS = 32, 64
@@ -43,6 +44,7 @@ class EmbeddedSplit:
     """Of the available clips, in the order of the gallery."""
     text: dict[int, Embeddings]
     """Index of the first caption of a chunk of rows -> embeddings of the chunk."""
+    tokenizer: Tokenizer
     tokens: list[Tokens]
     """Of every caption, as long as it is."""
 
@@ -53,7 +55,7 @@ class EmbeddedSplit:
     def tile_of(self, texts: Sequence[str]) -> Tile:
         """Returns a function that computes tiles of the similarity of other texts (chunks of rows) with the gallery."""
 
-        token_ids, mask = tokenize_texts(texts, self.config)
+        token_ids, mask = tokenize_texts(texts, self.config, self.tokenizer)
 
         @lru_cache(maxsize=1)
         def embed(start: int, stop: int) -> Embeddings:
@@ -93,10 +95,11 @@ def embed_split(
     clip_ids = [clip for clip, is_available in zip(queries.clip_ids, available.tolist(), strict=True) if is_available]
     video = embed_clips(student, clip_ids, store, config, knowledge, on_progress)
     rows = row_chunks(queries.clip_of_text, config.evaluate.chunk_size)[workers.worker :: workers.num_workers]
-    tokens = encode_texts(queries.texts, prompt=config.text.prompt)
-    token_ids, mask = pad_texts(tokens, config)
+    tokenizer = build_tokenizer(config)
+    tokens = tokenizer.encode(queries.texts, prompt=config.text.prompt)
+    token_ids, mask = tokenizer.cut_padding(*tokenizer.pad(tokens, max_words=config.text.max_words))
     text = {row.start: embed_tokens(student, token_ids[row], mask[row], config) for row in rows}
-    return EmbeddedSplit(student, config, (available.cumsum(0) - 1).clamp(min=0), video, text, tokens)
+    return EmbeddedSplit(student, config, (available.cumsum(0) - 1).clamp(min=0), video, text, tokenizer, tokens)
 
 
 def embed_clips(
@@ -146,23 +149,15 @@ def embed_clips(
 
 
 def tokenize_texts(
-    texts: Sequence[str], config: ExperimentConfig
-) -> tuple[Int[Tensor, "texts N"], Bool[Tensor, "texts N"]]:
+    texts: Sequence[str], config: ExperimentConfig, tokenizer: Tokenizer
+) -> tuple[Int[Tensor, "texts T"], Bool[Tensor, "texts N"]]:
     """Returns token ids and mask of some captions as the model reads them, padded to the longest of them."""
-    return pad_texts(encode_texts(texts, prompt=config.text.prompt), config)
-
-
-def pad_texts(
-    tokens: Sequence[Tokens], config: ExperimentConfig
-) -> tuple[Int[Tensor, "texts N"], Bool[Tensor, "texts N"]]:
-    """Returns the same as `tokenize_texts`, from the tokens of the captions."""
-    token_ids, mask = pad_tokens(tokens, max_words=config.text.max_words)
-    longest = int(mask.sum(1).max())
-    return token_ids[:, :longest], mask[:, :longest]
+    tokens = tokenizer(list(texts), max_words=config.text.max_words, prompt=config.text.prompt)
+    return tokenizer.cut_padding(*tokens)
 
 
 def embed_tokens(
-    student: Student, token_ids: Int[Tensor, "texts N"], mask: Bool[Tensor, "texts N"], config: ExperimentConfig
+    student: Student, token_ids: Int[Tensor, "texts T"], mask: Bool[Tensor, "texts N"], config: ExperimentConfig
 ) -> Embeddings:
     """Returns the embeddings of some captions. Captions that are compared must be padded to the same length."""
     token_ids, mask = (tensor.to(student.logit_scale.device) for tensor in (token_ids, mask))

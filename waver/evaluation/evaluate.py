@@ -34,7 +34,7 @@ from waver.evaluation.top_clips import TopClips
 from waver.knowledge.store import Knowledge
 from waver.model.embeddings import Embeddings
 from waver.model.student import Student
-from waver.model.tokenizer import Truncation, is_cut, measure_truncation
+from waver.model.tokenizer import Truncation
 from waver.training import parallel
 from waver.training.step import autocast
 
@@ -229,6 +229,7 @@ def _summarise(
     options: EvaluationOptions,
 ) -> Evaluation:
     """Computes the metrics of a split and of each writing style in it."""
+    cut = embedded.tokenizer.is_cut
     num_clips, device, max_words = len(queries.clip_ids), available.device, embedded.config.text.max_words
     return Evaluation(
         metrics=retrieval_metrics(ranks),
@@ -249,7 +250,7 @@ def _summarise(
         },
         device=device.type,
         precision="fp32" if isinstance(autocast(embedded.config, device), nullcontext) else "bf16",
-        truncation=measure_truncation(embedded.tokens, max_words=max_words),
-        cut=torch.tensor([is_cut(tokens, max_words=max_words) for tokens in embedded.tokens], dtype=torch.bool),
+        truncation=embedded.tokenizer.measure_truncation(embedded.tokens, max_words=max_words),
+        cut=torch.tensor([cut(tokens, max_words=max_words) for tokens in embedded.tokens], dtype=torch.bool),
         video=embedded.video if options.keep_video else None,
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from waver.model.backbone import Backbone
 from waver.model.interaction import last_token
-from waver.model.tokenizer import tokenize
+from waver.model.tokenizer import Tokenizer
 
 
 class Teacher:
@@ -23,12 +23,13 @@ class Teacher:
 
     Args:
         backbone: the pre-trained backbone; it is frozen in place.
+        tokenizer: of the backbone.
         prompt: template with {} in place of a phrase.
     """
 
-    def __init__(self, backbone: Backbone, prompt: str):
+    def __init__(self, backbone: Backbone, tokenizer: Tokenizer, prompt: str):
         self._backbone = backbone.eval().requires_grad_(False)
-        self._prompt = prompt
+        self._tokenizer, self._prompt = tokenizer, prompt
 
     @property
     def device(self) -> torch.device:
@@ -38,10 +39,9 @@ class Teacher:
     @torch.no_grad()
     def embed_phrases(self, phrases: list[str]) -> Float[Tensor, "P D"]:
         """Embeds each phrase in the prompt, by its end token; not normalised."""
-        ids, mask = tokenize(phrases, max_words=self._backbone.num_positions, prompt=self._prompt)
-        longest = int(mask.sum(1).max())
-        ids, mask = ids[:, :longest].to(self.device), mask[:, :longest].to(self.device)
-        return last_token(self._backbone.encode_tokens(ids), mask)
+        tokens = self._tokenizer(phrases, max_words=self._backbone.num_positions, prompt=self._prompt)
+        ids, mask = (tensor.to(self.device) for tensor in self._tokenizer.cut_padding(*tokens))
+        return last_token(self._backbone.encode_tokens(ids, mask), mask)
 
     @torch.no_grad()
     def embed_clip(self, frames: UInt8[Tensor, "F 3 H W"]) -> Float[Tensor, " D"]:

@@ -92,9 +92,9 @@ class Student(nn.Module):
         with torch.no_grad():
             self.logit_scale.clamp_(max=torch.tensor(MAX_LOGIT_SCALE).log().item())
 
-    def encode_text(self, token_ids: Int[Tensor, "B N"], mask: Bool[Tensor, "B N"]) -> Embeddings:
-        """Embeds every token of every caption."""
-        values = self.backbone.encode_tokens(token_ids)
+    def encode_text(self, token_ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B N"]) -> Embeddings:
+        """Embeds every token of every caption; see `Backbone.encode_tokens`."""
+        values = self.backbone.encode_tokens(token_ids, mask)
         return Embeddings(values, mask, self._weights(self.text_weights, values, mask))
 
     def encode_video(

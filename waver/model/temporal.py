@@ -18,13 +18,15 @@ from jaxtyping import Bool, Float
 from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
-from waver.model.backbone import Backbone, BackboneError
+from waver.model.architecture import BackboneError
+from waver.model.backbone import Backbone
 
 
 class TransformerAggregator(nn.Module):
     """seqTransf: transformer blocks over the frames, initialised from the first blocks of the text tower.
 
-    If the text tower's width is not that of the common embedding space, the blocks are initialised randomly.
+    The blocks are initialised randomly if the text tower has another width than the common embedding space, or other blocks
+    than CLIP's.
 
     Raises:
         BackboneError: if the number of attention heads does not divide the width.
@@ -33,7 +35,7 @@ class TransformerAggregator(nn.Module):
     def __init__(self, backbone: Backbone, num_layers: int):
         super().__init__()
         text = backbone.text
-        fits = text.transformer.width == backbone.width
+        fits = _has_clip_blocks(text, backbone.width)
         num_heads = text.transformer.resblocks[0].attn.num_heads if fits else max(1, backbone.width // 64)
         if backbone.width % num_heads:
             raise BackboneError(
@@ -44,7 +46,7 @@ class TransformerAggregator(nn.Module):
         self.transformer = build_transformer(backbone.width, num_layers, num_heads)
         if fits:
             with torch.no_grad():
-                self.position_embedding.copy_(text.positional_embedding)
+                self.position_embedding.copy_(text.positional_embedding[: backbone.num_positions])
             for block, source in zip(self.transformer.resblocks, text.transformer.resblocks, strict=False):
                 block.load_state_dict(source.state_dict())
 
@@ -53,6 +55,17 @@ class TransformerAggregator(nn.Module):
         bias = attention_bias(mask, self.num_heads)
         positions = self.position_embedding[: frames.shape[1]].to(frames.dtype)
         return frames + self.transformer(frames + positions, attn_mask=bias)
+
+
+def _has_clip_blocks(text: Any, width: int) -> bool:
+    """Returns whether a text tower has blocks as CLIP's, of a width."""
+    blocks = getattr(text.transformer, "resblocks", None)
+    if blocks is None or text.transformer.width != width:
+        return False
+    with torch.device("meta"):
+        ours = build_transformer(width, 1, 1).resblocks[0].state_dict()
+    theirs = blocks[0].state_dict()
+    return {name: tensor.shape for name, tensor in ours.items()} == {name: t.shape for name, t in theirs.items()}
 
 
 class LstmAggregator(nn.Module):

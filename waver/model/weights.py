@@ -13,12 +13,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from waver.model.backbone import Backbone, BackboneError, find_architecture
+from waver.model.architecture import BackboneError, find_architecture
+from waver.model.backbone import Backbone
 from waver.model.downloads import cached_weights, host_problem, weights_url
 from waver.tools.archives import check_size, checked_copy, is_torchscript
 
 
-def load_backbone(backbone: str | dict[str, Any], weights: str | None, *, image_size: int) -> Backbone:
+def load_backbone(
+    backbone: str | dict[str, Any],
+    weights: str | None,
+    *,
+    image_size: int,
+    mean: tuple[float, float, float] = open_clip.OPENAI_DATASET_MEAN,
+    std: tuple[float, float, float] = open_clip.OPENAI_DATASET_STD,
+) -> Backbone:
     """Builds a backbone and loads its weights.
 
     Args:
@@ -26,6 +34,7 @@ def load_backbone(backbone: str | dict[str, Any], weights: str | None, *, image_
         weights: path of a file (OpenAI's .pt archive, .safetensors, a state dict), a pretrained tag of open_clip for this
             name (downloaded by open_clip), or None for random weights.
         image_size: pixels; position embeddings of another size are interpolated by open_clip.
+        mean, std: of the pixels that the weights were trained with, between 0 and 1.
 
     Raises:
         BackboneError: if the name or tag is unknown, the file is unreadable, or its weights belong to another
@@ -33,12 +42,12 @@ def load_backbone(backbone: str | dict[str, Any], weights: str | None, *, image_
     """
     architecture = find_architecture(backbone)
     if weights is None:
-        return Backbone(architecture, image_size)
+        return Backbone(architecture, image_size, mean, std)
     path, quick_gelu = _download(find_weights(backbone, weights), backbone, weights)
     state = _read_weights(path)
     if quick_gelu or is_torchscript(path):
         architecture["quick_gelu"] = True  # OpenAI trained with it; open_clip's plain names mean GELU
-    model = Backbone(architecture, image_size)
+    model = Backbone(architecture, image_size, mean, std)
     load_weights(model.clip, state, source=str(path))
     return model
 

@@ -23,10 +23,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from waver.config import ExperimentConfig, load_config
-from waver.data.resizing import resize_and_crop
-from waver.model.backbone import Backbone, find_architecture
+from waver.data.resizing import Resizing, resize_frames
+from waver.model.architecture import find_architecture
+from waver.model.backbone import Backbone
 from waver.model.interaction import last_token
-from waver.model.tokenizer import tokenize
+from waver.model.tokenizer import find_tokenizer
 from waver.quickstart.alt_text import LESSONS, AltText, alt_text
 from waver.quickstart.drawing import draw
 from waver.quickstart.scenes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, Scene, split_scenes
@@ -95,7 +96,7 @@ def pretrain(
     """
     torch.manual_seed(seed)
     config = load_config(Path(__file__).with_name("experiment.yaml"))
-    size, batch_size = config.video.size, min(batch_size, len(scenes))
+    size, batch_size = config.preprocessing.size, min(batch_size, len(scenes))
     frames = stills(scenes, size, num_frames=_FRAMES_PER_SCENE, seed=seed)
     texts = _texts(scenes, seed)
     token_ids, masks, rows = _tokenize(texts)
@@ -135,7 +136,7 @@ def _small_vocabulary_backbone(config: ExperimentConfig, num_tokens: int) -> Bac
     """Builds the backbone with a token embedding of the tokens that occur, which makes steps faster."""
     architecture = find_architecture(config.model.backbone)
     architecture["text_cfg"] = {**architecture["text_cfg"], "vocab_size": num_tokens}
-    return Backbone(architecture, config.video.size)
+    return Backbone(architecture, config.preprocessing.size)
 
 
 def _positives(text_codes: Int[Tensor, "B 5"], scene_codes: Int[Tensor, "B 5"]) -> Bool[Tensor, "B B"]:
@@ -161,7 +162,7 @@ def embed_frames(backbone: Backbone, frames: UInt8[Tensor, "B F 3 H W"]) -> Floa
 
 def embed_texts(backbone: Backbone, token_ids: Int[Tensor, "B N"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B D"]:
     """Returns a unit vector per text: the normalised embedding of its end token."""
-    return functional.normalize(last_token(backbone.encode_tokens(token_ids), mask), dim=-1)
+    return functional.normalize(last_token(backbone.encode_tokens(token_ids, mask), mask), dim=-1)
 
 
 def stills(scenes: list[Scene], size: int, *, num_frames: int, seed: int) -> UInt8[Tensor, "S F 3 H W"]:
@@ -171,7 +172,7 @@ def stills(scenes: list[Scene], size: int, *, num_frames: int, seed: int) -> UIn
     for scene in scenes:
         frames = draw(scene)
         chosen = sorted(rng.sample(range(len(frames)), num_frames))
-        clips.append(resize_and_crop(np.stack([np.asarray(frames[i]) for i in chosen]), size))
+        clips.append(resize_frames(np.stack([np.asarray(frames[i]) for i in chosen]), Resizing(size)))
     return torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3).contiguous()
 
 
@@ -192,7 +193,7 @@ def _tokenize(texts: list[AltText]) -> tuple[Int[Tensor, "G S T N"], Bool[Tensor
     Returns:
         The tokens as indices into the rows, their mask, and the rows: the tokens of CLIP's vocabulary that occur.
     """
-    token_ids, masks = tokenize([text.text for text in texts], max_words=_MAX_WORDS)
+    token_ids, masks = find_tokenizer("ViT-B-32")([text.text for text in texts], max_words=_MAX_WORDS)
     rows, token_rows = token_ids.unique(return_inverse=True)
     shape = (len(LESSONS), -1, _TEXTS_PER_SCENE, _MAX_WORDS)
     return token_rows.view(shape), masks.view(shape), rows

@@ -148,10 +148,13 @@ def load_captions(config: ExperimentConfig) -> pa.Table:
 
 def store_settings(config: ExperimentConfig) -> StoreSettings:
     """Returns the decoding settings of the experiment's clip store."""
+    frames = config.preprocessing
     return StoreSettings(
         frames_per_second=config.video.frames_per_second,
         max_frames=config.video.max_frames,
-        size=config.video.size,
+        size=frames.size,
+        resize=frames.resize,
+        interpolation=frames.interpolation,
         frame_format=config.ingest.frame_format,
         jpeg_quality=config.ingest.jpeg_quality,
     )

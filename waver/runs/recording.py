@@ -31,7 +31,7 @@ from waver.runs.tracking import Tracker, read_metrics
 from waver.runs.tracking.hparams import comparable_settings, write_best, write_hparams, write_session_end
 from waver.runs.tracking.texts import best_text, command_text, config_text, data_text, environment_text, model_text
 from waver.tools.memory import peak_rss
-from waver.training.build import Training
+from waver.training.build import Training, build_tokenizer
 from waver.training.profiling import DATA_WAIT, Profiler
 
 NUM_TOP_ANSWERS = 5
@@ -166,7 +166,11 @@ class Recording:
             self._captions,
             self._store,
             InspectionSettings(
-                config.text.max_words, config.text.prompt, config.knowledge.top_k, config.informed_at_inference
+                build_tokenizer(config),
+                config.text.max_words,
+                config.text.prompt,
+                config.knowledge.top_k,
+                config.informed_at_inference,
             ),
             video=evaluation.video,
             knowledge=self._knowledge,

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from waver.config import ExperimentConfig
-from waver.model.backbone import BackboneError
+from waver.model.architecture import BackboneError
 from waver.model.interaction import INTERACTIONS
 from waver.model.student import Encoded, Student
-from waver.model.tokenizer import VOCABULARY_SIZE
+from waver.model.tokenizer import Tokenizer, find_tokenizer
 from waver.model.weights import load_backbone
 from waver.training import parallel
 
@@ -43,6 +43,21 @@ def local_device(config: ExperimentConfig) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and config.resources.gpus_per_worker != 0 else "cpu")
 
 
+def build_tokenizer(config: ExperimentConfig) -> Tokenizer:
+    """Returns the tokenizer of the backbone of an experiment.
+
+    Raises:
+        BackboneError: see `find_tokenizer`.
+    """
+    return find_tokenizer(config.model.backbone, config.model.weights)
+
+
+def empty_text(config: ExperimentConfig) -> tuple[Int[Tensor, "1 T"], Bool[Tensor, "1 N"]]:
+    """Returns token ids and mask of the shape that one caption has, on the default device, for estimates."""
+    ids, mask = build_tokenizer(config).pad([()], max_words=config.text.max_words)
+    return torch.zeros(ids.shape, dtype=ids.dtype), torch.ones(mask.shape, dtype=mask.dtype)
+
+
 def build_student(config: ExperimentConfig, weights: str | None = None) -> Student:
     """Builds the model of an experiment; the seed determines its random weights.
 
@@ -54,17 +69,26 @@ def build_student(config: ExperimentConfig, weights: str | None = None) -> Stude
         BackboneError: if the backbone cannot be built, or captions or clips of the configured length do not fit into it.
     """
     torch.manual_seed(config.seed)
-    backbone = load_backbone(config.model.backbone, weights, image_size=config.video.size)
-    num_positions, num_words = backbone.num_positions, backbone.vocabulary_size
+    frames = config.preprocessing
+    backbone = load_backbone(config.model.backbone, weights, image_size=frames.size, mean=frames.mean, std=frames.std)
+    num_positions = backbone.num_positions
     needed = config.video.max_frames + INTERACTIONS[config.similarity.kind].num_extra_positions
     if max(needed, config.text.max_words) > num_positions:
         raise BackboneError(
             f"model.backbone has {num_positions} positions: text.max_words = {config.text.max_words} and "
             f"video.max_frames = {config.video.max_frames} must fit into them"
         )
-    if num_words != VOCABULARY_SIZE:
+    tokenizer = build_tokenizer(config)
+    if tokenizer.vocabulary_size > backbone.vocabulary_size:
         raise BackboneError(
-            f"model.backbone has a vocabulary of {num_words} tokens, CLIP's tokenizer of {VOCABULARY_SIZE}"
+            f"model.backbone has a vocabulary of {backbone.vocabulary_size} tokens, its tokenizer of "
+            f"{tokenizer.vocabulary_size}"
+        )
+    if not (backbone.embeds_tokens or INTERACTIONS[config.similarity.kind].compares_sentence):
+        kinds = [name for name, interaction in INTERACTIONS.items() if interaction.compares_sentence]
+        raise BackboneError(
+            f"similarity.kind = {config.similarity.kind} compares each word with each frame, but the text tower of "
+            f"model.backbone gives one embedding for a whole text: set similarity.kind to {' or '.join(kinds)}"
         )
     return Student(
         backbone,

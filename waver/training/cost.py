@@ -20,7 +20,7 @@ from waver.model.embeddings import Embeddings
 from waver.model.temporal import LstmAggregator
 from waver.model.weights import load_backbone
 from waver.tools.errors import WaverError
-from waver.training.build import build_student
+from waver.training.build import build_student, empty_text
 from waver.training.objective import needs_plain
 
 SUSTAINED_TFLOPS = 40.0
@@ -132,6 +132,7 @@ def count_forward(config: ExperimentConfig) -> ForwardFlops:
         CostError: if a part of it does not run on the meta device.
     """
     video, num_words = config.video, config.text.max_words
+    num_tokens = empty_text(config)[0].shape[1]
     with torch.device("meta"), torch.no_grad():
         student = build_student(config)
         width = student.backbone.width
@@ -143,7 +144,9 @@ def count_forward(config: ExperimentConfig) -> ForwardFlops:
         # Clips of different lengths, which seqLSTM packs, are unknown on the meta device.
         temporal = student.temporal.lstm if isinstance(student.temporal, LstmAggregator) else student.temporal
         of_clip = (frames,) if isinstance(student.temporal, LstmAggregator) else (frames, frame_mask)
-        frame, caption = _count_towers(json.dumps(config.model.backbone), video.size, num_words)
+        frame, caption = _count_towers(
+            json.dumps(config.model.backbone), config.preprocessing.size, num_tokens, num_words
+        )
         return ForwardFlops(
             frame=frame,
             caption=caption + _count_flops(student.text_weights, words),
@@ -154,18 +157,20 @@ def count_forward(config: ExperimentConfig) -> ForwardFlops:
 
 
 @functools.lru_cache
-def _count_towers(backbone: str, size: int, num_words: int) -> tuple[int, int]:
+def _count_towers(backbone: str, size: int, num_tokens: int, num_words: int) -> tuple[int, int]:
     """Returns the operations for one frame and for one caption; the trials of a sweep mostly have the same towers.
 
     Args:
         backbone: model.backbone as JSON.
-        size: video.size.
-        num_words: text.max_words.
+        size: height and width of frames, pixels.
+        num_tokens: length of the token ids.
+        num_words: length of their mask.
     """
     with torch.device("meta"), torch.no_grad():
         model = load_backbone(json.loads(backbone), None, image_size=size)
-        pixels, tokens = torch.empty(1, 3, size, size), torch.zeros(1, num_words, dtype=torch.int64)
-        return _count_flops(model.clip.encode_image, pixels), _count_flops(model.encode_tokens, tokens)
+        pixels, tokens = torch.empty(1, 3, size, size), torch.zeros(1, num_tokens, dtype=torch.int64)
+        mask = torch.ones(1, num_words, dtype=torch.bool)
+        return _count_flops(model.clip.encode_image, pixels), _count_flops(model.encode_tokens, tokens, mask)
 
 
 def _count_flops(part: Callable[..., Any] | None, *inputs: Any) -> int:

@@ -13,9 +13,10 @@ from waver.config import ExperimentConfig
 from waver.data.annotations.captions import SPLITS
 from waver.data.clip_store import ClipStore
 from waver.data.epochs import epoch_batches
-from waver.model.tokenizer import Truncation, encode_texts, measure_truncation
+from waver.model.tokenizer import Truncation
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path
+from waver.training.build import build_tokenizer
 
 
 class SplitError(WaverError):
@@ -72,8 +73,11 @@ def measure_truncations(
 ) -> dict[str, Truncation]:
     """Returns split -> how many of its captions are longer than the model reads, for splits that have captions."""
     texts = {split: captions["caption"].filter(pc.equal(captions["split"], split)).to_pylist() for split in splits}
+    tokenizer = build_tokenizer(config)
     return {
-        split: measure_truncation(encode_texts(part, prompt=config.text.prompt), max_words=config.text.max_words)
+        split: tokenizer.measure_truncation(
+            tokenizer.encode(part, prompt=config.text.prompt), max_words=config.text.max_words
+        )
         for split, part in texts.items()
         if part
     }

@@ -17,10 +17,9 @@ from torch.profiler import record_function
 from waver.config import ExperimentConfig
 from waver.data.batch import Batch, frames_to_tensor
 from waver.knowledge.store import Knowledge
-from waver.model.tokenizer import tokenize
 from waver.model.weights import count_non_finite
 from waver.training import parallel
-from waver.training.build import Training
+from waver.training.build import Training, build_tokenizer
 from waver.training.objective import loss_terms, needs_plain
 from waver.training.profiling import BACKWARD, FORWARD, LOSS, OPTIMIZER
 
@@ -49,7 +48,8 @@ def make_batch(
     """
     chosen = captions.take(rows)
     texts = chosen["caption"].to_pylist()
-    token_ids, token_mask = tokenize(texts, max_words=config.text.max_words, prompt=config.text.prompt)
+    tokenizer = build_tokenizer(config)
+    token_ids, token_mask = tokenizer(texts, max_words=config.text.max_words, prompt=config.text.prompt)
     frames, frame_mask = frames_to_tensor(*clips)
     clip_ids = tuple(chosen["clip_id"].to_pylist())
     phrase_ids = torch.zeros(len(rows), 0, dtype=torch.int64)

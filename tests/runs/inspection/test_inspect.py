@@ -11,14 +11,15 @@ from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
 from waver.evaluation.gallery import build_gallery
 from waver.knowledge.store import build_dictionary, create_knowledge, mark_complete, write_embeddings, write_matches
 from waver.model.student import Student
-from waver.model.tokenizer import tokenize
+from waver.model.tokenizer import find_tokenizer
 from waver.runs.inspection import Inspection, InspectionSettings, inspect_run, write_projection
 from waver.runs.inspection import inspect as module
 from waver.runs.inspection.subset import choose_subset
 from waver.training.build import build_student
 
+CLIP = find_tokenizer("ViT-B-32")
 SETTINGS = InspectionSettings(
-    max_words=12, prompt=None, num_clips=6, captions_per_clip=2, num_queries=3, num_worst=2, num_maps=2
+    CLIP, max_words=12, prompt=None, num_clips=6, captions_per_clip=2, num_queries=3, num_worst=2, num_maps=2
 )
 TEST_CLIPS = 9
 
@@ -162,7 +163,7 @@ def test_similarity_matrix_equals_single_pairs(look, captions, store, knowledge,
         for caption, clip in zip(first, clips, strict=True):
             frames, mask = frames_to_tensor(*store.read([clip]))
             video = student.encode_video(frames, mask, table[knowledge.phrase_ids([clip], 3)])
-            expected.append(student.similarity(student.encode_text(*tokenize([caption], max_words=12)), video).item())
+            expected.append(student.similarity(student.encode_text(*CLIP([caption], max_words=12)), video).item())
     np.testing.assert_allclose(found.histograms["similarity/positive"], expected, atol=1e-5)
 
 

@@ -4,26 +4,27 @@ import torch
 import torch.nn.functional as F
 
 from waver.model.embeddings import Embeddings
-from waver.model.tokenizer import tokenize
+from waver.model.tokenizer import find_tokenizer
 from waver.runs.inspection import interaction as module
 from waver.runs.inspection.heat_map import HeatMap, draw_heat_map
-from waver.runs.inspection.interaction import attention_map, interaction_map, interaction_of, token_strings
+from waver.runs.inspection.interaction import attention_map, interaction_map, interaction_of
 from waver.runs.inspection.pictures import GIVEN, colours
 from waver.training.build import build_student
 
+CLIP = find_tokenizer("ViT-B-32")
 CAPTION = "a pentagrammatical star"
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
 
 
 @torch.no_grad()
-def a_pair(student) -> tuple[torch.Tensor, Embeddings, Embeddings]:
+def a_pair(student) -> tuple[tuple[str, ...], Embeddings, Embeddings]:
     """A caption of 9 tokens in 12 and a clip of 3 frames in 4; what stands in the padding is not to be seen."""
-    ids, mask = tokenize([CAPTION], max_words=12)
+    ids, mask = CLIP([CAPTION], max_words=12)
     text = student.encode_text(ids, mask)
     frames = torch.randint(0, 256, (1, 4, 3, 16, 16), dtype=torch.uint8)
     video = student.encode_video(frames, torch.tensor([[True, True, True, False]]))
     text.values[0, 9:] = video.values[0, 3:] = 9.0
-    return ids[0], text, video
+    return CLIP.strings(ids[0].tolist()), text, video
 
 
 @pytest.mark.parametrize("kind", ["ti", "wti"])
@@ -66,8 +67,8 @@ def test_xti_has_no_interaction_map(load_tiny):
 
 def test_token_strings_hyphenate_pieces_of_words():
     def tokens(text):
-        ids, mask = tokenize([text], max_words=20)
-        return token_strings(ids[0, mask[0]].tolist())
+        ids, mask = CLIP([text], max_words=20)
+        return CLIP.strings(ids[0, mask[0]].tolist())
 
     assert tokens("A dog!") == ("<start>", "a", "dog", "!", "<end>")
     pieces = tokens("pentagrammatical")[1:-1]

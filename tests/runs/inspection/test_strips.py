@@ -36,7 +36,7 @@ def evaluation() -> Evaluation:
     )
     return Evaluation(
         {}, {}, "test", 5, 7, ("e",), ranks, names, tuple(f"{names[c]}#{i}" for i, c in enumerate(clip_of_text.tolist())),
-        clip_of_text, "own", {}, "cpu", "fp32", Truncation(7, 0, 0, 9), torch.zeros(7, dtype=torch.bool),
+        clip_of_text, "own", {}, "cpu", "fp32", Truncation(7, 0, 0, 9, 77), torch.zeros(7, dtype=torch.bool),
     )  # fmt: skip
 
 

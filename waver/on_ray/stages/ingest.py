@@ -252,6 +252,7 @@ def run_ingest(config: ExperimentConfig, *, progress: bool = True) -> IngestRepo
     captions = open_inputs(config, "ingest").captions
     assert captions is not None, "nothing can be decoded without captions"
     logger.info(f"decoding the clips of {len(captions)} captions into {display_path(config.clip_store)}")
+    logger.info(f"frames: {config.preprocessing.describe()}")
     with hold_lock(config.clip_store, "ingest"):
         return ingest(
             captions,

@@ -38,6 +38,8 @@ class BlockDecoder:
                 frames_per_second=self._settings.frames_per_second,
                 max_frames=self._settings.max_frames,
                 size=self._settings.size,
+                resize=self._settings.resize,
+                interpolation=self._settings.interpolation,
             )
         except ClipError as error:
             outcome = error

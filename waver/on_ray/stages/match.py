@@ -36,7 +36,7 @@ from waver.on_ray.stages.start import open_inputs
 from waver.runs.inputs import open_dictionary
 from waver.tools.lock import hold_lock
 from waver.tools.progress import track_progress
-from waver.training.build import local_device
+from waver.training.build import build_tokenizer, local_device
 
 logger = logging.getLogger(__name__)
 
@@ -133,8 +133,11 @@ def _fill(
 
 def build_teacher(config: ExperimentConfig) -> Teacher:
     """Builds the frozen teacher: the backbone with its pre-trained weights, on a GPU if this process sees one."""
-    backbone = load_backbone(config.model.backbone, config.model.weights, image_size=config.video.size)
-    return Teacher(backbone.to(local_device(config)), config.knowledge.prompt)
+    frames = config.preprocessing
+    backbone = load_backbone(
+        config.model.backbone, config.model.weights, image_size=frames.size, mean=frames.mean, std=frames.std
+    )
+    return Teacher(backbone.to(local_device(config)), build_tokenizer(config), config.knowledge.prompt)
 
 
 class _Embedder:

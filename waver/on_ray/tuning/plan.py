@@ -240,9 +240,9 @@ def memory_estimate(plan: Plan, at_once: int) -> str:
     for config in plan.configs:
         with torch.device("meta"):
             parameters = sum(p.numel() for p in build_student(config).parameters())
-        workers, video = config.resources.max_workers, config.video
+        workers = config.resources.max_workers
         pairs = -(-config.train.global_batch_size // workers)
-        frames = pairs * video.max_frames * 3 * video.size**2
+        frames = pairs * config.video.max_frames * 3 * config.preprocessing.size**2
         # Weights, gradients and the two moments of AdamW; the current batch and one prefetched batch.
         bytes_of[config.digest()] = workers * (4 * 4 * parameters + 2 * frames)
     most = max(bytes_of.values()) / 2**30

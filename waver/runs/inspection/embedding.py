@@ -15,7 +15,6 @@ from waver.evaluation.gallery import Gallery
 from waver.knowledge.store import Knowledge
 from waver.model.embeddings import Embeddings
 from waver.model.student import Student
-from waver.model.tokenizer import tokenize
 from waver.runs.inspection.pictures import shrink
 from waver.runs.inspection.settings import InspectionSettings
 from waver.runs.inspection.subset import Subset
@@ -50,7 +49,7 @@ class EmbeddedSubset:
     captions: tuple[str, ...]
     styles: tuple[str, ...]
     clip_of_caption: Int[np.ndarray, " t"]
-    token_ids: Int[Tensor, "t N"]
+    token_ids: Int[Tensor, "t T"]
     text: Embeddings
     clips: EmbeddedClips
     representatives: tuple[int, ...]
@@ -92,7 +91,7 @@ def embed_subset(
     clips = embed_clips(student, clip_ids, store, settings, video=video, knowledge=knowledge)
     chosen = list(itertools.chain(*subset.texts))
     captions = [split.texts[text] for text in chosen]
-    token_ids, text = embed_texts(student, captions, max_words=settings.max_words, prompt=settings.prompt)
+    token_ids, text = embed_texts(student, captions, settings)
     # Every clip of a gallery has at least one caption.
     first = np.cumsum([0, *(len(texts) for texts in subset.texts[:-1])]).tolist()
     similarity = student.similarity(text.map(lambda tensor: tensor[first]), clips.video)
@@ -183,12 +182,12 @@ def embed_clips(
 
 @torch.no_grad()
 def embed_texts(
-    student: Student, texts: list[str], *, max_words: int, prompt: str | None
-) -> tuple[Int[Tensor, "t N"], Embeddings]:
+    student: Student, texts: list[str], settings: InspectionSettings
+) -> tuple[Int[Tensor, "t T"], Embeddings]:
     """Returns token ids and embeddings of captions, padded to the longest of them."""
-    token_ids, mask = tokenize(texts, max_words=max_words, prompt=prompt)
-    longest, device = int(mask.sum(1).max()), student.logit_scale.device
-    token_ids, mask = token_ids[:, :longest].to(device), mask[:, :longest].to(device)
+    tokenizer = settings.tokenizer
+    tokens = tokenizer(texts, max_words=settings.max_words, prompt=settings.prompt)
+    token_ids, mask = (tensor.to(student.logit_scale.device) for tensor in tokenizer.cut_padding(*tokens))
     parts = zip(token_ids.split(64), mask.split(64), strict=True)
     return token_ids, _joined([student.encode_text(*part) for part in parts])
 

@@ -19,6 +19,7 @@ from waver.evaluation.gallery import build_gallery
 from waver.knowledge.store import Knowledge
 from waver.model.embeddings import Embeddings
 from waver.model.student import Student
+from waver.model.tokenizer import Tokenizer
 from waver.runs.inspection.distributions import pr_curve, rank_distributions, similarity_distributions
 from waver.runs.inspection.embedding import EmbeddedSubset, embed_subset
 from waver.runs.inspection.interaction import attention_map, interaction_map, interaction_of
@@ -98,7 +99,9 @@ def inspect_run(
     embedding_s = time.perf_counter() - drawn
     histograms, pr_curves, point_sets = rank_distributions(evaluation.ranks), {}, {}
     if embedded:
-        images |= {"similarity/matrix": similarity_matrix(embedded.similarity)} | _maps(student, embedded)
+        images |= {"similarity/matrix": similarity_matrix(embedded.similarity)} | _maps(
+            student, embedded, settings.tokenizer
+        )
         histograms |= similarity_distributions(embedded.similarity)
         pr_curves["similarity/pairs"] = pr_curve(embedded.similarity)
         point_sets = _point_sets(student, embedded)
@@ -123,13 +126,14 @@ def _strips(
     }
 
 
-def _maps(student: Student, embedded: EmbeddedSubset) -> dict[str, Picture]:
+def _maps(student: Student, embedded: EmbeddedSubset, tokenizer: Tokenizer) -> dict[str, Picture]:
     """Draws heat maps of the first clips: tokens by frames, and phrases by frames, if the model has such interactions."""
     clips = embedded.clips
     images: dict[str, Picture] = {}
     for number, (row, frames) in enumerate(zip(embedded.representatives, clips.columns, strict=False)):
         clip_id, one = embedded.clip_ids[number], slice(number, number + 1)
-        interaction = interaction_of(student, embedded.token_ids[row], embedded.text[row : row + 1], clips.video[one])
+        tokens = tokenizer.strings(embedded.token_ids[row].tolist())
+        interaction = interaction_of(student, tokens, embedded.text[row : row + 1], clips.video[one])
         if interaction:
             images[f"interaction/pair_{number + 1}"] = interaction_map(
                 interaction, frames, caption=embedded.captions[row], clip_id=clip_id

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from waver.model.embeddings import Embeddings
@@ -31,14 +30,12 @@ class Interaction:
 
 
 @torch.no_grad()
-def interaction_of(
-    student: Student, token_ids: Int[Tensor, " N"], text: Embeddings, video: Embeddings
-) -> Interaction | None:
+def interaction_of(student: Student, tokens: Sequence[str], text: Embeddings, video: Embeddings) -> Interaction | None:
     """Computes the parts of the similarity of a pair.
 
     Args:
         student: the model.
-        token_ids: token ids of the caption.
+        tokens: strings of the caption's tokens; padding may follow.
         text: embeddings of this caption only.
         video: embeddings of this clip only.
 
@@ -50,7 +47,7 @@ def interaction_of(
     if student.interaction.build_module is not None:
         return None
     words, frames = (F.normalize(e.values[0, e.mask[0]], dim=-1) for e in (text, video))
-    tokens, learned = token_strings(token_ids[: len(words)].tolist()), student.text_weights is not None
+    tokens, learned = tuple(tokens[: len(words)]), student.text_weights is not None
     if student.interaction.compares_sentence:
         words, tokens = words[-1:], tokens[-1:]
     return Interaction(
@@ -60,13 +57,6 @@ def interaction_of(
         video_weights=_array(video.weights[0, video.mask[0]]) if learned else None,
         similarity=student.similarity(text, video).item(),
     )
-
-
-def token_strings(token_ids: Sequence[int]) -> tuple[str, ...]:
-    """Decodes each token; all pieces of a word but the last end in a hyphen."""
-    pieces = [open_clip.decode(torch.tensor([token])) for token in token_ids]
-    names = {"<start_of_text>": "<start>", "<end_of_text>": "<end>"}
-    return tuple(names.get(piece.strip(), piece.strip() if piece.endswith(" ") else f"{piece}-") for piece in pieces)
 
 
 def interaction_map(

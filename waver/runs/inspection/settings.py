@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+from waver.model.tokenizer import Tokenizer
+
 
 @dataclass(frozen=True)
 class InspectionSettings:
     """How the subset is embedded, and how much of it is drawn; each drawing takes the first items of the same subset."""
 
+    tokenizer: Tokenizer
     max_words: int
     """Maximum number of tokens of a caption."""
     prompt: str | None

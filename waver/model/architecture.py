@@ -1,0 +1,101 @@
+"""open_clip's description of a network: `embed_dim`, `vision_cfg`, `text_cfg`."""
+
+import copy
+import difflib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import open_clip
+
+from waver.tools.errors import WaverError
+from waver.tools.hub import find_cached, hub_problem
+
+CONTEXT_LENGTH = 77
+"""Of a text tower whose description does not say it."""
+
+
+class BackboneError(WaverError):
+    """The configured backbone, or its weights, cannot be used."""
+
+
+def find_architecture(backbone: str | dict[str, Any]) -> dict[str, Any]:
+    """Returns a copy of open_clip's description of a network.
+
+    Args:
+        backbone: name of an open_clip model, or the description itself (embed_dim, vision_cfg, text_cfg).
+
+    Raises:
+        BackboneError: if the name is unknown or the description incomplete.
+    """
+    if isinstance(backbone, dict):
+        missing = {"embed_dim", "vision_cfg", "text_cfg"} - backbone.keys()
+        if missing:
+            raise BackboneError(
+                f"model.backbone: a mapping needs embed_dim, vision_cfg and text_cfg; missing: {', '.join(sorted(missing))}"
+            )
+        for part in ("vision_cfg", "text_cfg"):
+            if not isinstance(backbone[part], dict):
+                raise BackboneError(
+                    f"model.backbone.{part}: {backbone[part]!r} is no mapping: write the tower's settings as in open_clip's "
+                    "model configurations"
+                )
+        return copy.deepcopy(backbone)
+    if ":" in backbone:  # open_clip would read the architecture from a hub or a folder
+        raise BackboneError(
+            f"model.backbone: {backbone!r} is neither the name of an open_clip model, such as ViT-B-32, nor a mapping: set "
+            "it to the name of the architecture, and model.weights to the file of the weights"
+        )
+    architecture = open_clip.get_model_config(backbone.replace("/", "-"))
+    if architecture is None:
+        near = difflib.get_close_matches(backbone, open_clip.list_models(), 3, 0.4)
+        raise BackboneError(f"model.backbone: open_clip knows no {backbone!r}; near: {', '.join(near)}")
+    return architecture
+
+
+def has_decoder(architecture: dict[str, Any]) -> bool:
+    """Returns whether a network has a caption decoder beside its two towers, as CoCa: waver uses the towers alone."""
+    return "multimodal_cfg" in architecture
+
+
+def embeds_tokens(architecture: dict[str, Any]) -> bool:
+    """Returns whether the text tower gives an embedding of each token, and not of the whole text alone."""
+    text = architecture["text_cfg"]
+    return not text.get("hf_model_name") and not text.get("embed_cls")
+
+
+def reads_padding(architecture: dict[str, Any]) -> bool:
+    """Returns whether the text tower's result depends on padding, so that texts must fill its context.
+
+    It does where tokens attend to later ones, or where a class token follows the text.
+    """
+    text = architecture["text_cfg"]
+    return not text.get("hf_model_name") and bool(text.get("no_causal_mask") or text.get("embed_cls"))
+
+
+def locate_parts(name: str, *files: str, what: str) -> str:
+    """Returns the folder of a repository of the hub if it is there, else its name, once the hub has answered.
+
+    transformers alone would ask the hub for half a minute, even for what is in its cache.
+
+    Args:
+        name: of the repository, or a folder.
+        files: files of it, of which one is needed.
+        what: what is needed of it, for the error message.
+
+    Raises:
+        BackboneError: if transformers is not installed, or the hub does not answer.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise BackboneError(f"model.backbone: {what} {name} needs transformers: pip install 'waver[hf]'")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if cached := find_cached(name, *files):
+        return str(cached.parent)
+    if problem := hub_problem():
+        raise BackboneError(
+            f"model.backbone: {what} {name} was not downloaded before, and {problem}: download the repository on a machine "
+            "with network, copy its folder here, and write model.backbone as a mapping with the folder in place of the name"
+        )
+    return name
