@@ -4,7 +4,7 @@ import torch
 from waver.evaluation.embedding import embed_tokens, similarity_in_blocks, tokenize_texts
 from waver.evaluation.ranking import rank_tiles
 from waver.model.embeddings import Embeddings
-from waver.training.build import build_student
+from waver.training.build import build_student, build_tokenizer
 
 
 @pytest.fixture(params=["dp", "ti", "wti", "xti"])
@@ -47,7 +47,7 @@ def test_similarities_do_not_depend_on_the_tile(student):
 @torch.no_grad()
 def test_equal_captions_have_equal_embeddings_wherever_they_stand(student, tiny_config):
     texts = ["a red ball moves", *(f"the {number} boats" for number in range(66)), "a red ball moves"]
-    token_ids, mask = tokenize_texts(texts, tiny_config)
+    token_ids, mask = tokenize_texts(texts, tiny_config, build_tokenizer(tiny_config))
     whole = embed_tokens(student, token_ids, mask, tiny_config)
     assert torch.equal(whole.values[0], whole.values[-1])
     part = embed_tokens(student, token_ids[60:], mask[60:], tiny_config)

@@ -24,7 +24,7 @@ from waver.evaluation.gallery import build_gallery
 from waver.evaluation.protocols import Protocol
 from waver.knowledge.phrases import VOCABULARY_SCHEMA, VocabularyError
 from waver.knowledge.store import Knowledge, KnowledgeError, build_dictionary, write_dictionary
-from waver.model import tokenizer
+from waver.model.tokenizer import Tokenizer
 from waver.on_ray.stages.evaluate import run_evaluation
 from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
@@ -36,7 +36,7 @@ from waver.runs.folder import RunError, open_run
 from waver.runs.inputs import load_captions, open_knowledge, open_store, store_settings
 from waver.tools import lock
 from waver.tools.lock import LockedError
-from waver.training.build import build_training
+from waver.training.build import build_tokenizer, build_training
 from waver.training.plan import describe_data, training_rows
 
 SPLITS = ("train", "validation", "test")
@@ -349,15 +349,17 @@ def test_replaced_videos_change_the_description_of_the_data(project, captions, s
 def test_an_evaluation_opens_the_store_and_tokenizes_once(project, checkpoint, monkeypatch):
     config = project(knows=False, **{"knowledge.at_inference": False, "loss.distill": 1, "text.max_words": 7})
     path, opened, encoded = checkpoint(config), [], []
-    look, encode = inputs.replaced_videos, tokenizer._encode
+    look, encode = inputs.replaced_videos, Tokenizer.encode
     monkeypatch.setattr(inputs, "replaced_videos", lambda *given: opened.append(given) or look(*given))
-    monkeypatch.setattr(tokenizer, "_encode", lambda text: encoded.append(text) or encode(text))
+    monkeypatch.setattr(
+        Tokenizer, "encode", lambda self, texts, *, prompt: encoded.extend(texts) or encode(self, texts, prompt=prompt)
+    )
     result = run_evaluation(path, config, split="test")
     assert len(opened) == 1
     texts = [row["caption"] for row in load_captions(config).to_pylist() if row["split"] == "test"]
-    assert sorted(encoded) == sorted(set(texts))
+    assert sorted(encoded) == sorted(texts)
     # "the red ball moves 7 times" has 6 tokens, start and end beside them; an exclamation mark or a 2nd digit is one more.
-    tokens = tokenizer.encode_texts(texts)
+    tokens = encode(build_tokenizer(config), texts)
     assert result["cut_captions"]["test"]["num_cut"] == sum(len(ids) > 5 for ids in tokens) > 0
 
 

@@ -87,7 +87,9 @@ def measure_model(config: ExperimentConfig, *, needed: bool) -> tuple[ModelSize 
     if frames.size != trained_at:
         sentence = f"video.size = {frames.size}, but the backbone was trained with {trained_at} pixels"
         findings.append(
-            Finding("warning", "preprocessing", f"{sentence}: its position embeddings are interpolated", "set it to null")
+            Finding(
+                "warning", "preprocessing", f"{sentence}: its position embeddings are interpolated", "set it to null"
+            )
         )
     counts = f"{model.num_parameters / 1e6:.1f} M parameters, {model.num_trained / 1e6:.1f} M trained"
     return model, [Finding("ok", "model", f"{_backbone_name(config)}: {counts}"), *findings]
