@@ -9,6 +9,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from waver.config import load_config
 from waver.config.preprocessing import Preprocessing, PreprocessingError, find_preprocessing
 from waver.runs.inputs import store_settings
+from waver.tools.hub import HubError
 
 PAIRS = [(name, tag) for name in open_clip.list_models() for tag in open_clip.list_pretrained_tags_by_model(name)]
 MAPPING = {"embed_dim": 32, "vision_cfg": {"layers": 1, "width": 32}, "text_cfg": {}}
@@ -104,7 +105,7 @@ def test_a_folder_that_wants_another_resizing_is_refused(tmp_path):
     with pytest.raises(PreprocessingError, match=r"resize = longest, which waver cannot do; set video.resize to one"):
         find_preprocessing("ViT-B-32", str(tmp_path))
     (tmp_path / "open_clip_config.json").write_text("{")
-    with pytest.raises(PreprocessingError, match=r"is not JSON .*: download it again"):
+    with pytest.raises(HubError, match=r"is not JSON .*: download it again"):
         find_preprocessing("ViT-B-32", str(tmp_path / "weights.bin"))
 
 
@@ -114,7 +115,7 @@ def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        PreprocessingError, match=r"hf-hub:someone/clip was not downloaded before, .*HF_HUB_OFFLINE is set"
+        HubError, match=r"hf-hub:someone/clip: its open_clip_config.json was not downloaded before .*HF_HUB_OFFLINE"
     ):
         find_preprocessing("ViT-B-32", "hf-hub:someone/clip")
     folder = tmp_path / "models--someone--clip"

@@ -29,7 +29,7 @@ from waver.doctor.findings import (
     findings_text,
     require_start,
 )
-from waver.model.architecture import BackboneError
+from waver.model.errors import BackboneError
 from waver.on_ray.doctor.examine import examine, next_stage, run_doctor
 from waver.quickstart.world import render_world
 from waver.runs.checkpoint import save_checkpoint

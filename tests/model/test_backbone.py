@@ -4,7 +4,7 @@ import open_clip
 import pytest
 import torch
 
-from waver.model.architecture import BackboneError
+from waver.model.errors import BackboneError
 from waver.model.weights import check_weights, load_backbone
 
 ARCHITECTURE = {

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from waver.model import downloads
-from waver.model.architecture import BackboneError
+from waver.model.errors import BackboneError
 from waver.model.weights import check_weights, load_backbone, unreachable_weights
 
 

@@ -15,8 +15,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from waver.config.preprocessing import find_preprocessing
 from waver.data.resizing import Resizing, resize_frames
-from waver.model.architecture import BackboneError, find_architecture
+from waver.model.architecture import find_architecture
 from waver.model.backbone import Backbone
+from waver.model.errors import BackboneError
 from waver.model.interaction import last_token
 from waver.model.student import Student
 from waver.model.tokenizer import find_tokenizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from waver.config.model import ModelConfig, SimilarityConfig
-from waver.model.architecture import BackboneError
+from waver.model.errors import BackboneError
 from waver.model.fusion import KnowledgeFusion
 from waver.model.interaction import INTERACTIONS
 from waver.model.student import Student

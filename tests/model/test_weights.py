@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from waver.model.architecture import BackboneError
+from waver.model.errors import BackboneError
 from waver.model.weights import check_weights, load_backbone
 
 ARCHITECTURE = {

@@ -27,7 +27,7 @@ from waver.data.clip import Clip, ClipError
 from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block
 from waver.data.decoder import Decoder
 from waver.data.ledger import DecodedClip, StoreError
-from waver.model.architecture import BackboneError
+from waver.model.errors import BackboneError
 from waver.model.weights import check_weights, load_backbone
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
 from waver.tools.files import atomic_write

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from waver.config import ExperimentConfig
 from waver.data.epochs import epoch_batches
-from waver.model.architecture import BackboneError
 from waver.model.embeddings import Embeddings
+from waver.model.errors import BackboneError
 from waver.runs.checkpoint import save_checkpoint
 from waver.training.build import Training, build_training
 from waver.training.objective import LOSS_TERMS

@@ -7,7 +7,7 @@ import torch
 
 from waver.data.annotations import AnnotationError
 from waver.data.epochs import epoch_batches
-from waver.model.architecture import BackboneError
+from waver.model.errors import BackboneError
 from waver.runs.inputs import load_captions
 from waver.training.build import build_training, warmup_cosine
 from waver.training.step import NonFiniteLossError, make_batch, train_epoch, train_step

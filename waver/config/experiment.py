@@ -203,6 +203,9 @@ class ExperimentConfig(Section):
             "teacher": (self.model.backbone, self.model.weights, self.knowledge.prompt),
             "num_matches": self.knowledge.num_matches,
         }
+        statistics = (self.preprocessing.mean, self.preprocessing.std)
+        if statistics != (Preprocessing.mean, Preprocessing.std):  # earlier versions knew CLIP's only
+            key["pixels"] = statistics
         return self.storage.folder / "knowledge" / f"{self.data.videos.name}-{_short_hash(key)}"
 
     def identity(self) -> dict[str, Any]:

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from waver.tools.hub import HUB
 from waver.tools.section import AnyPath, Count, Positive, Section
 
 
@@ -27,10 +28,11 @@ class ModelConfig(Section):
     """The student model."""
 
     backbone: str | dict[str, Any] = "ViT-B-32-quickgelu"
-    """Name of an open_clip model, or a model configuration of open_clip as a mapping (embed_dim, vision_cfg, text_cfg)."""
+    """Name of an open_clip model; hf-hub:owner/name or the folder of a downloaded model, which is then the default of
+    weights; or a model configuration of open_clip as a mapping (embed_dim, vision_cfg, text_cfg)."""
     weights: str | None = "openai"
-    """Weights of the backbone: a file (OpenAI .pt, .safetensors, state dict), a pretrained tag of open_clip, or null for
-    random weights."""
+    """Weights of the backbone: a file (OpenAI .pt, .safetensors, state dict), hf-hub:owner/name or the folder of a
+    downloaded model, a pretrained tag of open_clip, or null for random weights."""
     pixel_mean: tuple[float, float, float] | None = None
     """Mean of the red, green and blue pixels (between 0 and 1) that frames are normalised with; null: as the weights were
     trained."""
@@ -42,11 +44,26 @@ class ModelConfig(Section):
     temporal_layers: Count = 4
     """Number of layers of the temporal aggregator."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_downloaded_model_has_its_own_weights(cls, section: Any) -> Any:
+        if isinstance(section, dict) and "weights" not in section and _is_downloaded(section.get("backbone")):
+            return section | {"weights": section["backbone"]}
+        return section
+
+    @field_validator("backbone")
+    @classmethod
+    def _folder_is_absolute(cls, backbone: str | dict[str, Any]) -> str | dict[str, Any]:
+        if isinstance(backbone, str) and _is_folder(backbone):
+            return str(Path(backbone).expanduser().absolute())
+        return backbone
+
     @field_validator("weights")
     @classmethod
-    def _file_is_absolute(cls, weights: str | None) -> str | None:
+    def _path_is_absolute(cls, weights: str | None) -> str | None:
         path = Path(weights or "").expanduser()
-        return str(path.absolute()) if os.path.isfile(path) else weights  # noqa: PTH113 (its folder may be unreadable)
+        is_path = os.path.isfile(path) or _is_folder(weights or "")  # noqa: PTH113 (its folder may be unreadable)
+        return str(path.absolute()) if is_path else weights
 
 
 class SimilarityConfig(Section):
@@ -94,6 +111,15 @@ class KnowledgeConfig(Section):
     @classmethod
     def _prompt_has_placeholder(cls, prompt: str) -> str:
         return _check_placeholder(prompt)
+
+
+def _is_downloaded(backbone: Any) -> bool:
+    return isinstance(backbone, str) and (backbone.startswith(HUB) or _is_folder(backbone))
+
+
+def _is_folder(place: str) -> bool:
+    """Returns whether a folder is meant: it is written as a path, since a folder may have the name of a model or tag."""
+    return ("/" in place or place.startswith("~")) and os.path.isdir(Path(place).expanduser())  # noqa: PTH112
 
 
 def _check_placeholder(prompt: str) -> str:

@@ -8,15 +8,12 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, get_args
 
 from waver.data.resizing import Interpolation, ResizeMode
 from waver.tools.errors import WaverError
-from waver.tools.files import read_json
-from waver.tools.hub import find_cached, hub_problem
+from waver.tools.hub import read_beside
 
-_HUB = "hf-hub:"
 Channels = tuple[float, float, float]
 """A number for red, green and blue."""
 
@@ -62,7 +59,8 @@ def find_preprocessing(backbone: str | dict[str, Any], weights: str | None) -> P
         weights: `model.weights`.
 
     Raises:
-        PreprocessingError: if a hub does not answer, or a folder asks for what waver cannot do.
+        HubError: if the hub does not answer, or a file is damaged.
+        PreprocessingError: if a folder asks for what waver cannot do.
     """
     return _find(json.dumps(backbone, default=str), weights)
 
@@ -78,8 +76,9 @@ def _find(backbone_json: str, weights: str | None) -> Preprocessing:
     usual = Preprocessing(size=_image_size(architecture))
     if weights in tags:
         return replace(usual, **tags[weights], source=f"those of open_clip's weights {weights} of {name}")
-    if weights and (described := _of_folder(weights)):
-        return replace(usual, **described, source=f"those that {weights} names")
+    for place in (weights, backbone):
+        if isinstance(place, str) and (described := _of_folder(place)):
+            return replace(usual, **described, source=f"those that {place} names")
     kinds = list({json.dumps(tag, sort_keys=True): tag for tag in tags.values()}.values())
     if len(kinds) == 1:
         return replace(usual, **kinds[0], source=f"those of all of open_clip's weights of {name}")
@@ -125,10 +124,10 @@ def _of_folder(place: str) -> dict[str, Any] | None:
     Args:
         place: `hf-hub:owner/name`, a folder, or a file in it.
     """
-    if (settings := _read_beside(place, "open_clip_config.json")) is not None:
+    if (settings := read_beside(place, "open_clip_config.json")) is not None:
         described = _of_open_clip(settings.get("preprocess_cfg") or {})
         described["size"] = _image_size(settings.get("model_cfg"))
-    elif (settings := _read_beside(place, "preprocessor_config.json")) is not None:
+    elif (settings := read_beside(place, "preprocessor_config.json")) is not None:
         described = _of_transformers(settings)
     else:
         return None
@@ -154,47 +153,3 @@ def _of_transformers(settings: Mapping[str, Any]) -> dict[str, Any]:
         "std": _channels(settings["image_std"]) if settings.get("image_std") else None,
     }
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _read_beside(place: str, name: str) -> dict[str, Any] | None:
-    """Returns a JSON object that lies beside downloaded weights; None if there is no such file."""
-    if place.startswith(_HUB):
-        path = _download(place, name)
-    else:
-        weights = Path(place).expanduser()
-        path = (weights if weights.is_dir() else weights.parent) / name
-    if path is None or not path.is_file():
-        return None
-    try:
-        settings = read_json(path)
-    except ValueError as error:
-        raise PreprocessingError(f"{path} is not JSON ({error}): download it again") from None
-    return settings if isinstance(settings, dict) else None
-
-
-def _download(place: str, name: str) -> Path | None:
-    """Returns a file of a repository of the hub, from the cache if it is there; None if the repository has no such file."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    repository = place.removeprefix(_HUB)
-    if cached := find_cached(repository, name):
-        return cached
-    if problem := hub_problem():
-        raise PreprocessingError(_unreachable(place, name, problem))
-    try:
-        return Path(hf_hub_download(repository, name))
-    except LocalEntryNotFoundError as error:
-        raise PreprocessingError(_unreachable(place, name, str(error))) from error
-    except EntryNotFoundError:
-        return None
-    except Exception as error:  # the network and the hub raise many kinds, with one remedy for the user
-        raise PreprocessingError(_unreachable(place, name, str(error))) from error
-
-
-def _unreachable(place: str, name: str, reason: str) -> str:
-    return (
-        f"model.weights: {place} was not downloaded before, and its {name} cannot be read "
-        f"({next(iter(reason.splitlines()), '')}): download the repository on a machine with network, copy its folder here, "
-        "and set model.weights to the folder"
-    )

@@ -13,7 +13,7 @@ from waver.config import ExperimentConfig
 from waver.config.preprocessing import find_preprocessing
 from waver.data.clip_store import ClipStore
 from waver.doctor.findings import Finding, Level, format_bytes
-from waver.model.architecture import BackboneError
+from waver.model.errors import BackboneError
 from waver.model.student import Student
 from waver.model.weights import check_weights, unreachable_weights
 from waver.tools.errors import WaverError

@@ -8,48 +8,54 @@ from typing import Any
 
 import open_clip
 
-from waver.tools.errors import WaverError
-from waver.tools.hub import find_cached, hub_problem
+from waver.model.errors import BackboneError
+from waver.model.snapshots import read_architecture
+from waver.tools.hub import HUB, find_cached, hub_problem
 
 CONTEXT_LENGTH = 77
 """Of a text tower whose description does not say it."""
-
-
-class BackboneError(WaverError):
-    """The configured backbone, or its weights, cannot be used."""
 
 
 def find_architecture(backbone: str | dict[str, Any]) -> dict[str, Any]:
     """Returns a copy of open_clip's description of a network.
 
     Args:
-        backbone: name of an open_clip model, or the description itself (embed_dim, vision_cfg, text_cfg).
+        backbone: name of an open_clip model, `hf-hub:owner/name` or the folder of a downloaded model, or the description
+            itself (embed_dim, vision_cfg, text_cfg).
 
     Raises:
         BackboneError: if the name is unknown or the description incomplete.
+        HubError: if the hub does not answer.
     """
     if isinstance(backbone, dict):
-        missing = {"embed_dim", "vision_cfg", "text_cfg"} - backbone.keys()
-        if missing:
-            raise BackboneError(
-                f"model.backbone: a mapping needs embed_dim, vision_cfg and text_cfg; missing: {', '.join(sorted(missing))}"
-            )
-        for part in ("vision_cfg", "text_cfg"):
-            if not isinstance(backbone[part], dict):
-                raise BackboneError(
-                    f"model.backbone.{part}: {backbone[part]!r} is no mapping: write the tower's settings as in open_clip's "
-                    "model configurations"
-                )
-        return copy.deepcopy(backbone)
-    if ":" in backbone:  # open_clip would read the architecture from a hub or a folder
+        return _complete(copy.deepcopy(backbone))
+    if backbone.startswith(HUB) or Path(backbone).is_absolute():
+        return _complete(read_architecture(backbone))
+    if ":" in backbone:  # open_clip would read the architecture from elsewhere
         raise BackboneError(
-            f"model.backbone: {backbone!r} is neither the name of an open_clip model, such as ViT-B-32, nor a mapping: set "
-            "it to the name of the architecture, and model.weights to the file of the weights"
+            f"model.backbone: {backbone!r} is neither the name of an open_clip model, such as ViT-B-32, nor "
+            "hf-hub:owner/name, a folder or a mapping"
         )
     architecture = open_clip.get_model_config(backbone.replace("/", "-"))
     if architecture is None:
         near = difflib.get_close_matches(backbone, open_clip.list_models(), 3, 0.4)
         raise BackboneError(f"model.backbone: open_clip knows no {backbone!r}; near: {', '.join(near)}")
+    return architecture
+
+
+def _complete(architecture: dict[str, Any]) -> dict[str, Any]:
+    """Returns a description, if it is complete."""
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - architecture.keys()
+    if missing:
+        raise BackboneError(
+            f"model.backbone: a mapping needs embed_dim, vision_cfg and text_cfg; missing: {', '.join(sorted(missing))}"
+        )
+    for part in ("vision_cfg", "text_cfg"):
+        if not isinstance(architecture[part], dict):
+            raise BackboneError(
+                f"model.backbone.{part}: {architecture[part]!r} is no mapping: write the tower's settings as in open_clip's "
+                "model configurations"
+            )
     return architecture
 
 

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from waver.model.architecture import CONTEXT_LENGTH, BackboneError, embeds_tokens, has_decoder, locate_parts
+from waver.model.architecture import CONTEXT_LENGTH, embeds_tokens, has_decoder, locate_parts
+from waver.model.errors import BackboneError
 
 
 class Backbone(nn.Module):

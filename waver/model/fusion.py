@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from waver.model.architecture import BackboneError
+from waver.model.errors import BackboneError
 
 
 class KnowledgeFusion(nn.Module):

@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from waver.model.architecture import BackboneError
 from waver.model.embeddings import Embeddings
+from waver.model.errors import BackboneError
 from waver.model.temporal import TransformerAggregator, attention_bias, build_transformer
 
 

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float
 from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
-from waver.model.architecture import BackboneError
 from waver.model.backbone import Backbone
+from waver.model.errors import BackboneError
 
 
 class TransformerAggregator(nn.Module):

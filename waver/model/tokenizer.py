@@ -20,7 +20,8 @@ from jaxtyping import Bool, Int
 from open_clip.tokenizer import get_clean_fn
 from torch import Tensor
 
-from waver.model.architecture import CONTEXT_LENGTH, BackboneError, find_architecture, locate_parts, reads_padding
+from waver.model.architecture import CONTEXT_LENGTH, find_architecture, locate_parts, reads_padding
+from waver.model.errors import BackboneError
 
 VOCABULARY_SIZE = 49408
 """Number of tokens that CLIP's tokenizer knows."""

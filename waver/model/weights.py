@@ -13,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from waver.model.architecture import BackboneError, find_architecture
+from waver.model.architecture import find_architecture
 from waver.model.backbone import Backbone
 from waver.model.downloads import cached_weights, host_problem, weights_url
+from waver.model.errors import BackboneError
 from waver.tools.archives import check_size, checked_copy, is_torchscript
 
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from waver.config import ExperimentConfig, load_config
 from waver.knowledge.store import Knowledge
-from waver.model.architecture import BackboneError
+from waver.model.errors import BackboneError
 from waver.model.student import Student
 from waver.model.weights import check_finite, load_weights, read_sizes
 from waver.tools.archives import check_size

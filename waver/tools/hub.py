@@ -4,12 +4,72 @@ import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+from waver.tools.errors import WaverError
+from waver.tools.files import read_json
 from waver.tools.network import call_within
 
+HUB = "hf-hub:"
+"""Prefix of the name of a repository, as open_clip writes it."""
 LIMIT_S = 8.0
 """For a host to answer, the resolution of its name included."""
+
+
+class HubError(WaverError):
+    """A file of a repository, or of its copy in a folder, cannot be read."""
+
+
+def read_beside(place: str, name: str) -> dict[str, Any] | None:
+    """Returns a JSON object that describes downloaded weights; None if there is no such file.
+
+    Args:
+        place: `hf-hub:owner/name`, a folder, or a file in it.
+        name: name of the file that describes them.
+
+    Raises:
+        HubError: if the hub does not answer, or the file is damaged.
+    """
+    if place.startswith(HUB):
+        path = _download(place, name)
+    else:
+        weights = Path(place).expanduser()
+        path = (weights if weights.is_dir() else weights.parent) / name
+    if path is None or not path.is_file():
+        return None
+    try:
+        described = read_json(path)
+    except ValueError as error:
+        raise HubError(f"{path} is not JSON ({error}): download it again") from None
+    return described if isinstance(described, dict) else None
+
+
+def _download(place: str, name: str) -> Path | None:
+    """Returns a file of a repository of the hub, from the cache if it is there; None if the repository has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    repository = place.removeprefix(HUB)
+    if cached := find_cached(repository, name):
+        return cached
+    if problem := hub_problem():
+        raise HubError(_unreachable(place, name, problem))
+    try:
+        return Path(hf_hub_download(repository, name))
+    except LocalEntryNotFoundError as error:
+        raise HubError(_unreachable(place, name, str(error))) from error
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # the network and the hub raise many kinds, with one remedy for the user
+        raise HubError(_unreachable(place, name, str(error))) from error
+
+
+def _unreachable(place: str, name: str, reason: str) -> str:
+    return (
+        f"{place}: its {name} was not downloaded before and cannot be read ({next(iter(reason.splitlines()), '')}): "
+        "download the repository on a machine with network, copy its folder here, and name the folder instead"
+    )
 
 
 def find_cached(repository: str, *names: str) -> Path | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from waver.config import ExperimentConfig
-from waver.model.architecture import BackboneError
+from waver.model.errors import BackboneError
 from waver.model.interaction import INTERACTIONS
 from waver.model.student import Encoded, Student
 from waver.model.tokenizer import Tokenizer, find_tokenizer
