@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import open_clip
 import pytest
+import yaml
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from waver.config import load_config
@@ -180,3 +181,20 @@ def test_runs_of_equal_preprocessing_have_the_same_identity(load):
     }
     assert load().digest() == load(**explicit).digest()
     assert load().digest() != load(**{"model.pixel_mean": [0.0, 0.0, 0.0]}).digest()
+
+
+def test_the_lines_of_the_readme_name_models_and_weights_that_are_there(repository, tmp_path):
+    """Each is loaded as an experiment; tags and names are looked up, as nothing can be downloaded here."""
+    section = (repository / "README.md").read_text().split("## Which model and which weights")[1].split("```")[1]
+    models = [yaml.safe_load(line)["model"] for line in section.splitlines() if line.startswith("model:")]
+    assert len(models) == 5
+    for model in models:
+        experiment = {"name": "a", "data": {"format": "table", "annotations": "a.csv", "videos": "v"}, "model": model}
+        (tmp_path / "a.yaml").write_text(yaml.safe_dump(experiment))
+        config = load_config(tmp_path / "a.yaml")
+        if config.model.backbone.startswith("hf-hub:"):
+            assert config.model.weights == config.model.backbone
+            continue
+        assert config.model.backbone in open_clip.list_models()
+        if not config.model.weights.startswith("/"):
+            assert config.model.weights in open_clip.list_pretrained_tags_by_model(config.model.backbone)
