@@ -48,7 +48,29 @@ def hub(tmp_path_factory) -> dict[str, str]:
     """Folders in place of repositories of the hub: small tokenizers and a text tower, each as its kind."""
     transformers = pytest.importorskip("transformers")
     root = tmp_path_factory.mktemp("hub")
-    words = ["a", "man", "rides", "horse", "two", "dogs", "playing", "the", ",", "!"]
+    words = [
+        "a",
+        "man",
+        "rides",
+        "horse",
+        "two",
+        "dogs",
+        "playing",
+        "the",
+        ",",
+        "!",
+        "red",
+        "green",
+        "blue",
+        "white",
+        "ball",
+        "box",
+        "bird",
+        "boat",
+        "moves",
+        "times",
+    ]
+    words += [str(number) for number in range(28)]
     special = ["<pad>", "</s>", "<unk>", "<s>"]
 
     def save(name: str, before: list[str], after: list[str], *, pad: str, **others) -> str:
@@ -72,7 +94,7 @@ def hub(tmp_path_factory) -> dict[str, str]:
         "roberta": save("roberta", ["<s>"], ["</s>"], pad="<pad>", cls_token="<s>", sep_token="</s>"),
     }
     settings = {
-        "vocab_size": 14,
+        "vocab_size": 64,
         "hidden_size": 48,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
@@ -229,6 +251,34 @@ def test_a_tokenizer_that_is_not_there_names_the_remedy(monkeypatch):
 
 def test_a_tokenizer_beside_the_weights_is_taken(hub, tmp_path):
     tokenizer = find_tokenizer("ViT-B-16-SigLIP", hub["siglip"])
-    assert tokenizer.vocabulary_size == 14
+    assert tokenizer.vocabulary_size == 52
     assert tokenizer.strings([4, 1]) == ("a", "</s>")
     assert find_tokenizer("ViT-B-16-SigLIP", str(Path(hub["siglip"]) / "model.safetensors")).after == tokenizer.after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["SigLIP", "CLIPA", "worldwide", "CoCa", "RoBERTa"])
+def test_a_model_of_each_kind_is_trained_and_evaluated(kind, architecture_of, load_tiny, record_run, tmp_path):
+    """With the vision tower of the small experiment, whose frames the clip store of the tests has."""
+    architecture = architecture_of(kind)
+    pooling = {key: value for key, value in architecture["vision_cfg"].items() if key.startswith("attentional")}
+    architecture["vision_cfg"] = {
+        "image_size": 16,
+        "layers": 1,
+        "width": 64,
+        "head_width": 32,
+        "patch_size": 8,
+    } | pooling
+    compares = "dp" if kind in ("CoCa", "RoBERTa") else "wti"
+    config = load_tiny(**{"model.backbone": architecture, "similarity.kind": compares})
+    training = record_run(tmp_path / "run", config)
+    assert training.step == 6
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss/total"] for row in rows if "loss/total" in row]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    again = record_run(tmp_path / "again", config)
+    assert again.rows == training.rows
+    for name, tensor in training.student.state_dict().items():  # no dropout, which would depend on the workers
+        assert torch.equal(tensor, again.student.state_dict()[name]), name
+    assert all(0 <= row["t2v/R@1"] <= 100 for row in rows if "t2v/R@1" in row)

@@ -12,10 +12,14 @@ The same weights embed a clip in two ways: plain, from its frames alone, and inf
 Source: WAVER (arXiv 2312.09507), with the temporal aggregators of CLIP4Clip (arXiv 2104.08860).
 """
 
+# pyright: reportMissingTypeStubs=false
+# (open_clip has no stubs.)
+
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
+from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 
 from waver.data.batch import Batch
@@ -27,6 +31,10 @@ from waver.model.temporal import TEMPORAL_AGGREGATORS
 
 MAX_LOGIT_SCALE = 100.0
 """Upper bound of exp(logit_scale), as in CLIP (arXiv 2103.00020)."""
+
+
+_PER_WORKER = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Dropout, HFTextEncoder)
+"""Modules whose results in training mode depend on how a batch is divided among workers."""
 
 
 @dataclass(frozen=True)
@@ -141,14 +149,14 @@ class Student(nn.Module):
         )
 
     def train(self, mode: bool = True) -> "Student":
-        """Sets training mode, but keeps batch norms (of a ResNet backbone) in evaluation mode.
+        """Sets training mode, but keeps batch norms, dropout and text towers of transformers in evaluation mode.
 
-        Their statistics would otherwise be those of each worker's share of the batch, and the loss would depend on the
-        number of workers.
+        The statistics of a batch norm would otherwise be those of each worker's share of the batch, and dropout would draw
+        other tokens for each number of workers, so that the loss would depend on it.
         """
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
+            if isinstance(module, _PER_WORKER):
                 module.eval()
         return self
 
