@@ -67,8 +67,14 @@ _KINDS = (
 )
 """Checked in this order."""
 _TOWERS = (
-    _Kind("a text tower alone, of transformers", ("text_model.",), never=("vision_model.",)),
-    _Kind("a vision tower alone, of transformers", ("vision_model.",), never=("text_model.",)),
+    _Kind(
+        "a text tower alone, of transformers", ("embeddings.token_embedding.",), never=("embeddings.patch_embedding.",)
+    ),
+    _Kind(
+        "a vision tower alone, of transformers",
+        ("embeddings.patch_embedding.",),
+        never=("embeddings.token_embedding.",),
+    ),
     _Kind(
         "a text encoder alone (BERT, RoBERTa or similar)",
         some=("word_embeddings.", "encoder.layer.0.attention.self."),

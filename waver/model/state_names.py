@@ -49,7 +49,7 @@ def take_state(content: Any, *, source: str) -> dict[str, Tensor]:
     for _ in range(_MAX_NESTED):
         if not isinstance(content, Mapping) or not content or _are_tensors(content):
             break
-        held = [name for name in _WRAPPERS if isinstance(content.get(name), Mapping) and content[name]]
+        held = [name for name in _WRAPPERS if _holds_tensors(content.get(name))]
         if len(held) > 1:
             raise BackboneError(
                 f"model.weights: {source} holds several state dicts ({', '.join(map(repr, held))}), whose values differ: "
@@ -108,7 +108,7 @@ def check_types(state: Mapping[str, Tensor], *, source: str) -> None:
     for end, form in _QUANTISED.items():
         if found := [name for name in state if name.endswith(end)]:
             raise BackboneError(
-                f"model.weights: {source} holds weights quantised by {form} ({len(found)} tensors such as {found[0]}), "
+                f"model.weights: {source} holds weights quantised by {form} (such as {found[0]}), "
                 f"which waver does not compute with: {remedy}"
             )
     for name, tensor in state.items():
@@ -126,6 +126,15 @@ def _common_prefix(names: Any) -> str | None:
     if not others:
         return None
     return next((prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in others)), None)
+
+
+def _holds_tensors(content: Any) -> bool:
+    """Returns whether a value is a state dict, or wraps one."""
+    if not isinstance(content, Mapping):
+        return False
+    return any(isinstance(value, Tensor) for value in content.values()) or any(
+        _holds_tensors(content.get(name)) for name in _WRAPPERS
+    )
 
 
 def _are_tensors(content: Mapping[Any, Any]) -> bool:
