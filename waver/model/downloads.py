@@ -5,6 +5,7 @@ import ssl
 import urllib.error
 import urllib.request
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
 from waver.model.backbone import BackboneError
-from waver.model.weight_files import INDEX, SNAPSHOT_NAMES, parts_of, snapshot_name
+from waver.model.weight_files import INDEX, SNAPSHOT_NAMES, files_of, parts_of, snapshot_name
 from waver.tools.network import call_within
 
 HUB = "hf-hub:"
@@ -94,18 +95,17 @@ def download(entry: dict[str, Any]) -> Path:
     """
     if "snapshot" not in entry:
         return Path(open_clip.download_pretrained(entry))
-    repository = entry["snapshot"]
-    present = huggingface_hub.HfApi().list_repo_files(repository)
+    fetch = partial(huggingface_hub.hf_hub_download, entry["snapshot"])
+    present = huggingface_hub.HfApi().list_repo_files(entry["snapshot"])
     name = snapshot_name(present)
     if name is None:
         raise FileNotFoundError(f"it has none of {', '.join(SNAPSHOT_NAMES)}")
     for config in _CONFIGS:
         if config in present:
-            huggingface_hub.hf_hub_download(repository, config)
-    path = Path(huggingface_hub.hf_hub_download(repository, name))
-    if name.endswith(INDEX):
-        for part in parts_of(path):
-            huggingface_hub.hf_hub_download(repository, part.name)
+            fetch(config)
+    path = Path(fetch(name))
+    for part in files_of(path):
+        fetch(part.name)
     return path
 
 
