@@ -1,18 +1,54 @@
 """Weights that open_clip downloads: found in its cache, or a host that must answer in seconds."""
 
+import json
 import socket
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from hub import hub_without_files
+from hub import hub_with, hub_without_files
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from waver.model import downloads
 from waver.model.errors import BackboneError
-from waver.model.weights import check_weights, load_backbone, unreachable_weights
+from waver.model.weights import activation_of, check_weights, find_weights, load_backbone, unreachable_weights
+from waver.tools import hub
+
+ARCHITECTURE = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
+    "text_cfg": {"context_length": 20, "vocab_size": 100, "width": 64, "heads": 1, "layers": 1},
+}
+HUB = "hf-hub:somebody/clip"
+
+
+def write_snapshot(folder: Path, *names: str) -> dict[str, torch.Tensor]:
+    """Writes weights that were trained with QuickGELU under some names, and what tells so; returns the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = load_backbone(ARCHITECTURE, None, image_size=16).clip.state_dict()
+    for name in names:
+        if name.endswith(".index.json"):
+            parts = {tensor: f"part-{len(tensor) % 2}.safetensors" for tensor in state}
+            for part in sorted(set(parts.values())):
+                save_file({tensor: state[tensor] for tensor in state if parts[tensor] == part}, folder / part)
+            (folder / name).write_text(json.dumps({"weight_map": parts}))
+        elif name.endswith(".safetensors"):
+            save_file(state, folder / name)
+        else:
+            torch.save(state, folder / name)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
+    return state
+
+
+def write_cache(cache: Path, *names: str) -> Path:
+    """Puts a snapshot into the cache as the hub's client does; returns its folder."""
+    repository = cache / "models--somebody--clip"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("abc")
+    write_snapshot(repository / "snapshots/abc", *names)
+    return repository / "snapshots/abc"
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +79,7 @@ def test_a_file_by_hand_needs_the_name_of_the_activation_that_the_tag_implies():
 
 
 def test_a_host_that_is_silent_is_given_up(monkeypatch):
-    monkeypatch.setattr(downloads, "_LIMIT_S", 0.3)
+    monkeypatch.setattr(hub, "LIMIT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
@@ -86,3 +122,75 @@ def test_an_archive_whose_download_was_cut_off_is_not_taken(monkeypatch, tmp_pat
     file.write_bytes(file.read_bytes()[:-9])
     assert downloads.cached_weights(entry) is None
     assert downloads.weights_url(entry) == entry["url"]
+
+
+def test_a_repository_that_cannot_be_reached_says_how_to_get_it_by_hand():
+    start = time.monotonic()
+    with pytest.raises(BackboneError) as told:
+        load_backbone(ARCHITECTURE, HUB, image_size=16)
+    assert time.monotonic() - start < 5
+    assert str(told.value) == (
+        "model.weights: hf-hub:somebody/clip was not downloaded before, and 127.0.0.1 does not answer ([Errno 111] "
+        "Connection refused): run `hf download somebody/clip --local-dir FOLDER` on a machine with network, copy the folder "
+        "here, and set model.weights to its path (the model is at http://127.0.0.1:9/somebody/clip)"
+    )
+    assert unreachable_weights(ARCHITECTURE, HUB) == str(told.value)
+    assert check_weights(ARCHITECTURE, HUB, image_size=16) is None
+    assert activation_of(ARCHITECTURE, HUB).origin == (
+        "because model.backbone has no quick_gelu; the configuration that is downloaded with the weights may tell another"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json"],
+)
+def test_a_cached_repository_is_read_without_network(cache, name):
+    folder = write_cache(cache, name)
+    assert check_weights(ARCHITECTURE, HUB, image_size=16) == folder / name
+    backbone = load_backbone(ARCHITECTURE, HUB, image_size=16)
+    assert backbone.architecture["quick_gelu"]
+    assert activation_of(ARCHITECTURE, HUB).origin.startswith("from open_clip_config.json of the snapshot")
+
+
+def test_a_cached_repository_that_lacks_a_part_is_not_taken(cache):
+    folder = write_cache(cache, "model.safetensors.index.json")
+    (folder / "part-1.safetensors").unlink()
+    assert check_weights(ARCHITECTURE, HUB, image_size=16) is None
+
+
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "model.safetensors.index.json"])
+def test_a_repository_is_downloaded_with_what_tells_its_activation(cache, tmp_path, monkeypatch, name):
+    state = write_snapshot(tmp_path / "hub", name)
+    (tmp_path / "hub/notes.txt").write_text("not needed")
+    with hub_with("somebody/clip", tmp_path / "hub", monkeypatch):
+        backbone = load_backbone(ARCHITECTURE, HUB, image_size=16)
+    assert backbone.architecture["quick_gelu"]
+    assert all(torch.equal(tensor, state[key]) for key, tensor in backbone.clip.state_dict().items())
+    assert not list(cache.rglob("notes.txt"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert check_weights(ARCHITECTURE, HUB, image_size=16), "it is cached now"
+
+
+def test_a_repository_without_weights_or_with_an_invalid_name(tmp_path, monkeypatch):
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub/README.md").touch()
+    with (
+        hub_with("somebody/clip", tmp_path / "hub", monkeypatch),
+        pytest.raises(BackboneError, match=r"the download failed \(FileNotFoundError: it has none of open_clip_model"),
+    ):
+        load_backbone(ARCHITECTURE, HUB, image_size=16)
+    with hub_without_files(monkeypatch), pytest.raises(BackboneError, match="the download failed"):
+        load_backbone(ARCHITECTURE, "hf-hub:somebody/else", image_size=16)
+    for name in ("hf-hub:", "hf-hub:a/b/c", "hf-hub:a b"):
+        with pytest.raises(BackboneError, match="names no repository of the hub: write hf-hub:owner/name"):
+            find_weights(ARCHITECTURE, name)
+
+
+def test_a_tag_of_the_name_is_taken_before_a_folder_or_file_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "openai").mkdir()
+    assert isinstance(find_weights("RN50", "openai"), dict)
+    assert isinstance(find_weights("RN50", "OpenAI"), dict), "as open_clip spells tags"
+    with pytest.raises(BackboneError, match="openai is a folder without weights"):
+        find_weights(ARCHITECTURE, "openai")

@@ -1,5 +1,7 @@
 import copy
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -45,10 +47,10 @@ def test_weights_from_a_file(clip, tmp_path, form):
     assert check_weights(ARCHITECTURE, str(path), image_size=16) == path
 
 
-def test_openai_archive_is_a_torchscript_file_in_half_precision_and_means_quickgelu(clip, tmp_path):
-    class Archive(nn.Module):
-        """Like ViT-B-32.pt: parameters in half precision under OpenAI's names, and three figures beside them."""
+def write_archive(clip: open_clip.CLIP, path: Path, activation: Callable) -> None:
+    """Writes weights like OpenAI's ViT-B-32.pt: traced, in half precision, with three figures beside them."""
 
+    class Archive(nn.Module):
         def __init__(self):
             super().__init__()
             for name, module in clip.named_children():
@@ -59,12 +61,16 @@ def test_openai_archive_is_a_torchscript_file_in_half_precision_and_means_quickg
                 self.register_buffer(name, torch.tensor(value))
 
         def forward(self, x):
-            return x * self.logit_scale
+            return activation(x) * self.logit_scale
 
-    path = tmp_path / "ViT-B-32.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(Archive(), torch.ones(1)), path)
+
+
+def test_openai_archive_is_a_torchscript_file_in_half_precision_and_means_quickgelu(clip, tmp_path):
+    path = tmp_path / "ViT-B-32.pt"
+    write_archive(clip, path, open_clip.transformer.QuickGELU())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert check_weights(ARCHITECTURE, str(path), image_size=16) == path

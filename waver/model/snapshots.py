@@ -51,7 +51,11 @@ def read_architecture(place: str) -> dict[str, Any]:
         if isinstance(architecture, dict):
             return architecture
     elif (described := read_beside(place, "config.json")) is not None:
-        text, vision = (described.get(f"{tower}_config") or {} for tower in ("text", "vision"))
+        # Older versions wrote the towers' settings twice, of which those of `*_dict` count.
+        text, vision = (
+            (described.get(f"{tower}_config") or {}) | (described.get(f"{tower}_config_dict") or {})
+            for tower in ("text", "vision")
+        )
         if described.get("model_type") == "clip":
             return _of_clip(described, _CLIP_TEXT | text, _CLIP_VISION | vision)
         if described.get("model_type") in ("siglip", "siglip2"):

@@ -1,7 +1,6 @@
-"""Loads pre-trained weights into a backbone: from a file, or from a pretrained tag of open_clip."""
+"""Loads pre-trained weights into a backbone: from a file, a folder, a pretrained tag of open_clip, or the hub."""
 
 import contextlib
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,17 @@ import open_clip
 import torch
 from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from waver.model.architecture import find_architecture
+from waver.model.activation import QUICK, Activation, named_activation, told_activation
+from waver.model.architecture import find_architecture, has_decoder
 from waver.model.backbone import Backbone
-from waver.model.downloads import cached_weights, host_problem, weights_url
+from waver.model.conversion import fit_names
+from waver.model.downloads import cached_weights, download, entry_problem, hub_entry, weights_url
 from waver.model.errors import BackboneError
-from waver.tools.archives import check_size, checked_copy, is_torchscript
+from waver.model.recognition import describe_weights
+from waver.model.weight_files import SUFFIXES, find_in_folder, read_weights
+from waver.tools.hub import HUB
 
 
 def load_backbone(
@@ -32,8 +34,9 @@ def load_backbone(
 
     Args:
         backbone: name of an open_clip model, or its architecture as in open_clip's model files.
-        weights: path of a file (OpenAI's .pt archive, .safetensors, a state dict), a pretrained tag of open_clip for this
-            name (downloaded by open_clip), or None for random weights.
+        weights: path of a file (OpenAI's .pt archive, .safetensors, a state dict) or of a folder with one, a pretrained tag
+            of open_clip for this name (downloaded by open_clip), `hf-hub:owner/name`, or None for random weights. Names of
+            transformers' CLIPModel and SiglipModel are converted.
         image_size: pixels; position embeddings of another size are interpolated by open_clip.
         mean, std: of the pixels that the weights were trained with, between 0 and 1.
 
@@ -44,20 +47,65 @@ def load_backbone(
     architecture = find_architecture(backbone)
     if weights is None:
         return Backbone(architecture, image_size, mean, std)
-    path, quick_gelu = _download(find_weights(backbone, weights), backbone, weights)
-    state = _read_weights(path)
-    if quick_gelu or is_torchscript(path):
-        architecture["quick_gelu"] = True  # OpenAI trained with it; open_clip's plain names mean GELU
+    location = find_weights(backbone, weights)
+    path = location if isinstance(location, Path) else _download(location, backbone, weights)
+    state = _without_decoder(read_weights(path), architecture)
+    activation = _activation(backbone, weights, location, path)
+    if (quick := activation.name == QUICK) != bool(architecture.get("quick_gelu")):
+        architecture["quick_gelu"] = quick
     model = Backbone(architecture, image_size, mean, std)
     load_weights(model.clip, state, source=str(path))
     return model
+
+
+def activation_of(backbone: str | dict[str, Any], weights: str | None) -> Activation:
+    """Returns the activation that `load_backbone` gives to a model, and who says so; downloads nothing.
+
+    Args:
+        backbone: name of an open_clip model, or its architecture.
+        weights: as in `load_backbone`.
+
+    Raises:
+        BackboneError: if the backbone or the weights are unknown, or what tells the activation is unreadable.
+    """
+    if weights is None:
+        return named_activation(backbone, find_architecture(backbone))
+    location = find_weights(backbone, weights)
+    path = location if isinstance(location, Path) else cached_weights(location)
+    return _activation(backbone, weights, location, path)
+
+
+def _activation(
+    backbone: str | dict[str, Any], weights: str, location: Path | dict[str, Any], path: Path | None
+) -> Activation:
+    """Returns the activation of weights at a location, whose file is None if it was not downloaded yet."""
+    named = named_activation(backbone, find_architecture(backbone))
+    if isinstance(location, Path) or "snapshot" in location:
+        told = told_activation(path) if path else None
+    elif location.get("quick_gelu"):
+        told = Activation(QUICK, f"from open_clip's tag {weights}")
+    else:  # open_clip builds what the name means
+        return Activation(named.name, f"from open_clip's tag {weights} of {backbone}")
+    if told is None:
+        waits = "" if path else "; the configuration that is downloaded with the weights may tell another"
+        return named._replace(origin=named.origin + waits)
+    if told.name != named.name:
+        return told._replace(origin=f"{told.origin}; model.backbone alone means {named.name}")
+    return told
+
+
+def _without_decoder(state: dict[str, Tensor], architecture: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns weights without those of CoCa's decoder of captions, which retrieval does not use."""
+    if not has_decoder(architecture):
+        return state
+    return {name: tensor for name, tensor in state.items() if not name.startswith("text_decoder.")}
 
 
 def check_weights(backbone: str | dict[str, Any], weights: str, *, image_size: int) -> Path | None:
     """Checks that weights fit a backbone, by the names and sizes of their tensors, and are finite; downloads nothing.
 
     Returns:
-        The weights file; None for a pretrained tag that was not downloaded yet.
+        The file, or the index of a snapshot in parts; None for weights that were not downloaded yet.
 
     Raises:
         BackboneError: as `load_backbone`.
@@ -67,29 +115,36 @@ def check_weights(backbone: str | dict[str, Any], weights: str, *, image_size: i
         location = cached_weights(location)
     if location is None:
         return None
+    architecture = find_architecture(backbone)
     with torch.device("meta"):
-        model = Backbone(find_architecture(backbone), image_size)
-    state = _read_weights(location)
+        model = Backbone(architecture, image_size)
+    state = _without_decoder(read_weights(location), architecture)
     load_weights(model.clip, {name: tensor.to("meta") for name, tensor in state.items()}, source=str(location))
     check_finite(state, source=str(location))
     return location
 
 
 def unreachable_weights(backbone: str | dict[str, Any], weights: str) -> str:
-    """Returns a sentence for the user if a pretrained tag cannot be downloaded now; empty if its host answers.
+    """Returns a sentence for the user if weights cannot be downloaded now; empty if their host answers.
 
     Args:
         backbone: name of the open_clip model.
-        weights: a pretrained tag that was not downloaded yet.
+        weights: a pretrained tag or a repository of the hub that was not downloaded yet.
     """
     entry = find_weights(backbone, weights)
-    if isinstance(entry, Path) or not (problem := host_problem(entry)):
+    if isinstance(entry, Path) or not (problem := entry_problem(entry)):
         return ""
     return _by_hand(backbone, weights, entry, problem)
 
 
 def _by_hand(backbone: str | dict[str, Any], weights: str, entry: dict[str, Any], problem: str) -> str:
-    """Says that a pretrained tag cannot be downloaded, and how to get its file by hand."""
+    """Says that weights cannot be downloaded, and how to get them by hand."""
+    if "snapshot" in entry:
+        return (
+            f"model.weights: {weights} was not downloaded before, and {problem}: run `hf download {entry['snapshot']} "
+            f"--local-dir FOLDER` on a machine with network, copy the folder here, and set model.weights to its path "
+            f"(the model is at {weights_url(entry)})"
+        )
     url, setting = weights_url(entry), "model.weights to its path"
     if entry.get("quick_gelu") and f"{backbone}-quickgelu" in open_clip.list_models():
         setting += f" and model.backbone to {backbone}-quickgelu"  # a plain file does not say how it was trained
@@ -135,12 +190,14 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], *, source: str) ->
         BackboneError: if entries are missing, unknown or of another size; names the first few of each kind. Also if a value
             is not finite, see `check_finite`.
     """
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    if isinstance(module, open_clip.CLIP | open_clip.CustomTextCLIP):
-        for resize in (resize_pos_embed, resize_text_pos_embed):
-            with contextlib.suppress(AssertionError):  # the width differs: reported below with all other differences
-                resize(state, module)
+    given = state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     expected = module.state_dict()
+    if is_clip := isinstance(module, open_clip.CLIP | open_clip.CustomTextCLIP):
+        state = fit_names(state, expected)
+        for resize in (resize_pos_embed, resize_text_pos_embed):
+            # What cannot be resized, or has no positions, is reported below with all other differences.
+            with contextlib.suppress(AssertionError, AttributeError, RuntimeError):
+                resize(state, module)
     sizes = [
         f"{name}: the file has {tuple(state[name].shape)}, the model {tuple(tensor.shape)}"
         for name, tensor in expected.items()
@@ -154,111 +211,69 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], *, source: str) ->
             for what, names in problems
             if names
         ]
+        if is_clip and (what := describe_weights(given)):
+            lines.append(f"  it holds {what}")
         raise BackboneError(
             f"{source} holds another architecture than the model of this configuration:\n" + "\n".join(lines)
         )
-    check_finite(state, source=source)
+    check_finite(given, source=source)  # under the names that they have in the file
     module.load_state_dict(state)
 
 
 def find_weights(backbone: str | dict[str, Any], weights: str) -> Path | dict[str, Any]:
-    """Returns the path of a weights file, or open_clip's entry of a pretrained tag.
+    """Returns the path of a weights file, or the entry of weights that are downloaded.
+
+    Args:
+        backbone: name of an open_clip model, or its architecture.
+        weights: a file, a folder, a pretrained tag or `hf-hub:owner/name`. A tag of the name is taken before a file or
+            folder of the same name.
+
+    Returns:
+        Of a folder, the file in it, or the index of its parts. Of a tag, open_clip's entry; of a repository, `hub_entry`.
 
     Raises:
-        BackboneError: if the weights are neither.
+        BackboneError: if the weights are none of these, or a folder has several files or none.
     """
+    name = backbone.replace("/", "-") if isinstance(backbone, str) else ""
+    if tag := open_clip.get_pretrained_cfg(name, weights):
+        return tag
+    if weights.startswith(HUB):
+        return hub_entry(weights)
     path = Path(weights).expanduser()
     try:
         if path.is_file():
             return path
         if path.is_dir():
-            raise BackboneError(f"model.weights: {weights} is a folder: name the file in it")
+            return find_in_folder(path)
     except PermissionError as error:
         raise BackboneError(
             f"model.weights: {weights} cannot be read ({error.strerror}): change the permissions"
         ) from error
-    if "://" in weights or weights.startswith("hf-hub:"):
+    if "://" in weights:
         raise BackboneError(f"model.weights: {weights} is no file: download it, and set model.weights to its path")
-    if path.suffix in {".pt", ".pth", ".bin", ".safetensors"} or "/" in weights:
+    if path.suffix in SUFFIXES or "/" in weights:
         raise BackboneError(f"model.weights: no file {weights}")
-    name = backbone.replace("/", "-") if isinstance(backbone, str) else ""
-    tag = open_clip.get_pretrained_cfg(name, weights)
-    if not tag:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        raise BackboneError(
-            f"model.weights: {weights!r} is neither a file nor a pretrained tag of {name or 'this architecture'}"
-            + (f"; its tags: {', '.join(tags)}" if tags else "; give a file, or null for random weights")
-        )
-    return tag
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    raise BackboneError(
+        f"model.weights: {weights!r} is neither a file nor a pretrained tag of {name or 'this architecture'}"
+        + (f"; its tags: {', '.join(tags)}" if tags else "; give a file, or null for random weights")
+    )
 
 
-def _download(location: Path | dict[str, Any], backbone: str | dict[str, Any], weights: str) -> tuple[Path, bool]:
-    """Returns the weights file, downloaded if need be, and whether the pretrained tag implies QuickGELU."""
-    if isinstance(location, Path):
-        return location, False
-    if path := cached_weights(location):  # open_clip would ask the hub whether the file has changed
-        return path, bool(location.get("quick_gelu"))
-    if problem := host_problem(location):
-        raise BackboneError(_by_hand(backbone, weights, location, problem))
+def _download(entry: dict[str, Any], backbone: str | dict[str, Any], weights: str) -> Path:
+    """Returns the file of weights that are downloaded if need be."""
+    if path := cached_weights(entry):  # open_clip would ask the hub whether the file has changed
+        return path
+    if problem := entry_problem(entry):
+        raise BackboneError(_by_hand(backbone, weights, entry, problem))
     try:
-        return Path(open_clip.download_pretrained(location)), bool(location.get("quick_gelu"))
+        return download(entry)
     except Exception as error:  # the network and the hub raise many kinds, with one remedy for the user
         problem = f"the download failed ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
-        raise BackboneError(_by_hand(backbone, weights, location, problem)) from error
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a weights file by name, without executing anything in the file.
-
-    Args:
-        path: OpenAI's .pt archive, .safetensors or a state dict; open_clip's and OpenAI's names are the same.
-
-    Raises:
-        BackboneError: if the file is unreadable or holds anything but complete tensors by name.
-    """
-    try:
-        state = _read_tensors(path)
-    except Exception as error:  # each reader raises its own kinds for a file of another format
-        raise BackboneError(
-            f"model.weights: {path} cannot be read as weights ({type(error).__name__}: "
-            f"{next(iter(str(error).splitlines()), '')}); it should be OpenAI's .pt, a .safetensors file or a state dict"
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise BackboneError(
-            f"model.weights: {path} holds something else than tensors by name; it should be a state dict"
-        )
-    if incomplete := [name for name, tensor in state.items() if not _is_complete(tensor)]:
-        raise BackboneError(
-            f"model.weights: {path} does not hold all values of {incomplete[0]}; it should be a state dict"
-        )
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    for name in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's archives hold these beside the weights
-        state.pop(name, None)
-    return state
-
-
-def _read_tensors(path: Path) -> Any:
-    """Returns what the reader of the file's format makes of it."""
-    with path.open("rb"):  # safetensors says of a file that may not be read that it does not exist
-        pass
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if is_torchscript(path):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, but OpenAI's only format
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.jit.load(checked_copy(path), map_location="cpu").state_dict()
-    check_size(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+        raise BackboneError(_by_hand(backbone, weights, entry, problem)) from error
 
 
 def read_sizes(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a .safetensors file by name, on the meta device: without their values."""
     with safe_open(path, "pt") as file:
         return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118 (not a dict)
-
-
-def _is_complete(tensor: Tensor) -> bool:
-    """Returns False for a tensor that repeats its values, so that a small file could claim any size."""
-    return tensor.layout == torch.strided and tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()

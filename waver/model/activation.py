@@ -1,0 +1,167 @@
+"""Which activation the transformers of a model have, and who says so.
+
+OpenAI trained with x * sigmoid(1.702 x), called QuickGELU, most others with GELU. Weights do not show it, and the wrong one
+changes every embedding without any error.
+"""
+
+import hashlib
+import json
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import open_clip
+from open_clip.transformer import QuickGELU
+from torch import nn
+
+from waver.model.backbone import Backbone
+from waver.model.errors import BackboneError
+from waver.model.weight_files import SNAPSHOT_NAMES, read_metadata
+from waver.tools.archives import is_torchscript
+
+QUICK, EXACT = "QuickGELU", "GELU"
+METADATA = "quick_gelu"
+"""Key of the metadata of a .safetensors file that tells its activation: "true" or "false"."""
+OPEN_CLIP_CONFIG, CONFIG = "open_clip_config.json", "config.json"
+_BY_TANH = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+"""Activations of transformers that differ from GELU by less than 0.0005."""
+_OF_TRANSFORMERS = {"quick_gelu": QUICK, "gelu": EXACT, "gelu_python": EXACT} | dict.fromkeys(_BY_TANH, EXACT)
+_DEFAULTS = {"clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}
+"""Type of a model of transformers -> its activation where its configuration names none."""
+
+
+class Activation(NamedTuple):
+    """The activation of a model's transformers."""
+
+    name: str
+    """QuickGELU or GELU."""
+    origin: str
+    """Who says so, such as "from the name ViT-B-32-quickgelu"."""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.origin}"
+
+
+def named_activation(backbone: str | dict[str, Any], architecture: dict[str, Any]) -> Activation:
+    """Returns the activation that the configuration of an experiment means.
+
+    Args:
+        backbone: model.backbone.
+        architecture: open_clip's description of it.
+    """
+    vision, text = architecture["vision_cfg"], architecture["text_cfg"]
+    name = QUICK if architecture.get("quick_gelu") else EXACT
+    if "timm_model_name" in vision and "hf_model_name" in text:
+        return Activation(
+            name, f"but {vision['timm_model_name']} and {text['hf_model_name']} have activations of their own"
+        )
+    if isinstance(backbone, str):
+        return Activation(name, f"from the name {backbone}")
+    if "quick_gelu" in architecture:
+        return Activation(name, "from model.backbone.quick_gelu")
+    return Activation(name, "because model.backbone has no quick_gelu")
+
+
+def told_activation(path: Path) -> Activation | None:
+    """Returns the activation that a file of weights tells, or the configuration beside it in a snapshot; None if neither.
+
+    Raises:
+        BackboneError: if that configuration is unreadable, or names an activation that open_clip's models do not have.
+    """
+    if told := read_metadata(path).get(METADATA):
+        return Activation(QUICK if told.lower() == "true" else EXACT, f"from the metadata of {path.name}")
+    if path.suffix != ".safetensors" and is_torchscript(path):
+        return _of_torchscript(path)
+    return _of_snapshot(path) if path.name in SNAPSHOT_NAMES else None
+
+
+def set_activation(backbone: Backbone, *, quick: bool) -> None:
+    """Gives the transformers of a backbone QuickGELU or GELU; towers of timm and transformers keep their own."""
+    if bool(backbone.architecture.get("quick_gelu")) == quick:
+        return
+    backbone.architecture["quick_gelu"] = quick
+    for module in backbone.clip.modules():
+        if isinstance(getattr(module, "gelu", None), nn.GELU | QuickGELU):
+            module.gelu = QuickGELU() if quick else nn.GELU()
+
+
+def _of_torchscript(path: Path) -> Activation | None:
+    """Tells the activation of a TorchScript archive: by OpenAI's published hashes, else by the operations in its code."""
+    stat = path.stat()
+    if name := openai_names().get(_sha256(path, stat.st_size, stat.st_mtime_ns)):
+        return Activation(QUICK, f"from OpenAI's {name}, known by its SHA-256")
+    with zipfile.ZipFile(path) as archive:
+        code = b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".py"))
+    quick, exact = b"torch.sigmoid(" in code, b"torch.gelu(" in code
+    if quick == exact:
+        return None
+    return Activation(
+        QUICK if quick else EXACT, f"from the code in {path.name}, which is none of OpenAI's published files"
+    )
+
+
+def openai_names() -> dict[str, str]:
+    """Returns the SHA-256 of each file that OpenAI published -> its name; the hash is a part of its address."""
+    urls = [urlsplit(open_clip.get_pretrained_url(name, "openai")).path for name in open_clip.list_openai_models()]
+    return {Path(url).parent.name: Path(url).name for url in urls}
+
+
+@lru_cache(maxsize=8)
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
+    """Returns the hash of a file; size and time of change are there to hash a file again that has changed."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _of_snapshot(path: Path) -> Activation | None:
+    """Tells the activation by the configuration beside a file: first by that of the file's own layout."""
+    readers = {OPEN_CLIP_CONFIG: _of_open_clip, CONFIG: _of_transformers}
+    order = list(readers) if path.name.startswith("open_clip") else list(reversed(readers))
+    for name in order:
+        beside = path.parent / name
+        if not beside.is_file():
+            continue
+        try:
+            content = json.loads(beside.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BackboneError(
+                f"model.weights: {beside}, which tells the activation of {path.name}, cannot be read ({error}): copy the "
+                "snapshot again, completely"
+            ) from error
+        if isinstance(content, dict) and (told := readers[name](content, beside)):
+            return told
+    return None
+
+
+def _of_open_clip(content: dict[str, Any], path: Path) -> Activation | None:
+    """Tells the activation by open_clip_config.json."""
+    model = content.get("model_cfg")
+    if not isinstance(model, dict):
+        return None
+    return Activation(QUICK if model.get("quick_gelu") else EXACT, f"from {path.name} of the snapshot")
+
+
+def _of_transformers(content: dict[str, Any], path: Path) -> Activation | None:
+    """Tells the activation by transformers' config.json, of a CLIPModel or SiglipModel."""
+    default = _DEFAULTS.get(content.get("model_type", ""))
+    if default is None:
+        return None
+    # Older versions wrote the towers' settings twice, of which those of `*_dict` count.
+    towers = [
+        {**(content.get(f"{tower}_config") or {}), **(content.get(f"{tower}_config_dict") or {})}
+        for tower in ("text", "vision")
+    ]
+    names = list(dict.fromkeys(tower.get("hidden_act", default) for tower in towers))
+    if len({_OF_TRANSFORMERS.get(name, name) for name in names}) > 1 or names[0] not in _OF_TRANSFORMERS:
+        raise BackboneError(
+            f"model.weights: {path} says hidden_act = {' and '.join(map(str, names))} of the two towers; open_clip's models "
+            "have quick_gelu or gelu in both, so these weights cannot be used"
+        )
+    found = "hidden_act" if any("hidden_act" in tower for tower in towers) else "the default hidden_act"
+    nearly = f" = {names[0]}, which differs from GELU by less than 0.0005" if names[0] in _BY_TANH else ""
+    return Activation(_OF_TRANSFORMERS[names[0]], f"from {path.name} of the snapshot: {found}{nearly}")
