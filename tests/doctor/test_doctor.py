@@ -368,13 +368,25 @@ def test_weights_are_checked_even_if_the_model_cannot_be_built(project):
 
 @pytest.mark.slow
 def test_fitting_weights_are_ok_and_a_pretrained_tag_is_a_warning(project, teacher_weights, monkeypatch):
-    assert level(findings_by_check(**{"model.weights": str(teacher_weights)}), "weights") == "ok"
+    (fits,) = findings_by_check(**{"model.weights": str(teacher_weights)})["weights"]
+    assert fits.level == "ok"
+    # A plain file cannot tell its activation: which one is computed, and who says so, is told (F4).
+    assert fits.found.endswith("; GELU, because model.backbone has no quick_gelu")
+    assert fits.details == {"activation": "GELU", "activation_from": "because model.backbone has no quick_gelu"}
+    (fits,) = findings_by_check(**{"model.weights": str(teacher_weights), "model.backbone.quick_gelu": True})["weights"]
+    assert fits.found.endswith("; QuickGELU, from model.backbone.quick_gelu")
     tag = {"model.backbone": "RN50", "model.weights": "openai", "video.size": 16, "train.lr": 1}
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(project / "cache"))
     with hub_without_files(monkeypatch):
         found = findings_by_check(**tag)
     assert level(found, "weights") == "warning"
-    assert "open_clip will download" in found["weights"][0].found
+    assert "open_clip will download; QuickGELU, from open_clip's tag openai" in found["weights"][0].found
+    with hub_without_files(monkeypatch):
+        found = findings_by_check(**tag | {"model.weights": "hf-hub:somebody/clip"})
+    assert level(found, "weights") == "warning"
+    assert (
+        "'hf-hub:somebody/clip' is a repository of the hub, which will be downloaded; GELU" in found["weights"][0].found
+    )
     found = findings_by_check(**tag)  # nothing answers at its address any more
     assert level(found, "weights") == "error"
     assert "copy the file here, and set model.weights to its path" in found["weights"][0].found

@@ -17,7 +17,7 @@ from torch import nn
 from waver.model import activation
 from waver.model.activation import openai_names, set_activation
 from waver.model.errors import BackboneError
-from waver.model.weights import activation_of, load_backbone
+from waver.model.weights import activation_of, load_backbone, weights_text
 
 ARCHITECTURE = {
     "embed_dim": 24,
@@ -71,6 +71,9 @@ def test_a_plain_file_cannot_tell_so_the_configuration_decides_and_is_named(clip
     assert check(QUICK, path, clip, quick=True) == "from model.backbone.quick_gelu"
     assert str(activation_of("ViT-B-32", str(path))) == "GELU, from the name ViT-B-32"
     assert str(activation_of("ViT-B-32-quickgelu", str(path))) == "QuickGELU, from the name ViT-B-32-quickgelu"
+    assert weights_text("ViT-B-32", str(path)) == (
+        f"the backbone has the weights {path}; its activation is GELU, from the name ViT-B-32"
+    )
     assert str(activation_of("ViT-B-32-quickgelu", None)) == "QuickGELU, from the name ViT-B-32-quickgelu"
 
 

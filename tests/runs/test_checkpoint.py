@@ -3,6 +3,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from waver.runs.checkpoint import (
     CheckpointError,
@@ -13,6 +14,7 @@ from waver.runs.checkpoint import (
     load_student,
     restore_training,
     save_checkpoint,
+    stored_activation,
 )
 from waver.training.build import build_training
 from waver.training.step import make_batch, train_step
@@ -126,3 +128,35 @@ def test_a_checkpoint_cannot_run_code(tmp_path, tiny_config):
 def test_folder_without_config_is_not_a_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         checkpoint_config(tmp_path)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_checkpoint_keeps_the_activation_that_its_weights_told(tmp_path, load_tiny, old):
+    """Its configuration alone would mean another: GELU, where the weights were trained with QuickGELU."""
+    weights = tmp_path / "w.safetensors"
+    state = build_training(load_tiny(), num_steps=1, device=CPU).student.backbone.clip.state_dict()
+    save_file(state, weights, {"quick_gelu": "true"})
+    config = load_tiny(**{"model.weights": str(weights)})
+    training = build_training(config, num_steps=1, device=CPU)
+    assert training.student.backbone.architecture["quick_gelu"]
+    folder = tmp_path / "checkpoint"
+    save_checkpoint(folder, training, config)
+    origin = f"from {folder}"
+    if old:  # as older versions wrote it, without metadata
+        save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
+        origin = "from the metadata of w.safetensors; model.backbone alone means GELU"
+    assert stored_activation(folder) == ("QuickGELU", origin)
+    pixels = torch.rand(2, 3, 16, 16)
+    resumed = build_training(config, num_steps=1, device=CPU, pretrained=False)
+    restore_training(folder, resumed)
+    with torch.no_grad():
+        expected = training.student.eval().backbone.clip.encode_image(pixels)
+        for student in (load_student(folder, config), resumed.student):
+            assert torch.equal(student.eval().backbone.clip.encode_image(pixels), expected)
+    weights.unlink()
+    if old:
+        told = stored_activation(folder)
+        assert told.name == "GELU"
+        assert "as the weights that it started from tell nothing (model.weights: no file" in told.origin
+    else:
+        assert stored_activation(folder).name == "QuickGELU"

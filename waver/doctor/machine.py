@@ -15,9 +15,11 @@ from waver.data.clip_store import ClipStore
 from waver.doctor.findings import Finding, Level, format_bytes
 from waver.model.errors import BackboneError
 from waver.model.student import Student
-from waver.model.weights import check_weights, unreachable_weights
+from waver.model.weight_files import num_bytes
+from waver.model.weights import activation_of, check_weights, unreachable_weights
 from waver.tools.errors import WaverError
 from waver.tools.files import can_write
+from waver.tools.hub import HUB
 from waver.tools.object_store import list_names, remote_of
 from waver.training.build import build_student, empty_text, parameter_groups
 from waver.training.cost import CostError, training_cost
@@ -111,7 +113,7 @@ def check_cost(config: ExperimentConfig, captions: pa.Table) -> Iterator[Finding
 
 
 def check_model_weights(config: ExperimentConfig, *, needed: bool, elsewhere: bool = False) -> Iterator[Finding]:
-    """Checks whether the file of the weights exists and fits the architecture, or can be downloaded.
+    """Checks whether the file of the weights exists and fits the architecture, or can be downloaded; tells the activation.
 
     Args:
         config: configuration of the experiment.
@@ -124,21 +126,28 @@ def check_model_weights(config: ExperimentConfig, *, needed: bool, elsewhere: bo
         return
     try:
         path = check_weights(config.model.backbone, weights, image_size=config.preprocessing.size)
+        activation = activation_of(config.model.backbone, weights)
     except BackboneError as error:
         if str(error).startswith("model.backbone"):  # the check of the model tells it
             return
         yield Finding("error" if needed else "warning", "weights", str(error))
         return
-    if path is None:
-        problem = unreachable_weights(config.model.backbone, weights)
-        yield Finding(
-            "error" if needed and problem and not elsewhere else "warning",
-            "weights",
-            problem or f"{weights!r} is a pretrained tag of {_backbone_name(config)}, which open_clip will download",
-            "" if problem else "if the workers have no network, download the file and set model.weights to its path",
-        )
-    else:
-        yield Finding("ok", "weights", f"{path} fits ({format_bytes(path.stat().st_size)})")
+    details = {"activation": activation.name, "activation_from": activation.origin}
+    if path is not None:
+        found = f"{path} fits ({format_bytes(num_bytes(path))}); {activation}"
+        yield Finding("ok", "weights", found, details=details)
+        return
+    problem = unreachable_weights(config.model.backbone, weights)
+    what, by_hand = f"a pretrained tag of {_backbone_name(config)}, which open_clip will download", "file"
+    if weights.startswith(HUB):
+        what, by_hand = "a repository of the hub, which will be downloaded", "folder"
+    yield Finding(
+        "error" if needed and problem and not elsewhere else "warning",
+        "weights",
+        problem or f"{weights!r} is {what}; {activation}",
+        "" if problem else f"if the workers have no network, download the {by_hand} and set model.weights to its path",
+        details,
+    )
 
 
 def check_disk(

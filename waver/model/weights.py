@@ -75,6 +75,15 @@ def activation_of(backbone: str | dict[str, Any], weights: str | None) -> Activa
     return _activation(backbone, weights, location, path)
 
 
+def weights_text(backbone: str | dict[str, Any], weights: str) -> str:
+    """Says with which weights and activation a model starts, for the log of a run.
+
+    Raises:
+        BackboneError: as `activation_of`.
+    """
+    return f"the backbone has the weights {weights}; its activation is {activation_of(backbone, weights)}"
+
+
 def _activation(
     backbone: str | dict[str, Any], weights: str, location: Path | dict[str, Any], path: Path | None
 ) -> Activation:
@@ -111,17 +120,17 @@ def check_weights(backbone: str | dict[str, Any], weights: str, *, image_size: i
         BackboneError: as `load_backbone`.
     """
     location = find_weights(backbone, weights)
-    if not isinstance(location, Path):
-        location = cached_weights(location)
-    if location is None:
+    path = location if isinstance(location, Path) else cached_weights(location)
+    if path is None:
         return None
+    _activation(backbone, weights, location, path)  # what tells it may be unreadable
     architecture = find_architecture(backbone)
     with torch.device("meta"):
         model = Backbone(architecture, image_size)
-    state = _without_decoder(read_weights(location), architecture)
-    load_weights(model.clip, {name: tensor.to("meta") for name, tensor in state.items()}, source=str(location))
-    check_finite(state, source=str(location))
-    return location
+    state = _without_decoder(read_weights(path), architecture)
+    load_weights(model.clip, {name: tensor.to("meta") for name, tensor in state.items()}, source=str(path))
+    check_finite(state, source=str(path))
+    return path
 
 
 def unreachable_weights(backbone: str | dict[str, Any], weights: str) -> str:

@@ -25,9 +25,11 @@ from safetensors.torch import load_file, save_file
 
 from waver.config import ExperimentConfig, load_config
 from waver.knowledge.store import Knowledge
+from waver.model.activation import EXACT, METADATA, QUICK, Activation, set_activation
 from waver.model.errors import BackboneError
 from waver.model.student import Student
-from waver.model.weights import check_finite, load_weights, read_sizes
+from waver.model.weight_files import read_metadata
+from waver.model.weights import activation_of, check_finite, load_weights, read_sizes
 from waver.tools.archives import check_size
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path, fetch, list_names, remote_of
@@ -50,6 +52,8 @@ def save_checkpoint(
     save_file(
         {name: tensor.contiguous() for name, tensor in training.student.state_dict().items()},
         folder / "model.safetensors",
+        # The weights that training started from may have told it, against what the configuration alone means.
+        metadata={METADATA: str(bool(training.student.backbone.architecture.get("quick_gelu"))).lower()},
     )
     state = {
         "epoch": training.epoch,
@@ -124,6 +128,27 @@ def checkpoint_config(folder: Path, overrides: Mapping[str, Any] | None = None) 
     return load_config(path, {"storage.cache": None} | dict(overrides or {}), stored=True)
 
 
+def stored_activation(folder: Path) -> Activation:
+    """Returns the activation of a checkpoint's model, and who says so.
+
+    Checkpoints of older versions do not tell it. Then it is that of the weights which training started from; if these are
+    gone, what the configuration alone means.
+
+    Raises:
+        CheckpointError: if the folder holds no checkpoint.
+    """
+    told = read_metadata(fetch(folder / "model.safetensors")).get(METADATA)
+    if told is not None:
+        return Activation(QUICK if told == "true" else EXACT, f"from {display_path(folder)}")
+    model = checkpoint_config(folder).model
+    with _as_checkpoint_error():
+        try:
+            return activation_of(model.backbone, model.weights)
+        except BackboneError as error:
+            named = activation_of(model.backbone, None)
+            return named._replace(origin=f"{named.origin}, as the weights that it started from tell nothing ({error})")
+
+
 def checkpoint_knowledge(folder: Path) -> dict[str, Any] | None:
     """Returns the summary of the knowledge that a model was trained with, see `Knowledge.summary`; None if without.
 
@@ -170,6 +195,8 @@ def _load_weights(student: Student, folder: Path, *, sizes_only: bool = False) -
     with _as_checkpoint_error():
         state = _read_weights(folder, sizes_only=sizes_only)
         load_weights(student, state, source=display_path(folder / "model.safetensors"))
+    if not sizes_only:
+        set_activation(student.backbone, quick=stored_activation(folder).name == QUICK)
 
 
 def _read_weights(folder: Path, *, sizes_only: bool = False) -> dict[str, torch.Tensor]:

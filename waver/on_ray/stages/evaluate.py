@@ -28,7 +28,7 @@ from waver.on_ray.cluster.connection import cluster_address, connect
 from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
 from waver.on_ray.stages.start import open_evaluations
-from waver.runs.checkpoint import checkpoint_knowledge, load_student
+from waver.runs.checkpoint import checkpoint_knowledge, load_student, stored_activation
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import LEAKY, open_knowledge
 from waver.runs.results import result_of
@@ -173,6 +173,7 @@ def run_evaluation(
     captions, store = inputs.captions, inputs.store
     assert captions is not None, "an evaluation cannot start without captions"
     assert store is not None, "an evaluation cannot start without clip store"
+    logger.info(f"the activation of the backbone is {stored_activation(checkpoint)}")
     queries = build_gallery(captions, split)
     duplicates, excused = _find_duplicates(captions, store, queries, split)
     top_k = min(trec_depth, len(queries.clip_ids)) if trec else 0

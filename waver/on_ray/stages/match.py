@@ -28,7 +28,7 @@ from waver.knowledge.store import (
     write_matches,
 )
 from waver.knowledge.teacher import Teacher, best_phrases
-from waver.model.weights import load_backbone
+from waver.model.weights import load_backbone, weights_text
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
 from waver.on_ray.cluster.connection import connect, gpus_per_worker
@@ -212,6 +212,8 @@ def run_match(config: ExperimentConfig, *, progress: bool = True) -> Knowledge:
         dictionary, matches = open_dictionary(config, inputs.captions), None
     with hold_lock(config.knowledge_store, "matching"):
         knowledge = open_knowledge_folder(config, dictionary, imported=matches is not None)
+        if config.model.weights:
+            logger.info(weights_text(config.model.backbone, config.model.weights))
         with connect(num_cpus=local_cpus(config)) as description:
             logger.info(description)
             return _fill(knowledge, config, clip_ids, inputs.store, matches, progress=progress)

@@ -21,13 +21,14 @@ from waver.evaluation.gallery import build_gallery
 from waver.evaluation.protocols import Protocol
 from waver.knowledge.store import Knowledge
 from waver.model.tokenizer import Truncation
+from waver.model.weights import weights_text
 from waver.on_ray.cluster.capacity import CPUS_PER_LOADER, local_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.cluster.signals import Terminated, signal_actor, stop_on_sigterm
 from waver.on_ray.cluster.workers import run_on_workers
 from waver.on_ray.stages.start import open_inputs
 from waver.on_ray.stages.train_worker import TrainingJob, train_on_ray_worker
-from waver.runs.checkpoint import checkpoint_knowledge
+from waver.runs.checkpoint import checkpoint_knowledge, stored_activation
 from waver.runs.folder import (
     best_checkpoint,
     changed_data,
@@ -121,6 +122,10 @@ def train(
     if newest and knowledge:
         knowledge.check_same_dictionary(newest, checkpoint_knowledge(newest))
     logger.info(_start_text(config, folder, plan, newest))
+    if newest:
+        logger.info(f"the activation of the backbone is {stored_activation(newest)}")
+    elif config.model.weights:
+        logger.info(weights_text(config.model.backbone, config.model.weights))
     knowledge_path = knowledge.path if knowledge else None
     job = TrainingJob(config, ray.put(captions), plan.rows, store.path, knowledge_path, folder, group)
     outcome = local_worker(job) if local_worker else _train_on_workers(job, plan.num_steps, callbacks)
