@@ -25,6 +25,8 @@ from waver.data.annotations.captions import USUAL_FRACTION
 from waver.tools.section import Section
 
 _WITHOUT_EFFECT_ON_METRICS = {"resources", "evaluate", "storage", "ingest", "checkpoint", "tracking", "profile"}
+_TRAIN_WITHOUT_EFFECT_ON_METRICS = ("micro_batch_size",)
+"""Settings of the section `train` that change memory and time only, so that a run may continue with others."""
 ALLOW_CONTRADICTIONS = {"allow_contradictions": True}
 """Context of pydantic's validation in which settings need not fit together."""
 STORED = {"stored": True}
@@ -188,6 +190,9 @@ class ExperimentConfig(Section):
         settings = self.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_METRICS)
         return settings | {
             "data": _hashed(settings["data"]),
+            "train": {
+                name: value for name, value in settings["train"].items() if name not in _TRAIN_WITHOUT_EFFECT_ON_METRICS
+            },
             "ingest": {"frame_format": self.ingest.frame_format, "jpeg_quality": self.ingest.jpeg_quality},
         }
 

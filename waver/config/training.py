@@ -47,6 +47,9 @@ class TrainConfig(Section):
     """Fraction of all steps with linear warm-up of the learning rate; cosine decay follows."""
     clip_grad_norm: Positive = 1.0
     """Maximal norm of the gradient; larger gradients are scaled down to it."""
+    micro_batch_size: Count | None = None
+    """Number of pairs that pass the towers at a time on each worker, null for all: less memory for activations, the same
+    gradient of the global batch. Each pair then passes the towers forward twice."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: bfloat16 autocast. fp32: single precision. auto: bf16 on GPUs, fp32 on CPUs."""
 

@@ -16,7 +16,7 @@ from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.knowledge.store import Knowledge
 from waver.training import parallel
 from waver.training.build import Training, build_student
-from waver.training.step import batch_terms, make_batch
+from waver.training.step import compute_gradients, make_batch, weighted_sum
 
 # Overrides of each step: every interaction and aggregator, and every use of knowledge.
 STEPS = {
@@ -51,8 +51,11 @@ def compute(rank: int, world_size: int, folder: Path) -> None:
     results = {}
     for name, overrides in STEPS.items():
         config = load_config(folder / "experiment.yaml", overrides)
+        by_parts = load_config(folder / "experiment.yaml", overrides | {"train.micro_batch_size": 2})
         for dtype in (torch.float32, torch.float64):
             results[name, dtype] = step(config, captions, store, knowledge, dtype)
+            # Two workers have as many parts as each other, of three the first has more.
+            results[f"{name} by parts", dtype] = step(by_parts, captions, store, knowledge, dtype)
     for name in ("wti seqTransf", "informed"):
         config = load_config(folder / "experiment.yaml", STEPS[name])
         student = build_student(config).eval()
@@ -87,10 +90,9 @@ def step(
     student = build_student(config).to(dtype)
     forward = DistributedDataParallel(student) if parallel.world_size() > 1 else student
     training = Training(student, forward, knowledge.phrase_embeddings().to(dtype), optimizer=None, schedule=None)
-    terms = batch_terms(training, batch, config)[0]
-    loss = sum(config.loss.weights[name] * term for name, term in terms.items())
-    (loss * parallel.world_size()).backward()
-    return parallel.all_reduce(loss, "sum"), {name: p.grad for name, p in student.named_parameters()}
+    terms, _ = compute_gradients(training, batch, config)
+    gradients = {name: p.grad for name, p in student.named_parameters()}
+    return parallel.all_reduce(weighted_sum(terms, config), "sum"), gradients
 
 
 if __name__ == "__main__":
