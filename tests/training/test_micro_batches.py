@@ -20,6 +20,7 @@ STEPS = {
     "ti seqLSTM": {"knowledge.top_k": 0, "similarity.kind": "ti", "model.temporal": "seqLSTM"},
     "xti": {"knowledge.top_k": 0, "similarity.kind": "xti", "model.temporal": "none"},
     "informed": {"loss.knowledge": 0.5},
+    "sigmoid": {"loss.knowledge": 0.5, "loss.kind": "sigmoid"},
     "distilled": {"knowledge.at_inference": False, "loss.knowledge": 0.3, "loss.distill": 2, "loss.temperature": 2},
 }
 """Every interaction and aggregator, and every use of knowledge."""

@@ -11,6 +11,9 @@ from waver.tools.section import Count, Fraction, NotNegative, Positive, Section
 class LossConfig(Section):
     """Weights of the loss terms; 0 switches a term off."""
 
+    kind: Literal["softmax", "sigmoid"] = "softmax"
+    """How the terms contrastive, knowledge and informed contrast a positive pair with negatives. softmax: with all others of
+    its text and of its video, as CLIP. sigmoid: each pair on its own, with a learned bias, as SigLIP."""
     contrastive: NotNegative = 1.0
     """Weight of the contrastive loss between captions and videos (with fused phrases if knowledge.at_inference is true)."""
     knowledge: NotNegative = 0.0
@@ -26,7 +29,7 @@ class LossConfig(Section):
     @property
     def weights(self) -> dict[str, float]:
         """Term -> weight."""
-        return self.model_dump(exclude={"temperature"})
+        return self.model_dump(exclude={"temperature", "kind"})
 
 
 class TrainConfig(Section):

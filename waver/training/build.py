@@ -75,6 +75,7 @@ def build_student(config: ExperimentConfig, weights: str | None = None) -> Stude
         similarity=config.similarity.kind,
         wti_layers=config.similarity.wti_layers,
         fusion=config.uses_fusion,
+        sigmoid=config.loss.kind == "sigmoid",
     )
     if lora := config.model.lora:  # last: the aggregator copies weights of the text tower, and all others stay as drawn
         add_adapters(
@@ -158,15 +159,15 @@ def warmup_cosine(step: int, *, num_steps: int, warmup: float) -> float:
 def parameter_groups(student: Student, config: ExperimentConfig) -> list[dict[str, Any]]:
     """Groups the trained parameters: backbone and new ones, each with and without weight decay.
 
-    Biases, layer norms and the logit scale are not decayed. Adapters of LoRA are new.
+    Biases, layer norms, the logit scale and bias are not decayed. Adapters of LoRA are new.
 
     Raises:
-        BackboneError: if no parameter is trained, or the logit scale alone, on which no ranking depends.
+        BackboneError: if no parameter is trained, or logit scale and bias alone, on which no ranking depends.
     """
     new = {id(parameter) for parameter in adapter_parameters(student)}
     in_backbone = {id(parameter) for parameter in student.backbone.parameters()} - new
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    if not any(parameter is not student.logit_scale for parameter in trainable):
+    if all(parameter is student.logit_scale or parameter is student.logit_bias for parameter in trainable):
         raise BackboneError(
             "nothing can be learned: train.backbone_lr_scale = 0 or train.freeze freezes the backbone, and neither "
             "aggregator nor interaction has weights. Raise train.backbone_lr_scale, freeze less, or choose "

@@ -23,7 +23,7 @@ from waver.model.weights import count_non_finite
 from waver.training import parallel
 from waver.training.build import Training
 from waver.training.micro_batches import backward_by_parts, split_batch
-from waver.training.objective import Videos, loss_terms, needs_plain
+from waver.training.objective import Objective, Videos, loss_terms, needs_plain
 from waver.training.profiling import BACKWARD, FORWARD, LOSS, OPTIMIZER
 
 Scalars = dict[str, Float[Tensor, ""]]
@@ -68,7 +68,7 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
 
     Returns:
         Name -> value to log: loss and loss terms of the global batch, diagnostics (see `waver.training.diagnostics`),
-        learning rates, gradient norm before clipping, logit scale.
+        learning rates, gradient norm before clipping, logit scale and, of the sigmoid loss, logit bias.
 
     Raises:
         NonFiniteLossError: if the loss or its gradient is not finite; on every worker, before any weight is changed.
@@ -85,12 +85,15 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
     logs = dict(zip(logged, sums, strict=True)) | {"grad_norm": norm.item()}
     rates = training.schedule.get_last_lr()
     logs |= {"lr/backbone": rates[0], "lr/new": rates[-1], "logit_scale": student.logit_scale.exp().item()}
+    if student.logit_bias is not None:
+        logs["logit_bias"] = student.logit_bias.item()
     if not all(math.isfinite(value) for value in logs.values()):
         raise NonFiniteLossError(_explain_non_finite(training, logs, config))
     with record_function(OPTIMIZER):
         training.optimizer.step()
         training.schedule.step()
-        student.clamp_logit_scale()
+        if config.loss.kind == "softmax":  # SigLIP's scale has no bound, and is above CLIP's in its published weights
+            student.clamp_logit_scale()
     training.step += 1
     training.rows += batch.num_pairs
     return logs
@@ -177,16 +180,10 @@ def _embed(forward: Callable[..., Encoded], training: Training, batch: Batch, co
 
 
 def _terms_of(training: Training, encoded: Encoded, batch: Batch, config: ExperimentConfig) -> tuple[Scalars, Scalars]:
+    loss = config.loss
+    objective = Objective(loss.weights, loss.temperature, _retrieved(config), loss.kind)
     with record_function(LOSS):
-        return loss_terms(
-            training.student,
-            encoded,
-            batch,
-            training.phrases,
-            weights=config.loss.weights,
-            temperature=config.loss.temperature,
-            retrieved=_retrieved(config),
-        )
+        return loss_terms(training.student, encoded, batch, training.phrases, objective)
 
 
 def _retrieved(config: ExperimentConfig) -> Videos:

@@ -33,6 +33,7 @@ STEPS = {
         "loss.distill": 2.0,
         "loss.temperature": 2.0,
     },
+    "sigmoid": {"loss.kind": "sigmoid", "knowledge.top_k": 2, "loss.knowledge": 0.5},
     "frozen": {"train.freeze": ["vision", "text.1"]},
 }
 BY_PARTS = {"train.micro_batch_size": 2, "train.grad_checkpointing": True}
