@@ -34,6 +34,7 @@ STEPS = {
         "loss.temperature": 2.0,
     },
     "sigmoid": {"loss.kind": "sigmoid", "knowledge.top_k": 2, "loss.knowledge": 0.5},
+    "adapters": {"model.lora.rank": 2},
     "frozen": {"train.freeze": ["vision", "text.1"]},
 }
 BY_PARTS = {"train.micro_batch_size": 2, "train.grad_checkpointing": True}
