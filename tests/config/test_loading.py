@@ -534,3 +534,22 @@ def test_an_image_size_that_contradicts_the_size_of_frames_is_an_error(tmp_path,
 def test_an_image_size_that_is_the_size_of_frames_is_none(tmp_path, image_size):
     backbone = {"embed_dim": 32, "vision_cfg": {"image_size": image_size}, "text_cfg": {}}
     load_config(write(tmp_path, SMALL), {"model.backbone": backbone, "video.size": 64})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train.freeze": ["visual"]}, r"train.freeze: .*'visual' is no part: write vision, text, .* vision.4 or text.6"),
+        ({"train.freeze": ["text.0"]}, r"train.freeze: .*'text.0' is no part"),
+        ({"train.freeze": ["vision", "vision.2"]}, r"train.freeze: .*name each tower once"),
+        ({"model.lora.rank": 4, "model.weights": None}, r"model.weights = null has no pre-trained weights to which"),
+        ({"model.lora.rank": 4, "train.freeze": ["text"]}, r"train.freeze = \[text\]: model.lora freezes the pre-trained"),
+        ({"model.lora.where": "image"}, r"model.lora.where: 'image'"),
+    ],
+)  # fmt: skip
+def test_parts_to_freeze_and_adapt(tmp_path, settings, message):
+    path = write(tmp_path, SMALL)
+    assert load_config(path, {"train.freeze": ["vision.4", "text"]}).train.freeze == ("vision.4", "text")
+    assert load_config(path, {"model.lora.rank": 4}).model.lora.where == "both"
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, settings)

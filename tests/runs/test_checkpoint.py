@@ -1,13 +1,16 @@
 import os
+import re
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from waver.model.lora import adapter_parameters, frozen_names
 from waver.runs.checkpoint import (
     CheckpointError,
     check_values,
+    check_weights,
     checkpoint_config,
     checkpoint_knowledge,
     is_complete,
@@ -160,3 +163,90 @@ def test_a_checkpoint_keeps_the_activation_that_its_weights_told(tmp_path, load_
         assert "as the weights that it started from tell nothing (model.weights: no file" in told.origin
     else:
         assert stored_activation(folder).name == "QuickGELU"
+
+
+LORA = {"model.lora.rank": 2, "train.warmup_fraction": 0.0, "train.backbone_lr_scale": 0.1}
+
+
+@pytest.fixture
+def load_adapting(load_tiny, teacher_weights):
+    """Returns a function that loads the small experiment with adapters to pre-trained weights."""
+    return lambda **overrides: load_tiny(**{"model.weights": str(teacher_weights), **LORA, **overrides})
+
+
+@pytest.fixture
+def adapted(tmp_path, batch, load_adapting):
+    """A run with adapters after two steps, and its checkpoint."""
+    config = load_adapting()
+    training = build_training(config, num_steps=10, device=CPU)
+    for _ in range(2):
+        train_step(training, batch, config)
+    save_checkpoint(tmp_path / "checkpoint", training, config)
+    return training, tmp_path / "checkpoint"
+
+
+def test_adapters_are_trained_with_the_rate_of_new_parameters(adapted, load_tiny, teacher_weights):
+    training, _ = adapted
+    start = build_training(load_tiny(**{"model.weights": str(teacher_weights)}), num_steps=1, device=CPU)
+    original = {f"backbone.{name}": value for name, value in start.student.backbone.state_dict().items()}
+    state = training.student.state_dict()
+    for name in frozen_names(state):
+        assert torch.equal(state[name], original[re.sub(r"parametrizations\.(\w+)\.original", r"\1", name)]), name
+    assert all(parameter.abs().sum() > 0 for parameter in adapter_parameters(training.student))
+    rates = {id(p): group["initial_lr"] for group in training.optimizer.param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in adapter_parameters(training.student)} == {1e-3}
+    assert rates[id(training.student.logit_scale)] == pytest.approx(1e-4)
+
+
+def test_a_checkpoint_of_adapters_leaves_out_the_frozen_weights(adapted, batch):
+    """It opens with those of model.weights, and gives the same embeddings."""
+    training, folder = adapted
+    saved = load_file(folder / "model.safetensors")
+    state = training.student.state_dict()
+    assert saved.keys() == state.keys() - set(frozen_names(state))
+    assert {name.rpartition(".")[2] for name in saved if name.startswith("backbone.")} == {"up", "down", "logit_scale"}
+    trained = sum(p.numel() for p in training.student.parameters() if p.requires_grad)
+    assert 4 * trained <= (folder / "model.safetensors").stat().st_size < 4 * trained + 10_000
+    assert is_complete(folder)
+    config = checkpoint_config(folder)
+    check_weights(folder, config)
+    again = load_student(folder, config)
+    with torch.no_grad():
+        for student in (training.student.eval(), again.eval()):
+            text = student.encode_text(batch.token_ids, batch.token_mask)
+            video = student.encode_video(batch.frames, batch.frame_mask)
+            found = [text.values, text.weights, video.values, video.weights]
+            if student is training.student:
+                expected = found
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_resumed_training_of_adapters_equals_uninterrupted_training(adapted, batch, load_adapting):
+    training, folder = adapted
+    expected = train_step(training, batch, load_adapting())
+    again = build_training(load_adapting(), num_steps=10, device=CPU, pretrained=False)
+    restore_training(folder, again)
+    assert train_step(again, batch, load_adapting()) == expected
+
+
+def test_adapters_open_with_no_other_weights_than_those_they_were_trained_with(adapted, tmp_path, load_adapting):
+    _, folder = adapted
+    config = checkpoint_config(folder)
+    other = load_file(config.model.weights)
+    other["visual.proj"][0, 0] += 1e-3
+    save_file(other, tmp_path / "other.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"adapters to other pre-trained weights than model.weights has now: .*hash"
+    ):
+        load_student(folder, load_adapting(**{"model.weights": str(tmp_path / "other.safetensors")}))
+    missing = load_adapting(**{"model.weights": str(tmp_path / "gone.safetensors")})
+    for read in (load_student, check_weights):
+        with pytest.raises(CheckpointError, match=r"without the pre-trained weights .*config.yaml: .*no file .*gone"):
+            read(folder, missing)
+
+
+def test_a_checkpoint_without_adapters_does_not_open_with_them(tmp_path, load_adapting, tiny_config):
+    save_checkpoint(tmp_path, build_training(tiny_config, num_steps=10, device=CPU), tiny_config)
+    with pytest.raises(CheckpointError, match=r"holds no adapters: it was trained without model\.lora"):
+        load_student(tmp_path, load_adapting())

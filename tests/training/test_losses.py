@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from waver.training.losses import contrastive, distillation, shared_phrases
+from waver.training.losses import contrastive, distillation, shared_phrases, sigmoid
 
 SHARES = (slice(0, 3), slice(3, 5), slice(5, 7))
 
@@ -91,6 +91,58 @@ def test_gradient(excludes):
     mask = symmetric_mask(4) if excludes else None
     assert torch.autograd.gradcheck(
         lambda s, x: contrastive(s, s.T, x, offset=0, not_negative=mask), (similarity, scale)
+    )
+
+
+def naive_sigmoid(t2v: torch.Tensor, scale: float, bias: float, excluded: torch.Tensor) -> float:
+    total, num = 0.0, len(t2v)
+    for i in range(num):
+        for j in range(num):
+            if i == j or not excluded[i, j]:
+                sign = 1 if i == j else -1
+                total -= math.log(1 / (1 + math.exp(-sign * (scale * float(t2v[i, j]) + bias))))
+    return total / num
+
+
+@pytest.mark.parametrize("excludes", [False, True])
+def test_sigmoid_equals_its_formula_and_is_the_sum_of_shares(excludes):
+    similarity, mask = matrix(7, 7), symmetric_mask(7)
+    expected = naive_sigmoid(similarity, 3.0, -2.0, mask if excludes else torch.zeros(7, 7))
+    assert expected != pytest.approx(naive_sigmoid(similarity, 3.0, -2.0, torch.zeros(7, 7) if excludes else mask))
+    for shares in ((slice(0, 7),), SHARES):
+        losses = [
+            sigmoid(
+                similarity[rows],
+                number(3.0),
+                number(-2.0),
+                offset=rows.start,
+                not_negative=mask[rows] if excludes else None,
+            )
+            for rows in shares
+        ]
+        torch.testing.assert_close(sum(losses), number(expected))
+
+
+def test_sigmoid_is_the_same_in_both_directions():
+    similarity = matrix(5, 5)
+    losses = [sigmoid(rows, number(3.0), number(-2.0), offset=0) for rows in (similarity, similarity.T)]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_sigmoid_of_large_logits_is_finite():
+    similarity = (1000 * (1 - 2 * torch.eye(3, dtype=torch.float64))).requires_grad_()
+    loss = sigmoid(similarity, number(100.0), number(-10.0), offset=0)
+    loss.backward()
+    assert loss.item() == pytest.approx((3 * (1e5 + 10) + 6 * (1e5 - 10)) / 3)
+    assert similarity.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("excludes", [False, True])
+def test_gradient_of_sigmoid(excludes):
+    similarity, mask = matrix(4, 4).requires_grad_(), symmetric_mask(4) if excludes else None
+    scale, bias = number(2.0, requires_grad=True), number(-1.0, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda s, x, b: sigmoid(s, x, b, offset=0, not_negative=mask), (similarity, scale, bias)
     )
 
 

@@ -12,7 +12,7 @@ from waver.config import ExperimentConfig
 from waver.data.epochs import epoch_batches
 from waver.model.embeddings import Embeddings
 from waver.model.errors import BackboneError
-from waver.runs.checkpoint import save_checkpoint
+from waver.runs.checkpoint import load_student, save_checkpoint
 from waver.training.build import Training, build_training
 from waver.training.objective import LOSS_TERMS
 from waver.training.step import batch_terms, make_batch, train_epoch, train_step
@@ -79,11 +79,19 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return (p * (p.log() - q.log())).sum(1).mean()
 
 
+def decisions(logits: torch.Tensor) -> torch.Tensor:
+    """Each pair on its own; the bias is in the logits."""
+    sign = 2 * torch.eye(len(logits)) - 1
+    return -(sign * logits).sigmoid().log().sum() / len(logits)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("at_inference", RETRIEVED)
 @pytest.mark.parametrize("kind", ["dp", "wti"])
 @torch.no_grad()
-def test_each_term_equals_its_formula(batch, start, load_knowing, kind, at_inference):
-    config = load_knowing(**ALL, **{"knowledge.at_inference": at_inference, "similarity.kind": kind})
+def test_each_term_equals_its_formula(batch, start, load_knowing, kind, at_inference, loss):
+    settings = {"knowledge.at_inference": at_inference, "similarity.kind": kind, "loss.kind": loss}
+    config = load_knowing(**ALL, **settings)
     training = start(config)
     terms = batch_terms(training, batch, config)[0]
     full = matrices(training, batch)
@@ -92,13 +100,18 @@ def test_each_term_equals_its_formula(batch, start, load_knowing, kind, at_infer
     phrases = [set(ids) for ids in batch.phrase_ids.tolist()]
     left_out = torch.tensor([[i != j and bool(phrases[i] & phrases[j]) for j in range(6)] for i in range(6)])
     assert 0 < left_out.sum() < 30
+    contrast, bias = symmetric_cross_entropy, 0.0
+    if loss == "sigmoid":
+        contrast, bias = decisions, -4.0
+        training.student.new_logit_bias.fill_(bias)
+        terms = batch_terms(training, batch, config)[0]
     expected = {
-        "contrastive": symmetric_cross_entropy(informed if at_inference else plain),
+        "contrastive": contrast((informed if at_inference else plain) + bias),
         "distill": 4 * (divergence(plain / 2, informed / 2) + divergence(plain.T / 2, informed.T / 2)) / 2,
-        "knowledge": symmetric_cross_entropy(full["phrases"].masked_fill(left_out, -torch.inf)),
+        "knowledge": contrast((full["phrases"] + bias).masked_fill(left_out, -torch.inf)),
     }
     if not at_inference:
-        expected["informed"] = symmetric_cross_entropy(informed)
+        expected["informed"] = contrast(informed + bias)
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, msg=lambda text, name=name: f"{name}: {text}")
@@ -172,6 +185,8 @@ CONFIGURATIONS = [
         (1, "attention", {"loss.distill": 1, "loss.knowledge": 1}),
     )
 ] + [
+    {"loss.kind": "sigmoid", "loss.knowledge": 1},
+    {"loss.kind": "sigmoid", "loss.distill": 1, "knowledge.at_inference": False},
     {"knowledge.at_inference": False, "loss.contrastive": 0, "loss.distill": 1},
     {"knowledge.at_inference": False, "loss.contrastive": 0, "loss.distill": 1, "loss.knowledge": 1},
 ]
@@ -256,6 +271,44 @@ def test_the_phrases_are_a_table_beside_the_student(batch, start, load_knowing, 
     assert [name for name in saved if name.endswith("token_embedding.weight")] == [
         "backbone.clip.token_embedding.weight"
     ]
+
+
+def test_the_sigmoid_loss_learns_a_bias_that_checkpoints_keep(batch, start, load_knowing, tmp_path):
+    config = load_knowing(**ALL, **{"loss.kind": "sigmoid", "train.warmup_fraction": 0})
+    training = start(config)
+    logs = train_step(training, batch, config)
+    assert logs["logit_bias"] == -10
+    assert training.student.logit_bias.item() not in (-10, 0)
+    save_checkpoint(tmp_path, training, config)
+    assert torch.equal(load_student(tmp_path, config).logit_bias, training.student.logit_bias)
+    assert "logit_bias" not in train_step(start(load_knowing()), batch, load_knowing())
+
+
+def test_the_bias_of_a_backbone_that_has_one_is_trained(load_tiny, tiny_config):
+    backbone = tiny_config.model.backbone | {"init_logit_bias": -5}
+    training = build_training(
+        load_tiny(**{"model.backbone": backbone, "loss.kind": "sigmoid"}), num_steps=1, device=CPU
+    )
+    assert training.student.logit_bias is training.student.backbone.clip.logit_bias
+    assert training.student.logit_bias.item() == -5
+    optimized = [(p, group["weight_decay"]) for group in training.optimizer.param_groups for p in group["params"]]
+    assert [decay for p, decay in optimized if p is training.student.logit_bias] == [0]
+    softmax = build_training(load_tiny(**{"model.backbone": backbone}), num_steps=1, device=CPU)
+    assert softmax.student.logit_bias is None
+    assert not softmax.student.backbone.clip.logit_bias.requires_grad
+
+
+def test_only_the_softmax_loss_bounds_the_scale(batch, start, load_knowing):
+    scales = {}
+    for kind in ("softmax", "sigmoid"):
+        config = load_knowing(**{"loss.kind": kind})
+        training = start(config)
+        with torch.no_grad():
+            training.student.logit_scale.fill_(5.0)
+        train_step(training, batch, config)
+        scales[kind] = training.student.logit_scale.exp().item()
+    assert scales["softmax"] == pytest.approx(100)
+    assert scales["sigmoid"] > 140
 
 
 def test_phrases_of_another_width_are_an_error(load_knowing):

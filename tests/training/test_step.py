@@ -84,10 +84,38 @@ def test_backbone_can_be_frozen(batches, load_tiny):
     assert not any(name.startswith("backbone") for name in changed)
 
 
-def test_no_trainable_parameter_is_an_error(load_tiny):
-    config = load_tiny(**{"train.backbone_lr_scale": 0, "model.temporal": "none", "similarity.kind": "dp"})
+def test_parts_of_the_backbone_can_be_frozen(batches, load_tiny):
+    """They change in no step, not by weight decay either, and the optimizer keeps nothing for them."""
+    config = load_tiny(**{"train.freeze": ["vision", "text.1"], "train.warmup_fraction": 0.0})
+    training = build_training(config, num_steps=10, device=CPU)
+    before = copy.deepcopy(training.student.state_dict())
+    train_step(training, next(batches(0)), config)
+    frozen = ("visual.", "positional_embedding", "token_embedding", "transformer.resblocks.0.")
+    names = {f"backbone.clip.{name}" for name in frozen}
+    parameters = dict(training.student.named_parameters())
+    unchanged = {name for name in parameters if torch.equal(before[name], parameters[name])}
+    assert unchanged == {name for name in parameters if name.startswith(tuple(names))}
+    assert {name for name, p in parameters.items() if p.grad is None} == unchanged
+    optimized = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
+    assert optimized == {id(p) for name, p in parameters.items() if name not in unchanged}
+
+
+@pytest.mark.parametrize("settings", [{"train.backbone_lr_scale": 0}, {"train.freeze": ["vision", "text"]}])
+def test_no_trainable_parameter_is_an_error(load_tiny, settings):
+    config = load_tiny(**settings, **{"model.temporal": "none", "similarity.kind": "dp"})
     with pytest.raises(BackboneError, match="nothing can be learned"):
         build_training(config, num_steps=10, device=CPU)
+
+
+def test_recomputed_activations_change_no_weight(batches, load_tiny):
+    kept, recomputed = load_tiny(), load_tiny(**{"train.grad_checkpointing": True})
+    runs = [build_training(config, num_steps=10, device=CPU) for config in (kept, recomputed)]
+    logs = [train_step(run, next(batches(0)), config) for run, config in zip(runs, (kept, recomputed), strict=True)]
+    assert runs[1].student.backbone.clip.visual.transformer.grad_checkpointing
+    assert not runs[0].student.backbone.clip.visual.transformer.grad_checkpointing
+    assert logs[0] == logs[1]
+    for name, value in runs[0].student.state_dict().items():
+        assert torch.equal(runs[1].student.state_dict()[name], value), name
 
 
 def test_nan_loss_raises_before_any_weight_changes(batches, tiny_config):

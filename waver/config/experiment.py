@@ -27,6 +27,8 @@ from waver.data.annotations.captions import USUAL_FRACTION
 from waver.tools.section import Section
 
 _WITHOUT_EFFECT_ON_METRICS = {"resources", "evaluate", "storage", "ingest", "checkpoint", "tracking", "profile"}
+_TRAIN_WITHOUT_EFFECT_ON_METRICS = ("micro_batch_size", "grad_checkpointing")
+"""Settings of the section `train` that change memory and time only, so that a run may continue with others."""
 ALLOW_CONTRADICTIONS = {"allow_contradictions": True}
 """Context of pydantic's validation in which settings need not fit together."""
 STORED = {"stored": True}
@@ -104,6 +106,16 @@ class ExperimentConfig(Section):
             yield (
                 "model.weights = null gives the teacher random weights, so its phrases would be meaningless: name a file or "
                 "a pretrained tag, or set knowledge.top_k to 0"
+            )
+        if self.model.lora and self.model.weights is None:
+            yield (
+                "model.weights = null has no pre-trained weights to which model.lora could add: name a file or a pretrained "
+                "tag, or set model.lora to null"
+            )
+        if self.model.lora and self.train.freeze:
+            yield (
+                f"train.freeze = [{', '.join(self.train.freeze)}]: model.lora freezes the pre-trained weights of both "
+                "towers already: set train.freeze to [], and model.lora.where to the tower that gets additions"
             )
         if 0 < (resources.gpus_per_worker or 0) < 1 and resources.max_workers > 1:
             yield (
@@ -216,6 +228,9 @@ class ExperimentConfig(Section):
             "data": _hashed(settings["data"]),
             "video": self._frame_settings(),
             "model": _without_usual(settings["model"] | statistics),
+            "train": {
+                name: value for name, value in settings["train"].items() if name not in _TRAIN_WITHOUT_EFFECT_ON_METRICS
+            },
             "ingest": {"frame_format": self.ingest.frame_format, "jpeg_quality": self.ingest.jpeg_quality},
         }
 

@@ -24,6 +24,17 @@ class TextConfig(Section):
         return prompt if prompt is None else _check_placeholder(prompt)
 
 
+class LoraConfig(Section):
+    """LoRA: the pre-trained weights of both towers are frozen, and low-rank additions to their attention are trained."""
+
+    rank: Count = 8
+    """Rank of each addition to a weight of attention (query, key, value, output)."""
+    alpha: Positive = 16.0
+    """Each addition is multiplied by alpha / rank."""
+    where: Literal["vision", "text", "both"] = "both"
+    """The tower that gets additions: vision, text or both."""
+
+
 class ModelConfig(Section):
     """The student model."""
 
@@ -43,6 +54,10 @@ class ModelConfig(Section):
     """Temporal aggregator of the frame embeddings: none, seqTransf (transformer) or seqLSTM."""
     temporal_layers: Count = 4
     """Number of layers of the temporal aggregator."""
+
+    lora: LoraConfig | None = None
+    """LoRA (rank, alpha, where): train low-rank additions instead of the towers, with the learning rate of new parameters;
+    null to train the towers. Checkpoints then hold no pre-trained weights: model.weights must stay where it is."""
 
     @model_validator(mode="before")
     @classmethod

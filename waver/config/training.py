@@ -1,5 +1,6 @@
 """The sections `loss`, `train`, `evaluate`, `tracking`, `profile` and `checkpoint`."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -10,6 +11,9 @@ from waver.tools.section import Count, Fraction, NotNegative, Positive, Section
 class LossConfig(Section):
     """Weights of the loss terms; 0 switches a term off."""
 
+    kind: Literal["softmax", "sigmoid"] = "softmax"
+    """How the terms contrastive, knowledge and informed contrast a positive pair with negatives. softmax: with all others of
+    its text and of its video, as CLIP. sigmoid: each pair on its own, with a learned bias, as SigLIP."""
     contrastive: NotNegative = 1.0
     """Weight of the contrastive loss between captions and videos (with fused phrases if knowledge.at_inference is true)."""
     knowledge: NotNegative = 0.0
@@ -25,7 +29,7 @@ class LossConfig(Section):
     @property
     def weights(self) -> dict[str, float]:
         """Term -> weight."""
-        return self.model_dump(exclude={"temperature"})
+        return self.model_dump(exclude={"temperature", "kind"})
 
 
 class TrainConfig(Section):
@@ -41,14 +45,36 @@ class TrainConfig(Section):
     """Peak learning rate of all parameters outside of the backbone."""
     backbone_lr_scale: NotNegative = 1e-3
     """Factor of the backbone's learning rate: it is lr times this; 0 freezes the backbone."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the backbone that are not trained: vision, text, or their first blocks with all before them, such as
+    vision.4 or text.6. Frozen parts keep no activations."""
     weight_decay: NotNegative = 0.2
     """Weight decay of AdamW, for all parameters but biases, layer norms and the logit scale."""
     warmup_fraction: Fraction = 0.1
     """Fraction of all steps with linear warm-up of the learning rate; cosine decay follows."""
     clip_grad_norm: Positive = 1.0
     """Maximal norm of the gradient; larger gradients are scaled down to it."""
+    grad_checkpointing: bool = False
+    """Whether the towers compute the activations of their blocks again in the backward pass, instead of keeping them: less
+    memory, the same gradient."""
+    micro_batch_size: Count | None = None
+    """Number of pairs that pass the towers at a time on each worker, null for all: less memory for activations, the same
+    gradient of the global batch. Each pair then passes the towers forward twice."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: bfloat16 autocast. fp32: single precision. auto: bf16 on GPUs, fp32 on CPUs."""
+
+    @field_validator("freeze")
+    @classmethod
+    def _parts_are_known(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        for part in parts:
+            if not re.fullmatch(r"(vision|text)(\.[1-9]\d*)?", part):
+                raise ValueError(
+                    f"{part!r} is no part: write vision, text, or the number of their first blocks, as in vision.4 or text.6"
+                )
+        towers = [part.partition(".")[0] for part in parts]
+        if len(set(towers)) < len(towers):
+            raise ValueError("name each tower once")
+        return parts
 
 
 class EvaluateConfig(Section):

@@ -30,6 +30,11 @@ class Batch:
     captions: tuple[str, ...]
     num_pairs: int
 
+    def __getitem__(self, pairs: slice) -> "Batch":
+        """Returns some of the pairs, as a share of the same global batch."""
+        names = ("token_ids", "token_mask", "frames", "frame_mask", "phrase_ids", "clip_ids", "captions")
+        return replace(self, **{name: getattr(self, name)[pairs] for name in names})
+
     def to(self, device: torch.device | str) -> "Batch":
         """Copies the batch to a device."""
         return replace(

@@ -76,8 +76,9 @@ def check_inputs(
     needs_model = trains or before == "match"
     if needs_model or later:
         model = checks.load("model", machine.measure_model, config, needed=needs_model)
-        if later or not begun:  # a run that continues loads its checkpoint
-            needed = needs_model and not begun
+        reads_weights = not begun or config.model.lora is not None  # else a run that continues loads its checkpoint
+        if later or reads_weights:
+            needed = needs_model and reads_weights
             checks.run("weights", machine.check_model_weights, config, needed=needed, elsewhere=on_cluster)
     if later and model and captions is not None:
         checks.run("cost of training", machine.check_cost, config, captions)

@@ -168,7 +168,7 @@ def embed_tokens(
         with autocast(config, token_ids.device):
             text = student.encode_text(token_ids[filled], mask[filled])
         parts.append(text[:number].full_precision())
-    return _concatenate(parts)
+    return Embeddings.concatenate(parts)
 
 
 def similarity_in_blocks(student: Student, text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
@@ -187,7 +187,3 @@ def _fill(number: int, size: int) -> Int[Tensor, " size"]:
     """Returns the indices of so many items, filled up to `size` with the first."""
     indices = torch.arange(size)
     return indices.where(indices < number, 0)
-
-
-def _concatenate(parts: Sequence[Embeddings]) -> Embeddings:
-    return Embeddings(*(torch.cat([getattr(part, name) for part in parts]) for name in ("values", "mask", "weights")))

@@ -1,6 +1,6 @@
 """Embeddings of the tokens of texts or videos, which an interaction compares."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,13 @@ class Embeddings:
     def map(self, function: Callable[[Tensor], Tensor]) -> "Embeddings":
         """Applies a function to each of the three tensors."""
         return Embeddings(function(self.values), function(self.mask), function(self.weights))
+
+    @staticmethod
+    def concatenate(parts: "Sequence[Embeddings]") -> "Embeddings":
+        """Joins items with the same number of tokens, in their order."""
+        return Embeddings(
+            *(torch.cat([getattr(part, name) for part in parts]) for name in ("values", "mask", "weights"))
+        )
 
     def full_precision(self) -> "Embeddings":
         """Converts bfloat16 and float16, as autocast produces them, to float32; float64 stays."""

@@ -31,6 +31,8 @@ from waver.model.temporal import TEMPORAL_AGGREGATORS
 
 MAX_LOGIT_SCALE = 100.0
 """Upper bound of exp(logit_scale), as in CLIP (arXiv 2103.00020)."""
+LOGIT_BIAS = -10.0
+"""Bias of the sigmoid loss at the start, unless the backbone has one: nearly all pairs are negative (arXiv 2303.15343)."""
 
 
 _PER_WORKER = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Dropout, HFTextEncoder)
@@ -63,6 +65,7 @@ class Student(nn.Module):
         similarity: name of an interaction, see `INTERACTIONS`.
         wti_layers: number of linear layers of wti's weight heads.
         fusion: whether clips can be informed by phrases.
+        sigmoid: whether the loss is the sigmoid loss, which learns a bias: that of the backbone, or a new one.
 
     Attributes:
         interaction: the row of `INTERACTIONS`.
@@ -79,6 +82,7 @@ class Student(nn.Module):
         similarity: str,
         wti_layers: int,
         fusion: bool = False,
+        sigmoid: bool = False,
     ):
         super().__init__()
         self.backbone = backbone
@@ -89,11 +93,21 @@ class Student(nn.Module):
         self.text_weights = WeightHead(backbone.width, wti_layers) if learns_weights else None
         self.video_weights = WeightHead(backbone.width, wti_layers) if learns_weights else None
         self.cross = build_module(backbone.width, backbone.num_positions, self.temporal) if build_module else None
+        of_backbone = getattr(backbone.clip, "logit_bias", None) if sigmoid else None
+        if of_backbone is not None:
+            of_backbone.requires_grad_(True)
+        self._logit_bias_of_backbone = of_backbone is not None
+        self.new_logit_bias = nn.Parameter(torch.tensor(LOGIT_BIAS)) if sigmoid and of_backbone is None else None
 
     @property
     def logit_scale(self) -> nn.Parameter:
         """Logarithm of the factor on similarities in the loss (the inverse temperature of the softmax)."""
         return self.backbone.logit_scale
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        """Bias of scaled similarities in the sigmoid loss; None for the softmax loss, which does not depend on it."""
+        return self.backbone.clip.logit_bias if self._logit_bias_of_backbone else self.new_logit_bias
 
     def clamp_logit_scale(self) -> None:
         """Clamps exp(logit_scale) to MAX_LOGIT_SCALE; call it after every optimizer step."""

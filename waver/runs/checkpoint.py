@@ -1,6 +1,7 @@
 """Writes and reads checkpoints.
 
-model.safetensors   weights
+model.safetensors   weights; of a run with adapters (model.lora) without the pre-trained weights of the towers, whose hash it
+                    has in its metadata: who opens the checkpoint reads them from model.weights
 training.pt         everything else that resuming needs
 config.yaml         the resolved configuration
 knowledge.json      summary of the knowledge that the model was trained with; null if it was trained without
@@ -27,14 +28,18 @@ from waver.config import ExperimentConfig, load_config
 from waver.knowledge.store import Knowledge
 from waver.model.activation import EXACT, METADATA, QUICK, Activation, set_activation
 from waver.model.errors import BackboneError
+from waver.model.lora import adapter_parameters, frozen_digest, frozen_names
 from waver.model.student import Student
 from waver.model.weight_files import read_metadata
-from waver.model.weights import activation_of, check_finite, load_weights, read_sizes
+from waver.model.weights import activation_of, check_finite, find_weights, load_weights, read_sizes
 from waver.tools.archives import check_size
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path, fetch, list_names, remote_of
 from waver.training import parallel
 from waver.training.build import Training, build_student
+
+_FROZEN = "frozen_sha256"
+"""Key, in the metadata of model.safetensors, of the hash of the pre-trained weights that the file leaves out."""
 
 
 class CheckpointError(WaverError):
@@ -49,12 +54,7 @@ def save_checkpoint(
     if parallel.rank() != 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in training.student.state_dict().items()},
-        folder / "model.safetensors",
-        # The weights that training started from may have told it, against what the configuration alone means.
-        metadata={METADATA: str(bool(training.student.backbone.architecture.get("quick_gelu"))).lower()},
-    )
+    _save_weights(training.student, folder / "model.safetensors")
     state = {
         "epoch": training.epoch,
         "step": training.step,
@@ -66,6 +66,17 @@ def save_checkpoint(
     torch.save(state, folder / "training.pt")
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     (folder / "knowledge.json").write_text(json.dumps(knowledge.summary() if knowledge else None), encoding="utf-8")
+
+
+def _save_weights(student: Student, path: Path) -> None:
+    weights = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
+    # The weights that training started from may have told it, against what the configuration alone means.
+    told = {METADATA: str(bool(student.backbone.architecture.get("quick_gelu"))).lower()}
+    left_out: set[str] = set()
+    if adapter_parameters(student.backbone):
+        told[_FROZEN] = frozen_digest(weights)
+        left_out = set(frozen_names(weights))
+    save_file({name: tensor for name, tensor in weights.items() if name not in left_out}, path, metadata=told)
 
 
 def restore_training(folder: Path, training: Training) -> None:
@@ -93,9 +104,11 @@ def load_student(folder: Path, config: ExperimentConfig) -> Student:
         config: configuration of the checkpoint, see `checkpoint_config`.
 
     Raises:
-        CheckpointError: if a file is missing or damaged, the weights are of another architecture, or a value is not finite.
+        CheckpointError: if a file is missing or damaged, the weights are of another architecture, or a value is not finite;
+            of a run with adapters, also if model.weights cannot be read or holds others than those that were trained with.
     """
-    student = build_student(config)
+    with _as_checkpoint_error(_frozen_hint(folder, config)):
+        student = build_student(config, config.model.weights if config.model.lora else None)
     _load_weights(student, folder)
     return student
 
@@ -106,8 +119,10 @@ def check_weights(folder: Path, config: ExperimentConfig) -> None:
     Raises:
         CheckpointError: see `load_student`.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _as_checkpoint_error(_frozen_hint(folder, config)):
         student = build_student(config)
+        if config.model.lora and config.model.weights:
+            find_weights(config.model.backbone, config.model.weights)
     _load_weights(student, folder, sizes_only=True)
 
 
@@ -194,9 +209,38 @@ def check_values(folder: Path) -> None:
 def _load_weights(student: Student, folder: Path, *, sizes_only: bool = False) -> None:
     with _as_checkpoint_error():
         state = _read_weights(folder, sizes_only=sizes_only)
+        if adapter_parameters(student.backbone):
+            own = student.state_dict()
+            _check_frozen(folder, own, sizes_only=sizes_only)
+            state = {name: own[name] for name in frozen_names(own)} | state
         load_weights(student, state, source=display_path(folder / "model.safetensors"))
     if not sizes_only:
         set_activation(student.backbone, quick=stored_activation(folder).name == QUICK)
+
+
+def _check_frozen(folder: Path, own: Mapping[str, torch.Tensor], *, sizes_only: bool) -> None:
+    """Checks that the pre-trained weights of a student are those to which the adapters of a checkpoint were trained."""
+    path = fetch(folder / "model.safetensors")
+    with safe_open(path, "pt") as file:
+        trained_with = (file.metadata() or {}).get(_FROZEN)
+    if trained_with is None:
+        raise CheckpointError(f"{display_path(path)} holds no adapters: it was trained without model.lora")
+    if not sizes_only and frozen_digest(own) != trained_with:
+        raise CheckpointError(
+            f"{display_path(path)} holds adapters to other pre-trained weights than model.weights has now: set "
+            f"model.weights in {display_path(folder / 'config.yaml')} to the weights that it was trained with "
+            f"(their hash is {trained_with[:16]})"
+        )
+
+
+def _frozen_hint(folder: Path, config: ExperimentConfig) -> str:
+    """Returns what to do if the model of a checkpoint cannot be built; empty if its file has all weights."""
+    if not config.model.lora:
+        return ""
+    return (
+        f"{display_path(folder)} holds adapters (model.lora) without the pre-trained weights that they belong to: put them "
+        f"where model.weights says, or change model.weights in {display_path(folder / 'config.yaml')}: "
+    )
 
 
 def _read_weights(folder: Path, *, sizes_only: bool = False) -> dict[str, torch.Tensor]:
@@ -233,12 +277,12 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _as_checkpoint_error() -> Iterator[None]:
-    """Turns a BackboneError of the body into a CheckpointError."""
+def _as_checkpoint_error(hint: str = "") -> Iterator[None]:
+    """Turns a BackboneError of the body into a CheckpointError, whose message begins with the hint."""
     try:
         yield
     except BackboneError as error:
-        raise CheckpointError(str(error)) from error
+        raise CheckpointError(f"{hint}{error}") from error
 
 
 def _rng_state() -> dict[str, Any]:

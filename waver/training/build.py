@@ -13,8 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from waver.config import ExperimentConfig
 from waver.model.errors import BackboneError
 from waver.model.interaction import INTERACTIONS
+from waver.model.lora import adapter_parameters, add_adapters
 from waver.model.student import Encoded, Student
 from waver.model.tokenizer import Tokenizer, find_tokenizer
+from waver.model.towers import TOWERS, freeze_towers, recompute_activations
 from waver.model.weights import load_backbone
 from waver.training import parallel
 
@@ -90,14 +92,36 @@ def build_student(config: ExperimentConfig, weights: str | None = None) -> Stude
             f"similarity.kind = {config.similarity.kind} compares each word with each frame, but the text tower of "
             f"model.backbone gives one embedding for a whole text: set similarity.kind to {' or '.join(kinds)}"
         )
-    return Student(
+    student = Student(
         backbone,
         temporal=config.model.temporal,
         temporal_layers=config.model.temporal_layers,
         similarity=config.similarity.kind,
         wti_layers=config.similarity.wti_layers,
         fusion=config.uses_fusion,
+        sigmoid=config.loss.kind == "sigmoid",
     )
+    if lora := config.model.lora:  # last: the aggregator copies weights of the text tower, and all others stay as drawn
+        add_adapters(
+            student.backbone,
+            TOWERS if lora.where == "both" else (lora.where,),
+            rank=lora.rank,
+            alpha=lora.alpha,
+        )
+    return student
+
+
+def freeze_student(student: Student, config: ExperimentConfig) -> None:
+    """Freezes the parameters that a configuration does not train; those of adapters are always trained.
+
+    Raises:
+        BackboneError: if train.freeze names blocks that a tower does not have.
+    """
+    if config.train.backbone_lr_scale == 0:
+        student.backbone.requires_grad_(False)
+    freeze_towers(student.backbone, config.train.freeze)
+    for parameter in adapter_parameters(student.backbone):
+        parameter.requires_grad_(True)
 
 
 def build_training(
@@ -115,14 +139,16 @@ def build_training(
         num_steps: optimizer steps of the whole run.
         device: device of the model.
         phrases: the teacher's embeddings of all phrases; None without knowledge.
-        pretrained: whether to load model.weights; not needed if a checkpoint is loaded afterwards.
+        pretrained: whether to load model.weights; not needed if a checkpoint is loaded afterwards that holds the towers.
 
     Raises:
-        BackboneError: as `build_student`; if the phrases have another width, or no parameter would be trained.
+        BackboneError: as `build_student` and `freeze_student`; if the phrases have another width, no parameter would be
+            trained, or a tower has no gradient checkpointing.
     """
-    student = build_student(config, config.model.weights if pretrained else None).to(device)
-    if config.train.backbone_lr_scale == 0:
-        student.backbone.requires_grad_(False)
+    student = build_student(config, config.model.weights if pretrained or config.model.lora else None).to(device)
+    freeze_student(student, config)
+    if config.train.grad_checkpointing:
+        recompute_activations(student.backbone)
     optimizer = torch.optim.AdamW(parameter_groups(student, config), betas=(0.9, 0.98), eps=1e-6, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_cosine(step, num_steps=num_steps, warmup=config.train.warmup_fraction)
@@ -157,18 +183,19 @@ def warmup_cosine(step: int, *, num_steps: int, warmup: float) -> float:
 def parameter_groups(student: Student, config: ExperimentConfig) -> list[dict[str, Any]]:
     """Groups the trained parameters: backbone and new ones, each with and without weight decay.
 
-    Biases, layer norms and the logit scale are not decayed.
+    Biases, layer norms, the logit scale and bias are not decayed. Adapters of LoRA are new.
 
     Raises:
-        BackboneError: if no parameter is trained.
+        BackboneError: if no parameter is trained, or logit scale and bias alone, on which no ranking depends.
     """
-    in_backbone = {id(parameter) for parameter in student.backbone.parameters()}
+    new = {id(parameter) for parameter in adapter_parameters(student)}
+    in_backbone = {id(parameter) for parameter in student.backbone.parameters()} - new
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    if not trainable:
+    if all(parameter is student.logit_scale or parameter is student.logit_bias for parameter in trainable):
         raise BackboneError(
-            "nothing can be learned: train.backbone_lr_scale = 0 freezes the backbone, and neither aggregator nor "
-            "interaction has weights. Raise train.backbone_lr_scale, or choose model.temporal = seqTransf or "
-            "similarity.kind = wti"
+            "nothing can be learned: train.backbone_lr_scale = 0 or train.freeze freezes the backbone, and neither "
+            "aggregator nor interaction has weights. Raise train.backbone_lr_scale, freeze less, or choose "
+            "model.temporal = seqTransf or similarity.kind = wti"
         )
     groups: list[dict[str, Any]] = []
     for backbone, scale in ((True, config.train.backbone_lr_scale), (False, 1.0)):

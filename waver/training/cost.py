@@ -111,8 +111,9 @@ def training_cost(config: ExperimentConfig, captions: pa.Table, forward: Forward
     towers = forward.caption + max_frames * forward.frame
     retrieved = "informed" if config.informed_at_inference else "plain"
     ways = int(needs_plain(config.loss.weights, retrieved)) + int(config.uses_fusion)
-    # With several workers, each computes its captions with all clips, and its clips with all captions.
-    compared = min(train.global_batch_size, num_train) * (1 if config.resources.max_workers == 1 else 2)
+    # With several workers, each computes its captions with all clips, and for a softmax its clips with all captions.
+    both_ways = config.resources.max_workers > 1 and (config.loss.kind == "softmax" or config.loss.distill > 0)
+    compared = min(train.global_batch_size, num_train) * (2 if both_ways else 1)
     heads = ways * (forward.clip + compared * forward.comparison) + forward.fusion
     num_pairs = train.epochs * train.captions_per_clip * num_train
     clip = max_frames * forward.frame + forward.clip + (forward.fusion if config.informed_at_inference else 0)

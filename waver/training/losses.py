@@ -40,6 +40,38 @@ def contrastive(
     return (terms[0] + terms[1]) / (2 * t2v.shape[1])
 
 
+def sigmoid(
+    t2v: Float[Tensor, "m M"],
+    logit_scale: Float[Tensor, ""],
+    logit_bias: Float[Tensor, ""],
+    *,
+    offset: int,
+    not_negative: Bool[Tensor, "m M"] | None = None,
+) -> Float[Tensor, ""]:
+    """Computes the sigmoid loss between captions and videos: SigLIP's (Zhai et al., arXiv 2303.15343).
+
+    Each pair of a caption and a video is a decision of its own, whether they belong together, so one direction has them all.
+
+    Args:
+        t2v: similarity of this worker's m captions with all M videos.
+        logit_scale: factor on the similarities (not its logarithm).
+        logit_bias: added to the scaled similarities.
+        offset: column of this worker's first pair.
+        not_negative: pairs that do not count as negatives (the positive pair of a row always counts); None for none.
+
+    Returns:
+        Minus the sum, over this worker's captions and all videos, of log sigmoid(z (logit_scale * t2v + logit_bias)) with
+        z = 1 for the positive pair of a caption and -1 for others, divided by M.
+    """
+    targets = torch.arange(offset, offset + len(t2v), device=t2v.device)
+    positive = F.one_hot(targets, t2v.shape[1]).bool()
+    logits = logit_scale * t2v + logit_bias
+    terms = F.logsigmoid(torch.where(positive, logits, -logits))
+    if not_negative is not None:
+        terms = terms.masked_fill(not_negative & ~positive, 0)
+    return -terms.sum() / t2v.shape[1]
+
+
 def shared_phrases(rows: Int[Tensor, "m K"], columns: Int[Tensor, "M K"]) -> Bool[Tensor, "m M"]:
     """Returns which pairs of clips have a phrase in common; such clips are not each other's negatives."""
     return (rows[:, None, :, None] == columns[None, :, None, :]).any(dim=(2, 3))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from waver.data.batch import Batch
@@ -25,12 +25,59 @@ from waver.model.interaction import uniform_weights, wti
 from waver.model.student import Encoded, Student
 from waver.training import parallel
 from waver.training.diagnostics import batch_diagnostics, top1_agreement
-from waver.training.losses import contrastive, distillation, shared_phrases
+from waver.training.losses import contrastive, distillation, shared_phrases, sigmoid
 
 Videos = Literal["plain", "informed"]
 """How clips are embedded: from their frames alone, or with their phrases."""
-Similarities = tuple[Float[Tensor, "m M"], Float[Tensor, "m M"]]
-"""(t2v, v2t): this worker's m captions with all M videos, and its m videos with all M captions."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the loss of a batch is."""
+
+    weights: Mapping[str, float]
+    """Name of each term -> weight; terms with weight 0 are not computed."""
+    temperature: float
+    """Of the distillation."""
+    retrieved: Videos
+    """Which videos captions retrieve at inference."""
+    kind: Literal["softmax", "sigmoid"] = "softmax"
+    """How terms contrast positive with negative pairs: `contrastive` or `sigmoid` of `waver.training.losses`."""
+
+
+class Similarities:
+    """Similarities of this worker's m texts with all M videos, and of its m videos with all M texts.
+
+    Each direction is computed when it is first read: the sigmoid loss reads only one.
+
+    Args:
+        compare: computes the similarity of every text with every video.
+        text: this worker's texts, and those of all workers.
+        video: the same of the videos.
+    """
+
+    def __init__(
+        self,
+        compare: Callable[[Embeddings, Embeddings], Float[Tensor, "T V"]],
+        text: "_Gathered",
+        video: "_Gathered",
+    ):
+        self._compare, self._text, self._video = compare, text, video
+
+    @functools.cached_property
+    def t2v(self) -> Float[Tensor, "m M"]:
+        """This worker's texts with all videos."""
+        return self._compare(self._text[0], self._video[1])
+
+    @functools.cached_property
+    def v2t(self) -> Float[Tensor, "m M"]:
+        """This worker's videos with all texts."""
+        return self.t2v.T if parallel.world_size() == 1 else self._compare(self._text[1], self._video[0]).T
+
+    @property
+    def both(self) -> tuple[Float[Tensor, "m M"], Float[Tensor, "m M"]]:
+        """(t2v, v2t)."""
+        return self.t2v, self.v2t
 
 
 class GlobalBatch:
@@ -41,22 +88,14 @@ class GlobalBatch:
         encoded: this worker's embeddings.
         batch: this worker's share, on the device of the model.
         phrases: the teacher's embeddings of all phrases.
-        temperature: of the distillation.
-        retrieved: which videos captions retrieve at inference.
+        objective: what the loss is.
     """
 
     def __init__(
-        self,
-        student: Student,
-        encoded: Encoded,
-        batch: Batch,
-        phrases: Float[Tensor, "P D"],
-        *,
-        temperature: float,
-        retrieved: Videos,
+        self, student: Student, encoded: Encoded, batch: Batch, phrases: Float[Tensor, "P D"], objective: Objective
     ):
-        self.share, self.phrases, self.temperature, self.retrieved = batch, phrases, temperature, retrieved
-        self.logit_scale = student.logit_scale.exp()
+        self.share, self.phrases, self.objective = batch, phrases, objective
+        self.logit_scale, self.logit_bias = student.logit_scale.exp(), student.logit_bias
         self.offset = parallel.shard(batch.num_pairs, parallel.rank(), parallel.world_size()).start
         """Column, in the global batch, of this worker's first pair."""
         self._similarity = student.similarity
@@ -67,28 +106,44 @@ class GlobalBatch:
     @functools.cached_property
     def plain(self) -> Similarities:
         """Similarities of captions and plain videos."""
-        return _both_directions(self._similarity, self._text, self.videos["plain"])
+        return Similarities(self._similarity, self._text, self.videos["plain"])
 
     @functools.cached_property
     def informed(self) -> Similarities:
         """Similarities of captions and informed videos."""
-        return _both_directions(self._similarity, self._text, self.videos["informed"])
+        return Similarities(self._similarity, self._text, self.videos["informed"])
+
+    def contrast(
+        self, similarities: Similarities, not_negative: Bool[Tensor, "m M"] | None = None
+    ) -> Float[Tensor, ""]:
+        """Computes the loss that contrasts the pairs of the batch with all other combinations of its texts and videos.
+
+        Args:
+            similarities: of texts and videos.
+            not_negative: pairs left out of the negatives; None for none.
+        """
+        if self.objective.kind == "softmax":
+            return contrastive(*similarities.both, self.logit_scale, offset=self.offset, not_negative=not_negative)
+        assert self.logit_bias is not None, "a student that learns with the sigmoid loss has a bias"
+        return sigmoid(
+            similarities.t2v, self.logit_scale, self.logit_bias, offset=self.offset, not_negative=not_negative
+        )
 
 
 def _contrastive(batch: GlobalBatch) -> Float[Tensor, ""]:
     """Captions against the videos that are retrieved."""
-    similarities = batch.plain if batch.retrieved == "plain" else batch.informed
-    return contrastive(*similarities, batch.logit_scale, offset=batch.offset)
+    return batch.contrast(batch.plain if batch.objective.retrieved == "plain" else batch.informed)
 
 
 def _distill(batch: GlobalBatch) -> Float[Tensor, ""]:
     """Similarities with plain videos learn from those with informed videos."""
-    return distillation(batch.plain, batch.informed, batch.logit_scale, temperature=batch.temperature)
+    temperature = batch.objective.temperature
+    return distillation(batch.plain.both, batch.informed.both, batch.logit_scale, temperature=temperature)
 
 
 def _informed(batch: GlobalBatch) -> Float[Tensor, ""]:
     """Captions against informed videos."""
-    return contrastive(*batch.informed, batch.logit_scale, offset=batch.offset)
+    return batch.contrast(batch.informed)
 
 
 def _knowledge(batch: GlobalBatch) -> Float[Tensor, ""]:
@@ -96,8 +151,7 @@ def _knowledge(batch: GlobalBatch) -> Float[Tensor, ""]:
     ids = batch.share.phrase_ids
     all_ids = parallel.all_gather(ids, batch.share.num_pairs)  # not their embeddings, which every worker has
     known = (_phrase_tokens(batch.phrases, ids), _phrase_tokens(batch.phrases, all_ids))
-    similarities = _both_directions(wti, known, batch.videos["plain"])
-    return contrastive(*similarities, batch.logit_scale, offset=batch.offset, not_negative=shared_phrases(ids, all_ids))
+    return batch.contrast(Similarities(wti, known, batch.videos["plain"]), shared_phrases(ids, all_ids))
 
 
 @dataclass(frozen=True)
@@ -134,14 +188,7 @@ def needs_plain(weights: Mapping[str, float], retrieved: Videos) -> bool:
 
 
 def loss_terms(
-    student: Student,
-    encoded: Encoded,
-    batch: Batch,
-    phrases: Float[Tensor, "P D"],
-    *,
-    weights: Mapping[str, float],
-    temperature: float,
-    retrieved: Videos,
+    student: Student, encoded: Encoded, batch: Batch, phrases: Float[Tensor, "P D"], objective: Objective
 ) -> tuple[dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]:
     """Computes this worker's shares of the loss terms and of the diagnostics; their sums are those of the global batch.
 
@@ -150,19 +197,17 @@ def loss_terms(
         encoded: this worker's embeddings of the batch.
         batch: this worker's share, on the device of the model.
         phrases: the teacher's embeddings of all phrases.
-        weights: name of each term -> weight; terms with weight 0 are not computed.
-        temperature: of the distillation.
-        retrieved: which videos captions retrieve at inference.
+        objective: what the loss is.
 
     Returns:
         (name -> loss term, name -> diagnostic, see `waver.training.diagnostics`).
     """
-    whole = GlobalBatch(student, encoded, batch, phrases, temperature=temperature, retrieved=retrieved)
+    whole = GlobalBatch(student, encoded, batch, phrases, objective)
     learns_weights = student.interaction.learns_weights
     diagnostics = batch_diagnostics(encoded, num_pairs=batch.num_pairs, learned_weights=learns_weights)
-    terms = {name: LOSS_TERMS[name].compute(whole) for name in active_terms(weights, retrieved)}
+    terms = {name: LOSS_TERMS[name].compute(whole) for name in active_terms(objective.weights, objective.retrieved)}
     if "distill" in terms:
-        diagnostics |= top1_agreement(whole.plain[0], whole.informed[0], num_pairs=batch.num_pairs)
+        diagnostics |= top1_agreement(whole.plain.t2v, whole.informed.t2v, num_pairs=batch.num_pairs)
     return terms, diagnostics
 
 
@@ -173,14 +218,6 @@ _Gathered = tuple[Embeddings, Embeddings]
 def _gather(own: Embeddings, num_pairs: int) -> _Gathered:
     own = own.full_precision()
     return own, own.map(lambda tensor: parallel.all_gather(tensor, num_pairs))
-
-
-def _both_directions(
-    similarity: Callable[[Embeddings, Embeddings], Float[Tensor, "T V"]], text: _Gathered, video: _Gathered
-) -> Similarities:
-    (own_text, all_text), (own_video, all_video) = text, video
-    t2v = similarity(own_text, all_video)
-    return t2v, t2v.T if parallel.world_size() == 1 else similarity(all_text, own_video).T
 
 
 def _phrase_tokens(phrases: Float[Tensor, "P D"], phrase_ids: Int[Tensor, "B K"]) -> Embeddings:

@@ -3,7 +3,7 @@
 import math
 import operator
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import reduce
 
@@ -17,11 +17,16 @@ from torch.profiler import record_function
 from waver.config import ExperimentConfig
 from waver.data.batch import Batch, frames_to_tensor
 from waver.knowledge.store import Knowledge
+from waver.model.student import Encoded
 from waver.model.weights import count_non_finite
 from waver.training import parallel
 from waver.training.build import Training, build_tokenizer
-from waver.training.objective import loss_terms, needs_plain
+from waver.training.micro_batches import backward_by_parts, split_batch
+from waver.training.objective import Objective, Videos, loss_terms, needs_plain
 from waver.training.profiling import BACKWARD, FORWARD, LOSS, OPTIMIZER
+
+Scalars = dict[str, Float[Tensor, ""]]
+"""Name -> value, with gradient in the case of loss terms."""
 
 
 class NonFiniteLossError(parallel.CollectiveError):
@@ -63,19 +68,16 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
 
     Returns:
         Name -> value to log: loss and loss terms of the global batch, diagnostics (see `waver.training.diagnostics`),
-        learning rates, gradient norm before clipping, logit scale.
+        learning rates, gradient norm before clipping, logit scale and, of the sigmoid loss, logit bias.
 
     Raises:
         NonFiniteLossError: if the loss or its gradient is not finite; on every worker, before any weight is changed.
     """
     student = training.student
     student.train()
-    terms, diagnostics = batch_terms(training, batch, config)
-    loss = reduce(operator.add, (config.loss.weights[name] * term for name, term in terms.items()))
     training.optimizer.zero_grad(set_to_none=True)
-    with record_function(BACKWARD):
-        # DDP averages gradients over workers, but a worker's loss is a share of a sum.
-        (loss * parallel.world_size()).backward()
+    terms, diagnostics = compute_gradients(training, batch, config)
+    loss = weighted_sum(terms, config)
     norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.train.clip_grad_norm)
 
     logged = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": loss} | diagnostics
@@ -83,12 +85,15 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
     logs = dict(zip(logged, sums, strict=True)) | {"grad_norm": norm.item()}
     rates = training.schedule.get_last_lr()
     logs |= {"lr/backbone": rates[0], "lr/new": rates[-1], "logit_scale": student.logit_scale.exp().item()}
+    if student.logit_bias is not None:
+        logs["logit_bias"] = student.logit_bias.item()
     if not all(math.isfinite(value) for value in logs.values()):
         raise NonFiniteLossError(_explain_non_finite(training, logs, config))
     with record_function(OPTIMIZER):
         training.optimizer.step()
         training.schedule.step()
-        student.clamp_logit_scale()
+        if config.loss.kind == "softmax":  # SigLIP's scale has no bound, and is above CLIP's in its published weights
+            student.clamp_logit_scale()
     training.step += 1
     training.rows += batch.num_pairs
     return logs
@@ -111,27 +116,78 @@ def _explain_non_finite(training: Training, logs: dict[str, float], config: Expe
     )
 
 
-def batch_terms(
-    training: Training, batch: Batch, config: ExperimentConfig
-) -> tuple[dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]:
+def compute_gradients(training: Training, batch: Batch, config: ExperimentConfig) -> tuple[Scalars, Scalars]:
+    """Adds the gradient of a global batch to the `grad` of the student's parameters; the same on every worker.
+
+    Returns:
+        As `batch_terms`.
+    """
+    size = config.train.micro_batch_size
+    # The largest share decides for all workers: they must meet in the same collectives in the same order.
+    if size is None or parallel.shard(batch.num_pairs, 0, parallel.world_size()).stop <= size:
+        terms, diagnostics = batch_terms(training, batch, config)
+        with record_function(BACKWARD):
+            _worker_loss(terms, config).backward()
+        return terms, diagnostics
+    batch = batch.to(training.student.logit_scale.device)
+    found: list[tuple[Scalars, Scalars]] = []
+
+    def loss(encoded: Encoded) -> Tensor:
+        found.append(_terms_of(training, encoded, batch, config))
+        return _worker_loss(found[0][0], config)
+
+    backward_by_parts(
+        split_batch(batch, size),
+        embed=lambda part: _embed(training.student, training, part, config),
+        embed_last=lambda part: _embed(training.forward, training, part, config),
+        loss=loss,
+        parameters=training.student.parameters(),
+        learned_weights=training.student.interaction.learns_weights,
+    )
+    return found[0]
+
+
+def weighted_sum(terms: Scalars, config: ExperimentConfig) -> Float[Tensor, ""]:
+    """Returns the sum of loss terms with their weights."""
+    return reduce(operator.add, (config.loss.weights[name] * term for name, term in terms.items()))
+
+
+def _worker_loss(terms: Scalars, config: ExperimentConfig) -> Float[Tensor, ""]:
+    """Returns the loss whose gradient a worker computes: DDP averages gradients, but a worker's loss is a share of a sum."""
+    return weighted_sum(terms, config) * parallel.world_size()
+
+
+def batch_terms(training: Training, batch: Batch, config: ExperimentConfig) -> tuple[Scalars, Scalars]:
     """Computes this worker's shares of the loss terms and diagnostics of a global batch; see `waver.training.objective`."""
-    device, weights = training.student.logit_scale.device, config.loss.weights
-    retrieved = "informed" if config.informed_at_inference else "plain"
-    plain = needs_plain(weights, retrieved)
-    batch = batch.to(device)
-    with record_function(FORWARD), autocast(config, device):
-        phrases = training.phrases[batch.phrase_ids]
-        encoded = training.forward(batch, phrases, plain=plain, informed=config.uses_fusion)
+    batch = batch.to(training.student.logit_scale.device)
+    with record_function(FORWARD):
+        encoded = _embed(training.forward, training, batch, config)
+    return _terms_of(training, encoded, batch, config)
+
+
+def _embed(forward: Callable[..., Encoded], training: Training, batch: Batch, config: ExperimentConfig) -> Encoded:
+    """Embeds the pairs of a batch, in all ways that the loss reads.
+
+    Args:
+        forward: the student, or its wrapper of DDP.
+        training: state of the run.
+        batch: on the device of the model.
+        config: configuration of the experiment.
+    """
+    plain = needs_plain(config.loss.weights, _retrieved(config))
+    with autocast(config, batch.frames.device):
+        return forward(batch, training.phrases[batch.phrase_ids], plain=plain, informed=config.uses_fusion)
+
+
+def _terms_of(training: Training, encoded: Encoded, batch: Batch, config: ExperimentConfig) -> tuple[Scalars, Scalars]:
+    loss = config.loss
+    objective = Objective(loss.weights, loss.temperature, _retrieved(config), loss.kind)
     with record_function(LOSS):
-        return loss_terms(
-            training.student,
-            encoded,
-            batch,
-            training.phrases,
-            weights=weights,
-            temperature=config.loss.temperature,
-            retrieved=retrieved,
-        )
+        return loss_terms(training.student, encoded, batch, training.phrases, objective)
+
+
+def _retrieved(config: ExperimentConfig) -> Videos:
+    return "informed" if config.informed_at_inference else "plain"
 
 
 def train_epoch(training: Training, batches: Iterable[Batch], config: ExperimentConfig) -> Iterator[dict[str, float]]:

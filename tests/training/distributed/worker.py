@@ -14,9 +14,10 @@ from waver.config import ExperimentConfig, load_config
 from waver.data.clip_store import ClipStore
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.knowledge.store import Knowledge
+from waver.model.towers import recompute_activations
 from waver.training import parallel
-from waver.training.build import Training, build_student
-from waver.training.step import batch_terms, make_batch
+from waver.training.build import Training, build_student, freeze_student
+from waver.training.step import compute_gradients, make_batch, weighted_sum
 
 # Overrides of each step: every interaction and aggregator, and every use of knowledge.
 STEPS = {
@@ -32,7 +33,11 @@ STEPS = {
         "loss.distill": 2.0,
         "loss.temperature": 2.0,
     },
+    "sigmoid": {"loss.kind": "sigmoid", "knowledge.top_k": 2, "loss.knowledge": 0.5},
+    "adapters": {"model.lora.rank": 2},
+    "frozen": {"train.freeze": ["vision", "text.1"]},
 }
+BY_PARTS = {"train.micro_batch_size": 2, "train.grad_checkpointing": True}
 
 
 def main(rank: int, folder: Path) -> None:
@@ -51,8 +56,11 @@ def compute(rank: int, world_size: int, folder: Path) -> None:
     results = {}
     for name, overrides in STEPS.items():
         config = load_config(folder / "experiment.yaml", overrides)
+        by_parts = load_config(folder / "experiment.yaml", overrides | BY_PARTS)
         for dtype in (torch.float32, torch.float64):
             results[name, dtype] = step(config, captions, store, knowledge, dtype)
+            # Two workers have as many parts as each other, of three the first has more.
+            results[f"{name} by parts", dtype] = step(by_parts, captions, store, knowledge, dtype)
     for name in ("wti seqTransf", "informed"):
         config = load_config(folder / "experiment.yaml", STEPS[name])
         student = build_student(config).eval()
@@ -85,12 +93,14 @@ def step(
     mine = parallel.shard(7, parallel.rank(), parallel.world_size())
     batch = make_batch(captions, rows[mine], store.read(clip_ids[mine]), config, num_pairs=7, knowledge=knowledge)
     student = build_student(config).to(dtype)
+    freeze_student(student, config)
+    if config.train.grad_checkpointing:
+        recompute_activations(student.backbone)
     forward = DistributedDataParallel(student) if parallel.world_size() > 1 else student
     training = Training(student, forward, knowledge.phrase_embeddings().to(dtype), optimizer=None, schedule=None)
-    terms = batch_terms(training, batch, config)[0]
-    loss = sum(config.loss.weights[name] * term for name, term in terms.items())
-    (loss * parallel.world_size()).backward()
-    return parallel.all_reduce(loss, "sum"), {name: p.grad for name, p in student.named_parameters()}
+    terms, _ = compute_gradients(training, batch, config)
+    gradients = {name: p.grad for name, p in student.named_parameters() if p.requires_grad}
+    return parallel.all_reduce(weighted_sum(terms, config), "sum"), gradients
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ _GROUPS = (
     ("retrieval", ("t2v/", "v2t/")),
     ("styles", ("styles/",)),
     ("loss", ("loss/",)),
-    ("model", ("logit_scale", "entropy/", "agreement/")),
+    ("model", ("logit_scale", "logit_bias", "entropy/", "agreement/")),
     ("optimizer", ("lr/", "grad_norm")),
     ("speed", ("clips_per_s", "data_wait_share", "gpu", "memory")),
     ("data", ("clips/",)),
@@ -58,7 +58,7 @@ def layout(names: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
             "plain and informed agree": chart("agreement/"),
             "learning rates": chart("lr/"),
             "gradient norm before clipping": chart("grad_norm"),
-            "scale of similarities": chart("logit_scale"),
+            "scale and bias of similarities": chart("logit_scale", "logit_bias"),
         },
         "speed": {
             "clips a second": chart("clips_per_s"),

@@ -18,6 +18,8 @@ _SPLITS = ("train", "validation", "test")
 _PARTS = {
     "backbone.clip.visual.": "backbone: visual tower",
     "backbone.clip.logit_scale": "logit scale",
+    "backbone.clip.logit_bias": "logit bias",
+    "new_logit_bias": "logit bias",
     "backbone.": "backbone: text tower",
     "temporal.": "temporal aggregator",
     "fusion.": "knowledge fusion",

@@ -1,0 +1,110 @@
+"""LoRA: trained low-rank additions to the frozen attention weights of the towers.
+
+The weights are parametrised, so whoever reads them (open_clip, `nn.MultiheadAttention` with its joint query, key and value)
+gets their sum with the addition. peft replaces linear layers instead, and merges and restores the weights of an attention in
+every forward pass.
+
+Source: LoRA (Hu et al., arXiv 2106.09685).
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from waver.model.backbone import Backbone
+from waver.model.errors import BackboneError
+from waver.model.towers import TOWERS, Tower, tower_blocks, tower_parameters
+
+_STACKED = {"in_proj_weight": 3, "qkv": 3, "kv": 2}
+"""Names of weights, or of linear layers, that hold the matrices of several projections -> how many."""
+_LINEAR = frozenset(
+    ("qkv", "kv", "q", "k", "v", "o", "q_proj", "k_proj", "v_proj", "out_proj", "proj", "query", "key", "value")
+)
+"""Names of the linear layers of attention in open_clip, timm and transformers."""
+_ADAPTER = re.compile(r"\.parametrizations\.\w+\.0\.(up|down)$")
+_NOT_OF_TOWERS = ("backbone.clip.logit_scale", "backbone.clip.logit_bias")
+
+
+class LowRank(nn.Module):
+    """Adds alpha / rank * up @ down to each of the matrices that are stacked in a weight; nothing at the start."""
+
+    def __init__(self, weight: Float[Tensor, "out in"], num_stacked: int, *, rank: int, alpha: float):
+        super().__init__()
+        rows, columns = weight.shape[0] // num_stacked, weight.shape[1]
+        like = {"device": weight.device, "dtype": weight.dtype}
+        self.down = nn.Parameter(torch.empty(num_stacked, rank, columns, **like))
+        self.up = nn.Parameter(torch.zeros(num_stacked, rows, rank, **like))
+        self.scale = alpha / rank
+        nn.init.uniform_(self.down, -1 / math.sqrt(columns), 1 / math.sqrt(columns))
+
+    def forward(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """Returns the sum of the frozen weight and the trained addition."""
+        return weight + self.scale * torch.bmm(self.up, self.down).flatten(0, 1)
+
+
+def add_adapters(backbone: Backbone, towers: Sequence[Tower], *, rank: int, alpha: float) -> None:
+    """Freezes the weights of both towers, and adds adapters to the attention of some.
+
+    Args:
+        backbone: changed in place; computes the same as before.
+        towers: those that get adapters.
+        rank: of each addition.
+        alpha: numerator of the factor alpha / rank of each addition.
+
+    Raises:
+        BackboneError: if a tower has no attention whose weights waver knows, or these are smaller than the rank.
+    """
+    for tower in TOWERS:
+        for parameter in tower_parameters(backbone, tower).values():
+            parameter.requires_grad_(False)
+    for tower in towers:
+        found = [weight for block in tower_blocks(backbone, tower) for weight in _attention_weights(block)]
+        if not found:
+            raise BackboneError(
+                f"model.lora: the {tower} tower of model.backbone has no attention whose weights waver knows: set "
+                "model.lora.where to the other tower, or model.lora to null"
+            )
+        for module, name, num_stacked in found:
+            weight = getattr(module, name)
+            if rank > min(weight.shape[0] // num_stacked, weight.shape[1]):
+                raise BackboneError(
+                    f"model.lora.rank = {rank} is more than the width {weight.shape[1]} of the attention in the {tower} "
+                    "tower of model.backbone: lower it"
+                )
+            parametrize.register_parametrization(module, name, LowRank(weight, num_stacked, rank=rank, alpha=alpha))
+
+
+def adapter_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Returns the parameters of all adapters in a module."""
+    return [p for part in module.modules() if isinstance(part, LowRank) for p in part.parameters()]
+
+
+def frozen_names(state: Iterable[str]) -> list[str]:
+    """Returns those names in the state of a student with adapters that are pre-trained weights of the towers."""
+    of_backbone = (name for name in state if name.startswith("backbone.") and not name.startswith(_NOT_OF_TOWERS))
+    return [name for name in of_backbone if not _ADAPTER.search(name)]
+
+
+def frozen_digest(state: Mapping[str, Tensor]) -> str:
+    """Returns a hash of the pre-trained weights of the towers in the state of a student with adapters."""
+    sha = hashlib.sha256()
+    for name in sorted(frozen_names(state)):
+        sha.update(name.encode())
+        sha.update(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def _attention_weights(block: nn.Module) -> Iterator[tuple[nn.Module, str, int]]:
+    """Yields (module, name of a weight of attention, number of matrices stacked in it) for the attention of a block."""
+    for path, module in block.named_modules():
+        name = path.rpartition(".")[2]
+        if isinstance(getattr(module, "in_proj_weight", None), Tensor):
+            yield module, "in_proj_weight", _STACKED["in_proj_weight"]
+        if isinstance(module, nn.Linear) and name in _LINEAR:
+            yield module, "weight", _STACKED.get(name, 1)
