@@ -6,7 +6,7 @@ environment.json    versions, hardware, git commit, command line
 metrics.jsonl       one row per optimizer step and one per evaluation
 events/             the same for TensorBoard
 checkpoint_*/       the best checkpoint (by validation t2v/R@1) and the two newest; see `checkpoint_name`
-result.json         written when the run has finished
+result.json         written when the run has finished; that of a model that waver did not train has an `origin`
 writer-*.json       the lock of the process that trains the run, see `waver.tools.lock`
 """
 
@@ -22,6 +22,7 @@ from waver.config import ExperimentConfig, load_config
 from waver.evaluation.confidence import describe_rivals
 from waver.runs.checkpoint import CheckpointError, is_complete
 from waver.runs.environment import environment
+from waver.runs.origin import kind_of
 from waver.runs.places import describe_place
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
@@ -63,6 +64,10 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
     Raises:
         RunError: see `open_run`.
     """
+    if kind := untrained_kind(folder):
+        raise RunError(
+            f"{display_path(folder)} holds a model that waver did not train ({kind}): choose another name (--set name=...)"
+        )
     path = folder / "config.yaml"
     if exists(path) and (newest_checkpoint(folder) or read_result(folder)):
         there, asked = flatten(load_config(path, stored=True).identity()), flatten(config.identity())
@@ -76,6 +81,12 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
                 f"{display_path(folder)} holds a run on other data ({changes}), because captions or decoded clips have "
                 "changed: choose another name (--set name=...), or delete the folder"
             )
+
+
+def untrained_kind(folder: Path) -> str:
+    """Returns `zero-shot` or `imported` for the run of a model that waver did not train; else an empty string."""
+    kind = kind_of(read_result(folder) or {})
+    return "" if kind == "trained" else kind
 
 
 def changed_data(folder: Path, data: Mapping[str, Any]) -> str:
@@ -170,12 +181,16 @@ def _complete_checkpoints(folder: Path) -> list[Path]:
 def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:
     """Returns the checkpoint with the highest validation t2v/R@1, the later one of a tie, and its validation metrics.
 
+    The run of a model that waver did not train has one checkpoint, without metrics.
+
     Raises:
         CheckpointError: if the folder holds no run, or a run without checkpoint or validation metrics.
     """
     kept = checkpoints(folder)
     if not kept:
         raise CheckpointError(_without_checkpoint(folder))
+    if untrained_kind(folder):
+        return next(iter(kept.values())), {}
     rows = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in kept]
     if not rows:
         raise CheckpointError(

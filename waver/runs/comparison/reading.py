@@ -8,6 +8,7 @@ from typing import Any
 
 from waver.config import ConfigError, ExperimentConfig, load_config
 from waver.runs.folder import SELECTION_METRIC, best_epoch
+from waver.runs.origin import kind_of
 from waver.runs.places import describe_place
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
@@ -50,8 +51,15 @@ class ReadRun:
         return (last["gallery_size"], last["num_queries"]) if "gallery_size" in last else None
 
     @property
+    def kind(self) -> str:
+        """Whether its model is `trained`, `zero-shot` or `imported`."""
+        return kind_of(self.result)
+
+    @property
     def progress(self) -> str:
         """Whether the run has finished, or its last step and epoch, in words."""
+        if self.kind != "trained":
+            return f"{self.kind}, not trained here"
         if self.result:
             return "finished"
         if not self.steps:
