@@ -31,6 +31,9 @@ from waver.tools.object_store import display_path, exists, fetch, list_names, re
 from waver.tools.section import describe_differences, flatten
 
 SELECTION_METRIC = "t2v/R@1"
+ZERO_SHOT_SPLIT = "validation, zero-shot"
+"""`split` of the row of metrics.jsonl for epoch 0: the backbone before training. It is no evaluation of the run's model, so
+whoever chooses among the rows of `validation` never sees it."""
 
 
 class RunError(WaverError):
@@ -218,7 +221,11 @@ def best_epoch(rows: Iterable[Mapping[str, Any]]) -> tuple[int, dict[str, float]
         rows: validation rows from `read_metrics`, at least one.
     """
     best = max(rows, key=lambda row: (row[SELECTION_METRIC], row["epoch"]))
-    return best["epoch"], {name: value for name, value in best.items() if name.startswith(("t2v/", "v2t/"))}
+    return best["epoch"], _retrieval_metrics(best)
+
+
+def _retrieval_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name.startswith(("t2v/", "v2t/"))}
 
 
 def rivals_of_best(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -236,6 +243,12 @@ def rivals_of_best(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         num_clips=last[best].get("gallery_size"),
         num_captions=last[best].get("num_queries"),
     )
+
+
+def zero_shot_metrics(folder: Path) -> dict[str, float] | None:
+    """Returns the validation metrics of epoch 0, those of the backbone before training; None if the run has none."""
+    rows = [row for row in read_metrics(folder) if row.get("split") == ZERO_SHOT_SPLIT]
+    return _retrieval_metrics(rows[-1]) if rows else None
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
+import ray
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
@@ -21,14 +22,18 @@ from waver.evaluation.metrics import retrieval_metrics
 from waver.evaluation.ranking import rank_similarity
 from waver.model.tokenizer import tokenize
 from waver.model.weights import load_backbone
+from waver.on_ray.stages import train as train_stage
+from waver.on_ray.stages import train_worker
 from waver.on_ray.stages.evaluate import run_evaluation, run_zero_shot
 from waver.on_ray.stages.robustness import run_robustness
 from waver.on_ray.stages.train import run_training
+from waver.on_ray.stages.train_worker import TrainingJob, train_job
 from waver.runs.checkpoint import checkpoint_config, load_student
 from waver.runs.comparison import compare_runs
-from waver.runs.folder import RunError, find_checkpoint
+from waver.runs.folder import RunError, best_checkpoint, checkpoints, find_checkpoint, open_run, zero_shot_metrics
 from waver.runs.inputs import load_captions, open_store
 from waver.runs.origin import OriginError, read_origin
+from waver.runs.tracking import read_metrics
 from waver.runs.untrained import zero_shot_experiment
 
 METRICS = ("t2v/R@1", "t2v/R@5", "t2v/MnR", "v2t/R@1", "v2t/MnR")
@@ -210,6 +215,99 @@ def test_the_command_takes_a_configuration_and_its_options(project, made, said, 
     run = project / "storage" / "runs" / "told-zero-shot"
     assert any(line.endswith(f"waver compare {run} RUN") for line in said)
     assert (run / "evaluation_validation.json").exists()
+
+
+@pytest.fixture
+def fit(project, monkeypatch):
+    """Trains in this process without Ray, for so many steps; returns the run folder and how many splits were embedded."""
+    tables = {}
+    monkeypatch.setattr(train_worker.ray, "get", lambda reference: tables[reference])
+
+    def run(config, *, folder: Path, stop: bool = False):
+        captions = load_captions(config)
+        store, reference = open_store(config, captions), ray.ObjectRef.from_random()
+        tables[reference] = captions
+        plan = train_stage._plan_run(config, captions, store)
+        open_run(folder, config, plan.data)
+        evaluated = []
+        real = train_worker.evaluate
+
+        def counted(student, *arguments, **options):
+            evaluated.append(type(student.temporal).__name__)
+            if stop:
+                raise KeyboardInterrupt
+            return real(student, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train_worker, "evaluate", counted)
+            job = TrainingJob(config, reference, plan.rows, store.path, None, folder, "", zero_shot=True)
+            train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
+        return evaluated
+
+    return run
+
+
+def plain(project: Path, **overrides):
+    settings = {"knowledge.top_k": 0, "loss.distill": 0, "resources.loaders_per_worker": 0, "train.epochs": 1}
+    settings["tracking.images"] = False
+    return load_config(project / "experiment.yaml", settings | overrides)
+
+
+@pytest.mark.slow
+def test_training_logs_the_same_figures_as_epoch_0_and_never_chooses_it(project, fit):
+    config = plain(project, name="fitted", **{"train.lr": 1e-9})
+    folder = config.run_folder
+    assert fit(config, folder=folder) == ["NoneType", "TransformerAggregator"], "one embedding more, of the backbone"
+    rows = read_metrics(folder)
+    assert [(row["step"], row["epoch"], row.get("split")) for row in rows] == [
+        (0, 0, "validation, zero-shot"), (1, 1, None), (2, 1, None), (3, 1, None), (3, 1, "validation")
+    ]  # fmt: skip
+    expected = run_zero_shot(zero_shot_experiment(config), split="validation")["metrics"]
+    assert zero_shot_metrics(folder) == expected
+    assert (rows[0]["gallery_size"], rows[0]["num_queries"]) == (5, 10)
+    text = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join([json.dumps(rows[0] | {"t2v/R@1": 101.0}), *text[1:]]) + "\n")
+    checkpoint, metrics = best_checkpoint(folder)
+    assert (checkpoint.name, metrics["t2v/R@1"]) == ("checkpoint_epoch_0001", rows[-1]["t2v/R@1"])
+    events = EventAccumulator(str(folder / "events"))
+    events.Reload()
+    shown = events.Scalars("1 retrieval/t2v R@1")
+    assert [event.step for event in shown] == [0, 3]
+    assert shown[0].value == pytest.approx(expected["t2v/R@1"])
+    best = EventAccumulator(str(folder / "events"))
+    best.Reload()
+    assert [event.step for event in best.Scalars("0 best/t2v R@1")] == [3]
+
+
+@pytest.mark.slow
+def test_a_run_that_resumes_does_not_repeat_epoch_0(project, fit):
+    config = plain(project, name="resumed")
+    folder = config.run_folder
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, folder=folder, stop=True)  # within epoch 0: nothing was logged, so it is repeated
+    assert zero_shot_metrics(folder) is None
+    fit(config, folder=folder)
+    (first,) = (row for row in read_metrics(folder) if row["step"] == 0)
+    for checkpoint in checkpoints(folder).values():
+        shutil.rmtree(checkpoint)  # it begins at step 0 once more, after epoch 0 was logged
+    assert fit(config, folder=folder) == ["TransformerAggregator"]
+    assert [row for row in read_metrics(folder) if row["step"] == 0] == [first]
+    longer = plain(project, name="resumed", **{"train.epochs": 2})
+    (folder / "config.yaml").write_text(longer.to_yaml())
+    assert fit(longer, folder=folder) == ["TransformerAggregator"]
+    assert [row["epoch"] for row in read_metrics(folder) if "split" in row] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_epoch_0_changes_no_weight_of_the_run(project, fit, monkeypatch):
+    with_it, without = (plain(project, name=name) for name in ("with", "without"))
+    fit(with_it, folder=with_it.run_folder)
+    monkeypatch.setattr(train_worker, "_evaluate_zero_shot", lambda *arguments: None)
+    assert fit(without, folder=without.run_folder) == ["TransformerAggregator"]
+    states = [
+        load_file(config.run_folder / "checkpoint_epoch_0001" / "model.safetensors") for config in (with_it, without)
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
 
 
 class Archive(nn.Module):

@@ -151,6 +151,7 @@ def _training(run: ReadRun) -> dict[str, Any]:
         ),
         "steps": run.steps[-1]["step"] if run.steps else 0,
         "best epoch": best[0] if best else None,
+        "validation t2v/R@1 before training (zero-shot)": run.zero_shot.get("t2v/R@1"),
         "seconds (since its workers were last started)": run.result.get("seconds"),
         "clips per second (median)": run.median("clips_per_s"),
         "share of time waiting for data (median)": run.median("data_wait_share"),
