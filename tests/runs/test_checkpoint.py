@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from waver.knowledge.store import KnowledgeError
 from waver.runs.checkpoint import (
     CheckpointError,
+    check_dictionary,
     check_values,
     checkpoint_config,
     checkpoint_knowledge,
@@ -13,8 +15,10 @@ from waver.runs.checkpoint import (
     load_student,
     restore_training,
     save_checkpoint,
+    save_untrained,
 )
-from waver.training.build import build_training
+from waver.runs.origin import Origin
+from waver.training.build import build_student, build_training
 from waver.training.step import make_batch, train_step
 
 CPU = torch.device("cpu")
@@ -126,3 +130,16 @@ def test_a_checkpoint_cannot_run_code(tmp_path, tiny_config):
 def test_folder_without_config_is_not_a_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         checkpoint_config(tmp_path)
+
+
+def test_only_the_file_of_an_imported_model_may_leave_its_dictionary_open(tmp_path, tiny_config, knowledge):
+    student = build_student(tiny_config)
+    save_untrained(tmp_path / "imported", student, tiny_config, Origin("imported", "WAVER"))
+    check_dictionary(knowledge, tmp_path / "imported")
+    assert is_complete(tmp_path / "imported")
+    training = build_training(tiny_config, num_steps=1, device=torch.device("cpu"))
+    save_checkpoint(tmp_path / "trained", training, tiny_config)
+    with pytest.raises(KnowledgeError, match=r"learned from another dictionary \(None\)"):
+        check_dictionary(knowledge, tmp_path / "trained")
+    (tmp_path / "imported" / "origin.json").unlink()
+    assert not is_complete(tmp_path / "imported"), "neither the state of a training nor an origin"

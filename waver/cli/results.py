@@ -1,4 +1,4 @@
-"""Commands for trained runs: `waver evaluate`, `robustness`, `board` and `compare`."""
+"""Commands for the models of runs: `waver import`, `evaluate`, `robustness`, `board` and `compare`."""
 
 import logging
 import shlex
@@ -23,6 +23,37 @@ from waver.config import ConfigError, load_robustness, parse_overrides
 from waver.tools.object_store import display_path, exists
 
 logger = logging.getLogger(__name__)
+
+
+def import_(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Checkpoint of the code of WAVER, DRL or CLIP4Clip, such as pytorch_model.bin.4.", show_default=False
+        ),
+    ],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the run.", show_default=False)],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file of an experiment: its data, video and text sections; the model is read from the checkpoint.",
+            show_default="the settings of the original code",
+        ),
+    ] = None,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Make a run of a checkpoint of WAVER, DRL or CLIP4Clip, which is evaluated and compared like any run."""
+    from waver.runs.importing import import_checkpoint
+
+    folder, origin = import_checkpoint(checkpoint, name, config, parse_overrides(overrides))
+    run = shlex.quote(display_path(folder.parent))
+    logger.info(origin.describe())
+    for note in origin.notes:
+        logger.info(f"  {note}")
+    if config is None:
+        logger.info("without --config the run does not know your data: name it, as in the next command")
+    data = "" if config else " --set data.annotations=captions.jsonl --set data.videos=videos"
+    logger.info(f"next: waver evaluate {run}{data}")
 
 
 def evaluate(
