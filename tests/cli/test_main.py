@@ -81,7 +81,10 @@ def test_print_config_prints_a_configuration_that_can_be_loaded(tmp_path, reposi
         (["train", "sweep.yaml"], "sweep.yaml is a sweep, not an experiment: run it with `waver tune sweep.yaml`"),
         (["tune", "good.yaml"], "good.yaml is an experiment, not a sweep: train it with `waver train good.yaml`"),
         (["evaluate", "runs/typo"], "runs/typo does not exist: train one with"),
-        (["evaluate", "good.yaml"], "its run does not exist yet: `waver train good.yaml` makes it"),
+        (["evaluate", "good.yaml"], "waver evaluate cannot start: "),
+        (["evaluate", "random.yaml"], "a backbone with random weights has no zero-shot figures"),
+        (["evaluate", "sweep.yaml"], "sweep.yaml is a sweep, not an experiment: run it with `waver tune sweep.yaml`"),
+        (["evaluate", "god.yaml"], "god.yaml: no such file; did you mean good.yaml?"),
         (["evaluate", "runs/typo", "--set", "text.max_words=5"], "text.max_words: a checkpoint is evaluated as it was"),
         (["evaluate", "runs/typo", "--export", "csv", "out"], "--export csv: the only format is trec"),
         (["board", "runs/typo"], "runs/typo does not exist"),
@@ -94,6 +97,7 @@ def test_print_config_prints_a_configuration_that_can_be_loaded(tmp_path, reposi
 def test_an_error_of_the_user_prints_a_message_without_traceback(tmp_path, waver_here, arguments, expected):
     (tmp_path / "broken.yaml").write_text("name: [")
     (tmp_path / "good.yaml").write_text(DATA)
+    (tmp_path / "random.yaml").write_text(DATA + "model: {weights: null}\n")
     (tmp_path / "sweep.yaml").write_text(
         "name: s\nbase: good.yaml\nspace: {train.lrr: {grid: [1, 2]}}\nnum_samples: 1\n"
     )

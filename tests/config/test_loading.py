@@ -22,12 +22,39 @@ def write(folder: Path, text: str) -> Path:
 
 
 REPOSITORY = Path(__file__).parents[2]
-SHIPPED = sorted([*REPOSITORY.glob("experiments/*.yaml"), *REPOSITORY.glob("waver/**/*.yaml")])
+BASELINES = sorted(REPOSITORY.glob("experiments/baselines/*.yaml"))
+SHIPPED = sorted([*REPOSITORY.glob("experiments/*.yaml"), *BASELINES, *REPOSITORY.glob("waver/**/*.yaml")])
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_yaml_is_an_experiment(path: Path):
     assert isinstance(load_config(path), ExperimentConfig)
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=lambda path: path.stem)
+def test_every_baseline_says_where_it_and_its_figures_come_from(path: Path):
+    text = path.read_text()
+    head = text[: text.index("name:")]
+    for start in ("# Source", "# Published", "# Measured here: none."):
+        assert f"\n{start}" in head
+    assert "arXiv" in head
+    assert ("R@1" in head) == ("Published: none" not in head), "figures, or that there are none"
+    assert f"\nname: {path.stem}\n" in text
+
+
+def test_the_baselines_of_clip4clip_and_drl_differ_only_in_the_model():
+    configs = {name: load_config(REPOSITORY / "experiments" / "baselines" / f"{name}.yaml").model_dump() for name in (
+        "clip4clip_meanp", "clip4clip_seqtransf", "drl_wti")}  # fmt: skip
+    kinds = {name: (config["model"]["temporal"], config["similarity"]["kind"]) for name, config in configs.items()}
+    assert kinds == {
+        "clip4clip_meanp": ("none", "dp"),
+        "clip4clip_seqtransf": ("seqTransf", "dp"),
+        "drl_wti": ("seqTransf", "wti"),
+    }
+    ours = load_config(REPOSITORY / "experiments" / "msrvtt.yaml").model_dump()
+    for config in configs.values():
+        assert {key for key in config if config[key] != ours[key]} <= {"name", "model", "similarity", "text"}
+        assert config["text"] == ours["text"] | {"prompt": None}
 
 
 def test_published_recipe_of_msrvtt(repository: Path):

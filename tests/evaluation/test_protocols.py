@@ -113,3 +113,17 @@ def test_msvd_annotations_follow_the_published_protocol(tmp_path):
     )
     assert (protocol.name, protocol.published) == ("MSVD official, all captions", True)
     assert (protocol.num_queries, protocol.gallery_size, protocol.captions_per_clip[::2]) == (27_763, 670, (21, 81))
+
+
+def test_a_backbone_as_it_is_needs_no_training_videos_to_be_as_published():
+    facts = HONEST | {"chosen_on": None, "origin": "zero-shot: ViT-B-32", "validation": "own"}
+    protocol = identify(**facts)
+    assert (protocol.published, protocol.differences) == (True, ())
+    assert "  model zero-shot: ViT-B-32; validation: own; phrases at inference: yes" in protocol.lines()
+    assert Protocol(**protocol.as_json()).lines() == protocol.lines()
+
+
+def test_an_imported_model_is_not_as_published_because_its_training_is_unknown():
+    protocol = identify(**HONEST | {"origin": "imported: DRL, from pytorch_model.bin.4"})
+    assert not protocol.published
+    assert protocol.differences == ("the model was trained elsewhere, and its file does not tell on which videos",)

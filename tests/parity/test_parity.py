@@ -5,81 +5,40 @@ are not computed) and are not compared.
 """
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
+from field_cases import CASES, FIGURES, assert_close, read_case
 from safetensors.torch import load_file
 
 from waver.evaluation.metrics import retrieval_metrics
 from waver.evaluation.ranking import rank_similarity
+from waver.model.backbone import Backbone
+from waver.model.field_checkpoints import PREFIXES, read_field_checkpoint
 from waver.model.interaction import last_token
 from waver.model.student import Student
 from waver.model.tokenizer import find_tokenizer
-from waver.model.weights import load_backbone
 from waver.training.losses import contrastive
 
-FIGURES = Path(os.environ.get("WAVER_PARITY", Path(__file__).parent))
-CASES = sorted(
-    path.stem
-    for path in FIGURES.glob("*.safetensors")
-    if path.stem.split("_")[0].rstrip("123") in ("dp", "ti", "wti", "xti") and not path.stem.endswith(".weights")
-)
-ARCHITECTURE = {
-    "embed_dim": 128,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 64, "layers": 2, "width": 128, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 600, "width": 128, "heads": 2, "layers": 4},
-}
-FUSION_PREFIX = "co_connection_transformer_model_block.0."
-FUSION = {
-    "query": "biattention.query1",
-    "key": "biattention.key2",
-    "value": "biattention.value2",
-    "attended": "biOutput.dense1",
-    "attended_norm": "biOutput.LayerNorm1",
-    "hidden": "v_intermediate.dense",
-    "output": "v_output.dense",
-    "output_norm": "v_output.LayerNorm",
-}
 TEMPORAL = {"none": "none", "seqtransf": "seqTransf", "seqlstm": "seqLSTM"}
-
-
-def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    torch.testing.assert_close(ours, theirs.to(ours.dtype).reshape(ours.shape), rtol=1e-4, atol=1e-4)
 
 
 def build(case: str) -> Student:
     interaction, temporal = case.removesuffix("_padded").split("_")
     kind, num_layers = interaction.rstrip("123"), int(interaction[-1]) if interaction[-1].isdigit() else 2
-    backbone = load_backbone(ARCHITECTURE, str(FIGURES / "clip.weights.safetensors"), image_size=64)
+    found = read_field_checkpoint(read_case(case), similarity=kind)
+    assert (found.temporal, found.similarity) == (TEMPORAL[temporal], kind)
+    assert kind != "wti" or found.wti_layers == num_layers
     student = Student(
-        backbone, temporal=TEMPORAL[temporal], temporal_layers=4, similarity=kind, wti_layers=num_layers, fusion=True
-    ).eval()
-    weights = load_file(FIGURES / f"{case.removesuffix('_padded')}.weights.safetensors")
-
-    def part(prefix: str) -> dict[str, torch.Tensor]:
-        return {name[len(prefix) :]: value.float() for name, value in weights.items() if name.startswith(prefix)}
-
-    # The other half of the reference's block updates the phrases, which nothing uses.
-    for ours, theirs in FUSION.items():
-        student.fusion.get_submodule(ours).load_state_dict(part(f"{FUSION_PREFIX}{theirs}."))
-    if kind == "wti":
-        for head, prefix in ((student.text_weights, "text_weight_fc."), (student.video_weights, "video_weight_fc.")):
-            state = part(prefix)
-            head.load_state_dict({f"0.{name}": v for name, v in state.items()} if num_layers == 1 else state)
-    if temporal == "seqlstm":
-        student.temporal.lstm.load_state_dict(part("lstm_visual."))
-    if kind == "xti":
-        cross = student.cross
-        cross.transformer.load_state_dict(part("cross.transformer."))
-        cross.pool_norm.load_state_dict(part("cross.pooler.ln_pool."))
-        cross.pool.load_state_dict(part("cross.pooler.dense."))
-        cross.score.load_state_dict(part("similarity_dense."))
-        with torch.no_grad():
-            cross.position_embedding.copy_(weights["cross.embeddings.position_embeddings.weight"])
-    return student
+        Backbone(found.backbone, found.image_size),
+        temporal=found.temporal,
+        temporal_layers=found.temporal_layers,
+        similarity=found.similarity,
+        wti_layers=found.wti_layers,
+        fusion=found.fusion,
+    )
+    student.load_state_dict({name: value.float() for name, value in found.state.items()})
+    return student.eval()
 
 
 @pytest.fixture(params=CASES)
@@ -152,19 +111,7 @@ def test_similarity_loss_and_gradient(case, request):
 
 def their_name(name: str) -> str:
     """The reference's name of a parameter."""
-    for ours, theirs in {
-        "backbone.clip.": "clip.",
-        "temporal.position_embedding": "frame_position_embeddings.weight",
-        "temporal.transformer.": "transformerClip.",
-        "temporal.lstm.": "lstm_visual.",
-        "text_weights.": "text_weight_fc.",
-        "video_weights.": "video_weight_fc.",
-        **{f"fusion.{ours}.": f"{FUSION_PREFIX}{theirs}." for ours, theirs in FUSION.items()},
-        "cross.position_embedding": "cross.embeddings.position_embeddings.weight",
-        "cross.pool_norm.": "cross.pooler.ln_pool.",
-        "cross.pool.": "cross.pooler.dense.",
-        "cross.score.": "similarity_dense.",
-    }.items():
+    for theirs, ours in PREFIXES.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return name

@@ -6,9 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from waver.knowledge.store import KnowledgeError
 from waver.model.lora import adapter_parameters, frozen_names
 from waver.runs.checkpoint import (
     CheckpointError,
+    check_dictionary,
     check_values,
     check_weights,
     checkpoint_config,
@@ -17,9 +19,11 @@ from waver.runs.checkpoint import (
     load_student,
     restore_training,
     save_checkpoint,
+    save_untrained,
     stored_activation,
 )
-from waver.training.build import build_training
+from waver.runs.origin import Origin
+from waver.training.build import build_student, build_training
 from waver.training.step import make_batch, train_step
 
 CPU = torch.device("cpu")
@@ -250,3 +254,16 @@ def test_a_checkpoint_without_adapters_does_not_open_with_them(tmp_path, load_ad
     save_checkpoint(tmp_path, build_training(tiny_config, num_steps=10, device=CPU), tiny_config)
     with pytest.raises(CheckpointError, match=r"holds no adapters: it was trained without model\.lora"):
         load_student(tmp_path, load_adapting())
+
+
+def test_only_the_file_of_an_imported_model_may_leave_its_dictionary_open(tmp_path, tiny_config, knowledge):
+    student = build_student(tiny_config)
+    save_untrained(tmp_path / "imported", student, tiny_config, Origin("imported", "WAVER"))
+    check_dictionary(knowledge, tmp_path / "imported")
+    assert is_complete(tmp_path / "imported")
+    training = build_training(tiny_config, num_steps=1, device=torch.device("cpu"))
+    save_checkpoint(tmp_path / "trained", training, tiny_config)
+    with pytest.raises(KnowledgeError, match=r"learned from another dictionary \(None\)"):
+        check_dictionary(knowledge, tmp_path / "trained")
+    (tmp_path / "imported" / "origin.json").unlink()
+    assert not is_complete(tmp_path / "imported"), "neither the state of a training nor an origin"

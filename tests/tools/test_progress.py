@@ -45,6 +45,15 @@ def test_metrics_of_each_epoch_are_logged_although_a_resumed_run_rewrites_the_fi
     assert any(line.endswith("50.0 video to text") for line in said if "epoch 2" in line)
 
 
+def test_epoch_0_is_told_as_zero_shot(tmp_path, said):
+    with follow_run(tmp_path, num_steps=8):
+        write(tmp_path / "metrics.jsonl", validation(0) | {"step": 0, "split": "validation, zero-shot"}, step(1))
+        wait_until(lambda: said)
+    assert said == [
+        "epoch 0 (zero-shot, before training): validation R@1 40.0 text to video, 50.0 video to text (chance 4.3, 23 clips)"
+    ]
+
+
 def wait_until(condition) -> None:
     deadline = time.monotonic() + 20
     while not condition():

@@ -46,7 +46,7 @@ ARCHITECTURE = {
 PACKAGE = Path(waver.__file__).parent
 GUARDED = {
     "pickle.loads": {"on_ray/cluster/blocks.py"},
-    "torch.load": {"model/weight_files.py", "runs/checkpoint.py"},
+    "torch.load": {"model/weight_files.py", "runs/checkpoint.py", "runs/importing.py"},
     "torch.jit.load": {"model/weight_files.py"},
     "yaml.load": {"config/loading.py"},
     "Image.open": {"data/clip_store.py"},

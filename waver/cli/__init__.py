@@ -12,6 +12,7 @@ COMMANDS = (
     stages.vocabulary,
     stages.match,
     stages.train,
+    results.import_,
     results.evaluate,
     results.robustness,
     results.board,
@@ -22,4 +23,5 @@ COMMANDS = (
 """All commands in the order in which `waver --help` and the README list them: the order of work."""
 
 for command in COMMANDS:
-    app.command()(with_verbosity(command))
+    # `import` is a word of Python, so the name of its function ends in an underscore.
+    app.command(command.__name__.rstrip("_"))(with_verbosity(command))

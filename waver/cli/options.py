@@ -56,6 +56,15 @@ def local_folder(path_or_url: str, overrides: Mapping[str, Any] | None = None) -
     return local_copy(check_url(path_or_url), Path(cache) if cache else None)
 
 
+def names_experiment(argument: str) -> bool:
+    """Returns whether an argument is the YAML file of an experiment; False for that of a run, which names the run."""
+    path = Path(argument)
+    if is_url(argument) or path.suffix not in (".yaml", ".yml") or path.is_dir():
+        return False
+    inside = {"environment.json", "model.safetensors"}  # of a run, of a checkpoint
+    return not (path.name == "config.yaml" and any((path.parent / name).exists() for name in inside))
+
+
 def load_experiment(config: Path, overrides: list[str], workers: int | None) -> ExperimentConfig:
     """Loads a configuration with the overrides of --set and --workers.
 
@@ -120,8 +129,10 @@ def arguments_of_experiment(parameters: Mapping[str, Any]) -> str:
         As `config_arguments`; an empty string if the command has no experiment, or several.
     """
     overrides = parameters.get("overrides", ())
-    runs = parameters.get("runs") or [parameters.get("run_or_checkpoint")]
+    runs = parameters.get("runs") or [parameters.get("run_or_config")]
     if isinstance(runs, list) and len(runs) == 1 and runs[0]:
+        if "run_or_config" in parameters and names_experiment(runs[0]):
+            return config_arguments(runs[0], overrides, parameters.get("workers"))
         folder = local_copy(runs[0]) if is_url(runs[0]) else Path(runs[0])
         config = folder / "config.yaml"
         return config_arguments(config, overrides) if config.is_file() else ""

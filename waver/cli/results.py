@@ -1,6 +1,7 @@
-"""Commands for trained runs: `waver evaluate`, `robustness`, `board` and `compare`."""
+"""Commands for the models of runs: `waver import`, `evaluate`, `robustness`, `board` and `compare`."""
 
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,9 @@ from waver.cli.options import (
     Set,
     Split,
     Workers,
+    load_experiment,
     local_folder,
+    names_experiment,
     print_protocol,
     stdout,
 )
@@ -22,9 +25,44 @@ from waver.tools.object_store import display_path, exists
 logger = logging.getLogger(__name__)
 
 
+def import_(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Checkpoint of the code of WAVER, DRL or CLIP4Clip, such as pytorch_model.bin.4.", show_default=False
+        ),
+    ],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the run.", show_default=False)],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file of an experiment: its data, video and text sections; the model is read from the checkpoint.",
+            show_default="the settings of the original code",
+        ),
+    ] = None,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Make a run of a checkpoint of WAVER, DRL or CLIP4Clip, which is evaluated and compared like any run."""
+    from waver.runs.importing import import_checkpoint
+
+    folder, origin = import_checkpoint(checkpoint, name, config, parse_overrides(overrides))
+    run = shlex.quote(display_path(folder.parent))
+    logger.info(origin.describe())
+    for note in origin.notes:
+        logger.info(f"  {note}")
+    if config is None:
+        logger.info("without --config the run does not know your data: name it, as in the next command")
+    data = "" if config else " --set data.annotations=captions.jsonl --set data.videos=videos"
+    logger.info(f"next: waver evaluate {run}{data}")
+
+
 def evaluate(
-    run_or_checkpoint: Annotated[
-        str, typer.Argument(help="Folder or URL of a run (its best checkpoint is evaluated) or of a checkpoint.")
+    run_or_config: Annotated[
+        str,
+        typer.Argument(
+            help="Folder or URL of a run (its best checkpoint is evaluated) or of a checkpoint; or the YAML file of an "
+            "experiment, whose pre-trained backbone is evaluated zero-shot."
+        ),
     ],
     split: Annotated[Split, typer.Option(help="Split to evaluate on.")] = "test",
     workers: Workers = None,
@@ -44,8 +82,36 @@ def evaluate(
     ] = 1000,
     overrides: Set = [],  # noqa: B006
 ) -> None:
-    """Compute exact retrieval metrics of a checkpoint, in both directions."""
+    """Compute exact retrieval metrics of a checkpoint, or of a backbone before any training, in both directions."""
     from waver.data.duplicates import describe_counts
+    from waver.runs.origin import kind_of
+
+    if export and export[0] != "trec":
+        raise ConfigError(f"--export {export[0]}: the only format is trec, as in --export trec rankings/")
+    files = {"output": output, "trec": export[1] if export else None, "trec_depth": export_depth}
+    if names_experiment(run_or_config):
+        name, result = _evaluate_zero_shot(Path(run_or_config), split, workers, overrides, files)
+    else:
+        name, result = _evaluate_run(run_or_config, split, workers, overrides, files)
+    print_protocol(result)
+    label = "" if kind_of(result) == "trained" else f" ({kind_of(result)})"
+    title = f"{name}{label}, {result['checkpoint'].rpartition('/')[2]}, {split} split"
+    _print_metrics(title, name, result)
+    if result["num_missing_clips"]:
+        logger.info(f"{result['num_missing_clips']} clips of the gallery could not be decoded and count as misses")
+    for note in result["origin"]["notes"] if result["origin"] else ():
+        logger.info(note)
+    if lines := describe_counts(result["duplicates"]):
+        logger.info(
+            "duplicates in the split (listed in duplicates_*.json; the `excused` metrics do not count them as wrong):"
+        )
+        logger.info("\n".join(lines))
+
+
+def _evaluate_run(
+    run: str, split: Split, workers: int | None, overrides: list[str], files: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Evaluates a run or a checkpoint; returns the name of its experiment and the result."""
     from waver.on_ray.stages.evaluate import run_evaluation
     from waver.runs.checkpoint import checkpoint_config
     from waver.runs.folder import find_checkpoint
@@ -56,30 +122,29 @@ def evaluate(
             f"--set {', '.join(fixed)}: a checkpoint is evaluated as it was trained; only settings of these sections can "
             f"be changed: {', '.join(EVALUATION_SECTIONS)}"
         )
-    if export and export[0] != "trec":
-        raise ConfigError(f"--export {export[0]}: the only format is trec, as in --export trec rankings/")
-    folder = local_folder(run_or_checkpoint, changed)
+    folder = local_folder(run, changed)
     checkpoint = find_checkpoint(folder)
     # One process by default, since metrics do not depend on the number of workers.
     experiment = checkpoint_config(checkpoint, {"resources.workers": workers or 1} | changed)
-    result = run_evaluation(
-        folder,
-        experiment,
-        split=split,
-        output=output,
-        trec=export[1] if export else None,
-        trec_depth=export_depth,
-    )
-    print_protocol(result)
-    title = f"{experiment.name}, {checkpoint.name}, {split} split"
-    _print_metrics(title, experiment.name, result)
-    if result["num_missing_clips"]:
-        logger.info(f"{result['num_missing_clips']} clips of the gallery could not be decoded and count as misses")
-    if lines := describe_counts(result["duplicates"]):
-        logger.info(
-            "duplicates in the split (listed in duplicates_*.json; the `excused` metrics do not count them as wrong):"
-        )
-        logger.info("\n".join(lines))
+    return experiment.name, run_evaluation(folder, experiment, split=split, **files)
+
+
+def _evaluate_zero_shot(
+    config: Path, split: Split, workers: int | None, overrides: list[str], files: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Evaluates the pre-trained backbone of an experiment; returns the name of its zero-shot run and the result."""
+    from waver.on_ray.stages.evaluate import run_zero_shot
+    from waver.runs.untrained import zero_shot_experiment
+
+    trained = load_experiment(config, overrides, workers or 1)
+    experiment = zero_shot_experiment(trained)
+    if exists(trained.run_folder / "config.yaml"):
+        run = shlex.quote(display_path(trained.run_folder))
+        logger.info(f"zero-shot, without the training of {run}: `waver evaluate {run}` evaluates that")
+    result = run_zero_shot(experiment, split=split, **files)
+    folder = shlex.quote(display_path(experiment.run_folder))
+    logger.info(f"the zero-shot run is {folder}; beside another run: waver compare {folder} RUN")
+    return experiment.name, result
 
 
 def _print_metrics(title: str, name: str, result: Mapping[str, Any]) -> None:

@@ -110,6 +110,11 @@ def train(config: Config, workers: Workers = None, overrides: Set = [], print_co
         num_clips = result["protocol"]["gallery_size"]
     title = f"{experiment.name}, {result['best_checkpoint']}, validation split"
     stdout.print(metrics_table(title, {"": result["validation"]}, num_clips=num_clips))
+    if before := result.get("zero_shot"):
+        logger.info(
+            f"zero-shot t2v R@1 {before['t2v/R@1']:.1f}, v2t R@1 {before['v2t/R@1']:.1f}: the backbone before training, on "
+            "the same split"
+        )
     for rival in result.get("rivals", ()):
         logger.info(rival)
     folder = experiment.run_folder

@@ -103,13 +103,13 @@ def check_inputs(
 
 
 def check_evaluation(
-    checks: Checks, checkpoint: Path, config: ExperimentConfig, split: str, *, writes: Sequence[Path]
+    checks: Checks, checkpoint: Path | None, config: ExperimentConfig, split: str, *, writes: Sequence[Path]
 ) -> Inputs:
-    """Checks what the evaluation of a checkpoint reads and where it writes.
+    """Checks what the evaluation of a checkpoint, or of a backbone as it is, reads and where it writes.
 
     Args:
         checks: receives the findings.
-        checkpoint: folder of the checkpoint.
+        checkpoint: folder of the checkpoint; None for the backbone with model.weights.
         config: configuration of the checkpoint; paths and resources may differ.
         split: train, validation or test.
         writes: folders for the results; they need not exist.
@@ -120,8 +120,12 @@ def check_evaluation(
         checks.run("split", check_evaluated_split, captions, split)
         store = checks.load("clip store", find_store, config, captions, needed=True)
         checks.run("videos", data.check_videos, config, captions, decoded=store is not None)
-    checks.run("checkpoint", check_checkpoint, checkpoint, config)
-    if captions is not None and store is not None and config.informed_at_inference:
+    if checkpoint is None:
+        checks.load("model", machine.measure_model, config, needed=True)
+        checks.run("weights", machine.check_model_weights, config, needed=True)
+    else:
+        checks.run("checkpoint", check_checkpoint, checkpoint, config)
+    if checkpoint and captions is not None and store is not None and config.informed_at_inference:
         checks.run("knowledge", check_evaluated_knowledge, checkpoint, config, captions, store, split)
     checks.run("output", machine.check_writable, writes, "change its permissions, or name another folder with --output")
     return Inputs(captions, store)

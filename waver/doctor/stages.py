@@ -19,7 +19,13 @@ from waver.doctor.machine import ModelSize
 from waver.evaluation.gallery import build_gallery
 from waver.knowledge.phrases import install_command, installed_parser
 from waver.knowledge.store import Knowledge, KnowledgeError
-from waver.runs.checkpoint import CheckpointError, check_values, check_weights, checkpoint_knowledge
+from waver.runs.checkpoint import (
+    CheckpointError,
+    check_dictionary,
+    check_values,
+    check_weights,
+    checkpoint_knowledge,
+)
 from waver.runs.folder import RunError, changed_data, check_run, describe_checkpoint, newest_checkpoint, read_result
 from waver.runs.inputs import (
     LEAKY,
@@ -305,5 +311,5 @@ def check_evaluated_knowledge(
 ) -> Iterator[Finding]:
     """Checks whether the clips of a split have phrases, of the dictionary that the model learned from."""
     knowledge = open_knowledge(config, captions, store, (split,))
-    knowledge.check_same_dictionary(checkpoint, checkpoint_knowledge(checkpoint))
+    check_dictionary(knowledge, checkpoint)
     yield Finding("ok", "knowledge", display_path(knowledge.path))

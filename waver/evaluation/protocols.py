@@ -13,6 +13,8 @@ from waver.data.annotations.published import PublishedPart, split_digest
 
 OWN = "own data"
 """Name of the protocol of data that is not published."""
+ZERO_SHOT = "zero-shot"
+"""How the origin of a backbone begins that was not trained for retrieval of videos."""
 TIES = "a tied answer has the average rank of those it is tied with"
 
 
@@ -42,6 +44,8 @@ class EvaluatedSplit:
     """Whether the model or its phrases used captions of validation or test."""
     variants: Sequence[str] = ()
     """Names of the metrics beside the plain ones, see `VARIANTS`."""
+    origin: str | None = None
+    """Where a model comes from that waver did not train, beginning with `zero-shot` or `imported`; None if it did."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Protocol:
     ties: str
     variants: Sequence[str]
     """Names of the metrics beside the plain ones."""
+    origin: str | None = None
+    """Where a model comes from that waver did not train; None if it did, and in results of earlier versions."""
 
     def as_json(self) -> dict[str, Any]:
         """Returns the protocol as part of a result."""
@@ -90,11 +96,16 @@ class Protocol:
             f"protocol: {self.name}, {self.split} split ({status})",
             *(f"  differs: {difference}" for difference in self.differences),
             f"  {self.num_queries} captions against {self.gallery_size} clips, {each} per clip; {self.ties}",
-            f"  model chosen {f'on {self.chosen_on}' if self.chosen_on else 'by the user'}; validation: {self.validation}; "
+            f"  model {self._chosen()}; validation: {self.validation}; "
             f"phrases at inference: {'yes' if self.knowledge_at_inference else 'no'}"
             f"{'; leaky dictionary' if self.leaky else ''}",
             *(f"  {VARIANTS[name]}" for name in self.variants),
         ]
+
+    def _chosen(self) -> str:
+        if self.origin:
+            return self.origin
+        return f"chosen {f'on {self.chosen_on}' if self.chosen_on else 'by the user'}"
 
 
 VARIANTS = {
@@ -124,11 +135,16 @@ def identify_protocol(evaluated: EvaluatedSplit) -> Protocol:
         leaky=evaluated.leaky,
         ties=TIES,
         variants=tuple(evaluated.variants),
+        origin=evaluated.origin,
     )
 
 
 def _differences(published: Mapping[str, PublishedPart], evaluated: EvaluatedSplit) -> list[str]:
-    differences = _gallery_differences(published, evaluated) + _training_differences(published, evaluated)
+    differences = _gallery_differences(published, evaluated)
+    if evaluated.origin is None:
+        differences += _training_differences(published, evaluated)
+    elif not evaluated.origin.startswith(ZERO_SHOT):  # a backbone as it is was trained on none of the videos
+        differences.append("the model was trained elsewhere, and its file does not tell on which videos")
     if evaluated.num_missing_clips:
         differences.append(
             f"{evaluated.num_missing_clips} clips of the gallery could not be decoded and count as misses"

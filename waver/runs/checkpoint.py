@@ -5,6 +5,7 @@ model.safetensors   weights; of a run with adapters (model.lora) without the pre
 training.pt         everything else that resuming needs
 config.yaml         the resolved configuration
 knowledge.json      summary of the knowledge that the model was trained with; null if it was trained without
+origin.json         in place of training.pt: where a model comes from that waver did not train, see `waver.runs.origin`
 
 The position in the data is stored as a number of caption rows. The order of the rows in each epoch follows from captions and
 seed (`waver.data.epochs`), so a run can resume at its position with any number of workers.
@@ -32,6 +33,7 @@ from waver.model.lora import adapter_parameters, frozen_digest, frozen_names
 from waver.model.student import Student
 from waver.model.weight_files import read_metadata
 from waver.model.weights import activation_of, check_finite, find_weights, load_weights, read_sizes
+from waver.runs.origin import ORIGIN_FILE, Origin, OriginError, read_origin
 from waver.tools.archives import check_size
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path, fetch, list_names, remote_of
@@ -53,8 +55,7 @@ def save_checkpoint(
     rng = parallel.gather_objects(_rng_state())
     if parallel.rank() != 0:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    _save_weights(training.student, folder / "model.safetensors")
+    _save_model(folder, training.student, config, knowledge)
     state = {
         "epoch": training.epoch,
         "step": training.step,
@@ -64,6 +65,18 @@ def save_checkpoint(
         "rng": rng,
     }
     torch.save(state, folder / "training.pt")
+
+
+def save_untrained(folder: Path, student: Student, config: ExperimentConfig, origin: Origin) -> None:
+    """Writes the checkpoint of a model that waver did not train; no run can resume from it."""
+    _save_model(folder, student, config, None)
+    (folder / ORIGIN_FILE).write_text(json.dumps(origin.as_json(), indent=2), encoding="utf-8")
+
+
+def _save_model(folder: Path, student: Student, config: ExperimentConfig, knowledge: Knowledge | None) -> None:
+    """Writes weights, configuration and the summary of the knowledge."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_weights(student, folder / "model.safetensors")
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     (folder / "knowledge.json").write_text(json.dumps(knowledge.summary() if knowledge else None), encoding="utf-8")
 
@@ -180,18 +193,35 @@ def checkpoint_knowledge(folder: Path) -> dict[str, Any] | None:
         ) from error
 
 
+def check_dictionary(knowledge: Knowledge, checkpoint: Path) -> None:
+    """Checks that a model was trained with the dictionary of some knowledge.
+
+    The file of an imported model does not tell its dictionary: it takes the phrases of any, by their embeddings.
+
+    Raises:
+        KnowledgeError: if it was trained with another dictionary, or without knowledge.
+        CheckpointError: if the checkpoint does not tell, because a file is missing or damaged.
+    """
+    if read_origin(checkpoint) is None:
+        knowledge.check_same_dictionary(checkpoint, checkpoint_knowledge(checkpoint))
+
+
 def is_complete(folder: Path) -> bool:
     """Returns whether all files of a checkpoint exist and none is truncated.
 
     Both formats of weights allow this without reading them: safetensors checks the size, and a zip file ends in its index.
     """
     if remote_of(folder):  # an object store never holds a truncated file
-        return set(list_names(folder)) >= {"model.safetensors", "training.pt", "knowledge.json", "config.yaml"}
+        names = set(list_names(folder))
+        return names >= {"model.safetensors", "knowledge.json", "config.yaml"} and bool(
+            names & {"training.pt", ORIGIN_FILE}
+        )
     try:
         with safe_open(folder / "model.safetensors", "pt"):
             checkpoint_knowledge(folder)
-            return zipfile.is_zipfile(folder / "training.pt") and (folder / "config.yaml").is_file()
-    except (OSError, SafetensorError, CheckpointError):
+            begun = zipfile.is_zipfile(folder / "training.pt") or read_origin(folder) is not None
+            return begun and (folder / "config.yaml").is_file()
+    except (OSError, SafetensorError, CheckpointError, OriginError):
         return False
 
 

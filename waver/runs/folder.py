@@ -6,7 +6,7 @@ environment.json    versions, hardware, git commit, command line
 metrics.jsonl       one row per optimizer step and one per evaluation
 events/             the same for TensorBoard
 checkpoint_*/       the best checkpoint (by validation t2v/R@1) and the two newest; see `checkpoint_name`
-result.json         written when the run has finished
+result.json         written when the run has finished; that of a model that waver did not train has an `origin`
 writer-*.json       the lock of the process that trains the run, see `waver.tools.lock`
 """
 
@@ -22,6 +22,7 @@ from waver.config import ExperimentConfig, load_config
 from waver.evaluation.confidence import describe_rivals
 from waver.runs.checkpoint import CheckpointError, is_complete
 from waver.runs.environment import environment
+from waver.runs.origin import kind_of
 from waver.runs.places import describe_place
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
@@ -30,6 +31,9 @@ from waver.tools.object_store import display_path, exists, fetch, list_names, re
 from waver.tools.section import describe_differences, flatten
 
 SELECTION_METRIC = "t2v/R@1"
+ZERO_SHOT_SPLIT = "validation, zero-shot"
+"""`split` of the row of metrics.jsonl for epoch 0: the backbone before training. It is no evaluation of the run's model, so
+whoever chooses among the rows of `validation` never sees it."""
 
 
 class RunError(WaverError):
@@ -63,6 +67,10 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
     Raises:
         RunError: see `open_run`.
     """
+    if kind := untrained_kind(folder):
+        raise RunError(
+            f"{display_path(folder)} holds a model that waver did not train ({kind}): choose another name (--set name=...)"
+        )
     path = folder / "config.yaml"
     if exists(path) and (newest_checkpoint(folder) or read_result(folder)):
         there, asked = flatten(load_config(path, stored=True).identity()), flatten(config.identity())
@@ -76,6 +84,12 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
                 f"{display_path(folder)} holds a run on other data ({changes}), because captions or decoded clips have "
                 "changed: choose another name (--set name=...), or delete the folder"
             )
+
+
+def untrained_kind(folder: Path) -> str:
+    """Returns `zero-shot` or `imported` for the run of a model that waver did not train; else an empty string."""
+    kind = kind_of(read_result(folder) or {})
+    return "" if kind == "trained" else kind
 
 
 def changed_data(folder: Path, data: Mapping[str, Any]) -> str:
@@ -170,12 +184,16 @@ def _complete_checkpoints(folder: Path) -> list[Path]:
 def best_checkpoint(folder: Path) -> tuple[Path, dict[str, float]]:
     """Returns the checkpoint with the highest validation t2v/R@1, the later one of a tie, and its validation metrics.
 
+    The run of a model that waver did not train has one checkpoint, without metrics.
+
     Raises:
         CheckpointError: if the folder holds no run, or a run without checkpoint or validation metrics.
     """
     kept = checkpoints(folder)
     if not kept:
         raise CheckpointError(_without_checkpoint(folder))
+    if untrained_kind(folder):
+        return next(iter(kept.values())), {}
     rows = [row for row in read_metrics(folder) if row.get("split") == "validation" and row["epoch"] in kept]
     if not rows:
         raise CheckpointError(
@@ -203,7 +221,11 @@ def best_epoch(rows: Iterable[Mapping[str, Any]]) -> tuple[int, dict[str, float]
         rows: validation rows from `read_metrics`, at least one.
     """
     best = max(rows, key=lambda row: (row[SELECTION_METRIC], row["epoch"]))
-    return best["epoch"], {name: value for name, value in best.items() if name.startswith(("t2v/", "v2t/"))}
+    return best["epoch"], _retrieval_metrics(best)
+
+
+def _retrieval_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name.startswith(("t2v/", "v2t/"))}
 
 
 def rivals_of_best(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -221,6 +243,12 @@ def rivals_of_best(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         num_clips=last[best].get("gallery_size"),
         num_captions=last[best].get("num_queries"),
     )
+
+
+def zero_shot_metrics(folder: Path) -> dict[str, float] | None:
+    """Returns the validation metrics of epoch 0, those of the backbone before training; None if the run has none."""
+    rows = [row for row in read_metrics(folder) if row.get("split") == ZERO_SHOT_SPLIT]
+    return _retrieval_metrics(rows[-1]) if rows else None
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -25,7 +25,7 @@ from waver.evaluation.confidence import beside
 from waver.evaluation.evaluate import Evaluation
 from waver.knowledge.store import Knowledge
 from waver.runs.environment import read_environment
-from waver.runs.folder import best_epoch, rivals_of_best
+from waver.runs.folder import ZERO_SHOT_SPLIT, best_epoch, rivals_of_best, zero_shot_metrics
 from waver.runs.inspection import Inspection, InspectionSettings, inspect_run, to_png, write_projection
 from waver.runs.tracking import Tracker, read_metrics
 from waver.runs.tracking.hparams import comparable_settings, write_best, write_hparams, write_session_end
@@ -102,14 +102,31 @@ class Recording:
         pairs = int(self._pairs[training.step])
         self._tracker.log(training.step, {**logs, **_gpu(training)}, pairs=pairs, epoch=training.epoch + 1)
 
+    @property
+    def has_zero_shot(self) -> bool:
+        """Whether an earlier attempt at this run has logged epoch 0."""
+        return zero_shot_metrics(self._tracker.local_folder) is not None
+
+    def before_training(self, evaluation: Evaluation) -> None:
+        """Logs the evaluation of the backbone before training as epoch 0, which no choice of a checkpoint reads."""
+        self._tracker.log(
+            0,
+            {**evaluation.metrics, **_of_styles(evaluation)},
+            pairs=0,
+            epoch=0,
+            split=ZERO_SHOT_SPLIT,
+            gallery_size=evaluation.gallery_size,
+            num_queries=evaluation.num_queries,
+        )
+        self._tracker.flush()
+
     def after_epoch(self, training: Training, evaluation: Evaluation) -> None:
         """Logs an evaluation, and draws retrieved clips if `tracking.images` is on."""
         pairs = int(self._pairs[training.step])
-        styles = {f"styles/{style}": metrics["t2v/R@1"] for style, metrics in evaluation.styles.items()}
         here = {"clips/failed": self._num_failed, "memory_of_worker_gib": peak_rss() / 2**30}
         self._tracker.log(
             training.step,
-            {**evaluation.metrics, **styles, **here},
+            {**evaluation.metrics, **_of_styles(evaluation), **here},
             pairs=pairs,
             epoch=training.epoch,
             split=evaluation.split,
@@ -183,6 +200,10 @@ class Recording:
         ledger = self._store.ledger
         failed = ledger["clip_id"].filter(pc.not_equal(ledger["status"], "ok"))
         return pc.sum(pc.is_in(pc.unique(self._captions["clip_id"]), value_set=failed)).as_py() or 0
+
+
+def _of_styles(evaluation: Evaluation) -> dict[str, float]:
+    return {f"styles/{style}": metrics["t2v/R@1"] for style, metrics in evaluation.styles.items()}
 
 
 def _write(events: SummaryWriter, inspection: Inspection, step: int) -> None:

@@ -14,6 +14,7 @@ from waver.evaluation.evaluate import Evaluation
 from waver.evaluation.protocols import EvaluatedSplit, Protocol, identify_protocol
 from waver.knowledge.store import Knowledge
 from waver.runs.checkpoint import checkpoint_knowledge
+from waver.runs.origin import read_origin
 from waver.tools.object_store import display_path
 
 
@@ -34,9 +35,11 @@ def result_of(
         config: configuration of the model.
         knowledge: phrases that the clips were embedded with; None if they were embedded without.
         captions: the data set's caption table.
-        chosen_on: split on which the checkpoint was the best of its run; None if the user named the checkpoint.
+        chosen_on: split on which the checkpoint was the best of its run; None if the user named the checkpoint. Ignored for
+            a model that waver did not train.
     """
-    learned = checkpoint_knowledge(checkpoint)
+    learned, origin = checkpoint_knowledge(checkpoint), read_origin(checkpoint)
+    chosen_on = None if origin else chosen_on  # nothing was chosen among the epochs of a run
     leaky = bool((learned and learned["leaky"]) or (knowledge and knowledge.leaky))
     protocol = protocol_of_table(
         config,
@@ -47,9 +50,11 @@ def result_of(
         chosen_on=chosen_on,
         leaky=leaky,
         variants=list(evaluation.variants),
+        origin=origin.describe() if origin else None,
     )
     return {
         "protocol": protocol.as_json(),
+        "origin": origin.as_json() if origin else None,
         "split": evaluation.split,
         "metrics": evaluation.metrics,
         "variants": evaluation.variants,
@@ -81,6 +86,7 @@ def protocol_of_table(
     chosen_on: str | None,
     leaky: bool,
     variants: Sequence[str] = (),
+    origin: str | None = None,
 ) -> Protocol:
     """Identifies the protocol of an evaluation; the arguments are those of `waver.evaluation.protocols.EvaluatedSplit`.
 
@@ -93,6 +99,7 @@ def protocol_of_table(
         chosen_on: split on which the checkpoint was chosen; None if the user named the checkpoint.
         leaky: whether the model or its phrases used captions of validation or test.
         variants: names of the metrics beside the plain ones.
+        origin: where a model comes from that waver did not train; None if it did.
     """
     evaluated = EvaluatedSplit(
         data_format=config.data.format,
@@ -109,5 +116,6 @@ def protocol_of_table(
         chosen_on=chosen_on,
         leaky=leaky,
         variants=variants,
+        origin=origin,
     )
     return identify_protocol(evaluated)

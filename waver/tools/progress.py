@@ -90,7 +90,7 @@ def follow_run(folder: Path, *, num_steps: int) -> Iterator[None]:
                     fetch(path)
                 rows, position = _new_rows(path, position)
                 for row in rows:
-                    if row.get("split") == "validation":
+                    if "split" in row:
                         logger.info(_epoch_line(row, last))
                     else:
                         last = row
@@ -144,7 +144,10 @@ def _step_line(row: dict) -> str:
 
 def _epoch_line(row: dict, last: dict) -> str:
     loss = f"loss {last['loss/total']:.3f}, " if last else ""
+    before = " (zero-shot, before training)" if row["epoch"] == 0 else ""
     t2v, v2t, num_clips = row["t2v/R@1"], row["v2t/R@1"], row.get("gallery_size")
     # Rows of earlier versions have no size of the gallery.
     beside = f" (chance {100 / num_clips:.1f}, {num_clips} clip{'s' if num_clips > 1 else ''})" if num_clips else ""
-    return f"epoch {row['epoch']}: {loss}validation R@1 {t2v:.1f} text to video, {v2t:.1f} video to text{beside}"
+    return (
+        f"epoch {row['epoch']}{before}: {loss}validation R@1 {t2v:.1f} text to video, {v2t:.1f} video to text{beside}"
+    )

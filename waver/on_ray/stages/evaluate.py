@@ -19,6 +19,7 @@ from torch import Tensor
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.data.duplicates import Duplicates, equivalent_clips, excused_pairs, find_duplicates
+from waver.doctor.preflight import Inputs
 from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
 from waver.evaluation.gallery import Gallery, build_gallery
 from waver.evaluation.trec import TREC_DEPTH, write_trec
@@ -27,11 +28,12 @@ from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import cluster_address, connect
 from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
-from waver.on_ray.stages.start import open_evaluations
-from waver.runs.checkpoint import checkpoint_knowledge, load_student, stored_activation
+from waver.on_ray.stages.start import open_evaluations, open_zero_shot
+from waver.runs.checkpoint import check_dictionary, load_student, stored_activation
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import LEAKY, open_knowledge
 from waver.runs.results import result_of
+from waver.runs.untrained import make_zero_shot_run, record_metrics
 from waver.tools.files import write_json
 from waver.tools.object_store import display_path
 from waver.training.build import local_device
@@ -168,19 +170,72 @@ def run_evaluation(
         WaverError: `StartError` with everything that is missing or does not fit the checkpoint; or if the evaluation fails.
     """
     checkpoint = find_checkpoint(path)
-    writes = [(output or checkpoint).absolute().parent, *([trec.absolute()] if trec else [])]
+    files = _Files(output, trec, trec_depth)
+    writes = files.folders(checkpoint.parent)
     inputs = open_evaluations({checkpoint: config}, split, writes=writes, stage="evaluate")[checkpoint]
+    return _evaluate_and_write(checkpoint, config, inputs, files, split=split, of_run=path != checkpoint)
+
+
+def run_zero_shot(
+    config: ExperimentConfig,
+    *,
+    split: str,
+    output: Path | None = None,
+    trec: Path | None = None,
+    trec_depth: int = TREC_DEPTH,
+) -> dict:
+    """Evaluates the pre-trained backbone of an experiment as it is: no training, mean of the frames.
+
+    Makes the run of that model, in which the result is; `waver.runs.untrained` says what it holds.
+
+    Args:
+        config: from `waver.runs.untrained.zero_shot_experiment`.
+        split: train, validation or test.
+        output: JSON file; by default `evaluation_<split>.json` in the folder of the zero-shot run.
+        trec: see `run_evaluation`.
+        trec_depth: see `run_evaluation`.
+
+    Raises:
+        WaverError: `StartError` with everything that is missing; `RunError` if the run folder holds another run; or if the
+            evaluation fails.
+    """
+    files = _Files(output, trec, trec_depth)
+    inputs = open_zero_shot(config, split, writes=[config.run_folder, *files.folders(config.run_folder)])
+    checkpoint = make_zero_shot_run(config)
+    return _evaluate_and_write(checkpoint, config, inputs, files, split=split, of_run=True)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where an evaluation writes."""
+
+    output: Path | None
+    """JSON file; None for the default."""
+    trec: Path | None
+    """Folder of rankings; None for none."""
+    trec_depth: int
+
+    def folders(self, default: Path) -> list[Path]:
+        """Returns the folders that are written; `default` is that of the result."""
+        result = self.output.absolute().parent if self.output else default.absolute()
+        return [result, *([self.trec.absolute()] if self.trec else [])]
+
+
+def _evaluate_and_write(
+    checkpoint: Path, config: ExperimentConfig, inputs: Inputs, files: _Files, *, split: str, of_run: bool
+) -> dict:
+    """Evaluates a checkpoint, and writes and returns the result; `of_run` says that a run was named, not the checkpoint."""
     captions, store = inputs.captions, inputs.store
+    trec, output = files.trec, files.output
     assert captions is not None, "an evaluation cannot start without captions"
     assert store is not None, "an evaluation cannot start without clip store"
     logger.info(f"the activation of the backbone is {stored_activation(checkpoint)}")
     queries = build_gallery(captions, split)
     duplicates, excused = _find_duplicates(captions, store, queries, split)
-    top_k = min(trec_depth, len(queries.clip_ids)) if trec else 0
+    top_k = min(files.trec_depth, len(queries.clip_ids)) if trec else 0
     options = EvaluationOptions(top_k=top_k, excused=excused, rescore=True)
     evaluation, knowledge = evaluate_checkpoint(checkpoint, config, captions, store, split=split, options=options)
-    is_best = path != checkpoint
-    chosen_on = "validation" if is_best else None
+    chosen_on = "validation" if of_run else None
     result = result_of(evaluation, checkpoint, config, knowledge, captions, chosen_on=chosen_on)
     if trec:
         _write_rankings(trec, evaluation, tag=config.name)
@@ -190,9 +245,11 @@ def run_evaluation(
     if evaluation.truncation.num_cut:
         logger.warning(f"{split}: {evaluation.truncation.describe(config.text.max_words)}")
     result["duplicates"] = duplicates.counts
-    name = split if is_best else f"{split}_{checkpoint.name}"
+    name = split if of_run else f"{split}_{checkpoint.name}"
     write_json(output or checkpoint.parent / f"evaluation_{name}.json", result)
     write_json((output or checkpoint).parent / f"duplicates_{split}.json", duplicates.as_json())
+    if result["origin"] and split == "validation":
+        record_metrics(checkpoint.parent, result["metrics"])
     return result
 
 
@@ -252,7 +309,7 @@ def evaluate_checkpoint(
     knowledge = None
     if config.informed_at_inference:
         knowledge = open_knowledge(config, captions, store, (split,))
-        knowledge.check_same_dictionary(checkpoint, checkpoint_knowledge(checkpoint))
+        check_dictionary(knowledge, checkpoint)
     logger.info(f"evaluating {display_path(checkpoint)} on the {split} split")
     table = captions if queries is None else queries
     if config.resources.max_workers == 1 and not cluster_address():

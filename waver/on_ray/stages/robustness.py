@@ -44,6 +44,7 @@ from waver.on_ray.stages.evaluate import evaluate_checkpoint
 from waver.on_ray.stages.start import open_evaluations
 from waver.runs.checkpoint import checkpoint_config
 from waver.runs.folder import find_checkpoint
+from waver.runs.origin import read_origin
 from waver.runs.results import result_of
 from waver.tools.commands import completed_commands, config_arguments, to_assignments
 from waver.tools.files import atomic_write, write_json
@@ -137,6 +138,8 @@ def _open_sources(runs: Sequence[Path], overrides: Mapping[str, Any], split: str
     for path, checkpoint in zip(runs, checkpoints, strict=True):
         config = configs[checkpoint]
         name = config.name if path != checkpoint else f"{config.name}/{checkpoint.name}"
+        if (origin := read_origin(checkpoint)) is not None:
+            name += f" ({origin.kind})"
         captions, store = inputs[checkpoint].captions, inputs[checkpoint].store
         assert captions is not None, "a report cannot start without captions"
         assert store is not None, "a report cannot start without clip store"
@@ -302,14 +305,15 @@ def _describe_source(source: _Source, result: Mapping[str, Any]) -> dict[str, An
         "precision",
         "config",
     )
-    return {"name": source.name, **{key: result[key] for key in fields}}
+    origin = {"origin": result["protocol"]["origin"]} if result["origin"] else {}
+    return {"name": source.name, **origin, **{key: result[key] for key in fields}}
 
 
 def _default_folder(sources: Sequence[_Source], split: str) -> Path:
     first = sources[0].checkpoint.parent
     if len(sources) == 1:
         return first / f"robustness_{split}"
-    names = "_".join(source.name.replace("/", "-") for source in sources)
+    names = "_".join(source.name.partition(" ")[0].replace("/", "-") for source in sources)  # without its kind
     return first.parent / f"robustness_{split}_{names}"
 
 

@@ -83,9 +83,33 @@ def open_evaluations(
     inputs = {}
     for checkpoint, config in checkpoints.items():
         checks = Checks()
-        inputs[checkpoint] = check_evaluation(checks, checkpoint, config, split, writes=writes)
-        if config.resources.max_workers > 1 or cluster_address():
-            checks.run("cluster", check_before_ray, config, before="match")
+        inputs[checkpoint] = _check_evaluation(checks, checkpoint, config, split, writes)
         findings |= {(finding.check, finding.found): finding for finding in checks.findings}
     require_start(findings.values(), stage)
+    return inputs
+
+
+def open_zero_shot(config: ExperimentConfig, split: str, *, writes: Sequence[Path]) -> Inputs:
+    """Checks what the evaluation of a backbone as it is reads and where it writes; returns its inputs.
+
+    Args:
+        config: see `waver.runs.untrained.zero_shot_experiment`.
+        split: train, validation or test.
+        writes: folders for the results; they need not exist.
+
+    Raises:
+        StartError: with everything that prevents it.
+    """
+    checks = Checks()
+    inputs = _check_evaluation(checks, None, config, split, writes)
+    require_start(checks.findings, "evaluate")
+    return inputs
+
+
+def _check_evaluation(
+    checks: Checks, checkpoint: Path | None, config: ExperimentConfig, split: str, writes: Sequence[Path]
+) -> Inputs:
+    inputs = check_evaluation(checks, checkpoint, config, split, writes=writes)
+    if config.resources.max_workers > 1 or cluster_address():
+        checks.run("cluster", check_before_ray, config, before="match")
     return inputs

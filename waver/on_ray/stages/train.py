@@ -37,6 +37,7 @@ from waver.runs.folder import (
     open_run,
     read_result,
     rivals_of_best,
+    zero_shot_metrics,
 )
 from waver.runs.inputs import LEAKY
 from waver.runs.results import protocol_of_table
@@ -128,6 +129,8 @@ def train(
         logger.info(weights_text(config.model.backbone, config.model.weights))
     knowledge_path = knowledge.path if knowledge else None
     job = TrainingJob(config, ray.put(captions), plan.rows, store.path, knowledge_path, folder, group)
+    if config.model.weights is not None and not group:  # the trials of a sweep would all compute the same
+        job = replace(job, zero_shot=True)
     outcome = local_worker(job) if local_worker else _train_on_workers(job, plan.num_steps, callbacks)
     if "stopped_at" in outcome:
         raise Terminated(
@@ -217,6 +220,7 @@ def _run_result(
         "global_batch_size": plan.batch_size,
         "best_checkpoint": checkpoint.name,
         "validation": metrics,
+        "zero_shot": zero_shot_metrics(folder),
         "rivals": rivals_of_best([row for row in read_metrics(folder) if row.get("split") == "validation"]),
         "validation_split": validation_source(captions),
         "data": plan.data,

@@ -37,6 +37,7 @@ from waver.training import parallel
 from waver.training.build import Training, build_training
 from waver.training.plan import plan_epoch
 from waver.training.step import make_batch, train_epoch
+from waver.training.zero_shot import zero_shot_config, zero_shot_student
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class TrainingJob:
     run_folder: Path
     group: str
     """Name shared by runs that differ only in their seed; empty for none."""
+    zero_shot: bool = False
+    """Whether to evaluate the backbone before the first step, as epoch 0."""
     signals: Any = None
     """Handle of the run's `SignalActor`, see `waver.on_ray.cluster.signals`; None if nothing can ask the run to stop."""
 
@@ -119,6 +122,8 @@ def train_job(job: TrainingJob, *, device: torch.device, report: Callable[[dict[
     control = ControlSignals(job.signals, device) if job.signals else None
     save = partial(_save, job, training, knowledge, recording, lock)
     with recording or nullcontext():
+        if job.zero_shot and training.step == 0:
+            _evaluate_zero_shot(training, captions, store, config, recording)
         for epoch in range(training.epoch, config.train.epochs):
             end_step = sum(map(len, plans[: epoch + 1]))
             command = _train_until(end_step, training, batches, config, recording, control, save)
@@ -144,6 +149,19 @@ def train_job(job: TrainingJob, *, device: torch.device, report: Callable[[dict[
         "seconds": time.perf_counter() - start,  # without the time spent waiting for capacity
         "peak_memory_bytes_of_worker": max(parallel.gather_objects(peak_rss())),
     }
+
+
+def _evaluate_zero_shot(
+    training: Training, captions: pa.Table, store: ClipStore, config: ExperimentConfig, recording: Recording | None
+) -> None:
+    """Evaluates the backbone before training, unless an earlier attempt has done so. Every worker must call it."""
+    if parallel.broadcast_object(recording is not None and recording.has_zero_shot):
+        return
+    # The same backbone object: the evaluation needs no second copy of the weights, and draws no random number.
+    student = zero_shot_student(training.student)
+    evaluation = evaluate(student, captions, store, zero_shot_config(config), split="validation")
+    if recording:
+        recording.before_training(evaluation)
 
 
 def _train_until(

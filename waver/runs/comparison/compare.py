@@ -9,10 +9,13 @@ from typing import Any
 from waver.data.annotations.captions import USUAL_FRACTION
 from waver.evaluation.confidence import describe_errors
 from waver.runs.comparison.reading import ComparisonError, ReadRun, read_run
+from waver.runs.origin import kind_of
 from waver.tools.object_store import display_path
 from waver.tools.section import flatten
 
 _DATA_KEYS = ("data.format", "data.split", "data.annotations", "data.videos")
+_OF_TRAINING = ("seed", "loss", "train", "checkpoint", "tracking", "profile")
+"""Settings that say nothing of a model that waver did not train."""
 _HELD_OUT_KEYS = ("data.validation_fraction", "data.validation_seed")
 """Which videos are held out of train for validation, where the data set has no split for it."""
 _PROTOCOL = {
@@ -100,6 +103,7 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     names = [run.config.name if run.config else run.folder.name for run in runs]
     if names[0] == names[1]:
         names = [display_path(run.folder) for run in runs]
+    names = [name if run.kind == "trained" else f"{name} ({run.kind})" for name, run in zip(names, runs, strict=True)]
     config = _config_rows(first, second)
     return Comparison(
         *names,
@@ -116,9 +120,16 @@ def _config_rows(a: ReadRun, b: ReadRun) -> tuple[ComparisonRow, ...]:
     if not (a.config and b.config):
         return ()
     counting = flatten(a.config.identity()).keys() | flatten(b.config.identity()).keys()
-    settings = [flatten(config.model_dump(mode="json", exclude={"name"})) for config in (a.config, b.config)]
+    settings = [_settings(run) for run in (a, b)]
     rows = [ComparisonRow(row.key, row.a, row.b, row.key in counting) for row in _rows(*settings)]
     return tuple(sorted(rows, key=lambda row: not row.counts))  # settings that affect metrics first
+
+
+def _settings(run: ReadRun) -> dict[str, Any]:
+    """Returns the settings of a run by dotted key; those of training only if waver trained its model."""
+    assert run.config is not None, "the caller has checked it"
+    without = {"name"} if run.kind == "trained" else {"name", *_OF_TRAINING}
+    return flatten(run.config.model_dump(mode="json", exclude=without))
 
 
 def _environment(run: ReadRun) -> dict[str, Any]:
@@ -135,8 +146,12 @@ def _training(run: ReadRun) -> dict[str, Any]:
     best = run.best
     rows = {
         "status": run.progress,
+        **(
+            {} if run.kind == "trained" else {key: run.result["origin"].get(key) for key in ("model", "file", "sha256")}
+        ),
         "steps": run.steps[-1]["step"] if run.steps else 0,
         "best epoch": best[0] if best else None,
+        "validation t2v/R@1 before training (zero-shot)": run.zero_shot.get("t2v/R@1"),
         "seconds (since its workers were last started)": run.result.get("seconds"),
         "clips per second (median)": run.median("clips_per_s"),
         "share of time waiting for data (median)": run.median("data_wait_share"),
@@ -184,6 +199,8 @@ def _evaluations(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> l
             for key, what in _CAUTIONS.items()
             if left.get(key) != right.get(key)
         ]
+        if kind_of(left) != kind_of(right):
+            cautions.insert(0, f"model: {kind_of(left)} and {kind_of(right)}")
         if lost := set(left.get("missing_clips") or ()) ^ set(right.get("missing_clips") or ()):
             cautions.append(
                 f"{len(lost)} clips of the gallery failed to decode for one run only and count as its misses"
@@ -214,8 +231,12 @@ def _notes(a: ReadRun, b: ReadRun, names: list[str]) -> Iterable[str]:
     if not (a.config and b.config):
         yield "settings are not compared: one of the configurations cannot be read"
     if not (a.best and b.best):
-        none = " and ".join(name for run, name in zip((a, b), names, strict=True) if not run.best)
-        yield f"validation is not compared: {none} has no evaluation yet"
+        without = [(run, name) for run, name in zip((a, b), names, strict=True) if not run.best]
+        why = " and ".join(
+            f"{name} has no evaluation yet" if run.kind == "trained" else f"{name} has no epochs to choose from"
+            for run, name in without
+        )
+        yield f"validation is not compared: {why}"
     for name in sorted(a.evaluations.keys() ^ b.evaluations.keys()):
         only, other = (names[0], b) if name in a.evaluations else (names[1], a)
         split = name.split("_")[1]

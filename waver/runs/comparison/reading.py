@@ -7,7 +7,8 @@ from statistics import median
 from typing import Any
 
 from waver.config import ConfigError, ExperimentConfig, load_config
-from waver.runs.folder import SELECTION_METRIC, best_epoch
+from waver.runs.folder import SELECTION_METRIC, ZERO_SHOT_SPLIT, best_epoch
+from waver.runs.origin import kind_of
 from waver.runs.places import describe_place
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
@@ -33,6 +34,8 @@ class ReadRun:
     """Rows of metrics.jsonl, one per optimizer step."""
     validation: list[dict[str, Any]]
     """Rows of metrics.jsonl, one per validation."""
+    zero_shot: Mapping[str, Any]
+    """Row of metrics.jsonl for epoch 0, the backbone before training; empty if there is none."""
     evaluations: Mapping[str, Mapping[str, Any]]
     """Name of each evaluation file, without suffix -> its content."""
     problems: list[str] = field(default_factory=list)
@@ -50,8 +53,15 @@ class ReadRun:
         return (last["gallery_size"], last["num_queries"]) if "gallery_size" in last else None
 
     @property
+    def kind(self) -> str:
+        """Whether its model is `trained`, `zero-shot` or `imported`."""
+        return kind_of(self.result)
+
+    @property
     def progress(self) -> str:
         """Whether the run has finished, or its last step and epoch, in words."""
+        if self.kind != "trained":
+            return f"{self.kind}, not trained here"
         if self.result:
             return "finished"
         if not self.steps:
@@ -96,6 +106,7 @@ def read_run(folder: Path) -> ReadRun:
         result=_read(folder / "result.json", problems, optional=True),
         steps=[row for row in valid if "split" not in row],
         validation=[row for row in valid if row.get("split") == "validation" and SELECTION_METRIC in row],
+        zero_shot=next((row for row in valid if row.get("split") == ZERO_SHOT_SPLIT), {}),
         evaluations=_evaluations(folder, problems),
         problems=problems,
     )

@@ -156,6 +156,16 @@ def model_text(student: nn.Module) -> str:
     return markdown_table(("part", "parameters", "trainable", "frozen"), rows)
 
 
+def origin_text(origin: Mapping[str, Any]) -> str:
+    """Formats the origin of a model that waver did not train.
+
+    Args:
+        origin: content of origin.json.
+    """
+    rows = [(key, _readable(key, value)) for key, value in origin.items()]
+    return markdown_table(("", "origin"), rows)
+
+
 def best_text(epoch: int, metrics: Mapping[str, float], *, num_epochs: int, remarks: Sequence[str] = ()) -> str:
     """Formats the best validation metrics so far.
 

@@ -1,0 +1,222 @@
+"""Makes a run of a checkpoint of WAVER, DRL or CLIP4Clip (`waver import`)."""
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from waver.config import ConfigError, ExperimentConfig, load_config
+from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig
+from waver.config.training import LossConfig, TrainConfig
+from waver.model.architecture import find_architecture
+from waver.model.errors import BackboneError
+from waver.model.field_checkpoints import (
+    FieldCheckpoint,
+    FieldCheckpointError,
+    read_field_checkpoint,
+    same_backbone,
+)
+from waver.model.weights import load_weights
+from waver.runs.origin import Origin
+from waver.runs.padding import describe_padding
+from waver.runs.untrained import check_free, make_run, sha256_of
+from waver.tools.archives import check_size
+from waver.training.build import build_student
+
+logger = logging.getLogger(__name__)
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_OPTIMIZER = ("optimizer_state_dict", "optimizer")
+_SECTIONS = ("data", "video", "text", "ingest", "storage", "resources", "evaluate")
+_KEYS = (
+    "similarity.kind",
+    "model.weights",
+    "knowledge.top_k",
+    "knowledge.num_matches",
+    "knowledge.prompt",
+    "knowledge.released",
+    "train.precision",
+)
+"""Settings beside those of `_SECTIONS` that a checkpoint leaves open."""
+PHRASES_UNKNOWN = (
+    "the model was trained with phrases that its file does not name; those that the authors released contain captions of "
+    "test, so its metrics may be leaky"
+)
+
+
+def import_checkpoint(
+    path: Path, name: str, config: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> tuple[Path, Origin]:
+    """Makes a run of a checkpoint: `storage/runs/<name>`, with the model under the names of waver.
+
+    Kind and sizes of the model are read from the tensors; the configuration gives data, videos and texts.
+
+    Args:
+        path: file of the checkpoint, such as pytorch_model.bin.4.
+        name: name of the run.
+        config: YAML file of an experiment; None for defaults, with a data section that the user replaces later.
+        overrides: dotted key -> value for the configuration.
+
+    Returns:
+        The folder of the run's checkpoint, and the origin of the model.
+
+    Raises:
+        FieldCheckpointError: if the file is no such checkpoint, or cannot be read; names the file.
+        ConfigError: if the configuration is invalid, or does not fit the checkpoint.
+        RunError: if there is a run of that name.
+        BackboneError: if the weights do not fit together.
+    """
+    overrides = overrides or {}
+    if fixed := sorted(key for key in overrides if key.partition(".")[0] not in _SECTIONS and key not in _KEYS):
+        raise ConfigError(
+            f"--set {', '.join(fixed)}: the model is that of the checkpoint; only settings of {', '.join(_SECTIONS)}, and "
+            f"{', '.join(_KEYS)}, can be changed"
+        )
+    given = load_config(config, overrides) if config else None
+    asked = overrides.get("similarity.kind", given.similarity.kind if given else None)
+    try:
+        found = read_field_checkpoint(read_tensors(path), similarity=asked)
+    except FieldCheckpointError as error:
+        raise FieldCheckpointError(f"{path} cannot be imported: {error}") from None
+    if overrides.get("similarity.kind", found.similarity) != found.similarity:
+        raise ConfigError(f"--set similarity.kind={asked}: the checkpoint has the weights of {found.similarity}")
+    experiment = imported_experiment(found, name, given or _default_config(found, overrides), overrides)
+    check_free(experiment.run_folder)
+    student = build_student(experiment)
+    load_weights(student, found.state, source=str(path))
+    notes = [*found.notes, _describe_reading(experiment)]
+    if found.fusion:
+        notes.append(PHRASES_UNKNOWN)
+    if padding := describe_padding(student, experiment):
+        notes.append(padding)
+    origin = Origin("imported", found.describe(), path.name, sha256_of(path), tuple(notes))
+    return make_run(experiment, student, origin), origin
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a checkpoint by name; nothing in the file is executed.
+
+    Raises:
+        FieldCheckpointError: if the file cannot be read, or holds something else.
+    """
+    if not path.is_file():
+        what = "is a folder: name the file in it" if path.is_dir() else "does not exist"
+        raise FieldCheckpointError(f"{path} {what}")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            check_size(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader raises its own kinds for a file of another format
+        reason = next(iter(str(error).splitlines()), "")
+        raise FieldCheckpointError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}); it should be a state dict that "
+            "torch.save wrote, such as pytorch_model.bin.4, or .safetensors"
+        ) from None
+    wrapped = [key for key in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
+    if len(wrapped) > 1:
+        raise FieldCheckpointError(
+            f"{path} holds several models ({', '.join(wrapped)}): save the one that is meant alone"
+        )
+    if wrapped:
+        content = content[wrapped[0]]
+    elif isinstance(content, dict) and any(key in content for key in _OPTIMIZER):
+        raise FieldCheckpointError(f"{path} holds the state of an optimizer: name the file of the model beside it")
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise FieldCheckpointError(f"{path} holds something else than tensors by name; it should be a state dict")
+    return content
+
+
+def imported_experiment(
+    found: FieldCheckpoint, name: str, given: ExperimentConfig, overrides: Mapping[str, Any]
+) -> ExperimentConfig:
+    """Returns the experiment of an imported model: its own model, on the data of a given experiment.
+
+    Args:
+        found: the model.
+        name: name of the run.
+        given: configuration with the overrides; its model does not count.
+        overrides: dotted key -> value. model.weights counts, as those of the teacher that matches phrases.
+
+    Raises:
+        ConfigError: if frames of the given size do not fit, or settings do not fit together.
+    """
+    if given.video.size != found.image_size:
+        raise ConfigError(
+            f"video.size = {given.video.size}, but the checkpoint reads frames of {found.image_size} pixels: --set "
+            f"video.size={found.image_size}"
+        )
+    same = _is_backbone_of(found, given)
+    backbone = given.model.backbone if same else found.backbone
+    if not same and given.model.backbone != ModelConfig().backbone:
+        logger.warning(f"model.backbone = {given.model.backbone} is not that of the checkpoint: {found.describe()}")
+    # The weights are those of the teacher alone, which matches phrases: it is the pre-trained network.
+    known = same or "model.weights" in overrides
+    weights = given.model.weights if known else "openai" if isinstance(backbone, str) else None
+    knowledge = KnowledgeConfig()
+    if found.fusion:
+        used = {"top_k": max(1, given.knowledge.top_k), "fusion": "attention", "at_inference": True}
+        knowledge = given.knowledge.model_copy(update=used)
+    training = {"precision": given.train.precision, "global_batch_size": given.train.global_batch_size}
+    settings = {
+        "name": name,
+        "model": ModelConfig.model_validate(
+            {
+                "backbone": backbone,
+                "weights": weights,
+                "temporal": found.temporal,
+                "temporal_layers": found.temporal_layers,
+            }
+        ),
+        "similarity": SimilarityConfig.model_validate({"kind": found.similarity, "wti_layers": found.wti_layers}),
+        "knowledge": knowledge,
+        "loss": LossConfig(),
+        "train": TrainConfig.model_validate(training),
+    }
+    try:
+        return ExperimentConfig.model_validate(given.model_copy(update=settings).model_dump())
+    except ValueError as error:
+        lines = [problem["msg"].removeprefix("Value error, ") for problem in getattr(error, "errors", list)()]
+        raise ConfigError("\n".join(lines) or str(error)) from None
+
+
+def _is_backbone_of(found: FieldCheckpoint, given: ExperimentConfig) -> bool:
+    try:
+        named, own = (find_architecture(backbone) for backbone in (given.model.backbone, found.backbone))
+    except BackboneError:
+        return False
+    return same_backbone(named, own)
+
+
+def _default_config(found: FieldCheckpoint, overrides: Mapping[str, Any]) -> ExperimentConfig:
+    """Returns defaults for a checkpoint without configuration; the data section names files that the user replaces.
+
+    CLIP4Clip and DRL read a caption as it is, WAVER within the prompt of its phrases.
+    """
+    settings: dict[str, Any] = {
+        "name": "imported",
+        "data": {"format": "table", "annotations": "captions.jsonl", "videos": "videos"},
+        "video": {"size": found.image_size},
+    }
+    if not found.fusion:
+        settings["text"] = {"prompt": None}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "defaults.yaml"
+        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        return load_config(path, overrides)
+
+
+def _describe_reading(config: ExperimentConfig) -> str:
+    prompt = f"in the prompt {config.text.prompt!r}" if config.text.prompt else "without a prompt"
+    video = config.video
+    return (
+        f"captions are read {prompt}, up to {config.text.max_words} tokens; videos with {video.frames_per_second:g} frames "
+        f"a second, up to {video.max_frames}: a model that was trained otherwise needs these settings changed in --config"
+    )

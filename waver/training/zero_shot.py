@@ -1,0 +1,35 @@
+"""The baseline without training: the pre-trained backbone compares the sentence with the mean of the frames.
+
+Nothing new has weights: no temporal aggregator, no fusion with phrases, `dp` as interaction. CLIP4Clip (arXiv 2104.08860)
+calls it meanP, here before any training.
+"""
+
+from waver.config import ExperimentConfig
+from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig
+from waver.config.training import LossConfig, TrainConfig
+from waver.model.student import Student
+
+
+def zero_shot_config(config: ExperimentConfig) -> ExperimentConfig:
+    """Returns the experiment of the backbone alone, on the same data; settings of training are the defaults."""
+    precision, batch_size = config.train.precision, config.train.global_batch_size
+    return config.model_copy(
+        update={
+            "model": ModelConfig(
+                backbone=config.model.backbone,
+                weights=config.model.weights,
+                pixel_mean=config.model.pixel_mean,
+                pixel_std=config.model.pixel_std,
+                temporal="none",
+            ),
+            "similarity": SimilarityConfig(kind="dp"),
+            "knowledge": KnowledgeConfig(),
+            "loss": LossConfig(),
+            "train": TrainConfig(precision=precision, global_batch_size=batch_size),
+        }
+    )
+
+
+def zero_shot_student(student: Student) -> Student:
+    """Returns the model of `zero_shot_config` with the backbone of a student, which both share."""
+    return Student(student.backbone, temporal="none", temporal_layers=1, similarity="dp", wti_layers=1)
