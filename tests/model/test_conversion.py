@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from waver.model.backbone import BackboneError
-from waver.model.conversion import fit_names
+from waver.model.conversion import fit_names, without_decoder
 from waver.model.weights import check_weights, load_backbone
 
 CLIP = {
@@ -185,3 +185,13 @@ def test_scale_and_bias_may_be_numbers_or_vectors_of_one_and_the_bias_may_be_mis
     fitted = fit_names({"logit_scale": torch.tensor(2.0)}, {"logit_scale": torch.zeros(1)})
     assert torch.equal(fitted["logit_scale"], torch.tensor([2.0]))
     assert fit_names({"logit_scale": torch.zeros(2)}, {"logit_scale": torch.zeros(1)})["logit_scale"].shape == (2,)
+
+
+def test_the_decoder_of_coca_is_dropped_where_the_model_has_one():
+    state = {
+        "visual.proj": torch.zeros(1),
+        "text.cls_emb": torch.zeros(1),
+        "text_decoder.ln_final.bias": torch.zeros(1),
+    }
+    assert without_decoder(state, {"multimodal_cfg": {}}).keys() == {"visual.proj", "text.cls_emb"}
+    assert without_decoder(state, {}) == state
