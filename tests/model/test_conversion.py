@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from waver.model.backbone import BackboneError
 from waver.model.conversion import fit_names, without_decoder
-from waver.model.weights import check_weights, load_backbone
+from waver.model.weights import check_weights, load_backbone, load_weights
 
 CLIP = {
     "embed_dim": 24,
@@ -154,6 +154,16 @@ def test_a_model_of_transformers_with_other_parts_is_not_converted_but_named(cli
         BackboneError, match="it holds a model of transformers that is neither CLIPModel nor SiglipModel"
     ):
         check_weights(CLIP, str(tmp_path / "w.safetensors"), image_size=16)
+
+
+def test_a_clip_model_under_another_name_is_told_the_names_that_fit():
+    with torch.device("meta"):
+        theirs = CLIPModel(CLIPConfig(text_config={"bos_token_id": 1, "eos_token_id": 2})).state_dict()
+        model = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16"))
+    with pytest.raises(
+        BackboneError, match=r"\n  it holds weights whose sizes are those of ViT-B-32, .*ViT-B-32-quickgelu"
+    ):
+        load_weights(model, theirs, source="w.safetensors")
 
 
 def test_positions_in_older_files_of_transformers_are_no_weights(clip_model, tmp_path):

@@ -201,7 +201,7 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], *, source: str) ->
             for what, names in problems
             if names
         ]
-        if is_clip and (what := describe_weights(given)):
+        if is_clip and (what := describe_weights(state)):
             lines.append(f"  it holds {what}")
         raise BackboneError(
             f"{source} holds another architecture than the model of this configuration:\n" + "\n".join(lines)
