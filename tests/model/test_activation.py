@@ -188,6 +188,7 @@ def test_the_code_of_a_torchscript_archive_decides(tmp_path, function, expected)
     assert str(activation_of(ARCHITECTURE, str(tmp_path / "w.pt"))).startswith(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_traced_model_of_open_clip(tmp_path, quick):
     torch.manual_seed(3)

@@ -135,6 +135,7 @@ def test_siglip_model_of_transformers(siglip_model, tmp_path):
     torch.testing.assert_close(backbone.clip.logit_scale, siglip_model.logit_scale.detach()[0])
 
 
+@pytest.mark.slow
 def test_every_tensor_of_a_published_siglip_has_its_place():
     architecture = open_clip.get_model_config("ViT-B-32-SigLIP2-256")
     vision = settings(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, image_size=256, patch_size=32)
@@ -156,6 +157,7 @@ def test_a_model_of_transformers_with_other_parts_is_not_converted_but_named(cli
         check_weights(CLIP, str(tmp_path / "w.safetensors"), image_size=16)
 
 
+@pytest.mark.slow
 def test_a_clip_model_under_another_name_is_told_the_names_that_fit():
     with torch.device("meta"):
         theirs = CLIPModel(CLIPConfig(text_config={"bos_token_id": 1, "eos_token_id": 2})).state_dict()
