@@ -188,6 +188,18 @@ def test_the_code_of_a_torchscript_archive_decides(tmp_path, function, expected)
     assert str(activation_of(ARCHITECTURE, str(tmp_path / "w.pt"))).startswith(expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_traced_model_of_open_clip(tmp_path, quick):
+    torch.manual_seed(3)
+    traced = open_clip.CLIP(**copy.deepcopy(ARCHITECTURE), quick_gelu=quick).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(traced, (PIXELS, torch.ones(2, 20, dtype=torch.int64))), tmp_path / "w.pt")
+    loaded = load_backbone(QUICK if not quick else ARCHITECTURE, str(tmp_path / "w.pt"), image_size=16)
+    assert torch.allclose(images(loaded.clip), images(traced), atol=1e-6)
+
+
 def test_archives_of_openai_are_known_by_their_published_hash(tmp_path, monkeypatch):
     path = tmp_path / "renamed.pt"
     write_traced(path, nn.GELU())  # the hash decides before the code does

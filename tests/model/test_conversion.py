@@ -12,9 +12,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from waver.model.conversion import fit_names
+from waver.model.conversion import fit_names, without_decoder
 from waver.model.errors import BackboneError
-from waver.model.weights import check_weights, load_backbone
+from waver.model.weights import check_weights, load_backbone, load_weights
 
 CLIP = {
     "embed_dim": 24,
@@ -135,6 +135,7 @@ def test_siglip_model_of_transformers(siglip_model, tmp_path):
     torch.testing.assert_close(backbone.clip.logit_scale, siglip_model.logit_scale.detach()[0])
 
 
+@pytest.mark.slow
 def test_every_tensor_of_a_published_siglip_has_its_place():
     architecture = open_clip.get_model_config("ViT-B-32-SigLIP2-256")
     vision = settings(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, image_size=256, patch_size=32)
@@ -154,6 +155,17 @@ def test_a_model_of_transformers_with_other_parts_is_not_converted_but_named(cli
         BackboneError, match="it holds a model of transformers that is neither CLIPModel nor SiglipModel"
     ):
         check_weights(CLIP, str(tmp_path / "w.safetensors"), image_size=16)
+
+
+@pytest.mark.slow
+def test_a_clip_model_under_another_name_is_told_the_names_that_fit():
+    with torch.device("meta"):
+        theirs = CLIPModel(CLIPConfig(text_config={"bos_token_id": 1, "eos_token_id": 2})).state_dict()
+        model = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16"))
+    with pytest.raises(
+        BackboneError, match=r"\n  it holds weights whose sizes are those of ViT-B-32, .*ViT-B-32-quickgelu"
+    ):
+        load_weights(model, theirs, source="w.safetensors")
 
 
 def test_positions_in_older_files_of_transformers_are_no_weights(clip_model, tmp_path):
@@ -185,3 +197,13 @@ def test_scale_and_bias_may_be_numbers_or_vectors_of_one_and_the_bias_may_be_mis
     fitted = fit_names({"logit_scale": torch.tensor(2.0)}, {"logit_scale": torch.zeros(1)})
     assert torch.equal(fitted["logit_scale"], torch.tensor([2.0]))
     assert fit_names({"logit_scale": torch.zeros(2)}, {"logit_scale": torch.zeros(1)})["logit_scale"].shape == (2,)
+
+
+def test_the_decoder_of_coca_is_dropped_where_the_model_has_one():
+    state = {
+        "visual.proj": torch.zeros(1),
+        "text.cls_emb": torch.zeros(1),
+        "text_decoder.ln_final.bias": torch.zeros(1),
+    }
+    assert without_decoder(state, {"multimodal_cfg": {}}).keys() == {"visual.proj", "text.cls_emb"}
+    assert without_decoder(state, {}) == state

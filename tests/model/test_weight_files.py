@@ -98,6 +98,12 @@ def test_a_file_is_named_for_what_it_is(tmp_path):
         read_weights(tmp_path / "w.bin")
 
 
+def test_a_safetensors_file_under_another_name(tmp_path):
+    save_file(STATE, tmp_path / "w.bin")
+    with pytest.raises(BackboneError, match=r"perhaps a \.safetensors file under another name: rename it"):
+        read_weights(tmp_path / "w.bin")
+
+
 def test_metadata_of_what_has_none(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"no weights")
     torch.save(STATE, tmp_path / "w.pt")

@@ -6,6 +6,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from logs import logged
 from safetensors.torch import save_file
 from torch import nn
 
@@ -127,6 +128,22 @@ def test_position_embeddings_follow_the_image_size(clip, tmp_path):
     backbone = load_backbone(ARCHITECTURE, str(tmp_path / "weights.safetensors"), image_size=32)
     assert backbone.clip.visual.positional_embedding.shape[0] == 1 + (32 // 8) ** 2
     assert check_weights(ARCHITECTURE, str(tmp_path / "weights.safetensors"), image_size=32)
+
+
+def test_positions_of_texts_that_are_interpolated_are_told(clip, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(clip.state_dict(), path)
+    shorter = copy.deepcopy(ARCHITECTURE)
+    shorter["text_cfg"]["context_length"] = 10
+    with logged() as messages:
+        assert load_backbone(ARCHITECTURE, str(path), image_size=32)
+        assert not messages
+        assert load_backbone(shorter, str(path), image_size=16).num_positions == 10
+    (message,) = messages
+    assert message.startswith(
+        f"{path} has positions for 20 tokens of a text, the model for 10: open_clip interpolates them"
+    )
+    assert message.endswith("Set the context_length of model.backbone to 20")
 
 
 def test_a_pretrained_tag_is_not_downloaded_to_be_checked():

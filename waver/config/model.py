@@ -77,8 +77,9 @@ class ModelConfig(Section):
     @classmethod
     def _path_is_absolute(cls, weights: str | None) -> str | None:
         path = Path(weights or "").expanduser()
-        is_path = os.path.isfile(path) or _is_folder(weights or "")  # noqa: PTH113 (its folder may be unreadable)
-        return str(path.absolute()) if is_path else weights
+        # A file here may have the name of a pretrained tag, which the tag wins.
+        is_file = os.path.isfile(path) and (path.suffix or len(path.parts) > 1)  # noqa: PTH113 (its folder may be unreadable)
+        return str(path.absolute()) if is_file or _is_folder(weights or "") else weights
 
 
 class SimilarityConfig(Section):

@@ -6,6 +6,7 @@ open_clip keeps matrices, which are their transposes.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,6 +103,18 @@ def fit_names(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
         if name in expected and name in fitted and fitted[name].numel() == 1:
             fitted[name] = fitted[name].reshape(expected[name].shape)
     return fitted
+
+
+def without_decoder(state: Mapping[str, Tensor], architecture: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns weights without those of CoCa's decoder of captions, which retrieval does not use.
+
+    Args:
+        state: name -> tensor.
+        architecture: open_clip's description of the model; `multimodal_cfg` describes the decoder.
+    """
+    if not has_decoder(architecture):
+        return dict(state)
+    return {name: tensor for name, tensor in state.items() if not name.startswith("text_decoder.")}
 
 
 def is_siglip(state: Mapping[str, Tensor]) -> bool:

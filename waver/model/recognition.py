@@ -154,9 +154,10 @@ def _sizes_of_state(state: Mapping[str, Tensor]) -> tuple[int, ...] | None:
 
 
 def _sizes_of_model(architecture: dict[str, Any]) -> tuple[int, ...] | None:
-    """Returns what `_sizes_of_state` does, of a model by its description."""
+    """Returns what `_sizes_of_state` does, of a model by its description; None for models of other parts."""
     vision, text = architecture["vision_cfg"], architecture["text_cfg"]
-    if "timm_model_name" in vision or "hf_model_name" in text or not isinstance(vision.get("layers"), int):
+    others = "timm_model_name" in vision or "hf_model_name" in text or "multimodal_cfg" in architecture
+    if others or not isinstance(vision.get("layers"), int):
         return None
     num_words, layers = text.get("vocab_size", 49408), text.get("layers", 12)
     sizes = (vision["width"], vision.get("patch_size", 16), vision["layers"], layers, text.get("width", 512), num_words)

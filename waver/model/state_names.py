@@ -17,8 +17,8 @@ _MAX_NESTED = 4
 """Wrappers in each other; a file that a program wrote has two at most."""
 _PREFIXES = ("module.", "_orig_mod.", "model.", "clip.")
 """What DistributedDataParallel, torch.compile, and modules that hold a CLIP put before each name."""
-_UNUSED = ("input_resolution", "context_length", "vocab_size", "n_averaged")
-"""Figures beside the weights: of OpenAI's archives, and of torch's AveragedModel."""
+_UNUSED = ("input_resolution", "context_length", "vocab_size", "n_averaged", "attn_mask", "text.attn_mask")
+"""What archives of OpenAI, torch's AveragedModel and traced models of open_clip keep beside the weights."""
 _WITHOUT_PREFIX = (*_UNUSED, "logit_scale", "logit_bias")
 """Names that may lack the prefix of all others."""
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

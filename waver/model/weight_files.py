@@ -177,9 +177,12 @@ def _unreadable(path: Path, error: Exception) -> str:
             "torch.save(model.state_dict(), 'weights.pt')"
         )
     try:
-        kind = describe_bytes(first_bytes(path))
+        begins = first_bytes(path)
     except OSError:
-        kind = None
+        begins = b""
+    kind = describe_bytes(begins)
+    if path.suffix != ".safetensors" and begins[8:10] == b'{"':  # the header, after its length
+        kind = "perhaps a .safetensors file under another name: rename it"
     return (
         f"model.weights: {path} cannot be read as weights ({type(error).__name__}: "
         f"{next(iter(str(error).splitlines()), '')}); it should be OpenAI's .pt, a .safetensors file or a state dict"

@@ -1,6 +1,7 @@
 """Loads pre-trained weights into a backbone: from a file, a folder, a pretrained tag of open_clip, or the hub."""
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from waver.model.activation import QUICK, Activation, named_activation, told_activation
-from waver.model.architecture import find_architecture, has_decoder
+from waver.model.architecture import find_architecture
 from waver.model.backbone import Backbone
-from waver.model.conversion import fit_names
+from waver.model.conversion import fit_names, without_decoder
 from waver.model.downloads import cached_weights, download, entry_problem, hub_entry, weights_url
 from waver.model.errors import BackboneError
 from waver.model.recognition import describe_weights
 from waver.model.weight_files import SUFFIXES, find_in_folder, read_weights
 from waver.tools.hub import HUB
+
+logger = logging.getLogger(__name__)
 
 
 def load_backbone(
@@ -49,7 +52,7 @@ def load_backbone(
         return Backbone(architecture, image_size, mean, std)
     location = find_weights(backbone, weights)
     path = location if isinstance(location, Path) else _download(location, backbone, weights)
-    state = _without_decoder(read_weights(path), architecture)
+    state = without_decoder(read_weights(path), architecture)
     activation = _activation(backbone, weights, location, path)
     if (quick := activation.name == QUICK) != bool(architecture.get("quick_gelu")):
         architecture["quick_gelu"] = quick
@@ -103,13 +106,6 @@ def _activation(
     return told
 
 
-def _without_decoder(state: dict[str, Tensor], architecture: dict[str, Any]) -> dict[str, Tensor]:
-    """Returns weights without those of CoCa's decoder of captions, which retrieval does not use."""
-    if not has_decoder(architecture):
-        return state
-    return {name: tensor for name, tensor in state.items() if not name.startswith("text_decoder.")}
-
-
 def check_weights(backbone: str | dict[str, Any], weights: str, *, image_size: int) -> Path | None:
     """Checks that weights fit a backbone, by the names and sizes of their tensors, and are finite; downloads nothing.
 
@@ -127,7 +123,7 @@ def check_weights(backbone: str | dict[str, Any], weights: str, *, image_size: i
     architecture = find_architecture(backbone)
     with torch.device("meta"):
         model = Backbone(architecture, image_size)
-    state = _without_decoder(read_weights(path), architecture)
+    state = without_decoder(read_weights(path), architecture)
     load_weights(model.clip, {name: tensor.to("meta") for name, tensor in state.items()}, source=str(path))
     check_finite(state, source=str(path))
     return path
@@ -202,11 +198,7 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], *, source: str) ->
     given = state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     expected = module.state_dict()
     if is_clip := isinstance(module, open_clip.CLIP | open_clip.CustomTextCLIP):
-        state = fit_names(state, expected)
-        for resize in (resize_pos_embed, resize_text_pos_embed):
-            # What cannot be resized, or has no positions, is reported below with all other differences.
-            with contextlib.suppress(AssertionError, AttributeError, RuntimeError):
-                resize(state, module)
+        state = _resize_positions(fit_names(state, expected), module, source=source)
     sizes = [
         f"{name}: the file has {tuple(state[name].shape)}, the model {tuple(tensor.shape)}"
         for name, tensor in expected.items()
@@ -220,13 +212,33 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], *, source: str) ->
             for what, names in problems
             if names
         ]
-        if is_clip and (what := describe_weights(given)):
+        if is_clip and (what := describe_weights(state)):
             lines.append(f"  it holds {what}")
         raise BackboneError(
             f"{source} holds another architecture than the model of this configuration:\n" + "\n".join(lines)
         )
     check_finite(given, source=source)  # under the names that they have in the file
     module.load_state_dict(state)
+
+
+def _resize_positions(
+    state: dict[str, Tensor], module: open_clip.CLIP | open_clip.CustomTextCLIP, *, source: str
+) -> dict[str, Tensor]:
+    """Returns weights whose position embeddings open_clip has interpolated to the numbers of the model."""
+    resized = dict(state)
+    for resize in (resize_pos_embed, resize_text_pos_embed):
+        # What cannot be resized, or has no positions, is reported with all other differences.
+        with contextlib.suppress(AssertionError, AttributeError, RuntimeError):
+            resize(resized, module)
+    for name in ("positional_embedding", "text.positional_embedding"):
+        if name in state and (before := len(state[name])) != (after := len(resized[name])):
+            # Of images, this is how models are used at another size; of texts, it moves every word.
+            logger.warning(
+                f"{source} has positions for {before} tokens of a text, the model for {after}: open_clip interpolates them, "
+                "so that every text gets another embedding than in training. Set the context_length of model.backbone to "
+                f"{before}"
+            )
+    return resized
 
 
 def find_weights(backbone: str | dict[str, Any], weights: str) -> Path | dict[str, Any]:

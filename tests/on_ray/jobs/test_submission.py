@@ -115,7 +115,8 @@ def test_all_problems_are_reported_at_once(clone):
 
 
 def test_a_pretrained_tag_is_not_a_path(clone):
-    plan(clone, "train", "experiments/good.yaml", overrides={"model.weights": "laion2b_s34b_b79k"})
+    for weights in ("laion2b_s34b_b79k", "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"):
+        plan(clone, "train", "experiments/good.yaml", overrides={"model.weights": weights})
 
 
 def test_paths_in_a_search_space_are_checked(clone):

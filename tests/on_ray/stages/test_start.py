@@ -5,22 +5,30 @@ import shutil
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from hub import hub_without_files
 from huggingface_hub import constants
+from logs import logged
 from safetensors.torch import save_file
 
 from waver.cli.options import load_experiment
 from waver.config import ConfigError, load_config
+from waver.data.clip_store import ClipStore
 from waver.doctor.findings import StartError
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.knowledge.store import build_dictionary, write_dictionary
+from waver.model.activation import set_activation
+from waver.on_ray.cluster.signals import Terminated
 from waver.on_ray.doctor.examine import examine, run_doctor
 from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.start import check_trials, open_inputs
-from waver.on_ray.stages.train import run_training
+from waver.on_ray.stages.train import run_training, train
 from waver.on_ray.stages.vocabulary import run_vocabulary
+from waver.runs.checkpoint import save_checkpoint
+from waver.runs.inputs import load_captions
+from waver.training.build import build_training
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,7 +65,7 @@ WRONG = {
     "a backbone misspelt": ({"model.backbone": "ViT-B-23"}, {"model"}),
     "a tower that is no mapping": ({"model.backbone.vision_cfg": 3}, {"model"}),
     "an impossible tower": ({"model.backbone.vision_cfg.patch_size": 0}, {"model"}),
-    "weights on a hub": ({"model.weights": "hf-hub:somebody/clip"}, {"weights"}),
+    "no repository of a hub": ({"model.weights": "hf-hub:some/body/clip"}, {"weights"}),
     "another size of frames": ({"video.size": 32}, {"clip store"}),
     "no knowledge": ({"knowledge.top_k": 3}, {"knowledge"}),
     "more workers than clips": (
@@ -153,6 +161,25 @@ def test_every_stage_tells_all_that_prevents_it(project, run, overrides, expecte
     with pytest.raises(StartError) as told:
         run(load_config("experiment.yaml", overrides))
     assert [part for part in expected if part not in str(told.value)] == []
+
+
+def test_the_log_of_a_run_tells_weights_and_activation(project, teacher_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray, "put", lambda table: ray.ObjectRef.nil())  # there is no Ray, and the worker reads nothing
+    config = load_config("experiment.yaml", {"storage.cache": None, "name": "told"})
+    captions, store = load_captions(config), ClipStore(config.clip_store)
+    with logged() as said, pytest.raises(Terminated):
+        train(config, captions, store, folder=tmp_path / "run", local_worker=lambda job: {"stopped_at": 0})
+    activation = "GELU, because model.backbone has no quick_gelu"
+    weights = f"the backbone has the weights {teacher_weights}; its activation is {activation}"
+    assert weights in said
+    checkpoint = tmp_path / "run/checkpoint_epoch_0001"
+    training = build_training(config, num_steps=1, device=torch.device("cpu"))
+    set_activation(training.student.backbone, quick=True)
+    save_checkpoint(checkpoint, training, config)
+    with logged() as said, pytest.raises(Terminated):
+        train(config, captions, store, folder=tmp_path / "run", local_worker=lambda job: {"stopped_at": 0})
+    assert weights not in said
+    assert f"the activation of the backbone is QuickGELU, from {checkpoint}" in said
 
 
 def test_an_empty_dictionary_prevents_matching(project, tmp_path):

@@ -11,7 +11,9 @@ from waver.sweeps.space import base_overrides
 RUN_STAGES = ("evaluate", "robustness")
 """Stages whose argument is a run, not the YAML file of an experiment or sweep."""
 _PATH_KEYS = ("storage.path", "data.annotations", "data.videos", "model.weights", "knowledge.released")
-_WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+_WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+_HUB = "hf-hub:"
+"""Prefix of the name of a repository of the hub, as in `waver.model.downloads`."""
 _NETWORK_FILE_SYSTEMS = (
     *("nfs", "cifs", "smb", "afs", "9p", "virtiofs", "fuse."),
     *("lustre", "gpfs", "beegfs", "ceph", "gluster", "pvfs"),
@@ -64,7 +66,9 @@ def named_paths(
 
 
 def _is_weights_file(value: str) -> bool:
-    """Returns whether model.weights names a file, and not a pretrained tag."""
+    """Returns whether model.weights names a file or folder, and not a pretrained tag or a repository of the hub."""
+    if value.startswith(_HUB):
+        return False
     return "/" in value or value.endswith(_WEIGHTS_SUFFIXES) or Path(value).is_file()
 
 
