@@ -48,3 +48,11 @@ def test_a_tower_that_cannot_recompute_is_found_before_training(load_tiny):
     _, (found,) = machine.measure_model(config, needed=True)
     assert (found.level, found.check) == ("error", "model")
     assert "the vision tower of model.backbone (ModifiedResNet) has no gradient checkpointing" in found.found
+
+
+def test_a_cpu_that_computes_bfloat16_can_be_asked_to(load_tiny):
+    auto = load_tiny(**{"train.precision": "auto"})
+    for name in ("amx_bf16", "avx512_bf16"):
+        assert "set train.precision to bf16" in machine.precision_hint(auto, {name: True, "avx2": True})
+    assert machine.precision_hint(auto, {"amx_bf16": False, "avx2": True}) == ""
+    assert machine.precision_hint(load_tiny(**{"train.precision": "fp32"}), {"amx_bf16": True}) == ""
