@@ -8,7 +8,7 @@ from waver.data.batch import Batch
 from waver.model.backbone import Backbone
 from waver.training.build import build_training
 from waver.training.cost import CostError, TrainingCost, count_forward, format_hours, training_cost
-from waver.training.step import batch_terms
+from waver.training.step import compute_gradients
 
 
 def table(**splits: tuple[int, int]) -> pa.Table:
@@ -45,6 +45,9 @@ def random_batch(config, num_pairs: int) -> Batch:
         {"similarity.kind": "xti"},
         {"similarity.kind": "dp", "model.temporal": "none"},
         {"loss.distill": 1, "knowledge.at_inference": False},
+        {"loss.kind": "sigmoid", "train.micro_batch_size": 4, "train.freeze": ["vision"]},
+        {"train.micro_batch_size": 3, "train.grad_checkpointing": True},
+        {"train.freeze": ["text.1"], "train.grad_checkpointing": True},
     ],
     ids=str,
 )
@@ -53,8 +56,7 @@ def test_the_estimate_is_what_a_step_computes(load_knowing, settings):
         {"knowledge.top_k": 3} if "loss.distill" in settings else {}))  # fmt: skip
     training = build_training(config, num_steps=1, device=torch.device("cpu"), phrases=torch.randn(9, 32))
     with FlopCounterMode(display=False) as counter:
-        terms, _ = batch_terms(training, random_batch(config, 6), config)
-        sum(terms.values()).backward()
+        compute_gradients(training, random_batch(config, 6), config)
     cost = training_cost(config, table(train=(6, 1), validation=(1, 1)))
     assert cost.num_pairs == 6
     # The first layer of the vision tower needs no gradient of its input, and on CPUs torch does not count attention.
@@ -71,6 +73,21 @@ def test_towers_cost_what_open_clip_publishes(repository, backbone, image, text)
     settings = {"model.backbone": backbone, "text.max_words": 77}
     forward = count_forward(load_config(repository / "experiments/msrvtt.yaml", settings))
     assert (forward.frame, forward.caption) == (pytest.approx(image, rel=0.01), pytest.approx(text, rel=0.05))
+
+
+@pytest.mark.slow
+def test_adapters_cost_less_than_training_the_towers_and_more_than_frozen_ones(load_knowing):
+    captions = table(train=(6, 1), validation=(1, 1))
+    costs = []
+    for settings in ({"train.backbone_lr_scale": 0}, {"model.lora.rank": 2, "model.lora.where": "text"}, {}):
+        config = load_knowing(**{"train.global_batch_size": 6, "train.epochs": 1, "knowledge.top_k": 0, **settings})
+        training = build_training(config, num_steps=1, device=torch.device("cpu"))
+        with FlopCounterMode(display=False) as counter:
+            compute_gradients(training, random_batch(config, 6), config)
+        estimate = training_cost(config, captions).training_flops
+        assert 0.9 * counter.get_total_flops() <= estimate <= 1.4 * counter.get_total_flops()
+        costs.append(counter.get_total_flops())
+    assert costs == sorted(set(costs))
 
 
 def test_an_lstm_costs_two_products_for_each_of_its_four_gates(load_tiny):

@@ -61,7 +61,8 @@ class TrainConfig(Section):
     """Number of pairs that pass the towers at a time on each worker, null for all: less memory for activations, the same
     gradient of the global batch. Each pair then passes the towers forward twice."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16: bfloat16 autocast. fp32: single precision. auto: bf16 on GPUs, fp32 on CPUs."""
+    """bf16: bfloat16 autocast. fp32: single precision. auto: bf16 on GPUs, fp32 on CPUs, also on those that compute bf16
+    natively."""
 
     @field_validator("freeze")
     @classmethod

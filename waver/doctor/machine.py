@@ -1,7 +1,8 @@
 """Checks of the model, its weights, disk and memory, by measured sizes and by estimates (labelled `estimate`)."""
 
+import copy
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,24 +13,26 @@ import torch
 from waver.config import ExperimentConfig
 from waver.config.preprocessing import find_preprocessing
 from waver.data.clip_store import ClipStore
+from waver.doctor.activations import tower_activations
 from waver.doctor.findings import Finding, Level, format_bytes
 from waver.model.errors import BackboneError
-from waver.model.student import Student
+from waver.model.lora import frozen_names
+from waver.model.towers import recompute_activations
 from waver.model.weight_files import num_bytes
 from waver.model.weights import activation_of, check_weights, unreachable_weights
 from waver.tools.errors import WaverError
 from waver.tools.files import can_write
 from waver.tools.hub import HUB
 from waver.tools.object_store import list_names, remote_of
-from waver.training.build import build_student, empty_text, parameter_groups
+from waver.training.build import build_student, freeze_student, parameter_groups
 from waver.training.cost import CostError, training_cost
 
 _JPEG_RATIO = 0.1
 """Bytes of JPEG frames relative to raw frames, as measured (experiments/RESULTS.md)."""
 _PROCESS_BYTES = 2**30
 """Approximate memory of the libraries in the process of a worker or loader."""
-_BYTES_PER_PIXEL = 5
-"""On the device: as uint8 and, normalised, as fp32."""
+_NORMALISED = 4
+"""Bytes of a value of a pixel, normalised, as fp32; it is one byte before."""
 _NUM_CHECKPOINTS = 4
 """The best, the two newest, and the one that is being written."""
 
@@ -45,11 +48,15 @@ class ModelSize:
     """D, of the common embedding space."""
     activation_bytes: int | None
     """Bytes that both towers keep for the gradient of one pair in fp32; None if unknown."""
+    num_not_saved: int = 0
+    """Parameters that checkpoints leave out: with adapters, the pre-trained ones."""
+    num_adapted: int = 0
+    """Parameters to which adapters add; their sums are kept for the gradient."""
 
     @property
     def checkpoint_bytes(self) -> int:
         """Size of a checkpoint: the weights and the two moments of AdamW, in fp32."""
-        return 4 * (self.num_parameters + 2 * self.num_trained)
+        return 4 * (self.num_parameters - self.num_not_saved + 2 * self.num_trained)
 
 
 def model_size(config: ExperimentConfig) -> ModelSize:
@@ -60,16 +67,25 @@ def model_size(config: ExperimentConfig) -> ModelSize:
     """
     with torch.device("meta"):
         student = build_student(config)
-        if config.train.backbone_lr_scale == 0:
-            student.backbone.requires_grad_(False)
+        freeze_student(student, config)
+        if config.train.grad_checkpointing:
+            recompute_activations(copy.deepcopy(student.backbone))  # or an error: the estimate runs every block once
         parameter_groups(student, config)
         counts = [(p.numel(), p.requires_grad) for p in student.parameters()]
         try:
-            activations = _tower_activations(student, config)
+            activations = tower_activations(student, config)
         except (RuntimeError, NotImplementedError):  # a tower has an operation that the meta device lacks
             activations = None
     trained = sum(number for number, is_trained in counts if is_trained)
-    return ModelSize(sum(number for number, _ in counts), trained, student.backbone.width, activations)
+    state = student.state_dict()
+    return ModelSize(
+        num_parameters=sum(number for number, _ in counts),
+        num_trained=trained,
+        embed_dim=student.backbone.width,
+        activation_bytes=activations,
+        num_not_saved=sum(state[name].numel() for name in frozen_names(state)) if config.model.lora else 0,
+        num_adapted=sum(tensor.numel() for name, tensor in state.items() if name.endswith(".original")),
+    )
 
 
 def measure_model(config: ExperimentConfig, *, needed: bool) -> tuple[ModelSize | None, list[Finding]]:
@@ -243,7 +259,7 @@ def check_memory(
     """
     resources = config.resources
     parts = _device_memory(config, captions, model, num_phrases=num_phrases, on_gpus=bool(gpus))
-    batch = parts["frames of a batch"] // _BYTES_PER_PIXEL
+    batch = _pairs_of_worker(config) * _values_of_frames(config)
     device = sum(parts.values())
     loaders = max(1, resources.loaders_per_worker)
     host = (1 + resources.loaders_per_worker) * _PROCESS_BYTES + (2 + loaders) * batch
@@ -252,7 +268,10 @@ def check_memory(
     largest = ", ".join(
         f"{format_bytes(value)} {name}" for name, value in sorted(parts.items(), key=lambda p: -p[1])[:3]
     )
-    remedy = "lower train.global_batch_size, or use more workers; a frozen backbone keeps no activations"
+    remedy = (
+        "set train.micro_batch_size or train.grad_checkpointing, lower train.global_batch_size, or use more workers; frozen "
+        "parts of the backbone (train.freeze) keep no activations"
+    )
     if gpus:
         found = f"estimate {format_bytes(device)} of {format_bytes(min(gpus))} of the GPU ({largest}){unknown}"
         fits = device <= min(gpus)
@@ -264,13 +283,30 @@ def check_memory(
     )
     if not gpus:
         found += f" (each: {largest}){unknown}"
+    if not gpus and ram is not None and (hint := precision_hint(config, torch.cpu.get_capabilities())):
+        yield Finding("info", "precision", hint)
     if ram is None:
         yield Finding("info", "memory", f"{found}; compare with the memory of the cluster's nodes", details=details)
         return
     fits = resources.max_workers * host <= ram
-    remedy = "lower resources.workers, resources.loaders_per_worker or train.global_batch_size"
+    remedy = "set train.micro_batch_size, or lower resources.workers, loaders_per_worker or train.global_batch_size"
     yield Finding(
         "ok" if fits else "warning", "memory", f"{found}, of {format_bytes(ram)}", "" if fits else remedy, details
+    )
+
+
+def precision_hint(config: ExperimentConfig, cpu: Mapping[str, object]) -> str:
+    """Says how to ask for bf16 on a CPU that computes it natively; empty if it does not, or if precision is chosen.
+
+    Args:
+        config: configuration of the experiment, whose workers compute on CPUs.
+        cpu: `torch.cpu.get_capabilities()`.
+    """
+    if config.train.precision != "auto" or not any(has for name, has in cpu.items() if name.endswith("bf16")):
+        return ""
+    return (
+        "train.precision = auto computes in fp32 on CPUs. This CPU computes bf16 natively, which is faster and halves the "
+        "activations: set train.precision to bf16 for it. Its effect on metrics was not measured"
     )
 
 
@@ -278,18 +314,29 @@ def _device_memory(
     config: ExperimentConfig, captions: pa.Table | None, model: ModelSize, *, num_phrases: int, on_gpus: bool
 ) -> dict[str, int]:
     """Returns the estimated bytes on the device of one worker, by what needs them."""
-    workers, video, precision = config.resources.min_workers, config.video, config.train.precision
-    pairs = -(-config.train.global_batch_size // workers)
+    workers, precision, pairs = config.resources.min_workers, config.train.precision, _pairs_of_worker(config)
+    at_once = min(pairs, config.train.micro_batch_size or pairs)
     half = precision == "bf16" or (precision == "auto" and on_gpus)
     texts = 0 if captions is None else pc.sum(pc.equal(captions["split"], "validation")).as_py() or 0
     return {
         "weights, gradients, AdamW": 4 * (model.num_parameters + 3 * model.num_trained),
-        "activations of the towers": (model.activation_bytes or 0) * pairs // (2 if half else 1),
-        "frames of a batch": _BYTES_PER_PIXEL * pairs * video.max_frames * 3 * config.preprocessing.size**2,
+        "activations of the towers": (model.activation_bytes or 0) * at_once // (2 if half else 1)
+        + 4 * model.num_adapted,
+        "frames of a batch": (pairs + _NORMALISED * at_once) * _values_of_frames(config),
         "phrases": 4 * num_phrases * model.embed_dim,
         # Validation keeps the embeddings of all tokens of the worker's captions.
         "captions of validation": 4 * model.embed_dim * config.text.max_words * texts // workers,
     }
+
+
+def _pairs_of_worker(config: ExperimentConfig) -> int:
+    """Returns the largest number of pairs of a batch that one worker has."""
+    return -(-config.train.global_batch_size // config.resources.min_workers)
+
+
+def _values_of_frames(config: ExperimentConfig) -> int:
+    """Returns the number of values in the frames of a clip, three a pixel."""
+    return config.video.max_frames * 3 * config.preprocessing.size**2
 
 
 def _backbone_name(config: ExperimentConfig) -> str:
@@ -299,23 +346,3 @@ def _backbone_name(config: ExperimentConfig) -> str:
 def _num_clips_to_decode(captions: pa.Table, store: ClipStore | None) -> int:
     in_ledger = set(store.ledger["clip_id"].to_pylist()) if store else set()
     return len(set(captions["clip_id"].to_pylist()) - in_ledger)
-
-
-def _tower_activations(student: Student, config: ExperimentConfig) -> int:
-    """Returns the bytes that autograd keeps for one pair in both towers; shared memory counts once, weights do not."""
-    of_weights = {p.untyped_storage()._cdata for p in student.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}  # holds the storages, so that no address is used twice
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in of_weights:
-            kept[storage._cdata] = storage
-        return tensor
-
-    size = config.preprocessing.size
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        frames = student.backbone.clip.encode_image(torch.empty(config.video.max_frames, 3, size, size))
-        words = student.backbone.encode_tokens(*empty_text(config))
-    total = sum(storage.nbytes() for storage in kept.values())
-    del frames, words
-    return total

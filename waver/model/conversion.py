@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from waver.model.architecture import has_decoder
+
 _OPEN_CLIP_PARTS = {
     "layer_norm1": "ln_1.",
     "layer_norm2": "ln_2.",

@@ -18,6 +18,7 @@ from waver.config import ExperimentConfig
 from waver.data.annotations.captions import count_split
 from waver.model.embeddings import Embeddings
 from waver.model.temporal import LstmAggregator
+from waver.model.towers import Tower, tower_blocks
 from waver.model.weights import load_backbone
 from waver.tools.errors import WaverError
 from waver.training.build import build_student, empty_text
@@ -29,6 +30,9 @@ MINUTE_H = 1 / 60
 """A minute in hours."""
 _BACKWARD = 3
 """Operations of forward and backward together, relative to forward: the gradients of inputs and of weights cost one each."""
+_RECOMPUTED = 2 / 3
+"""Operations of a second forward pass for gradient checkpointing: the last linear layer of a transformer's block, a third of
+it, is left out, since nothing in the block needs its output."""
 _UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
 
 
@@ -50,6 +54,10 @@ class ForwardFlops:
     """Fusion of one clip with its phrases; 0 without fusion."""
     comparison: int
     """Similarity of one caption with one clip."""
+    vision_blocks: int
+    """Number of blocks of the vision tower; 0 if unknown."""
+    text_blocks: int
+    """The same of the text tower."""
 
 
 @dataclass(frozen=True)
@@ -108,21 +116,47 @@ def training_cost(config: ExperimentConfig, captions: pa.Table, forward: Forward
     train, max_frames = config.train, config.video.max_frames
     num_train, _ = count_split(captions, "train")
     num_clips, num_captions = count_split(captions, "validation")
-    towers = forward.caption + max_frames * forward.frame
     retrieved = "informed" if config.informed_at_inference else "plain"
     ways = int(needs_plain(config.loss.weights, retrieved)) + int(config.uses_fusion)
     # With several workers, each computes its captions with all clips, and for a softmax its clips with all captions.
     both_ways = config.resources.max_workers > 1 and (config.loss.kind == "softmax" or config.loss.distill > 0)
     compared = min(train.global_batch_size, num_train) * (2 if both_ways else 1)
-    heads = ways * (forward.clip + compared * forward.comparison) + forward.fusion
+    again = int(_embeds_twice(config, num_train))
+    towers = forward.caption * (again + _tower_passes(config, "text", forward.text_blocks))
+    towers += max_frames * forward.frame * (again + _tower_passes(config, "vision", forward.vision_blocks))
+    embedding = ways * forward.clip + forward.fusion
+    heads = (_BACKWARD + again) * embedding + _BACKWARD * ways * compared * forward.comparison
     num_pairs = train.epochs * train.captions_per_clip * num_train
     clip = max_frames * forward.frame + forward.clip + (forward.fusion if config.informed_at_inference else 0)
     validation = num_clips * clip + num_captions * (forward.caption + num_clips * forward.comparison)
     return TrainingCost(
         num_pairs,
-        num_pairs * (towers * (_BACKWARD if train.backbone_lr_scale else 1) + heads * _BACKWARD),
+        round(num_pairs * (towers + heads)),
         train.epochs * validation,
     )
+
+
+def _embeds_twice(config: ExperimentConfig, num_train: int) -> bool:
+    """Returns whether train.micro_batch_size splits the share of a worker, so that each pair is embedded twice."""
+    size = config.train.micro_batch_size
+    share = -(-min(config.train.global_batch_size, num_train) // config.resources.max_workers)
+    return size is not None and share > size
+
+
+def _tower_passes(config: ExperimentConfig, tower: Tower, num_blocks: int) -> float:
+    """Returns the operations of a tower in a step, relative to one forward pass without gradient.
+
+    With adapters it is an upper bound: weights that are frozen need no gradient, those that adapters add to do.
+    """
+    train, lora = config.train, config.model.lora
+    frozen = [part.partition(".")[2] for part in train.freeze if part.partition(".")[0] == tower]
+    if lora:
+        trained = float(lora.where in (tower, "both"))
+    elif train.backbone_lr_scale == 0 or "" in frozen:
+        trained = 0.0
+    else:  # the first blocks neither keep activations nor have a gradient
+        trained = 1 - int(frozen[0]) / max(1, num_blocks) if frozen else 1.0
+    return 1 + trained * (_BACKWARD - 1 + (_RECOMPUTED if train.grad_checkpointing else 0))
 
 
 def count_forward(config: ExperimentConfig) -> ForwardFlops:
@@ -154,6 +188,8 @@ def count_forward(config: ExperimentConfig) -> ForwardFlops:
             clip=_count_flops(temporal, *of_clip) + _count_flops(student.video_weights, frames),
             fusion=_count_flops(student.fusion, frames, phrases),
             comparison=_count_flops(student.similarity, text, clip),
+            vision_blocks=len(tower_blocks(student.backbone, "vision")),
+            text_blocks=len(tower_blocks(student.backbone, "text")),
         )
 
 

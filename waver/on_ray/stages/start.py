@@ -58,7 +58,8 @@ def _checked_settings(config: ExperimentConfig) -> str:
         "resources",
         "storage",
     }
-    train = (config.train.global_batch_size, config.train.backbone_lr_scale == 0)
+    memory = {"global_batch_size", "freeze", "grad_checkpointing", "micro_batch_size"}
+    train = (config.train.model_dump(include=memory), config.train.backbone_lr_scale == 0)
     return repr((config.model_dump(include=sections), train, config.uses_knowledge, config.uses_fusion))
 
 

@@ -35,7 +35,7 @@ from waver.sweeps.folder import SweepError, sweep_folder
 from waver.sweeps.space import Point, corner_points, list_points, point_configs, read_sweep
 from waver.tools.errors import WaverError
 from waver.tools.object_store import remote_of
-from waver.training.build import build_student
+from waver.training.build import build_student, freeze_student
 from waver.training.cost import (
     MINUTE_H,
     CostError,
@@ -239,12 +239,15 @@ def memory_estimate(plan: Plan, at_once: int) -> str:
     bytes_of: dict[str, int] = {}
     for config in plan.configs:
         with torch.device("meta"):
-            parameters = sum(p.numel() for p in build_student(config).parameters())
+            student = build_student(config)
+            freeze_student(student, config)
+            counts = [(p.numel(), p.requires_grad) for p in student.parameters()]
         workers = config.resources.max_workers
         pairs = -(-config.train.global_batch_size // workers)
         frames = pairs * config.video.max_frames * 3 * config.preprocessing.size**2
-        # Weights, gradients and the two moments of AdamW; the current batch and one prefetched batch.
-        bytes_of[config.digest()] = workers * (4 * 4 * parameters + 2 * frames)
+        # Weights, and of those that are trained gradients and the two moments of AdamW; this batch and one read ahead.
+        values = sum(4 * number if is_trained else number for number, is_trained in counts)
+        bytes_of[config.digest()] = workers * (4 * values + 2 * frames)
     most = max(bytes_of.values()) / 2**30
     return (
         f"estimated memory: {most:.2f} GiB per trial for weights, gradients, optimizer and frames, {at_once * most:.2f} GiB "
