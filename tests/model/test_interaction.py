@@ -1,10 +1,12 @@
 """Each interaction against a direct computation with loops, in float64."""
 
+import math
+
 import pytest
 import torch
 
 from waver.model.embeddings import Embeddings
-from waver.model.interaction import CrossEncoder, WeightHead, dp, last_token, uniform_weights, wti
+from waver.model.interaction import CrossEncoder, WeightHead, dp, last_token, uniform_weights, wti, xclip
 
 
 def embeddings(num: int, lengths: list[int], seed: int, width: int = 8) -> Embeddings:
@@ -48,7 +50,7 @@ def test_padding_cannot_win_where_all_cosines_are_negative():
     torch.testing.assert_close(wti(text, video), torch.full((1, 1), -1.0, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("interaction", [dp, wti])
+@pytest.mark.parametrize("interaction", [dp, wti, xclip])
 def test_values_behind_the_mask_are_never_read(interaction):
     def scrambled(e: Embeddings) -> Embeddings:
         return Embeddings(e.values.masked_fill(~e.mask[..., None], 1e3), e.mask, e.weights)
@@ -63,6 +65,31 @@ def test_dp_is_the_cosine_of_the_end_token_and_the_mean_normalised_frame():
             rows = VIDEO.values[v, :frames]
             mean = (rows / rows.norm(dim=1, keepdim=True)).mean(0)
             assert result[t, v].item() == pytest.approx(cosine(TEXT.values[t, length - 1], mean))
+
+
+def attend(cosines: list[float]) -> float:
+    """Attention over similarities (X-CLIP, equation 7): the softmax of cosines / 0.01 weighs these cosines."""
+    largest = max(cosines)
+    weights = [math.exp((c - largest) / 0.01) for c in cosines]
+    return sum(w * c for w, c in zip(weights, cosines, strict=True)) / sum(weights)
+
+
+def test_xclip_equals_its_formula():
+    result = xclip(TEXT, VIDEO)
+    for t, num_words in enumerate([5, 3, 1, 4]):
+        for v, num_frames in enumerate([2, 4, 3]):
+            words, frames = TEXT.values[t, :num_words], VIDEO.values[v, :num_frames]
+            sentence, mean = words[-1], (frames / frames.norm(dim=1, keepdim=True)).mean(0)
+            matrix = [[cosine(word, frame) for frame in frames] for word in words]
+            by_words = attend([attend(row) for row in matrix])
+            by_frames = attend([attend(list(column)) for column in zip(*matrix, strict=True)])
+            parts = [
+                cosine(sentence, mean),
+                attend([cosine(word, mean) for word in words]),
+                attend([cosine(sentence, frame) for frame in frames]),
+                (by_words + by_frames) / 2,
+            ]
+            assert result[t, v].item() == pytest.approx(sum(parts) / 4)
 
 
 def test_last_token():
@@ -89,8 +116,9 @@ def test_cross_encoder_scores_pairs_one_by_one():
             torch.testing.assert_close(cross(TEXT[t : t + 1], video)[0, 0], together[t, v])
 
 
-def test_gradients_are_finite_with_padding():
+@pytest.mark.parametrize("interaction", [wti, xclip])
+def test_gradients_are_finite_with_padding(interaction):
     values = TEXT.values.clone().requires_grad_()
-    wti(Embeddings(values, TEXT.mask, TEXT.weights), VIDEO).sum().backward()
+    interaction(Embeddings(values, TEXT.mask, TEXT.weights), VIDEO).sum().backward()
     assert values.grad.isfinite().all()
     assert (values.grad[~TEXT.mask] == 0).all()

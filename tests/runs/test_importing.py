@@ -20,12 +20,13 @@ from waver.model.interaction import wti
 from waver.model.student import Student
 from waver.runs.checkpoint import checkpoint_config, load_student
 from waver.runs.comparison import compare_runs
-from waver.runs.folder import RunError, find_checkpoint, newest_checkpoint
+from waver.runs.folder import RunError, check_run, find_checkpoint, newest_checkpoint
 from waver.runs.importing import import_checkpoint
 from waver.runs.origin import read_origin
 from waver.runs.padding import wti_with_zeros
 from waver.runs.untrained import sha256_of
 from waver.tools.errors import WaverError
+from waver.tools.object_store import local_copy
 from waver.training.build import build_student
 
 BACKBONE = {
@@ -286,3 +287,26 @@ def test_wrapped_and_safe_files_are_read_alike(drl, tmp_path, project):
     for number, path in enumerate(sorted(tmp_path.iterdir())):
         checkpoint, _ = import_checkpoint(path, f"alike{number}", project / "experiment.yaml")
         assert torch.equal(imported(checkpoint.parent).logit_scale, drl[1].logit_scale)
+
+
+def test_a_run_that_was_interrupted_while_it_was_made_is_made_again(drl, project):
+    checkpoint, _ = import_checkpoint(drl[0], "broken", project / "experiment.yaml")
+    (checkpoint.parent / "result.json").unlink()
+    config = checkpoint_config(checkpoint)
+    with pytest.raises(RunError, match=r"holds a model that waver did not train \(imported\)"):
+        check_run(checkpoint.parent, config, {})
+    again, _ = import_checkpoint(drl[0], "broken", project / "experiment.yaml")
+    assert again == checkpoint
+    assert (checkpoint.parent / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_in_an_object_store_is_read_elsewhere(drl, project, s3, tmp_path, monkeypatch):
+    import_checkpoint(drl[0], "remote", project / "experiment.yaml", {"storage.path": s3})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    run = local_copy(f"{s3}/runs/remote")
+    checkpoint = find_checkpoint(run)
+    assert read_origin(checkpoint).kind == "imported"
+    assert torch.equal(load_student(checkpoint, checkpoint_config(checkpoint)).logit_scale, drl[1].logit_scale)
+    with pytest.raises(RunError, match="holds a run already"):
+        import_checkpoint(drl[0], "remote", project / "experiment.yaml", {"storage.path": s3})

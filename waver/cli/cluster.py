@@ -18,7 +18,8 @@ def submit(
     config: Annotated[
         str,
         typer.Argument(
-            help="YAML file of the experiment; for tune, of the sweep; for evaluate and robustness, folder of a run.",
+            help="YAML file of the experiment; for tune, of the sweep; for evaluate and robustness, folder of a run; for "
+            "evaluate also an experiment, zero-shot.",
             show_default=False,
         ),
     ],

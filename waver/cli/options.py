@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from waver.config import ExperimentConfig, config_error, load_draft, parse_overrides
+from waver.runs.places import names_experiment
 from waver.tools.commands import complete_commands, config_arguments
 from waver.tools.object_store import check_url, is_url, local_copy
 
@@ -54,15 +55,6 @@ def local_folder(path_or_url: str, overrides: Mapping[str, Any] | None = None) -
         return Path(path_or_url)
     cache = (overrides or {}).get("storage.cache")
     return local_copy(check_url(path_or_url), Path(cache) if cache else None)
-
-
-def names_experiment(argument: str) -> bool:
-    """Returns whether an argument is the YAML file of an experiment; False for that of a run, which names the run."""
-    path = Path(argument)
-    if is_url(argument) or path.suffix not in (".yaml", ".yml") or path.is_dir():
-        return False
-    inside = {"environment.json", "model.safetensors"}  # of a run, of a checkpoint
-    return not (path.name == "config.yaml" and any((path.parent / name).exists() for name in inside))
 
 
 def load_experiment(config: Path, overrides: list[str], workers: int | None) -> ExperimentConfig:

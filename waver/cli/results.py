@@ -15,11 +15,11 @@ from waver.cli.options import (
     Workers,
     load_experiment,
     local_folder,
-    names_experiment,
     print_protocol,
     stdout,
 )
 from waver.config import ConfigError, load_robustness, parse_overrides
+from waver.runs.places import names_experiment
 from waver.tools.object_store import display_path, exists
 
 logger = logging.getLogger(__name__)

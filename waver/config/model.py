@@ -86,9 +86,10 @@ class SimilarityConfig(Section):
     """How the similarity of a text and a video is computed from their embeddings."""
 
     # Names of waver.model.interaction.INTERACTIONS.
-    kind: Literal["dp", "ti", "wti", "xti"] = "wti"
+    kind: Literal["dp", "ti", "wti", "xclip", "xti"] = "wti"
     """dp: dot product of the sentence and the mean frame. ti: token-wise interaction of words and frames. wti: the same with
-    learned weights. xti: a transformer over each pair of text and video, much slower than the others."""
+    learned weights. xclip: sentence and words against video and frames. xti: a transformer over each pair of text and video,
+    much slower than the others."""
     wti_layers: Literal[1, 2, 3] = 2
     """Number of layers that compute the weights of wti."""
 

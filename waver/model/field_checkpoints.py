@@ -176,7 +176,8 @@ def _check_kind(state: Mapping[str, Tensor]) -> None:
     if of_x_clip := sorted(name for name in state if _OF_X_CLIP.fullmatch(name)):
         raise FieldCheckpointError(
             f"it is a checkpoint of X-CLIP (arXiv 2207.07285): its multi-grained similarity has matrices "
-            f"({abbreviate(of_x_clip)}) that no similarity.kind of waver has, so waver cannot compute its figures"
+            f"({abbreviate(of_x_clip)}) that waver's similarity.kind = xclip does not have, so waver cannot compute its "
+            "figures"
         )
     if any(name.startswith("clip.visual.layer1.") for name in state):
         raise FieldCheckpointError("its vision tower is a ResNet: only checkpoints with a ViT can be imported")

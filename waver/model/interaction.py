@@ -1,6 +1,6 @@
 """Interactions: how the tokens of a text and the frames of a video become their similarity.
 
-`dp`, `ti` and `wti` are pure functions of two `Embeddings`; `xti` is a module with parameters, `CrossEncoder`.
+`dp`, `ti`, `wti` and `xclip` are pure functions of two `Embeddings`; `xti` is a module with parameters, `CrossEncoder`.
 Padding can never win a maximum, since it repeats a valid token of its item. The reference implementation multiplies padded
 cosines by 0 instead, which wins wherever all cosines are negative.
 
@@ -8,7 +8,7 @@ To add an interaction: write its function or module and a row of `INTERACTIONS`,
 `waver/config/model.py` (which stays free of torch, so it cannot read the table; a test compares the two).
 
 Source: Wang et al., "Disentangled Representation Learning for Text-Video Retrieval", 2022 (arXiv 2203.07111), whose
-interactions WAVER (arXiv 2312.09507) uses.
+interactions WAVER (arXiv 2312.09507) uses; of `xclip`, X-CLIP (arXiv 2207.07285).
 """
 
 # pyright: reportMissingTypeStubs=false
@@ -27,6 +27,9 @@ from waver.model.embeddings import Embeddings
 from waver.model.errors import BackboneError
 from waver.model.temporal import TransformerAggregator, attention_bias, build_transformer
 
+XCLIP_TEMPERATURE = 0.01
+"""Temperature of the softmax over cosines in `xclip`, the best of those that its authors compare."""
+
 
 def uniform_weights(mask: Bool[Tensor, "M L"]) -> Float[Tensor, "M L"]:
     """Returns equal weights for the valid tokens of each item; they sum to 1, padding has 0."""
@@ -41,10 +44,16 @@ def last_token(values: Float[Tensor, "M L D"], mask: Bool[Tensor, "M L"]) -> Flo
 
 def dp(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
     """Dot product: cosine of the end token with the mean of the normalised frames."""
-    sentence = F.normalize(last_token(text.values, text.mask), dim=-1)
+    return _sentence(text) @ _mean_frame(video).T
+
+
+def _sentence(text: Embeddings) -> Float[Tensor, "T D"]:
+    return F.normalize(last_token(text.values, text.mask), dim=-1)
+
+
+def _mean_frame(video: Embeddings) -> Float[Tensor, "V D"]:
     frames = F.normalize(video.values, dim=-1).masked_fill(~video.mask[..., None], 0)
-    mean = frames.sum(dim=1) / video.mask.sum(dim=1, keepdim=True)
-    return sentence @ F.normalize(mean, dim=-1).T
+    return F.normalize(frames.sum(dim=1) / video.mask.sum(dim=1, keepdim=True), dim=-1)
 
 
 def wti(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
@@ -68,6 +77,29 @@ def _normalised(items: Embeddings) -> Float[Tensor, "M L D"]:
     """
     first = items.values[torch.arange(len(items), device=items.values.device), items.mask.int().argmax(dim=1)]
     return F.normalize(items.values.where(items.mask[..., None], first[:, None]), dim=-1)
+
+
+def xclip(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
+    """Multi-grained similarity: the mean of the cosines of sentence or words with video or frames.
+
+    Cosines of several words or frames are aggregated by their own softmax, those of words with frames in both orders. It is
+    the similarity of X-CLIP (Ma et al., 2022, arXiv 2207.07285, equations 3 to 13) without the matrices, initialised with
+    the identity, that the authors' code learns in it.
+    """
+    words, frames, sentence, mean = _normalised(text), _normalised(video), _sentence(text), _mean_frame(video)
+    of_words, of_frames = text.mask[:, None], video.mask[None]
+    cosines = torch.einsum("tnd,vfd->tvnf", words, frames)
+    by_words = _attend(_attend(cosines, of_frames[:, :, None]), of_words)
+    by_frames = _attend(_attend(cosines.transpose(2, 3), of_words[:, :, None]), of_frames)
+    video_words = _attend(torch.einsum("tnd,vd->tvn", words, mean), of_words)
+    sentence_frames = _attend(torch.einsum("td,vfd->tvf", sentence, frames), of_frames)
+    return (sentence @ mean.T + video_words + sentence_frames + (by_words + by_frames) / 2) / 4
+
+
+def _attend(cosines: Float[Tensor, "T V *other L"], mask: Bool[Tensor, "T_or_1 V_or_1 *other_or_1 L"]) -> Tensor:
+    """Sums the valid cosines along the last dimension, weighted by their softmax."""
+    weights = (cosines / XCLIP_TEMPERATURE).masked_fill(~mask, -torch.inf).softmax(dim=-1)
+    return (weights * cosines).sum(dim=-1)
 
 
 class WeightHead(nn.Sequential):
@@ -152,6 +184,7 @@ INTERACTIONS: Mapping[str, Interaction] = {
     "dp": Interaction(dp, compares_sentence=True),
     "ti": Interaction(wti),
     "wti": Interaction(wti, learns_weights=True),
+    "xclip": Interaction(xclip),
     "xti": Interaction(build_module=CrossEncoder.build, compares_sentence=True, num_extra_positions=1),
 }
 """Name (`similarity.kind`) -> the interaction."""

@@ -22,7 +22,7 @@ from waver.config import ExperimentConfig, load_config
 from waver.evaluation.confidence import describe_rivals
 from waver.runs.checkpoint import CheckpointError, is_complete
 from waver.runs.environment import environment
-from waver.runs.origin import kind_of
+from waver.runs.origin import kind_of, read_origin
 from waver.runs.places import describe_place
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
@@ -87,9 +87,13 @@ def check_run(folder: Path, config: ExperimentConfig, data: Mapping[str, Any]) -
 
 
 def untrained_kind(folder: Path) -> str:
-    """Returns `zero-shot` or `imported` for the run of a model that waver did not train; else an empty string."""
-    kind = kind_of(read_result(folder) or {})
-    return "" if kind == "trained" else kind
+    """Returns `zero-shot` or `imported` for the run of a model that waver did not train, even an unfinished one; else ""."""
+    if (result := read_result(folder)) is not None:
+        kind = kind_of(result)
+        return "" if kind == "trained" else kind
+    newest = newest_checkpoint(folder)
+    origin = read_origin(newest) if newest else None
+    return origin.kind if origin else ""
 
 
 def changed_data(folder: Path, data: Mapping[str, Any]) -> str:

@@ -7,10 +7,24 @@ from pathlib import Path
 
 from waver.config import ConfigError, check_config, load_sweep
 from waver.tools.names import abbreviate
-from waver.tools.object_store import display_path, exists, list_names, remote_of
+from waver.tools.object_store import display_path, exists, is_url, list_names, remote_of
 
 _STORES = {"clips": "a clip store", "dictionaries": "a dictionary", "knowledge": "the knowledge of clips"}
 """Folder of `storage.path` -> what the folders in it are."""
+
+
+def names_experiment(argument: str, folder: Path = Path()) -> bool:
+    """Returns whether an argument is the YAML file of an experiment; False for that of a run, which names the run.
+
+    Args:
+        argument: path or URL, as typed.
+        folder: the folder that a relative path is relative to.
+    """
+    path = folder / argument
+    if is_url(argument) or path.suffix not in (".yaml", ".yml") or path.is_dir():
+        return False
+    inside = ("environment.json", "model.safetensors")  # of a run, of a checkpoint
+    return not (path.name == "config.yaml" and any((path.parent / name).exists() for name in inside))
 
 
 def describe_place(path: Path) -> str:

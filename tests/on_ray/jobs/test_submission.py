@@ -76,11 +76,22 @@ def test_metadata_names_the_folder_that_a_stage_writes(clone):
     assert sweep.needs == ("experiments/sweep.yaml", "experiments/good.yaml")
 
 
+def test_a_backbone_is_evaluated_zero_shot_in_the_uploaded_folder(clone):
+    config = "experiments/good.yaml"
+    job = plan(clone, "evaluate", config, parsed={"run_or_config": config, "output": None, "export": None})
+    assert job.entrypoint == f"python -m waver evaluate {config}"
+    assert job.needs == (config,)
+    assert (job.metadata["waver.experiment"], job.metadata["waver.folder"]) == (
+        "good",
+        "/shared/waver/runs/good-zero-shot",
+    )
+
+
 def test_runs_are_not_uploaded_and_their_relative_paths_are_errors(clone):
     job = plan(
         clone,
         *("evaluate", "/shared/waver/runs/good", "--split", "validation"),
-        parsed={"run_or_checkpoint": "/shared/waver/runs/good", "split": "validation", "output": None, "export": None},
+        parsed={"run_or_config": "/shared/waver/runs/good", "split": "validation", "output": None, "export": None},
     )
     assert job.entrypoint == "python -m waver evaluate /shared/waver/runs/good --split validation"
     assert job.metadata == {"waver.stage": "evaluate"}

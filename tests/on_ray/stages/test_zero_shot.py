@@ -224,7 +224,7 @@ def fit(project, monkeypatch):
     tables = {}
     monkeypatch.setattr(train_worker.ray, "get", lambda reference: tables[reference])
 
-    def run(config, *, folder: Path, stop: bool = False):
+    def run(config, *, folder: Path, stop: bool = False, group: str = ""):
         captions = load_captions(config)
         store, reference = open_store(config, captions), ray.ObjectRef.from_random()
         tables[reference] = captions
@@ -241,7 +241,7 @@ def fit(project, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(train_worker, "evaluate", counted)
-            job = TrainingJob(config, reference, plan.rows, store.path, None, folder, "", zero_shot=True)
+            job = TrainingJob(config, reference, plan.rows, store.path, None, folder, group)
             train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
         return evaluated
 
@@ -297,6 +297,13 @@ def test_a_run_that_resumes_does_not_repeat_epoch_0(project, fit):
     (folder / "config.yaml").write_text(longer.to_yaml())
     assert fit(longer, folder=folder) == ["TransformerAggregator"]
     assert [row["epoch"] for row in read_metrics(folder) if "split" in row] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_neither_trials_nor_random_weights_have_an_epoch_0(project, fit):
+    trial, random = plain(project, name="trial"), plain(project, name="random", **{"model.weights": None})
+    assert fit(trial, folder=trial.run_folder, group="sweep/1") == ["TransformerAggregator"]
+    assert fit(random, folder=random.run_folder) == ["TransformerAggregator"]
 
 
 @pytest.mark.slow

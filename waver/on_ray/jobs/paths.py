@@ -9,7 +9,7 @@ from waver.config import ExperimentConfig, SweepConfig, load_unresolved, split_o
 from waver.sweeps.space import base_overrides
 
 RUN_STAGES = ("evaluate", "robustness")
-"""Stages whose argument is a run, not the YAML file of an experiment or sweep."""
+"""Stages whose argument is a run, not the YAML file of an experiment or sweep; evaluate takes an experiment, too."""
 _PATH_KEYS = ("storage.path", "data.annotations", "data.videos", "model.weights", "knowledge.released")
 _WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _HUB = "hf-hub:"
@@ -57,8 +57,8 @@ def named_paths(
             for value in values if isinstance(values, list | tuple) else [values]:
                 if isinstance(value, str) and (name != "model.weights" or _is_weights_file(value)):
                     yield key, value, origin
-    if stage in RUN_STAGES:
-        runs = parsed.get("runs") or [parsed["run_or_checkpoint"]]
+    if stage in RUN_STAGES and config is None:
+        runs = parsed.get("runs") or [parsed["run_or_config"]]
         yield from (("run", str(run), "") for run in runs)
     for name in ("output", "export"):
         if value := parsed.get(name):

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from waver.config import ExperimentConfig, SweepConfig, load_config
 from waver.on_ray.jobs.address import is_loopback
 from waver.on_ray.jobs.paths import RUN_STAGES, exclude_patterns, named_paths, path_problem
+from waver.runs.places import names_experiment
 from waver.sweeps.folder import sweep_folder
 from waver.sweeps.space import corner_points, list_points, point_configs, read_sweep
 from waver.tools.errors import WaverError
@@ -81,6 +82,12 @@ class StageCommand:
     """Dotted key -> value, from `--set` and `--workers` among the arguments."""
     folder: Path
     """Current folder: relative paths in the arguments are relative to it, on this machine and in the job."""
+
+    @property
+    def reads_run(self) -> bool:
+        """Whether its first argument is a run, not the YAML file of an experiment or sweep."""
+        zero_shot = self.stage == "evaluate" and names_experiment(self.arguments[0], self.folder)
+        return self.stage in RUN_STAGES and not zero_shot
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ def _read_inputs(command: StageCommand, folder: Path, start: Path) -> _Inputs:
         start: folder on this machine whose copy is the current folder of the job.
     """
     config, sweep, files = None, None, []
-    if command.stage not in RUN_STAGES:
+    if not command.reads_run:
         path = folder / command.arguments[0]
         config, sweep = _load(command.stage, path, command.overrides)
         files += [path] + ([sweep.base] if sweep else [])
@@ -190,7 +197,7 @@ def _path_problems(
 def _entrypoint(command: StageCommand, folder: Path, start: Path, working_dir: Path) -> str:
     """Returns the command line of the job, which starts in its copy of `working_dir`."""
     first, *others = command.arguments
-    if command.stage not in RUN_STAGES:
+    if not command.reads_run:
         first = os.path.relpath(folder / first, start)
     line = shlex.join(["python", "-m", "waver", command.stage, first, *others])
     if start == working_dir:
@@ -212,6 +219,10 @@ def _written_folder(stage: str, config: ExperimentConfig | None, sweep: SweepCon
     if sweep:
         assert config is not None, "a sweep has a base experiment"
         return display_path(sweep_folder(config.storage.folder, sweep.name))
+    if stage == "evaluate" and config:
+        from waver.runs.untrained import zero_shot_experiment  # it imports torch, which takes seconds
+
+        return display_path(zero_shot_experiment(config).run_folder)
     return display_path(getattr(config, _WRITTEN_FOLDERS[stage])) if stage in _WRITTEN_FOLDERS else None
 
 

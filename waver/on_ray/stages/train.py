@@ -129,8 +129,6 @@ def train(
         logger.info(weights_text(config.model.backbone, config.model.weights))
     knowledge_path = knowledge.path if knowledge else None
     job = TrainingJob(config, ray.put(captions), plan.rows, store.path, knowledge_path, folder, group)
-    if config.model.weights is not None and not group:  # the trials of a sweep would all compute the same
-        job = replace(job, zero_shot=True)
     outcome = local_worker(job) if local_worker else _train_on_workers(job, plan.num_steps, callbacks)
     if "stopped_at" in outcome:
         raise Terminated(

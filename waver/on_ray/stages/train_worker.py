@@ -55,10 +55,13 @@ class TrainingJob:
     run_folder: Path
     group: str
     """Name shared by runs that differ only in their seed; empty for none."""
-    zero_shot: bool = False
-    """Whether to evaluate the backbone before the first step, as epoch 0."""
     signals: Any = None
     """Handle of the run's `SignalActor`, see `waver.on_ray.cluster.signals`; None if nothing can ask the run to stop."""
+
+    @property
+    def zero_shot(self) -> bool:
+        """Whether to evaluate the backbone before the first step: in a sweep, all trials would compute the same."""
+        return self.config.model.weights is not None and not self.group
 
 
 def worker_batches(
