@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from waver.data.claimed_length import is_missing_much
-from waver.data.clip import Clip, ClipError, describe_part
+from waver.data.clip import AFTER_DAMAGE, Clip, ClipError, describe_part
 from waver.data.decoding import frames_at
 from waver.data.resizing import resize_and_crop
 from waver.data.timeline import Timeline, read_timeline, sample_frames
@@ -241,7 +241,7 @@ def read_with_pyav(path: Path, timeline: Timeline, indices: list[int], size: int
 def _describe_doubtful(doubtful: set[int], read: list[int]) -> str | None:
     """Says how many frames may show something else than they should."""
     count = sum(index in doubtful for index in read)
-    return f"{count} of {len(read)} frames follow damaged data and may show other pictures" if count else None
+    return f"{count} of {len(read)} frames {AFTER_DAMAGE}" if count else None
 
 
 def _describe_lost(timeline: Timeline, indices: list[int], read: list[int]) -> str | None:
