@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from waver.data.clip import Clip, ClipError, describe_part
+from waver.data.clip import AFTER_DAMAGE, Clip, ClipError, describe_part
 from waver.data.clip_store import CLIPS_SCHEMA, ClipStore, StoreSettings, create_store, write_block, write_manifest
 from waver.data.ledger import (
     LEDGER_SCHEMA,
@@ -341,6 +341,7 @@ def test_videos_that_can_be_read_in_part_are_counted(tmp_path):
     settings = StoreSettings(frames_per_second=1.0, max_frames=3, size=16)
     create_store(tmp_path, settings)
     notes = {"a": None, "b": f"not read by decord: why; {describe_part(5.0, 10.0)}", "c": describe_part(2.0, 9.0)}
+    notes["d"] = f"1 of 9 frames cannot be decoded; 4 of 8 frames {AFTER_DAMAGE}"
     frames = np.zeros((1, 16, 16, 3), np.uint8)
     clips = [Clip(frames, (0.0,), 25.0, 16, 16, "pyav", note=note) for note in notes.values()]
     write_block(
@@ -353,3 +354,7 @@ def test_videos_that_can_be_read_in_part_are_counted(tmp_path):
     (sentence,) = describe_parts(ledger, ["a", "b", "c"])
     assert sentence.startswith("2 clips have a video that is cut off or damaged")
     assert "(b: only the first 5.0 of 10.0 s of the video can be read)" in sentence
+    assert describe_parts(ledger, ["d"]) == [
+        "1 clip has a damaged video, and frames that the decoder had to guess "
+        "(d: 4 of 8 frames follow damaged data and may show other pictures)"
+    ]

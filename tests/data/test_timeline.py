@@ -209,3 +209,37 @@ def test_every_reader_reads_the_same_of_several_video_streams(tmp_path):
     assert clip.note == "not read by decord: several video streams"
     assert (clip.width, len(clip.frames)) == (64, 2)
     assert np.abs(clip.frames.astype(int) - 28).max() <= 3
+
+
+def test_one_picture_with_sound_is_not_cut_off(tmp_path):
+    """FFmpeg gives the length of the whole file to the stream of the picture."""
+    path = tmp_path / "song.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        container.mux(stream.encode(None))
+        for _ in range(80):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.int16), format="s16", layout="mono")
+            frame.sample_rate = 8000
+            container.mux(sound.encode(frame))
+    clip = read_clip(path, **ONE_A_SECOND)
+    assert (len(clip.frames), clip.note) == (1, None)
+    with pytest.raises(ClipError, match="begins after the end of the video") as caught:
+        read_clip(path, start_s=5.0, **ONE_A_SECOND)
+    assert caught.value.status == "too_short"
+
+
+def test_frames_that_do_not_decode_do_not_move_the_others_of_a_video_without_time_stamps(tmp_path):
+    path = render_clock(tmp_path / "film.avi", codec="mjpeg", pix_fmt="yuvj420p")
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(path.read_bytes())
+    for position, size in places[105:165]:
+        content[position : position + size] = bytes(size)
+    path.write_bytes(content)
+    clip = read_clip(path, **ONE_A_SECOND)
+    assert clip.times_s == (0, 1, 2, 3, 6, 7, 8, 9)
+    assert shown_s(clip) == pytest.approx(clip.times_s, abs=0.1)
+    assert clip.note.endswith("2 of 10 frames cannot be decoded")

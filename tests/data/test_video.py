@@ -303,10 +303,12 @@ def test_both_readers_agree_on_real_files_or_the_note_says_why_not(path):
 @pytest.mark.slow
 @needs_videos
 def test_frames_that_do_not_decode_are_left_out():
-    # The container has 50 packets, the last is damaged; and 87, of which 82 are shown.
+    # The container has 50 packets, one of which is damaged; and 87, of which 82 are shown.
     clip = read_clip(VIDEOS / "broken/corrupted.mp4", frames_per_second=10.0, max_frames=99, size=8)
     assert len(clip.frames) == 49
-    assert clip.note.endswith("; 1 of 50 frames cannot be decoded")
+    lost, doubtful = clip.note.split("; ")[-2:]
+    assert lost == "1 of 50 frames cannot be decoded"
+    assert doubtful == "21 of 49 frames follow damaged data and may show other pictures"
     assert len(read_clip(VIDEOS / "test_video_66x50.mov", frames_per_second=60.0, max_frames=87, size=8).frames) == 82
 
 
@@ -314,3 +316,25 @@ def test_import_is_light():
     code = "import sys, waver.data.video; print({'torch', 'ray', 'decord', 'av'} & sys.modules.keys() or 'nothing')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "nothing"
+
+
+def test_frames_after_damaged_data_are_counted(tmp_path):
+    """Zeros in the middle of a transport stream, as in a download with holes: the decoder mixes other frames."""
+    path = render_clock(tmp_path / "film.ts", g="60", bf="0")
+    whole = read_clip(path, frames_per_second=2.0, max_frames=20, size=16)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2 // 188 * 188
+    content[middle : middle + 10 * 188] = bytes(10 * 188)
+    path.write_bytes(content)
+    clip = read_clip(path, frames_per_second=2.0, max_frames=20, size=16)
+    assert whole.note == "not read by decord: inexact seeks in mpegts"
+    assert re.search(r"; [1-4] of \d+ frames follow damaged data and may show other pictures$", clip.note)
+
+
+def test_an_animation_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "animation.webp"
+    frames = [Image.new("RGB", (32, 24), (80 * i, 0, 0)) for i in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=500)
+    with pytest.raises(ClipError, match="an animation, which FFmpeg does not read in WebP") as caught:
+        read_clip(path, **ONE_A_SECOND)
+    assert caught.value.status == "no_video"

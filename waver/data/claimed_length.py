@@ -2,9 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+from waver.data.packets import demux
+
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video import VideoStream
+
+_ROUNDING_S = 0.01
+"""Two lengths that differ by less are the same."""
 
 
 def is_missing_much(read_s: float, video_s: float) -> bool:
@@ -27,10 +32,12 @@ def claimed_length(
     """
     if num_discarded:
         return None
-    if stream.duration and stream.time_base:
-        claimed_s = float(stream.duration * stream.time_base)
-        return claimed_s if is_missing_much(end_s, claimed_s) else None
-    claimed_s = (container.duration or 0) / 1e6
+    file_s = (container.duration or 0) / 1e6
+    own_s = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else file_s
+    if abs(own_s - file_s) > _ROUNDING_S:
+        return own_s if is_missing_much(end_s, own_s) else None
+    # FFmpeg gives the length of the whole file to a stream of unknown length.
+    claimed_s = own_s
     if not is_missing_much(end_s, claimed_s):
         return None
     return claimed_s if is_missing_much(_last_packet(container), claimed_s) else None  # else the audio is longer
@@ -43,7 +50,7 @@ def _last_packet(container: "InputContainer") -> float:
     last_s = 0.0
     try:
         with av.open(container.name) as again:
-            for packet in again.demux():
+            for packet in demux(again):
                 if packet.pts is not None:
                     last_s = max(last_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
     except av.FFmpegError:

@@ -23,6 +23,8 @@ class ClipError(Exception):
 
 READ_IN_PART = "of the video can be read"
 """Part of the note of a clip whose video is cut off or damaged."""
+AFTER_DAMAGE = "follow damaged data and may show other pictures"
+"""Part of the note of a clip of which the decoder had to guess some frames."""
 
 
 def describe_part(read_s: float, video_s: float) -> str:
@@ -48,5 +50,5 @@ class Clip:
     video_s: float | None = None
     """Length of the video, seconds."""
     note: str | None = None
-    """Why decord did not read the video, how many of the sampled frames could not be decoded, and how much of a damaged
-    video can be read."""
+    """Why decord did not read the video, how many of the sampled frames could not be decoded or follow damaged data, and how
+    much of a damaged video can be read."""

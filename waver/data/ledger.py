@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from waver.data.clip import READ_IN_PART, Clip, ClipError
+from waver.data.clip import AFTER_DAMAGE, READ_IN_PART, Clip, ClipError
 from waver.tools.errors import WaverError
 from waver.tools.files import read_manifest
 from waver.tools.names import abbreviate
@@ -87,24 +87,30 @@ def _digest(path: Path | str, num_bytes: int) -> str:
 
 
 def describe_parts(ledger: pa.Table, clip_ids: Collection[str]) -> list[str]:
-    """Says of which videos only the beginning can be read.
+    """Says of which videos only the beginning can be read, and which are damaged elsewhere.
 
     Args:
         ledger: from `read_ledger`.
         clip_ids: clips that count.
 
     Returns:
-        One sentence; none if there is no such video.
+        One sentence for each of the two; none if there is no such video.
     """
-    rows = ledger.filter(pc.match_substring(ledger["note"].fill_null(""), READ_IN_PART)).select(["clip_id", "note"])
-    found = [row for row in rows.to_pylist() if row["clip_id"] in set(clip_ids)]
-    if not found:
-        return []
-    first = next(part for part in found[0]["note"].split("; ") if READ_IN_PART in part)
-    count = f"{len(found)} clip{' has' if len(found) == 1 else 's have'}"
-    return [
-        f"{count} a video that is cut off or damaged, and the frames before that place ({found[0]['clip_id']}: {first})"
-    ]
+    rows = ledger.filter(pc.is_in(ledger["clip_id"], value_set=pa.array(list(clip_ids), pa.string())))
+    kinds = (
+        (READ_IN_PART, "a video that is cut off or damaged, and the frames before that place"),
+        (AFTER_DAMAGE, "a damaged video, and frames that the decoder had to guess"),
+    )
+    sentences: list[str] = []
+    for words, what in kinds:
+        found = (
+            rows.filter(pc.match_substring(rows["note"].fill_null(""), words)).select(["clip_id", "note"]).to_pylist()
+        )
+        if found:
+            first = next(part for part in found[0]["note"].split("; ") if words in part)
+            count = f"{len(found)} clip{' has' if len(found) == 1 else 's have'}"
+            sentences.append(f"{count} {what} ({found[0]['clip_id']}: {first})")
+    return sentences
 
 
 def replaced_videos(ledger: pa.Table, paths: pa.ChunkedArray) -> set[str]:

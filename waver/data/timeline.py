@@ -7,13 +7,13 @@ recorders and WebM files have a variable frame rate.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from waver.data.claimed_length import claimed_length
 from waver.data.clip import ClipError
+from waver.data.packets import Packet, read_packets, split_at_jumps, times_of_parts
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -31,8 +31,6 @@ _DELAY = 3
 """Frames by which packets may be late without having a gap: encoders with B-frames delay the first ones."""
 _ROUNDING_S = 1e-3
 """Resolution of time stamps in Matroska and WebM."""
-_JUMP_S = 3600.0
-"""No frame is shown for so long."""
 _PICTURES = ("_pipe", "image2")
 """FFmpeg's formats for single pictures end with these."""
 
@@ -65,15 +63,6 @@ class Timeline:
         return len(self.times_s)
 
 
-class _Packet(NamedTuple):
-    """What the timeline needs of a packet; times are in the unit of the stream."""
-
-    pts: int | None
-    dts: int | None
-    duration: int
-    is_key: bool
-
-
 def video_stream(container: "InputContainer") -> "VideoStream":
     """Returns the video stream that FFmpeg's tools prefer, among those that are no attached picture (a cover).
 
@@ -84,7 +73,9 @@ def video_stream(container: "InputContainer") -> "VideoStream":
 
     films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if films and container.format.name.endswith(_PICTURES):
-        raise ClipError("no_video", "the file is a picture")
+        is_webp = container.format.name.startswith("webp")
+        what = "a WebP picture, or an animation, which FFmpeg does not read in WebP" if is_webp else "a picture"
+        raise ClipError("no_video", f"the file is {what}")
     if not films:
         kinds = ", ".join(sorted({stream.type for stream in container.streams} - {"video"})) or "nothing"
         cover = " and a cover picture" if container.streams.video else ""
@@ -97,11 +88,11 @@ def read_timeline(container: "InputContainer") -> Timeline:
     """Reads the time stamps of all packets of the video stream; the packets before the end of a truncated file count.
 
     Raises:
-        ClipError: if there is no video, it has no frame rate, or an impossible one without time stamps.
+        ClipError: if there is no video, it is encrypted, it has no frame rate, or an impossible one without time stamps.
         av.FFmpegError: if the container is damaged before its first packet.
     """
     stream = video_stream(container)
-    packets, num_discarded = _demux(container, stream)
+    packets, num_discarded, num_wrong_keys = read_packets(container, stream)
     is_raw = container.format.name in _RAW
     # The average rate of a raw stream is FFmpeg's default; the guessed rate is that of the codec, if it names one.
     fps = float((None if is_raw else stream.average_rate) or stream.guessed_rate or stream.average_rate or 0)
@@ -114,9 +105,11 @@ def read_timeline(container: "InputContainer") -> Timeline:
             "ffmpeg -r 30 -i FILE -c copy NEW.mp4",
         )
     pts = [packet.pts for packet in packets]
-    jumps = _clock_jumps(packets, float(stream.time_base))
-    if container.format.name in _WITHOUT_STAMPS or None in pts or len(set(pts)) < len(pts) or jumps:
-        timeline = _timeline_without_stamps(stream, packets, fps, is_raw=is_raw, jumps=jumps)
+    parts = split_at_jumps(packets, float(stream.time_base))
+    if len(parts) > 1:  # what the container claims of its length is wrong as well
+        return _timeline_of_parts(stream, parts, fps)
+    if container.format.name in _WITHOUT_STAMPS or None in pts or len(set(pts)) < len(pts):
+        timeline = _timeline_without_stamps(stream, packets, fps, is_raw=is_raw)
         return replace(timeline, claimed_s=claimed_length(container, stream, timeline.end_s, num_discarded))
 
     stamps = np.sort(np.array(pts, np.int64))
@@ -130,6 +123,8 @@ def read_timeline(container: "InputContainer") -> Timeline:
     keyframes = [(index, pts[index]) for index, packet in enumerate(packets) if packet.is_key]
     if num_discarded:
         unfit = f"{num_discarded} packets are not to be shown"
+    elif num_wrong_keys:
+        unfit = f"{num_wrong_keys} packets are marked as keyframes and are none"
     elif any(stamps[index] != stamp for index, stamp in keyframes) or not (packets and packets[0].is_key):
         # decord counts frames from a keyframe, and takes the order of packets for the order in which keyframes are shown.
         unfit = "frames before a keyframe are shown after it"
@@ -149,9 +144,16 @@ def read_timeline(container: "InputContainer") -> Timeline:
     )
 
 
-def _timeline_without_stamps(
-    stream: "VideoStream", packets: list[_Packet], fps: float, *, is_raw: bool, jumps: bool
-) -> Timeline:
+def _timeline_of_parts(stream: "VideoStream", parts: list[list[Packet]], fps: float) -> Timeline:
+    """Returns the frames of a video whose clock jumps: each part has times of its own, and the frames are counted."""
+    times_s = np.array(times_of_parts(parts, fps, float(stream.time_base)))
+    is_constant = bool((np.abs(times_s - np.arange(len(times_s)) / fps) <= 0.5 / fps).all())
+    unfit = "its clock jumps, and the frames are counted"
+    end_s = float(times_s[-1]) + 1 / fps
+    return Timeline(times_s, end_s, fps, None, np.empty(0, np.int64), is_constant, unfit_for_decord=unfit)
+
+
+def _timeline_without_stamps(stream: "VideoStream", packets: list[Packet], fps: float, *, is_raw: bool) -> Timeline:
     """Returns the frames of a video whose packets have no usable time stamps, by their rate.
 
     Args:
@@ -159,14 +161,11 @@ def _timeline_without_stamps(
         packets: all packets of it.
         fps: frame rate.
         is_raw: whether the file is a stream without container.
-        jumps: whether the clock jumps.
     """
     assumed = is_raw and stream.codec_context.framerate is None
-    unfit = "its clock jumps, and the frames are counted" if jumps else "no time stamps"
-    unfit += f" and no frame rate: {fps:g} per second are assumed" if assumed else ""
-    times_s, is_constant = np.arange(len(packets)) / fps, True
-    if not jumps:
-        times_s, is_constant = _times_of_packets(packets, fps, float(stream.time_base), _reorder_delay(stream))
+    unfit = "no time stamps" + (f" and no frame rate: {fps:g} per second are assumed" if assumed else "")
+    delay = _reorder_delay(stream)
+    times_s, is_constant = _times_of_packets(packets, fps, float(stream.time_base), delay)
     end_s = float(times_s[-1]) + 1 / fps if packets else 0.0
     return Timeline(times_s, end_s, fps, None, np.empty(0, np.int64), is_constant, unfit_for_decord=unfit)
 
@@ -179,7 +178,7 @@ def _reorder_delay(stream: "VideoStream") -> int:
     return 2 if stream.codec_context.codec.canonical_name in ("h264", "hevc") else 1
 
 
-def _times_of_packets(packets: list[_Packet], fps: float, unit_s: float, delay: int) -> tuple[np.ndarray, bool]:
+def _times_of_packets(packets: list[Packet], fps: float, unit_s: float, delay: int) -> tuple[np.ndarray, bool]:
     """Returns when each frame of a container without time stamps is shown, and whether its rate is constant.
 
     A frame that a recorder has dropped leaves a gap in the times at which packets are to be decoded, since FFmpeg counts the
@@ -204,30 +203,6 @@ def _times_of_packets(packets: list[_Packet], fps: float, unit_s: float, delay: 
     if (np.abs(times_s - nominal_s) <= _DELAY / fps).all():
         return nominal_s, True
     return times_s, False
-
-
-def _clock_jumps(packets: list[_Packet], unit_s: float) -> bool:
-    """Whether the clock jumps back or by hours, as where recordings were concatenated; FFmpeg may take it for a wrap."""
-    dts_s = [packet.dts * unit_s for packet in packets if packet.dts is not None]
-    return any(not -1 < later - earlier < _JUMP_S for earlier, later in pairwise(dts_s))
-
-
-def _demux(container: "InputContainer", stream: "VideoStream") -> tuple[list[_Packet], int]:
-    """Returns each packet that is shown, and the number of the others."""
-    import av
-
-    packets: list[_Packet] = []
-    num_discarded = 0
-    try:
-        for packet in container.demux(stream):
-            if packet.size and not packet.is_discard:
-                packets.append(_Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe))
-            elif packet.size:
-                num_discarded += 1
-    except av.FFmpegError:
-        if not packets:
-            raise
-    return packets, num_discarded
 
 
 def _unfit_for_decord(container: "InputContainer", stream: "VideoStream") -> str | None:

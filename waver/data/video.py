@@ -8,24 +8,18 @@ imported in functions, because only the decoder process needs them.
 import errno
 import re
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from waver.data.claimed_length import is_missing_much
-from waver.data.clip import Clip, ClipError, describe_part
+from waver.data.clip import AFTER_DAMAGE, Clip, ClipError, describe_part
+from waver.data.decoding import frames_at
 from waver.data.resizing import Interpolation, ResizeMode, Resizing, resize_frames
-from waver.data.timeline import Timeline, read_timeline, sample_frames, video_stream
+from waver.data.timeline import Timeline, read_timeline, sample_frames
 from waver.tools.file_kinds import describe_bytes, first_bytes, is_plain_text
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.frame import VideoFrame
 
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<?xml", b"<MPD")
 """First bytes of playlists: text files that name other files or addresses, which FFmpeg would open."""
@@ -195,6 +189,9 @@ def read_with_decord(path: Path, timeline: Timeline, indices: list[int], target:
     times_s = reader.get_frame_timestamp(range(len(reader)))[:, 0]
     if len(times_s) != len(timeline) or np.abs(times_s - times_s[0] - timeline.times_s).max() > 0.5 / timeline.fps:
         raise ValueError("it sees other time stamps")
+    assert timeline.stamps is not None
+    if not set(reader.get_key_indices()) <= set(np.searchsorted(timeline.stamps, timeline.keyframes)):
+        raise ValueError("it takes other frames for keyframes")  # and would begin to decode there
     unique, places = np.unique(indices, return_inverse=True)
     frames = reader.get_batch(unique).asnumpy()
     height, width = frames.shape[1:3]
@@ -210,7 +207,9 @@ def read_with_decord(path: Path, timeline: Timeline, indices: list[int], target:
 
 
 def read_with_pyav(path: Path, timeline: Timeline, indices: list[int], target: Resizing) -> Clip:
-    """Reads frames of the timeline with PyAV; frames that cannot be decoded are left out, and counted in the note.
+    """Reads frames of the timeline with PyAV; frames that cannot be decoded are left out.
+
+    The note counts them, and those that follow damaged data and may show something else than they should.
 
     Raises:
         ClipError: if none can be decoded.
@@ -218,11 +217,13 @@ def read_with_pyav(path: Path, timeline: Timeline, indices: list[int], target: R
     import av
 
     found: dict[int, np.ndarray] = {}
+    doubtful: set[int] = set()
     shape = (0, 0)
     try:
-        for index, frame in _frames_at(path, timeline, sorted(set(indices))):
+        for index, (frame, is_doubtful, _) in frames_at(path, timeline, sorted(set(indices))):
             # The rotation is counterclockwise, as in rot90.
             pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            doubtful |= {index} if is_doubtful else set()
             found[index], shape = resize_frames(pixels[None], target)[0], pixels.shape[:2]
     except av.FFmpegError as error:
         raise ClipError("corrupt", _one_line(error, path)) from None
@@ -236,8 +237,15 @@ def read_with_pyav(path: Path, timeline: Timeline, indices: list[int], target: R
         *shape,
         decoder="pyav",
         video_s=timeline.end_s,
-        note=_describe_lost(timeline, indices, read),
+        note="; ".join(filter(None, (_describe_lost(timeline, indices, read), _describe_doubtful(doubtful, read))))
+        or None,
     )
+
+
+def _describe_doubtful(doubtful: set[int], read: list[int]) -> str | None:
+    """Says how many frames may show something else than they should."""
+    count = sum(index in doubtful for index in read)
+    return f"{count} of {len(read)} frames {AFTER_DAMAGE}" if count else None
 
 
 def _describe_lost(timeline: Timeline, indices: list[int], read: list[int]) -> str | None:
@@ -250,86 +258,6 @@ def _describe_lost(timeline: Timeline, indices: list[int], read: list[int]) -> s
     if lost[0] < read[-1] or lost_s - read_s <= 1.0 or not is_missing_much(read_s, timeline.end_s):
         return note
     return f"{note}; {describe_part(read_s, timeline.end_s)}"
-
-
-def _frames_at(path: Path, timeline: Timeline, indices: list[int]) -> "Iterator[tuple[int, VideoFrame]]":
-    """Yields (index, frame) of the increasing indices; those that cannot be decoded are left out."""
-    if timeline.stamps is None:
-        wanted = set(indices)
-        for index, frame in enumerate(_decode_from_start(path)):
-            if index in wanted:
-                yield index, frame
-            if index >= indices[-1]:
-                return
-        return
-    wanted = {int(timeline.stamps[index]): index for index in indices}
-    targets = np.array(list(wanted))
-    # Frames between the same two keyframes are decoded in one pass.
-    groups = np.searchsorted(timeline.keyframes, targets, side="right") - 1
-    for group in np.unique(groups):
-        first, last = (int(target) for target in targets[groups == group][[0, -1]])
-        with _decode_from(path, timeline, int(group), first) as frames:
-            for frame in frames:
-                if frame.pts in wanted:
-                    yield wanted.pop(frame.pts), frame
-                if frame.pts is not None and frame.pts >= last:
-                    break
-    if wanted and not timeline.has_exact_stamps:
-        for frame in _decode_from_start(path):
-            if frame.pts in wanted:
-                yield wanted.pop(frame.pts), frame
-            if not wanted:
-                return
-
-
-@contextmanager
-def _decode_from(path: Path, timeline: Timeline, keyframe: int, target: int) -> "Iterator[Iterator[VideoFrame]]":
-    """Yields the frames from a keyframe on, or from an earlier position if seeking finds only later frames.
-
-    Args:
-        path: of the video.
-        timeline: of the video.
-        keyframe: index of the last keyframe that is not shown after the target; negative if there is none.
-        target: time stamp of the first wanted frame.
-    """
-    import av
-
-    with av.open(str(path)) as container:
-        stream = video_stream(container)
-        stream.codec_context.thread_count = 1  # ingest decodes one clip per CPU at a time
-        for index in (keyframe, keyframe - 1, keyframe - 4):  # seeks in MPEG-TS are inexact
-            if index > 0:
-                container.seek(int(timeline.keyframes[index]), stream=stream)
-                frames = _decode(container)
-                first = next((frame for frame in frames if frame.pts is not None), None)
-                # The decoder holds frames back until a gradual refresh has replaced what they depend on, or seems to have.
-                if first is not None and first.key_frame and first.pts is not None and first.pts <= target:
-                    yield chain([first], frames)
-                    return
-    yield _decode_from_start(path)
-
-
-def _decode_from_start(path: Path) -> "Iterator[VideoFrame]":
-    import av
-
-    with av.open(str(path)) as container:
-        video_stream(container).codec_context.thread_count = 1
-        yield from _decode(container)
-
-
-def _decode(container: "InputContainer") -> "Iterator[VideoFrame]":
-    """Decodes from the current position of the container; skips damaged packets."""
-    import av
-
-    packets = container.demux(video_stream(container))
-    while True:
-        try:
-            yield from next(packets).decode()
-        except StopIteration:
-            return
-        except av.FFmpegError:
-            # After a codec error the next packet may decode; after a container error there is no next packet.
-            continue
 
 
 def _one_line(error: Exception, path: Path) -> str:

@@ -22,9 +22,13 @@ SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"
 _MAX_NAME_BYTES = 255  # of common file systems
 _LIST = re.compile(r"\s*(array\()?[\[{]\s*['\"].*['\"]\s*,?\s*[\]}].*", re.DOTALL)
 """A list or an object in the notation of Python, NumPy or JSON."""
-_NO_VALUES = ("nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "N/A", "#N/A")
-"""Texts that programs write in place of a missing value."""
+_NO_VALUES = ("nan", "NaN", "NAN", "NaT", "None", "null", "NULL", "<NA>", "NA", "N/A", "#N/A", r"\N")
+"""Texts that programs (pandas, R, databases, Excel) write in place of a missing value."""
+_EXCEL_ERRORS = ("#NAME?", "#VALUE!", "#REF!", "#DIV/0!", "#NUM!", "#NULL!")
+"""Texts that Excel writes in place of a formula that it cannot compute, such as a text that begins with = or -."""
 _CLOCK = re.compile(r"(?:([0-9]+):)?([0-9]{1,2}):([0-9]{1,2}(?:[.,][0-9]+)?)")
+_THOUSANDS = re.compile(r"[1-9][0-9]{0,2},[0-9]{3}\b.*")
+"""A number whose comma may stand before thousands or before decimals."""
 _WITH_UNIT = re.compile(r"([0-9]+(?:[.,][0-9]+)?) ?(?:s|sec|secs|seconds?)?")
 
 
@@ -222,6 +226,9 @@ def _caption(row: Row, where: str, problems: Problems) -> str | None:
     elif value in _NO_VALUES:
         remedy = "fill it in, or delete the row: programs write such a text for a missing value"
         problems.add("caption that is a missing value", remedy, f"{where}: {value}")
+    elif value in _EXCEL_ERRORS:
+        remedy = "fill it in, or delete the row: Excel writes such a text for a formula that it cannot compute"
+        problems.add("caption that is an error of Excel", remedy, f"{where}: {value}")
     else:
         return value
     return None
@@ -248,6 +255,10 @@ def _text(row: Row, column: str, where: str, problems: Problems) -> str | None:
         return None
     if "\x00" in value and column != "video":  # `_locate_videos` reports that
         problems.add(f"{column} with a NUL character", "delete the character", f"{where}: {excerpt(value)}")
+        return None
+    if value in _NO_VALUES and column != "video":  # a file may have this name
+        remedy = "fill it in, or leave it empty: programs write such a text for a missing value"
+        problems.add(f"{column} that is a missing value", remedy, f"{where}: {value}")
         return None
     return value
 
@@ -283,7 +294,7 @@ def _guess_seconds(value: Any) -> float | None:
     if match := _CLOCK.fullmatch(text):
         hours, minutes, seconds = match.groups()
         return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
-    match = _WITH_UNIT.fullmatch(text)
+    match = None if _THOUSANDS.fullmatch(text) else _WITH_UNIT.fullmatch(text)
     return float(match[1].replace(",", ".")) if match else None
 
 

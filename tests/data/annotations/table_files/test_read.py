@@ -346,6 +346,23 @@ MISTAKES = {
     "caption that is a missing value: line 2: nan, line 3: None\n": (
         ("t.csv", "video,caption\nvideo1.mp4,nan\nvideo2.mp4,None\n"),
     ),
+    "caption that is a missing value: line 2: NA, line 3: \\N\n": (
+        ("t.tsv", "video\tcaption\nvideo1.mp4\tNA\nvideo2.mp4\t\\N\n"),
+    ),
+    "caption that is an error of Excel: line 2: #NAME?\n": (("t.csv", "video,caption\nvideo1.mp4,#NAME?\n"),),
+    "style that is a missing value: line 2: nan\n": (("t.csv", "video,caption,style\nvideo1.mp4,a,nan\n"),),
+    "video_id that is a missing value: line 2: NaN\n": (("t.csv", "video,caption,video_id\nvideo1.mp4,a,NaN\n"),),
+    "split that is a missing value: line 2: NA\n": (("t.csv", "video,caption,split\nvideo1.mp4,a,NA\n"),),
+    "end_s that is not a number: line 2: '1,200'\n": (("t.csv", 'video,caption,end_s\nvideo1.mp4,a,"1,200"\n'),),
+    "end_s that is not in seconds: line 2: '0,200' (0.2)\n": (
+        ("t.csv", 'video,caption,end_s\nvideo1.mp4,a,"0,200"\n'),
+    ),
+    "quote after a blank: line 2\n      delete the blanks between the comma and the quote": (
+        ("t.csv", 'video,caption\nvideo1.mp4, "a dog"\n'),
+        ("t.csv", 'video,caption\nvideo1.mp4, "a dog, running"\n'),
+    ),
+    "row with a wrong number of fields: line 2 (3)\n": (("t.csv", 'video,caption\nvideo1.mp4,a dog, "Rex" by name\n'),),
+    "object with a comma after its last value: line 6\n": (("t.jsonl", JSONL + ROW.replace("}", ",}")),),
     "caption of invisible characters only: line 2: '\\u200b', line 3: '\\ufeff', line 4: '\\u202e\\u200f'\n": (
         ("t.jsonl", f"{JSONL.splitlines()[0]}\n" + "".join(ROW.replace("a man", c) + "\n" for c in INVISIBLE)),
     ),

@@ -9,6 +9,9 @@ from waver.data.annotations.reading import Problems, excerpt
 
 _MAX_WRONG_QUOTES = 20
 """After so many a file is given up: each may make the rest of the file one field, which has to be read again."""
+_LATE_QUOTE = re.compile(r'\s+"[^"]*')
+_LATE_QUOTES = re.compile(r'\s+"[^"]*"\s*')
+"""A quote after a blank, which is part of the field instead of standing around it: before a comma, and around a field."""
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{2,5}$")
 
 Rows = list[tuple[str, dict[str, str]]]
@@ -31,8 +34,14 @@ def read_csv(text: str, problems: Problems, source: str = "", *, delimiter: str 
     for line, values in _records(text, problems, source, delimiter):
         if not header:
             header = values
-        elif len(values) != len(header):
-            name = "tab" if delimiter == "\t" else "comma"
+            continue
+        name = "tab" if delimiter == "\t" else "comma"
+        is_wrong = len(values) != len(header)
+        late = _LATE_QUOTE if is_wrong else _LATE_QUOTES
+        if any(map(late.fullmatch, values)):
+            remedy = f"delete the blanks between the {name} and the quote, which else is part of the field"
+            problems.add("quote after a blank", remedy, line)
+        elif is_wrong:
             remedy = f"every row needs the {len(header)} fields of the header; put a field with a {name} in quotes"
             problems.add("row with a wrong number of fields", remedy, f"{line} ({len(values)})")
         else:

@@ -6,6 +6,7 @@ from typing import Any
 
 from waver.data.annotations.reading import Problems, excerpt
 
+_LAST_COMMA = re.compile(r",\s*([}\]])")
 _PYTHON = re.compile(r"\{\s*'[^']*'\s*:")
 """How an object begins in Python's notation."""
 
@@ -62,6 +63,8 @@ def _describe_error(line: str, error: Exception) -> tuple[str, str, str]:
     line = line.strip()
     if line.endswith(",") and _is_json(line[:-1]):
         return "line that ends with a comma", "delete the commas at the ends of the lines", ""
+    if _LAST_COMMA.search(line) and _is_json(_LAST_COMMA.sub(r"\1", line)):
+        return "object with a comma after its last value", "delete the comma before the bracket", ""
     if _begins_with_object(line):
         return "line with more than one object", "write one object a line", ""
     if _PYTHON.match(line):

@@ -1,0 +1,122 @@
+"""Finds frames by their time stamps with PyAV, which decodes from the keyframe before them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from waver.data.packets import demux
+from waver.data.timeline import Timeline, video_stream
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+
+
+class Decoded(NamedTuple):
+    """A frame as the decoder returns it."""
+
+    frame: "VideoFrame"
+    is_doubtful: bool
+    """Whether damaged or missing data came before it, and no keyframe since: it may show a mixture of other frames."""
+    num_lost: int
+    """Number of packets before it that could not be decoded."""
+
+
+def frames_at(path: Path, timeline: Timeline, indices: list[int]) -> Iterator[tuple[int, Decoded]]:
+    """Yields each frame of the timeline with its index; those that cannot be decoded are left out.
+
+    Args:
+        path: of the video.
+        timeline: of the video.
+        indices: of the frames, increasing.
+
+    Raises:
+        av.FFmpegError: if the container is damaged.
+    """
+    if timeline.stamps is None:
+        wanted = set(indices)
+        for number, decoded in enumerate(_decode_from_start(path)):
+            if (index := number + decoded.num_lost) in wanted:
+                yield index, decoded
+            if index >= indices[-1]:
+                return
+        return
+    wanted = {int(timeline.stamps[index]): index for index in indices}
+    targets = np.array(list(wanted))
+    # Frames between the same two keyframes are decoded in one pass.
+    groups = np.searchsorted(timeline.keyframes, targets, side="right") - 1
+    for group in np.unique(groups):
+        first, last = (int(target) for target in targets[groups == group][[0, -1]])
+        with _decode_from(path, timeline, int(group), first) as frames:
+            for decoded in frames:
+                pts = decoded.frame.pts
+                if pts in wanted:
+                    yield wanted.pop(pts), decoded
+                if pts is not None and pts >= last:
+                    break
+    if wanted and not timeline.has_exact_stamps:
+        for decoded in _decode_from_start(path):
+            if (pts := decoded.frame.pts) in wanted:
+                yield wanted.pop(pts), decoded
+            if not wanted:
+                return
+
+
+@contextmanager
+def _decode_from(path: Path, timeline: Timeline, keyframe: int, target: int) -> Iterator[Iterator[Decoded]]:
+    """Yields the frames from a keyframe on, or from an earlier position if seeking finds only later frames.
+
+    Args:
+        path: of the video.
+        timeline: of the video.
+        keyframe: index of the last keyframe that is not shown after the target; negative if there is none.
+        target: time stamp of the first wanted frame.
+    """
+    import av
+
+    with av.open(str(path)) as container:
+        stream = video_stream(container)
+        stream.codec_context.thread_count = 1  # ingest decodes one clip per CPU at a time
+        for index in (keyframe, keyframe - 1, keyframe - 4):  # seeks in MPEG-TS are inexact
+            if index > 0:
+                container.seek(int(timeline.keyframes[index]), stream=stream)
+                frames = _decode(container)
+                first = next((decoded for decoded in frames if decoded.frame.pts is not None), None)
+                # The decoder holds frames back until a gradual refresh has replaced what they depend on, or seems to have.
+                if first is not None and first.frame.key_frame and (first.frame.pts or 0) <= target:
+                    yield chain([first], frames)
+                    return
+    yield _decode_from_start(path)
+
+
+def _decode_from_start(path: Path) -> Iterator[Decoded]:
+    import av
+
+    with av.open(str(path)) as container:
+        video_stream(container).codec_context.thread_count = 1
+        yield from _decode(container)
+
+
+def _decode(container: "InputContainer") -> Iterator[Decoded]:
+    """Decodes from the current position of the container; skips packets that cannot be decoded."""
+    import av
+
+    is_doubtful, num_lost = False, 0
+    packets = demux(container, video_stream(container))
+    while True:
+        try:
+            packet = next(packets)
+            is_doubtful |= packet.is_corrupt
+            for frame in packet.decode():
+                is_doubtful = frame.is_corrupt or (is_doubtful and not frame.key_frame)
+                yield Decoded(frame, is_doubtful, num_lost)
+        except StopIteration:
+            return
+        except av.FFmpegError:
+            # After a codec error the next packet may decode; after a container error there is no next packet.
+            is_doubtful = True
+            num_lost += 1
