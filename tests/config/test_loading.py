@@ -548,7 +548,7 @@ def test_node_labels_are_those_of_ray_and_do_not_change_the_digest(tmp_path):
         load_config(path, {"resources.node_labels": {"waver.role": "in(a,b)"}})
 
 
-@pytest.mark.parametrize(("image_size", "size"), [(336, 224), (64, 32), ([64, 32], 64)])
+@pytest.mark.parametrize(("image_size", "size"), [(336, 224), (64, 32)])
 def test_an_image_size_that_contradicts_the_size_of_frames_is_an_error(tmp_path, image_size, size):
     backbone = {"embed_dim": 32, "vision_cfg": {"image_size": image_size}, "text_cfg": {}}
     overrides = {"model.backbone": backbone, "video.size": size}
@@ -580,3 +580,11 @@ def test_parts_to_freeze_and_adapt(tmp_path, settings, message):
     assert load_config(path, {"model.lora.rank": 4}).model.lora.where == "both"
     with pytest.raises(ConfigError, match=message):
         load_config(path, settings)
+
+
+def test_frames_are_squares(tmp_path):
+    backbone = {"embed_dim": 32, "vision_cfg": {"image_size": [64, 32]}, "text_cfg": {}}
+    path = tmp_path / "experiment.yaml"
+    path.write_text("{name: a, data: {format: table, annotations: a.csv, videos: videos}}")
+    with pytest.raises(ConfigError, match=r"image_size = \[64, 32\], but waver's frames are squares"):
+        load_config(path, {"model.backbone": backbone})

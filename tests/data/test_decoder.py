@@ -16,9 +16,10 @@ from PIL import Image
 
 from waver.data.clip import ClipError
 from waver.data.decoder import Decoder, DecoderStartError
+from waver.data.resizing import Resizing
 from waver.data.video import read_clip
 
-SAMPLING = {"frames_per_second": 10.0, "max_frames": 12, "size": 16}
+SAMPLING = {"frames_per_second": 10.0, "max_frames": 12, "target": Resizing(16)}
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,7 @@ def test_child_ends_with_its_parent(video):
     code = f"""
 import os
 from waver.data.decoder import Decoder
+from waver.data.resizing import Resizing
 decoder = Decoder(60.0)
 decoder.read_clip({str(video)!r}, **{SAMPLING!r})
 print(decoder._child.pid, flush=True)

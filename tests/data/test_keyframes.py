@@ -7,9 +7,10 @@ from clocks import render_clock, shown_s
 
 from waver.data.keyframes import is_intra
 from waver.data.packets import read_packets
+from waver.data.resizing import Resizing
 from waver.data.video import read_clip
 
-ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 12, "size": 32}
+ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 12, "target": Resizing(32)}
 CODECS = [
     ("v.mp4", "libx264", {"g": "30", "keyint_min": "30", "sc_threshold": "0", "bf": "2"}),
     ("v.ts", "libx264", {"g": "30", "keyint_min": "30", "sc_threshold": "0", "bf": "2"}),

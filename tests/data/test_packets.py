@@ -9,9 +9,10 @@ from clocks import FPS, TOLERANCE_S, render_clock, shown_s
 
 from waver.data.clip import ClipError
 from waver.data.packets import Packet, demux, split_at_jumps, times_of_parts
+from waver.data.resizing import Resizing
 from waver.data.video import read_clip
 
-ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 30, "size": 32}
+ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 30, "target": Resizing(32)}
 FIRST_HALF = [*range(5 * FPS), *range(5 * FPS, 10 * FPS, 10)]
 """30 frames per second in the first half, 3 in the second."""
 

@@ -10,7 +10,7 @@ from waver.data.resizing import Resizing
 from waver.data.timeline import Timeline, read_timeline, sample_frames
 from waver.data.video import read_clip, read_with_pyav
 
-ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 12, "size": 32}
+ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 12, "target": Resizing(32)}
 FIRST_HALF = [*range(5 * FPS), *range(5 * FPS, 10 * FPS, 10)]
 """30 frames per second in the first half, 3 in the second."""
 GAP = [*range(2 * FPS), *range(6 * FPS, 10 * FPS)]
@@ -84,7 +84,7 @@ def test_every_frame_is_the_one_of_its_time(tmp_path, name, codec, options):
         (7.3, None, 1.0, [7.3, 8.3, 9.3]),
     ):
         sampling = {"frames_per_second": rate, "max_frames": 12, "start_s": start_s, "end_s": end_s}
-        clip = read_clip(path, **sampling, size=32)
+        clip = read_clip(path, **sampling, target=Resizing(32))
         assert clip.times_s == pytest.approx(expected, abs=1 / FPS)
         assert shown_s(clip) == pytest.approx(clip.times_s, abs=0.1)
         other = read_with_pyav(path, timeline, sample_frames(timeline, **sampling), Resizing(32))
@@ -133,7 +133,7 @@ def test_frames_are_counted_where_the_clock_jumps(tmp_path):
     """Two recordings, one after the other: FFmpeg takes the jump for a wrap of the clock, 26 hours later."""
     path = render_clock(tmp_path / "one.ts", bf="2")
     path.write_bytes(2 * path.read_bytes())
-    clip = read_clip(path, frames_per_second=0.5, max_frames=12, size=32)
+    clip = read_clip(path, frames_per_second=0.5, max_frames=12, target=Resizing(32))
     assert clip.video_s == pytest.approx(20, abs=0.1)
     assert shown_s(clip) == pytest.approx([0, 2, 4, 6, 8, 0, 2, 4, 6, 8], abs=TOLERANCE_S)
     assert clip.note == "not read by decord: its clock jumps, and the frames are counted"

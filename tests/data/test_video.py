@@ -27,7 +27,7 @@ needs_reference = pytest.mark.skipif(
     not (VIDEOS.is_dir() and REFERENCE.is_dir()), reason="no reference clips here: set WAVER_CLIPS_REFERENCE"
 )
 
-ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 12, "size": 224}
+ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 12, "target": Resizing(224)}
 # Mean and standard deviation of OpenAI's CLIP: the reference is normalised.
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -109,7 +109,7 @@ def test_resizing_only_the_crop_equals_resizing_all(height, width):
 @pytest.mark.parametrize(("codec", "suffix"), [("libx264", ".mp4"), ("mpeg4", ".mp4"), ("libvpx-vp9", ".webm")])
 def test_frames_are_those_of_the_positions(tmp_path, codec, suffix):
     path = render(tmp_path / f"video{suffix}", 30, codec=codec)
-    clip = read_clip(path, frames_per_second=2.0, max_frames=4, size=16)
+    clip = read_clip(path, frames_per_second=2.0, max_frames=4, target=Resizing(16))
     # stride 5: 0 5 10 15 20 25, thinned to 4
     assert clip.times_s == (0.0, 0.5, 1.5, 2.5)
     assert (clip.height, clip.width, clip.source_fps) == (48, 64, 10.0)
@@ -134,7 +134,7 @@ def test_both_readers_agree(tmp_path):
 def test_videos_without_increasing_timestamps_are_read_by_pyav(tmp_path):
     # H.264 in AVI has no presentation times; decord then returns frames of other positions, without an error.
     path = render(tmp_path / "video.avi", 30)
-    clip = read_clip(path, frames_per_second=1.0, max_frames=12, size=16)
+    clip = read_clip(path, frames_per_second=1.0, max_frames=12, target=Resizing(16))
     assert clip.decoder == "pyav"
     assert np.abs(clip.frames[:, 8, 8, 0] - np.array([0.0, 80, 160])).max() <= 4
 
@@ -288,7 +288,7 @@ def test_both_readers_agree_on_real_files_or_the_note_says_why_not(path):
     """Rotation and colours among them."""
     sampling = {"frames_per_second": 2.0, "max_frames": 12}
     try:
-        clip = read_clip(path, **sampling, size=224)
+        clip = read_clip(path, **sampling, target=Resizing(224))
     except ClipError:
         return
     if clip.decoder == "pyav":
@@ -304,12 +304,13 @@ def test_both_readers_agree_on_real_files_or_the_note_says_why_not(path):
 @needs_videos
 def test_frames_that_do_not_decode_are_left_out():
     # The container has 50 packets, one of which is damaged; and 87, of which 82 are shown.
-    clip = read_clip(VIDEOS / "broken/corrupted.mp4", frames_per_second=10.0, max_frames=99, size=8)
+    clip = read_clip(VIDEOS / "broken/corrupted.mp4", frames_per_second=10.0, max_frames=99, target=Resizing(8))
     assert len(clip.frames) == 49
     lost, doubtful = clip.note.split("; ")[-2:]
     assert lost == "1 of 50 frames cannot be decoded"
     assert doubtful == "21 of 49 frames follow damaged data and may show other pictures"
-    assert len(read_clip(VIDEOS / "test_video_66x50.mov", frames_per_second=60.0, max_frames=87, size=8).frames) == 82
+    clip = read_clip(VIDEOS / "test_video_66x50.mov", frames_per_second=60.0, max_frames=87, target=Resizing(8))
+    assert len(clip.frames) == 82
 
 
 def test_import_is_light():
@@ -321,12 +322,12 @@ def test_import_is_light():
 def test_frames_after_damaged_data_are_counted(tmp_path):
     """Zeros in the middle of a transport stream, as in a download with holes: the decoder mixes other frames."""
     path = render_clock(tmp_path / "film.ts", g="60", bf="0")
-    whole = read_clip(path, frames_per_second=2.0, max_frames=20, size=16)
+    whole = read_clip(path, frames_per_second=2.0, max_frames=20, target=Resizing(16))
     content = bytearray(path.read_bytes())
     middle = len(content) // 2 // 188 * 188
     content[middle : middle + 10 * 188] = bytes(10 * 188)
     path.write_bytes(content)
-    clip = read_clip(path, frames_per_second=2.0, max_frames=20, size=16)
+    clip = read_clip(path, frames_per_second=2.0, max_frames=20, target=Resizing(16))
     assert whole.note == "not read by decord: inexact seeks in mpegts"
     assert re.search(r"; [1-4] of \d+ frames follow damaged data and may show other pictures$", clip.note)
 

@@ -18,6 +18,7 @@ from waver.config import ExperimentConfig, load_config
 from waver.data.clip import ClipError
 from waver.data.clip_store import ClipStore, create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip, FileStamp
+from waver.data.resizing import Resizing
 from waver.data.video import read_clip
 from waver.doctor import data, machine
 from waver.doctor.findings import (
@@ -78,7 +79,9 @@ def decode(config: ExperimentConfig, *, stamped: bool = False) -> None:
     results = []
     for clip in {row["clip_id"]: row for row in load_captions(config).to_pylist()}.values():
         try:
-            outcome = read_clip(clip["path"], frames_per_second=1.0, max_frames=settings.max_frames, size=settings.size)
+            outcome = read_clip(
+                clip["path"], frames_per_second=1.0, max_frames=settings.max_frames, target=Resizing(settings.size)
+            )
         except ClipError as error:
             outcome = error
         file = FileStamp.of(clip["path"]) if stamped else None

@@ -9,7 +9,7 @@ from waver.data.annotations.msrvtt import MsrvttData
 from waver.data.annotations.msvd import load_msvd
 from waver.data.annotations.published import PublishedPart, PublishedSplit, split_digest
 from waver.evaluation.protocols import OWN, VARIANTS, EvaluatedSplit, Protocol, identify_protocol
-from waver.runs.results import protocol_of_table
+from waver.runs.results import evaluated_split
 
 SHARED = Path(os.environ.get("WAVER_SHARED", Path(__file__).parents[2].parent / "shared"))
 TRAIN, TEST = [f"train{i}" for i in range(6)], [f"test{i}" for i in range(4)]
@@ -102,7 +102,7 @@ def test_msvd_annotations_follow_the_published_protocol(tmp_path):
     captions = load_msvd(annotations, tmp_path, allow_missing_videos=True)
     test = captions.filter([split == "test" for split in captions["split"].to_pylist()])
     counts = [row["counts"] for row in test["clip_id"].value_counts().to_pylist()]
-    protocol = protocol_of_table(
+    evaluated = evaluated_split(
         load_config(tmp_path / "msvd.yaml"),
         captions,
         "test",
@@ -111,6 +111,7 @@ def test_msvd_annotations_follow_the_published_protocol(tmp_path):
         chosen_on="validation",
         leaky=False,
     )
+    protocol = identify_protocol(evaluated)
     assert (protocol.name, protocol.published) == ("MSVD official, all captions", True)
     assert (protocol.num_queries, protocol.gallery_size, protocol.captions_per_clip[::2]) == (27_763, 670, (21, 81))
 

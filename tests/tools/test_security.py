@@ -27,6 +27,7 @@ from waver.data.clip import Clip, ClipError
 from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block
 from waver.data.decoder import Decoder
 from waver.data.ledger import DecodedClip, StoreError
+from waver.data.resizing import Resizing
 from waver.model.errors import BackboneError
 from waver.model.weights import check_weights, load_backbone
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
@@ -35,7 +36,7 @@ from waver.tools.html import html_table, new_figure, svg, write_html
 from waver.training.build import build_training
 
 SIZE = 16
-HOW = {"frames_per_second": 10, "max_frames": 4, "size": SIZE}
+HOW = {"frames_per_second": 10, "max_frames": 4, "target": Resizing(SIZE)}
 ARCHITECTURE = {
     "embed_dim": 8,
     "vision_cfg": {"image_size": SIZE, "layers": 1, "width": 64, "patch_size": 8},

@@ -72,7 +72,7 @@ class ExperimentConfig(Section):
         Args:
             stored: whether the settings are those of a run, which an older version trained without the newest checks.
         """
-        loss, knowledge, resources = self.loss, self.knowledge, self.resources
+        loss, knowledge = self.loss, self.knowledge
         for term in ("knowledge", "distill"):
             if getattr(loss, term) and not knowledge.top_k:
                 yield (
@@ -117,6 +117,11 @@ class ExperimentConfig(Section):
                 f"train.freeze = [{', '.join(self.train.freeze)}]: model.lora freezes the pre-trained weights of both "
                 "towers already: set train.freeze to [], and model.lora.where to the tower that gets additions"
             )
+        yield from self._contradictions_of_sizes(stored)
+
+    def _contradictions_of_sizes(self, stored: bool) -> Iterator[str]:
+        """Yields those between numbers of workers, pairs and pixels."""
+        resources = self.resources
         if 0 < (resources.gpus_per_worker or 0) < 1 and resources.max_workers > 1:
             yield (
                 f"resources.gpus_per_worker = {resources.gpus_per_worker:g} would put several workers of a run on one "
@@ -129,8 +134,10 @@ class ExperimentConfig(Section):
             )
         backbone, size = self.model.backbone, self.video.size
         vision = backbone.get("vision_cfg") if isinstance(backbone, dict) else None
-        asked = vision.get("image_size", size) if isinstance(vision, dict) and size else size
-        if asked not in (size, [size, size]) and not stored:
+        asked = vision.get("image_size", size) if isinstance(vision, dict) else size
+        if isinstance(asked, list | tuple) and len(set(asked)) > 1:
+            yield f"model.backbone: its vision_cfg has image_size = {list(asked)}, but waver's frames are squares"
+        elif size and asked not in (size, [size, size]) and not stored:
             yield (
                 f"model.backbone: its vision_cfg has image_size = {asked}, but video.size = {size}: remove one of them"
             )

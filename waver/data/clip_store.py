@@ -38,7 +38,7 @@ from PIL import Image
 import waver
 from waver.data.clip import Clip
 from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, StoreError, ledger_row, read_ledger, read_store_manifest
-from waver.data.resizing import Interpolation, ResizeMode
+from waver.data.resizing import Interpolation, ResizeMode, Resizing
 from waver.tools.files import atomic_write, write_json
 from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch_once, list_names
 
@@ -71,6 +71,11 @@ class StoreSettings:
     """Ignored if frames are raw."""
     resize: ResizeMode = "shortest"
     interpolation: Interpolation = "bicubic"
+
+    @property
+    def target(self) -> Resizing:
+        """Size and shape of the frames."""
+        return Resizing(self.size, self.resize, self.interpolation)
 
     @property
     def key(self) -> dict[str, float | int | str]:

@@ -17,12 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from waver.data.clip import Clip, ClipError
+from waver.data.resizing import Resizing
 from waver.data.video import read_clip
 from waver.tools.errors import WaverError
 
@@ -104,7 +106,7 @@ class Decoder:
         if child is None or child.poll() is not None or self._num_clips >= _CLIPS_PER_CHILD:
             child = self._start()
         self._num_clips += 1
-        request = json.dumps({"path": str(path), **arguments}) + "\n"
+        request = json.dumps({"path": str(path), **arguments}, default=asdict) + "\n"
         started, reader = time.monotonic(), "pyav"
         try:
             assert child.stdin is not None
@@ -240,7 +242,9 @@ def serve(send: Callable[[dict[str, Any], memoryview], None], timeout_s: float, 
         # If native code hangs after the parent died, only a signal ends this process.
         signal.alarm(math.ceil(2 * timeout_s) + 1)
         try:
-            clip = read_clip(**json.loads(request), announce=lambda reader: send({"reader": reader}, nothing))
+            arguments = json.loads(request)
+            arguments["target"] = Resizing(**arguments["target"])
+            clip = read_clip(**arguments, announce=lambda reader: send({"reader": reader}, nothing))
         except ClipError as error:
             send({"status": error.status, "reason": error.reason, "video_s": error.video_s}, nothing)
         except MemoryError:

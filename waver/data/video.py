@@ -17,7 +17,7 @@ import numpy as np
 from waver.data.claimed_length import is_missing_much
 from waver.data.clip import AFTER_DAMAGE, Clip, ClipError, describe_part
 from waver.data.decoding import frames_at
-from waver.data.resizing import Interpolation, ResizeMode, Resizing, resize_frames
+from waver.data.resizing import Resizing, resize_frames
 from waver.data.timeline import Timeline, read_timeline, sample_frames
 from waver.tools.file_kinds import describe_bytes, first_bytes, is_plain_text
 
@@ -34,9 +34,7 @@ def read_clip(
     end_s: float | None = None,
     frames_per_second: float,
     max_frames: int,
-    size: int,
-    resize: ResizeMode = "shortest",
-    interpolation: Interpolation = "bicubic",
+    target: Resizing,
     decord_failure: str | None = None,
     announce: Callable[[str], None] = lambda reader: None,
 ) -> Clip:
@@ -48,9 +46,7 @@ def read_clip(
         end_s: end of the segment; None for the end of the video.
         frames_per_second: sampling rate.
         max_frames: maximal number of frames.
-        size: height and width of the frames, pixels.
-        resize: how they become squares, see `Resizing`.
-        interpolation: filter of the resizing.
+        target: size and shape of the frames.
         decord_failure: how decord failed at this clip before, so that it is not asked again.
         announce: called with the name of a reader before this reader begins.
 
@@ -74,7 +70,7 @@ def read_clip(
     if not indices:
         reason = "the segment begins after the end of the video" if len(timeline) else "the video has no frame"
         raise ClipError("too_short", reason, timeline.end_s)
-    clip = _read_indices(path, timeline, indices, Resizing(size, resize, interpolation), decord_failure, announce)
+    clip = _read_indices(path, timeline, indices, target, decord_failure, announce)
     if not timeline.claimed_s:
         return clip
     part = describe_part(timeline.end_s, timeline.claimed_s)

@@ -25,7 +25,7 @@ from waver.data.ledger import describe_failures, group_failures
 from waver.data.segments import describe_segments
 from waver.doctor.findings import Finding, Level, format_bytes
 from waver.evaluation.confidence import beside, find_small_validation
-from waver.runs.inputs import load_captions
+from waver.runs.inputs import load_captions, store_settings
 from waver.tools.names import abbreviate
 from waver.training.plan import measure_truncations
 
@@ -231,16 +231,14 @@ def check_decoding(config: ExperimentConfig, captions: pa.Table, *, level: Level
 
 
 def _read_clip(decoder: Decoder, config: ExperimentConfig, clip: dict) -> Clip:
-    video, frames = config.video, config.preprocessing
+    video = config.video
     return decoder.read_clip(
         clip["path"],
         start_s=clip["start_s"],
         end_s=clip["end_s"],
         frames_per_second=video.frames_per_second,
         max_frames=video.max_frames,
-        size=frames.size,
-        resize=frames.resize,
-        interpolation=frames.interpolation,
+        target=store_settings(config).target,
     )
 
 

@@ -1,7 +1,7 @@
 """Builds the results that an evaluation writes: metrics, their protocol, and where the model comes from."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from waver.config import ExperimentConfig
 from waver.data.annotations import validation_source
 from waver.evaluation.evaluate import Evaluation
-from waver.evaluation.protocols import EvaluatedSplit, Protocol, identify_protocol
+from waver.evaluation.protocols import EvaluatedSplit, identify_protocol
 from waver.knowledge.store import Knowledge
 from waver.runs.checkpoint import checkpoint_knowledge
 from waver.runs.origin import read_origin
@@ -41,7 +41,7 @@ def result_of(
     learned, origin = checkpoint_knowledge(checkpoint), read_origin(checkpoint)
     chosen_on = None if origin else chosen_on  # nothing was chosen among the epochs of a run
     leaky = bool((learned and learned["leaky"]) or (knowledge and knowledge.leaky))
-    protocol = protocol_of_table(
+    evaluated = evaluated_split(
         config,
         captions,
         evaluation.split,
@@ -50,8 +50,8 @@ def result_of(
         chosen_on=chosen_on,
         leaky=leaky,
         variants=list(evaluation.variants),
-        origin=origin.describe() if origin else None,
     )
+    protocol = identify_protocol(replace(evaluated, origin=origin.describe() if origin else None))
     return {
         "protocol": protocol.as_json(),
         "origin": origin.as_json() if origin else None,
@@ -76,7 +76,7 @@ def result_of(
     }
 
 
-def protocol_of_table(
+def evaluated_split(
     config: ExperimentConfig,
     captions: pa.Table,
     split: str,
@@ -86,9 +86,8 @@ def protocol_of_table(
     chosen_on: str | None,
     leaky: bool,
     variants: Sequence[str] = (),
-    origin: str | None = None,
-) -> Protocol:
-    """Identifies the protocol of an evaluation; the arguments are those of `waver.evaluation.protocols.EvaluatedSplit`.
+) -> EvaluatedSplit:
+    """Returns what identifies the protocol of an evaluation of a model that waver trained.
 
     Args:
         config: configuration of the experiment.
@@ -99,9 +98,8 @@ def protocol_of_table(
         chosen_on: split on which the checkpoint was chosen; None if the user named the checkpoint.
         leaky: whether the model or its phrases used captions of validation or test.
         variants: names of the metrics beside the plain ones.
-        origin: where a model comes from that waver did not train; None if it did.
     """
-    evaluated = EvaluatedSplit(
+    return EvaluatedSplit(
         data_format=config.data.format,
         data_split=getattr(config.data, "split", None),
         split=split,
@@ -116,6 +114,4 @@ def protocol_of_table(
         chosen_on=chosen_on,
         leaky=leaky,
         variants=variants,
-        origin=origin,
     )
-    return identify_protocol(evaluated)

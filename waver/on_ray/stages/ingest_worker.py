@@ -37,9 +37,7 @@ class BlockDecoder:
                 end_s=clip["end_s"],
                 frames_per_second=self._settings.frames_per_second,
                 max_frames=self._settings.max_frames,
-                size=self._settings.size,
-                resize=self._settings.resize,
-                interpolation=self._settings.interpolation,
+                target=self._settings.target,
             )
         except ClipError as error:
             outcome = error

@@ -18,7 +18,7 @@ from waver.data.annotations import validation_source
 from waver.data.clip_store import ClipStore
 from waver.evaluation.confidence import find_small_validation
 from waver.evaluation.gallery import build_gallery
-from waver.evaluation.protocols import Protocol
+from waver.evaluation.protocols import Protocol, identify_protocol
 from waver.knowledge.store import Knowledge
 from waver.model.tokenizer import Truncation
 from waver.model.weights import weights_text
@@ -40,7 +40,7 @@ from waver.runs.folder import (
     zero_shot_metrics,
 )
 from waver.runs.inputs import LEAKY
-from waver.runs.results import protocol_of_table
+from waver.runs.results import evaluated_split
 from waver.runs.tracking import read_metrics
 from waver.tools.files import write_json
 from waver.tools.lock import hold_lock
@@ -112,13 +112,7 @@ def train(
     if result := read_result(folder):
         _log_finished(folder, result, plan)
         return result
-    if small := find_small_validation(captions):
-        logger.warning("; ".join(small))
-    if lowered := describe_lowered_batch(config, plan.data["num_train_clips"]):
-        logger.warning(lowered)
-    for split, truncation in plan.truncations.items():
-        if truncation.num_cut:
-            logger.warning(f"{split}: {truncation.describe(config.text.max_words)}")
+    _log_warnings(config, captions, plan)
     newest = newest_checkpoint(folder)
     if newest and knowledge:
         knowledge.check_same_dictionary(newest, checkpoint_knowledge(newest))
@@ -138,6 +132,17 @@ def train(
     result = _run_result(config, captions, store, knowledge, folder, plan) | outcome
     write_json(folder / "result.json", result)
     return result
+
+
+def _log_warnings(config: ExperimentConfig, captions: pa.Table, plan: _RunPlan) -> None:
+    """Warns of a small validation split, a lowered batch and cut captions."""
+    if small := find_small_validation(captions):
+        logger.warning("; ".join(small))
+    if lowered := describe_lowered_batch(config, plan.data["num_train_clips"]):
+        logger.warning(lowered)
+    for split, truncation in plan.truncations.items():
+        if truncation.num_cut:
+            logger.warning(f"{split}: {truncation.describe(config.text.max_words)}")
 
 
 def _plan_run(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> _RunPlan:
@@ -235,7 +240,7 @@ def _run_result(
 def _validation_protocol(config: ExperimentConfig, captions: pa.Table, store: ClipStore, *, leaky: bool) -> Protocol:
     """Identifies the protocol of the validation metrics by which the best checkpoint was chosen."""
     validation = build_gallery(captions, "validation")
-    return protocol_of_table(
+    evaluated = evaluated_split(
         config,
         captions,
         "validation",
@@ -244,6 +249,7 @@ def _validation_protocol(config: ExperimentConfig, captions: pa.Table, store: Cl
         chosen_on="validation",
         leaky=leaky,
     )
+    return identify_protocol(evaluated)
 
 
 def run_training(config: ExperimentConfig, **options: Any) -> dict:
