@@ -270,7 +270,7 @@ def test_files_that_hold_something_else_are_named(drl, tmp_path, project):
         "lacking.bin": ({n: v for n, v in state.items() if "lstm_visual.bias_hh" not in n}, "missing from the file"),
         "huge.bin": (
             state | {"clip.ln_final.weight": torch.zeros(1).expand(10**12)},
-            "does not hold all values of clip.ln_f",
+            "does not hold all values of clip.ln",
         ),
         "nan.bin": (state | {"clip.logit_scale": torch.tensor(torch.nan)}, "NaN or infinite"),
     }
