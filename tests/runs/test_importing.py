@@ -268,6 +268,10 @@ def test_files_that_hold_something_else_are_named(drl, tmp_path, project):
             "unknown.bin cannot be imported: it has 1 tensors that no",
         ),
         "lacking.bin": ({n: v for n, v in state.items() if "lstm_visual.bias_hh" not in n}, "missing from the file"),
+        "huge.bin": (
+            state | {"clip.ln_final.weight": torch.zeros(1).expand(10**12)},
+            "does not hold all values of clip.ln",
+        ),
         "nan.bin": (state | {"clip.logit_scale": torch.tensor(torch.nan)}, "NaN or infinite"),
     }
     for name, (content, message) in contents.items():

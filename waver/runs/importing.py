@@ -131,6 +131,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise FieldCheckpointError(f"{path} holds the state of an optimizer: name the file of the model beside it")
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise FieldCheckpointError(f"{path} holds something else than tensors by name; it should be a state dict")
+    for name, tensor in content.items():
+        # A tensor that repeats its values could claim any size.
+        if tensor.layout != torch.strided or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            raise FieldCheckpointError(f"{path} does not hold all values of {name}; it should be a state dict")
     return content
 
 
