@@ -7,12 +7,14 @@ recorders and WebM files have a variable frame rate.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from waver.data.claimed_length import claimed_length
 from waver.data.clip import ClipError
+from waver.data.orientation import describe_odd_matrix
 from waver.data.packets import Packet, read_packets, split_at_jumps, times_of_parts
 
 if TYPE_CHECKING:
@@ -206,7 +208,7 @@ def _times_of_packets(packets: list[Packet], fps: float, unit_s: float, delay: i
 
 
 def _unfit_for_decord(container: "InputContainer", stream: "VideoStream") -> str | None:
-    """Says why decord may seek inexactly, choose another stream, or show other colours than PyAV."""
+    """Says why decord may seek inexactly, choose another stream, or show other colours or another side than PyAV."""
     formats = container.format.name.split(",")
     pixels = stream.codec_context.format
     if not {"mov", "mp4", "matroska", "webm"} & set(formats):
@@ -217,7 +219,7 @@ def _unfit_for_decord(container: "InputContainer", stream: "VideoStream") -> str
         return f"the codec {codec}"
     if pixels is None or any(component.bits != 8 for component in pixels.components):
         return "not 8 bits a colour"
-    return None
+    return describe_odd_matrix(Path(container.name)) if "mp4" in formats else None
 
 
 def sample_frames(
