@@ -7,6 +7,7 @@ recorders and WebM files have a variable frame rate.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ class Timeline:
     fps: float
     """Average frame rate that the container claims."""
     stamps: np.ndarray | None
-    """int64 (F,): time stamp of each frame, in the unit of the stream; None if the container has none (AVI). Then the times
+    """int64 (F,): time stamp of each frame, in the unit of the stream; None if it has none (AVI) or repeats. Then the times
     follow from the rate or, where packets are missing, from the times at which packets are decoded."""
     keyframes: np.ndarray
     """int64: stamps of the frames at which decoding can start, increasing."""
@@ -58,6 +59,8 @@ class Timeline:
     """Why decord would return other frames, without an error; None if it finds the right ones."""
     has_exact_stamps: bool = True
     """Whether a frame has the same time stamp after a seek. Not in MPEG program streams, where FFmpeg interpolates them."""
+    repeating_stamps: np.ndarray | None = None
+    """int64 (F,): time stamps that repeat or jump, in the order of the frames; None if there are `stamps` or none at all."""
     claimed_s: float | None = None
     """Length of the video that the container claims, if the file ends well before it; else None."""
 
@@ -112,6 +115,10 @@ def read_timeline(container: "InputContainer") -> Timeline:
         return _timeline_of_parts(stream, parts, fps)
     if container.format.name in _WITHOUT_STAMPS or None in pts or len(set(pts)) < len(pts):
         timeline = _timeline_without_stamps(stream, packets, fps, is_raw=is_raw)
+        if container.format.name not in _WITHOUT_STAMPS:
+            timeline = replace(timeline, repeating_stamps=_stamps_in_order(parts))
+        if timeline.repeating_stamps is not None:
+            timeline = replace(timeline, unfit_for_decord="its time stamps repeat")
         return replace(timeline, claimed_s=claimed_length(container, stream, timeline.end_s, num_discarded))
 
     stamps = np.sort(np.array(pts, np.int64))
@@ -152,7 +159,14 @@ def _timeline_of_parts(stream: "VideoStream", parts: list[list[Packet]], fps: fl
     is_constant = bool((np.abs(times_s - np.arange(len(times_s)) / fps) <= 0.5 / fps).all())
     unfit = "its clock jumps, and the frames are counted"
     end_s = float(times_s[-1]) + 1 / fps
-    return Timeline(times_s, end_s, fps, None, np.empty(0, np.int64), is_constant, unfit_for_decord=unfit)
+    timeline = Timeline(times_s, end_s, fps, None, np.empty(0, np.int64), is_constant, unfit_for_decord=unfit)
+    return replace(timeline, repeating_stamps=_stamps_in_order(parts))
+
+
+def _stamps_in_order(parts: list[list[Packet]]) -> np.ndarray | None:
+    """Returns the time stamps of all frames in the order in which they are shown; None if a packet has none."""
+    stamps = [sorted(packet.pts for packet in part if packet.pts is not None) for part in parts]
+    return np.array([*chain(*stamps)], np.int64) if sum(map(len, stamps)) == sum(map(len, parts)) else None
 
 
 def _timeline_without_stamps(stream: "VideoStream", packets: list[Packet], fps: float, *, is_raw: bool) -> Timeline:
