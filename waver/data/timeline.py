@@ -115,10 +115,9 @@ def read_timeline(container: "InputContainer") -> Timeline:
         return _timeline_of_parts(stream, parts, fps)
     if container.format.name in _WITHOUT_STAMPS or None in pts or len(set(pts)) < len(pts):
         timeline = _timeline_without_stamps(stream, packets, fps, is_raw=is_raw)
-        if container.format.name not in _WITHOUT_STAMPS:
-            timeline = replace(timeline, repeating_stamps=_stamps_in_order(parts))
-        if timeline.repeating_stamps is not None:
-            timeline = replace(timeline, unfit_for_decord="its time stamps repeat")
+        if container.format.name not in _WITHOUT_STAMPS and None not in pts:
+            repeat = "its time stamps repeat"
+            timeline = replace(timeline, repeating_stamps=_stamps_in_order(parts), unfit_for_decord=repeat)
         return replace(timeline, claimed_s=claimed_length(container, stream, timeline.end_s, num_discarded))
 
     stamps = np.sort(np.array(pts, np.int64))
@@ -130,15 +129,8 @@ def read_timeline(container: "InputContainer") -> Timeline:
     times_s = np.where(np.abs(times_s - nominal_s) <= _ROUNDING_S + unit_s, nominal_s, times_s)
     last_s = packets[int(np.argmax(pts))].duration * unit_s or 1 / fps if packets else 0.0
     keyframes = [(index, pts[index]) for index, packet in enumerate(packets) if packet.is_key]
-    if num_discarded:
-        unfit = f"{num_discarded} packets are not to be shown"
-    elif num_wrong_keys:
-        unfit = f"{num_wrong_keys} packets are marked as keyframes and are none"
-    elif any(stamps[index] != stamp for index, stamp in keyframes) or not (packets and packets[0].is_key):
-        # decord counts frames from a keyframe, and takes the order of packets for the order in which keyframes are shown.
-        unfit = "frames before a keyframe are shown after it"
-    else:
-        unfit = _unfit_for_decord(container, stream)
+    is_in_order = bool(packets and packets[0].is_key) and all(stamps[index] == stamp for index, stamp in keyframes)
+    unfit = _unfit_packets(num_discarded, num_wrong_keys, is_in_order=is_in_order)
     end_s = float(times_s[-1]) + last_s if len(times_s) else 0.0
     return Timeline(
         times_s,
@@ -147,7 +139,7 @@ def read_timeline(container: "InputContainer") -> Timeline:
         stamps,
         np.sort(np.array([stamp for _, stamp in keyframes], np.int64)),
         is_constant=is_constant,
-        unfit_for_decord=unfit,
+        unfit_for_decord=unfit or _unfit_for_decord(container, stream),
         has_exact_stamps=container.format.name != "mpeg",
         claimed_s=claimed_length(container, stream, end_s, num_discarded),
     )
@@ -219,6 +211,16 @@ def _times_of_packets(packets: list[Packet], fps: float, unit_s: float, delay: i
     if (np.abs(times_s - nominal_s) <= _DELAY / fps).all():
         return nominal_s, True
     return times_s, False
+
+
+def _unfit_packets(num_discarded: int, num_wrong_keys: int, *, is_in_order: bool) -> str | None:
+    """Says why decord, which begins to decode at marked packets and counts from there, would return other frames."""
+    if num_discarded:
+        return f"{num_discarded} packets are not to be shown"
+    if num_wrong_keys:
+        return f"{num_wrong_keys} packets are marked as keyframes and are none"
+    # It takes the order of packets for the order in which keyframes are shown.
+    return None if is_in_order else "frames before a keyframe are shown after it"
 
 
 def _unfit_for_decord(container: "InputContainer", stream: "VideoStream") -> str | None:
