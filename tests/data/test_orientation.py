@@ -53,6 +53,7 @@ def turn(pixels: np.ndarray, matrix) -> np.ndarray:
     return turned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MATRICES)
 def test_frames_are_turned_as_the_matrix_says(tmp_path, name):
     matrix = MATRICES[name]

@@ -34,6 +34,7 @@ def test_recordings_of_other_rates_in_one_file_keep_their_times(tmp_path):
     assert clip.note == "not read by decord: its clock jumps, and the frames are counted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
 def test_recordings_that_begin_between_keyframes_keep_their_times(tmp_path, codec):
     """The decoder leaves out the frames before the first keyframe of each recording, without an error."""
