@@ -32,6 +32,7 @@ def mark_all_as_keyframes(path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "codec", "options"), CODECS, ids=[codec for _, codec, _ in CODECS])
 def test_the_pictures_of_keyframes_are_intra_and_the_others_are_not(tmp_path, name, codec, options):
     path = render_clock(tmp_path / name, range(100), codec, **dict(options))

@@ -35,6 +35,28 @@ def test_recordings_of_other_rates_in_one_file_keep_their_times(tmp_path):
     assert clip.note == "not read by decord: its clock jumps, and the frames are counted"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_recordings_that_begin_between_keyframes_keep_their_times(tmp_path, codec):
+    """The decoder leaves out the frames before the first keyframe of each recording, without an error."""
+    path = render_clock(tmp_path / "one.ts", codec=codec, bf="2", g="60", sc_threshold="1000000000")
+    content = path.read_bytes()
+    content = content[len(content) * 3 // 10 // 188 * 188 :]
+    path.write_bytes(content)
+    first = read_clip(path, **ONE_A_SECOND)
+    assert first.video_s is not None
+    offset_s = np.median(shown_s(first) - first.times_s)
+    path.write_bytes(2 * content)
+    clip = read_clip(path, **ONE_A_SECOND)
+    times_s = np.array(clip.times_s)
+    assert clip.video_s == pytest.approx(2 * first.video_s, abs=0.05)
+    assert 8 < len(times_s) < 2 * first.video_s
+    expected = offset_s + np.where(times_s < first.video_s, times_s, times_s - first.video_s)
+    wrong = np.abs(shown_s(clip) - expected) > 0.12
+    assert wrong.sum() <= 1  # where the recordings meet
+    assert "frames are counted" in (clip.note or "")
+
+
 def test_parts_without_time_stamps_follow_from_the_rate():
     parts = [[packet(None, 0), packet(None, 1)], [packet(7, 5), packet(5, 6), packet(6, 7)]]
     assert times_of_parts(parts, fps=2.0, unit_s=1.0) == [0, 0.5, 1, 2, 3]

@@ -1,5 +1,7 @@
 """Finds frames by their time stamps with PyAV, which decodes from the keyframe before them."""
 
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -38,12 +40,7 @@ def frames_at(path: Path, timeline: Timeline, indices: list[int]) -> Iterator[tu
         av.FFmpegError: if the container is damaged.
     """
     if timeline.stamps is None:
-        wanted = set(indices)
-        for number, decoded in enumerate(_decode_from_start(path)):
-            if (index := number + decoded.num_lost) in wanted:
-                yield index, decoded
-            if index >= indices[-1]:
-                return
+        yield from _count_frames(path, timeline, indices)
         return
     wanted = {int(timeline.stamps[index]): index for index in indices}
     targets = np.array(list(wanted))
@@ -64,6 +61,31 @@ def frames_at(path: Path, timeline: Timeline, indices: list[int]) -> Iterator[tu
                 yield wanted.pop(pts), decoded
             if not wanted:
                 return
+
+
+def _count_frames(path: Path, timeline: Timeline, indices: list[int]) -> Iterator[tuple[int, Decoded]]:
+    """Yields the same as `frames_at` for a video without time stamps, or with some that repeat.
+
+    Of the frames with its time stamp, a decoded frame is the one nearest to the place that follows the frame before it: at
+    the beginning of a recording the decoder leaves out frames that need earlier ones, without an error, and frames of the
+    recording before may still come. Frames without a known stamp are counted.
+    """
+    wanted, places, position = set(indices), defaultdict[int, list[int]](list), 0
+    for index, stamp in enumerate(() if timeline.repeating_stamps is None else timeline.repeating_stamps):
+        places[int(stamp)].append(index)
+    for number, decoded in enumerate(_decode_from_start(path)):
+        pts = decoded.frame.pts
+        known = places.get(pts) if pts is not None else None
+        if known:
+            after = bisect_left(known, position)
+            index = min(known[max(0, after - 1) : after + 1], key=lambda place: abs(place - position))
+        else:
+            index = max(position, number + decoded.num_lost)
+        position = index + 1
+        if index in wanted:
+            yield index, decoded
+        if index >= indices[-1]:
+            return
 
 
 @contextmanager

@@ -7,12 +7,15 @@ recorders and WebM files have a variable frame rate.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from waver.data.claimed_length import claimed_length
 from waver.data.clip import ClipError
+from waver.data.orientation import describe_odd_matrix
 from waver.data.packets import Packet, read_packets, split_at_jumps, times_of_parts
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ class Timeline:
     fps: float
     """Average frame rate that the container claims."""
     stamps: np.ndarray | None
-    """int64 (F,): time stamp of each frame, in the unit of the stream; None if the container has none (AVI). Then the times
+    """int64 (F,): time stamp of each frame, in the unit of the stream; None if it has none (AVI) or repeats. Then the times
     follow from the rate or, where packets are missing, from the times at which packets are decoded."""
     keyframes: np.ndarray
     """int64: stamps of the frames at which decoding can start, increasing."""
@@ -56,6 +59,8 @@ class Timeline:
     """Why decord would return other frames, without an error; None if it finds the right ones."""
     has_exact_stamps: bool = True
     """Whether a frame has the same time stamp after a seek. Not in MPEG program streams, where FFmpeg interpolates them."""
+    repeating_stamps: np.ndarray | None = None
+    """int64 (F,): time stamps that repeat or jump, in the order of the frames; None if there are `stamps` or none at all."""
     claimed_s: float | None = None
     """Length of the video that the container claims, if the file ends well before it; else None."""
 
@@ -110,6 +115,9 @@ def read_timeline(container: "InputContainer") -> Timeline:
         return _timeline_of_parts(stream, parts, fps)
     if container.format.name in _WITHOUT_STAMPS or None in pts or len(set(pts)) < len(pts):
         timeline = _timeline_without_stamps(stream, packets, fps, is_raw=is_raw)
+        if container.format.name not in _WITHOUT_STAMPS and None not in pts:
+            repeat = "its time stamps repeat"
+            timeline = replace(timeline, repeating_stamps=_stamps_in_order(parts), unfit_for_decord=repeat)
         return replace(timeline, claimed_s=claimed_length(container, stream, timeline.end_s, num_discarded))
 
     stamps = np.sort(np.array(pts, np.int64))
@@ -121,15 +129,8 @@ def read_timeline(container: "InputContainer") -> Timeline:
     times_s = np.where(np.abs(times_s - nominal_s) <= _ROUNDING_S + unit_s, nominal_s, times_s)
     last_s = packets[int(np.argmax(pts))].duration * unit_s or 1 / fps if packets else 0.0
     keyframes = [(index, pts[index]) for index, packet in enumerate(packets) if packet.is_key]
-    if num_discarded:
-        unfit = f"{num_discarded} packets are not to be shown"
-    elif num_wrong_keys:
-        unfit = f"{num_wrong_keys} packets are marked as keyframes and are none"
-    elif any(stamps[index] != stamp for index, stamp in keyframes) or not (packets and packets[0].is_key):
-        # decord counts frames from a keyframe, and takes the order of packets for the order in which keyframes are shown.
-        unfit = "frames before a keyframe are shown after it"
-    else:
-        unfit = _unfit_for_decord(container, stream)
+    is_in_order = bool(packets and packets[0].is_key) and all(stamps[index] == stamp for index, stamp in keyframes)
+    unfit = _unfit_packets(num_discarded, num_wrong_keys, is_in_order=is_in_order)
     end_s = float(times_s[-1]) + last_s if len(times_s) else 0.0
     return Timeline(
         times_s,
@@ -138,7 +139,7 @@ def read_timeline(container: "InputContainer") -> Timeline:
         stamps,
         np.sort(np.array([stamp for _, stamp in keyframes], np.int64)),
         is_constant=is_constant,
-        unfit_for_decord=unfit,
+        unfit_for_decord=unfit or _unfit_for_decord(container, stream),
         has_exact_stamps=container.format.name != "mpeg",
         claimed_s=claimed_length(container, stream, end_s, num_discarded),
     )
@@ -150,7 +151,14 @@ def _timeline_of_parts(stream: "VideoStream", parts: list[list[Packet]], fps: fl
     is_constant = bool((np.abs(times_s - np.arange(len(times_s)) / fps) <= 0.5 / fps).all())
     unfit = "its clock jumps, and the frames are counted"
     end_s = float(times_s[-1]) + 1 / fps
-    return Timeline(times_s, end_s, fps, None, np.empty(0, np.int64), is_constant, unfit_for_decord=unfit)
+    timeline = Timeline(times_s, end_s, fps, None, np.empty(0, np.int64), is_constant, unfit_for_decord=unfit)
+    return replace(timeline, repeating_stamps=_stamps_in_order(parts))
+
+
+def _stamps_in_order(parts: list[list[Packet]]) -> np.ndarray | None:
+    """Returns the time stamps of all frames in the order in which they are shown; None if a packet has none."""
+    stamps = [sorted(packet.pts for packet in part if packet.pts is not None) for part in parts]
+    return np.array([*chain(*stamps)], np.int64) if sum(map(len, stamps)) == sum(map(len, parts)) else None
 
 
 def _timeline_without_stamps(stream: "VideoStream", packets: list[Packet], fps: float, *, is_raw: bool) -> Timeline:
@@ -205,8 +213,18 @@ def _times_of_packets(packets: list[Packet], fps: float, unit_s: float, delay: i
     return times_s, False
 
 
+def _unfit_packets(num_discarded: int, num_wrong_keys: int, *, is_in_order: bool) -> str | None:
+    """Says why decord, which begins to decode at marked packets and counts from there, would return other frames."""
+    if num_discarded:
+        return f"{num_discarded} packets are not to be shown"
+    if num_wrong_keys:
+        return f"{num_wrong_keys} packets are marked as keyframes and are none"
+    # It takes the order of packets for the order in which keyframes are shown.
+    return None if is_in_order else "frames before a keyframe are shown after it"
+
+
 def _unfit_for_decord(container: "InputContainer", stream: "VideoStream") -> str | None:
-    """Says why decord may seek inexactly, choose another stream, or show other colours than PyAV."""
+    """Says why decord may seek inexactly, choose another stream, or show other colours or another side than PyAV."""
     formats = container.format.name.split(",")
     pixels = stream.codec_context.format
     if not {"mov", "mp4", "matroska", "webm"} & set(formats):
@@ -217,7 +235,7 @@ def _unfit_for_decord(container: "InputContainer", stream: "VideoStream") -> str
         return f"the codec {codec}"
     if pixels is None or any(component.bits != 8 for component in pixels.components):
         return "not 8 bits a colour"
-    return None
+    return describe_odd_matrix(Path(container.name)) if "mp4" in formats else None
 
 
 def sample_frames(

@@ -17,6 +17,7 @@ import numpy as np
 from waver.data.claimed_length import is_missing_much
 from waver.data.clip import AFTER_DAMAGE, Clip, ClipError, describe_part
 from waver.data.decoding import frames_at
+from waver.data.orientation import upright_pixels
 from waver.data.resizing import Resizing, resize_frames
 from waver.data.timeline import Timeline, read_timeline, sample_frames
 from waver.tools.file_kinds import describe_bytes, first_bytes, is_plain_text
@@ -217,8 +218,7 @@ def read_with_pyav(path: Path, timeline: Timeline, indices: list[int], target: R
     shape = (0, 0)
     try:
         for index, (frame, is_doubtful, _) in frames_at(path, timeline, sorted(set(indices))):
-            # The rotation is counterclockwise, as in rot90.
-            pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            pixels = upright_pixels(frame)
             doubtful |= {index} if is_doubtful else set()
             found[index], shape = resize_frames(pixels[None], target)[0], pixels.shape[:2]
     except av.FFmpegError as error:
