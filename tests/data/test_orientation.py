@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from waver.data.orientation import describe_odd_matrix
+from waver.data.resizing import Resizing
 from waver.data.video import read_clip
 
 QUARTERS = np.array([[235, 100], [180, 16]], np.uint8)
 SHOWN = (QUARTERS.astype(float) - 16) * 255 / 219
-FIRST = {"frames_per_second": 1.0, "max_frames": 1, "size": 32}
+FIRST = {"frames_per_second": 1.0, "max_frames": 1, "target": Resizing(32)}
 MATRICES = {
     "as stored": (1, 0, 0, 1),
     "90": (0, 1, -1, 0),
