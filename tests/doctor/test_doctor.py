@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from hub import hub_without_files
+from hub import hub_with, hub_without_files
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -337,7 +337,7 @@ def test_duplicates_are_warnings_with_details(project):
             "batch",
             "resources.workers = 8 is more than the 7 training clips",
         ),
-        ({"model.backbone": "hf-hub:somebody/clip"}, "model", "neither the name of an open_clip model"),
+        ({"model.backbone": "s3:somebody/clip"}, "model", "neither the name of an open_clip model"),
         ({"model.weights": "videos"}, "weights", "is a folder"),
         ({"model.weights": "empty.safetensors"}, "weights", "cannot be read as weights"),
         ({"resources.gpus_per_worker": 99}, "workers", "the cluster has capacity for 0"),
@@ -384,8 +384,15 @@ def test_fitting_weights_are_ok_and_a_pretrained_tag_is_a_warning(project, teach
         found = findings_by_check(**tag)
     assert level(found, "weights") == "warning"
     assert "open_clip will download; QuickGELU, from open_clip's tag openai" in found["weights"][0].found
+    repository = tag | {"model.weights": "hf-hub:somebody/clip"}
     with hub_without_files(monkeypatch):
-        found = findings_by_check(**tag | {"model.weights": "hf-hub:somebody/clip"})
+        found = findings_by_check(**repository)
+    assert errors(found) == {"model"}
+    assert "hf-hub:somebody/clip: its open_clip_config.json was not downloaded before" in found["model"][0].found
+    (project / "somebody").mkdir()
+    (project / "somebody/open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {"image_size": 16}}}')
+    with hub_with("somebody/clip", project / "somebody", monkeypatch):
+        found = findings_by_check(**repository)
     assert level(found, "weights") == "warning"
     assert (
         "'hf-hub:somebody/clip' is a repository of the hub, which will be downloaded; GELU" in found["weights"][0].found

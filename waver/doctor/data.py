@@ -25,6 +25,7 @@ from waver.data.ledger import describe_failures, group_failures
 from waver.data.segments import describe_segments
 from waver.doctor.findings import Finding, Level, format_bytes
 from waver.evaluation.confidence import beside, find_small_validation
+from waver.model.errors import BackboneError
 from waver.runs.inputs import load_captions, store_settings
 from waver.tools.names import abbreviate
 from waver.training.plan import measure_truncations
@@ -120,7 +121,11 @@ def _compare_with_published(config: ExperimentConfig, captions: pa.Table, *, hel
 
 def check_caption_lengths(config: ExperimentConfig, captions: pa.Table) -> Iterator[Finding]:
     """Counts the captions that are longer than the model reads."""
-    for split, truncation in measure_truncations(config, captions).items():
+    try:
+        truncations = measure_truncations(config, captions)
+    except BackboneError:  # the check of the model reports it
+        return
+    for split, truncation in truncations.items():
         name = f"captions of {split}"
         if not truncation.num_cut:
             yield Finding("ok", name, f"all have at most text.max_words = {config.text.max_words} tokens")

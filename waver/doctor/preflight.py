@@ -23,6 +23,7 @@ from waver.doctor.stages import (
 )
 from waver.knowledge.store import Knowledge
 from waver.runs.folder import newest_checkpoint, read_result
+from waver.tools.errors import WaverError
 from waver.tools.object_store import ObjectStoreError, check_bucket
 
 
@@ -37,7 +38,7 @@ class Inputs:
 
 
 NOTHING_ELSE = "nothing else was checked"
-"""Remedy of the finding that an object store does not answer."""
+"""Remedy of the finding that an object store or the hub does not answer."""
 
 
 def check_inputs(
@@ -64,6 +65,11 @@ def check_inputs(
         check_bucket(config.storage.folder)
     except ObjectStoreError as error:
         checks.findings.append(Finding("error", "storage", str(error), NOTHING_ELSE))
+        return Inputs()
+    try:  # without it nobody knows which clip store is meant
+        _ = config.preprocessing
+    except WaverError as error:
+        checks.findings.append(Finding("error", "model", str(error), NOTHING_ELSE))
         return Inputs()
     folder, trains = run_folder or config.run_folder, before in ("train", "tune")
     store, model, knowledge = None, None, None
