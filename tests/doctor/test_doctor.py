@@ -387,8 +387,8 @@ def test_fitting_weights_are_ok_and_a_pretrained_tag_is_a_warning(project, teach
     repository = tag | {"model.weights": "hf-hub:somebody/clip"}
     with hub_without_files(monkeypatch):
         found = findings_by_check(**repository)
-    assert errors(found) == {"model"}
-    assert "hf-hub:somebody/clip: its open_clip_config.json was not downloaded before" in found["model"][0].found
+    assert errors(found) == {"weights"}
+    assert "hf-hub:somebody/clip: its open_clip_config.json was not downloaded before" in found["weights"][0].found
     (project / "somebody").mkdir()
     (project / "somebody/open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {"image_size": 16}}}')
     with hub_with("somebody/clip", project / "somebody", monkeypatch):

@@ -69,7 +69,7 @@ def check_inputs(
     try:  # without it nobody knows which clip store is meant
         _ = config.preprocessing
     except WaverError as error:
-        checks.findings.append(Finding("error", "model", str(error), NOTHING_ELSE))
+        checks.findings.append(Finding("error", "weights", str(error), NOTHING_ELSE))
         return Inputs()
     folder, trains = run_folder or config.run_folder, before in ("train", "tune")
     store, model, knowledge = None, None, None

@@ -48,9 +48,14 @@ def read_beside(place: str, name: str) -> dict[str, Any] | None:
 def _download(place: str, name: str) -> Path | None:
     """Returns a file of a repository of the hub, from the cache if it is there; None if the repository has no such file."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
 
     repository = place.removeprefix(HUB)
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        raise HubError(f"{place} names no repository of the hub: write hf-hub:owner/name") from None
     if cached := find_cached(repository, name):
         return cached
     if problem := hub_problem():
