@@ -35,7 +35,7 @@ from waver.knowledge.store import (
     write_embeddings,
     write_matches,
 )
-from waver.model.weights import load_backbone
+from waver.model.pretrained.weights import load_backbone
 from waver.runs.inputs import store_settings
 from waver.runs.recording import NUM_TOP_ANSWERS, Recording
 from waver.training.build import Training, build_training

@@ -24,7 +24,7 @@ from waver.data.clip_store import ClipStore, create_store, write_block, write_ma
 from waver.data.ledger import Decoded
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.knowledge.store import build_dictionary
-from waver.model.weights import load_backbone
+from waver.model.pretrained.weights import load_backbone
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.match import match
 from waver.runs.inputs import store_settings

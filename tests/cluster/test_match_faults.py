@@ -16,7 +16,7 @@ from waver.config import ExperimentConfig, load_config
 from waver.data.clip import Clip
 from waver.data.clip_store import create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip
-from waver.model.weights import load_backbone
+from waver.model.pretrained.weights import load_backbone
 from waver.runs.inputs import store_settings
 
 NUM_CLIPS, CLIPS_PER_BLOCK, SIZE = 112, 16, 64

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from waver.knowledge.teacher import Teacher, best_phrases
+from waver.model.pretrained.weights import load_backbone
 from waver.model.tokenizer import find_tokenizer
-from waver.model.weights import load_backbone
 
 PROMPT = "This is a video about {}."
 PHRASES = ["riding a horse", "run", "putting a very small cake into an old oven", "playing!", "é"]

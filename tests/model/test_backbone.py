@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from waver.model.errors import BackboneError
-from waver.model.weights import check_weights, load_backbone
+from waver.model.pretrained.weights import check_weights, load_backbone
 
 ARCHITECTURE = {
     "embed_dim": 24,

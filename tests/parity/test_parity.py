@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from waver.evaluation.metrics import retrieval_metrics
 from waver.evaluation.ranking import rank_similarity
 from waver.model.backbone import Backbone
-from waver.model.field_checkpoints import PREFIXES, read_field_checkpoint
 from waver.model.interaction import last_token
+from waver.model.pretrained.field_checkpoints import PREFIXES, read_field_checkpoint
 from waver.model.student import Student
 from waver.model.tokenizer import find_tokenizer
 from waver.training.losses import contrastive

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from waver.config import load_config
 from waver.model.backbone import Backbone
+from waver.model.pretrained.weights import load_backbone
 from waver.model.tokenizer import find_tokenizer
-from waver.model.weights import load_backbone
 from waver.quickstart.alt_text import LESSONS, alt_text
 from waver.quickstart.captions import COLOUR_WORDS, MOTION_WORDS, SHAPE_WORDS, STYLES, caption, captions
 from waver.quickstart.pretrain import embed_frames, embed_texts, pretrain, pretraining_scenes, stills

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from waver.cli import app
 from waver.config import ConfigError, load_config
 from waver.model.embeddings import Embeddings
-from waver.model.field_checkpoints import PREFIXES, FieldCheckpointError
 from waver.model.interaction import wti
+from waver.model.pretrained.field_checkpoints import PREFIXES, FieldCheckpointError
 from waver.model.student import Student
 from waver.runs.checkpoint import checkpoint_config, load_student
 from waver.runs.comparison import compare_runs

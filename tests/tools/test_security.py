@@ -29,7 +29,7 @@ from waver.data.decoder import Decoder
 from waver.data.ledger import DecodedClip, StoreError
 from waver.data.resizing import Resizing
 from waver.model.errors import BackboneError
-from waver.model.weights import check_weights, load_backbone
+from waver.model.pretrained.weights import check_weights, load_backbone
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
 from waver.tools.files import atomic_write
 from waver.tools.html import html_table, new_figure, svg, write_html
@@ -47,8 +47,8 @@ ARCHITECTURE = {
 PACKAGE = Path(waver.__file__).parent
 GUARDED = {
     "pickle.loads": {"on_ray/cluster/blocks.py"},
-    "torch.load": {"model/weight_files.py", "runs/checkpoint.py", "runs/importing.py"},
-    "torch.jit.load": {"model/weight_files.py"},
+    "torch.load": {"model/pretrained/weight_files.py", "runs/checkpoint.py", "runs/importing.py"},
+    "torch.jit.load": {"model/pretrained/weight_files.py"},
     "yaml.load": {"config/loading.py"},
     "Image.open": {"data/clip_store.py"},
 }

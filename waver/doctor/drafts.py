@@ -8,7 +8,7 @@ from waver.doctor import data, machine
 from waver.doctor.findings import Checks, Finding
 from waver.doctor.stages import check_released_files
 from waver.model.architecture import find_architecture
-from waver.model.weights import find_weights
+from waver.model.pretrained.weights import find_weights
 
 _OF_MODEL = (
     "model",

@@ -17,9 +17,9 @@ from waver.doctor.activations import tower_activations
 from waver.doctor.findings import Finding, Level, format_bytes
 from waver.model.errors import BackboneError
 from waver.model.lora import frozen_names
+from waver.model.pretrained.weight_files import num_bytes
+from waver.model.pretrained.weights import activation_of, check_weights, unreachable_weights
 from waver.model.towers import recompute_activations
-from waver.model.weight_files import num_bytes
-from waver.model.weights import activation_of, check_weights, unreachable_weights
 from waver.tools.errors import WaverError
 from waver.tools.files import can_write
 from waver.tools.hub import HUB

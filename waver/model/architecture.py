@@ -9,7 +9,7 @@ from typing import Any
 import open_clip
 
 from waver.model.errors import BackboneError
-from waver.model.snapshots import read_architecture
+from waver.model.pretrained.snapshots import read_architecture
 from waver.tools.hub import HUB, find_cached, hub_problem
 
 CONTEXT_LENGTH = 77

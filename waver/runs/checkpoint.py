@@ -27,12 +27,12 @@ from safetensors.torch import load_file, save_file
 
 from waver.config import ExperimentConfig, load_config
 from waver.knowledge.store import Knowledge
-from waver.model.activation import EXACT, METADATA, QUICK, Activation, set_activation
 from waver.model.errors import BackboneError
 from waver.model.lora import adapter_parameters, frozen_digest, frozen_names
+from waver.model.pretrained.activation import EXACT, METADATA, QUICK, Activation, set_activation
+from waver.model.pretrained.weight_files import read_metadata
+from waver.model.pretrained.weights import activation_of, check_finite, find_weights, load_weights, read_sizes
 from waver.model.student import Student
-from waver.model.weight_files import read_metadata
-from waver.model.weights import activation_of, check_finite, find_weights, load_weights, read_sizes
 from waver.runs.origin import ORIGIN_FILE, Origin, OriginError, read_origin
 from waver.tools.archives import check_size
 from waver.tools.errors import WaverError

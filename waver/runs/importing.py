@@ -16,13 +16,13 @@ from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig
 from waver.config.training import LossConfig, TrainConfig
 from waver.model.architecture import find_architecture
 from waver.model.errors import BackboneError
-from waver.model.field_checkpoints import (
+from waver.model.pretrained.field_checkpoints import (
     FieldCheckpoint,
     FieldCheckpointError,
     read_field_checkpoint,
     same_backbone,
 )
-from waver.model.weights import load_weights
+from waver.model.pretrained.weights import load_weights
 from waver.runs.origin import Origin
 from waver.runs.padding import describe_padding
 from waver.runs.untrained import check_free, make_run, sha256_of

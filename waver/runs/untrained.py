@@ -8,8 +8,8 @@ from pathlib import Path
 
 from waver.config import ExperimentConfig
 from waver.model.backbone import Backbone
+from waver.model.pretrained.weights import find_weights
 from waver.model.student import Student
-from waver.model.weights import find_weights
 from waver.runs.checkpoint import checkpoint_config, save_untrained
 from waver.runs.environment import environment
 from waver.runs.folder import RunError, checkpoint_name, checkpoints, newest_checkpoint, read_result

@@ -14,10 +14,10 @@ from waver.config import ExperimentConfig
 from waver.model.errors import BackboneError
 from waver.model.interaction import INTERACTIONS
 from waver.model.lora import adapter_parameters, add_adapters
+from waver.model.pretrained.weights import load_backbone
 from waver.model.student import Encoded, Student
 from waver.model.tokenizer import Tokenizer, find_tokenizer
 from waver.model.towers import TOWERS, freeze_towers, recompute_activations
-from waver.model.weights import load_backbone
 from waver.training import parallel
 
 

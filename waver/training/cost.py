@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from waver.config import ExperimentConfig
 from waver.data.annotations.captions import count_split
 from waver.model.embeddings import Embeddings
+from waver.model.pretrained.weights import load_backbone
 from waver.model.temporal import LstmAggregator
 from waver.model.towers import Tower, tower_blocks
-from waver.model.weights import load_backbone
 from waver.tools.errors import WaverError
 from waver.training.build import build_student, empty_text
 from waver.training.objective import needs_plain

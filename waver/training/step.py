@@ -17,8 +17,8 @@ from torch.profiler import record_function
 from waver.config import ExperimentConfig
 from waver.data.batch import Batch, frames_to_tensor
 from waver.knowledge.store import Knowledge
+from waver.model.pretrained.weights import count_non_finite
 from waver.model.student import Encoded
-from waver.model.weights import count_non_finite
 from waver.training import parallel
 from waver.training.build import Training, build_tokenizer
 from waver.training.micro_batches import backward_by_parts, split_batch

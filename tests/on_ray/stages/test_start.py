@@ -18,7 +18,7 @@ from waver.data.clip_store import ClipStore
 from waver.doctor.findings import StartError
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.knowledge.store import build_dictionary, write_dictionary
-from waver.model.activation import set_activation
+from waver.model.pretrained.activation import set_activation
 from waver.on_ray.cluster.signals import Terminated
 from waver.on_ray.doctor.examine import examine, run_doctor
 from waver.on_ray.stages.ingest import run_ingest

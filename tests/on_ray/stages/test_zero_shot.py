@@ -19,7 +19,7 @@ from waver.config import load_config, load_robustness
 from waver.doctor.findings import StartError
 from waver.evaluation.metrics import retrieval_metrics
 from waver.evaluation.ranking import rank_similarity
-from waver.model.weights import load_backbone
+from waver.model.pretrained.weights import load_backbone
 from waver.on_ray.stages import train as train_stage
 from waver.on_ray.stages import train_worker
 from waver.on_ray.stages.evaluate import run_evaluation, run_zero_shot

@@ -13,7 +13,7 @@ RUN_STAGES = ("evaluate", "robustness")
 _PATH_KEYS = ("storage.path", "data.annotations", "data.videos", "model.weights", "knowledge.released")
 _WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _HUB = "hf-hub:"
-"""Prefix of the name of a repository of the hub, as in `waver.model.downloads`."""
+"""Prefix of the name of a repository of the hub, as in `waver.model.pretrained.downloads`."""
 _NETWORK_FILE_SYSTEMS = (
     *("nfs", "cifs", "smb", "afs", "9p", "virtiofs", "fuse."),
     *("lustre", "gpfs", "beegfs", "ceph", "gluster", "pvfs"),

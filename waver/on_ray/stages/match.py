@@ -28,7 +28,7 @@ from waver.knowledge.store import (
     write_matches,
 )
 from waver.knowledge.teacher import Teacher, best_phrases
-from waver.model.weights import load_backbone, weights_text
+from waver.model.pretrained.weights import load_backbone, weights_text
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
 from waver.on_ray.cluster.connection import connect, gpus_per_worker

@@ -20,8 +20,8 @@ from waver.evaluation.confidence import find_small_validation
 from waver.evaluation.gallery import build_gallery
 from waver.evaluation.protocols import Protocol, identify_protocol
 from waver.knowledge.store import Knowledge
+from waver.model.pretrained.weights import weights_text
 from waver.model.tokenizer import Truncation
-from waver.model.weights import weights_text
 from waver.on_ray.cluster.capacity import CPUS_PER_LOADER, local_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.cluster.signals import Terminated, signal_actor, stop_on_sigterm

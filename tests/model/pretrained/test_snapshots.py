@@ -5,7 +5,7 @@ import pytest
 from waver.config import load_config
 from waver.model.architecture import find_architecture
 from waver.model.errors import BackboneError
-from waver.model.snapshots import read_architecture
+from waver.model.pretrained.snapshots import read_architecture
 
 
 def write(folder, name: str, content: dict) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from waver.model.errors import BackboneError
-from waver.model.weights import check_weights, load_backbone
+from waver.model.pretrained.weights import check_weights, load_backbone
 
 ARCHITECTURE = {
     "embed_dim": 24,

@@ -14,10 +14,10 @@ from open_clip.transformer import QuickGELU
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from waver.model import activation
-from waver.model.activation import openai_names, set_activation
 from waver.model.errors import BackboneError
-from waver.model.weights import activation_of, load_backbone, weights_text
+from waver.model.pretrained import activation
+from waver.model.pretrained.activation import openai_names, set_activation
+from waver.model.pretrained.weights import activation_of, load_backbone, weights_text
 
 ARCHITECTURE = {
     "embed_dim": 24,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from waver.model.errors import BackboneError
-from waver.model.state_names import take_state
+from waver.model.pretrained.state_names import take_state
 
 STATE = {"visual.proj": torch.ones(2, 3), "text_projection": torch.zeros(3, 2), "logit_scale": torch.tensor(4.6)}
 

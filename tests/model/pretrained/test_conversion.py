@@ -12,9 +12,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from waver.model.conversion import fit_names, without_decoder
 from waver.model.errors import BackboneError
-from waver.model.weights import check_weights, load_backbone, load_weights
+from waver.model.pretrained.conversion import fit_names, without_decoder
+from waver.model.pretrained.weights import check_weights, load_backbone, load_weights
 
 CLIP = {
     "embed_dim": 24,

@@ -12,14 +12,14 @@ from open_clip.model import resize_pos_embed, resize_text_pos_embed
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from waver.model.activation import QUICK, Activation, named_activation, told_activation
 from waver.model.architecture import find_architecture
 from waver.model.backbone import Backbone
-from waver.model.conversion import fit_names, without_decoder
-from waver.model.downloads import cached_weights, download, entry_problem, hub_entry, weights_url
 from waver.model.errors import BackboneError
-from waver.model.recognition import describe_weights
-from waver.model.weight_files import SUFFIXES, find_in_folder, read_weights
+from waver.model.pretrained.activation import QUICK, Activation, named_activation, told_activation
+from waver.model.pretrained.conversion import fit_names, without_decoder
+from waver.model.pretrained.downloads import cached_weights, download, entry_problem, hub_entry, weights_url
+from waver.model.pretrained.recognition import describe_weights
+from waver.model.pretrained.weight_files import SUFFIXES, find_in_folder, read_weights
 from waver.tools.hub import HUB
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from waver.model.errors import BackboneError
-from waver.model.weight_files import SNAPSHOT_NAMES, find_in_folder, num_bytes, read_metadata, read_weights
+from waver.model.pretrained.weight_files import SNAPSHOT_NAMES, find_in_folder, num_bytes, read_metadata, read_weights
 
 STATE = {"logit_scale": torch.tensor([2.0]), "visual.proj": torch.ones(3, 2)}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from waver.model.field_checkpoints import FieldCheckpointError, read_field_checkpoint
+from waver.model.pretrained.field_checkpoints import FieldCheckpointError, read_field_checkpoint
 
 
 def block(prefix: str, width: int) -> dict[str, torch.Tensor]:

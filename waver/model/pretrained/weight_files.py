@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from waver.model.errors import BackboneError
-from waver.model.state_names import take_state
+from waver.model.pretrained.state_names import take_state
 from waver.tools.archives import check_size, checked_copy, is_torchscript
 from waver.tools.file_kinds import describe_bytes, first_bytes
 

@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
 from waver.model.errors import BackboneError
-from waver.model.weight_files import INDEX, SNAPSHOT_NAMES, files_of, parts_of, snapshot_name
+from waver.model.pretrained.weight_files import INDEX, SNAPSHOT_NAMES, files_of, parts_of, snapshot_name
 from waver.tools.hub import HUB, host_problem, hub_problem
 
 _CONFIGS = ("config.json", "open_clip_config.json")

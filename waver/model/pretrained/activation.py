@@ -18,7 +18,7 @@ from torch import nn
 
 from waver.model.backbone import Backbone
 from waver.model.errors import BackboneError
-from waver.model.weight_files import SNAPSHOT_NAMES, read_metadata
+from waver.model.pretrained.weight_files import SNAPSHOT_NAMES, read_metadata
 from waver.tools.archives import is_torchscript
 
 QUICK, EXACT = "QuickGELU", "GELU"

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from waver.model.recognition import describe_weights
-from waver.model.weights import BackboneError, check_weights
+from waver.model.pretrained.recognition import describe_weights
+from waver.model.pretrained.weights import BackboneError, check_weights
 from waver.training.build import build_student
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}

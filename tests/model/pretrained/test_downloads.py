@@ -11,9 +11,15 @@ from hub import hub_with, hub_without_files
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from waver.model import downloads
 from waver.model.errors import BackboneError
-from waver.model.weights import activation_of, check_weights, find_weights, load_backbone, unreachable_weights
+from waver.model.pretrained import downloads
+from waver.model.pretrained.weights import (
+    activation_of,
+    check_weights,
+    find_weights,
+    load_backbone,
+    unreachable_weights,
+)
 from waver.tools import hub
 
 ARCHITECTURE = {
