@@ -22,7 +22,7 @@ import typer
 
 from waver.config.video import IngestConfig
 from waver.data.clip_store import StoreSettings
-from waver.data.timeline import sample_positions
+from waver.data.video.timeline import sample_positions
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.ingest import ingest
 

@@ -24,7 +24,7 @@ from PIL import Image
 from waver.config import ExperimentConfig, load_config
 from waver.data.annotations import CAPTIONS_SCHEMA
 from waver.data.clip_store import ClipStore
-from waver.data.timeline import sample_positions
+from waver.data.video.timeline import sample_positions
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.ingest import ingest
 from waver.on_ray.stages.train_worker import worker_batches

@@ -90,7 +90,7 @@ def num_blocked(processes: list[int]) -> int:
             command, where = (Path(f"/proc/{process}/{name}").read_text() for name in ("cmdline", "wchan"))
         except OSError:
             continue
-        blocked += "waver.data.decoder" in command and "wait_for_partner" in where
+        blocked += "waver.data.video.decoder" in command and "wait_for_partner" in where
     return blocked
 
 

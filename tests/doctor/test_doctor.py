@@ -18,8 +18,8 @@ from waver.config import ExperimentConfig, load_config
 from waver.data.clip import ClipError
 from waver.data.clip_store import ClipStore, create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip, FileStamp
-from waver.data.resizing import Resizing
-from waver.data.video import read_clip
+from waver.data.video.reader import read_clip
+from waver.data.video.resizing import Resizing
 from waver.doctor import data, machine
 from waver.doctor.findings import (
     Checks,

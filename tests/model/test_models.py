@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Pieces
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from waver.config.preprocessing import find_preprocessing
-from waver.data.resizing import Resizing, resize_frames
+from waver.data.video.resizing import Resizing, resize_frames
 from waver.model.architecture import find_architecture
 from waver.model.backbone import Backbone
 from waver.model.errors import BackboneError

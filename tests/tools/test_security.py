@@ -25,9 +25,9 @@ from waver.data.annotations.reading import AnnotationError, Problems, read_json
 from waver.data.annotations.table import load_table
 from waver.data.clip import Clip, ClipError
 from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block
-from waver.data.decoder import Decoder
 from waver.data.ledger import DecodedClip, StoreError
-from waver.data.resizing import Resizing
+from waver.data.video.decoder import Decoder
+from waver.data.video.resizing import Resizing
 from waver.model.errors import BackboneError
 from waver.model.pretrained.weights import check_weights, load_backbone
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint

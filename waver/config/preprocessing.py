@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from waver.data.resizing import Interpolation, ResizeMode
+from waver.data.video.resizing import Interpolation, ResizeMode
 from waver.tools.errors import WaverError
 from waver.tools.hub import read_beside
 
@@ -29,7 +29,7 @@ class Preprocessing:
     size: int = 224
     """Height and width, pixels."""
     resize: ResizeMode = "shortest"
-    """See `waver.data.resizing.Resizing`."""
+    """See `waver.data.video.resizing.Resizing`."""
     interpolation: Interpolation = "bicubic"
     mean: Channels = (0.48145466, 0.4578275, 0.40821073)
     """Of pixels between 0 and 1."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from waver.data.resizing import Interpolation, ResizeMode
+from waver.data.video.resizing import Interpolation, ResizeMode
 from waver.tools.section import Count, Fraction, NodeLabels, Positive, Section
 
 

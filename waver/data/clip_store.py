@@ -38,7 +38,7 @@ from PIL import Image
 import waver
 from waver.data.clip import Clip
 from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, StoreError, ledger_row, read_ledger, read_store_manifest
-from waver.data.resizing import Interpolation, ResizeMode, Resizing
+from waver.data.video.resizing import Interpolation, ResizeMode, Resizing
 from waver.tools.files import atomic_write, write_json
 from waver.tools.object_store import ObjectStoreError, display_path, exists, fetch_once, list_names
 

@@ -19,10 +19,10 @@ from waver.data.annotations.reading import Problems
 from waver.data.annotations.videos import describe_similar, index_videos
 from waver.data.clip import Clip, ClipError
 from waver.data.clip_store import ClipStore
-from waver.data.decoder import Decoder
 from waver.data.duplicates import describe_counts, equivalent_clips, find_duplicates
 from waver.data.ledger import describe_failures, group_failures
 from waver.data.segments import describe_segments
+from waver.data.video.decoder import Decoder
 from waver.doctor.findings import Finding, Level, format_bytes
 from waver.evaluation.confidence import beside, find_small_validation
 from waver.model.errors import BackboneError

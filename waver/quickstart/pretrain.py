@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from waver.config import ExperimentConfig, load_config
-from waver.data.resizing import Resizing, resize_frames
+from waver.data.video.resizing import Resizing, resize_frames
 from waver.model.architecture import find_architecture
 from waver.model.backbone import Backbone
 from waver.model.interaction import last_token

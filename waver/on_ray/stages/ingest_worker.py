@@ -7,8 +7,8 @@ import pyarrow as pa
 
 from waver.data.clip import ClipError
 from waver.data.clip_store import StoreSettings, write_block
-from waver.data.decoder import Decoder
 from waver.data.ledger import DecodedClip, FileStamp
+from waver.data.video.decoder import Decoder
 
 
 class BlockDecoder:

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from clocks import render_clock, shown_s
 
-from waver.data.keyframes import is_intra
-from waver.data.packets import read_packets
-from waver.data.resizing import Resizing
-from waver.data.video import read_clip
+from waver.data.video.keyframes import is_intra
+from waver.data.video.packets import read_packets
+from waver.data.video.reader import read_clip
+from waver.data.video.resizing import Resizing
 
 ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 12, "target": Resizing(32)}
 CODECS = [

@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from waver.data.orientation import describe_odd_matrix
-from waver.data.resizing import Resizing
-from waver.data.video import read_clip
+from waver.data.video.orientation import describe_odd_matrix
+from waver.data.video.reader import read_clip
+from waver.data.video.resizing import Resizing
 
 QUARTERS = np.array([[235, 100], [180, 16]], np.uint8)
 SHOWN = (QUARTERS.astype(float) - 16) * 255 / 219

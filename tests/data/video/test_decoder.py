@@ -15,9 +15,9 @@ from clocks import render_clock
 from PIL import Image
 
 from waver.data.clip import ClipError
-from waver.data.decoder import Decoder, DecoderStartError
-from waver.data.resizing import Resizing
-from waver.data.video import read_clip
+from waver.data.video.decoder import Decoder, DecoderStartError
+from waver.data.video.reader import read_clip
+from waver.data.video.resizing import Resizing
 
 SAMPLING = {"frames_per_second": 10.0, "max_frames": 12, "target": Resizing(16)}
 
@@ -152,7 +152,7 @@ def test_decoder_restarts_after_it_died_between_clips(decoder, video):
 
 @pytest.mark.slow
 def test_child_is_replaced_after_a_number_of_clips(monkeypatch, video):
-    monkeypatch.setattr("waver.data.decoder._CLIPS_PER_CHILD", 2)
+    monkeypatch.setattr("waver.data.video.decoder._CLIPS_PER_CHILD", 2)
     with Decoder(60.0) as decoder:
         children = []
         for _ in range(5):
@@ -173,8 +173,8 @@ def test_close_ends_the_process_and_closes_its_pipes(video):
 def test_child_ends_with_its_parent(video):
     code = f"""
 import os
-from waver.data.decoder import Decoder
-from waver.data.resizing import Resizing
+from waver.data.video.decoder import Decoder
+from waver.data.video.resizing import Resizing
 decoder = Decoder(60.0)
 decoder.read_clip({str(video)!r}, **{SAMPLING!r})
 print(decoder._child.pid, flush=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from waver.data.packets import demux
-from waver.data.timeline import Timeline, video_stream
+from waver.data.video.packets import demux
+from waver.data.video.timeline import Timeline, video_stream
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from waver.data.packets import demux
+from waver.data.video.packets import demux
 
 if TYPE_CHECKING:
     from av.container import InputContainer

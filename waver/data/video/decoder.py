@@ -1,7 +1,7 @@
 """Decodes videos in a child process, so that a crash or hang of native code costs one clip only.
 
-The child (`python -m waver.data.decoder`) reads requests from its standard input, one JSON object per line. It answers on a
-separate pipe, because native libraries may print to standard output. It ends with its parent.
+The child (`python -m waver.data.video.decoder`) reads requests from its standard input, one JSON object per line. It answers
+on a separate pipe, because native libraries may print to standard output. It ends with its parent.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from waver.data.clip import Clip, ClipError
-from waver.data.resizing import Resizing
-from waver.data.video import read_clip
+from waver.data.video.reader import read_clip
+from waver.data.video.resizing import Resizing
 from waver.tools.errors import WaverError
 
 _START_S = 120.0
@@ -81,7 +81,7 @@ class Decoder:
         self.close()
 
     def read_clip(self, path: Path | str, **arguments: Any) -> Clip:
-        """Calls `waver.data.video.read_clip` in the child, with the same arguments.
+        """Calls `waver.data.video.reader.read_clip` in the child, with the same arguments.
 
         If decord hangs for half of the time limit, or crashes, PyAV reads the clip in a new child.
 
@@ -148,13 +148,13 @@ class Decoder:
             resources.callback(os.close, self._answers)
             self._errors = resources.enter_context(tempfile.TemporaryFile())
             # The child must import the same waver package as the parent.
-            search_path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
+            search_path = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]
             try:
                 child = self._child = subprocess.Popen(
                     [
                         sys.executable,
                         "-m",
-                        "waver.data.decoder",
+                        "waver.data.video.decoder",
                         *map(str, (writing_end, self._timeout_s, self._memory_bytes)),
                     ],
                     stdin=subprocess.PIPE,
@@ -266,7 +266,7 @@ def _limit_memory(memory_bytes: int) -> None:
 
 
 def main() -> None:
-    """Runs `python -m waver.data.decoder FILE_DESCRIPTOR TIMEOUT_S MEMORY_BYTES`, which `Decoder` starts."""
+    """Runs `python -m waver.data.video.decoder FILE_DESCRIPTOR TIMEOUT_S MEMORY_BYTES`, which `Decoder` starts."""
     with os.fdopen(int(sys.argv[1]), "wb", buffering=0) as answers:
 
         def send(header: dict[str, Any], pixels: memoryview) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from waver.data.claimed_length import is_missing_much
 from waver.data.clip import AFTER_DAMAGE, Clip, ClipError, describe_part
-from waver.data.decoding import frames_at
-from waver.data.orientation import upright_pixels
-from waver.data.resizing import Resizing, resize_frames
-from waver.data.timeline import Timeline, read_timeline, sample_frames
+from waver.data.video.claimed_length import is_missing_much
+from waver.data.video.frames import frames_at
+from waver.data.video.orientation import upright_pixels
+from waver.data.video.resizing import Resizing, resize_frames
+from waver.data.video.timeline import Timeline, read_timeline, sample_frames
 from waver.tools.file_kinds import describe_bytes, first_bytes, is_plain_text
 
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<?xml", b"<MPD")

@@ -8,9 +8,9 @@ import pytest
 from clocks import FPS, TOLERANCE_S, render_clock, shown_s
 
 from waver.data.clip import ClipError
-from waver.data.packets import Packet, demux, split_at_jumps, times_of_parts
-from waver.data.resizing import Resizing
-from waver.data.video import read_clip
+from waver.data.video.packets import Packet, demux, split_at_jumps, times_of_parts
+from waver.data.video.reader import read_clip
+from waver.data.video.resizing import Resizing
 
 ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 30, "target": Resizing(32)}
 FIRST_HALF = [*range(5 * FPS), *range(5 * FPS, 10 * FPS, 10)]

@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from waver.data.clip import READ_IN_PART, Clip, ClipError
-from waver.data.resizing import Resizing, resize_frames
-from waver.data.timeline import read_timeline, sample_frames, sample_positions
-from waver.data.video import read_clip, read_with_decord, read_with_pyav
+from waver.data.video.reader import read_clip, read_with_decord, read_with_pyav
+from waver.data.video.resizing import Resizing, resize_frames
+from waver.data.video.timeline import read_timeline, sample_frames, sample_positions
 
-SHARED = Path(__file__).parents[2].parent / "shared/data"
+SHARED = Path(__file__).parents[3].parent / "shared/data"
 VIDEOS = Path(os.environ.get("WAVER_VIDEOS", SHARED / "videos"))
 REFERENCE = Path(os.environ.get("WAVER_CLIPS_REFERENCE", SHARED / "clips_reference"))
 needs_videos = pytest.mark.skipif(not VIDEOS.is_dir(), reason="no real videos here: set WAVER_VIDEOS")
@@ -314,7 +314,9 @@ def test_frames_that_do_not_decode_are_left_out():
 
 
 def test_import_is_light():
-    code = "import sys, waver.data.video; print({'torch', 'ray', 'decord', 'av'} & sys.modules.keys() or 'nothing')"
+    code = (
+        "import sys, waver.data.video.reader; print({'torch', 'ray', 'decord', 'av'} & sys.modules.keys() or 'nothing')"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "nothing"
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from waver.data.claimed_length import claimed_length
 from waver.data.clip import ClipError
-from waver.data.orientation import describe_odd_matrix
-from waver.data.packets import Packet, read_packets, split_at_jumps, times_of_parts
+from waver.data.video.claimed_length import claimed_length
+from waver.data.video.orientation import describe_odd_matrix
+from waver.data.video.packets import Packet, read_packets, split_at_jumps, times_of_parts
 
 if TYPE_CHECKING:
     from av.container import InputContainer

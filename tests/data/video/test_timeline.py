@@ -6,9 +6,9 @@ import pytest
 from clocks import FPS, TOLERANCE_S, cut, render_clock, shown_s
 
 from waver.data.clip import ClipError
-from waver.data.resizing import Resizing
-from waver.data.timeline import Timeline, read_timeline, sample_frames
-from waver.data.video import read_clip, read_with_pyav
+from waver.data.video.reader import read_clip, read_with_pyav
+from waver.data.video.resizing import Resizing
+from waver.data.video.timeline import Timeline, read_timeline, sample_frames
 
 ONE_A_SECOND = {"frames_per_second": 1.0, "max_frames": 12, "target": Resizing(32)}
 FIRST_HALF = [*range(5 * FPS), *range(5 * FPS, 10 * FPS, 10)]

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from waver.data.clip import ClipError
-from waver.data.keyframes import is_intra
+from waver.data.video.keyframes import is_intra
 
 if TYPE_CHECKING:
     from av.container import InputContainer
