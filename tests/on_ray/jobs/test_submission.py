@@ -125,9 +125,12 @@ def test_all_problems_are_reported_at_once(clone):
     assert "opensesame" not in text
 
 
-def test_a_pretrained_tag_is_not_a_path(clone):
+@pytest.mark.parametrize("stage", ["ingest", "match", "train"])
+def test_a_pretrained_tag_is_not_a_path(clone, stage, monkeypatch):
+    """Nor is a repository of the hub, which this machine need not reach."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for weights in ("laion2b_s34b_b79k", "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"):
-        plan(clone, "train", "experiments/good.yaml", overrides={"model.weights": weights})
+        plan(clone, stage, "experiments/good.yaml", overrides={"model.weights": weights})
 
 
 def test_paths_in_a_search_space_are_checked(clone):

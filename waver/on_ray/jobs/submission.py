@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from waver.sweeps.folder import sweep_folder
 from waver.sweeps.space import corner_points, list_points, point_configs, read_sweep
 from waver.tools.errors import WaverError
 from waver.tools.git import run_git
+from waver.tools.hub import HubError
 from waver.tools.object_store import display_path
 
 STOP_WAIT_S = 60
@@ -139,11 +140,11 @@ def plan_submission(
     if commit and (working_dir / "waver" / "__main__.py").is_file():  # the job runs this code, and has no .git
         environment |= {"WAVER_GIT_COMMIT": commit, "WAVER_GIT_CHANGES": changes or ""}
     config, sweep = inputs.config, inputs.sweep
-    written = _written_folder(command.stage, config, sweep)
+    written = _if_known(lambda: _written_folder(command.stage, config, sweep))
     metadata = {
         "waver.stage": command.stage,
         "waver.experiment": sweep.name if sweep else config.name if config else None,
-        "waver.config": config.digest() if config else None,
+        "waver.config": _if_known(config.digest) if config else None,
         "waver.git_commit": f"{commit}, with changes" if commit and changes else commit,
         "waver.folder": written,
     }
@@ -213,6 +214,14 @@ def _load(stage: str, path: Path, overrides: Mapping[str, Any]) -> tuple[Experim
     base = load_config(sweep.base, for_all)
     point_configs(sweep, base, for_all, list((corner_points if sweep.search == "optuna" else list_points)(sweep, base)))
     return base, sweep
+
+
+def _if_known(find: Callable[[], str | None]) -> str | None:
+    """Returns the result of a function; None if it needs a file of the hub, which this machine cannot reach."""
+    try:
+        return find()
+    except HubError:
+        return None
 
 
 def _written_folder(stage: str, config: ExperimentConfig | None, sweep: SweepConfig | None) -> str | None:

@@ -80,8 +80,13 @@ def _delta_encoded_columns(metadata: pq.FileMetaData) -> set[str]:
 
 
 def _as_python(column: pa.Array) -> list[Any]:
-    """Returns the values; equal values of a dictionary-encoded column are one object."""
+    """Returns the values; equal values of a dictionary-encoded column are one object.
+
+    Raises:
+        ArrowInvalid: if an index of a damaged column lies outside of its dictionary.
+    """
     if not pa.types.is_dictionary(column.type):
         return column.to_pylist()
+    column.validate(full=True)  # a negative index would otherwise take a value from the end
     values = column.dictionary.to_pylist()
     return [None if index is None else values[index] for index in column.indices.to_pylist()]
