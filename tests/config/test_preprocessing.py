@@ -198,3 +198,12 @@ def test_the_lines_of_the_readme_name_models_and_weights_that_are_there(reposito
         assert config.model.backbone in open_clip.list_models()
         if not config.model.weights.startswith("/"):
             assert config.model.weights in open_clip.list_pretrained_tags_by_model(config.model.backbone)
+
+
+def test_runs_of_a_repository_of_the_hub_are_compared_without_it(load, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    one, other = (load(**{"model.weights": "hf-hub:nobody/clip", "train.lr": lr}) for lr in (1e-3, 1e-4))
+    assert one.identity()["video"]["size"] is None
+    assert one.digest() != other.digest()
+    with pytest.raises(HubError, match=r"hf-hub:nobody/clip"):
+        _ = one.clip_store

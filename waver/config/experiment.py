@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig, TextConfig, VocabularyConfig
-from waver.config.preprocessing import Preprocessing, find_preprocessing
+from waver.config.preprocessing import Preprocessing, PreprocessingError, find_preprocessing
 from waver.config.resources import ResourcesConfig, StorageConfig
 from waver.config.training import (
     CheckpointConfig,
@@ -24,6 +24,7 @@ from waver.config.training import (
 from waver.config.video import IngestConfig, VideoConfig
 from waver.data.annotations import AnyData
 from waver.data.annotations.captions import USUAL_FRACTION
+from waver.tools.hub import HubError
 from waver.tools.section import Section
 
 _WITHOUT_EFFECT_ON_METRICS = {"resources", "evaluate", "storage", "ingest", "checkpoint", "tracking", "profile"}
@@ -190,7 +191,7 @@ class ExperimentConfig(Section):
         """Folder of the clip store, which experiments with the same videos and decoding settings share."""
         key = {
             "videos": str(self.data.videos),
-            "video": self._frame_settings(),
+            "video": _without_usual(self.video.model_dump() | _of_frames(asdict(self.preprocessing))),
             "frames": (
                 self.ingest.frame_format,
                 self.ingest.jpeg_quality if self.ingest.frame_format == "jpeg" else None,
@@ -228,12 +229,20 @@ class ExperimentConfig(Section):
         return self.storage.folder / "knowledge" / f"{self.data.videos.name}-{_short_hash(key)}"
 
     def identity(self) -> dict[str, Any]:
-        """Returns the settings that metrics depend on, without those of resources, storage and output."""
+        """Returns the settings that metrics depend on, without those of resources, storage and output.
+
+        Settings that a repository of the hub decides stay null where the hub cannot be reached, so that two experiments can
+        be compared there too.
+        """
         settings = self.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_METRICS)
-        statistics = {"pixel_mean": list(self.preprocessing.mean), "pixel_std": list(self.preprocessing.std)}
+        try:
+            frames = asdict(self.preprocessing)
+        except (HubError, PreprocessingError):
+            frames = {}
+        statistics = {f"pixel_{name}": list(frames[name]) for name in ("mean", "std") if name in frames}
         return settings | {
             "data": _hashed(settings["data"]),
-            "video": self._frame_settings(),
+            "video": _without_usual(settings["video"] | _of_frames(frames)),
             "model": _without_usual(settings["model"] | statistics),
             "train": {
                 name: value for name, value in settings["train"].items() if name not in _TRAIN_WITHOUT_EFFECT_ON_METRICS
@@ -244,13 +253,6 @@ class ExperimentConfig(Section):
     def digest(self) -> str:
         """Returns a short hash of `identity`."""
         return _short_hash(self.identity())
-
-    def _frame_settings(self) -> dict[str, Any]:
-        """Returns the section `video` as it is hashed."""
-        frames = asdict(self.preprocessing)
-        return _without_usual(
-            self.video.model_dump() | {name: frames[name] for name in ("size", "resize", "interpolation")}
-        )
 
     def to_yaml(self) -> str:
         """Returns the resolved configuration as YAML that `load_config` can read."""
@@ -270,6 +272,11 @@ _USUAL = {
     "pixel_std": list(Preprocessing.std),
 }
 """Settings that earlier versions of waver did not have, and their value there: with it they are not hashed."""
+
+
+def _of_frames(preprocessing: dict[str, Any]) -> dict[str, Any]:
+    """Returns those values of a preprocessing that the section `video` has."""
+    return {name: preprocessing[name] for name in ("size", "resize", "interpolation") if name in preprocessing}
 
 
 def _without_usual(section: dict[str, Any]) -> dict[str, Any]:
