@@ -144,7 +144,7 @@ def plan_submission(
     metadata = {
         "waver.stage": command.stage,
         "waver.experiment": sweep.name if sweep else config.name if config else None,
-        "waver.config": _if_known(config.digest) if config else None,
+        "waver.config": config.digest() if config else None,
         "waver.git_commit": f"{commit}, with changes" if commit and changes else commit,
         "waver.folder": written,
     }
