@@ -566,10 +566,10 @@ def test_an_image_size_that_is_the_size_of_frames_is_none(tmp_path, image_size):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train.freeze": ["visual"]}, r"train.freeze: .*'visual' is no part: write vision, text, .* vision.4 or text.6"),
-        ({"train.freeze": ["text.0"]}, r"train.freeze: .*'text.0' is no part"),
+        ({"train.freeze": ["visual"]}, r"train.freeze: .*'visual' is no part of the backbone: .* vision.4 or text.6"),
+        ({"train.freeze": ["text.0"]}, r"train.freeze: .*'text.0' is no part of the backbone"),
         ({"train.freeze": ["vision", "vision.2"]}, r"train.freeze: .*name each tower once"),
-        ({"model.lora.rank": 4, "model.weights": None}, r"model.weights = null has no pre-trained weights to which"),
+        ({"model.lora.rank": 4, "model.weights": None}, r"model.lora adds to pre-trained weights, but model.weights = null"),
         ({"model.lora.rank": 4, "train.freeze": ["text"]}, r"train.freeze = \[text\]: model.lora freezes the pre-trained"),
         ({"model.lora.where": "image"}, r"model.lora.where: 'image'"),
     ],

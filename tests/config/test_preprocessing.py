@@ -40,15 +40,15 @@ def test_every_pretrained_tag_has_the_preprocessing_of_open_clip():
 @pytest.mark.parametrize(
     ("name", "expected", "source"),
     [
-        ("ViT-B-32", Preprocessing(), "those of all of open_clip's weights of ViT-B-32"),
-        ("MobileCLIP-B", Preprocessing(224, "shortest", "bilinear", (0.0,) * 3, (1.0,) * 3), "those of all"),
-        ("ViT-B-16-SigLIP-384", Preprocessing(384, "squash", "bicubic", (0.5,) * 3, (0.5,) * 3), "those of all"),
-        ("PE-Core-T-16-384", Preprocessing(384, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3), "those of all"),
+        ("ViT-B-32", Preprocessing(), "the values of all of open_clip's weights of ViT-B-32"),
+        ("MobileCLIP-B", Preprocessing(224, "shortest", "bilinear", (0.0,) * 3, (1.0,) * 3), "the values of all"),
+        ("ViT-B-16-SigLIP-384", Preprocessing(384, "squash", "bicubic", (0.5,) * 3, (0.5,) * 3), "the values of all"),
+        ("PE-Core-T-16-384", Preprocessing(384, "squash", "bilinear", (0.5,) * 3, (0.5,) * 3), "the values of all"),
         # One tag of eleven has another mean.
-        ("ViT-L-14", Preprocessing(), "CLIP's, since open_clip's weights of ViT-L-14 differ in theirs"),
-        ("ViT-S-16", Preprocessing(), "CLIP's, for want of any other"),
-        ("ViT-B-31", Preprocessing(), "CLIP's, for want of any other"),
-        (MAPPING, Preprocessing(), "CLIP's, for want of any other"),
+        ("ViT-L-14", Preprocessing(), "CLIP's values, since those of open_clip's weights of ViT-L-14 differ"),
+        ("ViT-S-16", Preprocessing(), "CLIP's values, since no others are known"),
+        ("ViT-B-31", Preprocessing(), "CLIP's values, since no others are known"),
+        (MAPPING, Preprocessing(), "CLIP's values, since no others are known"),
     ],
 )
 def test_a_plain_file_has_the_preprocessing_of_its_name(name, expected, source):
@@ -103,7 +103,9 @@ def test_a_downloaded_folder_says_its_preprocessing(tmp_path, name, content, exp
 
 def test_a_folder_that_wants_another_resizing_is_refused(tmp_path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": {"resize_mode": "longest"}}))
-    with pytest.raises(PreprocessingError, match=r"resize = longest, which waver cannot do; set video.resize to one"):
+    with pytest.raises(
+        PreprocessingError, match=r"resize = longest, which waver does not have: set video.resize to one"
+    ):
         find_preprocessing("ViT-B-32", str(tmp_path))
     (tmp_path / "open_clip_config.json").write_text("{")
     with pytest.raises(HubError, match=r"is not JSON .*: download it again"):
@@ -148,7 +150,7 @@ def test_settings_stand_above_the_model(load):
     usual = Preprocessing()
     everything = {f"video.{name}": getattr(usual, name) for name in ("size", "resize", "interpolation")}
     everything |= {"model.pixel_mean": usual.mean, "model.pixel_std": usual.std}
-    assert load(**SIGLIP, **everything).preprocessing.source == "those of the configuration"
+    assert load(**SIGLIP, **everything).preprocessing.source == "the values of the configuration"
 
 
 def test_the_store_is_keyed_by_how_frames_are_resized(load):
@@ -166,7 +168,7 @@ def test_the_store_is_keyed_by_how_frames_are_resized(load):
 
 def test_a_run_of_before_keeps_the_preprocessing_that_it_was_trained_with(load):
     found = load(stored=True, **SIGLIP, **{"video.size": 384}).preprocessing
-    assert asdict(found) == asdict(Preprocessing(384, source="those of the configuration"))
+    assert asdict(found) == asdict(Preprocessing(384, source="the values of the configuration"))
     assert load(stored=True, **SIGLIP, **{"video.resize": None, "model.pixel_mean": None, "model.pixel_std": None,
                                          "video.interpolation": None}).preprocessing.resize == "squash"  # fmt: skip
 

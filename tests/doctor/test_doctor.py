@@ -341,7 +341,7 @@ def test_duplicates_are_warnings_with_details(project):
         ({"model.weights": "videos"}, "weights", "is a folder"),
         ({"model.weights": "empty.safetensors"}, "weights", "cannot be read as weights"),
         ({"resources.gpus_per_worker": 99}, "workers", "the cluster has capacity for 0"),
-        ({"model.backbone": "ViT-B-3"}, "model", "near: ViT-B-32"),
+        ({"model.backbone": "ViT-B-3"}, "model", "similar names: ViT-B-32"),
         ({"text.max_words": 12, "model.backbone.text_cfg.context_length": 10}, "model", "has 10 positions"),
         ({"model.weights": "nowhere.pt"}, "weights", "no file nowhere.pt"),
         ({"model.weights": "other.safetensors"}, "weights", "holds another architecture"),

@@ -68,8 +68,8 @@ def test_models_of_open_clip(name, image_size):
 @pytest.mark.parametrize(
     ("backbone", "weights", "expected"),
     [
-        ("ViT-B-31", None, "open_clip knows no 'ViT-B-31'; near: .*ViT-B-32"),
-        ("MobileCLIP-B", None, "takes images of 224 pixels only: set video.size to that"),
+        ("ViT-B-31", None, "open_clip has no model 'ViT-B-31'; similar names: .*ViT-B-32"),
+        ("MobileCLIP-B", None, "takes images of 224 pixels only: set video.size to this number"),
         ("ViT-B-16-SigLIP", None, "takes images of 224 pixels only"),
         (
             "xlm-roberta-base-ViT-B-32",
@@ -77,7 +77,7 @@ def test_models_of_open_clip(name, image_size):
             "its text tower xlm-roberta-base was not downloaded before, and .*: dow",
         ),
         ({"embed_dim": 3}, None, "missing: text_cfg, vision_cfg"),
-        ({**ARCHITECTURE, "text_cfg": {"widht": 3}}, None, "open_clip cannot build it"),
+        ({**ARCHITECTURE, "text_cfg": {"widht": 3}}, None, "open_clip cannot build this network"),
         (ARCHITECTURE, "nowhere.pt", "model.weights: no file nowhere.pt"),
         ("ViT-B-32", "opanai", "neither a file nor a pretrained tag of ViT-B-32; its tags: openai, laion"),
         (ARCHITECTURE, "openai", "neither a file nor a pretrained tag of this architecture; give a file"),

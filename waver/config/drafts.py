@@ -63,7 +63,7 @@ def draft_experiment(raw: dict[str, Any], *, stored: bool = False) -> Draft:
 
 
 def _as_stored(raw: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a run; if it lacks these keys, its version of waver knew CLIP's preprocessing only."""
+    """Returns the settings of a run with CLIP's preprocessing where it has none: older versions of waver had no other."""
     usual = Preprocessing()
     before = {
         "video": {"size": usual.size, "resize": usual.resize, "interpolation": usual.interpolation},

@@ -29,7 +29,7 @@ from waver.tools.section import Section
 
 _WITHOUT_EFFECT_ON_METRICS = {"resources", "evaluate", "storage", "ingest", "checkpoint", "tracking", "profile"}
 _TRAIN_WITHOUT_EFFECT_ON_METRICS = ("micro_batch_size", "grad_checkpointing")
-"""Settings of the section `train` that change memory and time only, so that a run may continue with others."""
+"""Settings of the section `train` that change only memory and time: a run may continue with other values."""
 ALLOW_CONTRADICTIONS = {"allow_contradictions": True}
 """Context of pydantic's validation in which settings need not fit together."""
 STORED = {"stored": True}
@@ -110,8 +110,8 @@ class ExperimentConfig(Section):
             )
         if self.model.lora and self.model.weights is None:
             yield (
-                "model.weights = null has no pre-trained weights to which model.lora could add: name a file or a pretrained "
-                "tag, or set model.lora to null"
+                "model.lora adds to pre-trained weights, but model.weights = null: name a file or a pretrained tag, or set "
+                "model.lora to null"
             )
         if self.model.lora and self.train.freeze:
             yield (
@@ -121,7 +121,7 @@ class ExperimentConfig(Section):
         yield from self._contradictions_of_sizes(stored)
 
     def _contradictions_of_sizes(self, stored: bool) -> Iterator[str]:
-        """Yields those between numbers of workers, pairs and pixels."""
+        """Yields the contradictions between numbers of workers, pairs and pixels."""
         resources = self.resources
         if 0 < (resources.gpus_per_worker or 0) < 1 and resources.max_workers > 1:
             yield (
@@ -160,7 +160,7 @@ class ExperimentConfig(Section):
         }
         asked = {name: value for name, value in asked.items() if value is not None}
         if len(asked) == 5:
-            return Preprocessing(**asked, source="those of the configuration")
+            return Preprocessing(**asked, source="the values of the configuration")
         found = find_preprocessing(model.backbone, model.weights)
         return replace(found, **asked)
 
@@ -231,8 +231,8 @@ class ExperimentConfig(Section):
     def identity(self) -> dict[str, Any]:
         """Returns the settings that metrics depend on, without those of resources, storage and output.
 
-        Settings that a repository of the hub decides stay null where the hub cannot be reached, so that two experiments can
-        be compared there too.
+        If a repository of the hub decides a setting and the hub cannot be reached, the setting stays null, so that two
+        experiments can be compared without network.
         """
         settings = self.model_dump(mode="json", exclude=_WITHOUT_EFFECT_ON_METRICS)
         try:
@@ -271,11 +271,12 @@ _USUAL = {
     "pixel_mean": list(Preprocessing.mean),
     "pixel_std": list(Preprocessing.std),
 }
-"""Settings that earlier versions of waver did not have, and their value there: with it they are not hashed."""
+"""Settings that earlier versions of waver did not have -> the value that these versions used; this value is not hashed, so
+that hashes stay the same."""
 
 
 def _of_frames(preprocessing: dict[str, Any]) -> dict[str, Any]:
-    """Returns those values of a preprocessing that the section `video` has."""
+    """Returns the values of a preprocessing that are also settings of the section `video`."""
     return {name: preprocessing[name] for name in ("size", "resize", "interpolation") if name in preprocessing}
 
 

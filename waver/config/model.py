@@ -25,10 +25,10 @@ class TextConfig(Section):
 
 
 class LoraConfig(Section):
-    """LoRA: the pre-trained weights of both towers are frozen, and low-rank additions to their attention are trained."""
+    """LoRA: freezes the pre-trained weights of both towers, and trains low-rank additions to their attention."""
 
     rank: Count = 8
-    """Rank of each addition to a weight of attention (query, key, value, output)."""
+    """Rank of the addition to each weight of attention (query, key, value, output)."""
     alpha: Positive = 16.0
     """Each addition is multiplied by alpha / rank."""
     where: Literal["vision", "text", "both"] = "both"
@@ -39,16 +39,16 @@ class ModelConfig(Section):
     """The student model."""
 
     backbone: str | dict[str, Any] = "ViT-B-32-quickgelu"
-    """Name of an open_clip model; hf-hub:owner/name or the folder of a downloaded model, which is then the default of
-    weights; or a model configuration of open_clip as a mapping (embed_dim, vision_cfg, text_cfg)."""
+    """Name of an open_clip model; hf-hub:owner/name or the folder of a downloaded model, from which the weights also come
+    if model.weights is not set; or a model configuration of open_clip as a mapping (embed_dim, vision_cfg, text_cfg)."""
     weights: str | None = "openai"
     """Weights of the backbone: a file (OpenAI .pt, .safetensors, state dict), hf-hub:owner/name or the folder of a
     downloaded model, a pretrained tag of open_clip, or null for random weights."""
     pixel_mean: tuple[float, float, float] | None = None
-    """Mean of the red, green and blue pixels (between 0 and 1) that frames are normalised with; null: as the weights were
-    trained."""
+    """Mean of red, green and blue (pixels between 0 and 1) for the normalisation of frames; null for that of the training
+    of the weights."""
     pixel_std: tuple[Positive, Positive, Positive] | None = None
-    """Standard deviation of the same; null: as the weights were trained."""
+    """Standard deviation of red, green and blue for the same; null for that of the training of the weights."""
     # Names of waver.model.temporal.TEMPORAL_AGGREGATORS.
     temporal: Literal["none", "seqTransf", "seqLSTM"] = "seqTransf"
     """Temporal aggregator of the frame embeddings: none, seqTransf (transformer) or seqLSTM."""
@@ -56,8 +56,8 @@ class ModelConfig(Section):
     """Number of layers of the temporal aggregator."""
 
     lora: LoraConfig | None = None
-    """LoRA (rank, alpha, where): train low-rank additions instead of the towers, with the learning rate of new parameters;
-    null to train the towers. Checkpoints then hold no pre-trained weights: model.weights must stay where it is."""
+    """LoRA (rank, alpha, where): train low-rank additions to the frozen towers, with learning rate train.lr; null to train
+    the towers. Checkpoints with LoRA do not contain the pre-trained weights: keep the file or tag of model.weights."""
 
     @model_validator(mode="before")
     @classmethod
@@ -77,7 +77,7 @@ class ModelConfig(Section):
     @classmethod
     def _path_is_absolute(cls, weights: str | None) -> str | None:
         path = Path(weights or "").expanduser()
-        # A file here may have the name of a pretrained tag, which the tag wins.
+        # A name that a pretrained tag and a file share means the tag.
         is_file = os.path.isfile(path) and (path.suffix or len(path.parts) > 1)  # noqa: PTH113 (its folder may be unreadable)
         return str(path.absolute()) if is_file or _is_folder(weights or "") else weights
 
@@ -88,8 +88,8 @@ class SimilarityConfig(Section):
     # Names of waver.model.interaction.INTERACTIONS.
     kind: Literal["dp", "ti", "wti", "xclip", "xti"] = "wti"
     """dp: dot product of the sentence and the mean frame. ti: token-wise interaction of words and frames. wti: the same with
-    learned weights. xclip: sentence and words against video and frames. xti: a transformer over each pair of text and video,
-    much slower than the others."""
+    learned weights. xclip: mean of four similarities, of sentence or words with video or frames. xti: a transformer over
+    each pair of text and video, much slower than the others."""
     wti_layers: Literal[1, 2, 3] = 2
     """Number of layers that compute the weights of wti."""
 
@@ -135,7 +135,7 @@ def _is_downloaded(backbone: Any) -> bool:
 
 
 def _is_folder(place: str) -> bool:
-    """Returns whether a folder is meant: it is written as a path, since a folder may have the name of a model or tag."""
+    """Returns whether a place is a folder written as a path; a bare name is that of a model or tag, even if a folder has it."""
     return ("/" in place or place.startswith("~")) and os.path.isdir(Path(place).expanduser())  # noqa: PTH112
 
 

@@ -1,7 +1,7 @@
-"""The pixels that a backbone was trained with: their number, how frames become them, their mean and standard deviation.
+"""How frames become the input of a backbone: size, resizing, mean and standard deviation of the pixels.
 
-open_clip keeps them for each of its pretrained tags, and so does the folder of a downloaded model. open_clip is imported in
-functions, since most commands never ask.
+open_clip stores these values for each of its pretrained tags, and the folder of a downloaded model contains them. Only
+functions import open_clip, since most commands do not need these values.
 """
 
 import functools
@@ -15,16 +15,16 @@ from waver.tools.errors import WaverError
 from waver.tools.hub import read_beside
 
 Channels = tuple[float, float, float]
-"""A number for red, green and blue."""
+"""One number each for red, green and blue."""
 
 
 class PreprocessingError(WaverError):
-    """The preprocessing of a backbone cannot be found out."""
+    """The preprocessing of a backbone cannot be determined, or waver does not have it."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a frame becomes the input of a backbone; by default as CLIP's."""
+    """How a frame becomes the input of a backbone. The defaults are those of CLIP."""
 
     size: int = 224
     """Height and width, pixels."""
@@ -32,13 +32,14 @@ class Preprocessing:
     """See `waver.data.video.resizing.Resizing`."""
     interpolation: Interpolation = "bicubic"
     mean: Channels = (0.48145466, 0.4578275, 0.40821073)
-    """Of pixels between 0 and 1."""
+    """Mean of the pixels, which are between 0 and 1."""
     std: Channels = (0.26862954, 0.26130258, 0.27577711)
-    source: str = "CLIP's, for want of any other"
-    """Where these values come from, as the end of a sentence."""
+    """Standard deviation of the same pixels."""
+    source: str = "CLIP's values, since no others are known"
+    """Where these values come from; `describe` ends with it."""
 
     def describe(self) -> str:
-        """Says the values and their source."""
+        """Names the values and their source in a sentence."""
         how = "the centre of the frame" if self.resize == "shortest" else "the whole frame, squashed"
         mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
         return (
@@ -50,9 +51,9 @@ class Preprocessing:
 def find_preprocessing(backbone: str | dict[str, Any], weights: str | None) -> Preprocessing:
     """Returns the preprocessing that belongs to a backbone with its weights.
 
-    A pretrained tag and the folder of a downloaded model say it. For a plain file, the tags of the backbone's name decide if
-    they agree; CLIP's own values hold if they differ, and for an architecture without a name. They also hold for a backbone
-    that open_clip does not know, which another check reports.
+    The values are those of the pretrained tag, or those that the folder of a downloaded model contains. For any other file
+    they are those of all pretrained tags of the backbone's name, if these tags agree. CLIP's values are taken if the tags
+    differ, and if the architecture has no name or one that open_clip does not know (which another check reports).
 
     Args:
         backbone: `model.backbone`.
@@ -60,7 +61,7 @@ def find_preprocessing(backbone: str | dict[str, Any], weights: str | None) -> P
 
     Raises:
         HubError: if the hub does not answer, or a file is damaged.
-        PreprocessingError: if a folder asks for what waver cannot do.
+        PreprocessingError: if a folder asks for a resizing or a filter that waver does not have.
     """
     return _find(json.dumps(backbone, default=str), weights)
 
@@ -75,14 +76,16 @@ def _find(backbone_json: str, weights: str | None) -> Preprocessing:
     architecture = backbone if isinstance(backbone, dict) else None if ":" in name else open_clip.get_model_config(name)
     usual = Preprocessing(size=_image_size(architecture))
     if weights in tags:
-        return replace(usual, **tags[weights], source=f"those of open_clip's weights {weights} of {name}")
+        return replace(usual, **tags[weights], source=f"the values of open_clip's weights {weights} of {name}")
     for place in (weights, backbone):
         if isinstance(place, str) and (described := _of_folder(place)):
-            return replace(usual, **described, source=f"those that {place} names")
+            return replace(usual, **described, source=f"the values in the configuration of {place}")
     kinds = list({json.dumps(tag, sort_keys=True): tag for tag in tags.values()}.values())
     if len(kinds) == 1:
-        return replace(usual, **kinds[0], source=f"those of all of open_clip's weights of {name}")
-    return replace(usual, source=f"CLIP's, since open_clip's weights of {name} differ in theirs") if kinds else usual
+        return replace(usual, **kinds[0], source=f"the values of all of open_clip's weights of {name}")
+    return (
+        replace(usual, source=f"CLIP's values, since those of open_clip's weights of {name} differ") if kinds else usual
+    )
 
 
 def _image_size(architecture: Mapping[str, Any] | None) -> int:
@@ -134,8 +137,8 @@ def _of_folder(place: str) -> dict[str, Any] | None:
     for name, possible in (("resize", ResizeMode), ("interpolation", Interpolation)):
         if described.get(name, get_args(possible)[0]) not in get_args(possible):
             raise PreprocessingError(
-                f"model.weights: {place} wants frames with {name} = {described[name]}, which waver cannot do; set "
-                f"video.{name} to one of {', '.join(get_args(possible))} to use another"
+                f"model.weights: the configuration of {place} asks for {name} = {described[name]}, which waver does not "
+                f"have: set video.{name} to one of {', '.join(get_args(possible))}"
             )
     return described
 

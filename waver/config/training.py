@@ -9,11 +9,11 @@ from waver.tools.section import Count, Fraction, NotNegative, Positive, Section
 
 
 class LossConfig(Section):
-    """Weights of the loss terms; 0 switches a term off."""
+    """The kind of the loss, and the weights of its terms; a weight of 0 switches a term off."""
 
     kind: Literal["softmax", "sigmoid"] = "softmax"
-    """How the terms contrastive, knowledge and informed contrast a positive pair with negatives. softmax: with all others of
-    its text and of its video, as CLIP. sigmoid: each pair on its own, with a learned bias, as SigLIP."""
+    """How the terms contrastive, knowledge and informed contrast positive with negative pairs. softmax (CLIP): each positive
+    pair with all pairs of its text or its video. sigmoid (SigLIP): each pair on its own, with a learned bias."""
     contrastive: NotNegative = 1.0
     """Weight of the contrastive loss between captions and videos (with fused phrases if knowledge.at_inference is true)."""
     knowledge: NotNegative = 0.0
@@ -46,8 +46,8 @@ class TrainConfig(Section):
     backbone_lr_scale: NotNegative = 1e-3
     """Factor of the backbone's learning rate: it is lr times this; 0 freezes the backbone."""
     freeze: tuple[str, ...] = ()
-    """Parts of the backbone that are not trained: vision, text, or their first blocks with all before them, such as
-    vision.4 or text.6. Frozen parts keep no activations."""
+    """Parts of the backbone that are not trained: vision or text for a whole tower; vision.4 or text.6 for its first 4 or 6
+    blocks and all that is computed before them. Frozen parts need no memory for activations."""
     weight_decay: NotNegative = 0.2
     """Weight decay of AdamW, for all parameters but biases, layer norms and the logit scale."""
     warmup_fraction: Fraction = 0.1
@@ -55,14 +55,14 @@ class TrainConfig(Section):
     clip_grad_norm: Positive = 1.0
     """Maximal norm of the gradient; larger gradients are scaled down to it."""
     grad_checkpointing: bool = False
-    """Whether the towers compute the activations of their blocks again in the backward pass, instead of keeping them: less
-    memory, the same gradient."""
+    """Whether the towers recompute the activations of their blocks in the backward pass, instead of keeping them: it takes
+    less memory and more time, with the same gradient."""
     micro_batch_size: Count | None = None
-    """Number of pairs that pass the towers at a time on each worker, null for all: less memory for activations, the same
-    gradient of the global batch. Each pair then passes the towers forward twice."""
+    """Number of pairs that each worker embeds at a time, null for all: a smaller number takes less memory for activations,
+    with the same gradient of the global batch. Each pair then passes the towers forward twice."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16: bfloat16 autocast. fp32: single precision. auto: bf16 on GPUs, fp32 on CPUs, also on those that compute bf16
-    natively."""
+    """bf16: bfloat16 autocast. fp32: single precision. auto: bf16 on GPUs, fp32 on CPUs, also where a CPU
+    computes bf16 natively."""
 
     @field_validator("freeze")
     @classmethod
@@ -70,7 +70,8 @@ class TrainConfig(Section):
         for part in parts:
             if not re.fullmatch(r"(vision|text)(\.[1-9]\d*)?", part):
                 raise ValueError(
-                    f"{part!r} is no part: write vision, text, or the number of their first blocks, as in vision.4 or text.6"
+                    f"{part!r} is no part of the backbone: write vision, text, or a number of their first blocks, as in "
+                    "vision.4 or text.6"
                 )
         towers = [part.partition(".")[0] for part in parts]
         if len(set(towers)) < len(towers):

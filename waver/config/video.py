@@ -16,12 +16,12 @@ class VideoConfig(Section):
     max_frames: Count = 12
     """Maximal number of frames per clip; of more frames, evenly spaced ones are kept."""
     size: Count | None = None
-    """Height and width of frames, pixels; null for the size that model.backbone was trained with (224 for ViT-B-32)."""
+    """Height and width of frames, pixels; null for the size in the training of model.backbone (224 for ViT-B-32)."""
     resize: ResizeMode | None = None
     """shortest: the short side of a frame is resized to size, then the centre is cropped. squash: both sides are resized to
-    size. null: as model.weights were trained (CLIP's: shortest)."""
+    size. null: as in the training of model.weights (shortest for CLIP)."""
     interpolation: Interpolation | None = None
-    """Filter of the resizing; null: as model.weights were trained (CLIP's: bicubic)."""
+    """Filter of the resizing; null: as in the training of model.weights (bicubic for CLIP)."""
 
 
 class IngestConfig(Section):

@@ -13,7 +13,7 @@ from waver.model.pretrained.snapshots import read_architecture
 from waver.tools.hub import HUB, find_cached, hub_problem
 
 CONTEXT_LENGTH = 77
-"""Of a text tower whose description does not say it."""
+"""Number of tokens that a text tower reads if its description does not contain it."""
 
 
 def find_architecture(backbone: str | dict[str, Any]) -> dict[str, Any]:
@@ -39,12 +39,12 @@ def find_architecture(backbone: str | dict[str, Any]) -> dict[str, Any]:
     architecture = open_clip.get_model_config(backbone.replace("/", "-"))
     if architecture is None:
         near = difflib.get_close_matches(backbone, open_clip.list_models(), 3, 0.4)
-        raise BackboneError(f"model.backbone: open_clip knows no {backbone!r}; near: {', '.join(near)}")
+        raise BackboneError(f"model.backbone: open_clip has no model {backbone!r}; similar names: {', '.join(near)}")
     return architecture
 
 
 def _complete(architecture: dict[str, Any]) -> dict[str, Any]:
-    """Returns a description, if it is complete."""
+    """Returns the description, after a check that it has both towers and the width of the common space."""
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - architecture.keys()
     if missing:
         raise BackboneError(
@@ -53,41 +53,44 @@ def _complete(architecture: dict[str, Any]) -> dict[str, Any]:
     for part in ("vision_cfg", "text_cfg"):
         if not isinstance(architecture[part], dict):
             raise BackboneError(
-                f"model.backbone.{part}: {architecture[part]!r} is no mapping: write the tower's settings as in open_clip's "
+                f"model.backbone.{part} = {architecture[part]!r} is no mapping: write the settings as in open_clip's "
                 "model configurations"
             )
     return architecture
 
 
 def has_decoder(architecture: dict[str, Any]) -> bool:
-    """Returns whether a network has a caption decoder beside its two towers, as CoCa: waver uses the towers alone."""
+    """Returns whether a network has a decoder of captions beside its two towers, as CoCa has; waver does not use it."""
     return "multimodal_cfg" in architecture
 
 
 def embeds_tokens(architecture: dict[str, Any]) -> bool:
-    """Returns whether the text tower gives an embedding of each token, and not of the whole text alone."""
+    """Returns whether the text tower gives an embedding of each token, not only one of the whole text."""
     text = architecture["text_cfg"]
     return not text.get("hf_model_name") and not text.get("embed_cls")
 
 
 def reads_padding(architecture: dict[str, Any]) -> bool:
-    """Returns whether the text tower's result depends on padding, so that texts must fill its context.
+    """Returns whether the result of the text tower depends on padding, so that every text is padded to its context length.
 
-    It does where tokens attend to later ones, or where a class token follows the text.
+    This is so if tokens attend to later tokens, or if a class token follows the padding.
     """
     text = architecture["text_cfg"]
     return not text.get("hf_model_name") and bool(text.get("no_causal_mask") or text.get("embed_cls"))
 
 
 def locate_parts(name: str, *files: str, what: str) -> str:
-    """Returns the folder of a repository of the hub if it is there, else its name, once the hub has answered.
+    """Returns where transformers can load a repository from: a folder on this machine, else the hub, which has answered.
 
-    transformers alone would ask the hub for half a minute, even for what is in its cache.
+    Without this check, transformers would ask an unreachable hub for half a minute, even for files in its cache.
 
     Args:
-        name: of the repository, or a folder.
-        files: files of it, of which one is needed.
-        what: what is needed of it, for the error message.
+        name: name of the repository, or a folder.
+        files: the repository was downloaded before if one of these files is in the cache.
+        what: the part of the backbone that the repository holds, for the error message.
+
+    Returns:
+        The folder; or the name, which transformers then downloads.
 
     Raises:
         BackboneError: if transformers is not installed, or the hub does not answer.

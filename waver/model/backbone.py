@@ -17,7 +17,7 @@ class Backbone(nn.Module):
 
     Attributes:
         architecture: open_clip's description of the network (embed_dim, vision_cfg, text_cfg), sufficient to rebuild it.
-        embeds_tokens: whether the text tower gives an embedding of each token, and not of the whole text alone.
+        embeds_tokens: whether the text tower gives an embedding of each token, not only one of the whole text.
         width: D, dimension of the common embedding space.
 
     Raises:
@@ -40,7 +40,7 @@ class Backbone(nn.Module):
         if "timm_model_name" in vision and vision.get("image_size", 224) != image_size:
             raise BackboneError(
                 f"model.backbone: its vision tower {vision['timm_model_name']} takes images of "
-                f"{vision.get('image_size', 224)} pixels only: set video.size to that, or to null"
+                f"{vision.get('image_size', 224)} pixels only: set video.size to this number, or to null"
             )
         vision["image_size"] = image_size
         # open_clip's modules set most of their attributes dynamically, without types.
@@ -85,11 +85,11 @@ class Backbone(nn.Module):
     def encode_tokens(self, token_ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
         """Embeds every token of the texts (after ln_final and projection).
 
-        The last valid token of a text holds the embedding that open_clip gives for the whole text. A tower without
-        embeddings of tokens gives it for all of them.
+        The last valid token of a text gets the embedding that open_clip computes for the whole text. If the tower does not
+        embed tokens, all tokens get it.
 
         Args:
-            token_ids: may be longer than the mask by padding, which some towers read; see `Tokenizer.pad`.
+            token_ids: may be longer than the mask, by padding: some towers read it, see `Tokenizer.pad`.
             mask: True for the valid tokens, which come first.
         """
         num_tokens = mask.shape[1]
@@ -115,7 +115,7 @@ class Backbone(nn.Module):
 
 
 def _place_of_sentence(text: Any, length: int) -> int | None:
-    """Returns the position whose embedding a text tower gives for the whole text; None for that of the end token."""
+    """Returns the position whose embedding is that of the whole text; None if it is the end token, wherever that is."""
     pooling = getattr(text, "pool_type", None) or text.text_pool_type
     return {"first": 0, "last": length - 1}.get(pooling)
 
@@ -127,11 +127,12 @@ def _build(architecture: dict[str, Any]) -> nn.Module:
     if has_decoder(config):
         separate = True
         del config["multimodal_cfg"]
-        vision["output_tokens"] = text["output_tokens"] = False  # they are the decoder's input
+        vision["output_tokens"] = text["output_tokens"] = False  # only the decoder needs them
     if "timm_model_name" in vision:
         if ":" in str(vision["timm_model_name"]):
             raise BackboneError(
-                f"model.backbone: {vision['timm_model_name']} would be fetched from a hub; name a model that timm itself has"
+                f"model.backbone: {vision['timm_model_name']} is no model of timm, but a place to download one from: name a "
+                "model that timm has"
             )
         vision["timm_model_pretrained"] = False  # our weights come from model.weights alone
     if "hf_model_name" in text:
@@ -140,4 +141,4 @@ def _build(architecture: dict[str, Any]) -> nn.Module:
     try:
         return (open_clip.CustomTextCLIP if separate else open_clip.CLIP)(**config)
     except Exception as error:  # a mapping may be wrong in any way
-        raise BackboneError(f"model.backbone: open_clip cannot build it: {error}") from error
+        raise BackboneError(f"model.backbone: open_clip cannot build this network: {error}") from error
