@@ -78,7 +78,7 @@ def test_models_of_open_clip(name, image_size):
         ),
         ({"embed_dim": 3}, None, "missing: text_cfg, vision_cfg"),
         ({**ARCHITECTURE, "text_cfg": {"widht": 3}}, None, "open_clip cannot build this network"),
-        (ARCHITECTURE, "nowhere.pt", "model.weights: no file nowhere.pt"),
+        (ARCHITECTURE, "nowhere.pt", "model.weights: there is no file nowhere.pt"),
         ("ViT-B-32", "opanai", "neither a file nor a pretrained tag of ViT-B-32; its tags: openai, laion"),
         (ARCHITECTURE, "openai", "neither a file nor a pretrained tag of this architecture; give a file"),
     ],

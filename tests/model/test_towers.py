@@ -80,7 +80,7 @@ def test_blocks_that_a_tower_does_not_have_are_an_error():
     with pytest.raises(BackboneError, match=r"vision\.4: .*has 3 blocks: vision\.1 to vision\.3 are possible"):
         freeze_towers(backbone, ("vision.4",))
     backbone.clip.visual.extra = torch.nn.Linear(2, 2)
-    with pytest.raises(BackboneError, match=r"has extra\.weight, of which waver does not know whether it comes before"):
+    with pytest.raises(BackboneError, match=r"has extra\.weight, and waver does not know whether that comes before"):
         freeze_towers(backbone, ("vision.1",))
     backbone.clip.visual.transformer.resblocks = torch.nn.Identity()
     with pytest.raises(BackboneError, match=r"no blocks that waver knows: freeze all of it \(vision\), or none"):

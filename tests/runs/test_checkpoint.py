@@ -151,7 +151,7 @@ def test_a_checkpoint_keeps_the_activation_that_its_weights_told(tmp_path, load_
     origin = f"from {folder}"
     if old:  # as older versions wrote it, without metadata
         save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
-        origin = "from the metadata of w.safetensors; model.backbone alone means GELU"
+        origin = "from the metadata of w.safetensors; by model.backbone alone it would be GELU"
     assert stored_activation(folder) == ("QuickGELU", origin)
     pixels = torch.rand(2, 3, 16, 16)
     resumed = build_training(config, num_steps=1, device=CPU, pretrained=False)
@@ -164,7 +164,7 @@ def test_a_checkpoint_keeps_the_activation_that_its_weights_told(tmp_path, load_
     if old:
         told = stored_activation(folder)
         assert told.name == "GELU"
-        assert "as the weights that it started from tell nothing (model.weights: no file" in told.origin
+        assert "as the weights that it started from tell nothing (model.weights: there is no file" in told.origin
     else:
         assert stored_activation(folder).name == "QuickGELU"
 

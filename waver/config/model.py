@@ -135,7 +135,7 @@ def _is_downloaded(backbone: Any) -> bool:
 
 
 def _is_folder(place: str) -> bool:
-    """Returns whether a place is a folder written as a path; a bare name is that of a model or tag, even if a folder has it."""
+    """Returns whether a place is a folder, written as a path: a bare name means a model or tag, even if a folder has it."""
     return ("/" in place or place.startswith("~")) and os.path.isdir(Path(place).expanduser())  # noqa: PTH112
 
 

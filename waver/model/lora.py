@@ -1,8 +1,8 @@
 """LoRA: trained low-rank additions to the frozen attention weights of the towers.
 
-The weights are parametrised, so whoever reads them (open_clip, `nn.MultiheadAttention` with its joint query, key and value)
-gets their sum with the addition. peft replaces linear layers instead, and merges and restores the weights of an attention in
-every forward pass.
+The weights are parametrised (`torch.nn.utils.parametrize`): a module that reads such a weight, also
+`nn.MultiheadAttention` with its joint query, key and value, gets the sum of the frozen weight and the addition. peft would
+replace linear layers instead, and would merge and restore the weights of attention in every forward pass.
 
 Source: LoRA (Hu et al., arXiv 2106.09685).
 """
@@ -22,7 +22,7 @@ from waver.model.errors import BackboneError
 from waver.model.towers import TOWERS, Tower, tower_blocks, tower_parameters
 
 _STACKED = {"in_proj_weight": 3, "qkv": 3, "kv": 2}
-"""Names of weights, or of linear layers, that hold the matrices of several projections -> how many."""
+"""Names of weights, or of linear layers, that stack the matrices of several projections -> their number."""
 _LINEAR = frozenset(
     ("qkv", "kv", "q", "k", "v", "o", "q_proj", "k_proj", "v_proj", "out_proj", "proj", "query", "key", "value")
 )
@@ -32,7 +32,7 @@ _NOT_OF_TOWERS = ("backbone.clip.logit_scale", "backbone.clip.logit_bias")
 
 
 class LowRank(nn.Module):
-    """Adds alpha / rank * up @ down to each of the matrices that are stacked in a weight; nothing at the start."""
+    """Adds alpha / rank * up @ down to each of the matrices that are stacked in a weight; up is 0 at the start."""
 
     def __init__(self, weight: Float[Tensor, "out in"], num_stacked: int, *, rank: int, alpha: float):
         super().__init__()
@@ -49,12 +49,12 @@ class LowRank(nn.Module):
 
 
 def add_adapters(backbone: Backbone, towers: Sequence[Tower], *, rank: int, alpha: float) -> None:
-    """Freezes the weights of both towers, and adds adapters to the attention of some.
+    """Freezes the weights of both towers, and adds adapters to the attention of one or both.
 
     Args:
-        backbone: changed in place; computes the same as before.
-        towers: those that get adapters.
-        rank: of each addition.
+        backbone: changed in place; it computes the same as before until the adapters are trained.
+        towers: the towers that get adapters.
+        rank: rank of each addition.
         alpha: numerator of the factor alpha / rank of each addition.
 
     Raises:
@@ -86,7 +86,7 @@ def adapter_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def frozen_names(state: Iterable[str]) -> list[str]:
-    """Returns those names in the state of a student with adapters that are pre-trained weights of the towers."""
+    """Returns the names of the frozen, pre-trained weights of the towers in the state of a student with adapters."""
     of_backbone = (name for name in state if name.startswith("backbone.") and not name.startswith(_NOT_OF_TOWERS))
     return [name for name in of_backbone if not _ADAPTER.search(name)]
 

@@ -100,7 +100,7 @@ class Tokenizer:
     def cut_padding(
         self, token_ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B N"]
     ) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B M"]]:
-        """Cuts token ids and mask to the longest text, as far as the text tower does not read padding."""
+        """Cuts the mask to the longest text, and also the token ids, unless the text tower reads padding."""
         longest = int(mask.sum(1).max())
         return token_ids if self.fills_context else token_ids[:, :longest], mask[:, :longest]
 
@@ -135,7 +135,7 @@ class Truncation:
     num_cut: int
     """Texts that are longer than `max_words` tokens."""
     num_merged: int
-    """Texts that are cut and then equal another text, which was different."""
+    """Truncated texts that became equal to another text, from which they differed before."""
     longest: int
     """Number of tokens of the longest text, start and end token included."""
     max_positions: int
@@ -159,7 +159,7 @@ def find_tokenizer(backbone: str | dict[str, Any], weights: str | None = None) -
 
     Args:
         backbone: name of an open_clip model, or its architecture.
-        weights: weights of the backbone; a folder with files of a tokenizer takes the place of the hub.
+        weights: weights of the backbone; if their folder holds the files of a tokenizer, these are read instead of the hub.
 
     Raises:
         BackboneError: if the backbone is unknown, or its tokenizer cannot be loaded.
@@ -210,8 +210,8 @@ def _of_hub(name: str, weights: str | None, text: Mapping[str, Any], length: int
     """
     if text.get("tokenizer_mode"):
         raise BackboneError(
-            f"model.backbone: it wants text_cfg.tokenizer_mode = {text['tokenizer_mode']}, which waver cannot do: choose "
-            "another model"
+            f"model.backbone: its text_cfg asks for tokenizer_mode = {text['tokenizer_mode']}, which waver does not have: "
+            "choose another model"
         )
     settings = dict(text.get("tokenizer_kwargs", {}))
     clean: Callable[[str], str] = get_clean_fn(settings.pop("clean", "whitespace"))  # pyright: ignore[reportUnknownVariableType]
@@ -224,7 +224,7 @@ def _of_hub(name: str, weights: str | None, text: Mapping[str, Any], length: int
         found: list[list[int]] = loaded([clean(text) for text in texts], add_special_tokens=False).input_ids
         return [tuple(ids) for ids in found]
 
-    # What stands before and after a text, from one that stands between.
+    # The special tokens before and after a text: those around the tokens of an example.
     inner = encode(["a"])[0]
     whole = tuple(loaded(clean("a")).input_ids)
     start = next(place for place in range(len(whole)) if whole[place : place + len(inner)] == inner)
@@ -242,7 +242,7 @@ def _of_hub(name: str, weights: str | None, text: Mapping[str, Any], length: int
 
 
 def _source(name: str, weights: str | None) -> str:
-    """Returns from where a tokenizer is loaded: the folder of the weights if it holds one, else the name in the hub."""
+    """Returns the place of a tokenizer: the folder of the weights if it holds one, else its repository of the hub."""
     folder = Path(weights or "").expanduser()
     folder = folder if folder.is_dir() else folder.parent
     return str(folder) if weights and any((folder / file).is_file() for file in _TOKENIZER_FILES) else name

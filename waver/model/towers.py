@@ -22,19 +22,19 @@ _BLOCKS = (
 )
 """Where a tower keeps its blocks, in the order in which they are computed."""
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
-"""The same of open_clip's ResNet."""
+"""Names of the blocks of open_clip's ResNet."""
 _CONTAINERS = ("trunk", "transformer")
 _BEFORE = (
     {"conv1", "conv2", "conv3", "bn1", "bn2", "bn3", "ln_pre", "norm_pre", "stem", "embeddings", "patch_embed"}
     | {"class_embedding", "positional_embedding", "token_embedding"}
     | {"cls_emb", "cls_token", "reg_token", "pos_embed"}
 )
-"""Names of what a tower computes before its blocks."""
+"""Names of the parts that a tower computes before its blocks."""
 _AFTER = (
     {"ln_post", "ln_final", "norm", "norm_post", "fc_norm", "attn_pool", "attnpool", "pooler", "final_conv"}
     | {"proj", "text_projection", "head"}
 )  # fmt: skip
-"""Names of what a tower computes after its blocks."""
+"""Names of the parts that a tower computes after its blocks."""
 
 
 def tower_parameters(backbone: Backbone, tower: Tower) -> dict[str, nn.Parameter]:
@@ -97,7 +97,7 @@ def _first_blocks(
         first, _, rest = name.partition(".")
         place = rest.partition(".")[0] if first in _CONTAINERS else first
         if place not in _BEFORE | _AFTER:
-            raise BackboneError(f"{what} has {name}, of which waver does not know whether it comes before the blocks: "
+            raise BackboneError(f"{what} has {name}, and waver does not know whether that comes before the blocks: "
                                 f"freeze all of the tower ({tower}), or none")  # fmt: skip
         if place in _BEFORE:
             before.append(parameter)
@@ -105,12 +105,13 @@ def _first_blocks(
 
 
 def recompute_activations(backbone: Backbone) -> None:
-    """Lets the towers that are trained compute the activations of their blocks again in the backward pass.
+    """Switches on gradient checkpointing in the towers that are trained.
 
-    It is open_clip's gradient checkpointing (Chen et al., arXiv 1604.06174): only the inputs of blocks are kept.
+    Then a tower keeps only the inputs of its blocks, and recomputes their activations in the backward pass (Chen et al.,
+    arXiv 1604.06174).
 
     Raises:
-        BackboneError: if a tower that is trained cannot do so.
+        BackboneError: if a tower that is trained has no gradient checkpointing.
     """
     for tower in TOWERS:
         if not any(parameter.requires_grad for parameter in tower_parameters(backbone, tower).values()):

@@ -80,7 +80,7 @@ def test_a_plain_file_cannot_tell_so_the_configuration_decides_and_is_named(clip
 def test_a_tag_of_open_clip_decides():
     assert (
         str(activation_of("ViT-B-32", "openai"))
-        == "QuickGELU, from open_clip's tag openai; model.backbone alone means GELU"
+        == "QuickGELU, from open_clip's tag openai; by model.backbone alone it would be GELU"
     )
     told = activation_of("ViT-B-32", "laion2b_s34b_b79k")
     assert str(told) == "GELU, from open_clip's tag laion2b_s34b_b79k of ViT-B-32"
@@ -93,7 +93,8 @@ def test_metadata_of_a_safetensors_file_decides(clip, tmp_path, value, quick):
     architecture = ARCHITECTURE if quick else QUICK
     origin = check(architecture, path, clip, quick=quick)
     assert (
-        origin == f"from the metadata of w.safetensors; model.backbone alone means {'GELU' if quick else 'QuickGELU'}"
+        origin
+        == f"from the metadata of w.safetensors; by model.backbone alone it would be {'GELU' if quick else 'QuickGELU'}"
     )
 
 
@@ -102,7 +103,7 @@ def test_the_configuration_in_a_snapshot_of_open_clip_decides(clip, snapshot, qu
     config = {"model_cfg": QUICK if quick else ARCHITECTURE, "preprocess_cfg": {}}
     folder = snapshot("open_clip_model.safetensors", open_clip_config=config, config={"architecture": "vit_base"})
     origin = check(ARCHITECTURE if quick else QUICK, folder, clip, quick=quick)
-    assert origin.startswith("from open_clip_config.json of the snapshot; model.backbone alone means")
+    assert origin.startswith("from open_clip_config.json of the snapshot; by model.backbone alone it would be")
 
 
 @pytest.mark.parametrize(
@@ -142,13 +143,16 @@ def test_gelu_by_tanh_is_told(snapshot):
     ("config", "expected"),
     [
         ({"text_config": {"hidden_act": "gelu"}, "vision_config": {"hidden_act": "quick_gelu"}}, "gelu and quick_gelu"),
-        ({"text_config": {"hidden_act": "relu"}, "vision_config": {"hidden_act": "relu"}}, "hidden_act = relu of"),
+        (
+            {"text_config": {"hidden_act": "relu"}, "vision_config": {"hidden_act": "relu"}},
+            "hidden_act = relu;",
+        ),
     ],
 )
 def test_activations_that_open_clip_cannot_build_are_refused(snapshot, config, expected):
     folder = snapshot("model.safetensors", config={"model_type": "clip"} | config)
     for read in (activation_of, lambda *a: load_backbone(*a, image_size=16)):
-        with pytest.raises(BackboneError, match=rf"{expected}.*these weights cannot be used"):
+        with pytest.raises(BackboneError, match=rf"{expected}.*cannot use these weights"):
             read(ARCHITECTURE, str(folder))
 
 
@@ -157,7 +161,7 @@ def test_a_configuration_that_does_not_tell_or_is_damaged(clip, snapshot):
     assert check(QUICK, folder, clip, quick=True) == "from model.backbone.quick_gelu"
     (folder / "config.json").write_text("{")
     with pytest.raises(
-        BackboneError, match=r"config.json, which tells the activation of model.safetensors, cannot be read"
+        BackboneError, match=r"config.json, which names the activation of model.safetensors, cannot be read"
     ):
         activation_of(QUICK, str(folder))
 
@@ -207,7 +211,7 @@ def test_archives_of_openai_are_known_by_their_published_hash(tmp_path, monkeypa
     monkeypatch.setattr(activation, "openai_names", lambda: published)
     told = activation_of(ARCHITECTURE, str(path))
     assert str(told).startswith(
-        "QuickGELU, from OpenAI's ViT-B-32.pt, known by its SHA-256; model.backbone alone means GELU"
+        "QuickGELU, from OpenAI's ViT-B-32.pt, known by its SHA-256; by model.backbone alone it would be GELU"
     )
     write_traced(path, nn.GELU(approximate="tanh"))
     assert "known by" not in str(activation_of(ARCHITECTURE, str(path))), "a file that has changed is hashed again"

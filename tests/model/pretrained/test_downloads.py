@@ -143,7 +143,7 @@ def test_a_repository_that_cannot_be_reached_says_how_to_get_it_by_hand():
     assert unreachable_weights(ARCHITECTURE, HUB) == str(told.value)
     assert check_weights(ARCHITECTURE, HUB, image_size=16) is None
     assert activation_of(ARCHITECTURE, HUB).origin == (
-        "because model.backbone has no quick_gelu; the configuration that is downloaded with the weights may tell another"
+        "because model.backbone has no quick_gelu; the configuration that is downloaded with the weights may name another"
     )
 
 

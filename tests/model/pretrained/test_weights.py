@@ -141,7 +141,7 @@ def test_positions_of_texts_that_are_interpolated_are_told(clip, tmp_path):
         assert load_backbone(shorter, str(path), image_size=16).num_positions == 10
     (message,) = messages
     assert message.startswith(
-        f"{path} has positions for 20 tokens of a text, the model for 10: open_clip interpolates them"
+        f"{path} has positions for 20 tokens of a text, and the model has 10: open_clip interpolates the positions"
     )
     assert message.endswith("Set the context_length of model.backbone to 20")
 

@@ -1,7 +1,7 @@
-"""Which activation the transformers of a model have, and who says so.
+"""Finds the activation of a model's transformers: in its weights, in the configuration beside them, or by its name.
 
-OpenAI trained with x * sigmoid(1.702 x), called QuickGELU, most others with GELU. Weights do not show it, and the wrong one
-changes every embedding without any error.
+OpenAI trained with x * sigmoid(1.702 x), called QuickGELU; most others trained with GELU. The tensors do not show it, and
+the wrong activation changes every embedding without any error.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from waver.tools.archives import is_torchscript
 
 QUICK, EXACT = "QuickGELU", "GELU"
 METADATA = "quick_gelu"
-"""Key of the metadata of a .safetensors file that tells its activation: "true" or "false"."""
+"""Key in the metadata of a .safetensors file: "true" if its model has QuickGELU, "false" if it has GELU."""
 OPEN_CLIP_CONFIG, CONFIG = "open_clip_config.json", "config.json"
 _BY_TANH = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 """Activations of transformers that differ from GELU by less than 0.0005."""
@@ -38,18 +38,18 @@ class Activation(NamedTuple):
     name: str
     """QuickGELU or GELU."""
     origin: str
-    """Who says so, such as "from the name ViT-B-32-quickgelu"."""
+    """Where that is known from, such as "from the name ViT-B-32-quickgelu"."""
 
     def __str__(self) -> str:
         return f"{self.name}, {self.origin}"
 
 
 def named_activation(backbone: str | dict[str, Any], architecture: dict[str, Any]) -> Activation:
-    """Returns the activation that the configuration of an experiment means.
+    """Returns the activation that the configuration of an experiment names, whatever its weights were trained with.
 
     Args:
         backbone: model.backbone.
-        architecture: open_clip's description of it.
+        architecture: open_clip's description of that backbone.
     """
     vision, text = architecture["vision_cfg"], architecture["text_cfg"]
     name = QUICK if architecture.get("quick_gelu") else EXACT
@@ -65,7 +65,7 @@ def named_activation(backbone: str | dict[str, Any], architecture: dict[str, Any
 
 
 def told_activation(path: Path) -> Activation | None:
-    """Returns the activation that a file of weights tells, or the configuration beside it in a snapshot; None if neither.
+    """Returns the activation that a file of weights, or the configuration beside it in a snapshot, contains; else None.
 
     Raises:
         BackboneError: if that configuration is unreadable, or names an activation that open_clip's models do not have.
@@ -88,7 +88,7 @@ def set_activation(backbone: Backbone, *, quick: bool) -> None:
 
 
 def _of_torchscript(path: Path) -> Activation | None:
-    """Tells the activation of a TorchScript archive: by OpenAI's published hashes, else by the operations in its code."""
+    """Returns the activation of a TorchScript archive: by OpenAI's published hashes, else by the operations in its code."""
     stat = path.stat()
     if name := openai_names().get(_sha256(path, stat.st_size, stat.st_mtime_ns)):
         return Activation(QUICK, f"from OpenAI's {name}, known by its SHA-256")
@@ -110,7 +110,7 @@ def openai_names() -> dict[str, str]:
 
 @lru_cache(maxsize=8)
 def _sha256(path: Path, size: int, changed_ns: int) -> str:
-    """Returns the hash of a file; size and time of change are there to hash a file again that has changed."""
+    """Returns the hash of a file; a change of size or time makes the cache hash it again."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(2**22):
@@ -119,7 +119,7 @@ def _sha256(path: Path, size: int, changed_ns: int) -> str:
 
 
 def _of_snapshot(path: Path) -> Activation | None:
-    """Tells the activation by the configuration beside a file: first by that of the file's own layout."""
+    """Returns the activation by the configurations beside a file; that of the file's own layout comes first."""
     readers = {OPEN_CLIP_CONFIG: _of_open_clip, CONFIG: _of_transformers}
     order = list(readers) if path.name.startswith("open_clip") else list(reversed(readers))
     for name in order:
@@ -130,7 +130,7 @@ def _of_snapshot(path: Path) -> Activation | None:
             content = json.loads(beside.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BackboneError(
-                f"model.weights: {beside}, which tells the activation of {path.name}, cannot be read ({error}): copy the "
+                f"model.weights: {beside}, which names the activation of {path.name}, cannot be read ({error}): copy the "
                 "snapshot again, completely"
             ) from error
         if isinstance(content, dict) and (told := readers[name](content, beside)):
@@ -139,7 +139,7 @@ def _of_snapshot(path: Path) -> Activation | None:
 
 
 def _of_open_clip(content: dict[str, Any], path: Path) -> Activation | None:
-    """Tells the activation by open_clip_config.json."""
+    """Returns the activation by open_clip_config.json."""
     model = content.get("model_cfg")
     if not isinstance(model, dict):
         return None
@@ -147,11 +147,11 @@ def _of_open_clip(content: dict[str, Any], path: Path) -> Activation | None:
 
 
 def _of_transformers(content: dict[str, Any], path: Path) -> Activation | None:
-    """Tells the activation by transformers' config.json, of a CLIPModel or SiglipModel."""
+    """Returns the activation by transformers' config.json of a CLIPModel or SiglipModel."""
     default = _DEFAULTS.get(content.get("model_type", ""))
     if default is None:
         return None
-    # Older versions wrote the towers' settings twice, of which those of `*_dict` count.
+    # Older versions wrote the settings of the towers twice; those in `*_dict` are valid.
     towers = [
         {**(content.get(f"{tower}_config") or {}), **(content.get(f"{tower}_config_dict") or {})}
         for tower in ("text", "vision")
@@ -159,8 +159,8 @@ def _of_transformers(content: dict[str, Any], path: Path) -> Activation | None:
     names = list(dict.fromkeys(tower.get("hidden_act", default) for tower in towers))
     if len({_OF_TRANSFORMERS.get(name, name) for name in names}) > 1 or names[0] not in _OF_TRANSFORMERS:
         raise BackboneError(
-            f"model.weights: {path} says hidden_act = {' and '.join(map(str, names))} of the two towers; open_clip's models "
-            "have quick_gelu or gelu in both, so these weights cannot be used"
+            f"model.weights: the towers in {path} have hidden_act = {' and '.join(map(str, names))}; open_clip's models "
+            "have quick_gelu or gelu in both towers, so waver cannot use these weights: choose another model"
         )
     found = "hidden_act" if any("hidden_act" in tower for tower in towers) else "the default hidden_act"
     nearly = f" = {names[0]}, which differs from GELU by less than 0.0005" if names[0] in _BY_TANH else ""

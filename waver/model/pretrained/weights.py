@@ -62,14 +62,14 @@ def load_backbone(
 
 
 def activation_of(backbone: str | dict[str, Any], weights: str | None) -> Activation:
-    """Returns the activation that `load_backbone` gives to a model, and who says so; downloads nothing.
+    """Returns the activation that `load_backbone` gives to a model, with its source; downloads nothing.
 
     Args:
         backbone: name of an open_clip model, or its architecture.
         weights: as in `load_backbone`.
 
     Raises:
-        BackboneError: if the backbone or the weights are unknown, or what tells the activation is unreadable.
+        BackboneError: if the backbone or the weights are unknown, or a file that contains the activation is unreadable.
     """
     if weights is None:
         return named_activation(backbone, find_architecture(backbone))
@@ -79,7 +79,7 @@ def activation_of(backbone: str | dict[str, Any], weights: str | None) -> Activa
 
 
 def weights_text(backbone: str | dict[str, Any], weights: str) -> str:
-    """Says with which weights and activation a model starts, for the log of a run.
+    """Names the weights and the activation that a model starts with, for the log of a run.
 
     Raises:
         BackboneError: as `activation_of`.
@@ -90,19 +90,19 @@ def weights_text(backbone: str | dict[str, Any], weights: str) -> str:
 def _activation(
     backbone: str | dict[str, Any], weights: str, location: Path | dict[str, Any], path: Path | None
 ) -> Activation:
-    """Returns the activation of weights at a location, whose file is None if it was not downloaded yet."""
+    """Returns the activation of weights at a location; `path` is their file, None if it was not downloaded yet."""
     named = named_activation(backbone, find_architecture(backbone))
     if isinstance(location, Path) or "snapshot" in location:
         told = told_activation(path) if path else None
     elif location.get("quick_gelu"):
         told = Activation(QUICK, f"from open_clip's tag {weights}")
-    else:  # open_clip builds what the name means
+    else:  # open_clip builds the model of this name
         return Activation(named.name, f"from open_clip's tag {weights} of {backbone}")
     if told is None:
-        waits = "" if path else "; the configuration that is downloaded with the weights may tell another"
+        waits = "" if path else "; the configuration that is downloaded with the weights may name another"
         return named._replace(origin=named.origin + waits)
     if told.name != named.name:
-        return told._replace(origin=f"{told.origin}; model.backbone alone means {named.name}")
+        return told._replace(origin=f"{told.origin}; by model.backbone alone it would be {named.name}")
     return told
 
 
@@ -119,7 +119,7 @@ def check_weights(backbone: str | dict[str, Any], weights: str, *, image_size: i
     path = location if isinstance(location, Path) else cached_weights(location)
     if path is None:
         return None
-    _activation(backbone, weights, location, path)  # what tells it may be unreadable
+    _activation(backbone, weights, location, path)  # raises if the file that contains it is unreadable
     architecture = find_architecture(backbone)
     with torch.device("meta"):
         model = Backbone(architecture, image_size)
@@ -143,7 +143,7 @@ def unreachable_weights(backbone: str | dict[str, Any], weights: str) -> str:
 
 
 def _by_hand(backbone: str | dict[str, Any], weights: str, entry: dict[str, Any], problem: str) -> str:
-    """Says that weights cannot be downloaded, and how to get them by hand."""
+    """Returns a sentence: these weights cannot be downloaded because of a problem, and how to get them by hand."""
     if "snapshot" in entry:
         return (
             f"model.weights: {weights} was not downloaded before, and {problem}: run `hf download {entry['snapshot']} "
@@ -160,7 +160,7 @@ def _by_hand(backbone: str | dict[str, Any], weights: str, entry: dict[str, Any]
 
 
 def count_non_finite(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Returns, for each tensor that has values that are NaN or infinite, how many; none for tensors on the meta device."""
+    """Returns name -> number of NaN or infinite values, for tensors with such values; those on the meta device have none."""
     checked = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and not tensor.is_meta}
     counts = {name: int((~tensor.float().isfinite()).sum()) for name, tensor in checked.items()}
     return {name: number for name, number in counts.items() if number}
@@ -171,10 +171,10 @@ def check_finite(state: Mapping[str, Tensor], *, source: str) -> None:
 
     Args:
         state: name -> tensor.
-        source: where they come from, for the error message.
+        source: the file of the tensors, for the error message.
 
     Raises:
-        BackboneError: if one has; names the first few, with the number of such values.
+        BackboneError: if a tensor has such a value; names the first few tensors, with the number of such values.
     """
     if bad := [f"{name} ({number} of {state[name].numel()})" for name, number in count_non_finite(state).items()]:
         raise BackboneError(
@@ -189,7 +189,7 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], *, source: str) ->
     Args:
         module: receives the weights.
         state: name -> tensor; floating-point tensors are converted to float32.
-        source: where they come from, for the error message.
+        source: the file of the weights, for the error message.
 
     Raises:
         BackboneError: if entries are missing, unknown or of another size; names the first few of each kind. Also if a value
@@ -217,7 +217,7 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], *, source: str) ->
         raise BackboneError(
             f"{source} holds another architecture than the model of this configuration:\n" + "\n".join(lines)
         )
-    check_finite(given, source=source)  # under the names that they have in the file
+    check_finite(given, source=source)  # with the names in the file
     module.load_state_dict(state)
 
 
@@ -227,30 +227,30 @@ def _resize_positions(
     """Returns weights whose position embeddings open_clip has interpolated to the numbers of the model."""
     resized = dict(state)
     for resize in (resize_pos_embed, resize_text_pos_embed):
-        # What cannot be resized, or has no positions, is reported with all other differences.
+        # If the positions cannot be resized or are missing, `load_weights` reports it with all other differences.
         with contextlib.suppress(AssertionError, AttributeError, RuntimeError):
             resize(resized, module)
     for name in ("positional_embedding", "text.positional_embedding"):
         if name in state and (before := len(state[name])) != (after := len(resized[name])):
-            # Of images, this is how models are used at another size; of texts, it moves every word.
+            # Interpolation is usual for images of another size; in a text it moves every word.
             logger.warning(
-                f"{source} has positions for {before} tokens of a text, the model for {after}: open_clip interpolates them, "
-                "so that every text gets another embedding than in training. Set the context_length of model.backbone to "
+                f"{source} has positions for {before} tokens of a text, and the model has {after}: open_clip interpolates "
+                "the positions, so that the embedding of every text changes. Set text_cfg.context_length of model.backbone to "
                 f"{before}"
             )
     return resized
 
 
 def find_weights(backbone: str | dict[str, Any], weights: str) -> Path | dict[str, Any]:
-    """Returns the path of a weights file, or the entry of weights that are downloaded.
+    """Returns the path of a weights file, or the entry of weights that must be downloaded.
 
     Args:
         backbone: name of an open_clip model, or its architecture.
-        weights: a file, a folder, a pretrained tag or `hf-hub:owner/name`. A tag of the name is taken before a file or
-            folder of the same name.
+        weights: a file, a folder, a pretrained tag or `hf-hub:owner/name`. If a file or folder
+            has the name of a tag, the tag is taken.
 
     Returns:
-        Of a folder, the file in it, or the index of its parts. Of a tag, open_clip's entry; of a repository, `hub_entry`.
+        For a folder, the file in it, or the index of its parts; for a tag, open_clip's entry; for a repository, `hub_entry`.
 
     Raises:
         BackboneError: if the weights are none of these, or a folder has several files or none.
@@ -271,9 +271,11 @@ def find_weights(backbone: str | dict[str, Any], weights: str) -> Path | dict[st
             f"model.weights: {weights} cannot be read ({error.strerror}): change the permissions"
         ) from error
     if "://" in weights:
-        raise BackboneError(f"model.weights: {weights} is no file: download it, and set model.weights to its path")
+        raise BackboneError(
+            f"model.weights: {weights} is an address: download the file, and set model.weights to its path"
+        )
     if path.suffix in SUFFIXES or "/" in weights:
-        raise BackboneError(f"model.weights: no file {weights}")
+        raise BackboneError(f"model.weights: there is no file {weights}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     raise BackboneError(
         f"model.weights: {weights!r} is neither a file nor a pretrained tag of {name or 'this architecture'}"
@@ -282,7 +284,7 @@ def find_weights(backbone: str | dict[str, Any], weights: str) -> Path | dict[st
 
 
 def _download(entry: dict[str, Any], backbone: str | dict[str, Any], weights: str) -> Path:
-    """Returns the file of weights that are downloaded if need be."""
+    """Returns the file of weights, after a download if it was not downloaded before."""
     if path := cached_weights(entry):  # open_clip would ask the hub whether the file has changed
         return path
     if problem := entry_problem(entry):
