@@ -193,7 +193,7 @@ def test_the_imported_model_has_the_weights_of_the_file(run, drl):
 
 def test_the_difference_by_padding_is_measured_where_the_clips_are(run):
     (told,) = (note for note in read_origin(find_checkpoint(run)).notes if note.startswith("padding"))
-    found = re.search(r"on 8 clips of test similarities differ by at most (\S+) \((\d+) of 64 pairs by more", told)
+    found = re.search(r"On 8 clips of test similarities differ by at most (\S+) \((\d+) of 64 pairs by more", told)
     assert found, told
     assert (float(found[1]) > 1e-6) == (int(found[2]) > 0)
 
@@ -228,7 +228,7 @@ def test_without_configuration_the_data_are_named_later(project, drl, tmp_path, 
     assert (config.video.size, config.text.prompt, config.model.temporal) == (16, None, "seqLSTM")
     notes = read_origin(checkpoint).notes
     assert any("captions are read without a prompt, up to 32 tokens" in note for note in notes)
-    assert any("the clip store of the data is not there" in note for note in notes)
+    assert any("the data have no clip store yet" in note for note in notes)
     assert any("--set data.annotations=captions.jsonl" in line for line in said)
     places = {name: str(project / file) for name, file in (("annotations", "captions.jsonl"), ("videos", "videos"))}
     named = checkpoint_config(checkpoint, {f"data.{name}": place for name, place in places.items()})
@@ -237,8 +237,11 @@ def test_without_configuration_the_data_are_named_later(project, drl, tmp_path, 
 
 def test_settings_that_the_checkpoint_decides_are_refused(project, drl):
     for settings, message in (
-        ({"model.temporal": "none", "seed": 3}, r"--set model.temporal, seed: the model is that of the checkpoint"),
-        ({"similarity.kind": "ti"}, r"similarity.kind=ti: the checkpoint has the weights of wti"),
+        (
+            {"model.temporal": "none", "seed": 3},
+            r"--set model.temporal, seed: these settings follow from the checkpoint",
+        ),
+        ({"similarity.kind": "ti"}, r"similarity.kind=ti: the checkpoint has weights of wti"),
         ({"video.size": 32}, r"video.size = 32, but the checkpoint reads frames of 16 pixels"),
     ):
         with pytest.raises(ConfigError, match=message):

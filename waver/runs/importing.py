@@ -1,4 +1,4 @@
-"""Makes a run of a checkpoint of WAVER, DRL or CLIP4Clip (`waver import`)."""
+"""Turns a checkpoint of WAVER, DRL or CLIP4Clip into a run (`waver import`)."""
 
 import logging
 import tempfile
@@ -43,19 +43,19 @@ _KEYS = (
     "knowledge.released",
     "train.precision",
 )
-"""Settings beside those of `_SECTIONS` that a checkpoint leaves open."""
+"""Further settings that do not follow from a checkpoint."""
 PHRASES_UNKNOWN = (
-    "the model was trained with phrases that its file does not name; those that the authors released contain captions of "
-    "test, so its metrics may be leaky"
+    "the file does not say with which phrases the model was trained; the phrases that the authors released contain phrases "
+    "of test captions, so the metrics may be leaky"
 )
 
 
 def import_checkpoint(
     path: Path, name: str, config: Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> tuple[Path, Origin]:
-    """Makes a run of a checkpoint: `storage/runs/<name>`, with the model under the names of waver.
+    """Turns a checkpoint into the run `storage/runs/<name>`, with the names of waver for its tensors.
 
-    Kind and sizes of the model are read from the tensors; the configuration gives data, videos and texts.
+    The tensors determine kind and sizes of the model, and the configuration determines data, videos and texts.
 
     Args:
         path: file of the checkpoint, such as pytorch_model.bin.4.
@@ -67,7 +67,7 @@ def import_checkpoint(
         The folder of the run's checkpoint, and the origin of the model.
 
     Raises:
-        FieldCheckpointError: if the file is no such checkpoint, or cannot be read; names the file.
+        FieldCheckpointError: if the file is no such checkpoint, or cannot be read; the message names the file.
         ConfigError: if the configuration is invalid, or does not fit the checkpoint.
         RunError: if there is a run of that name.
         BackboneError: if the weights do not fit together.
@@ -75,8 +75,8 @@ def import_checkpoint(
     overrides = overrides or {}
     if fixed := sorted(key for key in overrides if key.partition(".")[0] not in _SECTIONS and key not in _KEYS):
         raise ConfigError(
-            f"--set {', '.join(fixed)}: the model is that of the checkpoint; only settings of {', '.join(_SECTIONS)}, and "
-            f"{', '.join(_KEYS)}, can be changed"
+            f"--set {', '.join(fixed)}: these settings follow from the checkpoint. Only the sections {', '.join(_SECTIONS)} "
+            f"and the keys {', '.join(_KEYS)} can be changed"
         )
     given = load_config(config, overrides) if config else None
     asked = overrides.get("similarity.kind", given.similarity.kind if given else None)
@@ -85,7 +85,9 @@ def import_checkpoint(
     except FieldCheckpointError as error:
         raise FieldCheckpointError(f"{path} cannot be imported: {error}") from None
     if overrides.get("similarity.kind", found.similarity) != found.similarity:
-        raise ConfigError(f"--set similarity.kind={asked}: the checkpoint has the weights of {found.similarity}")
+        raise ConfigError(
+            f"--set similarity.kind={asked}: the checkpoint has weights of {found.similarity}, so remove this setting"
+        )
     experiment = imported_experiment(found, name, given or _default_config(found, overrides), overrides)
     check_free(experiment.run_folder)
     student = build_student(experiment)
@@ -123,7 +125,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     wrapped = [key for key in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
     if len(wrapped) > 1:
         raise FieldCheckpointError(
-            f"{path} holds several models ({', '.join(wrapped)}): save the one that is meant alone"
+            f"{path} holds several models ({', '.join(wrapped)}): save the one that you mean in a file of its own"
         )
     if wrapped:
         content = content[wrapped[0]]
@@ -146,8 +148,8 @@ def imported_experiment(
     Args:
         found: the model.
         name: name of the run.
-        given: configuration with the overrides; its model does not count.
-        overrides: dotted key -> value. model.weights counts, as those of the teacher that matches phrases.
+        given: configuration with the overrides; its model is replaced.
+        overrides: dotted key -> value. model.weights, if it is there, names the weights of the teacher.
 
     Raises:
         ConfigError: if frames of the given size do not fit, or settings do not fit together.
@@ -160,8 +162,10 @@ def imported_experiment(
     same = _is_backbone_of(found, given)
     backbone = given.model.backbone if same else found.backbone
     if not same and given.model.backbone != ModelConfig().backbone:
-        logger.warning(f"model.backbone = {given.model.backbone} is not that of the checkpoint: {found.describe()}")
-    # The weights are those of the teacher alone, which matches phrases: it is the pre-trained network.
+        logger.warning(
+            f"model.backbone = {given.model.backbone} is ignored, since the checkpoint has another: {found.describe()}"
+        )
+    # In an imported run, model.weights are those of the teacher alone: the pre-trained network, which matches phrases.
     known = same or "model.weights" in overrides
     weights = given.model.weights if known else "openai" if isinstance(backbone, str) else None
     knowledge = KnowledgeConfig()
@@ -222,5 +226,5 @@ def _describe_reading(config: ExperimentConfig) -> str:
     video = config.video
     return (
         f"captions are read {prompt}, up to {config.text.max_words} tokens; videos with {video.frames_per_second:g} frames "
-        f"a second, up to {video.max_frames}: a model that was trained otherwise needs these settings changed in --config"
+        f"a second, up to {video.max_frames}. If the model was trained with other settings, give them with --config"
     )

@@ -1,6 +1,6 @@
-"""The origin of a model that waver did not train: pre-trained weights as they are, or an imported checkpoint.
+"""The origin of a model that waver did not train: pre-trained weights without further training, or an imported checkpoint.
 
-origin.json in the folder of its checkpoint; the model of a run that waver trained has none.
+The folder of its checkpoint holds it as origin.json; the checkpoints of a model that waver trained have no such file.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class OriginError(WaverError):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from that waver did not train."""
+    """The origin of a model that waver did not train."""
 
     kind: Literal["zero-shot", "imported"]
     model: str
@@ -31,7 +31,7 @@ class Origin:
     sha256: str | None = None
     """SHA-256 of that file, hexadecimal."""
     notes: tuple[str, ...] = ()
-    """Sentences that whoever reads its metrics has to know."""
+    """Remarks that are shown with its metrics."""
 
     def describe(self) -> str:
         """Returns kind, model and file in one sentence."""

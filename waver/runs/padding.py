@@ -1,7 +1,7 @@
-"""How much the similarities of the original code differ from those of waver, because of padding.
+"""Measures how much padding changes the similarities of `ti` and `wti` in the original code.
 
-The code of DRL and WAVER multiplies the cosines of padded words and frames by 0, and then takes maxima: where all other
-cosines are negative, the padding wins. In waver padding never wins.
+The code of DRL and WAVER sets the cosines of padding to 0, and then takes the maximum over words or frames. If all other
+cosines are negative, padding wins this maximum. In waver padding never wins.
 """
 
 import pyarrow as pa
@@ -34,7 +34,7 @@ def wti_with_zeros(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
 
 
 def describe_padding(student: Student, config: ExperimentConfig) -> str:
-    """Measures the difference on the first clips of the data set, if its clip store is there; returns it in a sentence.
+    """Compares both on the first clips of the data set, if its clip store exists; returns the result in a sentence.
 
     Args:
         student: the model.
@@ -45,23 +45,25 @@ def describe_padding(student: Student, config: ExperimentConfig) -> str:
     """
     if config.similarity.kind not in ("ti", "wti"):
         return ""
-    begin = "padding: the original code multiplies padded similarities by 0, here padding never wins"
+    begin = (
+        "padding: the original code sets similarities of padding to 0, which can win a maximum; in waver it never wins"
+    )
     try:
         captions = load_captions(config)
         store = open_store(config, captions)
     except (WaverError, OSError, ValueError):
-        return f"{begin}; the difference was not measured, because the clip store of the data is not there"
+        return f"{begin}. The difference was not measured, because the data have no clip store yet"
     text, video, split = _embed_some(student, config, captions, store)
     if not len(text):
-        return f"{begin}; the difference was not measured, because no clip has frames"
+        return f"{begin}. The difference was not measured, because no clip has frames"
     ours, theirs = student.similarity(text, video), wti_with_zeros(text, video)
     difference = (ours - theirs).abs()
     hits = [100 * (each.argmax(dim=1) == torch.arange(len(each))).float().mean().item() for each in (ours, theirs)]
     informed = ", without phrases" if config.informed_at_inference else ""
     return (
-        f"{begin}: on {len(text)} clips of {split}{informed} similarities differ by at most {difference.max().item():.2g} "
+        f"{begin}. On {len(text)} clips of {split}{informed} similarities differ by at most {difference.max().item():.2g} "
         f"({int((difference > 1e-6).sum())} of {difference.numel()} pairs by more than 1e-6), and text to video R@1 is "
-        f"{hits[0]:.1f} here, {hits[1]:.1f} there"
+        f"{hits[0]:.1f} in waver, {hits[1]:.1f} with the original code"
     )
 
 

@@ -1,4 +1,4 @@
-"""Makes runs of models that waver did not train; they are evaluated, searched and compared like any run."""
+"""Makes runs of models that waver did not train, so that they can be evaluated, searched and compared like any run."""
 
 import hashlib
 import shutil
@@ -28,7 +28,7 @@ _CHUNK_BYTES = 2**22
 
 
 def zero_shot_experiment(config: ExperimentConfig) -> ExperimentConfig:
-    """Returns the experiment of the zero-shot run: that of the backbone alone, named `<name>-zero-shot`.
+    """Returns the experiment of the zero-shot run: the same data with the backbone alone, named `<name>-zero-shot`.
 
     Raises:
         RunError: if the experiment has no pre-trained weights.
@@ -42,7 +42,7 @@ def zero_shot_experiment(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def make_zero_shot_run(config: ExperimentConfig) -> Path:
-    """Makes the run of a backbone as it is, or finds the one that was made before.
+    """Makes the zero-shot run of a backbone, or finds it if it was made before.
 
     Args:
         config: from `zero_shot_experiment`.
@@ -93,7 +93,7 @@ def make_run(config: ExperimentConfig, student: Student, origin: Origin) -> Path
 
 
 def check_free(folder: Path) -> None:
-    """Checks that nothing is in the folder of a run that is to be made; an interrupted attempt does not count.
+    """Checks that the folder of a new run holds no run yet; what an interrupted attempt left there does not count.
 
     Raises:
         RunError: if it holds a run.
@@ -106,7 +106,7 @@ def check_free(folder: Path) -> None:
 
 
 def record_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
-    """Shows the validation metrics of a run that waver did not train in TensorBoard, as epoch 0, and in its HParams."""
+    """Writes the validation metrics of a model that waver did not train to TensorBoard: as epoch 0, and for HParams."""
     with Tracker(folder) as tracker:
         for name, value in metrics.items():
             tracker.write_events(lambda events, name=name, value=value: events.add_scalar(tag_of(name), value, 0))
@@ -139,7 +139,9 @@ def _made_before(config: ExperimentConfig, origin: Origin) -> Path | None:
         return None  # make_run refuses a run of another kind
     checkpoint = next(iter(checkpoints(folder).values()), None)
     if checkpoint is None:
-        raise RunError(f"{display_path(folder)} has lost its checkpoint: delete the folder")
+        raise RunError(
+            f"{display_path(folder)} is a zero-shot run without its checkpoint: delete the folder, and evaluate again"
+        )
     there = read_origin(checkpoint)
     then, now = (flatten(each.identity()) for each in (checkpoint_config(checkpoint), config))
     different = describe_differences(then, now)

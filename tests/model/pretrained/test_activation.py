@@ -181,7 +181,7 @@ def write_traced(path: Path, function: Callable[[torch.Tensor], torch.Tensor]) -
     [
         (
             QuickGELU(),
-            "QuickGELU, from the code in w.pt, which is none of OpenAI's published files; model.backbone alone",
+            "QuickGELU, from the code in w.pt, which is none of OpenAI's published files; by model.backbone alone",
         ),
         (nn.GELU(), "GELU, from the code in w.pt, which is none of OpenAI's published files"),
         (torch.relu, "GELU, because model.backbone has no quick_gelu"),

@@ -21,7 +21,7 @@ def named(*names: str) -> dict[str, torch.Tensor]:
     [
         (
             ["clip.visual.proj", "text_weight_fc.0.weight", "transformerClip.x"],
-            "a checkpoint of DRL: make a run of it with",
+            "a checkpoint of DRL: turn it into a run with",
         ),
         (["clip.visual.proj", "transformerClip.resblocks.0.ln_1.weight"], "a checkpoint of CLIP4Clip"),
         (["clip.visual.proj", "lstm_visual.weight_ih_l0"], "a checkpoint of CLIP4Clip"),

@@ -69,7 +69,7 @@ def test_siglip_is_the_model_of_open_clip_with_these_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"model_type": "blip"}, "a model of the kind 'blip', and waver reads clip and siglip only"),
+        ({"model_type": "blip"}, "a model of type 'blip', and waver reads only the types clip and siglip"),
         ({"model_type": "clip", "text_config": {"hidden_act": "relu"}}, "has the activations quick_gelu, relu"),
         (None, "has no open_clip_config.json and no config.json"),
     ],

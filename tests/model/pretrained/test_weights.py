@@ -143,7 +143,7 @@ def test_positions_of_texts_that_are_interpolated_are_told(clip, tmp_path):
     assert message.startswith(
         f"{path} has positions for 20 tokens of a text, and the model has 10: open_clip interpolates the positions"
     )
-    assert message.endswith("Set the context_length of model.backbone to 20")
+    assert message.endswith("Set text_cfg.context_length of model.backbone to 20")
 
 
 def test_a_pretrained_tag_is_not_downloaded_to_be_checked():

@@ -99,7 +99,7 @@ def fit_names(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
     for name in ("text_projection", "text.text_projection", "visual.proj"):
         if name in expected and name not in fitted and f"{name}.weight" in fitted:
             fitted[name] = fitted.pop(f"{name}.weight").t().contiguous()
-    if "logit_bias" in expected and "logit_bias" not in fitted:  # of a model that was trained with a softmax
+    if "logit_bias" in expected and "logit_bias" not in fitted:  # the file is of a model trained with a softmax
         fitted["logit_bias"] = torch.zeros_like(expected["logit_bias"])
     for name in ("logit_scale", "logit_bias"):  # a number in some versions, a vector of one in others
         if name in expected and name in fitted and fitted[name].numel() == 1:
@@ -182,7 +182,7 @@ def _shape_siglip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _place_text_tower(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Moves the text tower into or out of `.text`, where the model has it there or not."""
+    """Renames the text tower as the model does: with `text.` before each name, or without."""
     name = "positional_embedding"
     if name in state and name not in expected and f"text.{name}" in expected:
         return {f"text.{key}" if _TEXT_PARTS.match(key) else key: tensor for key, tensor in state.items()}

@@ -1,4 +1,4 @@
-"""Finds weights that are downloaded: in caches, or on their hosts, which must answer within seconds."""
+"""Downloads weights, or finds them in caches; their hosts must answer within 8 seconds."""
 
 import os
 import zipfile
@@ -19,7 +19,7 @@ from waver.model.pretrained.weight_files import INDEX, SNAPSHOT_NAMES, files_of,
 from waver.tools.hub import HUB, host_problem, hub_problem
 
 _CONFIGS = ("config.json", "open_clip_config.json")
-"""Files of a snapshot that tell how its weights are used."""
+"""Files of a snapshot that describe the model."""
 
 
 def hub_entry(weights: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def hub_entry(weights: str) -> dict[str, Any]:
         weights: `hf-hub:owner/name`.
 
     Raises:
-        BackboneError: if that names no repository.
+        BackboneError: if this is no name of a repository.
     """
     repository = weights.removeprefix(HUB)
     try:
@@ -73,7 +73,7 @@ def entry_problem(entry: dict[str, Any]) -> str:
 
 
 def download(entry: dict[str, Any]) -> Path:
-    """Downloads the file of an entry into the cache of its host, of a repository with the configuration beside it.
+    """Downloads the file of an entry into the cache; for a repository, also the configuration of its model.
 
     Raises:
         Exception: of many kinds, by open_clip and the hub's client, if the download fails.
@@ -95,7 +95,7 @@ def download(entry: dict[str, Any]) -> Path:
 
 
 def _files_on_hub(entry: dict[str, Any]) -> tuple[str, list[str]]:
-    """Returns the repository, and the names of the file in the order in which they are looked for."""
+    """Returns the repository, and the possible names of the file, in the order of the search."""
     if "snapshot" in entry:
         return entry["snapshot"], list(SNAPSHOT_NAMES)
     owner, name = os.path.split(entry["hf_hub"])

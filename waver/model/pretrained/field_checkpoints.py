@@ -1,4 +1,4 @@
-"""Checkpoints of WAVER, DRL and CLIP4Clip: what their tensors say of the model, and what they are called here.
+"""Reads checkpoints of WAVER, DRL and CLIP4Clip: finds the model in their tensors, and renames the tensors for `Student`.
 
 The three share one code base (CLIP4Clip, arXiv 2104.08860; DRL, arXiv 2203.07111; WAVER, arXiv 2312.09507) and so their
 names: `clip.*` is the backbone under OpenAI's names, `transformerClip.*`, `frame_position_embeddings.*` and `lstm_visual.*`
@@ -52,7 +52,7 @@ PREFIXES = {
     "cross.transformer.": "cross.transformer.",
     "similarity_dense.": "cross.score.",
 }
-"""Prefix of their names -> prefix of the names in `Student`."""
+"""Prefix of names in a checkpoint -> prefix of names in `Student`."""
 _FIGURES = ("clip.input_resolution", "clip.context_length", "clip.vocab_size")
 """Sizes that OpenAI's files hold beside the weights."""
 _OF_X_CLIP = re.compile(r"(global|local|word|frame)_(mat|logit)_weight2?")
@@ -70,11 +70,11 @@ _BACKBONE = (
     "clip.ln_final.weight",
     "clip.logit_scale",
 )
-"""Tensors of the backbone that tell its sizes."""
+"""Tensors from which the sizes of the backbone follow."""
 
 
 class FieldCheckpointError(WaverError):
-    """A file is no checkpoint of WAVER, DRL or CLIP4Clip, or of a model that waver cannot build."""
+    """A file is no checkpoint of WAVER, DRL or CLIP4Clip, or its model is one that waver cannot build."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class FieldCheckpoint:
     state: dict[str, Tensor]
     """Weights under the names of `Student`."""
     notes: tuple[str, ...]
-    """Sentences on what the file holds beside that, and on what it does not tell."""
+    """Remarks for the user: which tensors of the file are not used, and what the file does not show."""
 
     def describe(self) -> str:
-        """Names code base and model in words."""
+        """Describes the code base and the model in words."""
         heads = f"wti with weights of {self.wti_layers} layer{'s' if self.wti_layers > 1 else ''}"
         code = "WAVER" if self.fusion else "CLIP4Clip or DRL" if self.similarity in ("dp", "ti") else "DRL"
         code = "CLIP4Clip (tight) or DRL" if self.similarity == "xti" and not self.fusion else code
@@ -117,15 +117,15 @@ def strip_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_field_checkpoint(state: Mapping[str, Tensor], *, similarity: str | None = None) -> FieldCheckpoint:
-    """Reads kind and sizes of a model from the names and sizes of its tensors, and renames the tensors.
+    """Finds kind and sizes of a model by the names and shapes of its tensors, and renames the tensors.
 
     Args:
         state: name -> tensor, as the training code saved it.
-        similarity: `dp` or `ti`, which have no weights, so that no file tells them apart; None to take `dp`.
+        similarity: `dp` or `ti`: neither has weights, so the file does not show which was used; None for `dp`.
 
     Raises:
-        FieldCheckpointError: if the file is something else, has names that are not known, or is of a model that waver does
-            not have.
+        FieldCheckpointError: if the file is something else, has unknown tensors, or holds a model that waver does not
+            have.
     """
     state = strip_wrapper(state)
     _check_kind(state)
@@ -161,13 +161,15 @@ def read_field_checkpoint(state: Mapping[str, Tensor], *, similarity: str | None
 
 
 def _check_kind(state: Mapping[str, Tensor]) -> None:
-    """Checks that the tensors are those of a checkpoint of the field.
+    """Checks that the tensors are those of a checkpoint of WAVER, DRL or CLIP4Clip.
 
     Raises:
-        FieldCheckpointError: says what they are instead.
+        FieldCheckpointError: if they are not; the message says what the file is instead.
     """
     if any(name.startswith("backbone.clip.") for name in state):
-        raise FieldCheckpointError("it is a checkpoint of waver: evaluate the folder that it is in")
+        raise FieldCheckpointError(
+            "it is a checkpoint of waver, which needs no import: evaluate its folder with `waver evaluate`"
+        )
     if "visual.conv1.weight" in state or "text_projection" in state:
         raise FieldCheckpointError(
             "it holds the weights of a CLIP network alone: set model.weights to the file, and train, or evaluate zero-shot "
@@ -176,7 +178,7 @@ def _check_kind(state: Mapping[str, Tensor]) -> None:
     if of_x_clip := sorted(name for name in state if _OF_X_CLIP.fullmatch(name)):
         raise FieldCheckpointError(
             f"it is a checkpoint of X-CLIP (arXiv 2207.07285): its multi-grained similarity has matrices "
-            f"({abbreviate(of_x_clip)}) that waver's similarity.kind = xclip does not have, so waver cannot compute its "
+            f"({abbreviate(of_x_clip)}) that waver's similarity.kind = xclip does not have, so waver would get other "
             "figures"
         )
     if any(name.startswith("clip.visual.layer1.") for name in state):
@@ -203,7 +205,7 @@ def _our_name(name: str, wti_layers: int) -> str | None:
 
 
 def _find_temporal(state: Mapping[str, Tensor]) -> tuple[str, int, dict[str, str]]:
-    """Returns temporal aggregator, number of its blocks, and tensor -> what is not used of the file."""
+    """Returns the temporal aggregator, the number of its blocks, and name of an unused tensor -> what it is."""
     blocks, lstm = (any(name.startswith(prefix) for name in state) for prefix in ("transformerClip.", "lstm_visual."))
     if blocks and lstm:
         raise FieldCheckpointError(
@@ -217,7 +219,7 @@ def _find_temporal(state: Mapping[str, Tensor]) -> tuple[str, int, dict[str, str
 
 
 def _find_similarity(state: Mapping[str, Tensor], asked: str | None) -> tuple[str, int, list[str]]:
-    """Returns interaction, number of layers of the weight heads, and what the file does not tell."""
+    """Returns the interaction, the number of layers of its weights, and remarks on what the file does not show."""
     heads = {
         side: sum(bool(re.fullmatch(rf"{side}_weight_fc\.(\d+\.)?weight", name)) for name in state)
         for side in ("text", "video")
@@ -235,8 +237,10 @@ def _find_similarity(state: Mapping[str, Tensor], asked: str | None) -> tuple[st
         return "xti", 2, []
     if asked in ("dp", "ti"):
         return asked, 2, []
-    note = "the file cannot tell dp from ti, neither of which has weights: dp, as in CLIP4Clip, is taken"
-    return "dp", 2, [f"{note}; for ti give a configuration with similarity.kind = ti"]
+    note = (
+        "the file does not show whether dp or ti was used, since neither has weights: waver takes dp, as in CLIP4Clip"
+    )
+    return "dp", 2, [f"{note}; for ti, give a configuration with similarity.kind = ti"]
 
 
 def _count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:

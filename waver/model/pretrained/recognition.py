@@ -1,4 +1,4 @@
-"""Says what weights are by the names and shapes of their tensors, where they do not fit a model."""
+"""Describes weights that do not fit a model, by the names and shapes of their tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import open_clip
 from torch import Tensor
 
-_IMPORT = "make a run of it with `waver import`"
+_IMPORT = "turn it into a run with `waver import`"
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ _KINDS = (
         ("backbone.clip.",),
     ),
     _Kind(
-        "LoRA adapters, which change a model and are none: merge them into the model (peft: merge_and_unload) and save that",
+        "LoRA adapters without their model: merge them into it (peft: merge_and_unload), and save the result",
         some=(".lora_A.", ".lora_B.", ".lora_a.", ".lora_b.", ".lora_down.", ".lora_up.", "lora_embedding_A"),
     ),
     _Kind("the state of an optimizer, without weights of a model", some=(".exp_avg", "exp_avg_sq", "momentum_buffer")),
     _Kind(f"a checkpoint of DRL: {_IMPORT}", ("clip.visual.",), ("text_weight_fc", "video_weight_fc")),
     _Kind(
-        f"a checkpoint of X-CLIP: {_IMPORT}",
+        "a checkpoint of X-CLIP, whose learned similarity waver does not have",
         ("clip.visual.",),
         ("global_mat_weight", "word_logit_weight", "frame_logit_weight", "local_mat_weight"),
     ),
@@ -89,7 +89,7 @@ _TOWERS = (
 
 
 def describe_weights(state: Mapping[str, Tensor]) -> str:
-    """Says what weights are, and what to do with them.
+    """Returns what weights are and, for some kinds, what to do with them.
 
     Args:
         state: name -> tensor, without the prefixes of training code.
@@ -103,7 +103,7 @@ def describe_weights(state: Mapping[str, Tensor]) -> str:
     patches = state.get("vision_model.embeddings.patch_embedding.weight")
     if patches is not None and patches.ndim == 2:
         return "SigLIP 2 for images of any size (NaFlex), which open_clip has no model for: take one of a fixed size"
-    return "a model of transformers that is neither CLIPModel nor SiglipModel, or has parts that these lack"
+    return "a model of transformers that is neither CLIPModel nor SiglipModel, or that has other parts than these"
 
 
 def _is(kind: _Kind, state: Mapping[str, Tensor]) -> bool:
@@ -154,7 +154,7 @@ def _sizes_of_state(state: Mapping[str, Tensor]) -> tuple[int, ...] | None:
 
 
 def _sizes_of_model(architecture: dict[str, Any]) -> tuple[int, ...] | None:
-    """Returns what `_sizes_of_state` does, of a model by its description; None for models of other parts."""
+    """Returns the same sizes as `_sizes_of_state`, from the description of a model; None for models with other parts."""
     vision, text = architecture["vision_cfg"], architecture["text_cfg"]
     others = "timm_model_name" in vision or "hf_model_name" in text or "multimodal_cfg" in architecture
     if others or not isinstance(vision.get("layers"), int):

@@ -1,7 +1,7 @@
 """Reads the architecture of a downloaded model from the files beside its weights, as open_clip's description of a network.
 
-A repository in open_clip's layout has it in `open_clip_config.json`. One in the layout of transformers has a `config.json`,
-whose numbers are those of CLIP or SigLIP.
+A repository in open_clip's layout contains this description, in `open_clip_config.json`. For a repository in the layout of
+transformers, the description is made from the numbers of CLIP or SigLIP in `config.json`.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import open_clip
 from waver.model.errors import BackboneError
 from waver.tools.hub import read_beside
 
-# What config.json leaves out has these values (transformers' CLIPTextConfig and CLIPVisionConfig).
+# Values of settings that config.json leaves out (transformers' CLIPTextConfig and CLIPVisionConfig).
 _CLIP_TEXT = {
     "vocab_size": 49408,
     "hidden_size": 512,
@@ -31,7 +31,7 @@ _CLIP_VISION = {
     "patch_size": 32,
     "hidden_act": "quick_gelu",
 }
-# The same for SiglipTextConfig and SiglipVisionConfig, as far as they tell one model from another.
+# The same for SiglipTextConfig and SiglipVisionConfig: the settings that distinguish the models of open_clip.
 _SIGLIP_TEXT = {"vocab_size": 32000, "hidden_size": 768, "max_position_embeddings": 64}
 _SIGLIP_VISION = {"hidden_size": 768, "image_size": 224, "patch_size": 16}
 
@@ -51,7 +51,7 @@ def read_architecture(place: str) -> dict[str, Any]:
         if isinstance(architecture, dict):
             return architecture
     elif (described := read_beside(place, "config.json")) is not None:
-        # Older versions wrote the towers' settings twice, of which those of `*_dict` count.
+        # Older versions wrote the settings of the towers twice; those in `*_dict` are valid.
         text, vision = (
             (described.get(f"{tower}_config") or {}) | (described.get(f"{tower}_config_dict") or {})
             for tower in ("text", "vision")
@@ -61,8 +61,8 @@ def read_architecture(place: str) -> dict[str, Any]:
         if described.get("model_type") in ("siglip", "siglip2"):
             return _of_siglip(place, _SIGLIP_TEXT | text, _SIGLIP_VISION | vision)
         raise BackboneError(
-            f"model.backbone: {place} holds a model of the kind {described.get('model_type')!r}, and waver reads clip and "
-            "siglip only"
+            f"model.backbone: {place} holds a model of type {described.get('model_type')!r}, and waver reads only the types "
+            "clip and siglip: choose another model"
         )
     raise BackboneError(
         f"model.backbone: {place} has no open_clip_config.json and no config.json that describes a model: set "
@@ -114,7 +114,8 @@ def _of_siglip(place: str, text: Mapping[str, Any], vision: Mapping[str, Any]) -
             return architecture
     raise BackboneError(
         f"model.backbone: {place} holds a SigLIP model of width {numbers[0]} for {numbers[1]} pixels in patches of "
-        f"{numbers[2]}, with {numbers[3]} tokens and {numbers[4]} positions, which open_clip {open_clip.__version__} lacks"
+        f"{numbers[2]}, with {numbers[3]} tokens and {numbers[4]} positions, which open_clip "
+        f"{open_clip.__version__} does not have: choose another model"
     )
 
 

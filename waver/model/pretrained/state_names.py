@@ -1,4 +1,4 @@
-"""Takes the weights out of what a file holds: out of the wrappers of training code, without the prefixes of its modules."""
+"""Extracts the weights from the content of a file: removes the wrappers and the prefixes of training code."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,15 +12,15 @@ _WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "module", "net"),
     *("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema"),
 )
-"""Keys under which training code saves a state dict beside other things; `module` is DeepSpeed's."""
+"""Keys under which training code saves a state dict among other things; `module` is DeepSpeed's."""
 _MAX_NESTED = 4
-"""Wrappers in each other; a file that a program wrote has two at most."""
+"""Maximal number of wrappers inside each other; files of known programs have two at most."""
 _PREFIXES = ("module.", "_orig_mod.", "model.", "clip.")
-"""What DistributedDataParallel, torch.compile, and modules that hold a CLIP put before each name."""
+"""Prefixes that DistributedDataParallel, torch.compile, and modules that contain a CLIP put before each name."""
 _UNUSED = ("input_resolution", "context_length", "vocab_size", "n_averaged", "attn_mask", "text.attn_mask")
-"""What archives of OpenAI, torch's AveragedModel and traced models of open_clip keep beside the weights."""
+"""Tensors that are no weights, in archives of OpenAI, torch's AveragedModel and traced models of open_clip."""
 _WITHOUT_PREFIX = (*_UNUSED, "logit_scale", "logit_bias")
-"""Names that may lack the prefix of all others."""
+"""Names that may lack a prefix that all other names have."""
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int64, torch.int32, torch.bool)
 """Types of buffers, such as counters and positions; no model keeps its weights in them."""
@@ -71,7 +71,7 @@ def take_state(content: Any, *, source: str) -> dict[str, Tensor]:
 
 
 def strip_prefixes(state: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """Removes prefixes that all names have, repeatedly and in any order, and figures that are no weights.
+    """Removes the prefixes that all names have, in any order and number, and tensors that are no weights.
 
     Args:
         state: name -> tensor.
@@ -121,7 +121,7 @@ def check_types(state: Mapping[str, Tensor], *, source: str) -> None:
 
 
 def _common_prefix(names: Any) -> str | None:
-    """Returns the prefix that all names have but some of `_WITHOUT_PREFIX`; None if there is none."""
+    """Returns a prefix of all names, of which those of `_WITHOUT_PREFIX` may lack it; None if there is none."""
     others = [name for name in names if name not in _WITHOUT_PREFIX]
     if not others:
         return None
@@ -147,7 +147,7 @@ def _is_complete(tensor: Tensor) -> bool:
 
 
 def _describe(content: Any) -> str:
-    """Says what a file holds that is no state dict."""
+    """Describes the content of a file that is no state dict, for the error message."""
     if not isinstance(content, Mapping):
         return f"{type(content).__name__}, something else than tensors by name"
     if not content:

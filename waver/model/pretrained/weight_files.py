@@ -20,7 +20,7 @@ from waver.tools.file_kinds import describe_bytes, first_bytes
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Ends of the names of files that may hold weights."""
 INDEX = ".index.json"
-"""End of the name of the file that says which part of a snapshot holds which tensor."""
+"""End of the name of an index: the file that lists, for each tensor, the part of the snapshot that holds it."""
 SNAPSHOT_NAMES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -31,7 +31,7 @@ SNAPSHOT_NAMES = (
     "pytorch_model.bin",
     f"pytorch_model.bin{INDEX}",
 )
-"""Files of weights in a snapshot of a model by open_clip or transformers, which hold the same; the first is read."""
+"""Names of files of weights in a snapshot of open_clip or transformers. All hold the same weights; the first is read."""
 _NO_WEIGHTS = re.compile(r"optimizer|scheduler|scaler|training_args|training\.pt|rng_state|random_states|trainer_state")
 """Names of files that trainers write beside the weights."""
 _PART = re.compile(r"-\d{5}-of-\d{5}\.")
@@ -52,7 +52,7 @@ def find_in_folder(folder: Path) -> Path:
         folder: a snapshot of a model, in the layout of open_clip or of transformers, or any folder with one file of weights.
 
     Raises:
-        BackboneError: if there is none, or several whose names do not tell that they hold the same; the message names them.
+        BackboneError: if there is none, or several that may hold different weights; the message names them.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     if name := snapshot_name(names):
@@ -145,7 +145,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _read_tensors(path: Path) -> Any:
-    """Returns what the reader of the file's format makes of it.
+    """Returns the content of a file, as the reader of its format gives it.
 
     Raises:
         BackboneError: if it cannot be read.

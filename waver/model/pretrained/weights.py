@@ -234,9 +234,9 @@ def _resize_positions(
         if name in state and (before := len(state[name])) != (after := len(resized[name])):
             # Interpolation is usual for images of another size; in a text it moves every word.
             logger.warning(
-                f"{source} has positions for {before} tokens of a text, and the model has {after}: open_clip interpolates "
-                "the positions, so that the embedding of every text changes. Set text_cfg.context_length of model.backbone to "
-                f"{before}"
+                f"{source} has positions for {before} tokens of a text, and the model has {after}: open_clip "
+                "interpolates the positions, so that the embedding of every text changes. "
+                f"Set text_cfg.context_length of model.backbone to {before}"
             )
     return resized
 
