@@ -53,6 +53,6 @@ def test_a_tower_that_cannot_recompute_is_found_before_training(load_tiny):
 def test_a_cpu_that_computes_bfloat16_can_be_asked_to(load_tiny):
     auto = load_tiny(**{"train.precision": "auto"})
     for name in ("amx_bf16", "avx512_bf16"):
-        assert "set train.precision to bf16" in machine.precision_hint(auto, {name: True, "avx2": True})
+        assert "train.precision = bf16" in machine.precision_hint(auto, {name: True, "avx2": True})
     assert machine.precision_hint(auto, {"amx_bf16": False, "avx2": True}) == ""
     assert machine.precision_hint(load_tiny(**{"train.precision": "fp32"}), {"amx_bf16": True}) == ""

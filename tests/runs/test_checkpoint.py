@@ -164,7 +164,7 @@ def test_a_checkpoint_keeps_the_activation_that_its_weights_told(tmp_path, load_
     if old:
         told = stored_activation(folder)
         assert told.name == "GELU"
-        assert "as the weights that it started from tell nothing (model.weights: there is no file" in told.origin
+        assert "since the weights that it started from cannot be read (model.weights: there is no file" in told.origin
     else:
         assert stored_activation(folder).name == "QuickGELU"
 
@@ -241,7 +241,8 @@ def test_adapters_open_with_no_other_weights_than_those_they_were_trained_with(a
     other["visual.proj"][0, 0] += 1e-3
     save_file(other, tmp_path / "other.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"adapters to other pre-trained weights than model.weights has now: .*hash"
+        CheckpointError,
+        match=r"adapters of other pre-trained weights than those of model.weights: .*hash",
     ):
         load_student(folder, load_adapting(**{"model.weights": str(tmp_path / "other.safetensors")}))
     missing = load_adapting(**{"model.weights": str(tmp_path / "gone.safetensors")})

@@ -16,12 +16,13 @@ from waver.training.build import empty_text
 
 
 def tower_activations(student: Student, config: ExperimentConfig) -> int:
-    """Returns the bytes that autograd keeps for one pair in both towers; shared memory counts once, weights do not.
+    """Returns the bytes that autograd keeps for one pair in both towers; shared memory counts once, weights do not count.
 
-    With train.grad_checkpointing it is what is outside of blocks, the input of each block, and one block at a time.
+    With train.grad_checkpointing these are the inputs of all blocks, the activations of the largest block, and those
+    outside of blocks.
 
     Args:
-        student: on the meta device, with the parameters frozen that are not trained.
+        student: on the meta device; parameters that are not trained are frozen.
         config: configuration of the experiment.
 
     Raises:
@@ -48,7 +49,7 @@ def tower_activations(student: Student, config: ExperimentConfig) -> int:
         if isinstance(output, Tensor) and output.requires_grad:
             inputs[number] = given[0].untyped_storage()
 
-    def note_weight(weight: Tensor) -> None:  # computed once a pass, not once a pair
+    def note_weight(weight: Tensor) -> None:  # computed once for all pairs of a pass
         of_weights.add(weight.untyped_storage()._cdata)
         weights.append(weight)
 

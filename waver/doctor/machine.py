@@ -32,7 +32,7 @@ _JPEG_RATIO = 0.1
 _PROCESS_BYTES = 2**30
 """Approximate memory of the libraries in the process of a worker or loader."""
 _NORMALISED = 4
-"""Bytes of a value of a pixel, normalised, as fp32; it is one byte before."""
+"""Bytes of a normalised value of a pixel, in fp32. Before normalisation it has one byte."""
 _NUM_CHECKPOINTS = 4
 """The best, the two newest, and the one that is being written."""
 
@@ -51,7 +51,7 @@ class ModelSize:
     num_not_saved: int = 0
     """Parameters that checkpoints leave out: with adapters, the pre-trained ones."""
     num_adapted: int = 0
-    """Parameters to which adapters add; their sums are kept for the gradient."""
+    """Parameters that adapters change; the gradient needs the sums of both."""
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -69,7 +69,9 @@ def model_size(config: ExperimentConfig) -> ModelSize:
         student = build_student(config)
         freeze_student(student, config)
         if config.train.grad_checkpointing:
-            recompute_activations(copy.deepcopy(student.backbone))  # or an error: the estimate runs every block once
+            recompute_activations(
+                copy.deepcopy(student.backbone)
+            )  # raises if a tower cannot; the estimate itself must run every block once
         parameter_groups(student, config)
         counts = [(p.numel(), p.requires_grad) for p in student.parameters()]
         try:
@@ -129,12 +131,12 @@ def check_cost(config: ExperimentConfig, captions: pa.Table) -> Iterator[Finding
 
 
 def check_model_weights(config: ExperimentConfig, *, needed: bool, elsewhere: bool = False) -> Iterator[Finding]:
-    """Checks whether the file of the weights exists and fits the architecture, or can be downloaded; tells the activation.
+    """Checks whether the weights exist and fit the architecture, or can be downloaded; reports the activation.
 
     Args:
         config: configuration of the experiment.
         needed: whether the next stage loads them; a run that continues loads its checkpoint instead.
-        elsewhere: whether workers on other machines load them, which may have a network that this one lacks.
+        elsewhere: whether workers on other machines load them: these may have network even if this machine has none.
     """
     weights = config.model.weights
     if weights is None:
@@ -144,7 +146,7 @@ def check_model_weights(config: ExperimentConfig, *, needed: bool, elsewhere: bo
         path = check_weights(config.model.backbone, weights, image_size=config.preprocessing.size)
         activation = activation_of(config.model.backbone, weights)
     except BackboneError as error:
-        if str(error).startswith("model.backbone"):  # the check of the model tells it
+        if str(error).startswith("model.backbone"):  # the check of the model reports it
             return
         yield Finding("error" if needed else "warning", "weights", str(error))
         return
@@ -201,7 +203,7 @@ def check_disk(
 
 
 def check_writable(folders: Iterable[Path], remedy: str, *, name: str = "output") -> Iterator[Finding]:
-    """Checks whether files can be created in some folders, which need not exist yet; nothing is found if they can."""
+    """Yields an error for each folder in which no file can be created; the folders need not exist yet."""
     for folder in folders:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         if not existing.is_dir():
@@ -296,7 +298,7 @@ def check_memory(
 
 
 def precision_hint(config: ExperimentConfig, cpu: Mapping[str, object]) -> str:
-    """Says how to ask for bf16 on a CPU that computes it natively; empty if it does not, or if precision is chosen.
+    """Returns how to choose bf16 on a CPU that computes it natively; empty for other CPUs, or if train.precision is set.
 
     Args:
         config: configuration of the experiment, whose workers compute on CPUs.
@@ -306,14 +308,14 @@ def precision_hint(config: ExperimentConfig, cpu: Mapping[str, object]) -> str:
         return ""
     return (
         "train.precision = auto computes in fp32 on CPUs. This CPU computes bf16 natively, which is faster and halves the "
-        "activations: set train.precision to bf16 for it. Its effect on metrics was not measured"
+        "memory of activations: choose it with train.precision = bf16. Nobody has measured its effect on metrics"
     )
 
 
 def _device_memory(
     config: ExperimentConfig, captions: pa.Table | None, model: ModelSize, *, num_phrases: int, on_gpus: bool
 ) -> dict[str, int]:
-    """Returns the estimated bytes on the device of one worker, by what needs them."""
+    """Returns purpose -> estimated bytes on the device of one worker."""
     workers, precision, pairs = config.resources.min_workers, config.train.precision, _pairs_of_worker(config)
     at_once = min(pairs, config.train.micro_batch_size or pairs)
     half = precision == "bf16" or (precision == "auto" and on_gpus)
@@ -330,7 +332,7 @@ def _device_memory(
 
 
 def _pairs_of_worker(config: ExperimentConfig) -> int:
-    """Returns the largest number of pairs of a batch that one worker has."""
+    """Returns the largest number of pairs of a global batch that one worker computes."""
     return -(-config.train.global_batch_size // config.resources.min_workers)
 
 

@@ -38,7 +38,7 @@ class Inputs:
 
 
 NOTHING_ELSE = "nothing else was checked"
-"""Remedy of the finding that an object store or the hub does not answer."""
+"""Remedy in the finding that an object store or the hub does not answer."""
 
 
 def check_inputs(
@@ -66,7 +66,7 @@ def check_inputs(
     except ObjectStoreError as error:
         checks.findings.append(Finding("error", "storage", str(error), NOTHING_ELSE))
         return Inputs()
-    try:  # without it nobody knows which clip store is meant
+    try:  # the folder of the clip store depends on it
         _ = config.preprocessing
     except WaverError as error:
         checks.findings.append(Finding("error", "weights", str(error), NOTHING_ELSE))
@@ -111,11 +111,11 @@ def check_inputs(
 def check_evaluation(
     checks: Checks, checkpoint: Path | None, config: ExperimentConfig, split: str, *, writes: Sequence[Path]
 ) -> Inputs:
-    """Checks what the evaluation of a checkpoint, or of a backbone as it is, reads and where it writes.
+    """Checks what the evaluation of a checkpoint, or of a pre-trained backbone, reads and where it writes.
 
     Args:
         checks: receives the findings.
-        checkpoint: folder of the checkpoint; None for the backbone with model.weights.
+        checkpoint: folder of the checkpoint; None to evaluate the backbone with model.weights.
         config: configuration of the checkpoint; paths and resources may differ.
         split: train, validation or test.
         writes: folders for the results; they need not exist.

@@ -1,11 +1,11 @@
 """Writes and reads checkpoints.
 
-model.safetensors   weights; of a run with adapters (model.lora) without the pre-trained weights of the towers, whose hash it
-                    has in its metadata: who opens the checkpoint reads them from model.weights
+model.safetensors   weights. With adapters (model.lora) it leaves out the pre-trained weights of the towers, which are then
+                    read from model.weights; its metadata has their hash
 training.pt         everything else that resuming needs
 config.yaml         the resolved configuration
 knowledge.json      summary of the knowledge that the model was trained with; null if it was trained without
-origin.json         in place of training.pt: where a model comes from that waver did not train, see `waver.runs.origin`
+origin.json         instead of training.pt, for a model that waver did not train: its origin, see `waver.runs.origin`
 
 The position in the data is stored as a number of caption rows. The order of the rows in each epoch follows from captions and
 seed (`waver.data.epochs`), so a run can resume at its position with any number of workers.
@@ -83,7 +83,7 @@ def _save_model(folder: Path, student: Student, config: ExperimentConfig, knowle
 
 def _save_weights(student: Student, path: Path) -> None:
     weights = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
-    # The weights that training started from may have told it, against what the configuration alone means.
+    # The configuration alone does not determine it: the weights that training started from may contain their activation.
     told = {METADATA: str(bool(student.backbone.architecture.get("quick_gelu"))).lower()}
     left_out: set[str] = set()
     if adapter_parameters(student.backbone):
@@ -118,7 +118,7 @@ def load_student(folder: Path, config: ExperimentConfig) -> Student:
 
     Raises:
         CheckpointError: if a file is missing or damaged, the weights are of another architecture, or a value is not finite;
-            of a run with adapters, also if model.weights cannot be read or holds others than those that were trained with.
+            with adapters, also if model.weights cannot be read, or holds other weights than those of the training.
     """
     with _as_checkpoint_error(_frozen_hint(folder, config)):
         student = build_student(config, config.model.weights if config.model.lora else None)
@@ -157,10 +157,10 @@ def checkpoint_config(folder: Path, overrides: Mapping[str, Any] | None = None) 
 
 
 def stored_activation(folder: Path) -> Activation:
-    """Returns the activation of a checkpoint's model, and who says so.
+    """Returns the activation of a checkpoint's model, with its source.
 
-    Checkpoints of older versions do not tell it. Then it is that of the weights which training started from; if these are
-    gone, what the configuration alone means.
+    Checkpoints of older versions do not contain it. For them it is the activation of the weights that training started
+    from; if these weights are gone, the one that the configuration names.
 
     Raises:
         CheckpointError: if the folder holds no checkpoint.
@@ -174,7 +174,9 @@ def stored_activation(folder: Path) -> Activation:
             return activation_of(model.backbone, model.weights)
         except BackboneError as error:
             named = activation_of(model.backbone, None)
-            return named._replace(origin=f"{named.origin}, as the weights that it started from tell nothing ({error})")
+            return named._replace(
+                origin=f"{named.origin}, since the weights that it started from cannot be read ({error})"
+            )
 
 
 def checkpoint_knowledge(folder: Path) -> dict[str, Any] | None:
@@ -196,11 +198,11 @@ def checkpoint_knowledge(folder: Path) -> dict[str, Any] | None:
 def check_dictionary(knowledge: Knowledge, checkpoint: Path) -> None:
     """Checks that a model was trained with the dictionary of some knowledge.
 
-    The file of an imported model does not tell its dictionary: it takes the phrases of any, by their embeddings.
+    The file of an imported model does not contain its dictionary, so this model is not checked: it accepts any phrases.
 
     Raises:
         KnowledgeError: if it was trained with another dictionary, or without knowledge.
-        CheckpointError: if the checkpoint does not tell, because a file is missing or damaged.
+        CheckpointError: if a file of the checkpoint is missing or damaged.
     """
     if read_origin(checkpoint) is None:
         knowledge.check_same_dictionary(checkpoint, checkpoint_knowledge(checkpoint))
@@ -257,8 +259,8 @@ def _check_frozen(folder: Path, own: Mapping[str, torch.Tensor], *, sizes_only: 
         raise CheckpointError(f"{display_path(path)} holds no adapters: it was trained without model.lora")
     if not sizes_only and frozen_digest(own) != trained_with:
         raise CheckpointError(
-            f"{display_path(path)} holds adapters to other pre-trained weights than model.weights has now: set "
-            f"model.weights in {display_path(folder / 'config.yaml')} to the weights that it was trained with "
+            f"{display_path(path)} holds adapters of other pre-trained weights than those of model.weights: "
+            f"set model.weights in {display_path(folder / 'config.yaml')} to the weights of the training "
             f"(their hash is {trained_with[:16]})"
         )
 
@@ -268,8 +270,8 @@ def _frozen_hint(folder: Path, config: ExperimentConfig) -> str:
     if not config.model.lora:
         return ""
     return (
-        f"{display_path(folder)} holds adapters (model.lora) without the pre-trained weights that they belong to: put them "
-        f"where model.weights says, or change model.weights in {display_path(folder / 'config.yaml')}: "
+        f"{display_path(folder)} holds adapters (model.lora) without the pre-trained weights that they add to: put these "
+        f"where model.weights names them, or change model.weights in {display_path(folder / 'config.yaml')}: "
     )
 
 

@@ -1,4 +1,4 @@
-"""Files of repositories of the Hugging Face hub: in its cache, or from its host, which must answer within seconds."""
+"""Reads files of repositories of the Hugging Face hub, from its cache or from its host, which must answer within 8 s."""
 
 import ssl
 import urllib.error
@@ -12,9 +12,9 @@ from waver.tools.files import read_json
 from waver.tools.network import call_within
 
 HUB = "hf-hub:"
-"""Prefix of the name of a repository, as open_clip writes it."""
+"""Prefix of the names of repositories, as in open_clip."""
 LIMIT_S = 8.0
-"""For a host to answer, the resolution of its name included."""
+"""Time limit for the answer of a host, including the resolution of its name; seconds."""
 
 
 class HubError(WaverError):
@@ -22,11 +22,11 @@ class HubError(WaverError):
 
 
 def read_beside(place: str, name: str) -> dict[str, Any] | None:
-    """Returns a JSON object that describes downloaded weights; None if there is no such file.
+    """Returns the JSON object in a file beside downloaded weights; None if there is no such file, or it holds no object.
 
     Args:
         place: `hf-hub:owner/name`, a folder, or a file in it.
-        name: name of the file that describes them.
+        name: name of the file, such as config.json.
 
     Raises:
         HubError: if the hub does not answer, or the file is damaged.
@@ -46,7 +46,7 @@ def read_beside(place: str, name: str) -> dict[str, Any] | None:
 
 
 def _download(place: str, name: str) -> Path | None:
-    """Returns a file of a repository of the hub, from the cache if it is there; None if the repository has no such file."""
+    """Returns a file of a repository, after a download unless the cache has it; None if the repository has no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import validate_repo_id
@@ -72,13 +72,13 @@ def _download(place: str, name: str) -> Path | None:
 
 def _unreachable(place: str, name: str, reason: str) -> str:
     return (
-        f"{place}: its {name} was not downloaded before and cannot be read ({next(iter(reason.splitlines()), '')}): "
+        f"{place}: its {name} was not downloaded before, and the download fails ({next(iter(reason.splitlines()), '')}): "
         "download the repository on a machine with network, copy its folder here, and name the folder instead"
     )
 
 
 def find_cached(repository: str, *names: str) -> Path | None:
-    """Returns the first of some files of a repository that was downloaded before; None if none was."""
+    """Returns the first of the named files of a repository that is in the cache; None if none is."""
     from huggingface_hub import try_to_load_from_cache
 
     found = (try_to_load_from_cache(repository, name) for name in names)
@@ -103,7 +103,7 @@ def host_problem(url: str) -> str:
 
 
 def _ask(url: str) -> None:
-    """Raises OSError if no server answers; any answer will do, and a certificate that only the hub's client knows."""
+    """Raises OSError if no server answers. Any answer counts, also with a certificate that only the hub's client accepts."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=LIMIT_S).close()
     except urllib.error.URLError as error:

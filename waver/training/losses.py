@@ -50,7 +50,7 @@ def sigmoid(
 ) -> Float[Tensor, ""]:
     """Computes the sigmoid loss between captions and videos: SigLIP's (Zhai et al., arXiv 2303.15343).
 
-    Each pair of a caption and a video is a decision of its own, whether they belong together, so one direction has them all.
+    Whether a caption and a video belong together is decided for each pair on its own, so one direction covers all pairs.
 
     Args:
         t2v: similarity of this worker's m captions with all M videos.

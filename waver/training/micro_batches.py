@@ -1,12 +1,13 @@
-"""Gradients of a global batch by parts of each worker's share, in the memory that one part needs.
+"""Computes the gradient of a global batch in parts of each worker's share, in the memory that one part needs.
 
-The loss compares every caption with every clip, so it cannot be summed over parts. Instead
+The loss compares every caption with every clip, so it is no sum over parts. Instead
 
 1. each part is embedded without gradient, and the embeddings are kept;
-2. the loss of the global batch gives its gradient for the embeddings, and for the weights that it reads itself;
-3. each part is embedded again, with gradient, and continues from the gradient of its embeddings.
+2. the loss of the global batch is computed from the embeddings, with its gradient for the embeddings and for the
+   parameters that the loss itself uses;
+3. each part is embedded again, with gradient, and the gradient of its embeddings is propagated back to the parameters.
 
-The gradients are those of the global batch. Each part passes the towers twice.
+The sum of the gradients is that of the global batch. Each part passes the towers twice.
 
 Source: GradCache (Gao et al., arXiv 2101.06983).
 """
@@ -38,10 +39,9 @@ def backward_by_parts(
 
     Args:
         parts: this worker's share of a global batch, on the device of the model.
-        embed: the student.
-        embed_last: the student, wrapped in DDP if there are several workers. Only the last part passes it with gradient:
-            each worker then takes part in the same collectives, however many parts it has, and the reduced gradient is
-            that of all parts.
+        embed: embeds a part; the student.
+        embed_last: embeds the last part with gradient; the student, wrapped in DDP if there are several workers. DDP then
+            reduces the gradient of all parts once, so that workers with different numbers of parts stay in step.
         loss: returns the loss of the embeddings of the whole share; called once.
         parameters: those of the student.
         learned_weights: whether the weights of tokens have a gradient.
@@ -68,7 +68,7 @@ def backward_by_parts(
             pairs = [
                 (output, gradient) for output, gradient in zip(outputs, cached, strict=True) if output.requires_grad
             ]
-            if is_last:  # with what the towers add to them, so that DDP reduces each parameter once
+            if is_last:  # together with the gradient of the towers, so that DDP reduces each parameter once
                 pairs += list(zip(trained, gradients[len(leaves) :], strict=True))
             if known := [(tensor, gradient) for tensor, gradient in pairs if gradient is not None]:
                 torch.autograd.backward([tensor for tensor, _ in known], [gradient for _, gradient in known])
@@ -86,7 +86,7 @@ def _with_gradient(encoded: Encoded, learned_weights: bool) -> list[Tensor]:
 
 
 def _join(parts: Sequence[Encoded]) -> Encoded:
-    """Joins the embeddings of parts to those of their whole."""
+    """Joins the embeddings of all parts."""
 
     def joined(name: str) -> Embeddings | None:
         found = [getattr(part, name) for part in parts]

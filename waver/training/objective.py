@@ -33,12 +33,12 @@ Videos = Literal["plain", "informed"]
 
 @dataclass(frozen=True)
 class Objective:
-    """What the loss of a batch is."""
+    """How the loss of a batch is computed: its terms, their weights, and how they contrast pairs."""
 
     weights: Mapping[str, float]
     """Name of each term -> weight; terms with weight 0 are not computed."""
     temperature: float
-    """Of the distillation."""
+    """Temperature of the distillation."""
     retrieved: Videos
     """Which videos captions retrieve at inference."""
     kind: Literal["softmax", "sigmoid"] = "softmax"
@@ -88,7 +88,7 @@ class GlobalBatch:
         encoded: this worker's embeddings.
         batch: this worker's share, on the device of the model.
         phrases: the teacher's embeddings of all phrases.
-        objective: what the loss is.
+        objective: how the loss is computed.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ def loss_terms(
         encoded: this worker's embeddings of the batch.
         batch: this worker's share, on the device of the model.
         phrases: the teacher's embeddings of all phrases.
-        objective: what the loss is.
+        objective: how the loss is computed.
 
     Returns:
         (name -> loss term, name -> diagnostic, see `waver.training.diagnostics`).

@@ -1,7 +1,7 @@
-"""The baseline without training: the pre-trained backbone compares the sentence with the mean of the frames.
+"""The zero-shot baseline: the pre-trained backbone compares the sentence with the mean of the frames, without training.
 
-Nothing new has weights: no temporal aggregator, no fusion with phrases, `dp` as interaction. CLIP4Clip (arXiv 2104.08860)
-calls it meanP, here before any training.
+The model has no new weights: no temporal aggregator, no fusion with phrases, and `dp` as interaction. It is the model that
+CLIP4Clip (arXiv 2104.08860) calls meanP, before training.
 """
 
 from waver.config import ExperimentConfig
@@ -11,7 +11,7 @@ from waver.model.student import Student
 
 
 def zero_shot_config(config: ExperimentConfig) -> ExperimentConfig:
-    """Returns the experiment of the backbone alone, on the same data; settings of training are the defaults."""
+    """Returns the experiment of the backbone alone on the same data, with the default settings of training."""
     precision, batch_size = config.train.precision, config.train.global_batch_size
     return config.model_copy(
         update={
@@ -31,5 +31,5 @@ def zero_shot_config(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def zero_shot_student(student: Student) -> Student:
-    """Returns the model of `zero_shot_config` with the backbone of a student, which both share."""
+    """Returns the model of `zero_shot_config`; it shares the backbone of the student."""
     return Student(student.backbone, temporal="none", temporal_layers=1, similarity="dp", wti_layers=1)
