@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from av.video import VideoStream
 
 _ROUNDING_S = 0.01
-"""Two lengths that differ by less are the same."""
+"""Two lengths that differ by less count as equal; seconds."""
 
 
 def is_missing_much(read_s: float, video_s: float) -> bool:
-    """Returns whether more than a second and a tenth of a video is missing; containers round, and audio may be longer."""
+    """Returns whether more than 1 s and more than a tenth of a video is missing; less may be rounding, or longer audio."""
     return video_s - read_s > max(1.0, video_s / 10)
 
 
@@ -22,13 +22,13 @@ def claimed_length(
 ) -> float | None:
     """Returns the length that the container claims in seconds, if the file ends well before it; else None.
 
-    MPEG-TS, fragmented MP4 and AVI without an index claim nothing: nobody can tell that one of them is cut off.
+    MPEG-TS, fragmented MP4 and AVI without an index claim no length, so it is not found if one of them is cut off.
 
     Args:
         container: of the video, read to its end.
         stream: the video.
         end_s: when its last frame disappears.
-        num_discarded: packets that are not to be shown, which the claim of an MP4 includes.
+        num_discarded: number of packets that are not shown; the length of an MP4 includes them, so it is not compared.
     """
     if num_discarded:
         return None
@@ -40,7 +40,7 @@ def claimed_length(
     claimed_s = own_s
     if not is_missing_much(end_s, claimed_s):
         return None
-    return claimed_s if is_missing_much(_last_packet(container), claimed_s) else None  # else the audio is longer
+    return claimed_s if is_missing_much(_last_packet(container), claimed_s) else None  # else only the audio is longer
 
 
 def _last_packet(container: "InputContainer") -> float:

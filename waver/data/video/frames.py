@@ -23,13 +23,13 @@ class Decoded(NamedTuple):
 
     frame: "VideoFrame"
     is_doubtful: bool
-    """Whether damaged or missing data came before it, and no keyframe since: it may show a mixture of other frames."""
+    """Whether damaged or missing data came before it and no keyframe followed: it may show a mixture of other frames."""
     num_lost: int
     """Number of packets before it that could not be decoded."""
 
 
 def frames_at(path: Path, timeline: Timeline, indices: list[int]) -> Iterator[tuple[int, Decoded]]:
-    """Yields each frame of the timeline with its index; those that cannot be decoded are left out.
+    """Yields the wanted frames of the timeline with their indices; leaves out frames that cannot be decoded.
 
     Args:
         path: of the video.
@@ -64,11 +64,12 @@ def frames_at(path: Path, timeline: Timeline, indices: list[int]) -> Iterator[tu
 
 
 def _count_frames(path: Path, timeline: Timeline, indices: list[int]) -> Iterator[tuple[int, Decoded]]:
-    """Yields the same as `frames_at` for a video without time stamps, or with some that repeat.
+    """Yields the same as `frames_at` for a video whose frames have no time stamps, or stamps that repeat.
 
-    Of the frames with its time stamp, a decoded frame is the one nearest to the place that follows the frame before it: at
-    the beginning of a recording the decoder leaves out frames that need earlier ones, without an error, and frames of the
-    recording before may still come. Frames without a known stamp are counted.
+    A decoded frame may have the stamp of several frames of the timeline. It is then the one whose index is nearest to the
+    index after the previous decoded frame. Counting alone would fail where recordings are joined: the decoder leaves out,
+    without an error, frames that need earlier ones, and may still return frames of the previous recording. Frames without a
+    stamp of the timeline are counted.
     """
     wanted, places, position = set(indices), defaultdict[int, list[int]](list), 0
     for index, stamp in enumerate(() if timeline.repeating_stamps is None else timeline.repeating_stamps):
@@ -90,12 +91,12 @@ def _count_frames(path: Path, timeline: Timeline, indices: list[int]) -> Iterato
 
 @contextmanager
 def _decode_from(path: Path, timeline: Timeline, keyframe: int, target: int) -> Iterator[Iterator[Decoded]]:
-    """Yields the frames from a keyframe on, or from an earlier position if seeking finds only later frames.
+    """Yields an iterator over the frames from a keyframe on, or from an earlier position if the seek misses the target.
 
     Args:
         path: of the video.
         timeline: of the video.
-        keyframe: index of the last keyframe that is not shown after the target; negative if there is none.
+        keyframe: index of the last keyframe at or before the target; negative if there is none.
         target: time stamp of the first wanted frame.
     """
     import av
@@ -108,7 +109,7 @@ def _decode_from(path: Path, timeline: Timeline, keyframe: int, target: int) -> 
                 container.seek(int(timeline.keyframes[index]), stream=stream)
                 frames = _decode(container)
                 first = next((decoded for decoded in frames if decoded.frame.pts is not None), None)
-                # The decoder holds frames back until a gradual refresh has replaced what they depend on, or seems to have.
+                # With a gradual refresh instead of keyframes, the decoder may begin with a later frame that is no keyframe.
                 if first is not None and first.frame.key_frame and (first.frame.pts or 0) <= target:
                     yield chain([first], frames)
                     return

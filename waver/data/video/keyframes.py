@@ -1,8 +1,8 @@
-"""Looks into the packets that a container marks as keyframes: some programs mark every packet, or frames that need others.
+"""Checks the packets that a container marks as keyframes: some programs mark all packets, or frames that need other frames.
 
-A reader that begins to decode there shows frames of other times, without an error. The first bits of a packet say of which
-kind its picture is: ITU-T H.264 (7.3.3), H.265 (7.3.1.2), ISO/IEC 13818-2 (6.2.3), 14496-2 (6.2.5), RFC 6386 (9.1) and the
-VP9 bitstream specification (6.2).
+A reader that begins to decode at such a packet returns frames of other times, without an error. The first bits of a packet
+contain the type of its picture: ITU-T H.264 (7.3.3), H.265 (7.3.1.2), ISO/IEC 13818-2 (6.2.3), 14496-2 (6.2.5), RFC 6386
+(9.1) and the VP9 bitstream specification (6.2).
 """
 
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
 
 _NUM_BYTES = 16
-"""How much of each unit of a packet is looked at."""
+"""Number of bytes of each unit of a packet that are read."""
 _I_SLICES = (2, 4, 7, 9)
 """`slice_type` of H.264: slices of type I and SI."""
 
 
 def is_intra(codec: "VideoCodecContext", packet: "Packet") -> bool:
-    """Returns whether the picture of a packet needs no other one; True for codecs that are not looked into.
+    """Returns whether the picture of a packet needs no other picture; True for codecs that this module does not know.
 
     Args:
-        codec: of the packet.
-        packet: of the video.
+        codec: codec of the video.
+        packet: packet of the video, not empty.
     """
     name, extradata = codec.codec.canonical_name, codec.extradata or b""
     if name in ("h264", "hevc"):
@@ -90,6 +90,6 @@ def _is_intra_vpx(name: str, first: int) -> bool:
 
 
 def _after(data: bytes, code: bytes) -> bytes:
-    """Returns the bytes after the first of a start code; none if there is none."""
+    """Returns the bytes that follow the first occurrence of a start code; empty if there is none."""
     at = data.find(code)
     return data[at + 4 : at + 4 + _NUM_BYTES] if at >= 0 else b""

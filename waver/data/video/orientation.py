@@ -1,7 +1,7 @@
-"""Turns frames as the display matrix of their video asks for: phones store them as the sensor sees them.
+"""Rotates and mirrors frames by the display matrix of their video (ISO/IEC 14496-12, 8.3.2).
 
-A front camera may store them mirrored as well. decord knows rotations by 90 degrees only: it turns a mirrored video upside
-down. The matrix is that of ISO/IEC 14496-12, 8.3.2.
+Phones store frames as the sensor sees them, those of a front camera perhaps mirrored. decord only rotates by multiples of 90
+degrees: it turns a mirrored video upside down.
 """
 
 import math
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 _MATRIX_AT = (40, 52)
-"""Place of the matrix in the track header of version 0 and 1, bytes."""
+"""Offset of the matrix in a track header of version 0 and of version 1, bytes."""
 
 
 def upright_pixels(frame: "VideoFrame") -> np.ndarray:
-    """Returns uint8 (height, width, 3), RGB: mirrored and rotated to the nearest right angle, as the frame asks for."""
+    """Returns RGB pixels, uint8 (height, width, 3), mirrored and rotated to the nearest right angle by the matrix."""
     from av.sidedata.sidedata import Type
 
     pixels = frame.to_ndarray(format="rgb24")
@@ -28,14 +28,16 @@ def upright_pixels(frame: "VideoFrame") -> np.ndarray:
     if matrix is None:
         return pixels
     a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(matrix), np.int32)[:5])
-    if a * d - b * c < 0:  # mirrored first, so that a rotation is left
+    if a * d - b * c < 0:  # mirror first: the rest of the matrix is a rotation
         pixels, a, b = pixels[:, ::-1], -a, -b
     degrees = -math.degrees(math.atan2(b, a))  # counterclockwise, as in rot90
     return np.rot90(pixels, round(degrees / 90))
 
 
 def describe_odd_matrix(path: Path) -> str | None:
-    """Says why a track of an MP4 or MOV is not only rotated by a multiple of 90 degrees; None if none is.
+    """Returns why decord would turn a track of an MP4 or MOV wrongly; None if it would turn all tracks right.
+
+    decord is wrong about tracks that are mirrored, or rotated by no multiple of 90 degrees.
 
     Args:
         path: of the file, which can be read.
@@ -57,7 +59,7 @@ def describe_odd_matrix(path: Path) -> str | None:
 
 
 def _boxes(file: BinaryIO, kind: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yields where the content of each box of a kind begins and ends, among the boxes between two places."""
+    """Yields (start, end) of the content of each box of a kind, among the boxes between two places of the file."""
     while start + 8 <= end:
         file.seek(start)
         length, found = int.from_bytes(file.read(4), "big"), file.read(4)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _JUMP_S = 3600.0
-"""No frame is shown for so long."""
+"""A gap of this length between packets is a jump of the clock, since no frame is shown for so long; seconds."""
 
 
 class Packet(NamedTuple):
@@ -33,7 +33,7 @@ class Packets(NamedTuple):
     shown: list[Packet]
     """Those whose frames are shown, in the order of the file."""
     num_discarded: int
-    """Number of the others."""
+    """Number of packets whose frames are not shown."""
     num_wrong_keys: int
     """Number of packets that the container marks as keyframes though they need other frames."""
 
@@ -48,14 +48,14 @@ def demux(container: "InputContainer", *streams: "VideoStream") -> "Iterator[Rea
     while True:
         try:
             packet = next(packets)
-        # At the end, after all packets, PyAV also looks for streams that it did not know at the beginning.
+        # IndexError: after the last packet, PyAV may look up a stream that it did not know at the beginning.
         except (StopIteration, IndexError):
             return
         yield packet
 
 
 def read_packets(container: "InputContainer", stream: "VideoStream") -> Packets:
-    """Reads all packets of a stream; those before the end of a truncated file count.
+    """Reads all packets of a stream; of a truncated file, the packets before its end.
 
     Raises:
         ClipError: if the video is encrypted.
@@ -82,16 +82,16 @@ def read_packets(container: "InputContainer", stream: "VideoStream") -> Packets:
 
 
 def split_at_jumps(packets: list[Packet], unit_s: float) -> list[list[Packet]]:
-    """Splits packets where the clock jumps back or by hours, as where recordings were concatenated.
+    """Splits packets where the clock jumps back, or forward by an hour, as in files of concatenated recordings.
 
-    FFmpeg may take such a jump for a wrap of the clock.
+    FFmpeg may mistake such a jump for an overflow of the clock.
 
     Args:
         packets: in the order of the file.
         unit_s: unit of their times, seconds.
 
     Returns:
-        The parts: one if the clock does not jump.
+        The parts; only one if the clock does not jump.
     """
     known = [index for index, packet in enumerate(packets) if packet.dts is not None]
     ends = [0]
@@ -103,10 +103,10 @@ def split_at_jumps(packets: list[Packet], unit_s: float) -> list[list[Packet]]:
 
 
 def times_of_parts(parts: list[list[Packet]], fps: float, unit_s: float) -> list[float]:
-    """Returns when each frame of a video is shown whose clock jumps: each part begins when the one before it ends.
+    """Returns when each frame is shown in a video whose clock jumps; each part begins when the part before it ends.
 
     Args:
-        parts: its packets, as from `split_at_jumps`.
+        parts: packets of the video, from `split_at_jumps`.
         fps: frame rate, for parts whose packets have no usable time stamps.
         unit_s: unit of the packets' times, seconds.
     """

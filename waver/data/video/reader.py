@@ -1,8 +1,8 @@
 """Reads the frames of a clip as uint8 pixels.
 
-The time stamps of a video decide which frames are read. decord reads them where it is known to find the right ones, see
-`Timeline`; PyAV, which checks the stamp of every frame, reads all other videos, and those at which decord fails. Both are
-imported in functions, because only the decoder process needs them.
+The time stamps of a video decide which frames are read. decord reads the videos in which it finds the right frames, see
+`Timeline.unfit_for_decord`. PyAV reads all other videos, and those at which decord fails; it checks the stamp of every
+frame. Only functions import the two libraries, because only the decoder process needs them.
 """
 
 import errno
@@ -25,7 +25,7 @@ from waver.tools.file_kinds import describe_bytes, first_bytes, is_plain_text
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<?xml", b"<MPD")
 """First bytes of playlists: text files that name other files or addresses, which FFmpeg would open."""
 _PLAYABLE = ("an MP4 video", "a Matroska or WebM video", "a GIF picture", "a JPEG picture", "a PNG picture")
-"""Kinds of files, in the words of `describe_bytes`, that may hold a video, or are told apart by their streams."""
+"""Kinds of files, in the words of `describe_bytes`, that may hold a video: only their streams show it."""
 
 
 def read_clip(
@@ -48,8 +48,8 @@ def read_clip(
         frames_per_second: sampling rate.
         max_frames: maximal number of frames.
         target: size and shape of the frames.
-        decord_failure: how decord failed at this clip before, so that it is not asked again.
-        announce: called with the name of a reader before this reader begins.
+        decord_failure: how decord failed at this clip before; it is then not tried again. None to try it.
+        announce: called with the name of each reader before it begins.
 
     Raises:
         ClipError: if no frame can be read.
@@ -93,8 +93,8 @@ def _read_indices(
         timeline: of the video.
         indices: of the frames, non-decreasing.
         target: size and shape of the frames.
-        failure: how decord failed before; None to ask it.
-        announce: called with the name of a reader before this reader begins.
+        failure: how decord failed before; None to try it.
+        announce: called with the name of each reader before it begins.
 
     Raises:
         ClipError: if no frame can be read.
@@ -146,7 +146,7 @@ def _check_file(path: Path) -> None:
 
 
 def _describe_damage(path: Path) -> str | None:
-    """Says what an unreadable file is: no video at all, or an MP4 whose index is missing. None if that is not known."""
+    """Returns what an unreadable file is: no video at all, or an MP4 without its index; None if that is not known."""
     begins = first_bytes(path)
     kind = describe_bytes(begins)
     if kind and kind not in _PLAYABLE:
@@ -178,7 +178,8 @@ def read_with_decord(path: Path, timeline: Timeline, indices: list[int], target:
     """Reads frames of the timeline with decord.
 
     Raises:
-        ValueError: if decord sees other frames than the timeline has; also decord's own errors.
+        ValueError: if decord finds other frames than those of the timeline.
+        Exception: decord's own errors.
     """
     import decord
 
@@ -204,9 +205,9 @@ def read_with_decord(path: Path, timeline: Timeline, indices: list[int], target:
 
 
 def read_with_pyav(path: Path, timeline: Timeline, indices: list[int], target: Resizing) -> Clip:
-    """Reads frames of the timeline with PyAV; frames that cannot be decoded are left out.
+    """Reads frames of the timeline with PyAV; leaves out frames that cannot be decoded.
 
-    The note counts them, and those that follow damaged data and may show something else than they should.
+    The note of the clip counts these frames, and those after damaged data, whose pixels may be wrong.
 
     Raises:
         ClipError: if none can be decoded.
@@ -239,13 +240,13 @@ def read_with_pyav(path: Path, timeline: Timeline, indices: list[int], target: R
 
 
 def _describe_doubtful(doubtful: set[int], read: list[int]) -> str | None:
-    """Says how many frames may show something else than they should."""
+    """Says how many frames come after damaged data, so that their pixels may be wrong."""
     count = sum(index in doubtful for index in read)
     return f"{count} of {len(read)} frames {AFTER_DAMAGE}" if count else None
 
 
 def _describe_lost(timeline: Timeline, indices: list[int], read: list[int]) -> str | None:
-    """Says how many frames could not be decoded, and how much of the video can be read if they are those at its end."""
+    """Says how many frames could not be decoded; if these are the last ones, also how much of the video can be read."""
     if len(read) == len(indices):
         return None
     note = f"{len(indices) - len(read)} of {len(indices)} frames cannot be decoded"

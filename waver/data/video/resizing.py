@@ -1,4 +1,4 @@
-"""Resizes frames as the preprocessing of CLIP and of other backbones does."""
+"""Resizes frames as in the preprocessing of CLIP and of other backbones."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Resizing:
 def resize_frames(frames: np.ndarray, target: Resizing) -> np.ndarray:
     """Resizes frames; equals torchvision's Resize (and CenterCrop) on PIL images.
 
-    It computes only the pixels that are not cropped: half of the work for a wide video.
+    It computes only the pixels inside the crop, which halves the work for a wide video.
 
     Args:
         frames: uint8 (F, height, width, 3).

@@ -29,11 +29,11 @@ _RAW = ("cavsvideo", "dirac", "h261", "h263", "h264", "hevc", "m4v", "mjpeg", "m
 _WITHOUT_STAMPS = ("avi", *_RAW)
 """FFmpeg's names of containers without time stamps: it derives them from the rate."""
 _DECORD_CODECS = ("h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9")
-"""Codecs that decord was seen to read right; of others (QuickTime Animation) it returns frames of other times."""
+"""Codecs of which decord was seen to return the right frames; of others (QuickTime Animation) it returns wrong ones."""
 _DELAY = 3
-"""Frames by which packets may be late without having a gap: encoders with B-frames delay the first ones."""
+"""Number of frames by which packets may be late without a gap: encoders with B-frames delay the first packets."""
 _ROUNDING_S = 1e-3
-"""Resolution of time stamps in Matroska and WebM."""
+"""Resolution of time stamps in Matroska and WebM, seconds."""
 _PICTURES = ("_pipe", "image2")
 """FFmpeg's formats for single pictures end with these."""
 
@@ -49,18 +49,18 @@ class Timeline:
     fps: float
     """Average frame rate that the container claims."""
     stamps: np.ndarray | None
-    """int64 (F,): time stamp of each frame, in the unit of the stream; None if it has none (AVI) or repeats. Then the times
-    follow from the rate or, where packets are missing, from the times at which packets are decoded."""
+    """int64 (F,): time stamp of each frame, in the unit of the stream; None if the frames have no stamps (AVI), or if stamps
+    repeat. Then the times follow from the frame rate or, if packets are missing, from the decoding times of the packets."""
     keyframes: np.ndarray
     """int64: stamps of the frames at which decoding can start, increasing."""
     is_constant: bool
     """Whether every frame is within half a frame of its index / `fps`."""
     unfit_for_decord: str | None
-    """Why decord would return other frames, without an error; None if it finds the right ones."""
+    """Why decord would return wrong frames, without an error; None if it returns the right ones."""
     has_exact_stamps: bool = True
     """Whether a frame has the same time stamp after a seek. Not in MPEG program streams, where FFmpeg interpolates them."""
     repeating_stamps: np.ndarray | None = None
-    """int64 (F,): time stamps that repeat or jump, in the order of the frames; None if there are `stamps` or none at all."""
+    """int64 (F,): time stamp of each frame, if stamps repeat or jump; None if there are `stamps`, or no stamps at all."""
     claimed_s: float | None = None
     """Length of the video that the container claims, if the file ends well before it; else None."""
 
@@ -69,7 +69,7 @@ class Timeline:
 
 
 def video_stream(container: "InputContainer") -> "VideoStream":
-    """Returns the video stream that FFmpeg's tools prefer, among those that are no attached picture (a cover).
+    """Returns the video stream that FFmpeg's tools prefer; attached pictures (covers) do not count.
 
     Raises:
         ClipError: if the file has none, or is a picture.
@@ -90,10 +90,10 @@ def video_stream(container: "InputContainer") -> "VideoStream":
 
 
 def read_timeline(container: "InputContainer") -> Timeline:
-    """Reads the time stamps of all packets of the video stream; the packets before the end of a truncated file count.
+    """Reads the time stamps of all packets of the video stream; of a truncated file, those of the packets before its end.
 
     Raises:
-        ClipError: if there is no video, it is encrypted, it has no frame rate, or an impossible one without time stamps.
+        ClipError: if there is no video, if it is encrypted, or if it has no frame rate, or an impossible one and no stamps.
         av.FFmpegError: if the container is damaged before its first packet.
     """
     stream = video_stream(container)
@@ -111,7 +111,7 @@ def read_timeline(container: "InputContainer") -> Timeline:
         )
     pts = [packet.pts for packet in packets]
     parts = split_at_jumps(packets, float(stream.time_base))
-    if len(parts) > 1:  # what the container claims of its length is wrong as well
+    if len(parts) > 1:  # the length that the container claims is wrong as well
         return _timeline_of_parts(stream, parts, fps)
     if container.format.name in _WITHOUT_STAMPS or None in pts or len(set(pts)) < len(pts):
         timeline = _timeline_without_stamps(stream, packets, fps, is_raw=is_raw)
@@ -146,7 +146,7 @@ def read_timeline(container: "InputContainer") -> Timeline:
 
 
 def _timeline_of_parts(stream: "VideoStream", parts: list[list[Packet]], fps: float) -> Timeline:
-    """Returns the frames of a video whose clock jumps: each part has times of its own, and the frames are counted."""
+    """Returns the timeline of a video whose clock jumps; its frames are found by counting."""
     times_s = np.array(times_of_parts(parts, fps, float(stream.time_base)))
     is_constant = bool((np.abs(times_s - np.arange(len(times_s)) / fps) <= 0.5 / fps).all())
     unfit = "its clock jumps, and the frames are counted"
@@ -162,13 +162,13 @@ def _stamps_in_order(parts: list[list[Packet]]) -> np.ndarray | None:
 
 
 def _timeline_without_stamps(stream: "VideoStream", packets: list[Packet], fps: float, *, is_raw: bool) -> Timeline:
-    """Returns the frames of a video whose packets have no usable time stamps, by their rate.
+    """Returns the timeline of a video whose packets have no usable time stamps, by the frame rate.
 
     Args:
         stream: the video.
-        packets: all packets of it.
+        packets: all packets of the video.
         fps: frame rate.
-        is_raw: whether the file is a stream without container.
+        is_raw: whether the file is a stream without a container.
     """
     assumed = is_raw and stream.codec_context.framerate is None
     unfit = "no time stamps" + (f" and no frame rate: {fps:g} per second are assumed" if assumed else "")
@@ -189,14 +189,14 @@ def _reorder_delay(stream: "VideoStream") -> int:
 def _times_of_packets(packets: list[Packet], fps: float, unit_s: float, delay: int) -> tuple[np.ndarray, bool]:
     """Returns when each frame of a container without time stamps is shown, and whether its rate is constant.
 
-    A frame that a recorder has dropped leaves a gap in the times at which packets are to be decoded, since FFmpeg counts the
-    empty packets of an AVI. Without gaps the times follow from the rate.
+    If a recorder has dropped a frame, an AVI has an empty packet in its place. FFmpeg counts it, which leaves a gap in the
+    decoding times of the packets. Without gaps the times follow from the frame rate.
 
     Args:
         packets: all packets of the video.
         fps: frame rate.
         unit_s: unit of the packets' times.
-        delay: a frame is shown when so many further packets are decoded.
+        delay: number of further packets that are decoded before a frame is shown, see `_reorder_delay`.
     """
     nominal_s, decoded_s = np.arange(len(packets)) / fps, np.empty(len(packets))
     known = [index for index, packet in enumerate(packets) if packet.dts is not None]
@@ -214,17 +214,17 @@ def _times_of_packets(packets: list[Packet], fps: float, unit_s: float, delay: i
 
 
 def _unfit_packets(num_discarded: int, num_wrong_keys: int, *, is_in_order: bool) -> str | None:
-    """Says why decord, which begins to decode at marked packets and counts from there, would return other frames."""
+    """Returns why decord would return wrong frames: it begins at packets marked as keyframes, and counts from there."""
     if num_discarded:
         return f"{num_discarded} packets are not to be shown"
     if num_wrong_keys:
         return f"{num_wrong_keys} packets are marked as keyframes and are none"
-    # It takes the order of packets for the order in which keyframes are shown.
+    # decord assumes that keyframes are shown in the order of their packets.
     return None if is_in_order else "frames before a keyframe are shown after it"
 
 
 def _unfit_for_decord(container: "InputContainer", stream: "VideoStream") -> str | None:
-    """Says why decord may seek inexactly, choose another stream, or show other colours or another side than PyAV."""
+    """Returns why decord may seek inexactly, choose another stream, or differ from PyAV in colours or orientation."""
     formats = container.format.name.split(",")
     pixels = stream.codec_context.format
     if not {"mov", "mp4", "matroska", "webm"} & set(formats):
@@ -245,7 +245,7 @@ def sample_frames(
     start_s: float | None = None,
     end_s: float | None = None,
 ) -> list[int]:
-    """Samples frames at a constant rate of time; more than `max_frames` are reduced to evenly spaced ones.
+    """Samples frames at a constant rate in time; if these are more than `max_frames`, keeps evenly spaced ones.
 
     With a constant frame rate the frames are those of `sample_positions`. Else they are the frames that are shown at
     start_s, start_s + 1 / frames_per_second, ...; so a frame that is shown for long is sampled repeatedly.
@@ -288,7 +288,7 @@ def sample_positions(
         num_frames: number of frames of the video.
         source_fps: frame rate of the video.
         frames_per_second: sampling rate; rounded to a whole stride in frames.
-        max_frames: maximal number of positions; more are reduced to evenly spaced ones.
+        max_frames: maximal number of positions; of more positions, evenly spaced ones are kept.
         start_s: start of the segment; None for the start of the video.
         end_s: end of the segment, inclusive; None for the end of the video.
 
