@@ -210,3 +210,11 @@ def test_runs_of_a_repository_of_the_hub_are_compared_without_it(load, monkeypat
     assert one.digest() != other.digest()
     with pytest.raises(HubError, match=r"hf-hub:nobody/clip"):
         _ = one.clip_store
+
+
+def test_a_name_is_not_read_as_a_path(tmp_path, monkeypatch):
+    """The working folder may hold the configuration of another model."""
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": {"mean": [0.1, 0.2, 0.3]}}))
+    monkeypatch.chdir(tmp_path)
+    for weights in (None, "a tag", "/nowhere/weights.pt"):
+        assert find_preprocessing("ViT-M-32", weights).mean == Preprocessing.mean

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from waver.data.video.resizing import Interpolation, ResizeMode
 from waver.tools.errors import WaverError
-from waver.tools.hub import read_beside
+from waver.tools.hub import is_downloaded, read_beside
 
 Channels = tuple[float, float, float]
 """One number each for red, green and blue."""
@@ -78,7 +78,7 @@ def _find(backbone_json: str, weights: str | None) -> Preprocessing:
     if weights in tags:
         return replace(usual, **tags[weights], source=f"the values of open_clip's weights {weights} of {name}")
     for place in (weights, backbone):
-        if isinstance(place, str) and (described := _of_folder(place)):
+        if is_downloaded(place) and (described := _of_folder(place)):
             return replace(usual, **described, source=f"the values in the configuration of {place}")
     kinds = list({json.dumps(tag, sort_keys=True): tag for tag in tags.values()}.values())
     if len(kinds) == 1:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from waver.model.architecture import CONTEXT_LENGTH, find_architecture, locate_parts, reads_padding
 from waver.model.errors import BackboneError
+from waver.tools.hub import is_downloaded
 
 VOCABULARY_SIZE = 49408
 """Number of tokens that CLIP's tokenizer knows."""
@@ -243,9 +244,11 @@ def _of_hub(name: str, weights: str | None, text: Mapping[str, Any], length: int
 
 def _source(name: str, weights: str | None) -> str:
     """Returns the place of a tokenizer: the folder of the weights if it holds one, else its repository of the hub."""
-    folder = Path(weights or "").expanduser()
+    if not is_downloaded(weights):
+        return name
+    folder = Path(weights).expanduser()
     folder = folder if folder.is_dir() else folder.parent
-    return str(folder) if weights and any((folder / file).is_file() for file in _TOKENIZER_FILES) else name
+    return str(folder) if any((folder / file).is_file() for file in _TOKENIZER_FILES) else name
 
 
 def _load_tokenizer(source: str, settings: Mapping[str, Any]) -> Any:

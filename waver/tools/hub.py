@@ -4,7 +4,7 @@ import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 from waver.tools.errors import WaverError
@@ -19,6 +19,14 @@ LIMIT_S = 8.0
 
 class HubError(WaverError):
     """A file of a repository, or of its copy in a folder, cannot be read."""
+
+
+def is_downloaded(place: object) -> TypeGuard[str]:
+    """Returns whether a setting names a repository or an absolute path, and not a model or a pretrained tag.
+
+    A name must not be read as a path: the working folder may hold the configuration of another model.
+    """
+    return isinstance(place, str) and (place.startswith(HUB) or Path(place).expanduser().is_absolute())
 
 
 def read_beside(place: str, name: str) -> dict[str, Any] | None:
