@@ -10,7 +10,7 @@ import open_clip
 
 from waver.model.errors import BackboneError
 from waver.model.pretrained.snapshots import read_architecture
-from waver.tools.hub import HUB, find_cached, hub_problem
+from waver.tools.hub import find_cached, hub_problem, is_downloaded
 
 CONTEXT_LENGTH = 77
 """Number of tokens that a text tower reads if its description does not contain it."""
@@ -29,7 +29,7 @@ def find_architecture(backbone: str | dict[str, Any]) -> dict[str, Any]:
     """
     if isinstance(backbone, dict):
         return _complete(copy.deepcopy(backbone))
-    if backbone.startswith(HUB) or Path(backbone).is_absolute():
+    if is_downloaded(backbone):
         return _complete(read_architecture(backbone))
     if ":" in backbone:  # open_clip would read the architecture from elsewhere
         raise BackboneError(

@@ -25,8 +25,9 @@ from waver.model.pretrained.field_checkpoints import (
 from waver.model.pretrained.weights import load_weights
 from waver.runs.origin import Origin
 from waver.runs.padding import describe_padding
-from waver.runs.untrained import check_free, make_run, sha256_of
+from waver.runs.untrained import check_free, make_run
 from waver.tools.archives import check_size
+from waver.tools.files import sha256_of
 from waver.training.build import build_student
 
 logger = logging.getLogger(__name__)

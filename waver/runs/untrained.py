@@ -1,6 +1,5 @@
 """Makes runs of models that waver did not train, so that they can be evaluated, searched and compared like any run."""
 
-import hashlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,13 +17,11 @@ from waver.runs.tracking import Tracker, read_metrics
 from waver.runs.tracking.hparams import comparable_settings, write_best, write_hparams, write_session_end
 from waver.runs.tracking.tags import tag_of
 from waver.runs.tracking.texts import config_text, model_text, origin_text
-from waver.tools.files import write_json, write_text
+from waver.tools.files import sha256_of, write_json, write_text
 from waver.tools.object_store import display_path, remove, upload_folder
 from waver.tools.section import describe_differences, flatten
 from waver.training.build import build_student
 from waver.training.zero_shot import zero_shot_config
-
-_CHUNK_BYTES = 2**22
 
 
 def zero_shot_experiment(config: ExperimentConfig) -> ExperimentConfig:
@@ -111,15 +108,6 @@ def record_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             tracker.write_events(lambda events, name=name, value=value: events.add_scalar(tag_of(name), value, 0))
         tracker.write_events(lambda events: write_best(events, 0, metrics))
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _was_trained(folder: Path) -> bool:

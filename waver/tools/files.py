@@ -4,6 +4,7 @@ In a folder of an object store (see `waver.tools.object_store`) a read fetches t
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import tempfile
@@ -67,6 +68,15 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> Any:
     """Reads a JSON file."""
     return json.loads(read_text(path))
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_manifest(folder: Path, *, what: str, command: str, error: type[WaverError]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ OpenAI trained with x * sigmoid(1.702 x), called QuickGELU; most others trained 
 the wrong activation changes every embedding without any error.
 """
 
-import hashlib
 import json
 import zipfile
 from functools import lru_cache
@@ -20,6 +19,7 @@ from waver.model.backbone import Backbone
 from waver.model.errors import BackboneError
 from waver.model.pretrained.weight_files import SNAPSHOT_NAMES, read_metadata
 from waver.tools.archives import is_torchscript
+from waver.tools.files import sha256_of
 
 QUICK, EXACT = "QuickGELU", "GELU"
 METADATA = "quick_gelu"
@@ -111,11 +111,7 @@ def openai_names() -> dict[str, str]:
 @lru_cache(maxsize=8)
 def _sha256(path: Path, size: int, changed_ns: int) -> str:
     """Returns the hash of a file; a change of size or time makes the cache hash it again."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(path)
 
 
 def _of_snapshot(path: Path) -> Activation | None:
