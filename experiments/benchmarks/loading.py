@@ -27,8 +27,8 @@ from waver.data.clip_store import ClipStore
 from waver.data.video.timeline import sample_positions
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.ingest import ingest
-from waver.on_ray.stages.train_worker import worker_batches
 from waver.runs.inputs import store_settings
+from waver.runs.train_loop import worker_batches
 
 EXPERIMENT = """
 name: loading

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from local_training import train_in_process
 from rays import kill, titled
 
 from waver.config import ExperimentConfig, load_config
-from waver.on_ray.stages.train import train
+from waver.on_ray.stages.train import train_in_process
 from waver.runs.folder import describe_checkpoint, newest_checkpoint, read_result
 from waver.runs.inputs import load_captions, open_store
 from waver.runs.tracking import read_metrics
+from waver.runs.train import train
 
 REPOSITORY = Path(__file__).parents[2]
 EVERY = 10
@@ -65,16 +65,9 @@ def undisturbed_longer(project) -> dict:
 
 def train_here(project: Path, name: str, **overrides) -> dict:
     """Trains in this process; returns the last validation."""
-    import ray
-
     config = experiment(project, name, **{"resources.workers": 1, "resources.loaders_per_worker": 0}, **overrides)
     captions = load_captions(config)
-
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        train(config, captions, open_store(config, captions), local_worker=train_in_process)
-    finally:
-        ray.shutdown()
+    train(config, captions, open_store(config, captions), launch=train_in_process)
     return read_metrics(config.run_folder)[-1]
 
 

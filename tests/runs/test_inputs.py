@@ -28,12 +28,13 @@ from waver.model.tokenizer import Tokenizer
 from waver.on_ray.stages.evaluate import run_evaluation
 from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
-from waver.on_ray.stages.train import run_training, train
+from waver.on_ray.stages.train import run_training, train_in_process
 from waver.on_ray.stages.vocabulary import run_vocabulary
 from waver.runs import inputs
 from waver.runs.checkpoint import load_student, save_checkpoint
 from waver.runs.folder import RunError, open_run
 from waver.runs.inputs import load_captions, open_knowledge, open_store, store_settings
+from waver.runs.train import train
 from waver.tools import lock
 from waver.tools.lock import LockedError
 from waver.training.build import build_tokenizer, build_training
@@ -302,12 +303,12 @@ def test_a_finished_run_says_when_captions_have_changed(project, said, tmp_path)
     captions = load_captions(config)
     finish(config, captions)
     occupy(config.run_folder)  # is no obstacle, since nothing is written
-    assert train(config, captions, open_store(config, captions)) == {"epochs": 2}
+    assert train(config, captions, open_store(config, captions), launch=train_in_process) == {"epochs": 2}
     assert not any("changed" in line for line in said)
     for split in ("train", "validation", "test"):
         said.clear()
         changed = edit(captions, captions["split"].to_pylist().index(split))
-        assert train(config, changed, open_store(config, captions)) == {"epochs": 2}
+        assert train(config, changed, open_store(config, captions), launch=train_in_process) == {"epochs": 2}
         assert ["have changed since" in line for line in said] == ([False] if split == "test" else [False, True])
     assert not lock.list_names(config.run_folder, "events")
 
@@ -321,7 +322,7 @@ def test_a_run_whose_validation_captions_changed_is_not_continued(project):
     save_checkpoint(config.run_folder / "checkpoint_epoch_0001", training, config)
     changed = edit(captions, captions["split"].to_pylist().index("validation"))
     with pytest.raises(RunError, match=r"holds a run on other data \(validation: '\w+' then, '\w+' now\)"):
-        train(config, changed, open_store(config, captions))
+        train(config, changed, open_store(config, captions), launch=train_in_process)
 
 
 def test_replaced_videos_change_the_description_of_the_data(project, captions, store):

@@ -57,7 +57,6 @@ def save_checkpoint(
         return
     _save_model(folder, training.student, config, knowledge)
     state = {
-        "epoch": training.epoch,
         "step": training.step,
         "rows": training.rows,
         "optimizer": training.optimizer.state_dict(),
@@ -95,7 +94,8 @@ def _save_weights(student: Student, path: Path) -> None:
 def restore_training(folder: Path, training: Training) -> None:
     """Restores the state of training from a checkpoint, which may have been written within an epoch.
 
-    Random states are restored only if the number of workers has not changed.
+    Random states are restored only if the number of workers has not changed. The number of epochs stands in the name of the
+    checkpoint, see `waver.runs.folder.completed_epochs`.
 
     Raises:
         CheckpointError: if a file is missing or damaged, the weights are of another architecture, or a value is not finite.
@@ -104,7 +104,7 @@ def restore_training(folder: Path, training: Training) -> None:
     state = _read_state(folder)
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])
-    training.epoch, training.step, training.rows = state["epoch"], state["step"], state["rows"]
+    training.step, training.rows = state["step"], state["rows"]
     if len(state["rng"]) == parallel.world_size():
         _set_rng_state(state["rng"][parallel.rank()])
 
@@ -292,7 +292,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
     try:
         check_size(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name: state[name] for name in ("epoch", "step", "rows", "optimizer", "schedule", "rng")}
+        state = {name: state[name] for name in ("step", "rows", "optimizer", "schedule", "rng")}
         moments = {
             f"{name} of parameter {number}": value
             for number, values in state["optimizer"]["state"].items()

@@ -27,7 +27,7 @@ from waver.runs.places import describe_place
 from waver.runs.tracking import read_metrics
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json, write_json, write_text
-from waver.tools.object_store import display_path, exists, fetch, list_names, remove, upload_folder
+from waver.tools.object_store import display_path, exists, fetch, list_names, remote_of, remove, upload_folder
 from waver.tools.section import describe_differences, flatten
 
 SELECTION_METRIC = "t2v/R@1"
@@ -146,7 +146,8 @@ def keep_checkpoint(folder: Path, part: Path, name: str) -> Path:
 
     Args:
         folder: run folder.
-        part: temporary folder inside it that holds the checkpoint; it is renamed, so the checkpoint appears complete.
+        part: folder inside it that holds the checkpoint, temporary or under its former name; it is renamed, so the
+            checkpoint appears complete.
         name: name of the checkpoint; replaces a damaged checkpoint of that name.
 
     Returns:
@@ -156,6 +157,8 @@ def keep_checkpoint(folder: Path, part: Path, name: str) -> Path:
     remove(target)
     part.rename(target)
     upload_folder(target, last="config.yaml")
+    if remote_of(folder):
+        remove(part)  # an object store cannot rename
     complete = _complete_checkpoints(folder)
     kept = {path.name for path in complete[-2:]}
     if ends := _epoch_ends(complete):
@@ -169,10 +172,15 @@ def keep_checkpoint(folder: Path, part: Path, name: str) -> Path:
     return target
 
 
+def completed_epochs(path: Path) -> int:
+    """Returns the number of epochs of a run that were complete, with their evaluation, at a checkpoint."""
+    return int(path.name.removeprefix("checkpoint_epoch_").partition("_step_")[0])
+
+
 def describe_checkpoint(path: Path) -> str:
     """Returns the position of a checkpoint in its run in words, such as `epoch 2` or `step 300, in epoch 3`."""
-    epoch, _, step = path.name.removeprefix("checkpoint_epoch_").partition("_step_")
-    return f"step {int(step)}, in epoch {int(epoch) + 1}" if step else f"epoch {int(epoch)}"
+    epoch, step = completed_epochs(path), path.name.partition("_step_")[2]
+    return f"step {int(step)}, in epoch {epoch + 1}" if step else f"epoch {epoch}"
 
 
 def _epoch_ends(paths: Iterable[Path]) -> dict[int, Path]:

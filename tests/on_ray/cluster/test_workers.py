@@ -18,11 +18,12 @@ from waver.on_ray.cluster import capacity
 from waver.on_ray.cluster.connection import nodes
 from waver.on_ray.cluster.failures import WorkerError
 from waver.on_ray.cluster.reachability import ClusterUnreachableError, check_reachable
-from waver.on_ray.cluster.signals import Terminated, signal_actor
+from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.signals_actor import SignalActor
 from waver.on_ray.cluster.worker_group import GroupFailure, Task, run_task
 from waver.on_ray.cluster.workers import run_on_workers
 from waver.tools.errors import RemoteTracebackError, WaverError
+from waver.tools.termination import Terminated
 from waver.training import parallel
 from waver.training.parallel import CollectiveError
 

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
-from local_training import train_in_process
 from logs import logged
 from safetensors.torch import load_file
 
@@ -18,7 +17,7 @@ from waver.knowledge.phrases import count_phrases, load_parser, merge_counts
 from waver.knowledge.store import Knowledge, read_dictionary
 from waver.on_ray.stages.evaluate import run_evaluation
 from waver.on_ray.stages.match import build_teacher, run_match
-from waver.on_ray.stages.train import run_training
+from waver.on_ray.stages.train import run_training, train_in_process
 from waver.on_ray.stages.vocabulary import run_vocabulary
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import load_captions, open_store
@@ -142,7 +141,7 @@ def distilled(project, released) -> tuple[ExperimentConfig, dict, list[str]]:
     config = experiment(project, name="distilled", **released)
     run_match(config, progress=False)
     with logged() as said:
-        return config, run_training(config, local_worker=train_in_process), said
+        return config, run_training(config, launch=train_in_process), said
 
 
 def test_every_loss_term_is_logged_and_the_total_is_their_weighted_sum(distilled):

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from hub import hub_without_files
 from huggingface_hub import constants
@@ -19,15 +18,17 @@ from waver.doctor.findings import StartError
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.knowledge.store import build_dictionary, write_dictionary
 from waver.model.pretrained.activation import set_activation
-from waver.on_ray.cluster.signals import Terminated
 from waver.on_ray.doctor.examine import examine, run_doctor
 from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.start import check_trials, open_inputs
-from waver.on_ray.stages.train import run_training, train
+from waver.on_ray.stages.train import run_training
 from waver.on_ray.stages.vocabulary import run_vocabulary
 from waver.runs.checkpoint import save_checkpoint
+from waver.runs.control import Interrupted
 from waver.runs.inputs import load_captions
+from waver.runs.train import train
+from waver.tools.termination import Terminated
 from waver.training.build import build_training
 
 
@@ -163,12 +164,11 @@ def test_every_stage_tells_all_that_prevents_it(project, run, overrides, expecte
     assert [part for part in expected if part not in str(told.value)] == []
 
 
-def test_the_log_of_a_run_tells_weights_and_activation(project, teacher_weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray, "put", lambda table: ray.ObjectRef.nil())  # there is no Ray, and the worker reads nothing
+def test_the_log_of_a_run_tells_weights_and_activation(project, teacher_weights, tmp_path):
     config = load_config("experiment.yaml", {"storage.cache": None, "name": "told"})
     captions, store = load_captions(config), ClipStore(config.clip_store)
     with logged() as said, pytest.raises(Terminated):
-        train(config, captions, store, folder=tmp_path / "run", local_worker=lambda job: {"stopped_at": 0})
+        train(config, captions, store, folder=tmp_path / "run", launch=lambda *run: Interrupted("stop", 0))
     activation = "GELU, because model.backbone has no quick_gelu"
     weights = f"the backbone has the weights {teacher_weights}; its activation is {activation}"
     assert weights in said
@@ -177,7 +177,7 @@ def test_the_log_of_a_run_tells_weights_and_activation(project, teacher_weights,
     set_activation(training.student.backbone, quick=True)
     save_checkpoint(checkpoint, training, config)
     with logged() as said, pytest.raises(Terminated):
-        train(config, captions, store, folder=tmp_path / "run", local_worker=lambda job: {"stopped_at": 0})
+        train(config, captions, store, folder=tmp_path / "run", launch=lambda *run: Interrupted("stop", 0))
     assert weights not in said
     assert f"the activation of the backbone is QuickGELU, from {checkpoint}" in said
 

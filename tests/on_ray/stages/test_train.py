@@ -1,15 +1,13 @@
 """Training on real Ray workers. A run takes seconds, so most tests share one, with two workers."""
 
 import json
-import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 import ray
 import torch
-from local_training import train_in_process
 from logs import logged
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -17,19 +15,24 @@ from waver.config import ExperimentConfig, load_config
 from waver.data.clip_store import ClipStore
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.on_ray.cluster.capacity import ClusterTooSmallError
-from waver.on_ray.cluster.signals import Terminated, signal_actor
+from waver.on_ray.cluster.signals import ControlSignals
 from waver.on_ray.stages.evaluate import evaluate_on_workers
-from waver.on_ray.stages.train import train
-from waver.on_ray.stages.train_worker import TrainingJob, worker_batches
+from waver.on_ray.stages.train import train_in_process, train_on_workers
+from waver.on_ray.stages.train_worker import clip_reader
 from waver.runs.checkpoint import CheckpointError, load_student
+from waver.runs.control import Interrupted
 from waver.runs.folder import checkpoints, describe_checkpoint, find_checkpoint, newest_checkpoint
 from waver.runs.inputs import load_captions
 from waver.runs.tracking import read_metrics
 from waver.runs.tracking.tags import tag_of
+from waver.runs.train import train
+from waver.runs.train_loop import TrainingJob, train_job, worker_batches
+from waver.tools.termination import Terminated
 from waver.training.parallel import CollectiveError
 from waver.training.plan import BatchSizeError, plan_epoch, training_rows
 
 EPOCHS = 3
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="session")  # session scope: tests that start their own Ray run first and use it too
@@ -43,7 +46,7 @@ def experiment(project: Path, **overrides) -> ExperimentConfig:
 
 
 def run(config: ExperimentConfig) -> dict:
-    return train(config, load_captions(config), ClipStore(config.clip_store))
+    return train(config, load_captions(config), ClipStore(config.clip_store), launch=train_on_workers)
 
 
 @pytest.fixture(scope="session")  # session scope: tests that start their own Ray run first and use it too
@@ -116,12 +119,12 @@ def test_metrics_on_ray_workers_equal_those_of_one_process(finished_run):
 
 @pytest.mark.parametrize("loaders", [0, 1], ids=["thread", "process"])
 def test_worker_batches_follow_the_plan(project, loaders):
-    config = experiment(project, **{"resources.loaders_per_worker": loaders})
+    config = experiment(project)
     captions, store = load_captions(config), ClipStore(config.clip_store)
     rows = training_rows(captions, store)
     assert set(captions["clip_id"].take(rows).to_pylist()) <= set(store.ok_clip_ids())
     plan = plan_epoch(config, captions, rows, epoch=3)
-    batches = list(worker_batches(plan, captions, store, config))
+    batches = list(worker_batches(plan, captions, store, config, read_clips=clip_reader(loaders)))
     assert [batch.clip_ids for batch in batches] == [
         tuple(captions["clip_id"].take(batch_rows).to_pylist()) for batch_rows in plan
     ]
@@ -137,11 +140,11 @@ def assert_same_last_metrics(folder: Path, undisturbed: Path) -> None:
         assert last[name] == value if isinstance(value, str) else abs(last[name] - value) <= 1e-3 * max(1, abs(value))
 
 
-def train_one_step(job: TrainingJob) -> dict:
+def train_one_step(job: TrainingJob, captions: pa.Table, num_steps: int) -> dict | Interrupted:
     """Trains in this process for one step: stop and rescale are requested from the start, and stop takes precedence."""
     requested = SimpleNamespace(remote=lambda: ray.put(None))
     signals = SimpleNamespace(wait_for_stop=requested, wait_for_capacity=requested)
-    return train_in_process(replace(job, signals=signals))
+    return train_job(job, captions, device=CPU, next_command=ControlSignals(signals, CPU).next_command)
 
 
 def test_a_run_stopped_after_every_step_has_the_same_metrics(project, finished_run, said):
@@ -150,12 +153,12 @@ def test_a_run_stopped_after_every_step_has_the_same_metrics(project, finished_r
     captions, store = load_captions(config), ClipStore(config.clip_store)
     for step in range(1, result["steps"] + 1):
         with pytest.raises(Terminated) as ended:
-            train(config, captions, store, local_worker=train_one_step)
+            train(config, captions, store, launch=train_one_step)
         assert ended.value.code == 143
         assert f"stopped on request after step {step}; a checkpoint is in {config.run_folder}" in ended.value.message
         newest = newest_checkpoint(config.run_folder)
         assert describe_checkpoint(newest) == f"step {step}, in epoch {1 + (step - 1) // 3}"
-    train(config, captions, store, local_worker=train_one_step)
+    train(config, captions, store, launch=train_one_step)
     (last,) = [line for line in said if line.startswith("continuing stopped after step 5")]
     assert "step 5, in epoch 2: 3 epochs of 3 steps" in last
     rows = [row for row in read_metrics(config.run_folder) if "split" not in row]
@@ -174,14 +177,12 @@ def test_a_checkpoint_is_written_before_the_evaluation(project, monkeypatch, sai
     def preempted(*arguments, **options):
         raise RuntimeError("preempted")
 
-    with monkeypatch.context() as patch, signal_actor() as actor:
-        patch.setattr("waver.on_ray.stages.train_worker.evaluate", preempted)
-        # Only Ray Train knows of preempted nodes, and it does not run here.
-        patch.setattr("waver.on_ray.cluster.signals._PREEMPTION_EVERY_S", math.inf)
+    with monkeypatch.context() as patch:
+        patch.setattr("waver.runs.train_loop.evaluate", preempted)
         with pytest.raises(RuntimeError, match="preempted"):
-            train(config, captions, store, local_worker=lambda job: train_in_process(replace(job, signals=actor)))
+            train(config, captions, store, launch=train_in_process)
     with pytest.raises(Terminated):
-        train(config, captions, store, local_worker=train_one_step)
+        train(config, captions, store, launch=train_one_step)
     assert any("continuing evaluating after step 3, in epoch 1: 3 epochs of 3 steps" in line for line in said)
     rows = [(row["step"], row.get("split")) for row in read_metrics(config.run_folder)]
     assert rows == [(1, None), (2, None), (3, None), (3, "validation"), (4, None)]
@@ -192,11 +193,11 @@ def test_a_checkpoint_of_another_plan_is_an_error(project, finished_run):
     config = experiment(project, name="other-plan", **{"resources.workers": 1})
     captions, store = load_captions(config), ClipStore(config.clip_store)
     with pytest.raises(Terminated):
-        train(config, captions, store, local_worker=train_one_step)
+        train(config, captions, store, launch=train_one_step)
     path = newest_checkpoint(config.run_folder) / "training.pt"
     torch.save(torch.load(path, weights_only=True) | {"rows": 2}, path)
     with pytest.raises(CheckpointError, match=r"was trained on 2 captions in 1 steps, but the plan of this run has 5"):
-        train(config, captions, store, local_worker=train_one_step)
+        train(config, captions, store, launch=train_one_step)
 
 
 def test_an_infinite_loss_is_an_error_that_names_the_learning_rate(project):
@@ -205,12 +206,12 @@ def test_an_infinite_loss_is_an_error_that_names_the_learning_rate(project):
     )
     captions, store = load_captions(config), ClipStore(config.clip_store)
     with pytest.raises(CollectiveError, match=r"step \d+: loss = .*at lr = .*Lower train.lr"):
-        train(config, captions, store, local_worker=train_in_process)
+        train(config, captions, store, launch=train_in_process)
 
 
 def test_a_batch_that_is_larger_than_the_split_is_lowered_with_a_notice(project, said):
     config = experiment(project, name="lowered", **{"resources.workers": 1, "train.global_batch_size": 64})
-    result = train(config, load_captions(config), ClipStore(config.clip_store), local_worker=train_in_process)
+    result = train(config, load_captions(config), ClipStore(config.clip_store), launch=train_in_process)
     assert (result["global_batch_size"], result["steps"]) == (13, EPOCHS)
     assert (
         sum("more than the 13 training clips, and a batch has no clip twice: it is lowered to 13" in s for s in said)
@@ -222,7 +223,7 @@ def test_too_many_workers_are_errors_before_the_start(project):
     config = experiment(project, name="large", **{"resources.workers": 14, "train.global_batch_size": 28})
     captions, store = load_captions(config), ClipStore(config.clip_store)
     with pytest.raises(BatchSizeError, match=r"resources.workers = 14 is more than the 13 training clips"):
-        train(config, captions, store)
+        train(config, captions, store, launch=train_on_workers)
     config = experiment(project, name="large", **{"resources.workers": 6, "train.global_batch_size": 12})
     with pytest.raises(ClusterTooSmallError, match=r"6 workers with 1.5 CPU each are requested.*capacity for 4"):
-        train(config, captions, store)
+        train(config, captions, store, launch=train_on_workers)

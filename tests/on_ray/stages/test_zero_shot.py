@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
-import ray
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
@@ -20,18 +19,18 @@ from waver.doctor.findings import StartError
 from waver.evaluation.metrics import retrieval_metrics
 from waver.evaluation.ranking import rank_similarity
 from waver.model.pretrained.weights import load_backbone
-from waver.on_ray.stages import train as train_stage
-from waver.on_ray.stages import train_worker
 from waver.on_ray.stages.evaluate import run_evaluation, run_zero_shot
 from waver.on_ray.stages.robustness import run_robustness
 from waver.on_ray.stages.train import run_training
-from waver.on_ray.stages.train_worker import TrainingJob, train_job
+from waver.runs import train_loop
 from waver.runs.checkpoint import checkpoint_config, load_student
 from waver.runs.comparison import compare_runs
 from waver.runs.folder import RunError, best_checkpoint, checkpoints, find_checkpoint, open_run, zero_shot_metrics
 from waver.runs.inputs import load_captions, open_store
 from waver.runs.origin import OriginError, read_origin
 from waver.runs.tracking import read_metrics
+from waver.runs.train import plan_run
+from waver.runs.train_loop import TrainingJob, train_job
 from waver.runs.untrained import zero_shot_experiment
 from waver.training.build import build_tokenizer
 
@@ -220,18 +219,15 @@ def test_the_command_takes_a_configuration_and_its_options(project, made, said, 
 
 @pytest.fixture
 def fit(project, monkeypatch):
-    """Trains in this process without Ray, for so many steps; returns the run folder and how many splits were embedded."""
-    tables = {}
-    monkeypatch.setattr(train_worker.ray, "get", lambda reference: tables[reference])
+    """Trains in this process without Ray; returns the temporal aggregator of each student that embedded a split."""
 
     def run(config, *, folder: Path, stop: bool = False, group: str = ""):
         captions = load_captions(config)
-        store, reference = open_store(config, captions), ray.ObjectRef.from_random()
-        tables[reference] = captions
-        plan = train_stage._plan_run(config, captions, store)
+        store = open_store(config, captions)
+        plan = plan_run(config, captions, store)
         open_run(folder, config, plan.data)
         evaluated = []
-        real = train_worker.evaluate
+        real = train_loop.evaluate
 
         def counted(student, *arguments, **options):
             evaluated.append(type(student.temporal).__name__)
@@ -240,9 +236,9 @@ def fit(project, monkeypatch):
             return real(student, *arguments, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(train_worker, "evaluate", counted)
-            job = TrainingJob(config, reference, plan.rows, store.path, None, folder, group)
-            train_job(job, device=torch.device("cpu"), report=lambda metrics: None)
+            patch.setattr(train_loop, "evaluate", counted)
+            job = TrainingJob(config, plan.rows, store.path, None, folder, group)
+            train_job(job, captions, device=torch.device("cpu"))
         return evaluated
 
     return run
@@ -310,7 +306,7 @@ def test_neither_trials_nor_random_weights_have_an_epoch_0(project, fit):
 def test_epoch_0_changes_no_weight_of_the_run(project, fit, monkeypatch):
     with_it, without = (plain(project, name=name) for name in ("with", "without"))
     fit(with_it, folder=with_it.run_folder)
-    monkeypatch.setattr(train_worker, "_evaluate_zero_shot", lambda *arguments: None)
+    monkeypatch.setattr(train_loop, "_evaluate_zero_shot", lambda *arguments: None)
     assert fit(without, folder=without.run_folder) == ["TransformerAggregator"]
     states = [
         load_file(config.run_folder / "checkpoint_epoch_0001" / "model.safetensors") for config in (with_it, without)

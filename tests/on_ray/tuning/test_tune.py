@@ -11,14 +11,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from local_training import train_in_process
 from logs import logged
 from rays import family, kill
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from waver.config import load_config
 from waver.on_ray.cluster.capacity import ClusterTooSmallError
-from waver.on_ray.stages.train import run_training
+from waver.on_ray.stages.train import run_training, train_in_process
 from waver.on_ray.tuning.plan import Plan, describe_plan, plan_sweep
 from waver.on_ray.tuning.tune import run_sweep
 from waver.runs.folder import checkpoints
@@ -132,7 +131,7 @@ def test_training_with_best_yaml_reproduces_the_metrics(swept):
     plan, states, _, _ = swept
     config = load_config(plan.folder / "best.yaml")
     assert config.seed == states[0].runs[0].seed
-    result = run_training(config, local_worker=train_in_process)
+    result = run_training(config, launch=train_in_process)
     for name, value in states[0].runs[0].metrics.items():
         assert result["validation"][name] == pytest.approx(value, abs=1e-3)
 

@@ -4,12 +4,11 @@ A small actor on the driver's node holds them: requests to stop, notices of free
 errors. It needs no shared file system, and works when the disk is full.
 """
 
-import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
@@ -18,22 +17,13 @@ from ray.exceptions import RayError
 
 from waver.on_ray.cluster.connection import local_node_label
 from waver.on_ray.cluster.signals_actor import SignalActor
+from waver.runs.control import Command
+from waver.tools.termination import sigterm_event
 from waver.training import parallel
 
-TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a process that ended because of SIGTERM."""
 _PREEMPTION_EVERY_S = 5.0
 """Interval at which workers ask Ray whether one of their nodes is about to be preempted."""
-Command = Literal["continue", "save", "rescale", "stop"]
 _CONTINUE, _CHECK_PREEMPTION, _RESCALE, _STOP = range(4)
-
-
-class Terminated(SystemExit):
-    """Ends this process in an orderly way because of SIGTERM; the message says what is saved and how to continue."""
-
-    def __init__(self, message: str):
-        super().__init__(TERMINATED)
-        self.message = message
 
 
 @contextmanager
@@ -59,27 +49,22 @@ def stop_on_sigterm(actor: Any) -> Iterator[None]:
     Args:
         actor: see `signal_actor`.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python handles signals in the main thread only
-        return
-    requested, over = threading.Event(), threading.Event()
+    over = threading.Event()
 
-    def forward() -> None:
+    def forward(requested: threading.Event) -> None:
         requested.wait()
         if not over.is_set():
             actor.ask_to_stop.remote()
 
-    # The handler may interrupt any code, Ray's included: it only sets a flag, and a thread acts on it.
-    before = signal.signal(signal.SIGTERM, lambda *_: requested.set())
-    forwarder = threading.Thread(target=forward, name="waver-sigterm", daemon=True)
-    forwarder.start()
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        over.set()
-        requested.set()
-        forwarder.join()
+    with sigterm_event() as requested:
+        forwarder = threading.Thread(target=forward, args=(requested,), name="waver-sigterm", daemon=True)
+        forwarder.start()
+        try:
+            yield
+        finally:
+            over.set()
+            requested.set()
+            forwarder.join()
 
 
 class ControlSignals:

@@ -12,7 +12,6 @@ from waver.config import ResourcesConfig
 from waver.on_ray.cluster.capacity import ClusterTooSmallError, WorkerResources, wait_for_capacity, watch_free_capacity
 from waver.on_ray.cluster.connection import gpus_per_worker
 from waver.on_ray.cluster.failures import WorkerError, explain_ray_errors, final_error
-from waver.on_ray.cluster.signals import Terminated
 from waver.on_ray.cluster.worker_group import (
     NO_CAPACITY,
     GroupFailure,
@@ -23,6 +22,7 @@ from waver.on_ray.cluster.worker_group import (
     run_group,
     start_timeout,
 )
+from waver.tools.termination import Terminated
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import pyarrow as pa
 import ray
 import torch
 from ray import tune
@@ -17,9 +18,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from waver.config import ExperimentConfig, SweepConfig, load_config
 from waver.on_ray.cluster.failures import permanent_message
-from waver.on_ray.cluster.workers import Rescale
-from waver.on_ray.stages.train import run_training
-from waver.on_ray.stages.train_worker import TrainingJob, train_job
+from waver.on_ray.stages.train import run_training, train_on_workers
+from waver.runs.control import Interrupted
+from waver.runs.train_loop import TrainingJob, train_job
 from waver.sweeps.folder import begin_trial, read_if_written, read_trial, run_folder
 from waver.sweeps.space import Point
 from waver.tools.errors import WaverError
@@ -132,19 +133,15 @@ def _config(job: SweepJob, trial: Path, point: Point, repeat: int) -> Experiment
 
 
 def _train(config: ExperimentConfig, trial: Path, progress: TrialProgress, *, group: str) -> None:
-    options: dict[str, Any] = {"folder": run_folder(trial, config.seed), "group": group}
-    if config.resources.max_workers == 1:
-        options["local_worker"] = lambda job: _train_in_process(job, progress)
-    else:
-        options["callbacks"] = [_ReportToTune(progress)]
-    run_training(config, **options)
+    def train_in_trial(job: TrainingJob, captions: pa.Table, num_steps: int) -> dict[str, float] | Interrupted:
+        if config.resources.max_workers > 1:
+            return train_on_workers(job, captions, num_steps, callbacks=[_ReportToTune(progress)])
+        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        return train_job(job, captions, device=device, report=lambda metrics: _report_epoch(progress))
+
+    run_training(config, folder=run_folder(trial, config.seed), group=group, launch=train_in_trial)
 
 
-def _train_in_process(job: TrainingJob, progress: TrialProgress) -> dict | Rescale:
-    """Trains a run with one worker in this process, from its newest checkpoint."""
-
-    def report(metrics: dict[str, float]) -> None:
-        if measured := progress.after_epoch():
-            tune.report(measured)
-
-    return train_job(job, device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"), report=report)
+def _report_epoch(progress: TrialProgress) -> None:
+    if measured := progress.after_epoch():
+        tune.report(measured)

@@ -1,0 +1,287 @@
+"""One worker's part of a training run: reads its share of each batch, takes the steps, evaluates, writes checkpoints.
+
+Evaluation, checkpoints and commands communicate between the workers: every worker must call them equally often.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from waver.config import ExperimentConfig
+from waver.data.batch import Batch, read_ahead
+from waver.data.clip_store import ClipStore
+from waver.evaluation.evaluate import EvaluationOptions, evaluate
+from waver.knowledge.store import Knowledge
+from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
+from waver.runs.control import Command, Interrupted, NextCommand
+from waver.runs.folder import checkpoint_name, completed_epochs, keep_checkpoint, newest_checkpoint
+from waver.runs.recording import NUM_TOP_ANSWERS, Recording
+from waver.tools.lock import check_lock, find_lock
+from waver.tools.memory import peak_rss
+from waver.training import parallel
+from waver.training.build import Training, build_training
+from waver.training.plan import plan_epoch
+from waver.training.step import make_batch, train_epoch
+from waver.training.zero_shot import zero_shot_config, zero_shot_student
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything that a worker needs to know about a run."""
+
+    config: ExperimentConfig
+    rows: np.ndarray
+    """Rows of the caption table that are trained on. Chosen once, since an ingest may add clips during the run."""
+    store: Path
+    knowledge: Path | None
+    """Knowledge folder; None to train without."""
+    run_folder: Path
+    group: str
+    """Name shared by runs that differ only in their seed; empty for none."""
+
+    @property
+    def zero_shot(self) -> bool:
+        """Whether to evaluate the backbone before the first step: in a sweep, all trials would compute the same."""
+        return self.config.model.weights is not None and not self.group
+
+
+ReadClips = Callable[[ClipStore, list[list[str]]], Iterator[tuple[np.ndarray, np.ndarray]]]
+"""Reads batches of clips ahead of their use, such as `waver.data.batch.read_ahead`: (store, clip ids of each batch) ->
+`ClipStore.read` of each batch, in order."""
+
+
+def worker_batches(
+    plan: list[np.ndarray],
+    captions: pa.Table,
+    store: ClipStore,
+    config: ExperimentConfig,
+    knowledge: Knowledge | None = None,
+    *,
+    read_clips: ReadClips = read_ahead,
+) -> Iterator[Batch]:
+    """Yields this worker's share of each global batch, with frames that are read ahead from the clip store.
+
+    Args:
+        plan: rows of the caption table, for each global batch.
+        captions: caption table.
+        store: clip store.
+        config: configuration of the experiment.
+        knowledge: phrases of the clips; None for none.
+        read_clips: reads the clips.
+    """
+    rank, world_size = parallel.rank(), parallel.world_size()
+    shares = [rows[parallel.shard(len(rows), rank, world_size)] for rows in plan]
+    clip_ids = [captions["clip_id"].take(share).to_pylist() for share in shares]
+    for rows, share, frames in zip(plan, shares, read_clips(store, clip_ids), strict=True):
+        assert len(share) == len(frames[1]), "a batch that is read is a batch of the plan"
+        yield make_batch(captions, share, frames, config, num_pairs=len(rows), knowledge=knowledge)
+
+
+def train_job(
+    job: TrainingJob,
+    captions: pa.Table,
+    *,
+    device: torch.device,
+    next_command: NextCommand = lambda: "continue",
+    read_clips: ReadClips = read_ahead,
+    report: Callable[[dict[str, float]], Any] = lambda metrics: None,
+) -> dict[str, float] | Interrupted:
+    """Trains from the newest checkpoint to the last epoch, or until a command ends it.
+
+    Args:
+        job: the run.
+        captions: its caption table.
+        device: device of the model.
+        next_command: called after each step.
+        read_clips: reads the clips of the batches.
+        report: called with the validation metrics after each epoch, once its checkpoint is written.
+
+    Returns:
+        Fields of result.json that the workers measure: seconds and peak_memory_bytes_of_worker. `Interrupted` if a command
+        has ended the run; a checkpoint is written.
+
+    Raises:
+        CheckpointError: if the newest checkpoint was trained on other captions or batches.
+        LockedError: if the process that started the run has lost the lock of the run folder, at the next checkpoint.
+    """
+    start = time.perf_counter()
+    config, store = job.config, ClipStore(job.store)
+    knowledge = Knowledge(job.knowledge) if job.knowledge else None
+    plans = [plan_epoch(config, captions, job.rows, epoch=epoch) for epoch in range(config.train.epochs)]
+    steps = [batch for plan in plans for batch in plan]
+    training = _start_or_resume(job, knowledge, steps, device)
+    recording = None
+    if parallel.rank() == 0:
+        recording = Recording(job.run_folder, config, captions, store, knowledge, training, steps, group=job.group)
+    batches = worker_batches(steps[training.step :], captions, store, config, knowledge, read_clips=read_clips)
+    saver = _CheckpointSaver(job, training, knowledge, recording)
+    with recording or nullcontext():
+        if job.zero_shot and training.step == 0:
+            _evaluate_zero_shot(training, captions, store, config, recording)
+        for epoch in range(training.epoch, config.train.epochs):
+            end_step = sum(map(len, plans[: epoch + 1]))
+            command = _train_until(end_step, training, batches, config, recording, next_command, saver)
+            if command in ("stop", "rescale"):
+                return Interrupted(command, training.step)
+            images = config.tracking.images
+            evaluation = evaluate(
+                training.student,
+                captions,
+                store,
+                config,
+                split="validation",
+                knowledge=knowledge,
+                options=EvaluationOptions(top_k=NUM_TOP_ANSWERS if images else 0, keep_video=images),
+            )
+            if recording:
+                recording.after_epoch(training, evaluation)
+            saver.save_epoch()
+            report(evaluation.metrics)
+    return {
+        "seconds": time.perf_counter() - start,  # without the time spent waiting for capacity
+        "peak_memory_bytes_of_worker": max(parallel.gather_objects(peak_rss())),
+    }
+
+
+def _evaluate_zero_shot(
+    training: Training, captions: pa.Table, store: ClipStore, config: ExperimentConfig, recording: Recording | None
+) -> None:
+    """Evaluates the backbone before training, unless an earlier attempt has done so. Every worker must call it."""
+    if parallel.broadcast_object(recording is not None and recording.has_zero_shot):
+        return
+    # The same backbone object: the evaluation needs no second copy of the weights, and draws no random number.
+    student = zero_shot_student(training.student)
+    evaluation = evaluate(student, captions, store, zero_shot_config(config), split="validation")
+    if recording:
+        recording.before_training(evaluation)
+
+
+def _train_until(
+    end_step: int,
+    training: Training,
+    batches: Iterator[Batch],
+    config: ExperimentConfig,
+    recording: Recording | None,
+    next_command: NextCommand,
+    saver: "_CheckpointSaver",
+) -> Command:
+    """Trains to the end of an epoch, or until a command ends it. Saves a checkpoint wherever one is due.
+
+    Args:
+        end_step: optimizer step at which the epoch ends.
+        training: state of the run.
+        batches: batches of the remaining steps of the run.
+        config: configuration of the experiment.
+        recording: of rank 0; None on other workers.
+        next_command: called after each step.
+        saver: writes checkpoints.
+
+    Returns:
+        "stop" or "rescale" if requested, otherwise "continue".
+    """
+    num_left = end_step - training.step
+    epoch_batches = islice(batches, num_left)
+    if recording:
+        epoch_batches = recording.trace(epoch_batches, training, num_left)
+    every = config.checkpoint.every_steps
+    for logs in train_epoch(training, epoch_batches, config):
+        if recording:
+            recording.after_step(training, logs)
+        command = next_command()
+        # Save before the evaluation: a request to stop that comes during it may not leave the time to finish it.
+        ends = training.step == end_step
+        if command != "continue" or ends or (every and training.step % every == 0):
+            saver.save_step()
+        if command in ("stop", "rescale"):
+            return command
+    return "continue"
+
+
+def _start_or_resume(
+    job: TrainingJob, knowledge: Knowledge | None, steps: list[np.ndarray], device: torch.device
+) -> Training:
+    """Builds model and optimizer, and restores them from the newest complete checkpoint, if there is one."""
+    # Rank 0 chooses the checkpoint for all: on a network disk, other workers may not see the newest one yet.
+    checkpoint = parallel.broadcast_object(newest_checkpoint(job.run_folder))
+    training = build_training(
+        job.config,
+        num_steps=len(steps),
+        device=device,
+        phrases=knowledge.phrase_embeddings() if knowledge else None,
+        pretrained=checkpoint is None,
+    )
+    if checkpoint:
+        restore_training(checkpoint, training)
+        training.epoch = completed_epochs(checkpoint)
+        planned = sum(map(len, steps[: training.step]))
+        if training.rows != planned:
+            raise CheckpointError(
+                f"{checkpoint} was trained on {training.rows} captions in {training.step} steps, but the plan of this run "
+                f"has {planned}: captions or batches have changed. Choose another name (--set name=...)"
+            )
+    return training
+
+
+class _CheckpointSaver:
+    """Writes the checkpoints of a run, and its logs up to their step.
+
+    Every worker must call it equally often; rank 0 writes.
+
+    The checkpoint at the end of an epoch is written once, before the evaluation. Its name then has a step; after the
+    evaluation it gets that of the epoch.
+
+    Args:
+        job: the run.
+        training: its state.
+        knowledge: knowledge of the clips; None for none.
+        recording: of rank 0; None on other workers.
+    """
+
+    def __init__(
+        self, job: TrainingJob, training: Training, knowledge: Knowledge | None, recording: Recording | None
+    ) -> None:
+        self._job, self._training, self._knowledge, self._recording = job, training, knowledge, recording
+        self._lock = find_lock(job.run_folder) if recording else None
+        self._saved: str | None = None
+        """Name of the checkpoint that this process wrote last."""
+
+    def save_step(self) -> None:
+        """Writes the checkpoint of the current step, within an epoch or before the evaluation at its end."""
+        self._write(checkpoint_name(self._training.epoch, self._training.step))
+
+    def save_epoch(self) -> None:
+        """Turns the checkpoint of the current step into that of the epoch, after its evaluation; writes it if necessary."""
+        of_step = checkpoint_name(self._training.epoch - 1, self._training.step)
+        of_epoch = checkpoint_name(self._training.epoch)
+        if self._saved != of_step:  # an earlier process wrote it, perhaps on another machine
+            self._write(of_epoch)
+            return
+        self._flush()
+        if self._recording:
+            keep_checkpoint(self._job.run_folder, self._job.run_folder / of_step, of_epoch)
+
+    def _write(self, name: str) -> None:
+        self._flush()
+        part = self._job.run_folder / ".checkpoint.part"
+        if self._recording:
+            shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+        save_checkpoint(part, self._training, self._job.config, self._knowledge)
+        if self._recording:
+            keep_checkpoint(self._job.run_folder, part, name)
+        self._saved = name
+
+    def _flush(self) -> None:
+        """Writes the logs: a run that resumes from a checkpoint needs those up to its step."""
+        if self._lock:
+            check_lock(self._lock)
+        if self._recording:
+            self._recording.flush()
