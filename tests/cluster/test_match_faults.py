@@ -16,14 +16,15 @@ from waver.config import ExperimentConfig, load_config
 from waver.data.clip import Clip
 from waver.data.clip_store import create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip
+from waver.knowledge.teacher import CLIPS_PER_BLOCK
 from waver.model.pretrained.weights import load_backbone
 from waver.runs.inputs import store_settings
 
-NUM_CLIPS, CLIPS_PER_BLOCK, SIZE = 112, 16, 64
+NUM_CLIPS, SIZE = 7 * CLIPS_PER_BLOCK, 64
 # Large enough for a block to take about a second.
 BACKBONE = {
     "embed_dim": 32,
-    "vision_cfg": {"image_size": SIZE, "layers": 6, "width": 256, "head_width": 64, "patch_size": 8},
+    "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 256, "head_width": 64, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
 _MATCH = """

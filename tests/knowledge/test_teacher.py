@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from waver.knowledge.teacher import Teacher, best_phrases
+from waver.knowledge.teacher import CLIPS_PER_BLOCK, Teacher, best_phrases, embed_clip, match_clips
 from waver.model.pretrained.weights import load_backbone
 from waver.model.tokenizer import find_tokenizer
 
@@ -80,32 +80,75 @@ def test_a_clip_is_the_mean_of_its_frames_directions(backbone, teacher, num_fram
         pixels = (frame / 255 - backbone.pixel_mean) / backbone.pixel_std
         embedded = backbone.clip.encode_image(pixels[None])[0]
         expected += embedded / embedded.norm() / num_frames
-    torch.testing.assert_close(teacher.embed_clip(frames), expected)
+    torch.testing.assert_close(teacher.embed_clips([frames])[0], expected)
+    torch.testing.assert_close(embed_clip(teacher.embed_frames(frames)), expected)
 
 
-def naive_best(clip: torch.Tensor, phrases: torch.Tensor, num_matches: int) -> list[int]:
-    scores = [float(phrase @ clip) for phrase in phrases]
-    return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:num_matches]
+def test_no_bit_of_a_clip_depends_on_the_clips_beside_it(teacher):
+    """With 1 to 40 frames, so that the frames of a clip pass the backbone in one batch or in two."""
+    clips = [frames_of(1 + number * 13 % 40, seed=number) for number in range(12)]
+    alone = torch.cat([teacher.embed_clips([clip]) for clip in clips])
+    assert torch.equal(teacher.embed_clips(clips), alone)
+    assert torch.equal(teacher.embed_clips(clips[::-1]).flip(0), alone)
 
 
-@pytest.mark.parametrize("num_matches", [1, 7, 50])
-def test_best_phrases_equal_a_naive_sort(num_matches):
-    phrases, clip = F.normalize(torch.randn(50, 16, dtype=torch.float64), dim=-1), torch.randn(16, dtype=torch.float64)
-    ids, scores = best_phrases(clip, phrases, num_matches)
-    assert ids.tolist() == naive_best(clip, phrases, num_matches)
-    torch.testing.assert_close(scores, torch.stack([phrases[i] @ clip for i in ids]))
+def naive_best(scores: torch.Tensor, num_matches: int) -> list[list[int]]:
+    """Sorts all phrases of each clip, highest scores first and equal ones by id."""
+    return [sorted(range(len(row)), key=lambda i: (-row[i], i))[:num_matches] for row in scores.tolist()]
+
+
+@pytest.mark.parametrize("num_matches", [1, 7, 50, 1000])
+@pytest.mark.parametrize("num_phrases", [1, 5, 50, 777, 8192, 10_007])
+def test_best_phrases_equal_a_naive_sort(num_phrases, num_matches):
+    generator = torch.Generator().manual_seed(num_phrases)
+    phrases = F.normalize(torch.randn(num_phrases, 16, dtype=torch.float64, generator=generator), dim=-1)
+    clips = torch.randn(9, 16, dtype=torch.float64, generator=generator)
+    ids, scores = best_phrases(clips, phrases, num_matches)
+    assert ids.shape == scores.shape == (9, min(num_matches, num_phrases))
+    assert ids.tolist() == naive_best(clips @ phrases.T, num_matches)
+    torch.testing.assert_close(scores, (clips @ phrases.T).gather(1, ids))
 
 
 def test_ties_are_sorted_by_phrase_id():
     """Exact in binary: unit vectors and a clip of powers of two, in 5 groups of 40 equal scores."""
     group = torch.arange(200) % 5
     phrases = F.one_hot(group, 8).float()
-    clip = torch.tensor([0.25, 1.0, 0.5, 1.0, -2.0, 0, 0, 0])
+    clip = torch.tensor([[0.25, 1.0, 0.5, 1.0, -2.0, 0, 0, 0]])
     ids, scores = best_phrases(clip, phrases, 100)
     ones = [i for i in range(200) if i % 5 in (1, 3)]
-    assert ids.tolist() == naive_best(clip, phrases, 100)
-    assert ids.tolist() == ones + [i for i in range(200) if i % 5 == 2][:20]
-    assert scores.tolist() == [1.0] * 80 + [0.5] * 20
+    assert ids.tolist() == naive_best(clip @ phrases.T, 100)
+    assert ids[0].tolist() == ones + [i for i in range(200) if i % 5 == 2][:20]
+    assert scores[0].tolist() == [1.0] * 80 + [0.5] * 20
+
+
+@pytest.mark.parametrize("num_levels", [1, 2, 3, 40])
+@pytest.mark.parametrize(("num_phrases", "num_matches"), [(3, 5), (129, 1), (8200, 30), (20_001, 200)])
+def test_ties_at_the_boundary_go_to_the_first_phrases(num_phrases, num_matches, num_levels):
+    """Scores are a few small integers, exact in any order of summation: most phrases tie, across groups and products."""
+    generator = torch.Generator().manual_seed(num_levels)
+    level = torch.randint(num_levels, (num_phrases,), generator=generator)
+    phrases, clips = torch.stack([level, -level], 1).float(), torch.tensor([[1.0, 0], [0, 1], [0, 0]])
+    ids, scores = best_phrases(clips, phrases, num_matches)
+    assert ids.tolist() == naive_best(clips @ phrases.T, num_matches)
+    assert torch.equal(scores, (clips @ phrases.T).gather(1, ids))
+
+
+@pytest.mark.parametrize("num_phrases", [5, 1000, 8195])
+def test_equal_phrases_have_equal_scores_wherever_they_stand(num_phrases):
+    phrases = F.normalize(torch.randn(1, 512), dim=-1).expand(num_phrases, -1)
+    ids, scores = match_clips(torch.randn(3, 512), phrases, 1000)
+    assert ids.tolist() == [list(range(min(num_phrases, 1000)))] * 3
+    assert (scores == scores[:, :1]).all()
+
+
+def test_matches_of_a_clip_do_not_depend_on_its_block():
+    phrases, clips = F.normalize(torch.randn(3001, 512), dim=-1), torch.randn(2 * CLIPS_PER_BLOCK + 3, 512)
+    ids, scores = match_clips(clips, phrases, 10)
+    assert ids.shape == scores.shape == (len(clips), 10)
+    for some in ([5], [70, 2, 130], list(range(64, 131)), list(range(len(clips)))[::-1]):
+        some_ids, some_scores = match_clips(clips[some], phrases, 10)
+        assert torch.equal(some_ids, ids[some])
+        assert torch.equal(some_scores, scores[some])
 
 
 def test_the_teacher_is_frozen(backbone):
@@ -113,7 +156,7 @@ def test_the_teacher_is_frozen(backbone):
     backbone.train()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     teacher = Teacher(backbone, CLIP, PROMPT)
-    embedded = [teacher.embed_phrases(PHRASES), teacher.embed_clip(frames_of(3))]
+    embedded = [teacher.embed_phrases(PHRASES), teacher.embed_clips([frames_of(3)])]
     assert not any(p.requires_grad for p in backbone.parameters())
     assert not any(module.training for module in backbone.modules())
     assert not any(tensor.requires_grad for tensor in embedded)
@@ -142,8 +185,9 @@ def test_a_clip_meets_as_many_phrases_as_the_largest_dictionary_has():
     rng = np.random.default_rng(0)
     phrases = rng.standard_normal((110_000, 512), dtype=np.float32)
     phrases /= np.linalg.norm(phrases, axis=1, keepdims=True)
-    clip = rng.standard_normal(512, dtype=np.float32) / 25
-    ids, scores = best_phrases(torch.from_numpy(clip), torch.from_numpy(phrases), 30)
-    expected = np.concatenate([part @ clip for part in np.array_split(phrases, 11)])
-    assert ids.tolist() == np.argsort(-expected, kind="stable")[:30].tolist()
-    np.testing.assert_allclose(scores.numpy(), np.sort(expected)[::-1][:30], rtol=1e-5)
+    clips = rng.standard_normal((3, 512), dtype=np.float32) / 25
+    ids, scores = match_clips(torch.from_numpy(clips), torch.from_numpy(phrases), 30)
+    for clip, own_ids, own_scores in zip(clips, ids, scores, strict=True):
+        expected = np.concatenate([part @ clip for part in np.array_split(phrases, 11)])
+        assert own_ids.tolist() == np.argsort(-expected, kind="stable")[:30].tolist()
+        np.testing.assert_allclose(own_scores.numpy(), np.sort(expected)[::-1][:30], rtol=1e-5)

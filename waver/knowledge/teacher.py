@@ -1,12 +1,18 @@
 """The frozen teacher: the pre-trained backbone, which matches the phrases of a dictionary with clips.
 
-Its embeddings of all phrases are computed once and kept as a table; training looks them up and never runs the teacher. Every
-clip is embedded on its own, so that its matches do not depend on the other clips of a worker.
+Its embeddings of all phrases are computed once and kept as a table; training looks them up and never runs the teacher.
+
+The matches of a clip do not depend on the clips that a worker matches with it. A matrix product of another shape rounds
+differently; within one shape the place of a row has no influence. So frames pass the backbone in batches of one size, and
+clips meet phrases in blocks of one size; both are filled up. Knowledge that was matched before, one clip at a time, stays
+valid: its scores differ in the last bits, so that phrases whose scores differ by less can stand in another order.
 
 Source: WAVER (arXiv 2312.09507), which matches the phrases of its video content dictionary in this way.
 """
 
 import hashlib
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +22,12 @@ from torch import Tensor
 from waver.model.backbone import Backbone
 from waver.model.interaction import last_token
 from waver.model.tokenizer import Tokenizer
+
+CLIPS_PER_BLOCK = 64
+"""Number of clips that meet all phrases at once."""
+_FRAMES_PER_BATCH = 64
+_PHRASES_PER_PRODUCT = 8192
+_PHRASES_PER_GROUP = 64
 
 
 class Teacher:
@@ -44,11 +56,21 @@ class Teacher:
         return last_token(self._backbone.encode_tokens(ids, mask), mask)
 
     @torch.no_grad()
-    def embed_clip(self, frames: UInt8[Tensor, "F 3 H W"]) -> Float[Tensor, " D"]:
-        """Returns the mean of the normalised embeddings of a clip's F frames."""
-        pixels = self._backbone.pixels(frames.to(self.device))
-        mask = torch.ones(1, len(frames), dtype=torch.bool, device=self.device)
-        return F.normalize(self._backbone.encode_frames(pixels[None], mask)[0], dim=-1).mean(dim=0)
+    def embed_frames(self, frames: UInt8[Tensor, "M 3 H W"]) -> Float[Tensor, "M D"]:
+        """Embeds each frame by itself, in batches of one size; not normalised."""
+        parts: list[Tensor] = []
+        for start in range(0, len(frames), _FRAMES_PER_BATCH):
+            batch = frames[start : start + _FRAMES_PER_BATCH]
+            filled = F.pad(batch.to(self.device), (0, 0) * 3 + (0, _FRAMES_PER_BATCH - len(batch)))
+            mask = torch.ones(1, len(filled), dtype=torch.bool, device=self.device)
+            parts.append(self._backbone.encode_frames(self._backbone.pixels(filled)[None], mask)[0, : len(batch)])
+        return torch.cat(parts)
+
+    def embed_clips(self, clips: Sequence[UInt8[Tensor, "_ 3 H W"]]) -> Float[Tensor, "N D"]:
+        """Embeds each of N clips, which may differ in their number of frames; see `embed_clip`."""
+        frames = self.embed_frames(torch.cat(list(clips)))
+        ends = list(accumulate(len(clip) for clip in clips))
+        return torch.stack([embed_clip(frames[end - len(clip) : end]) for clip, end in zip(clips, ends, strict=True)])
 
     def digest(self) -> str:
         """Returns a short hash of the weights."""
@@ -59,15 +81,84 @@ class Teacher:
         return sha.hexdigest()[:16]
 
 
-def best_phrases(
-    clip: Float[Tensor, " D"], phrases: Float[Tensor, "P D"], num_matches: int
-) -> tuple[Int[Tensor, " K"], Float[Tensor, " K"]]:
-    """Returns the phrases nearest to a clip, (ids, scores), best first; ties are sorted by id.
+def embed_clip(frames: Float[Tensor, "F D"]) -> Float[Tensor, " D"]:
+    """Returns the embedding of a clip: the mean of the normalised embeddings of its F frames."""
+    return F.normalize(frames, dim=-1).mean(dim=0)
+
+
+def match_clips(
+    clips: Float[Tensor, "N D"], phrases: Float[Tensor, "P D"], num_matches: int
+) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
+    """Finds the phrases nearest to each of any number of clips, in blocks of `CLIPS_PER_BLOCK`.
 
     Args:
-        clip: embedding of the clip, see `Teacher.embed_clip`.
+        clips: embeddings of the clips, see `embed_clip`.
         phrases: normalised embeddings of all phrases of the dictionary.
+        num_matches: as in `best_phrases`.
+
+    Returns:
+        As `best_phrases`. Neither the other clips nor their number change any bit of a clip's scores.
+    """
+    filled = F.pad(clips, (0, 0, 0, -len(clips) % CLIPS_PER_BLOCK))
+    starts = range(0, len(filled), CLIPS_PER_BLOCK)
+    blocks = [best_phrases(filled[start : start + CLIPS_PER_BLOCK], phrases, num_matches) for start in starts]
+    ids, scores = (torch.cat(parts)[: len(clips)] for parts in zip(*blocks, strict=True))
+    return ids, scores
+
+
+@torch.no_grad()
+def best_phrases(
+    clips: Float[Tensor, "B D"], phrases: Float[Tensor, "P D"], num_matches: int
+) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]:
+    """Returns the phrases nearest to each clip of a block, (ids, scores), best first; ties are sorted by id.
+
+    The last bits of scores depend on the size of the block, see `match_clips`. Equal phrases have equal scores.
+
+    The scores of a clip are searched in groups of neighbouring phrases: the K groups with the highest maxima, among equal
+    ones the first, hold the K best phrases. Each of these groups has a phrase that reaches the maximum of any other group,
+    and if only equally high, one with a lower id.
+
+    Args:
+        clips: embeddings of B clips.
+        phrases: normalised embeddings of all phrases of the dictionary; finite.
         num_matches: K; fewer are returned if there are fewer phrases.
     """
-    scores, order = torch.sort(phrases @ clip, descending=True, stable=True)
-    return order[:num_matches], scores[:num_matches]
+    num_phrases, num_matches = len(phrases), min(num_matches, len(phrases))
+    scores = _score(phrases, clips)
+    scores[num_phrases:] = -torch.inf
+    highest = scores.view(-1, _PHRASES_PER_GROUP, len(clips)).amax(dim=1)
+    groups = _highest(highest.T, min(num_matches, len(highest)))
+    members = torch.arange(_PHRASES_PER_GROUP, device=scores.device)
+    ids = (groups[:, :, None] * _PHRASES_PER_GROUP + members).flatten(1)
+    candidates = scores.T.gather(1, ids)
+    chosen = _highest(candidates, num_matches)
+    best, order = candidates.gather(1, chosen).sort(dim=1, descending=True, stable=True)
+    return ids.gather(1, chosen.gather(1, order)), best
+
+
+def _score(phrases: Float[Tensor, "P D"], clips: Float[Tensor, "B D"]) -> Float[Tensor, "S B"]:
+    """Computes the product of all phrases with a block of clips; rows after the first P are arbitrary.
+
+    It is computed in products of one shape, so that equal phrases have equal scores wherever they stand. Phrases are the
+    rows, because the matrix product then reads them as they lie in memory.
+    """
+    starts = range(0, len(phrases), _PHRASES_PER_PRODUCT)
+    scores = phrases.new_empty(len(starts) * _PHRASES_PER_PRODUCT, len(clips))
+    columns = clips.T.contiguous()
+    for start in starts:
+        part = phrases[start : start + _PHRASES_PER_PRODUCT]
+        if missing := _PHRASES_PER_PRODUCT - len(part):
+            part = F.pad(part, (0, 0, 0, missing))
+        torch.mm(part, columns, out=scores[start : start + _PHRASES_PER_PRODUCT])
+    return scores
+
+
+def _highest(values: Float[Tensor, "B n"], number: int) -> Int[Tensor, "B k"]:
+    """Returns the columns of the highest values of each row, ascending; among equal values the first columns.
+
+    topk chooses arbitrarily among equal values, so only its lowest value is used.
+    """
+    lowest = values.topk(number, dim=1).values[:, -1:]
+    higher, equal = values > lowest, values == lowest
+    chosen = higher | (equal & (equal.cumsum(dim=1) <= number - higher.sum(dim=1, keepdim=True)))
+    return chosen.nonzero()[:, 1].view(len(values), number)

@@ -87,7 +87,7 @@ def test_clips_get_the_phrases_with_the_highest_scores(project, known):
     )
     for row in known.matches.to_pylist():
         frames, num_frames = store.read([row["clip_id"]])
-        clip = teacher.embed_clip(torch.from_numpy(frames[0, : num_frames[0]]).permute(0, 3, 1, 2))
+        clip = teacher.embed_clips([torch.from_numpy(frames[0, : num_frames[0]]).permute(0, 3, 1, 2)])[0]
         scores = F.normalize(phrases, dim=-1) @ clip
         torch.testing.assert_close(torch.tensor(row["scores"]), scores[row["phrase_ids"]])
         assert row["scores"] == sorted(row["scores"], reverse=True)

@@ -27,7 +27,7 @@ from waver.knowledge.store import (
     write_embeddings,
     write_matches,
 )
-from waver.knowledge.teacher import Teacher, best_phrases
+from waver.knowledge.teacher import CLIPS_PER_BLOCK, Teacher, match_clips
 from waver.model.pretrained.weights import load_backbone, weights_text
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 
 _PHRASES_PER_PART = 1024
-_CLIPS_PER_BLOCK = 16
 
 
 def match(
@@ -121,8 +120,8 @@ def _fill(
     )
     if todo:
         blocks = [
-            pa.table({"clip_id": todo[first : first + _CLIPS_PER_BLOCK]})
-            for first in range(0, len(todo), _CLIPS_PER_BLOCK)
+            pa.table({"clip_id": todo[first : first + CLIPS_PER_BLOCK]})
+            for first in range(0, len(todo), CLIPS_PER_BLOCK)
         ]
         arguments = (config, folder, store.path, num_matches)
         with closing(map_blocks(_Matcher, arguments, blocks, pool)) as done:
@@ -172,17 +171,17 @@ class _Matcher:
         self._phrases = F.normalize(phrases, dim=-1, out=phrases).to(self._teacher.device)
 
     def __call__(self, block: pa.Table) -> int:
-        rows = []
-        for clip_id in block["clip_id"].to_pylist():
-            # One clip at a time: in a batch, the last bits of its embedding could differ, and with them the order of ties.
-            frames, num_frames = self._store.read([clip_id])
-            clip = self._teacher.embed_clip(torch.from_numpy(frames[0, : num_frames[0]]).permute(0, 3, 1, 2))
-            if not clip.isfinite().all():
-                raise KnowledgeError(f"the teacher's embedding of {clip_id} has values that are NaN or infinite")
-            ids, scores = best_phrases(clip, self._phrases, self._num_matches)
-            rows.append({"clip_id": clip_id, "phrase_ids": ids.tolist(), "scores": scores.tolist()})
-        write_matches(self._folder, pa.Table.from_pylist(rows))
-        return len(rows)
+        clip_ids: list[str] = block["clip_id"].to_pylist()
+        frames, num_frames = self._store.read(clip_ids)
+        pixels = torch.from_numpy(frames).permute(0, 1, 4, 2, 3)
+        clips = self._teacher.embed_clips([clip[:number] for clip, number in zip(pixels, num_frames, strict=True)])
+        if not (finite := clips.isfinite().all(dim=1)).all():
+            bad = clip_ids[int(finite.int().argmin())]
+            raise KnowledgeError(f"the teacher's embedding of {bad} has values that are NaN or infinite")
+        ids, scores = match_clips(clips, self._phrases, self._num_matches)
+        columns = {"clip_id": clip_ids, "phrase_ids": ids.tolist(), "scores": scores.tolist()}
+        write_matches(self._folder, pa.table(columns))
+        return len(clip_ids)
 
 
 def run_match(config: ExperimentConfig, *, progress: bool = True) -> Knowledge:
