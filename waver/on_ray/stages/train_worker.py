@@ -77,7 +77,7 @@ def worker_batches(
         plan: rows of the caption table, for each global batch.
         captions: caption table.
         store: clip store.
-        config: configuration of the experiment. Ray Data reads if resources.loaders_per_worker > 0, otherwise a thread.
+        config: configuration of the experiment. Ray Data reads if resources.loaders_per_worker > 0, otherwise threads.
         knowledge: phrases of the clips; None for none.
     """
     rank, world_size = parallel.rank(), parallel.world_size()
