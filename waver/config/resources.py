@@ -37,8 +37,10 @@ class ResourcesConfig(Section):
     """Number of CPUs per worker."""
     gpus_per_worker: NotNegative | None = None
     """Number of GPUs per worker; by default 1 if the cluster has GPUs, else 0."""
-    loaders_per_worker: Annotated[int, Field(ge=0)] = 2
-    """Number of processes per worker that prefetch batches from the clip store; 0: a thread of the worker prefetches one."""
+    loaders_per_worker: Annotated[int, Field(ge=0)] = 0
+    """Number of processes per worker that read batches ahead from the clip store, with Ray Data. 0: threads of the worker
+    read one batch ahead, which is faster and starts at once. Processes pay off if a node has CPUs to spare and the threads
+    do not keep up: with JPEG frames, or frames that come from an object store."""
     wait_s: NotNegative = 0.0
     """How long to wait for a growing cluster to become large enough, seconds; then the command fails. If it is large enough
     but in use, the command waits without limit."""

@@ -3,6 +3,7 @@
 Masks are bool, True = valid. Pixels are uint8 and are normalised on the device.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,6 +14,14 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from waver.data.clip_store import ClipStore
+from waver.tools.object_store import remote_of
+
+_MAX_FREE_BUFFERS = 2
+_RAW_THREADS = 2
+_JPEG_THREADS = 4
+"""Pillow decodes outside of Python's lock."""
+_DOWNLOAD_THREADS = 8
+"""They wait for the object store."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +64,78 @@ def frames_to_tensor(
     return tensor, torch.arange(frames.shape[1]) < torch.from_numpy(num_frames)[:, None]
 
 
+class Buffers:
+    """Memory for batches of clips, which is used again when nothing refers to an earlier batch any more.
+
+    Fresh memory is slow: the kernel fills each page with zeros at its first use, which takes as long as reading the frames.
+    The memory is not pinned: a copy to a device has left it when `to` returns, so that nothing reads it unseen.
+
+    Args:
+        num_clips: maximal number of clips in a batch.
+        clip_shape: of `ClipStore`.
+    """
+
+    def __init__(self, num_clips: int, clip_shape: tuple[int, ...]):
+        self._shape = (num_clips, *clip_shape)
+        self._free: deque[np.ndarray] = deque(maxlen=_MAX_FREE_BUFFERS)
+
+    def take(self, num_clips: int) -> UInt8[np.ndarray, "B F H W 3"]:
+        """Returns an array of arbitrary content. Its memory comes back when it, its views and its tensors are deleted."""
+        try:
+            values = self._free.pop()
+        except IndexError:
+            values = np.empty(self._shape, np.uint8)
+        return np.asarray(_Loan(values, self._free))[:num_clips]
+
+
+class _Loan:
+    """Memory that numpy refers to as long as an array or a tensor uses it; then returns it."""
+
+    def __init__(self, values: np.ndarray, free: deque[np.ndarray]):
+        self.__array_interface__ = values.__array_interface__
+        self._values, self._free = values, free
+
+    def __del__(self) -> None:
+        self._free.append(self._values)
+
+
 def read_ahead(store: ClipStore, batches: list[list[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields `ClipStore.read` of each batch of clip ids; a thread reads the next batch while the caller uses this one."""
-    store = ClipStore(store.path)  # a store of the thread's own: ClipStore is not thread-safe
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        following = None
+    """Yields `ClipStore.read` of each batch of clip ids; threads read the next batch while the caller uses this one.
+
+    A batch belongs to the caller for as long as the caller, or a tensor made from it, refers to it; after that its memory
+    serves a later batch.
+    """
+    num_threads = _num_threads(store)
+    buffers = Buffers(max(map(len, batches), default=0), store.clip_shape)
+    with ThreadPoolExecutor(num_threads, "waver-read-ahead") as threads:
+        following: list[_Reading] = []
         for batch in batches:
-            current, following = following, reader.submit(store.read, batch)
-            if current:
-                yield current.result()
+            following.append(_Reading(store, batch, buffers, threads, num_threads))
+            if len(following) > 1:
+                yield following.pop(0).result()
         if following:
-            yield following.result()
+            yield following.pop().result()
+
+
+class _Reading:
+    """A batch that threads are reading; each reads a part of its clips."""
+
+    def __init__(
+        self, store: ClipStore, batch: list[str], buffers: Buffers, threads: ThreadPoolExecutor, num_threads: int
+    ):
+        self._frames = buffers.take(len(batch))
+        size = -(-len(batch) // num_threads) or 1
+        parts = [slice(first, first + size) for first in range(0, len(batch), size)]
+        self._parts = [threads.submit(store.read, batch[part], self._frames[part]) for part in parts]
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """Waits for all parts; returns frames and num_frames."""
+        num_frames = [part.result()[1] for part in self._parts]
+        return self._frames, np.concatenate([np.empty(0, np.int32), *num_frames])
+
+
+def _num_threads(store: ClipStore) -> int:
+    """Returns how many threads read the clips of a batch."""
+    if remote_of(store.path):
+        return _DOWNLOAD_THREADS
+    return _JPEG_THREADS if store.settings.frame_format == "jpeg" else _RAW_THREADS

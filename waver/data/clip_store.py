@@ -21,13 +21,14 @@ import dataclasses
 import hashlib
 import io
 import json
+import threading
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +38,7 @@ from PIL import Image
 
 import waver
 from waver.data.clip import Clip
+from waver.data.clips_file import ClipsFile, Envelope
 from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, StoreError, ledger_row, read_ledger, read_store_manifest
 from waver.data.video.resizing import Interpolation, ResizeMode, Resizing
 from waver.tools.files import atomic_write, write_json
@@ -55,7 +57,12 @@ CLIPS_SCHEMA = pa.schema(
     }
 )
 """frames: one value per frame, either its pixels (height, width, channel) as bytes, or a JPEG file."""
-_MAX_OPEN_BLOCKS = 64
+_MAX_OPEN_BLOCKS = 256
+_MAX_LAYOUTS = 2**16
+"""Of clips files that are not open any more, so that opening them again costs nothing; 1 kB each."""
+_MAX_ENVELOPES = 4096
+_NUM_LOCKS = 32
+_NOT_PICKLED = ("_lock", "_opening", "_files", "_layouts")
 _DAY_S = 86400
 
 
@@ -165,7 +172,7 @@ def write_manifest(store: Path, settings: StoreSettings, *, complete: bool) -> N
 
 
 class ClipStore:
-    """Reads clips of a store, as of its opening, in any order. It can be pickled; it is not thread-safe.
+    """Reads clips of a store, as of its opening, in any order. It can be pickled; several threads may read at the same time.
 
     Attributes:
         path: folder of the store.
@@ -185,23 +192,35 @@ class ClipStore:
         ok = self.ledger.filter(pc.equal(self.ledger["status"], "ok"))
         places = zip(ok["block"].to_pylist(), ok["row"].to_pylist(), strict=True)
         self._places: dict[str, tuple[str, int]] = dict(zip(ok["clip_id"].to_pylist(), places, strict=True))
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._known_envelopes: set[Envelope] = set()
+        self.__setstate__({})
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_files": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name not in _NOT_PICKLED}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()  # of the two dictionaries
+        self._opening = [threading.Lock() for _ in range(_NUM_LOCKS)]
+        self._files: OrderedDict[str, ClipsFile] = OrderedDict()
+        self._layouts: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def ok_clip_ids(self) -> list[str]:
         """Returns the clips that have frames, sorted."""
         return list(self._places)
 
-    def read(self, clip_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, clip_ids: Sequence[str], out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Reads clips, in the given order.
+
+        Args:
+            clip_ids: the clips.
+            out: contiguous array of the frames' shape and type to read into; None for new memory.
 
         Returns:
             frames, uint8 (B, max_frames, size, size, 3), zero after the last frame of a clip; num_frames, int32 (B,).
 
         Raises:
-            StoreError: if a clip has no frames in this store, or a file is damaged.
+            StoreError: if a clip has no frames in this store, or a file is damaged; the content of `out` is then arbitrary.
         """
         unknown = [clip_id for clip_id in clip_ids if clip_id not in self._places]
         if unknown:
@@ -210,23 +229,43 @@ class ClipStore:
                 f"({', '.join(unknown[:3])}"
                 f"{', ...' if len(unknown) > 3 else ''}): run `waver ingest CONFIG`"
             )
-        size = self.settings.size
-        frames = np.empty((len(clip_ids), self.settings.max_frames, size, size, 3), np.uint8)
+        shape = (len(clip_ids), *self.clip_shape)
+        frames = np.empty(shape, np.uint8) if out is None else out
+        fits = (frames.shape, frames.dtype, frames.flags.c_contiguous) == (shape, np.uint8, True)
+        assert fits, "`out` has the shape and type of the frames"
         num_frames = np.empty(len(clip_ids), np.int32)
         for i, clip_id in enumerate(clip_ids):
             num_frames[i] = self._read_into(frames[i], clip_id)
             frames[i, num_frames[i] :] = 0
         return frames, num_frames
 
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """Shape of a clip as `read` returns it: (max_frames, size, size, 3)."""
+        return (self.settings.max_frames, self.settings.size, self.settings.size, 3)
+
     def _read_into(self, target: np.ndarray, clip_id: str) -> int:
+        """Reads a clip into the first frames of `target` (`clip_shape`); returns how many these are."""
         block, row = self._places[clip_id]
         try:
-            clip = self._open(block).read_row_group(row, columns=["clip_id", "frames"], use_threads=False)
-            if clip["clip_id"].to_pylist() != [clip_id]:
-                raise pa.ArrowInvalid(f"row {row} is another clip")
-            values = clip["frames"].chunk(0).flatten()
-            for i, value in enumerate(values):
-                target[i] = _decode_frame(value.as_buffer(), self.settings)
+            file = self._open(block)
+            is_raw = self.settings.frame_format == "raw"
+            envelope = file.read_at_place(row, clip_id, target) if is_raw else None
+            if envelope is not None and envelope in self._known_envelopes:
+                return envelope.num_frames
+            values = file.read_with_pyarrow(row, clip_id)
+            if len(values) > len(target):
+                raise ValueError(f"{len(values)} frames, at most {len(target)} are expected")
+            frames = [_decode_frame(value.as_buffer(), self.settings) for value in values]
+            if (
+                envelope
+                and envelope.num_frames == len(frames)
+                and np.array_equal(target[: len(frames)], frames)
+                and len(self._known_envelopes) < _MAX_ENVELOPES
+            ):
+                self._known_envelopes.add(envelope)
+            for place, frame in zip(target, frames, strict=False):
+                place[:] = frame
         except ObjectStoreError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -234,15 +273,27 @@ class ClipStore:
                 f"{self.path / 'clips' / block} is damaged or gone ({error}): delete it and run `waver ingest CONFIG`, "
                 "which decodes its clips again"
             ) from error
-        return len(values)
+        return len(frames)
 
-    def _open(self, block: str) -> pq.ParquetFile:
-        if block not in self._files:
-            if len(self._files) >= _MAX_OPEN_BLOCKS:
-                self._files.popitem(last=False)[1].close()
-            self._files[block] = pq.ParquetFile(fetch_once(self.path / "clips" / block), memory_map=True)
-        self._files.move_to_end(block)
-        return self._files[block]
+    def _open(self, block: str) -> ClipsFile:
+        with self._opening[hash(block) % _NUM_LOCKS]:  # two threads would download the same file
+            with self._lock:
+                file, layout = self._files.get(block), self._layouts.get(block)
+            if file is None:
+                file = ClipsFile(fetch_once(self.path / "clips" / block), layout)
+            with self._lock:
+                # A file that is dropped closes once no thread reads it.
+                _keep(self._files, block, file, _MAX_OPEN_BLOCKS)
+                _keep(self._layouts, block, file.layout, _MAX_LAYOUTS)
+        return file
+
+
+def _keep(kept: OrderedDict[str, Any], name: str, value: Any, limit: int) -> None:
+    """Adds a value, or marks it as the last used one, and drops the one that was not used for longest."""
+    kept[name] = value
+    kept.move_to_end(name)
+    if len(kept) > limit:
+        kept.popitem(last=False)
 
 
 def _block_time_ns(store: Path) -> int:

@@ -42,7 +42,7 @@ def train_on_ray_worker(arguments: WorkerArguments) -> dict[str, float] | Interr
 
 
 def clip_reader(loaders: int) -> ReadClips:
-    """Returns what reads the clips of a worker: a thread of its process, or loader processes of Ray Data.
+    """Returns what reads the clips of a worker: threads of its process, or loader processes of Ray Data.
 
     Args:
         loaders: number of loader processes.
