@@ -194,6 +194,15 @@ class ClipStore:
         """Returns the clips that have frames, sorted."""
         return list(self._places)
 
+    def blocks_of(self, clip_ids: Sequence[str]) -> dict[str, str]:
+        """Returns clip id -> name of the block with its frames, which changes when the clip is decoded again.
+
+        Raises:
+            StoreError: if a clip has no frames in this store.
+        """
+        self._check_known(clip_ids)
+        return {clip_id: self._places[clip_id][0] for clip_id in clip_ids}
+
     def read(self, clip_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Reads clips, in the given order.
 
@@ -203,13 +212,7 @@ class ClipStore:
         Raises:
             StoreError: if a clip has no frames in this store, or a file is damaged.
         """
-        unknown = [clip_id for clip_id in clip_ids if clip_id not in self._places]
-        if unknown:
-            raise StoreError(
-                f"{len(unknown)} of {len(clip_ids)} clips have no frames in {display_path(self.path)} "
-                f"({', '.join(unknown[:3])}"
-                f"{', ...' if len(unknown) > 3 else ''}): run `waver ingest CONFIG`"
-            )
+        self._check_known(clip_ids)
         size = self.settings.size
         frames = np.empty((len(clip_ids), self.settings.max_frames, size, size, 3), np.uint8)
         num_frames = np.empty(len(clip_ids), np.int32)
@@ -217,6 +220,15 @@ class ClipStore:
             num_frames[i] = self._read_into(frames[i], clip_id)
             frames[i, num_frames[i] :] = 0
         return frames, num_frames
+
+    def _check_known(self, clip_ids: Sequence[str]) -> None:
+        unknown = [clip_id for clip_id in clip_ids if clip_id not in self._places]
+        if unknown:
+            raise StoreError(
+                f"{len(unknown)} of {len(clip_ids)} clips have no frames in {display_path(self.path)} "
+                f"({', '.join(unknown[:3])}"
+                f"{', ...' if len(unknown) > 3 else ''}): run `waver ingest CONFIG`"
+            )
 
     def _read_into(self, target: np.ndarray, clip_id: str) -> int:
         block, row = self._places[clip_id]
