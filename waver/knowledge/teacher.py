@@ -32,6 +32,11 @@ class Teacher:
         self._tokenizer, self._prompt = tokenizer, prompt
 
     @property
+    def backbone(self) -> Backbone:
+        """The pre-trained backbone."""
+        return self._backbone
+
+    @property
     def device(self) -> torch.device:
         """Device of the teacher."""
         return self._backbone.pixel_mean.device
@@ -48,7 +53,7 @@ class Teacher:
         """Returns the mean of the normalised embeddings of a clip's F frames."""
         pixels = self._backbone.pixels(frames.to(self.device))
         mask = torch.ones(1, len(frames), dtype=torch.bool, device=self.device)
-        return F.normalize(self._backbone.encode_frames(pixels[None], mask)[0], dim=-1).mean(dim=0)
+        return mean_frame(self._backbone.encode_frames(pixels[None], mask)[0])
 
     def digest(self) -> str:
         """Returns a short hash of the weights."""
@@ -57,6 +62,11 @@ class Teacher:
             sha.update(name.encode())
             sha.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return sha.hexdigest()[:16]
+
+
+def mean_frame(frames: Float[Tensor, "F D"]) -> Float[Tensor, " D"]:
+    """Returns the embedding of a clip, the mean of the normalised embeddings of its F frames."""
+    return F.normalize(frames, dim=-1).mean(dim=0)
 
 
 def best_phrases(

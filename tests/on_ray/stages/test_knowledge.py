@@ -42,6 +42,7 @@ def project(tmp_path_factory, build_project, captions, teacher_weights) -> Path:
         tmp_path_factory.mktemp("project"),
         captions,
         model={"weights": str(teacher_weights)},
+        embeddings={"precision": "fp32"},
         vocabulary={"parser": PARSER},
         knowledge={"top_k": 2, "num_matches": 4},
         loss={"knowledge": 0.5, "distill": 1.0},

@@ -14,9 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
+from waver.data.embedded_clips import EmbeddingPaths
 from waver.knowledge.released import read_released
 from waver.knowledge.store import (
     Dictionary,
@@ -27,12 +30,14 @@ from waver.knowledge.store import (
     write_embeddings,
     write_matches,
 )
-from waver.knowledge.teacher import Teacher, best_phrases
+from waver.knowledge.teacher import Teacher, best_phrases, mean_frame
 from waver.model.pretrained.weights import load_backbone, weights_text
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
 from waver.on_ray.cluster.connection import connect, gpus_per_worker
+from waver.on_ray.stages.embed import embed
 from waver.on_ray.stages.start import open_inputs
+from waver.runs.embeddings import Needs, check_embeddings
 from waver.runs.inputs import open_dictionary
 from waver.tools.lock import hold_lock
 from waver.tools.progress import track_progress
@@ -124,7 +129,8 @@ def _fill(
             pa.table({"clip_id": todo[first : first + _CLIPS_PER_BLOCK]})
             for first in range(0, len(todo), _CLIPS_PER_BLOCK)
         ]
-        arguments = (config, folder, store.path, num_matches)
+        needs = Needs() if config.embeddings.use == "never" else Needs(todo)
+        arguments = (config, folder, store.path, num_matches, embed(config, store, needs, progress=progress))
         with closing(map_blocks(_Matcher, arguments, blocks, pool)) as done:
             for _ in track_progress(done, doing="matching", unit="clips", total=len(todo), size=int, enabled=progress):
                 pass
@@ -164,9 +170,12 @@ class _Embedder:
 class _Matcher:
     """Finds the best phrases of the clips of a block and writes them; returns the number of clips."""
 
-    def __init__(self, config: ExperimentConfig, folder: Path, store: Path, num_matches: int):
-        self._folder, self._num_matches, self._store = folder, num_matches, ClipStore(store)
+    def __init__(
+        self, config: ExperimentConfig, folder: Path, store: Path, num_matches: int, embeddings: EmbeddingPaths
+    ):
+        self._folder, self._num_matches, self._clips = folder, num_matches, embeddings.open(ClipStore(store))
         self._teacher = build_teacher(config)
+        check_embeddings(config, self._teacher.backbone, self._clips)
         phrases = Knowledge(folder).phrase_embeddings()
         # In place, because the table is the largest object in memory.
         self._phrases = F.normalize(phrases, dim=-1, out=phrases).to(self._teacher.device)
@@ -174,15 +183,22 @@ class _Matcher:
     def __call__(self, block: pa.Table) -> int:
         rows = []
         for clip_id in block["clip_id"].to_pylist():
-            # One clip at a time: in a batch, the last bits of its embedding could differ, and with them the order of ties.
-            frames, num_frames = self._store.read([clip_id])
-            clip = self._teacher.embed_clip(torch.from_numpy(frames[0, : num_frames[0]]).permute(0, 3, 1, 2))
+            clip = self._embed(clip_id)
             if not clip.isfinite().all():
                 raise KnowledgeError(f"the teacher's embedding of {clip_id} has values that are NaN or infinite")
             ids, scores = best_phrases(clip, self._phrases, self._num_matches)
             rows.append({"clip_id": clip_id, "phrase_ids": ids.tolist(), "scores": scores.tolist()})
         write_matches(self._folder, pa.Table.from_pylist(rows))
         return len(rows)
+
+    def _embed(self, clip_id: str) -> Float[Tensor, " D"]:
+        """Embeds a clip, from its pixels or from the embeddings of its frames."""
+        # One clip at a time: in a batch, the last bits of its embedding could differ, and with them the order of ties.
+        frames, num_frames = self._clips.read([clip_id])
+        of_clip = torch.from_numpy(frames[0, : num_frames[0]])
+        if of_clip.ndim == 2:
+            return mean_frame(of_clip.to(self._teacher.device))
+        return self._teacher.embed_clip(of_clip.permute(0, 3, 1, 2))
 
 
 def run_match(config: ExperimentConfig, *, progress: bool = True) -> Knowledge:

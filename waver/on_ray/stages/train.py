@@ -26,9 +26,11 @@ from waver.on_ray.cluster.capacity import CPUS_PER_LOADER, local_cpus
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.cluster.signals import Terminated, signal_actor, stop_on_sigterm
 from waver.on_ray.cluster.workers import run_on_workers
+from waver.on_ray.stages.embed import embed
 from waver.on_ray.stages.start import open_inputs
 from waver.on_ray.stages.train_worker import TrainingJob, train_on_ray_worker
 from waver.runs.checkpoint import checkpoint_knowledge, stored_activation
+from waver.runs.embeddings import training_needs
 from waver.runs.folder import (
     best_checkpoint,
     changed_data,
@@ -122,7 +124,11 @@ def train(
     elif config.model.weights:
         logger.info(weights_text(config.model.backbone, config.model.weights))
     knowledge_path = knowledge.path if knowledge else None
-    job = TrainingJob(config, ray.put(captions), plan.rows, store.path, knowledge_path, folder, group)
+    needs = training_needs(config, captions, store, plan.rows)
+    embeddings = embed(config, store, needs, checkpoint=newest)
+    job = TrainingJob(
+        config, ray.put(captions), plan.rows, store.path, knowledge_path, folder, group, embeddings=embeddings
+    )
     outcome = local_worker(job) if local_worker else _train_on_workers(job, plan.num_steps, callbacks)
     if "stopped_at" in outcome:
         raise Terminated(

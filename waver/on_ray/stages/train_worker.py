@@ -23,12 +23,14 @@ from ray.train.torch import get_device
 from waver.config import ExperimentConfig
 from waver.data.batch import Batch, read_ahead
 from waver.data.clip_store import ClipStore
+from waver.data.embedded_clips import EmbeddedClips, EmbeddingPaths
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.signals import Command, ControlSignals
 from waver.on_ray.cluster.workers import Rescale
 from waver.on_ray.stages.loader import clip_stream
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
+from waver.runs.embeddings import check_embeddings
 from waver.runs.folder import checkpoint_name, keep_checkpoint, newest_checkpoint
 from waver.runs.recording import NUM_TOP_ANSWERS, Recording
 from waver.tools.lock import check_lock, find_lock
@@ -58,6 +60,9 @@ class TrainingJob:
     signals: Any = None
     """Handle of the run's `SignalActor`, see `waver.on_ray.cluster.signals`; None if nothing can ask the run to stop."""
 
+    embeddings: EmbeddingPaths = EmbeddingPaths()  # noqa: RUF009  frozen
+    """What frozen towers made of frames and captions, read in place of these."""
+
     @property
     def zero_shot(self) -> bool:
         """Whether to evaluate the backbone before the first step: in a sweep, all trials would compute the same."""
@@ -67,16 +72,18 @@ class TrainingJob:
 def worker_batches(
     plan: list[np.ndarray],
     captions: pa.Table,
-    store: ClipStore,
+    store: ClipStore | EmbeddedClips,
     config: ExperimentConfig,
     knowledge: Knowledge | None = None,
 ) -> Iterator[Batch]:
-    """Yields this worker's share of each global batch, with frames that are read ahead from the clip store.
+    """Yields this worker's share of each global batch, with pixels that are read ahead from the clip store.
+
+    Embeddings are read when they are needed: they lie in memory, or in the page cache.
 
     Args:
         plan: rows of the caption table, for each global batch.
         captions: caption table.
-        store: clip store.
+        store: clip store, or what frozen towers make of clips and captions.
         config: configuration of the experiment. Ray Data reads if resources.loaders_per_worker > 0, otherwise a thread.
         knowledge: phrases of the clips; None for none.
     """
@@ -84,10 +91,18 @@ def worker_batches(
     shares = [rows[parallel.shard(len(rows), rank, world_size)] for rows in plan]
     clip_ids = [captions["clip_id"].take(share).to_pylist() for share in shares]
     loaders = config.resources.loaders_per_worker
-    clips = clip_stream(store, clip_ids, loaders=loaders) if loaders else read_ahead(store, clip_ids)
+    embedded = store if isinstance(store, EmbeddedClips) else None
+    if embedded and embedded.frames:
+        clips = map(embedded.read, clip_ids)
+    else:
+        pixels = embedded.clips if embedded else store
+        clips = clip_stream(pixels, clip_ids, loaders=loaders) if loaders else read_ahead(pixels, clip_ids)
     for rows, share, frames in zip(plan, shares, clips, strict=True):
         assert len(share) == len(frames[1]), "a batch of the stream is a batch of the plan"
-        yield make_batch(captions, share, frames, config, num_pairs=len(rows), knowledge=knowledge)
+        tokens = None
+        if embedded and embedded.tokens:
+            tokens = embedded.read_tokens(captions["caption"].take(share).to_pylist(), config.text.max_words)
+        yield make_batch(captions, share, frames, config, len(rows), knowledge, tokens)
 
 
 def train_on_ray_worker(job: TrainingJob) -> dict | Rescale:
@@ -117,16 +132,18 @@ def train_job(job: TrainingJob, *, device: torch.device, report: Callable[[dict[
     plans = [plan_epoch(config, captions, job.rows, epoch=epoch) for epoch in range(config.train.epochs)]
     steps = [batch for plan in plans for batch in plan]
     training = _start_or_resume(job, knowledge, steps, device)
+    clips = job.embeddings.open(store)
+    check_embeddings(config, training.student.backbone, clips)
     recording, lock = None, None
     if parallel.rank() == 0:
         lock = find_lock(job.run_folder)
         recording = Recording(job.run_folder, config, captions, store, knowledge, training, steps, group=job.group)
-    batches = worker_batches(steps[training.step :], captions, store, config, knowledge)
+    batches = worker_batches(steps[training.step :], captions, clips, config, knowledge)
     control = ControlSignals(job.signals, device) if job.signals else None
     save = partial(_save, job, training, knowledge, recording, lock)
     with recording or nullcontext():
         if job.zero_shot and training.step == 0:
-            _evaluate_zero_shot(training, captions, store, config, recording)
+            _evaluate_zero_shot(training, captions, clips, config, recording)
         for epoch in range(training.epoch, config.train.epochs):
             end_step = sum(map(len, plans[: epoch + 1]))
             command = _train_until(end_step, training, batches, config, recording, control, save)
@@ -138,7 +155,7 @@ def train_job(job: TrainingJob, *, device: torch.device, report: Callable[[dict[
             evaluation = evaluate(
                 training.student,
                 captions,
-                store,
+                clips,
                 config,
                 split="validation",
                 knowledge=knowledge,
@@ -155,7 +172,11 @@ def train_job(job: TrainingJob, *, device: torch.device, report: Callable[[dict[
 
 
 def _evaluate_zero_shot(
-    training: Training, captions: pa.Table, store: ClipStore, config: ExperimentConfig, recording: Recording | None
+    training: Training,
+    captions: pa.Table,
+    store: ClipStore | EmbeddedClips,
+    config: ExperimentConfig,
+    recording: Recording | None,
 ) -> None:
     """Evaluates the backbone before training, unless an earlier attempt has done so. Every worker must call it."""
     if parallel.broadcast_object(recording is not None and recording.has_zero_shot):
