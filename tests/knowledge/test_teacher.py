@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from waver.knowledge.teacher import CLIPS_PER_BLOCK, Teacher, best_phrases, embed_clip, match_clips
+from waver.knowledge.teacher import CLIPS_PER_BLOCK, Teacher, best_phrases, match_clips, mean_frames
 from waver.model.pretrained.weights import load_backbone
 from waver.model.tokenizer import find_tokenizer
 
@@ -26,6 +26,14 @@ def teacher(backbone) -> Teacher:
 def exact(backbone) -> Teacher:
     """In float64, where what is the same differs by less than 1e-12."""
     return Teacher(backbone.double(), CLIP, PROMPT)
+
+
+def embed_clips(teacher: Teacher, clips: list[torch.Tensor]) -> torch.Tensor:
+    """Embeds clips, uint8 (F, 3, H, W) each, whose frames are stored like in the clip store, behind them arbitrary ones."""
+    frames = torch.full((len(clips), max(map(len, clips)), 3, 16, 16), 77, dtype=torch.uint8)
+    for place, clip in zip(frames, clips, strict=True):
+        place[: len(clip)] = clip
+    return teacher.embed_clips(frames.permute(0, 1, 3, 4, 2).numpy(), np.array([len(clip) for clip in clips]))
 
 
 def frames_of(num_frames: int, seed: int = 0) -> torch.Tensor:
@@ -80,16 +88,23 @@ def test_a_clip_is_the_mean_of_its_frames_directions(backbone, teacher, num_fram
         pixels = (frame / 255 - backbone.pixel_mean) / backbone.pixel_std
         embedded = backbone.clip.encode_image(pixels[None])[0]
         expected += embedded / embedded.norm() / num_frames
-    torch.testing.assert_close(teacher.embed_clips([frames])[0], expected)
-    torch.testing.assert_close(embed_clip(teacher.embed_frames(frames)), expected)
+    torch.testing.assert_close(embed_clips(teacher, [frames])[0], expected)
+
+
+def test_stored_embeddings_of_frames_give_the_same_clips():
+    frames = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+    clips = mean_frames(frames, np.array([1, 3]))
+    assert torch.equal(clips[0], F.normalize(torch.from_numpy(frames[0, 0]), dim=0))
+    directions = [frame / np.linalg.norm(frame) for frame in frames[1].astype(np.float64)]
+    torch.testing.assert_close(clips[1].double(), torch.from_numpy(np.mean(directions, axis=0)), rtol=0, atol=1e-7)
 
 
 def test_no_bit_of_a_clip_depends_on_the_clips_beside_it(teacher):
     """With 1 to 40 frames, so that the frames of a clip pass the backbone in one batch or in two."""
     clips = [frames_of(1 + number * 13 % 40, seed=number) for number in range(12)]
-    alone = torch.cat([teacher.embed_clips([clip]) for clip in clips])
-    assert torch.equal(teacher.embed_clips(clips), alone)
-    assert torch.equal(teacher.embed_clips(clips[::-1]).flip(0), alone)
+    alone = torch.cat([embed_clips(teacher, [clip]) for clip in clips])
+    assert torch.equal(embed_clips(teacher, clips), alone)
+    assert torch.equal(embed_clips(teacher, clips[::-1]).flip(0), alone)
 
 
 def naive_best(scores: torch.Tensor, num_matches: int) -> list[list[int]]:
@@ -156,7 +171,7 @@ def test_the_teacher_is_frozen(backbone):
     backbone.train()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     teacher = Teacher(backbone, CLIP, PROMPT)
-    embedded = [teacher.embed_phrases(PHRASES), teacher.embed_clips([frames_of(3)])]
+    embedded = [teacher.embed_phrases(PHRASES), embed_clips(teacher, [frames_of(3)])]
     assert not any(p.requires_grad for p in backbone.parameters())
     assert not any(module.training for module in backbone.modules())
     assert not any(tensor.requires_grad for tensor in embedded)

@@ -9,6 +9,7 @@ COMMANDS = (
     stages.quickstart,
     cluster.doctor,
     stages.ingest,
+    stages.embed,
     stages.vocabulary,
     stages.match,
     stages.train,

@@ -42,11 +42,11 @@ SetOfSweep = Annotated[
 Workers = Annotated[int | None, typer.Option(min=1, help="Short for --set resources.workers=N.", show_default=False)]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and exit.")]
 
-EVALUATION_SECTIONS = ("data", "ingest", "storage", "resources", "evaluate")
+EVALUATION_SECTIONS = ("data", "ingest", "embeddings", "storage", "resources", "evaluate")
 """Sections of the configuration that `--set` may change for a trained model: the others define the model."""
 
 Split = Literal["train", "validation", "test"]
-JobStage = Literal["train", "tune", "ingest", "vocabulary", "match", "evaluate", "robustness", "doctor"]
+JobStage = Literal["train", "tune", "ingest", "embed", "vocabulary", "match", "evaluate", "robustness", "doctor"]
 
 
 def local_folder(path_or_url: str, overrides: Mapping[str, Any] | None = None) -> Path:

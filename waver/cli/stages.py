@@ -56,6 +56,24 @@ def ingest(config: Config, overrides: Set = [], print_config: PrintConfig = Fals
         logger.warning(remark)
 
 
+def embed(config: Config, workers: Workers = None, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
+    """Embed frames and captions with frozen towers, once for all runs; run again, it embeds only what is missing."""
+    experiment = load_experiment(config, overrides, workers)
+    if print_config:
+        print_resolved_config(experiment)
+        return
+    from waver.on_ray.stages.embed import run_embed
+
+    report = run_embed(experiment)
+    for number, what, path in (
+        (report.num_clips, "clips", report.paths.frames),
+        (report.num_captions, "captions", report.paths.tokens),
+    ):
+        if path:
+            logger.info(f"the embeddings of {number} {what} are in {display_path(path)}")
+    logger.info(f"next: waver train {config_arguments(config, overrides, workers)}")
+
+
 def vocabulary(config: Config, overrides: Set = [], print_config: PrintConfig = False) -> None:  # noqa: B006
     """Extract the dictionary of phrases from the training captions of an experiment."""
     experiment = load_experiment(config, overrides, None)

@@ -5,14 +5,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig, TextConfig, VocabularyConfig
 from waver.config.preprocessing import Preprocessing, PreprocessingError, find_preprocessing
-from waver.config.resources import ResourcesConfig, StorageConfig
+from waver.config.resources import EmbeddingsConfig, ResourcesConfig, StorageConfig
 from waver.config.training import (
     CheckpointConfig,
     EvaluateConfig,
@@ -27,9 +27,12 @@ from waver.data.annotations.captions import USUAL_FRACTION
 from waver.tools.hub import HubError
 from waver.tools.section import Section
 
-_WITHOUT_EFFECT_ON_METRICS = {"resources", "evaluate", "storage", "ingest", "checkpoint", "tracking", "profile"}
+_WITHOUT_EFFECT_ON_METRICS = {
+    *("resources", "evaluate", "storage", "ingest", "embeddings", "checkpoint", "tracking", "profile"),
+}
 _TRAIN_WITHOUT_EFFECT_ON_METRICS = ("micro_batch_size", "grad_checkpointing")
 """Settings of the section `train` that change only memory and time: a run may continue with other values."""
+_TOWERS: tuple[Literal["vision"], Literal["text"]] = ("vision", "text")
 ALLOW_CONTRADICTIONS = {"allow_contradictions": True}
 """Context of pydantic's validation in which settings need not fit together."""
 STORED = {"stored": True}
@@ -46,6 +49,7 @@ class ExperimentConfig(Section):
     data: Annotated[AnyData, Field(discriminator="format")]
     video: VideoConfig = VideoConfig()
     ingest: IngestConfig = IngestConfig()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
     text: TextConfig = TextConfig()
     model: ModelConfig = ModelConfig()
     similarity: SimilarityConfig = SimilarityConfig()
@@ -182,6 +186,16 @@ class ExperimentConfig(Section):
         return self.uses_fusion and self.knowledge.at_inference
 
     @property
+    def frozen_towers(self) -> tuple[Literal["vision", "text"], ...]:
+        """The towers of the backbone of which training changes nothing."""
+        if self.model.lora:
+            adapted = self.model.lora.where
+            return tuple(tower for tower in _TOWERS if adapted not in (tower, "both"))
+        if self.train.backbone_lr_scale == 0:
+            return _TOWERS
+        return tuple(tower for tower in _TOWERS if tower in self.train.freeze)
+
+    @property
     def run_folder(self) -> Path:
         """Folder of the run: configuration, checkpoints, events and metrics."""
         return self.storage.folder / "runs" / self.name
@@ -200,6 +214,24 @@ class ExperimentConfig(Section):
         if self.data.clip_rule:  # the same clip id may be the whole file in another data set
             key["clips"] = self.data.clip_rule
         return self.storage.folder / "clips" / f"{self.data.videos.name}-{_short_hash(key)}"
+
+    @property
+    def frame_embeddings(self) -> Path:
+        """Folder of the embeddings of frames, which experiments with the same clips and backbone share."""
+        key = {"clips": self.clip_store.name, "precision": self.embeddings.precision} | self._tower_key()
+        key["pixels"] = (self.preprocessing.mean, self.preprocessing.std)
+        return self.storage.folder / "embeddings" / f"{self.data.videos.name}-{_short_hash(key)}"
+
+    @property
+    def token_embeddings(self) -> Path:
+        """Folder of the embeddings of captions, which experiments with the same backbone and section `text` share."""
+        key = {"text": self.text.model_dump(), "precision": self.embeddings.precision} | self._tower_key()
+        return self.storage.folder / "embeddings" / f"captions-{_short_hash(key)}"
+
+    def _tower_key(self) -> dict[str, Any]:
+        """Returns what the weights of the towers depend on: random ones depend on the seed."""
+        weights = self.seed if self.model.weights is None else self.model.weights
+        return {"backbone": self.model.backbone, "weights": weights, "size": self.preprocessing.size}
 
     @property
     def dictionary(self) -> Path:
@@ -240,6 +272,8 @@ class ExperimentConfig(Section):
         except (HubError, PreprocessingError):
             frames = {}
         statistics = {f"pixel_{name}": list(frames[name]) for name in ("mean", "std") if name in frames}
+        if self.frozen_towers and self.embeddings.use != "never":  # otherwise runs read pixels, as in earlier versions
+            settings["embeddings"] = {"precision": self.embeddings.precision}
         return settings | {
             "data": _hashed(settings["data"]),
             "video": _without_usual(settings["video"] | _of_frames(frames)),

@@ -1,7 +1,7 @@
-"""The sections `resources` and `storage`."""
+"""The sections `resources`, `storage` and `embeddings`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -72,7 +72,8 @@ class StorageConfig(Section):
 
     path: Annotated[AnyPlace, Field(validate_default=True)] = "storage"
     """Folder that every node of the cluster can read and write, or a folder in an object store: s3://bucket/folder (also
-    gs:// and abfs://). It contains `clips/`, `dictionaries/`, `knowledge/` and `runs/`."""
+    gs:// and abfs://). It contains `clips/`, `embeddings/`, `dictionaries/`,
+    `knowledge/` and `runs/`."""
     cache: AnyPath | None = None
     """Folder on the local disk of each node for copies of files in an object store; by default ~/.cache."""
 
@@ -80,3 +81,17 @@ class StorageConfig(Section):
     def folder(self) -> Path:
         """The local folder: `path` itself or, for a URL, its local copy."""
         return local_copy(self.path, self.cache) if is_url(self.path) else Path(self.path)
+
+
+class EmbeddingsConfig(Section):
+    """What frozen towers make of frames and captions, computed once and read in place of pixels and words."""
+
+    use: Literal["auto", "never"] = "auto"
+    """auto: matching, zero-shot evaluation, and runs whose vision tower is frozen read embeddings of frames; they compute
+    those that are missing. never: every stage sends pixels and words through the towers."""
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Precision of the stored values, which are computed in fp32. fp32 gives the same metrics as pixels and takes twice the
+    space."""
+    captions: Literal["auto"] | bool = "auto"
+    """Whether embeddings of the tokens of captions are stored too, for runs whose text tower is frozen: some 20 KB a caption
+    (ViT-B/32, fp16). auto: in `waver embed`, and in runs that read each caption more than once on average."""

@@ -1,6 +1,7 @@
 """The input of a training step (`Batch`), and reading clips for it.
 
-Masks are bool, True = valid. Pixels are uint8 and are normalised on the device.
+Masks are bool, True = valid. Pixels are uint8 and are normalised on the device. In place of pixels and words a batch may
+have what frozen towers make of them.
 """
 
 from collections import deque
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from waver.data.clip_store import ClipStore
@@ -31,18 +32,22 @@ class Batch:
     token_ids: Int[Tensor, "B T"]
     """Longer than the mask where the text tower reads padding, see `Tokenizer.pad`."""
     token_mask: Bool[Tensor, "B N"]
-    frames: UInt8[Tensor, "B F 3 H W"]
+    frames: UInt8[Tensor, "B F 3 H W"] | Float[Tensor, "B F D"]
+    """Pixels, or the embeddings of a frozen vision tower."""
     frame_mask: Bool[Tensor, "B F"]
     phrase_ids: Int[Tensor, "B K"]
     """Phrases of each clip, best first; K = 0 without knowledge."""
     clip_ids: tuple[str, ...]
     captions: tuple[str, ...]
     num_pairs: int
+    tokens: Float[Tensor, "B N D"] | None = None
+    """Embeddings of a frozen text tower; None if the tower reads `token_ids`."""
 
     def __getitem__(self, pairs: slice) -> "Batch":
         """Returns some of the pairs, as a share of the same global batch."""
         names = ("token_ids", "token_mask", "frames", "frame_mask", "phrase_ids", "clip_ids", "captions")
-        return replace(self, **{name: getattr(self, name)[pairs] for name in names})
+        tokens = None if self.tokens is None else self.tokens[pairs]
+        return replace(self, **{name: getattr(self, name)[pairs] for name in names}, tokens=tokens)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copies the batch to a device."""
@@ -53,14 +58,22 @@ class Batch:
             frames=self.frames.to(device, non_blocking=True),
             frame_mask=self.frame_mask.to(device, non_blocking=True),
             phrase_ids=self.phrase_ids.to(device, non_blocking=True),
+            tokens=None if self.tokens is None else self.tokens.to(device, non_blocking=True),
         )
 
 
 def frames_to_tensor(
-    frames: UInt8[np.ndarray, "B F H W 3"], num_frames: Int[np.ndarray, " B"]
-) -> tuple[UInt8[Tensor, "B F 3 H W"], Bool[Tensor, "B F"]]:
-    """Converts the result of `ClipStore.read` into the frames, which share its memory, and the frame mask of a `Batch`."""
-    tensor = torch.from_numpy(frames).permute(0, 1, 4, 2, 3)
+    frames: UInt8[np.ndarray, "B F H W 3"] | Float[np.ndarray, "B F D"], num_frames: Int[np.ndarray, " B"]
+) -> tuple[UInt8[Tensor, "B F 3 H W"] | Float[Tensor, "B F D"], Bool[Tensor, "B F"]]:
+    """Converts clips into the frames, which share their memory, and the frame mask of a `Batch`.
+
+    Args:
+        frames: pixels, see `ClipStore.read`, or embeddings, see `EmbeddedClips.read`.
+        num_frames: number of valid frames of each clip.
+    """
+    tensor = torch.from_numpy(frames)
+    if frames.ndim == 5:
+        tensor = tensor.permute(0, 1, 4, 2, 3)
     return tensor, torch.arange(frames.shape[1]) < torch.from_numpy(num_frames)[:, None]
 
 

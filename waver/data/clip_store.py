@@ -209,6 +209,15 @@ class ClipStore:
         """Returns the clips that have frames, sorted."""
         return list(self._places)
 
+    def blocks_of(self, clip_ids: Sequence[str]) -> dict[str, str]:
+        """Returns clip id -> name of the block with its frames, which changes when the clip is decoded again.
+
+        Raises:
+            StoreError: if a clip has no frames in this store.
+        """
+        self._check_known(clip_ids)
+        return {clip_id: self._places[clip_id][0] for clip_id in clip_ids}
+
     def read(self, clip_ids: Sequence[str], out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Reads clips, in the given order.
 
@@ -222,13 +231,7 @@ class ClipStore:
         Raises:
             StoreError: if a clip has no frames in this store, or a file is damaged; the content of `out` is then arbitrary.
         """
-        unknown = [clip_id for clip_id in clip_ids if clip_id not in self._places]
-        if unknown:
-            raise StoreError(
-                f"{len(unknown)} of {len(clip_ids)} clips have no frames in {display_path(self.path)} "
-                f"({', '.join(unknown[:3])}"
-                f"{', ...' if len(unknown) > 3 else ''}): run `waver ingest CONFIG`"
-            )
+        self._check_known(clip_ids)
         shape = (len(clip_ids), *self.clip_shape)
         frames = np.empty(shape, np.uint8) if out is None else out
         fits = (frames.shape, frames.dtype, frames.flags.c_contiguous) == (shape, np.uint8, True)
@@ -243,6 +246,15 @@ class ClipStore:
     def clip_shape(self) -> tuple[int, int, int, int]:
         """Shape of a clip as `read` returns it: (max_frames, size, size, 3)."""
         return (self.settings.max_frames, self.settings.size, self.settings.size, 3)
+
+    def _check_known(self, clip_ids: Sequence[str]) -> None:
+        unknown = [clip_id for clip_id in clip_ids if clip_id not in self._places]
+        if unknown:
+            raise StoreError(
+                f"{len(unknown)} of {len(clip_ids)} clips have no frames in {display_path(self.path)} "
+                f"({', '.join(unknown[:3])}"
+                f"{', ...' if len(unknown) > 3 else ''}): run `waver ingest CONFIG`"
+            )
 
     def _read_into(self, target: np.ndarray, clip_id: str) -> int:
         """Reads a clip into the first frames of `target` (`clip_shape`); returns how many these are."""

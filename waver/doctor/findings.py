@@ -11,7 +11,7 @@ from waver.tools.errors import WaverError, user_message
 
 Result = TypeVar("Result")
 Level = Literal["ok", "info", "warning", "error"]
-CheckedStage = Literal["ingest", "vocabulary", "match", "train"]
+CheckedStage = Literal["ingest", "embed", "vocabulary", "match", "train"]
 """A stage of an experiment that `waver doctor` can check for."""
 Stage = CheckedStage | Literal["tune"]
 """A stage that starts only if the checks find no errors; tune runs the others as far as their results are missing."""

@@ -75,11 +75,11 @@ def check_inputs(
     store, model, knowledge = None, None, None
     captions = checks.load("annotations", data.read_captions, config)
     if captions is not None:
-        store = checks.load("clip store", find_store, config, captions, needed=before in ("match", "train"))
+        store = checks.load("clip store", find_store, config, captions, needed=before in ("embed", "match", "train"))
         decoded = store is not None and before != "ingest"
         checks.run("videos", data.check_videos, config, captions, decoded=decoded)
     finished, begun = _state_of_run(folder) if before == "train" else (False, False)
-    needs_model = trains or before == "match"
+    needs_model = trains or before in ("embed", "match")
     if needs_model or later:
         model = checks.load("model", machine.measure_model, config, needed=needs_model)
         reads_weights = not begun or config.model.lora is not None  # else a run that continues loads its checkpoint
@@ -88,7 +88,7 @@ def check_inputs(
             checks.run("weights", machine.check_model_weights, config, needed=needed, elsewhere=on_cluster)
     if later and model and captions is not None:
         checks.run("cost of training", machine.check_cost, config, captions)
-    if before != "ingest" or later:
+    if before not in ("ingest", "embed") or later:
         checks.run("dictionary", check_phrases, config, captions, before=before)
     if captions is not None and config.uses_knowledge and (before == "train" or later):
         knowledge = checks.load(
@@ -98,9 +98,12 @@ def check_inputs(
         checks.run("run", check_training, config, captions, store, run_folder=folder, needed=trains)
     if captions is not None and later:  # a stage reads its checkpoint and holds its lock itself
         checks.run("checkpoint", check_resumed_checkpoint, folder, needed=trains)
-    target = {"ingest": config.clip_store, "vocabulary": config.dictionary, "match": config.knowledge_store}.get(
-        before, folder
-    )
+    target = {
+        "ingest": config.clip_store,
+        "embed": config.frame_embeddings,
+        "vocabulary": config.dictionary,
+        "match": config.knowledge_store,
+    }.get(before, folder)
     if later:
         checks.run("lock", check_writers, target)
     if not finished:

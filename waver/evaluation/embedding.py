@@ -17,6 +17,7 @@ from torch import Tensor
 from waver.config import ExperimentConfig
 from waver.data.batch import frames_to_tensor, read_ahead
 from waver.data.clip_store import ClipStore
+from waver.data.embedded_clips import EmbeddedClips
 from waver.data.epochs import even_batches
 from waver.evaluation.gallery import Gallery
 from waver.evaluation.ranking import Tile, Workers, row_chunks
@@ -73,7 +74,7 @@ def embed_split(
     student: Student,
     queries: Gallery,
     available: Bool[Tensor, " clips"],
-    store: ClipStore,
+    store: ClipStore | EmbeddedClips,
     config: ExperimentConfig,
     *,
     knowledge: Knowledge | None,
@@ -86,7 +87,7 @@ def embed_split(
         student: the model, in evaluation mode.
         queries: the split.
         available: which of its clips have frames in the store.
-        store: frames of the clips.
+        store: frames of the clips, or what frozen towers make of clips and captions.
         config: configuration of the experiment.
         knowledge: phrases of the clips, for informed videos; None for plain ones.
         workers: this worker among all.
@@ -98,14 +99,24 @@ def embed_split(
     tokenizer = build_tokenizer(config)
     tokens = tokenizer.encode(queries.texts, prompt=config.text.prompt)
     token_ids, mask = tokenizer.cut_padding(*tokenizer.pad(tokens, max_words=config.text.max_words))
-    text = {row.start: embed_tokens(student, token_ids[row], mask[row], config) for row in rows}
+    stored = store if isinstance(store, EmbeddedClips) and store.has_tokens(queries.texts) else None
+    text = {
+        row.start: embed_tokens(
+            student,
+            token_ids[row],
+            mask[row],
+            config,
+            torch.from_numpy(stored.read_tokens(queries.texts[row], mask.shape[1])) if stored else None,
+        )
+        for row in rows
+    }
     return EmbeddedSplit(student, config, (available.cumsum(0) - 1).clamp(min=0), video, text, tokenizer, tokens)
 
 
 def embed_clips(
     student: Student,
     clip_ids: list[str],
-    store: ClipStore,
+    store: ClipStore | EmbeddedClips,
     config: ExperimentConfig,
     knowledge: Knowledge | None,
     on_progress: Callable[[int, int], None],
@@ -115,7 +126,7 @@ def embed_clips(
     Args:
         student: the model, in evaluation mode.
         clip_ids: clips with frames in the store.
-        store: frames of the clips.
+        store: frames of the clips, or what frozen towers make of clips and captions.
         config: configuration of the experiment.
         knowledge: phrases of the clips, for informed videos; None for plain ones.
         on_progress: called with (batches embedded, batches to embed) of this worker.
@@ -130,7 +141,9 @@ def embed_clips(
     )
     batches = even_batches(len(clip_ids), config.evaluate.batch_size)
     own = batches[parallel.rank() :: parallel.world_size()]
-    for done, (rows, clips) in enumerate(zip(own, read_ahead(store, [clip_ids[rows] for rows in own]), strict=True)):
+    asked = [clip_ids[rows] for rows in own]
+    read = store.read_batches(asked) if isinstance(store, EmbeddedClips) else read_ahead(store, asked)
+    for done, (rows, clips) in enumerate(zip(own, read, strict=True)):
         frames, mask = (tensor.to(device, non_blocking=True) for tensor in frames_to_tensor(*clips))
         filled = _fill(len(frames), len(range(len(clip_ids))[batches[0]])).to(device)
         phrases = None
@@ -157,16 +170,31 @@ def tokenize_texts(
 
 
 def embed_tokens(
-    student: Student, token_ids: Int[Tensor, "texts T"], mask: Bool[Tensor, "texts N"], config: ExperimentConfig
+    student: Student,
+    token_ids: Int[Tensor, "texts T"],
+    mask: Bool[Tensor, "texts N"],
+    config: ExperimentConfig,
+    values: Float[Tensor, "texts N D"] | None = None,
 ) -> Embeddings:
-    """Returns the embeddings of some captions. Captions that are compared must be padded to the same length."""
+    """Returns the embeddings of some captions. Captions that are compared must be padded to the same length.
+
+    Args:
+        student: the model, in evaluation mode.
+        token_ids: see `Tokenizer.pad`.
+        mask: True for valid tokens.
+        config: configuration of the experiment.
+        values: what the text tower made of the tokens before; None if it is to run.
+    """
     token_ids, mask = (tensor.to(student.logit_scale.device) for tensor in (token_ids, mask))
     parts = []
     for start in range(0, len(token_ids), _TEXTS):
         number = min(_TEXTS, len(token_ids) - start)
         filled = start + _fill(number, _TEXTS)
         with autocast(config, token_ids.device):
-            text = student.encode_text(token_ids[filled], mask[filled])
+            if values is None:
+                text = student.encode_text(token_ids[filled], mask[filled])
+            else:
+                text = student.weigh_tokens(values[filled].to(mask.device), mask[filled])
         parts.append(text[:number].full_precision())
     return Embeddings.concatenate(parts)
 

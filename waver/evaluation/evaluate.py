@@ -20,6 +20,7 @@ from torch import Tensor
 from waver.config import ExperimentConfig
 from waver.data.annotations import validation_source
 from waver.data.clip_store import ClipStore
+from waver.data.embedded_clips import EmbeddedClips
 from waver.evaluation.embedding import EmbeddedSplit, embed_split
 from waver.evaluation.gallery import Gallery, build_gallery
 from waver.evaluation.metrics import direction_metrics, retrieval_metrics
@@ -98,7 +99,7 @@ class Evaluation:
 def evaluate(
     student: Student,
     captions: pa.Table,
-    store: ClipStore,
+    store: ClipStore | EmbeddedClips,
     config: ExperimentConfig,
     *,
     split: str,
@@ -111,7 +112,7 @@ def evaluate(
     Args:
         student: the model.
         captions: caption table; only rows of the split are evaluated.
-        store: frames of the clips.
+        store: frames of the clips, or what frozen towers make of clips and captions.
         config: configuration of the experiment.
         split: train, validation or test.
         knowledge: phrases of the clips, required if config.informed_at_inference; otherwise never read.

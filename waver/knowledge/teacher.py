@@ -11,21 +11,20 @@ Source: WAVER (arXiv 2312.09507), which matches the phrases of its video content
 """
 
 import hashlib
-from collections.abc import Sequence
-from itertools import accumulate
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from waver.model.backbone import Backbone
+from waver.model.frozen import embed_frames
 from waver.model.interaction import last_token
 from waver.model.tokenizer import Tokenizer
 
 CLIPS_PER_BLOCK = 64
 """Number of clips that meet all phrases at once."""
-_FRAMES_PER_BATCH = 64
 _PHRASES_PER_PRODUCT = 8192
 _PHRASES_PER_GROUP = 64
 
@@ -44,6 +43,11 @@ class Teacher:
         self._tokenizer, self._prompt = tokenizer, prompt
 
     @property
+    def backbone(self) -> Backbone:
+        """The pre-trained backbone."""
+        return self._backbone
+
+    @property
     def device(self) -> torch.device:
         """Device of the teacher."""
         return self._backbone.pixel_mean.device
@@ -55,22 +59,14 @@ class Teacher:
         ids, mask = (tensor.to(self.device) for tensor in self._tokenizer.cut_padding(*tokens))
         return last_token(self._backbone.encode_tokens(ids, mask), mask)
 
-    @torch.no_grad()
-    def embed_frames(self, frames: UInt8[Tensor, "M 3 H W"]) -> Float[Tensor, "M D"]:
-        """Embeds each frame by itself, in batches of one size; not normalised."""
-        parts: list[Tensor] = []
-        for start in range(0, len(frames), _FRAMES_PER_BATCH):
-            batch = frames[start : start + _FRAMES_PER_BATCH]
-            filled = F.pad(batch.to(self.device), (0, 0) * 3 + (0, _FRAMES_PER_BATCH - len(batch)))
-            mask = torch.ones(1, len(filled), dtype=torch.bool, device=self.device)
-            parts.append(self._backbone.encode_frames(self._backbone.pixels(filled)[None], mask)[0, : len(batch)])
-        return torch.cat(parts)
-
-    def embed_clips(self, clips: Sequence[UInt8[Tensor, "_ 3 H W"]]) -> Float[Tensor, "N D"]:
-        """Embeds each of N clips, which may differ in their number of frames; see `embed_clip`."""
-        frames = self.embed_frames(torch.cat(list(clips)))
-        ends = list(accumulate(len(clip) for clip in clips))
-        return torch.stack([embed_clip(frames[end - len(clip) : end]) for clip, end in zip(clips, ends, strict=True)])
+    def embed_clips(
+        self, frames: UInt8[np.ndarray, "N F H W 3"], num_frames: Int[np.ndarray, " N"]
+    ) -> Float[Tensor, "N D"]:
+        """Embeds clips by their frames, as `ClipStore.read` returns them; see `mean_frames`."""
+        valid = (torch.arange(frames.shape[1]) < torch.as_tensor(num_frames)[:, None]).numpy()
+        values = np.zeros((*frames.shape[:2], self._backbone.width), np.float32)
+        values[valid] = embed_frames(self._backbone, frames[valid])
+        return mean_frames(values, num_frames)
 
     def digest(self) -> str:
         """Returns a short hash of the weights."""
@@ -81,9 +77,10 @@ class Teacher:
         return sha.hexdigest()[:16]
 
 
-def embed_clip(frames: Float[Tensor, "F D"]) -> Float[Tensor, " D"]:
-    """Returns the embedding of a clip: the mean of the normalised embeddings of its F frames."""
-    return F.normalize(frames, dim=-1).mean(dim=0)
+def mean_frames(frames: Float[np.ndarray, "N F D"], num_frames: Int[np.ndarray, " N"]) -> Float[Tensor, "N D"]:
+    """Returns the embedding of each clip: the mean of the normalised embeddings of its valid frames."""
+    clips = zip(torch.as_tensor(frames), num_frames.tolist(), strict=True)
+    return torch.stack([F.normalize(of_clip[:number], dim=-1).mean(dim=0) for of_clip, number in clips])
 
 
 def match_clips(
@@ -92,7 +89,7 @@ def match_clips(
     """Finds the phrases nearest to each of any number of clips, in blocks of `CLIPS_PER_BLOCK`.
 
     Args:
-        clips: embeddings of the clips, see `embed_clip`.
+        clips: embeddings of the clips, see `mean_frames`.
         phrases: normalised embeddings of all phrases of the dictionary.
         num_matches: as in `best_phrases`.
 

@@ -116,17 +116,23 @@ class Student(nn.Module):
 
     def encode_text(self, token_ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B N"]) -> Embeddings:
         """Embeds every token of every caption; see `Backbone.encode_tokens`."""
-        values = self.backbone.encode_tokens(token_ids, mask)
+        return self.weigh_tokens(self.backbone.encode_tokens(token_ids, mask), mask)
+
+    def weigh_tokens(self, values: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> Embeddings:
+        """Weighs the tokens of captions that the text tower has embedded."""
         return Embeddings(values, mask, self._weights(self.text_weights, values, mask))
 
     def encode_video(
         self,
-        frames: UInt8[Tensor, "B F 3 H W"],
+        frames: UInt8[Tensor, "B F 3 H W"] | Float[Tensor, "B F D"],
         mask: Bool[Tensor, "B F"],
         phrases: Float[Tensor, "B K D"] | None = None,
     ) -> Embeddings:
-        """Embeds every frame of every clip: informed if phrases are given, else plain."""
-        values = self.backbone.encode_frames(self.backbone.pixels(frames), mask)
+        """Embeds every frame of every clip, from pixels or from what the vision tower made of them.
+
+        The clips are informed if phrases are given, else plain.
+        """
+        values = self._frame_values(frames, mask)
         return self.aggregate(values if phrases is None else self._fuse(values, phrases), mask)
 
     def aggregate(self, frames: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]) -> Embeddings:
@@ -143,14 +149,17 @@ class Student(nn.Module):
     def forward(self, batch: Batch, phrases: Float[Tensor, "B K D"], *, plain: bool, informed: bool) -> Encoded:
         """Embeds the captions and clips of a batch; frames pass the backbone once, even for both ways.
 
+        What frozen towers have embedded before does not pass them again.
+
         Args:
             batch: on the device of the model.
             phrases: the teacher's embeddings of batch.phrase_ids.
             plain: whether to embed the clips from their frames alone.
             informed: whether to embed them with their phrases.
         """
-        text = self.encode_text(batch.token_ids, batch.token_mask)
-        frames = self.backbone.encode_frames(self.backbone.pixels(batch.frames), batch.frame_mask)
+        tokens, mask = batch.tokens, batch.token_mask
+        text = self.encode_text(batch.token_ids, mask) if tokens is None else self.weigh_tokens(tokens, mask)
+        frames = self._frame_values(batch.frames, batch.frame_mask)
         attention = None
         if self.fusion is not None and informed and phrases.shape[1] > 1:
             with torch.no_grad():
@@ -173,6 +182,14 @@ class Student(nn.Module):
             if isinstance(module, _PER_WORKER):
                 module.eval()
         return self
+
+    def _frame_values(
+        self, frames: UInt8[Tensor, "B F 3 H W"] | Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]
+    ) -> Float[Tensor, "B F D"]:
+        if frames.ndim == 3:
+            assert frames.shape[-1] == self.backbone.width, "embeddings of frames are those of this backbone"
+            return frames
+        return self.backbone.encode_frames(self.backbone.pixels(frames), mask)
 
     def _fuse(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B F D"]:
         assert self.fusion is not None, "only a student with a fusion embeds informed videos"

@@ -9,7 +9,12 @@ from waver.config import ConfigError, check_config, load_sweep
 from waver.tools.names import abbreviate
 from waver.tools.object_store import display_path, exists, is_url, list_names, remote_of
 
-_STORES = {"clips": "a clip store", "dictionaries": "a dictionary", "knowledge": "the knowledge of clips"}
+_STORES = {
+    "clips": "a clip store",
+    "embeddings": "an embedding store",
+    "dictionaries": "a dictionary",
+    "knowledge": "the knowledge of clips",
+}
 """Folder of `storage.path` -> what the folders in it are."""
 
 

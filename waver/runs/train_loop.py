@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ import torch
 from waver.config import ExperimentConfig
 from waver.data.batch import Batch, read_ahead
 from waver.data.clip_store import ClipStore
+from waver.data.embedded_clips import EmbeddedClips, EmbeddingPaths
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.knowledge.store import Knowledge
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
 from waver.runs.control import Command, Interrupted, NextCommand
+from waver.runs.embeddings import RunBlocks, check_embeddings, embed_missing, run_in_process, training_needs
 from waver.runs.folder import checkpoint_name, completed_epochs, keep_checkpoint, newest_checkpoint
 from waver.runs.recording import NUM_TOP_ANSWERS, Recording
 from waver.tools.lock import check_lock, find_lock
@@ -47,11 +49,27 @@ class TrainingJob:
     run_folder: Path
     group: str
     """Name shared by runs that differ only in their seed; empty for none."""
+    embeddings: EmbeddingPaths = EmbeddingPaths()  # noqa: RUF009  frozen
+    """What frozen towers made of frames and captions, read in place of these."""
 
     @property
     def zero_shot(self) -> bool:
         """Whether to evaluate the backbone before the first step: in a sweep, all trials would compute the same."""
         return self.config.model.weights is not None and not self.group
+
+
+def embed_inputs(job: TrainingJob, captions: pa.Table, *, run: RunBlocks = run_in_process) -> TrainingJob:
+    """Embeds what the frozen towers of a run read, where no store has it; returns the job with these stores.
+
+    Args:
+        job: the run.
+        captions: its caption table.
+        run: runs the work, by default in this process.
+    """
+    store = ClipStore(job.store)
+    needs = training_needs(job.config, captions, store, job.rows)
+    newest = newest_checkpoint(job.run_folder)
+    return replace(job, embeddings=embed_missing(job.config, store, needs, checkpoint=newest, run=run))
 
 
 ReadClips = Callable[[ClipStore, list[list[str]]], Iterator[tuple[np.ndarray, np.ndarray]]]
@@ -62,28 +80,38 @@ ReadClips = Callable[[ClipStore, list[list[str]]], Iterator[tuple[np.ndarray, np
 def worker_batches(
     plan: list[np.ndarray],
     captions: pa.Table,
-    store: ClipStore,
+    store: ClipStore | EmbeddedClips,
     config: ExperimentConfig,
     knowledge: Knowledge | None = None,
     *,
     read_clips: ReadClips = read_ahead,
 ) -> Iterator[Batch]:
-    """Yields this worker's share of each global batch, with frames that are read ahead from the clip store.
+    """Yields this worker's share of each global batch, with pixels that are read ahead from the clip store.
+
+    Embeddings are read when they are needed: they lie in memory, or in the page cache.
 
     Args:
         plan: rows of the caption table, for each global batch.
         captions: caption table.
-        store: clip store.
+        store: clip store, or what frozen towers make of clips and captions.
         config: configuration of the experiment.
         knowledge: phrases of the clips; None for none.
-        read_clips: reads the clips.
+        read_clips: reads pixels.
     """
     rank, world_size = parallel.rank(), parallel.world_size()
     shares = [rows[parallel.shard(len(rows), rank, world_size)] for rows in plan]
     clip_ids = [captions["clip_id"].take(share).to_pylist() for share in shares]
-    for rows, share, frames in zip(plan, shares, read_clips(store, clip_ids), strict=True):
+    embedded = store if isinstance(store, EmbeddedClips) else None
+    if embedded and embedded.frames:
+        clips = map(embedded.read, clip_ids)
+    else:
+        clips = read_clips(embedded.clips if embedded else store, clip_ids)
+    for rows, share, frames in zip(plan, shares, clips, strict=True):
         assert len(share) == len(frames[1]), "a batch that is read is a batch of the plan"
-        yield make_batch(captions, share, frames, config, num_pairs=len(rows), knowledge=knowledge)
+        tokens = None
+        if embedded and embedded.tokens:
+            tokens = embedded.read_tokens(captions["caption"].take(share).to_pylist(), config.text.max_words)
+        yield make_batch(captions, share, frames, config, len(rows), knowledge, tokens)
 
 
 def train_job(
@@ -119,14 +147,16 @@ def train_job(
     plans = [plan_epoch(config, captions, job.rows, epoch=epoch) for epoch in range(config.train.epochs)]
     steps = [batch for plan in plans for batch in plan]
     training = _start_or_resume(job, knowledge, steps, device)
+    clips = job.embeddings.open(store)
+    check_embeddings(config, training.student.backbone, clips)
     recording = None
     if parallel.rank() == 0:
         recording = Recording(job.run_folder, config, captions, store, knowledge, training, steps, group=job.group)
-    batches = worker_batches(steps[training.step :], captions, store, config, knowledge, read_clips=read_clips)
+    batches = worker_batches(steps[training.step :], captions, clips, config, knowledge, read_clips=read_clips)
     saver = _CheckpointSaver(job, training, knowledge, recording)
     with recording or nullcontext():
         if job.zero_shot and training.step == 0:
-            _evaluate_zero_shot(training, captions, store, config, recording)
+            _evaluate_zero_shot(training, captions, clips, config, recording)
         for epoch in range(training.epoch, config.train.epochs):
             end_step = sum(map(len, plans[: epoch + 1]))
             command = _train_until(end_step, training, batches, config, recording, next_command, saver)
@@ -136,7 +166,7 @@ def train_job(
             evaluation = evaluate(
                 training.student,
                 captions,
-                store,
+                clips,
                 config,
                 split="validation",
                 knowledge=knowledge,
@@ -153,7 +183,11 @@ def train_job(
 
 
 def _evaluate_zero_shot(
-    training: Training, captions: pa.Table, store: ClipStore, config: ExperimentConfig, recording: Recording | None
+    training: Training,
+    captions: pa.Table,
+    store: ClipStore | EmbeddedClips,
+    config: ExperimentConfig,
+    recording: Recording | None,
 ) -> None:
     """Evaluates the backbone before training, unless an earlier attempt has done so. Every worker must call it."""
     if parallel.broadcast_object(recording is not None and recording.has_zero_shot):

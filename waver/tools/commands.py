@@ -13,7 +13,7 @@ from typing import Any
 
 from waver.tools.errors import WaverError
 
-_PLACEHOLDER = re.compile(r"(waver (?:ingest|vocabulary|match|train|doctor)) CONFIG\b")
+_PLACEHOLDER = re.compile(r"(waver (?:ingest|embed|vocabulary|match|train|doctor)) CONFIG\b")
 
 
 def complete_commands(text: str, experiment: str) -> str:

@@ -36,20 +36,23 @@ class NonFiniteLossError(parallel.CollectiveError):
 def make_batch(
     captions: pa.Table,
     rows: Int[np.ndarray, " B"],
-    clips: tuple[UInt8[np.ndarray, "B F H W 3"], Int[np.ndarray, " B"]],
+    clips: tuple[UInt8[np.ndarray, "B F H W 3"] | Float[np.ndarray, "B F D"], Int[np.ndarray, " B"]],
     config: ExperimentConfig,
     num_pairs: int,
     knowledge: Knowledge | None = None,
+    tokens: Float[np.ndarray, "B N D"] | None = None,
 ) -> Batch:
     """Builds a worker's share of a global batch: captions with the frames, and the phrases, of their clips.
 
     Args:
         captions: caption table.
         rows: rows of the B captions.
-        clips: frames of their clips, and the number of valid frames of each, as `ClipStore.read` returns them.
+        clips: frames of their clips, and the number of valid frames of each, as `ClipStore.read` or `EmbeddedClips.read`
+            returns them.
         config: configuration of the experiment.
         num_pairs: number of pairs in the global batch.
         knowledge: phrases of the clips; None for none.
+        tokens: embeddings of the captions, see `EmbeddedClips.read_tokens`; None if the text tower is to embed them.
     """
     chosen = captions.take(rows)
     texts = chosen["caption"].to_pylist()
@@ -60,7 +63,8 @@ def make_batch(
     phrase_ids = torch.zeros(len(rows), 0, dtype=torch.int64)
     if knowledge:
         phrase_ids = knowledge.phrase_ids(clip_ids, config.knowledge.top_k)
-    return Batch(token_ids, token_mask, frames, frame_mask, phrase_ids, clip_ids, tuple(texts), num_pairs)
+    values = None if tokens is None else torch.from_numpy(tokens[:, : token_mask.shape[1]])
+    return Batch(token_ids, token_mask, frames, frame_mask, phrase_ids, clip_ids, tuple(texts), num_pairs, values)
 
 
 def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> dict[str, float]:

@@ -48,7 +48,7 @@ def check_before_ray(config: ExperimentConfig, *, before: Stage) -> Iterator[Fin
             yield Finding("error", "cluster", str(error))
         return
     yield from _check_this_machine(config, before)
-    if before in ("match", "train", "tune"):
+    if before in ("embed", "match", "train", "tune"):
         yield _check_workers(config, _machine_capacity(config), before=before)
 
 

@@ -29,6 +29,7 @@ EXCLUDES = (
 """Patterns of files that are never uploaded, as in .gitignore."""
 _WRITTEN_FOLDERS = {
     "ingest": "clip_store",
+    "embed": "frame_embeddings",
     "vocabulary": "dictionary",
     "match": "knowledge_store",
     "train": "run_folder",
@@ -74,7 +75,7 @@ class StageCommand:
     """A command line of waver, as typed."""
 
     stage: str
-    """train, tune, ingest, vocabulary, match, evaluate, robustness or doctor."""
+    """train, tune, ingest, embed, vocabulary, match, evaluate, robustness or doctor."""
     arguments: Sequence[str]
     """Arguments of `waver STAGE`; the first is the experiment, sweep or run."""
     parsed: Mapping[str, Any]

@@ -19,6 +19,7 @@ from torch import Tensor
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.data.duplicates import Duplicates, equivalent_clips, excused_pairs, find_duplicates
+from waver.data.embedded_clips import EmbeddedClips, EmbeddingPaths
 from waver.doctor.preflight import Inputs
 from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
 from waver.evaluation.gallery import Gallery, build_gallery
@@ -28,8 +29,10 @@ from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import cluster_address, connect
 from waver.on_ray.cluster.signals import signal_actor
 from waver.on_ray.cluster.workers import run_on_workers
+from waver.on_ray.stages.embed import embed
 from waver.on_ray.stages.start import open_evaluations, open_zero_shot
 from waver.runs.checkpoint import check_dictionary, load_student, stored_activation
+from waver.runs.embeddings import check_embeddings, evaluation_needs
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import LEAKY, open_knowledge
 from waver.runs.results import result_of
@@ -52,13 +55,14 @@ class _EvaluationJob:
     knowledge: Path | None
     split: str
     options: EvaluationOptions
+    embeddings: EmbeddingPaths
 
 
 def evaluate_in_process(
     checkpoint: Path,
     config: ExperimentConfig,
     captions: pa.Table,
-    store: ClipStore,
+    store: ClipStore | EmbeddedClips,
     knowledge: Knowledge | None = None,
     *,
     split: str,
@@ -70,15 +74,17 @@ def evaluate_in_process(
         checkpoint: checkpoint folder.
         config: configuration of the checkpoint.
         captions: caption table; only rows of the split are evaluated.
-        store: clip store.
+        store: clip store, or what frozen towers make of clips and captions.
         knowledge: phrases of the clips, required if config.informed_at_inference.
         split: train, validation or test.
         options: what to compute beside the plain metrics.
 
     Raises:
+        EmbeddingError: if the embeddings are those of other weights.
         EvaluationError: if the split or its similarities cannot be evaluated, see `waver.evaluation.evaluate.evaluate`.
     """
     student = load_student(checkpoint, config).to(local_device(config))
+    check_embeddings(config, student.backbone, store)
     console = Console(stderr=True)
     with Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("embedding clips", total=None)
@@ -102,7 +108,7 @@ def evaluate_on_workers(
     checkpoint: Path,
     config: ExperimentConfig,
     captions: pa.Table,
-    store: ClipStore,
+    store: ClipStore | EmbeddedClips,
     knowledge: Knowledge | None = None,
     *,
     split: str,
@@ -124,6 +130,7 @@ def evaluate_on_workers(
         knowledge.path if knowledge else None,
         split,
         options,
+        EmbeddingPaths.of(store),
     )
     with signal_actor() as actor:
         return run_on_workers(_evaluate_on_worker, job, config.resources, signals=actor)
@@ -132,10 +139,12 @@ def evaluate_on_workers(
 def _evaluate_on_worker(job: _EvaluationJob) -> Evaluation:
     student = load_student(job.checkpoint, job.config).to(get_device())
     knowledge = Knowledge(job.knowledge) if job.knowledge else None
+    clips = job.embeddings.open(ClipStore(job.store))
+    check_embeddings(job.config, student.backbone, clips)
     evaluation = evaluate(
         student,
         ray.get(job.captions),
-        ClipStore(job.store),
+        clips,
         job.config,
         split=job.split,
         knowledge=knowledge,
@@ -312,8 +321,11 @@ def evaluate_checkpoint(
         check_dictionary(knowledge, checkpoint)
     logger.info(f"evaluating {display_path(checkpoint)} on the {split} split")
     table = captions if queries is None else queries
+    needs = evaluation_needs(config, table, store, split, checkpoint=checkpoint)
     if config.resources.max_workers == 1 and not cluster_address():
-        return evaluate_in_process(checkpoint, config, table, store, knowledge, split=split, options=options), knowledge
+        clips = embed(config, store, needs, checkpoint=checkpoint).open(store)
+        return evaluate_in_process(checkpoint, config, table, clips, knowledge, split=split, options=options), knowledge
     with connect(num_cpus=local_cpus(config)) as description:
         logger.info(description)
-        return evaluate_on_workers(checkpoint, config, table, store, knowledge, split=split, options=options), knowledge
+        clips = embed(config, store, needs, checkpoint=checkpoint).open(store)
+        return evaluate_on_workers(checkpoint, config, table, clips, knowledge, split=split, options=options), knowledge

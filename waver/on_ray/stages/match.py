@@ -14,9 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
+from waver.data.embedded_clips import EmbeddingPaths
 from waver.knowledge.released import read_released
 from waver.knowledge.store import (
     Dictionary,
@@ -27,12 +30,14 @@ from waver.knowledge.store import (
     write_embeddings,
     write_matches,
 )
-from waver.knowledge.teacher import CLIPS_PER_BLOCK, Teacher, match_clips
+from waver.knowledge.teacher import CLIPS_PER_BLOCK, Teacher, match_clips, mean_frames
 from waver.model.pretrained.weights import load_backbone, weights_text
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
 from waver.on_ray.cluster.connection import connect, gpus_per_worker
+from waver.on_ray.stages.embed import embed
 from waver.on_ray.stages.start import open_inputs
+from waver.runs.embeddings import Needs, check_embeddings
 from waver.runs.inputs import open_dictionary
 from waver.tools.lock import hold_lock
 from waver.tools.progress import track_progress
@@ -123,7 +128,8 @@ def _fill(
             pa.table({"clip_id": todo[first : first + CLIPS_PER_BLOCK]})
             for first in range(0, len(todo), CLIPS_PER_BLOCK)
         ]
-        arguments = (config, folder, store.path, num_matches)
+        needs = Needs() if config.embeddings.use == "never" else Needs(todo)
+        arguments = (config, folder, store.path, num_matches, embed(config, store, needs, progress=progress))
         with closing(map_blocks(_Matcher, arguments, blocks, pool)) as done:
             for _ in track_progress(done, doing="matching", unit="clips", total=len(todo), size=int, enabled=progress):
                 pass
@@ -163,18 +169,19 @@ class _Embedder:
 class _Matcher:
     """Finds the best phrases of the clips of a block and writes them; returns the number of clips."""
 
-    def __init__(self, config: ExperimentConfig, folder: Path, store: Path, num_matches: int):
-        self._folder, self._num_matches, self._store = folder, num_matches, ClipStore(store)
+    def __init__(
+        self, config: ExperimentConfig, folder: Path, store: Path, num_matches: int, embeddings: EmbeddingPaths
+    ):
+        self._folder, self._num_matches, self._clips = folder, num_matches, embeddings.open(ClipStore(store))
         self._teacher = build_teacher(config)
+        check_embeddings(config, self._teacher.backbone, self._clips)
         phrases = Knowledge(folder).phrase_embeddings()
         # In place, because the table is the largest object in memory.
         self._phrases = F.normalize(phrases, dim=-1, out=phrases).to(self._teacher.device)
 
     def __call__(self, block: pa.Table) -> int:
         clip_ids: list[str] = block["clip_id"].to_pylist()
-        frames, num_frames = self._store.read(clip_ids)
-        pixels = torch.from_numpy(frames).permute(0, 1, 4, 2, 3)
-        clips = self._teacher.embed_clips([clip[:number] for clip, number in zip(pixels, num_frames, strict=True)])
+        clips = self._embed(clip_ids)
         if not (finite := clips.isfinite().all(dim=1)).all():
             bad = clip_ids[int(finite.int().argmin())]
             raise KnowledgeError(f"the teacher's embedding of {bad} has values that are NaN or infinite")
@@ -182,6 +189,12 @@ class _Matcher:
         columns = {"clip_id": clip_ids, "phrase_ids": ids.tolist(), "scores": scores.tolist()}
         write_matches(self._folder, pa.table(columns))
         return len(clip_ids)
+
+    def _embed(self, clip_ids: list[str]) -> Float[Tensor, "N D"]:
+        """Embeds clips by their pixels, or by the embeddings of their frames."""
+        frames, num_frames = self._clips.read(clip_ids)
+        clips = self._teacher.embed_clips(frames, num_frames) if frames.ndim == 5 else mean_frames(frames, num_frames)
+        return clips.to(self._teacher.device)
 
 
 def run_match(config: ExperimentConfig, *, progress: bool = True) -> Knowledge:

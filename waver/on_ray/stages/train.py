@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from waver.runs.control import Interrupted, stop_after
 from waver.runs.folder import read_result
 from waver.runs.inputs import LEAKY
 from waver.runs.train import Launch, train
-from waver.runs.train_loop import TrainingJob, train_job
+from waver.runs.train_loop import TrainingJob, embed_inputs, train_job
 from waver.tools.lock import hold_lock
 from waver.tools.progress import follow_run
 from waver.tools.termination import sigterm_event
@@ -75,6 +76,7 @@ def trains_in_process(config: ExperimentConfig) -> bool:
 def train_in_process(job: TrainingJob, captions: pa.Table, num_steps: int) -> dict[str, float] | Interrupted:
     """Trains a run with one worker in this process, which SIGTERM asks to stop."""
     with follow_run(job.run_folder, num_steps=num_steps), sigterm_event() as stop:
+        job = embed_inputs(job, captions)
         return train_job(job, captions, device=local_device(job.config), next_command=stop_after(stop))
 
 
@@ -97,11 +99,13 @@ def train_on_workers(
     from waver.on_ray.cluster.connection import connect
     from waver.on_ray.cluster.signals import signal_actor, stop_on_sigterm
     from waver.on_ray.cluster.workers import run_on_workers
+    from waver.on_ray.stages.embed import run_on_actors
     from waver.on_ray.stages.train_worker import WorkerArguments, train_on_ray_worker
 
     resources = job.config.resources
     with connect(num_cpus=local_cpus(job.config)) as description:
         logger.info(description)
+        job = embed_inputs(job, captions, run=partial(run_on_actors, job.config))
         with follow_run(job.run_folder, num_steps=num_steps), signal_actor() as actor, stop_on_sigterm(actor):
             return run_on_workers(
                 train_on_ray_worker,

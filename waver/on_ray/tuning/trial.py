@@ -20,7 +20,7 @@ from waver.config import ExperimentConfig, SweepConfig, load_config
 from waver.on_ray.cluster.failures import permanent_message
 from waver.on_ray.stages.train import run_training, train_on_workers
 from waver.runs.control import Interrupted
-from waver.runs.train_loop import TrainingJob, train_job
+from waver.runs.train_loop import TrainingJob, embed_inputs, train_job
 from waver.sweeps.folder import begin_trial, read_if_written, read_trial, run_folder
 from waver.sweeps.space import Point
 from waver.tools.errors import WaverError
@@ -136,6 +136,7 @@ def _train(config: ExperimentConfig, trial: Path, progress: TrialProgress, *, gr
     def train_in_trial(job: TrainingJob, captions: pa.Table, num_steps: int) -> dict[str, float] | Interrupted:
         if config.resources.max_workers > 1:
             return train_on_workers(job, captions, num_steps, callbacks=[_ReportToTune(progress)])
+        job = embed_inputs(job, captions)
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         return train_job(job, captions, device=device, report=lambda metrics: _report_epoch(progress))
 

@@ -1,0 +1,101 @@
+"""Embeds frames and captions once with frozen towers, on Ray Data, for all stages that would compute them again.
+
+Each actor has a backbone, and writes its results itself, so that a run that was stopped resumes. The embedding of a clip or
+a caption does not depend on the number of actors.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import ray
+
+from waver.config import ExperimentConfig
+from waver.data.clip_store import ClipStore
+from waver.data.embedded_clips import EmbeddingPaths
+from waver.model.pretrained.weights import weights_text
+from waver.on_ray.cluster.blocks import ActorPool, map_blocks
+from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
+from waver.on_ray.cluster.connection import connect, gpus_per_worker
+from waver.on_ray.stages.start import open_inputs
+from waver.runs.embeddings import Needs, all_needs, embed_missing, run_in_process
+
+logger = logging.getLogger(__name__)
+
+
+def embed(
+    config: ExperimentConfig,
+    clips: ClipStore,
+    needs: Needs,
+    *,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+) -> EmbeddingPaths:
+    """Embeds what a stage needs and no store has: on actors if Ray is connected, else in this process.
+
+    Args:
+        config: configuration of the experiment.
+        clips: its clip store.
+        needs: what the stage reads.
+        checkpoint: checkpoint with the frozen towers; None to load `model.weights`.
+        progress: whether to show progress on standard error.
+
+    Raises:
+        EmbeddingError: if a store was made from something else, or an embedding is NaN or infinite.
+        LockedError: if another process writes a store.
+        ClusterTooSmallError: if the cluster is too small for the minimum of resources.workers.
+    """
+    run = partial(run_on_actors, config) if ray.is_initialized() else run_in_process
+    return embed_missing(config, clips, needs, checkpoint=checkpoint, run=run, progress=progress)
+
+
+def run_on_actors(
+    config: ExperimentConfig,
+    worker: Callable[..., Callable[[pa.Table], int]],
+    arguments: tuple,
+    blocks: Sequence[pa.Table],
+) -> Iterator[int]:
+    """Processes blocks on actors, see `RunBlocks`."""
+    resources = config.resources
+    share = WorkerResources(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
+    require_capacity(resources.min_workers, share, wait_s=resources.wait_s)
+    pool = ActorPool(resources.min_workers, resources.max_workers, share, wait_s=resources.wait_s)
+    return map_blocks(worker, arguments, blocks, pool)
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What `waver embed` made."""
+
+    paths: EmbeddingPaths
+    num_clips: int
+    num_captions: int
+    """0 if captions are not stored."""
+
+
+def run_embed(config: ExperimentConfig, *, progress: bool = True) -> EmbedReport:
+    """Embeds the frames of all clips of an experiment, and its captions if its text tower is frozen.
+
+    Args:
+        config: configuration of the experiment.
+        progress: whether to show progress on standard error.
+
+    Raises:
+        StartError: with everything that prevents the stage, before Ray starts.
+        EmbeddingError: if a store was made from something else, or an embedding is NaN or infinite.
+        LockedError: if another process writes a store.
+        ClusterTooSmallError: if the cluster is too small for the minimum of resources.workers.
+    """
+    inputs = open_inputs(config, "embed")
+    assert inputs.captions is not None, "embedding cannot start without captions"
+    assert inputs.store is not None, "embedding cannot start without clip store"
+    if config.model.weights:
+        logger.info(weights_text(config.model.backbone, config.model.weights))
+    needs = all_needs(config, inputs.captions, inputs.store)
+    with connect(num_cpus=local_cpus(config)) as description:
+        logger.info(description)
+        paths = embed(config, inputs.store, needs, progress=progress)
+    return EmbedReport(paths, len(needs.clip_ids or ()), len(needs.captions or ()))

@@ -1,0 +1,286 @@
+"""Makes and opens the embedding stores of an experiment: what its frozen towers make of frames and captions.
+
+A stage says which clips and captions it is going to read (`Needs`); `embed_missing` computes those that no store has, and
+opens the stores in place of the clip store.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from waver.config import ExperimentConfig
+from waver.data.clip_store import ClipStore
+from waver.data.embedded_clips import EmbeddedClips, EmbeddingPaths
+from waver.data.embedding_store import (
+    EmbeddingSettings,
+    EmbeddingStore,
+    check_settings,
+    create_embeddings,
+    mark_complete,
+    write_items,
+)
+from waver.model.backbone import Backbone
+from waver.model.frozen import embed_frames, embed_texts, tower_digest
+from waver.model.pretrained.weights import load_backbone
+from waver.runs.checkpoint import load_student
+from waver.runs.origin import read_origin
+from waver.tools.lock import hold_lock
+from waver.tools.object_store import display_path, exists
+from waver.tools.progress import track_progress
+from waver.training.build import build_tokenizer, local_device
+
+logger = logging.getLogger(__name__)
+
+_CLIPS_PER_BLOCK, _CAPTIONS_PER_BLOCK = 64, 1024
+
+RunBlocks = Callable[[Callable[..., Callable[[pa.Table], int]], tuple, Sequence[pa.Table]], Iterator[int]]
+"""Calls a worker with its arguments, and what it returns with each block; yields the results in any order. See
+`waver.on_ray.cluster.blocks.map_blocks`."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stage reads from embedding stores."""
+
+    clip_ids: Sequence[str] | None = None
+    """Clips whose frames are read as embeddings; None to read pixels."""
+    captions: Sequence[str] | None = None
+    """Captions whose tokens are read as embeddings; None to read words."""
+    makes_captions: bool = False
+    """Whether captions that are missing are embedded; otherwise words are read if one is missing."""
+
+
+def training_needs(config: ExperimentConfig, captions: pa.Table, clips: ClipStore, rows: np.ndarray) -> Needs:
+    """Returns what training and its validation read.
+
+    Args:
+        config: configuration of the experiment.
+        captions: its caption table.
+        clips: its clip store.
+        rows: rows of the caption table that are trained on.
+    """
+    validation = captions.filter(pc.equal(captions["split"], "validation"))
+    train = captions.take(rows)
+    num_clips = len(pc.unique(train["clip_id"]))
+    visits = config.train.epochs * config.train.captions_per_clip * num_clips
+    return _needs(
+        config, clips, pa.concat_tables([train, validation]), config.frozen_towers, rereads=visits > len(train)
+    )
+
+
+def evaluation_needs(
+    config: ExperimentConfig, captions: pa.Table, clips: ClipStore, split: str, *, checkpoint: Path
+) -> Needs:
+    """Returns what the evaluation of a split reads.
+
+    Args:
+        config: configuration of the experiment.
+        captions: its caption table.
+        clips: its clip store.
+        split: train, validation or test.
+        checkpoint: folder of the model.
+    """
+    origin = read_origin(checkpoint)
+    towers = config.frozen_towers if origin is None else ("vision", "text") if origin.kind == "zero-shot" else ()
+    return _needs(config, clips, captions.filter(pc.equal(captions["split"], split)), towers, rereads=False)
+
+
+def all_needs(config: ExperimentConfig, captions: pa.Table, clips: ClipStore) -> Needs:
+    """Returns all clips of an experiment, and its captions if its text tower is frozen or `embeddings.captions` is true."""
+    clip_ids, wanted = _decoded(captions, clips), config.embeddings.captions
+    makes = wanted is True or (wanted == "auto" and "text" in config.frozen_towers)
+    return Needs(clip_ids, pc.unique(captions["caption"]).to_pylist() if makes else None, makes)
+
+
+def _needs(
+    config: ExperimentConfig, clips: ClipStore, read: pa.Table, towers: Sequence[str], *, rereads: bool
+) -> Needs:
+    settings = config.embeddings
+    if settings.use == "never":
+        return Needs()
+    reads_tokens = "text" in towers and settings.captions is not False
+    return Needs(
+        _decoded(read, clips) if "vision" in towers else None,
+        pc.unique(read["caption"]).to_pylist() if reads_tokens else None,
+        settings.captions is True or rereads,
+    )
+
+
+def _decoded(captions: pa.Table, clips: ClipStore) -> list[str]:
+    asked = set(captions["clip_id"].to_pylist())
+    return [clip_id for clip_id in clips.ok_clip_ids() if clip_id in asked]
+
+
+def run_in_process(
+    worker: Callable[..., Callable[[pa.Table], int]], arguments: tuple, blocks: Sequence[pa.Table]
+) -> Iterator[int]:
+    """Processes blocks in this process, see `RunBlocks`."""
+    process = worker(*arguments)
+    for block in blocks:
+        yield process(block)
+
+
+def embed_missing(
+    config: ExperimentConfig,
+    clips: ClipStore,
+    needs: Needs,
+    *,
+    checkpoint: Path | None = None,
+    run: RunBlocks = run_in_process,
+    progress: bool = True,
+) -> EmbeddingPaths:
+    """Embeds what a stage needs and no store has; holds the lock of each store that it writes.
+
+    Args:
+        config: configuration of the experiment.
+        clips: its clip store.
+        needs: what the stage reads.
+        checkpoint: checkpoint with the frozen towers, so that their own file is not needed; None to load `model.weights`.
+        run: runs the work, by default in this process.
+        progress: whether to show progress on standard error.
+
+    Returns:
+        The stores that the stage reads.
+
+    Raises:
+        EmbeddingError: if a store was made from something else, or an embedding is NaN or infinite.
+        LockedError: if another process writes a store.
+    """
+    of_frames, of_tokens = None, None
+    if needs.clip_ids is not None:
+        of_frames = config.frame_embeddings
+        arguments = (config, of_frames, clips.path, checkpoint)
+        sources = clips.blocks_of(needs.clip_ids)
+        _fill(_Work(of_frames, "clips", sources, _CLIPS_PER_BLOCK, _FrameEmbedder, arguments), run, progress=progress)
+    if needs.captions is not None:
+        of_tokens = config.token_embeddings
+        arguments = (config, of_tokens, checkpoint)
+        sources = dict.fromkeys(needs.captions, "")
+        work = _Work(of_tokens, "captions", sources, _CAPTIONS_PER_BLOCK, _TokenEmbedder, arguments)
+        if needs.makes_captions:
+            _fill(work, run, progress=progress)
+        elif work.missing():
+            of_tokens = None
+    for path, what in ((of_frames, "frames"), (of_tokens, "captions")):
+        if path:
+            logger.info(
+                f"embeddings of {what} are read from {display_path(path)}: their tower is frozen and does not run"
+            )
+    return EmbeddingPaths(of_frames, of_tokens)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The items of a store, and what embeds them."""
+
+    folder: Path
+    unit: str
+    sources: Mapping[str, str]
+    """Item -> the source that it is computed from."""
+    block_size: int
+    worker: Callable[..., Callable[[pa.Table], int]]
+    arguments: tuple
+
+    def missing(self) -> list[str]:
+        """Returns the items that the store lacks."""
+        if not exists(self.folder / "manifest.json"):
+            return list(self.sources)
+        return EmbeddingStore(self.folder).missing(self.sources)
+
+
+def _fill(work: _Work, run: RunBlocks, *, progress: bool) -> None:
+    """Embeds the items that a store lacks."""
+    if not work.missing():
+        return
+    with hold_lock(work.folder, "embedding"):
+        todo = work.missing()
+        logger.info(
+            f"embedding {len(todo)} of {len(work.sources)} {work.unit} once, for all runs with this backbone, in "
+            f"{display_path(work.folder)}"
+        )
+        starts = range(0, len(todo), work.block_size)
+        blocks = [pa.table({"id": todo[first : first + work.block_size]}) for first in starts]
+        with closing(run(work.worker, work.arguments, blocks)) as done:
+            shown = {"doing": "embedding", "unit": work.unit, "total": len(todo), "enabled": progress}
+            for _ in track_progress(done, size=int, **shown):
+                pass
+        mark_complete(work.folder)
+
+
+def check_embeddings(config: ExperimentConfig, backbone: Backbone, clips: ClipStore | EmbeddedClips) -> None:
+    """Checks that embeddings are those of a backbone.
+
+    Raises:
+        EmbeddingError: if they were made with other weights or settings.
+    """
+    if not isinstance(clips, EmbeddedClips):
+        return
+    if clips.frames:
+        check_settings(clips.frames.path, clips.frames.settings, _frame_settings(config, backbone, clips.clips))
+    if clips.tokens:
+        check_settings(clips.tokens.path, clips.tokens.settings, _token_settings(config, backbone))
+
+
+def _frame_settings(config: ExperimentConfig, backbone: Backbone, clips: ClipStore) -> EmbeddingSettings:
+    digest = tower_digest(backbone, "vision")
+    return EmbeddingSettings("frames", backbone.width, config.embeddings.precision, digest, clips.settings.key)
+
+
+def _token_settings(config: ExperimentConfig, backbone: Backbone) -> EmbeddingSettings:
+    digest, text = tower_digest(backbone, "text"), config.text
+    inputs = {"max_words": text.max_words, "prompt": text.prompt}
+    return EmbeddingSettings("tokens", backbone.width, config.embeddings.precision, digest, inputs)
+
+
+def _load_towers(config: ExperimentConfig, checkpoint: Path | None) -> Backbone:
+    if checkpoint:
+        return load_student(checkpoint, config).backbone.eval().requires_grad_(False).to(local_device(config))
+    torch.manual_seed(config.seed)  # of random weights, as `build_student` draws them
+    frames = config.preprocessing
+    backbone = load_backbone(
+        config.model.backbone, config.model.weights, image_size=frames.size, mean=frames.mean, std=frames.std
+    )
+    return backbone.eval().requires_grad_(False).to(local_device(config))
+
+
+class _FrameEmbedder:
+    """Embeds the frames of the clips of a block and writes them; returns the number of clips."""
+
+    def __init__(self, config: ExperimentConfig, folder: Path, clips: Path, checkpoint: Path | None):
+        self._folder, self._clips, self._backbone = folder, ClipStore(clips), _load_towers(config, checkpoint)
+        self._settings = _frame_settings(config, self._backbone, self._clips)
+        create_embeddings(folder, self._settings)
+
+    def __call__(self, block: pa.Table) -> int:
+        clip_ids = block["id"].to_pylist()
+        frames, num_frames = self._clips.read(clip_ids)
+        valid = np.arange(frames.shape[1]) < num_frames[:, None]
+        values = np.split(embed_frames(self._backbone, frames[valid]), np.cumsum(num_frames)[:-1])
+        sources = self._clips.blocks_of(clip_ids)
+        items = [(clip, sources[clip], of_clip) for clip, of_clip in zip(clip_ids, values, strict=True)]
+        write_items(self._folder, self._settings, items)
+        return len(clip_ids)
+
+
+class _TokenEmbedder:
+    """Embeds the tokens of the captions of a block and writes them; returns the number of captions."""
+
+    def __init__(self, config: ExperimentConfig, folder: Path, checkpoint: Path | None):
+        self._config, self._folder, self._backbone = config, folder, _load_towers(config, checkpoint)
+        self._settings = _token_settings(config, self._backbone)
+        create_embeddings(folder, self._settings)
+
+    def __call__(self, block: pa.Table) -> int:
+        captions, text = block["id"].to_pylist(), self._config.text
+        tokenizer = build_tokenizer(self._config)
+        values = embed_texts(self._backbone, tokenizer, captions, max_words=text.max_words, prompt=text.prompt)
+        items = [(caption, "", of_caption) for caption, of_caption in zip(captions, values, strict=True)]
+        write_items(self._folder, self._settings, items)
+        return len(captions)
