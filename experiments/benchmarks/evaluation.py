@@ -4,7 +4,7 @@
 
 Embeddings are random, with width 512, 32 words and 12 frames. Captions are grouped by clip as in MSVD if its annotations are
 given, else in groups of the same number, smallest and largest size. The benchmark times the part of `waver evaluate` that
-follows embedding: `rank_tiles` over `wti`, in both directions. Alternately it times the matrix product alone, without
+follows embedding: `rank_tiles` over `token_wise`, in both directions. Alternately it times the matrix product alone, without
 maxima, which is a lower bound. `--also` times the top ten clips of each query, and QB-Norm with one bank caption per
 query. CPU seconds of all cores are printed beside wall-clock seconds, which depend on other work of the machine. Peak
 memory is the largest resident size minus the resident size before ranking, when the embeddings are already in memory.
@@ -21,9 +21,10 @@ import typer
 from torch import Tensor
 
 from waver.evaluation.ranking import rank_tiles, row_chunks
-from waver.evaluation.rescoring import inverted_softmax_ranks, read_bank
+from waver.evaluation.rescoring import build_query_bank, inverted_softmax_ranks
+from waver.evaluation.token_wise import token_wise
 from waver.model.embeddings import Embeddings
-from waver.model.interaction import uniform_weights, wti
+from waver.model.interaction import uniform_weights
 
 NUM_CLIPS, NUM_TEXTS, LEAST, MOST = 670, 27_763, 21, 81
 WIDTH, NUM_WORDS, NUM_FRAMES = 512, 32, 12
@@ -40,7 +41,7 @@ def main(
     text, video = _random(NUM_TEXTS, NUM_WORDS), _random(NUM_CLIPS, NUM_FRAMES)
 
     def tile(rows: slice, columns: slice) -> Tensor:
-        return wti(text[rows], video[columns])
+        return token_wise(text[rows], video[columns])
 
     def product() -> None:
         for rows in row_chunks(clip_of_text, chunk_size):
@@ -50,9 +51,8 @@ def main(
         rank_tiles(tile, clip_of_text, available, chunk_size=chunk_size, top_k=top_k)
 
     def qb_norm() -> None:
-        how = {"beta": 20.0, "chunk_size": chunk_size}
-        bank = read_bank(tile, NUM_TEXTS, available, top_k=1, **how)
-        inverted_softmax_ranks(tile, bank, clip_of_text, available, **how)
+        bank = build_query_bank(tile, NUM_TEXTS, available, beta=20.0, top_k=1, chunk_size=chunk_size)
+        inverted_softmax_ranks(tile, bank, clip_of_text, available, beta=20.0, chunk_size=chunk_size)
 
     print(f"{threads} threads, tiles of {chunk_size}; the embeddings take {_mib(text) + _mib(video):.0f} MiB")
     works = {"ranks, both directions": plain, "matrix product alone": product}

@@ -3,7 +3,7 @@
 Two equal clips must get equal scores, or ties would depend on where the clips stand. A matrix product of another shape
 rounds differently; within one shape the place of an item has no influence. So all clips are embedded in batches of one
 size, all captions in batches of one size and length, and similarities are computed in blocks of one size. Batches and blocks
-are filled up with copies of their first item.
+are filled up with copies of their first item. `waver.evaluation.token_wise` does the same without padding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +21,10 @@ from waver.data.embedded_clips import EmbeddedClips
 from waver.data.epochs import even_batches
 from waver.evaluation.gallery import Gallery
 from waver.evaluation.ranking import Tile, Workers, row_chunks
+from waver.evaluation.token_wise import token_wise
 from waver.knowledge.store import Knowledge
 from waver.model.embeddings import Embeddings
+from waver.model.interaction import wti
 from waver.model.student import Student
 from waver.model.tokenizer import Tokenizer, Tokens
 from waver.training import parallel
@@ -201,6 +203,8 @@ def embed_tokens(
 
 def similarity_in_blocks(student: Student, text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
     """Computes the similarity of every text with every video in blocks of one size."""
+    if student.interaction.similarity is wti:
+        return token_wise(text, video)
     blocks = [[student.similarity(texts, clips) for clips in _blocks(video, _CLIPS)] for texts in _blocks(text, _TEXTS)]
     return torch.cat([torch.cat(row, dim=1) for row in blocks])[: len(text), : len(video)]
 

@@ -122,6 +122,8 @@ def rank_tiles(
 ) -> Ranks:
     """Ranks every correct answer, tile by tile; memory grows with the sides of the similarity matrix, not with its area.
 
+    Every tile is computed once.
+
     Tiles, their values to the last bit, and therefore ranks are the same for any number of workers.
 
     Args:
@@ -143,7 +145,7 @@ def rank_tiles(
     num_texts, num_clips, device = len(clip_of_text), len(available), clip_of_text.device
     columns = column_chunks(num_clips, chunk_size)
     rows = row_chunks(clip_of_text, chunk_size)[workers.worker :: workers.num_workers]
-    correct = _correct_scores(tile, clip_of_text, available, rows, columns)
+    correct, diagonal = _correct_scores(tile, clip_of_text, available, rows, columns)
     correct = _Scores(correct.text, workers.all_reduce(correct.clip, "max"))
     counts = _Counts(*(torch.zeros(2, number, dtype=torch.long, device=device) for number in (num_texts, num_clips)))
     top, top_groups = (empty_top_clips(number, top_k, like=correct.text) for number in (num_texts, num_clips))
@@ -153,7 +155,9 @@ def rank_tiles(
         grouped = _Rows.of(row, clip_of_text)
         row_excused = _excused_in(excused, row)
         for column in columns:
-            scores = mask_missing(tile(row, column), row, column, available)
+            scores = diagonal.pop((row.start, column.start), None)
+            if scores is None:
+                scores = mask_missing(tile(row, column), row, column, available)
             if top_k:
                 numbers = torch.arange(column.start, column.stop, device=device)
                 update_top_clips(top, row, scores, numbers)
@@ -231,23 +235,27 @@ def mask_missing(
 
 def _correct_scores(
     tile: Tile, clip_of_text: Tensor, available: Tensor, rows: list[slice], columns: list[slice]
-) -> _Scores:
-    """Returns the scores of the correct answers.
+) -> tuple[_Scores, dict[tuple[int, int], Tensor]]:
+    """Returns the scores of the correct answers, and the tiles on the diagonal, (first text, first clip) -> masked scores.
 
     They are read from the same tiles that are counted later: computed otherwise they could differ in the last bit, and a
-    correct answer would tie with itself or lose to itself. Only tiles on the diagonal are computed.
+    correct answer would tie with itself or lose to itself. Only tiles on the diagonal are computed. They are kept, to be
+    counted without computing them again; together they are as wide as a few tiles.
     """
     of_text = torch.full(clip_of_text.shape, -torch.inf, device=clip_of_text.device)
     of_clip = torch.full(available.shape, -torch.inf, device=clip_of_text.device)
+    diagonal: dict[tuple[int, int], Tensor] = {}
     for row in rows:
         clips = clip_of_text[row]
         for column in columns:
             inside = ((clips >= column.start) & (clips < column.stop)).nonzero().squeeze(1)
             if len(inside):
                 scores = mask_missing(tile(row, column), row, column, available)
+                diagonal[row.start, column.start] = scores
                 of_text = of_text.to(scores.dtype)
                 of_text[row.start + inside] = scores[inside, clips[inside] - column.start]
-    return _Scores(of_text, of_clip.to(of_text.dtype).scatter_reduce(0, clip_of_text, of_text, "amax"))
+    correct = _Scores(of_text, of_clip.to(of_text.dtype).scatter_reduce(0, clip_of_text, of_text, "amax"))
+    return correct, diagonal
 
 
 def _count_tile(counts: _Counts, scores: Tensor, rows: _Rows, column: slice, correct: _Scores) -> None:

@@ -71,12 +71,17 @@ def wti(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
 
 
 def _normalised(items: Embeddings) -> Float[Tensor, "M L D"]:
-    """Returns unit vectors; the padding of an item repeats its first valid token.
+    """Returns unit vectors; the padding of an item repeats its first valid token."""
+    return F.normalize(repeat_valid(items), dim=-1)
+
+
+def repeat_valid(items: Embeddings) -> Float[Tensor, "M L D"]:
+    """Returns the values of items; their padding repeats their first valid token.
 
     A repeated token changes no maximum, which saves the two masked copies of all cosines that filling with -inf would take.
     """
     first = items.values[torch.arange(len(items), device=items.values.device), items.mask.int().argmax(dim=1)]
-    return F.normalize(items.values.where(items.mask[..., None], first[:, None]), dim=-1)
+    return items.values.where(items.mask[..., None], first[:, None])
 
 
 def xclip(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:

@@ -1,0 +1,91 @@
+"""The token-wise interaction (`ti`, `wti`) of many captions with many clips, without computing padding.
+
+Equal captions and equal clips get scores that are equal to the last bit, wherever they stand:
+
+- A cosine comes from a matrix product of one shape, `_ROWS` words with the frames of `_CLIPS` clips, in which the place of a
+  word or frame has no influence. Words of several captions fill the rows of a product; captions are sorted by length.
+- Maxima are exact in any order.
+- A weighted sum is over the words of one caption or the frames of one clip. It depends on their number, which is that of the
+  caption itself or the same for all clips, and not on the captions that share the product.
+"""
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from waver.model.embeddings import Embeddings
+from waver.model.interaction import repeat_valid
+
+_ROWS, _CLIPS = 256, 64
+"""Words and clips of one matrix product."""
+
+
+def token_wise(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
+    """Computes `waver.model.interaction.wti`, without gradients.
+
+    Args:
+        text: embeddings of the captions; valid tokens come first.
+        video: embeddings of the clips.
+    """
+    num_words = text.mask.sum(dim=1).tolist()
+    order = sorted(range(len(text)), key=num_words.__getitem__)
+    clips = list(_clip_blocks(video))
+    rows = [
+        torch.cat([_compare(words, weights, [num_words[i] for i in some], block) for block in clips], dim=1)
+        for some, words, weights in _packed_words(text, num_words, order)
+    ]
+    result = torch.empty(len(text), len(video), dtype=rows[0].dtype, device=rows[0].device)
+    result[torch.tensor(order, device=result.device)] = torch.cat(rows)[:, : len(video)]
+    return result
+
+
+_Clips = tuple[Float[Tensor, "D FV"], Float[Tensor, "F V"]]
+"""Unit vectors of the frames of V clips as columns, the first frames of all clips first, and the weights of the frames."""
+
+
+def _clip_blocks(video: Embeddings) -> Iterator[_Clips]:
+    """Yields the clips in blocks of one size; the last is filled up with zeros."""
+    for start in range(0, len(video), _CLIPS):
+        part = video[start : start + _CLIPS]
+        missing = _CLIPS - len(part)
+        frames = F.normalize(F.pad(repeat_valid(part), (0, 0, 0, 0, 0, missing)), dim=-1)
+        yield frames.transpose(0, 1).flatten(0, 1).T, F.pad(part.weights, (0, 0, 0, missing)).T.contiguous()
+
+
+def _packed_words(
+    text: Embeddings, num_words: list[int], order: list[int]
+) -> Iterator[tuple[list[int], Float[Tensor, "R D"], Float[Tensor, " R"]]]:
+    """Yields captions whose words together fill the rows of a product: (captions, unit vectors of words, their weights)."""
+    num_rows = max(_ROWS, text.mask.shape[1])
+    start = 0
+    while start < len(order):
+        stop, filled = start, 0
+        while stop < len(order) and filled + num_words[order[stop]] <= num_rows:
+            filled += num_words[order[stop]]
+            stop += 1
+        part = text[torch.tensor(order[start:stop], device=text.mask.device)]
+        words = F.pad(part.values[part.mask], (0, 0, 0, num_rows - filled))
+        yield order[start:stop], F.normalize(words, dim=-1), F.pad(part.weights[part.mask], (0, num_rows - filled))
+        start = stop
+
+
+def _compare(
+    words: Float[Tensor, "R D"], weights: Float[Tensor, " R"], num_words: list[int], clips: _Clips
+) -> Float[Tensor, "t V"]:
+    """Compares the t captions of one product, ascending by their number of words, with a block of clips."""
+    frames, frame_weights = clips
+    cosines = (words @ frames).view(len(words), *frame_weights.shape)
+    best_frame = cosines.amax(dim=1) * weights[:, None]
+    by_words, best_word = [], []
+    start = 0
+    for length, group in groupby(num_words):
+        number = len(list(group))
+        some = slice(start, start + number * length)
+        by_words.append(best_frame[some].view(number, length, -1).sum(dim=1))
+        best_word.append(cosines[some].view(number, length, *frame_weights.shape).amax(dim=1))
+        start = some.stop
+    return (torch.cat(by_words) + (torch.cat(best_word) * frame_weights).sum(dim=1)) / 2
