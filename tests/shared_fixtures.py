@@ -146,7 +146,7 @@ def build_project(tiny_config, store):
         raw = tiny_config.model_dump(mode="json")
         raw["data"] |= {"annotations": str(folder / "captions.jsonl"), "videos": str(folder / "videos")}
         raw["storage"] = {"path": str(folder / "storage")}
-        raw["resources"] |= {"workers": 2, "loaders_per_worker": 1, "timeout_s": 60}
+        raw["resources"] |= {"workers": 2, "timeout_s": 60}
         for section, settings in sections.items():
             raw[section] |= settings
         (folder / "experiment.yaml").write_text(yaml.safe_dump(raw))

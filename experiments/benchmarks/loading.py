@@ -2,10 +2,11 @@
 
     python experiments/benchmarks/loading.py VIDEO... [--clips 320] [--batch-size 32] [--repeats 5]
 
-The clip store is read with `worker_batches`, the function that training workers iterate: Ray Data, joined with captions and
-tokenised. The conventional loader opens each video with decord, decodes the sampled frames and resizes them with PIL, in one
-process. Both deliver the same clips in the same order, alternately; results are medians. The start-up time of the stream,
-which occurs once per run, is reported separately: the second epoch is timed.
+The clip store is read with `worker_batches`, the function that training workers iterate: by threads, or by processes of Ray
+Data with `--loaders 2`, joined with captions and tokenised. The conventional loader opens each video with decord, decodes
+the sampled frames and resizes them with PIL, in one process. Both deliver the same clips in the same order, alternately;
+results are medians. The start-up time of the stream, which occurs once per run, is reported separately: the second epoch is
+timed.
 """
 
 import logging
@@ -42,7 +43,7 @@ def main(
     clips: int = 320,
     batch_size: int = 32,
     repeats: int = 5,
-    loaders: int = 2,
+    loaders: int = 0,
 ) -> None:
     """Prints clips per second of both loaders, and their ratio, for raw and for JPEG frames."""
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -85,7 +86,7 @@ def measure(
         print(f"  {speeds[-1]:.0f} clips/s, conventional {conventional_speed:.1f}: {ratios[-1]:.0f} x", flush=True)
     print(
         f"{frame_format}: {size / 2**20:.2f} MiB a clip, {statistics.median(speeds):.0f} clips/s, "
-        f"{statistics.median(ratios):.0f} x a conventional loader; the stream starts in {statistics.median(starts):.1f} s, "
+        f"{statistics.median(ratios):.0f} x a conventional loader; the stream starts in {statistics.median(starts):.2f} s, "
         "once in a run",
         flush=True,
     )

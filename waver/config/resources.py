@@ -39,8 +39,8 @@ class ResourcesConfig(Section):
     """Number of GPUs per worker; by default 1 if the cluster has GPUs, else 0."""
     loaders_per_worker: Annotated[int, Field(ge=0)] = 0
     """Number of processes per worker that read batches ahead from the clip store, with Ray Data. 0: threads of the worker
-    read one batch ahead, which is faster and starts at once. Processes pay off if a node has CPUs to spare and the threads
-    do not keep up: with JPEG frames, or frames that come from an object store."""
+    read one batch ahead, which is faster and starts at once. Processes can pay off if the threads do not keep up and a
+    node has CPUs to spare: with JPEG frames, or frames that come from an object store."""
     wait_s: NotNegative = 0.0
     """How long to wait for a growing cluster to become large enough, seconds; then the command fails. If it is large enough
     but in use, the command waits without limit."""

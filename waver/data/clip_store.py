@@ -193,13 +193,16 @@ class ClipStore:
         places = zip(ok["block"].to_pylist(), ok["row"].to_pylist(), strict=True)
         self._places: dict[str, tuple[str, int]] = dict(zip(ok["clip_id"].to_pylist(), places, strict=True))
         self._known_envelopes: set[Envelope] = set()
-        self.__setstate__({})
+        self._forget_files()
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name not in _NOT_PICKLED}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
+        self._forget_files()
+
+    def _forget_files(self) -> None:
         self._lock = threading.Lock()  # of the two dictionaries
         self._opening = [threading.Lock() for _ in range(_NUM_LOCKS)]
         self._files: OrderedDict[str, ClipsFile] = OrderedDict()

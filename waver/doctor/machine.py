@@ -280,9 +280,7 @@ def check_memory(
         yield Finding("ok" if fits else "warning", "memory of a GPU", found, "" if fits else remedy, details)
     else:
         host += device
-    found = (
-        f"estimate {format_bytes(resources.max_workers * host)} for {resources.max_workers} workers and their loaders"
-    )
+    found = f"estimate {format_bytes(resources.max_workers * host)} for {resources.max_workers} workers and their input"
     if not gpus:
         found += f" (each: {largest}){unknown}"
     if not gpus and ram is not None and (hint := precision_hint(config, torch.cpu.get_capabilities())):
@@ -291,7 +289,8 @@ def check_memory(
         yield Finding("info", "memory", f"{found}; compare with the memory of the cluster's nodes", details=details)
         return
     fits = resources.max_workers * host <= ram
-    remedy = "set train.micro_batch_size, or lower resources.workers, loaders_per_worker or train.global_batch_size"
+    lower = "resources.workers, loaders_per_worker" if resources.loaders_per_worker else "resources.workers"
+    remedy = f"set train.micro_batch_size, or lower {lower} or train.global_batch_size"
     yield Finding(
         "ok" if fits else "warning", "memory", f"{found}, of {format_bytes(ram)}", "" if fits else remedy, details
     )

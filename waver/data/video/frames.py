@@ -1,8 +1,11 @@
-"""Finds frames by their time stamps with PyAV, which decodes from the keyframe before them."""
+"""Finds frames by their time stamps with PyAV, which decodes from the keyframe before them.
+
+A picture of H.264 says whether other pictures refer to it. Those to which none refers are decoded only if they are wanted.
+"""
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -47,14 +50,19 @@ def frames_at(path: Path, timeline: Timeline, indices: list[int]) -> Iterator[tu
     # Frames between the same two keyframes are decoded in one pass.
     groups = np.searchsorted(timeline.keyframes, targets, side="right") - 1
     for group in np.unique(groups):
-        first, last = (int(target) for target in targets[groups == group][[0, -1]])
-        with _decode_from(path, timeline, int(group), first) as frames:
-            for decoded in frames:
-                pts = decoded.frame.pts
-                if pts in wanted:
-                    yield wanted.pop(pts), decoded
-                if pts is not None and pts >= last:
-                    break
+        # Frames that are not found or doubtful are read again, with all before them: a damaged video is read as a whole, and
+        # a decoder may learn the order of the frames on its way.
+        for skips in (True, False) if timeline.is_h264 else (False,):
+            missing = [int(target) for target in targets[groups == group] if int(target) in wanted]
+            if not missing:
+                break
+            with _decode_from(path, timeline, int(group), missing[0], missing if skips else None) as frames:
+                for decoded in frames:
+                    pts = decoded.frame.pts
+                    if pts in wanted and not (skips and decoded.is_doubtful):
+                        yield wanted.pop(pts), decoded
+                    if pts is not None and pts >= missing[-1]:
+                        break
     if wanted and not timeline.has_exact_stamps:
         for decoded in _decode_from_start(path):
             if (pts := decoded.frame.pts) in wanted:
@@ -90,7 +98,9 @@ def _count_frames(path: Path, timeline: Timeline, indices: list[int]) -> Iterato
 
 
 @contextmanager
-def _decode_from(path: Path, timeline: Timeline, keyframe: int, target: int) -> Iterator[Iterator[Decoded]]:
+def _decode_from(
+    path: Path, timeline: Timeline, keyframe: int, target: int, needed: Collection[int] | None
+) -> Iterator[Iterator[Decoded]]:
     """Yields an iterator over the frames from a keyframe on, or from an earlier position if the seek misses the target.
 
     Args:
@@ -98,6 +108,7 @@ def _decode_from(path: Path, timeline: Timeline, keyframe: int, target: int) -> 
         timeline: of the video.
         keyframe: index of the last keyframe at or before the target; negative if there is none.
         target: time stamp of the first wanted frame.
+        needed: see `_decode`.
     """
     import av
 
@@ -107,32 +118,44 @@ def _decode_from(path: Path, timeline: Timeline, keyframe: int, target: int) -> 
         for index in (keyframe, keyframe - 1, keyframe - 4):  # seeks in MPEG-TS are inexact
             if index > 0:
                 container.seek(int(timeline.keyframes[index]), stream=stream)
-                frames = _decode(container)
+                frames = _decode(container, needed)
                 first = next((decoded for decoded in frames if decoded.frame.pts is not None), None)
                 # With a gradual refresh instead of keyframes, the decoder may begin with a later frame that is no keyframe.
                 if first is not None and first.frame.key_frame and (first.frame.pts or 0) <= target:
                     yield chain([first], frames)
                     return
-    yield _decode_from_start(path)
+    yield _decode_from_start(path, needed)
 
 
-def _decode_from_start(path: Path) -> Iterator[Decoded]:
+def _decode_from_start(path: Path, needed: Collection[int] | None = None) -> Iterator[Decoded]:
     import av
 
     with av.open(str(path)) as container:
         video_stream(container).codec_context.thread_count = 1
-        yield from _decode(container)
+        yield from _decode(container, needed)
 
 
-def _decode(container: "InputContainer") -> Iterator[Decoded]:
-    """Decodes from the current position of the container; skips packets that cannot be decoded."""
+def _decode(container: "InputContainer", needed: Collection[int] | None) -> Iterator[Decoded]:
+    """Decodes from the current position of the container; skips packets that cannot be decoded.
+
+    Args:
+        container: an open video.
+        needed: time stamps of the frames to decode; of the others, those may be left out to which no frame refers. None for
+            all frames.
+    """
     import av
 
     is_doubtful, num_lost = False, 0
-    packets = demux(container, video_stream(container))
+    was_needed = True
+    stream = video_stream(container)
+    packets = demux(container, stream)
     while True:
         try:
             packet = next(packets)
+            is_needed = needed is None or packet.pts is None or packet.pts in needed
+            # The packet after a needed one may hold the second field of the same frame.
+            stream.codec_context.skip_frame = "DEFAULT" if is_needed or was_needed else "NONREF"
+            was_needed = is_needed
             is_doubtful |= packet.is_corrupt
             for frame in packet.decode():
                 is_doubtful = frame.is_corrupt or (is_doubtful and not frame.key_frame)

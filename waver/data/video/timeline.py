@@ -63,6 +63,8 @@ class Timeline:
     """int64 (F,): time stamp of each frame, if stamps repeat or jump; None if there are `stamps`, or no stamps at all."""
     claimed_s: float | None = None
     """Length of the video that the container claims, if the file ends well before it; else None."""
+    is_h264: bool = False
+    """Whether there are `stamps` and the codec is H.264, whose pictures say whether others refer to them."""
 
     def __len__(self) -> int:
         return len(self.times_s)
@@ -142,6 +144,7 @@ def read_timeline(container: "InputContainer") -> Timeline:
         unfit_for_decord=unfit or _unfit_for_decord(container, stream),
         has_exact_stamps=container.format.name != "mpeg",
         claimed_s=claimed_length(container, stream, end_s, num_discarded),
+        is_h264=stream.codec_context.codec.canonical_name == "h264",
     )
 
 
