@@ -7,7 +7,7 @@ from waver.model.embeddings import Embeddings
 from waver.training.build import build_student, build_tokenizer
 
 
-@pytest.fixture(params=["dp", "ti", "wti", "xti"])
+@pytest.fixture(params=["dp", "ti", "wti", "xclip", "xti"])
 def student(request, load_tiny):
     return build_student(load_tiny(**{"similarity.kind": request.param})).eval()
 

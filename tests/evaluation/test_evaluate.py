@@ -90,7 +90,7 @@ def test_top_clips_are_returned_on_request(captions, store, load_tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dp", "wti", "xti"])
+@pytest.mark.parametrize("kind", ["dp", "wti", "xclip", "xti"])
 def test_equals_a_direct_computation_of_the_whole_matrix(captions, store, load_tiny, kind):
     config = load_tiny(**{"similarity.kind": kind})
     student = build_student(config).eval()
@@ -221,7 +221,7 @@ def knowing_student(config: ExperimentConfig) -> Student:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dp", "wti", "xti"])
+@pytest.mark.parametrize("kind", ["dp", "wti", "xclip", "xti"])
 def test_informed_evaluation_equals_a_direct_computation(captions, store, knowledge, load_knowing, kind):
     config = load_knowing(**{"similarity.kind": kind})
     student = knowing_student(config)

@@ -50,6 +50,18 @@ def test_every_parameter_learns(load_tiny, kind, temporal):
     assert [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+def test_training_drops_no_block_since_each_worker_would_drop_others(load_tiny):
+    """open_clip's ConvNeXt and ViTamin have stochastic depth in their configurations."""
+    tower = {"timm_model_name": "vit_tiny_patch16_224", "image_size": 224, "timm_drop_path": 0.5}
+    backbone = load_tiny().model.backbone | {"vision_cfg": tower}
+    config = load_tiny(**{"model.backbone": backbone, "video.size": None})
+    student = build_student(config)
+    frames = torch.randint(0, 256, (2, 2, 3, 224, 224), dtype=torch.uint8)
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    expected = student.eval().encode_video(frames, mask)
+    torch.testing.assert_close(student.train().encode_video(frames, mask).values, expected.values)
+
+
 def test_aggregator_starts_as_the_text_tower(load_tiny):
     student = build_student(load_tiny())
     text = student.backbone.text

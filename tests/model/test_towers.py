@@ -13,6 +13,8 @@ VIT = {
 RESNET = VIT | {"vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16}}
 TIMM = VIT | {"vision_cfg": {"timm_model_name": "vit_tiny_patch16_224", "image_size": 224}}
 CUSTOM_TEXT = VIT | {"custom_text": True}
+HUB_TOWERS = ("bert", "roberta", "mt5", "m2m_100")
+"""Types of text towers of the hub; open_clip has models with the last three."""
 
 
 def build(architecture: dict, size: int = 16) -> Backbone:
@@ -87,16 +89,35 @@ def test_blocks_that_a_tower_does_not_have_are_an_error():
         freeze_towers(backbone, ("vision.1",))
 
 
-@pytest.mark.parametrize("architecture", [VIT, TIMM, CUSTOM_TEXT], ids=["vit", "timm", "custom text"])
-def test_recomputed_blocks_give_the_same_gradient_and_run_twice(architecture):
-    backbone = build(architecture).double().train()
+@pytest.mark.parametrize("kind", HUB_TOWERS)
+def test_first_blocks_of_hub_towers_are_frozen_with_all_before_them(with_hub_tower, kind):
+    backbone = build(with_hub_tower(kind))
+    freeze_towers(backbone, ("text.1",))
+    first = {id(parameter) for parameter in tower_blocks(backbone, "text")[0].parameters()}
+    parameters = tower_parameters(backbone, "text")
+    before = {name for name, p in parameters.items() if id(p) not in first and not p.requires_grad}
+    assert first <= {id(p) for p in parameters.values() if not p.requires_grad}
+    assert before == {name for name in parameters if "embeddings." in name or "embed_" in name}
+    assert len(tower_blocks(backbone, "text")) == 2
+
+
+def _first_layer(block: torch.nn.Module) -> torch.nn.Module:
+    return next(module for module in block.modules() if not list(module.children()))
+
+
+@pytest.mark.parametrize(
+    "architecture", [VIT, TIMM, CUSTOM_TEXT, *HUB_TOWERS], ids=["vit", "timm", "custom text", *HUB_TOWERS]
+)
+def test_recomputed_blocks_give_the_same_gradient_and_run_twice(architecture, with_hub_tower):
+    backbone = build(with_hub_tower(architecture) if isinstance(architecture, str) else architecture).double().train()
+    backbone.text.eval()  # as in training, see `Student.train`: text towers of the hub would draw dropout
     size = 224 if architecture is TIMM else 16
     frames, tokens = torch.randn(2, 3, size, size, dtype=torch.float64), torch.randint(0, 50, (2, 7))
 
     def step() -> tuple[torch.Tensor, dict[str, torch.Tensor], list[int]]:
         calls = []
         handles = [
-            block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+            _first_layer(block).register_forward_pre_hook(lambda *_, number=number: calls.append(number))
             for number, block in enumerate(tower_blocks(backbone, "vision") + tower_blocks(backbone, "text"))
         ]
         loss = (

@@ -262,10 +262,16 @@ class Bomb:
 def test_files_that_hold_something_else_are_named(drl, tmp_path, project):
     state = torch.load(drl[0], weights_only=True)
     contents = {
-        "pickle.bin": ({"clip.proj": Bomb(tmp_path / "exploded")}, "cannot be read as a checkpoint"),
+        "pickle.bin": (
+            {"clip.proj": Bomb(tmp_path / "exploded")},
+            r"pickle.bin cannot be read as weights without running code: it holds an object of",
+        ),
         "pytorch_opt.bin.2": ({"epoch": 2, "optimizer_state_dict": {}, "loss": 1.0}, "holds the state of an optimizer"),
-        "two.bin": ({"model": state, "state_dict": state}, "holds several models"),
-        "list.bin": ([1, 2], "holds something else than tensors by name"),
+        "two.bin": ({"model": state, "state_dict": state}, r"holds several state dicts \('state_dict', 'model'\)"),
+        "list.bin": ([1, 2], "holds list, something else than tensors by name"),
+        "bytes.bin": ({name: value.to(torch.int8) for name, value in state.items()}, r"as int8, which waver does not"),
+        "flat.bin": (state | {"clip.text_projection": torch.ones(64)}, r"clip.text_projection has the shape \(64,\)"),
+        "mlp.bin": (state | {"similarity_dense.0.weight": torch.ones(64, 128)}, "its similarity is DRL's mlp"),
         "unknown.bin": (
             state | {"prompt.ctx": torch.ones(1)},
             "unknown.bin cannot be imported: it has 1 tensors that no",
@@ -287,9 +293,22 @@ def test_files_that_hold_something_else_are_named(drl, tmp_path, project):
     assert not (project / "storage" / "runs" / "wrong").exists()
 
 
+def test_a_name_that_a_run_cannot_have_is_told_with_its_option(drl, project):
+    with pytest.raises(ConfigError, match=r"--as 'a/b' is no name of a run: use letters"):
+        import_checkpoint(drl[0], "a/b", project / "experiment.yaml")
+
+
+def test_frames_without_a_size_have_that_of_the_checkpoint(drl, project):
+    checkpoint, _ = import_checkpoint(drl[0], "sized", project / "experiment.yaml", {"video.size": None})
+    assert checkpoint_config(checkpoint).video.size == 16
+
+
 def test_wrapped_and_safe_files_are_read_alike(drl, tmp_path, project):
     state = torch.load(drl[0], weights_only=True)
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "wrapped.pth")
+    torch.save({"ema": {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}}, tmp_path / "ema.pth")
+    backbone = {f"model.{name}": tensor for name, tensor in state.items() if name.startswith("clip.")}
+    torch.save(backbone, tmp_path / "mean_of_frames.bin")  # `clip.` is part of the names, though all names have it
     save_file(state, tmp_path / "same.safetensors")
     for number, path in enumerate(sorted(tmp_path.iterdir())):
         checkpoint, _ = import_checkpoint(path, f"alike{number}", project / "experiment.yaml")

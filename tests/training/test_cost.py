@@ -43,6 +43,7 @@ def random_batch(config, num_pairs: int) -> Batch:
         {},
         {"train.backbone_lr_scale": 0},
         {"similarity.kind": "xti"},
+        {"similarity.kind": "xclip"},
         {"similarity.kind": "dp", "model.temporal": "none"},
         {"loss.distill": 1, "knowledge.at_inference": False},
         {"loss.kind": "sigmoid", "train.micro_batch_size": 4, "train.freeze": ["vision"]},

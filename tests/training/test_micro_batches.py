@@ -18,6 +18,7 @@ STEPS = {
     "wti seqTransf": {"knowledge.top_k": 0},
     "dp": {"knowledge.top_k": 0, "similarity.kind": "dp", "model.temporal": "none"},
     "ti seqLSTM": {"knowledge.top_k": 0, "similarity.kind": "ti", "model.temporal": "seqLSTM"},
+    "xclip": {"knowledge.top_k": 0, "similarity.kind": "xclip"},
     "xti": {"knowledge.top_k": 0, "similarity.kind": "xti", "model.temporal": "none"},
     "informed": {"loss.knowledge": 0.5},
     "sigmoid": {"loss.knowledge": 0.5, "loss.kind": "sigmoid"},

@@ -197,7 +197,7 @@ CONFIGURATIONS = [
 def test_every_parameter_gets_a_gradient(captions, store, knowledge, load_knowing, start, chosen):
     """DDP waits for the gradient of every parameter: one that gets none would stop a run."""
     clips = ["v00", "v01", "v02"]
-    for kind, temporal in (("wti", "seqTransf"), ("dp", "none"), ("xti", "seqLSTM")):
+    for kind, temporal in (("wti", "seqTransf"), ("dp", "none"), ("xclip", "seqTransf"), ("xti", "seqLSTM")):
         config = load_knowing(**chosen, **{"similarity.kind": kind, "model.temporal": temporal})
         training = start(config)
         batch = make_batch(captions, np.array([0, 1, 3]), store.read(clips), config, 3, knowledge)

@@ -45,7 +45,7 @@ def test_batch_joins_captions_with_their_clips(captions, store, tiny_config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dp", "ti", "wti", "xti"])
+@pytest.mark.parametrize("kind", ["dp", "ti", "wti", "xclip", "xti"])
 def test_training_lowers_the_loss(batches, load_tiny, kind):
     config = load_tiny(**{"similarity.kind": kind, "train.warmup_fraction": 0.0, "train.lr": 3e-3})
     training = build_training(config, num_steps=60, device=CPU)

@@ -27,6 +27,8 @@ _LINEAR = frozenset(
     ("qkv", "kv", "q", "k", "v", "o", "q_proj", "k_proj", "v_proj", "out_proj", "proj", "query", "key", "value")
 )
 """Names of the linear layers of attention in open_clip, timm and transformers."""
+_OUTPUT_OF_BERT = "attention.output.dense"
+"""Path of the output of attention in BERT and its relatives, whose other layers are called dense as well."""
 _ADAPTER = re.compile(r"\.parametrizations\.\w+\.0\.(up|down)$")
 _NOT_OF_TOWERS = ("backbone.clip.logit_scale", "backbone.clip.logit_bias")
 
@@ -106,5 +108,5 @@ def _attention_weights(block: nn.Module) -> Iterator[tuple[nn.Module, str, int]]
         name = path.rpartition(".")[2]
         if isinstance(getattr(module, "in_proj_weight", None), Tensor):
             yield module, "in_proj_weight", _STACKED["in_proj_weight"]
-        if isinstance(module, nn.Linear) and name in _LINEAR:
+        if isinstance(module, nn.Linear) and (name in _LINEAR or path.endswith(_OUTPUT_OF_BERT)):
             yield module, "weight", _STACKED.get(name, 1)

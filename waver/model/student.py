@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from open_clip.hf_model import HFTextEncoder
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from waver.data.batch import Batch
@@ -35,7 +36,10 @@ LOGIT_BIAS = -10.0
 """Bias of the sigmoid loss at the start, unless the backbone has one: nearly all pairs are negative (arXiv 2303.15343)."""
 
 
-_PER_WORKER = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Dropout, HFTextEncoder)
+_PER_WORKER = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Dropout),
+    *(DropPath, HFTextEncoder),
+)
 """Modules whose results in training mode depend on how a batch is divided among workers."""
 
 
@@ -174,8 +178,9 @@ class Student(nn.Module):
     def train(self, mode: bool = True) -> "Student":
         """Sets training mode, but keeps batch norms, dropout and text towers of transformers in evaluation mode.
 
-        The statistics of a batch norm would otherwise be those of each worker's share of the batch, and dropout would draw
-        other tokens for each number of workers, so that the loss would depend on it.
+        The statistics of a batch norm would otherwise be those of each worker's share of the batch, and dropout (also that
+        of whole blocks, as in ConvNeXt and ViTamin) would draw other values for each number of workers, so that the loss
+        would depend on it.
         """
         super().train(mode)
         for module in self.modules():

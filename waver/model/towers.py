@@ -1,11 +1,14 @@
 """Parts of the two towers: which parameters and blocks each has, freezing them, and recomputing their activations."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import open_clip
+from open_clip.hf_model import HFTextEncoder
 from open_clip.modified_resnet import ModifiedResNet
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from waver.model.backbone import Backbone
 from waver.model.errors import BackboneError
@@ -19,6 +22,8 @@ _BLOCKS = (
     "trunk.stages",  # timm's convolutional networks
     "transformer.encoder.layer",  # Hugging Face's BERT and its relatives
     "transformer.encoder.layers",
+    "transformer.block",  # T5's encoder
+    "transformer.layers",  # the encoder of M2M-100 and NLLB
 )
 """Where a tower keeps its blocks, in the order in which they are computed."""
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -26,12 +31,13 @@ _STAGES = ("layer1", "layer2", "layer3", "layer4")
 _CONTAINERS = ("trunk", "transformer")
 _BEFORE = (
     {"conv1", "conv2", "conv3", "bn1", "bn2", "bn3", "ln_pre", "norm_pre", "stem", "embeddings", "patch_embed"}
-    | {"class_embedding", "positional_embedding", "token_embedding"}
+    | {"class_embedding", "positional_embedding", "token_embedding", "embed_tokens", "embed_positions"}
     | {"cls_emb", "cls_token", "reg_token", "pos_embed"}
 )
 """Names of the parts that a tower computes before its blocks."""
 _AFTER = (
     {"ln_post", "ln_final", "norm", "norm_post", "fc_norm", "attn_pool", "attnpool", "pooler", "final_conv"}
+    | {"layer_norm", "final_layer_norm"}
     | {"proj", "text_projection", "head"}
 )  # fmt: skip
 """Names of the parts that a tower computes after its blocks."""
@@ -122,6 +128,8 @@ def recompute_activations(backbone: Backbone) -> None:
                 module.transformer.grad_checkpointing = True
             elif isinstance(module, ModifiedResNet):
                 raise NotImplementedError  # its method does nothing
+            elif isinstance(module, HFTextEncoder):
+                _recompute_blocks(tower_blocks(backbone, tower))
             else:
                 # open_clip's wrappers of other libraries hide that their network has none.
                 inner = getattr(module, "trunk", None)
@@ -133,3 +141,17 @@ def recompute_activations(backbone: Backbone) -> None:
                 f"set it to false, and use train.micro_batch_size to save memory, or freeze that tower "
                 f"(train.freeze=[{tower}])"
             ) from error
+
+
+def _recompute_blocks(blocks: Sequence[nn.Module]) -> None:
+    """Makes each block of a tower of transformers recompute its activations.
+
+    The own switch of transformers works in training mode only, and waver keeps these towers in evaluation mode.
+
+    Raises:
+        NotImplementedError: if there are no blocks.
+    """
+    if not blocks:
+        raise NotImplementedError
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from safetensors.torch import load_file
 from torch import Tensor
 
 from waver.config import ConfigError, ExperimentConfig, load_config
@@ -22,18 +20,16 @@ from waver.model.pretrained.field_checkpoints import (
     read_field_checkpoint,
     same_backbone,
 )
+from waver.model.pretrained.weight_files import read_weights
 from waver.model.pretrained.weights import load_weights
 from waver.runs.origin import Origin
 from waver.runs.padding import describe_padding
 from waver.runs.untrained import check_free, make_run
-from waver.tools.archives import check_size
 from waver.tools.files import sha256_of
 from waver.training.build import build_student
 
 logger = logging.getLogger(__name__)
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_OPTIMIZER = ("optimizer_state_dict", "optimizer")
 _SECTIONS = ("data", "video", "text", "ingest", "storage", "resources", "evaluate")
 _KEYS = (
     "similarity.kind",
@@ -105,6 +101,8 @@ def import_checkpoint(
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Reads the tensors of a checkpoint by name; nothing in the file is executed.
 
+    Wrappers and prefixes of training code are removed, except for `clip.`, which is part of the names in these checkpoints.
+
     Raises:
         FieldCheckpointError: if the file cannot be read, or holds something else.
     """
@@ -112,33 +110,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         what = "is a folder: name the file in it" if path.is_dir() else "does not exist"
         raise FieldCheckpointError(f"{path} {what}")
     try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            check_size(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader raises its own kinds for a file of another format
-        reason = next(iter(str(error).splitlines()), "")
-        raise FieldCheckpointError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}); it should be a state dict that "
-            "torch.save wrote, such as pytorch_model.bin.4, or .safetensors"
-        ) from None
-    wrapped = [key for key in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
-    if len(wrapped) > 1:
-        raise FieldCheckpointError(
-            f"{path} holds several models ({', '.join(wrapped)}): save the one that you mean in a file of its own"
-        )
-    if wrapped:
-        content = content[wrapped[0]]
-    elif isinstance(content, dict) and any(key in content for key in _OPTIMIZER):
-        raise FieldCheckpointError(f"{path} holds the state of an optimizer: name the file of the model beside it")
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise FieldCheckpointError(f"{path} holds something else than tensors by name; it should be a state dict")
-    for name, tensor in content.items():
-        # A tensor that repeats its values could claim any size.
-        if tensor.layout != torch.strided or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-            raise FieldCheckpointError(f"{path} does not hold all values of {name}; it should be a state dict")
-    return content
+        return read_weights(path, kept_prefix="clip.")
+    except BackboneError as error:
+        raise FieldCheckpointError(str(error).removeprefix("model.weights: ")) from None
 
 
 def imported_experiment(
@@ -155,7 +129,7 @@ def imported_experiment(
     Raises:
         ConfigError: if frames of the given size do not fit, or settings do not fit together.
     """
-    if given.video.size != found.image_size:
+    if given.video.size not in (None, found.image_size):
         raise ConfigError(
             f"video.size = {given.video.size}, but the checkpoint reads frames of {found.image_size} pixels: --set "
             f"video.size={found.image_size}"
@@ -176,6 +150,7 @@ def imported_experiment(
     training = {"precision": given.train.precision, "global_batch_size": given.train.global_batch_size}
     settings = {
         "name": name,
+        "video": given.video.model_copy(update={"size": found.image_size}),
         "model": ModelConfig.model_validate(
             {
                 "backbone": backbone,
@@ -192,7 +167,13 @@ def imported_experiment(
     try:
         return ExperimentConfig.model_validate(given.model_copy(update=settings).model_dump())
     except ValueError as error:
-        lines = [problem["msg"].removeprefix("Value error, ") for problem in getattr(error, "errors", list)()]
+        found_wrong = getattr(error, "errors", list)()
+        if any(problem["loc"] == ("name",) for problem in found_wrong):
+            raise ConfigError(
+                f"--as {name!r} is no name of a run: use letters, digits, dots, dashes and underscores, and begin with a "
+                "letter or a digit"
+            ) from None
+        lines = [problem["msg"].removeprefix("Value error, ") for problem in found_wrong]
         raise ConfigError("\n".join(lines) or str(error)) from None
 
 

@@ -123,12 +123,6 @@ def test_other_sizes_are_described():
     assert "a backbone of its own architecture" in found.describe()
 
 
-def test_prefixes_of_parallel_training_are_removed():
-    plain = clip() | SEQ_TRANSF | HEADS[2]
-    wrapped = {f"module.module.{name}": tensor for name, tensor in plain.items()}
-    assert read_field_checkpoint(wrapped).state.keys() == read_field_checkpoint(plain).state.keys()
-
-
 def without(state: dict, *names: str) -> dict:
     return {name: value for name, value in state.items() if name not in names}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from waver.model.errors import BackboneError
-from waver.model.pretrained.state_names import take_state
+from waver.model.pretrained.state_names import strip_prefixes, take_state
 
 STATE = {"visual.proj": torch.ones(2, 3), "text_projection": torch.zeros(3, 2), "logit_scale": torch.tensor(4.6)}
 
@@ -115,3 +115,9 @@ def test_quantised_weights_are_refused_by_name(name, tensor, told):
 def test_counters_and_half_precision_are_no_quantised_weights():
     state = {"visual.bn1.num_batches_tracked": torch.tensor(5), "visual.proj": torch.ones(2, 2, dtype=torch.bfloat16)}
     assert take_state(state, source="w.pt") == state
+
+
+def test_a_prefix_that_is_part_of_the_names_is_kept():
+    state = {f"module.model._orig_mod.clip.{name}": torch.zeros(2) for name in ("visual.proj", "logit_scale")}
+    assert strip_prefixes(state, source="x", kept_prefix="clip.").keys() == {"clip.visual.proj", "clip.logit_scale"}
+    assert strip_prefixes(state, source="x").keys() == {"visual.proj", "logit_scale"}

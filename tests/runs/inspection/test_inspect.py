@@ -53,7 +53,7 @@ def same(a: Inspection, b: Inspection) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dp", "ti", "wti", "xti"])
+@pytest.mark.parametrize("kind", ["dp", "ti", "wti", "xclip", "xti"])
 @pytest.mark.parametrize("top_k", [0, 3])
 def test_tags_match_the_parts_of_the_model(look, kind, top_k):
     found, evaluation, _ = look({"similarity.kind": kind, "knowledge.top_k": top_k})

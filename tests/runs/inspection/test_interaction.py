@@ -128,7 +128,7 @@ def test_heat_maps_of_any_size_are_drawn(num_rows, num_frames):
     np.testing.assert_array_equal(picture, draw_heat_map(chosen, frames))
 
 
-@pytest.mark.parametrize("kind", ["dp", "ti", "wti"])
+@pytest.mark.parametrize("kind", ["dp", "ti", "wti", "xclip"])
 def test_interaction_map_is_drawn(load_tiny, kind):
     student = build_student(load_tiny(**{"similarity.kind": kind})).eval()
     found = interaction_of(student, *a_pair(student))

@@ -12,7 +12,7 @@ import yaml
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("worker.py")
 SIZES = (1, 2, 3)
-STEPS = ["wti seqTransf", "dp", "ti seqLSTM", "xti", "informed", "distilled", "sigmoid", "adapters", "frozen"]
+STEPS = ["wti seqTransf", "dp", "ti seqLSTM", "xclip", "xti", "informed", "distilled", "sigmoid", "adapters", "frozen"]
 
 
 @pytest.fixture(scope="module")

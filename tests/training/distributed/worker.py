@@ -24,6 +24,7 @@ STEPS = {
     "wti seqTransf": {"similarity.kind": "wti", "model.temporal": "seqTransf"},
     "dp": {"similarity.kind": "dp", "model.temporal": "none"},
     "ti seqLSTM": {"similarity.kind": "ti", "model.temporal": "seqLSTM"},
+    "xclip": {"similarity.kind": "xclip", "model.temporal": "none"},
     "xti": {"similarity.kind": "xti", "model.temporal": "none"},
     "informed": {"knowledge.top_k": 2, "loss.knowledge": 0.5},
     "distilled": {

@@ -60,17 +60,17 @@ _OPENAI = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "Vi
 _HEAD_WIDTH = 64
 """Width of an attention head in all of OpenAI's transformers."""
 _CROSS_LAYERS = 4
-_BACKBONE = (
-    "clip.visual.conv1.weight",
-    "clip.visual.positional_embedding",
-    "clip.visual.proj",
-    "clip.positional_embedding",
-    "clip.token_embedding.weight",
-    "clip.text_projection",
-    "clip.ln_final.weight",
-    "clip.logit_scale",
-)
-"""Tensors from which the sizes of the backbone follow."""
+_BACKBONE = {
+    "clip.visual.conv1.weight": 4,
+    "clip.visual.positional_embedding": 2,
+    "clip.visual.proj": 2,
+    "clip.positional_embedding": 2,
+    "clip.token_embedding.weight": 2,
+    "clip.text_projection": 2,
+    "clip.ln_final.weight": 1,
+    "clip.logit_scale": 0,
+}
+"""Tensors from which the sizes of the backbone follow -> the number of their dimensions."""
 
 
 class FieldCheckpointError(WaverError):
@@ -109,25 +109,17 @@ class FieldCheckpoint:
         return f"{code}: {backbone}, {frames}, {interaction}{', fusion with phrases' if self.fusion else ''}"
 
 
-def strip_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors without the prefix `module.` that DistributedDataParallel adds."""
-    while state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return dict(state)
-
-
 def read_field_checkpoint(state: Mapping[str, Tensor], *, similarity: str | None = None) -> FieldCheckpoint:
     """Finds kind and sizes of a model by the names and shapes of its tensors, and renames the tensors.
 
     Args:
-        state: name -> tensor, as the training code saved it.
+        state: name -> tensor, without the prefixes that wrappers of a module add.
         similarity: `dp` or `ti`: neither has weights, so the file does not show which was used; None for `dp`.
 
     Raises:
         FieldCheckpointError: if the file is something else, has unknown tensors, or holds a model that waver does not
             have.
     """
-    state = strip_wrapper(state)
     _check_kind(state)
     temporal, num_layers, unused = _find_temporal(state)
     kind, wti_layers, notes = _find_similarity(state, similarity)
@@ -183,11 +175,17 @@ def _check_kind(state: Mapping[str, Tensor]) -> None:
         )
     if any(name.startswith("clip.visual.layer1.") for name in state):
         raise FieldCheckpointError("its vision tower is a ResNet: only checkpoints with a ViT can be imported")
+    if "similarity_dense.0.weight" in state:
+        raise FieldCheckpointError("its similarity is DRL's mlp, which waver does not have")
     if missing := [name for name in _BACKBONE if name not in state]:
         known = sum(name.startswith("clip.") for name in state)
         what = "no tensor of it is called clip.*" if not known else f"it lacks {abbreviate(missing)}"
         names = f"; it has {abbreviate(sorted(state))}" if state else ""
         raise FieldCheckpointError(f"it is no checkpoint of WAVER, DRL or CLIP4Clip: {what}{names}")
+    if wrong := [name for name, number in _BACKBONE.items() if state[name].ndim != number]:
+        raise FieldCheckpointError(
+            f"{wrong[0]} has the shape {tuple(state[wrong[0]].shape)}, which that of CLIP's code never has"
+        )
 
 
 def _starts(name: str, prefixes: tuple[str, ...]) -> bool:

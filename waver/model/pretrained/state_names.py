@@ -21,6 +21,10 @@ _UNUSED = ("input_resolution", "context_length", "vocab_size", "n_averaged", "at
 """Tensors that are no weights, in archives of OpenAI, torch's AveragedModel and traced models of open_clip."""
 _WITHOUT_PREFIX = (*_UNUSED, "logit_scale", "logit_bias")
 """Names that may lack a prefix that all other names have."""
+_BESIDE_A_MODEL = frozenset(
+    ("optimizer", "optimizer_state_dict", "scheduler", "scheduler_state_dict", "scaler", "epoch", "step", "loss")
+)
+"""Keys under which training code saves all but the model."""
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int64, torch.int32, torch.bool)
 """Types of buffers, such as counters and positions; no model keeps its weights in them."""
@@ -36,12 +40,13 @@ _QUANTISED = {
 """Ends of the names of tensors that only quantised weights have -> the format."""
 
 
-def take_state(content: Any, *, source: str) -> dict[str, Tensor]:
+def take_state(content: Any, *, source: str, kept_prefix: str | None = None) -> dict[str, Tensor]:
     """Returns the state dict that a file holds.
 
     Args:
         content: what the reader of the file returned.
         source: the file, for error messages.
+        kept_prefix: see `strip_prefixes`.
 
     Raises:
         BackboneError: if it holds no tensors by name, or several state dicts; if a tensor lacks values or is quantised.
@@ -67,21 +72,22 @@ def take_state(content: Any, *, source: str) -> dict[str, Tensor]:
             f"model.weights: {source} does not hold all values of {incomplete[0]}; it should be a state dict"
         )
     check_types(state, source=source)
-    return strip_prefixes(state, source=source)
+    return strip_prefixes(state, source=source, kept_prefix=kept_prefix)
 
 
-def strip_prefixes(state: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+def strip_prefixes(state: Mapping[str, Tensor], *, source: str, kept_prefix: str | None = None) -> dict[str, Tensor]:
     """Removes the prefixes that all names have, in any order and number, and tensors that are no weights.
 
     Args:
         state: name -> tensor.
         source: the file, for error messages.
+        kept_prefix: a prefix that is a part of the names; None for none.
 
     Raises:
         BackboneError: if two tensors would have the same name.
     """
     names = {name: name.replace("_orig_mod.", "") for name in state}  # torch.compile may wrap a part of the model
-    while prefix := _common_prefix(names.values()):
+    while (prefix := _common_prefix(names.values())) and prefix != kept_prefix:
         names = {name: short.removeprefix(prefix) for name, short in names.items()}
     stripped: dict[str, Tensor] = {}
     for name, short in names.items():
@@ -152,13 +158,7 @@ def _describe(content: Any) -> str:
         return f"{type(content).__name__}, something else than tensors by name"
     if not content:
         return "nothing"
-    if {"state", "param_groups"} <= content.keys() or set(content) <= {
-        "optimizer",
-        "scheduler",
-        "epoch",
-        "step",
-        "scaler",
-    }:
+    if {"state", "param_groups"} <= content.keys() or content.keys() <= _BESIDE_A_MODEL:
         return "the state of an optimizer, without weights of a model"
     keys = ", ".join(repr(str(key)) for key in list(content)[:6])
     return f"something else than tensors by name ({keys}{', ...' if len(content) > 6 else ''})"

@@ -109,17 +109,18 @@ def num_bytes(path: Path) -> int:
     return sum(part.stat().st_size for part in files_of(path))
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, *, kept_prefix: str | None = None) -> dict[str, Tensor]:
     """Reads the tensors of a file of weights by name, without the wrappers and prefixes of training code.
 
     Args:
         path: OpenAI's .pt archive, .safetensors, a state dict, or the index of a snapshot in parts.
+        kept_prefix: see `strip_prefixes`.
 
     Raises:
         BackboneError: if a file is missing or unreadable, or holds anything but complete tensors by name.
     """
     if not path.name.endswith(INDEX):
-        return take_state(_read_tensors(path), source=str(path))
+        return take_state(_read_tensors(path), source=str(path), kept_prefix=kept_prefix)
     state: dict[str, Tensor] = {}
     for part in parts_of(path):
         if not part.is_file():
@@ -130,7 +131,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if not isinstance(tensors, dict):
             raise BackboneError(f"model.weights: {part} holds something else than tensors by name")
         state |= tensors
-    return take_state(state, source=str(path))
+    return take_state(state, source=str(path), kept_prefix=kept_prefix)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -176,6 +177,9 @@ def _unreadable(path: Path, error: Exception) -> str:
             "waver unpickles nothing. Load it with the program that wrote it, and save the tensors alone: "
             "torch.save(model.state_dict(), 'weights.pt')"
         )
+    reason = next(iter(str(error).splitlines()), "")
+    if reason.startswith("Weights only load failed"):  # torch then advises to run the code in the file
+        reason = "it is no pickle of tensors"
     try:
         begins = first_bytes(path)
     except OSError:
@@ -184,8 +188,8 @@ def _unreadable(path: Path, error: Exception) -> str:
     if path.suffix != ".safetensors" and begins[8:10] == b'{"':  # the header, after its length
         kind = "perhaps a .safetensors file under another name: rename it"
     return (
-        f"model.weights: {path} cannot be read as weights ({type(error).__name__}: "
-        f"{next(iter(str(error).splitlines()), '')}); it should be OpenAI's .pt, a .safetensors file or a state dict"
+        f"model.weights: {path} cannot be read as weights ({type(error).__name__}: {reason}); it should be OpenAI's .pt, a "
+        ".safetensors file or a state dict"
         + (f", and is {kind}" if kind and kind not in ("a ZIP archive", "a pickle") else "")
     )
 
