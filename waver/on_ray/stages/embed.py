@@ -32,6 +32,7 @@ def embed(
     needs: Needs,
     *,
     checkpoint: Path | None = None,
+    in_process: bool = False,
     progress: bool = True,
 ) -> EmbeddingPaths:
     """Embeds what a stage needs and no store has: on actors if Ray is connected, else in this process.
@@ -41,6 +42,7 @@ def embed(
         clips: its clip store.
         needs: what the stage reads.
         checkpoint: checkpoint with the frozen towers; None to load `model.weights`.
+        in_process: whether to use this process in any case: a trial of a sweep has all resources that it may use.
         progress: whether to show progress on standard error.
 
     Raises:
@@ -48,7 +50,7 @@ def embed(
         LockedError: if another process writes a store.
         ClusterTooSmallError: if the cluster is too small for the minimum of resources.workers.
     """
-    run = partial(_run_on_actors, config) if ray.is_initialized() else run_in_process
+    run = partial(_run_on_actors, config) if ray.is_initialized() and not in_process else run_in_process
     return embed_missing(config, clips, needs, checkpoint=checkpoint, run=run, progress=progress)
 
 

@@ -125,7 +125,7 @@ def train(
         logger.info(weights_text(config.model.backbone, config.model.weights))
     knowledge_path = knowledge.path if knowledge else None
     needs = training_needs(config, captions, store, plan.rows)
-    embeddings = embed(config, store, needs, checkpoint=newest)
+    embeddings = embed(config, store, needs, checkpoint=newest, in_process=local_worker is not None)
     job = TrainingJob(
         config, ray.put(captions), plan.rows, store.path, knowledge_path, folder, group, embeddings=embeddings
     )
