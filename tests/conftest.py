@@ -24,6 +24,7 @@ WITHOUT_RAY = (
     "test_loopback.py",
     "test_reachability.py",
     "test_start.py",
+    "test_frozen.py",
     "test_zero_shot.py",
 )
 """Parts of tests/on_ray that do not use the shared Ray; each has a fixture `ray_session` that starts no Ray."""

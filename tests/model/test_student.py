@@ -1,11 +1,13 @@
 import subprocess
 import sys
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 
 from waver.config.model import ModelConfig, SimilarityConfig
+from waver.data.batch import Batch
 from waver.model.errors import BackboneError
 from waver.model.fusion import KnowledgeFusion
 from waver.model.interaction import INTERACTIONS
@@ -216,6 +218,35 @@ def test_every_parameter_learns_with_fusion(load_knowing, kind, temporal):
     # A key's bias adds the same to every phrase of a frame: attention cannot see it, so it is the one that never moves.
     still = {name for name, p in student.fusion.named_parameters() if p.grad.abs().max() < 1e-12}
     assert still <= {"key.bias"}
+
+
+@pytest.mark.parametrize(("kind", "temporal"), KINDS)
+@torch.no_grad()
+def test_embeddings_take_the_place_of_pixels_and_words(load_knowing, kind, temporal):
+    """A batch with what the towers make of it is embedded to the same bits, also in parts."""
+    student = build_student(load_knowing(**{"similarity.kind": kind, "model.temporal": temporal})).eval()
+    tokens, token_mask = (
+        torch.randint(1, 1000, (4, 6)),
+        torch.tensor([[1] * n + [0] * (6 - n) for n in (6, 2, 4, 6)]).bool(),
+    )
+    phrase_ids = torch.arange(12).reshape(4, 3)
+    batch = Batch(tokens, token_mask, FRAMES, MASK, phrase_ids, tuple("abcd"), tuple("abcd"), 4)
+    frames = student.backbone.encode_frames(student.backbone.pixels(FRAMES), MASK)
+    embedded = replace(batch, frames=frames, tokens=student.backbone.encode_tokens(tokens, token_mask)).to("cpu")
+    expected, found = (student(b, PHRASES, plain=True, informed=True) for b in (batch, embedded))
+    for name in ("text", "plain", "informed"):
+        for tensor in ("values", "mask", "weights"):
+            assert torch.equal(getattr(getattr(found, name), tensor), getattr(getattr(expected, name), tensor))
+    part = student(embedded[1:3], PHRASES[1:3], plain=True, informed=False)
+    torch.testing.assert_close(part.text.values, expected.text.values[1:3])
+    torch.testing.assert_close(part.plain.values, expected.plain.values[1:3])
+
+
+@torch.no_grad()
+def test_embeddings_of_another_width_are_refused(load_tiny):
+    student = build_student(load_tiny())
+    with pytest.raises(AssertionError, match="embeddings of frames are those of this backbone"):
+        student.encode_video(torch.zeros(4, 3, 31), MASK)
 
 
 @torch.no_grad()

@@ -153,27 +153,44 @@ def embed_missing(
         EmbeddingError: if a store was made from something else, or an embedding is NaN or infinite.
         LockedError: if another process writes a store.
     """
-    of_frames, of_tokens = None, None
-    if needs.clip_ids is not None:
-        of_frames = config.frame_embeddings
-        arguments = (config, of_frames, clips.path, checkpoint)
-        sources = clips.blocks_of(needs.clip_ids)
-        _fill(_Work(of_frames, "clips", sources, _CLIPS_PER_BLOCK, _FrameEmbedder, arguments), run, progress=progress)
-    if needs.captions is not None:
-        of_tokens = config.token_embeddings
-        arguments = (config, of_tokens, checkpoint)
-        sources = dict.fromkeys(needs.captions, "")
-        work = _Work(of_tokens, "captions", sources, _CAPTIONS_PER_BLOCK, _TokenEmbedder, arguments)
-        if needs.makes_captions:
-            _fill(work, run, progress=progress)
-        elif work.missing():
-            of_tokens = None
-    for path, what in ((of_frames, "frames"), (of_tokens, "captions")):
-        if path:
-            logger.info(
-                f"embeddings of {what} are read from {display_path(path)}: their tower is frozen and does not run"
-            )
-    return EmbeddingPaths(of_frames, of_tokens)
+    frames, tokens = _frame_work(config, clips, needs, checkpoint), _token_work(config, needs, checkpoint)
+    if frames:
+        _fill(frames, run, progress=progress)
+    if tokens and needs.makes_captions:
+        _fill(tokens, run, progress=progress)
+    elif tokens and tokens.missing():
+        tokens = None
+    for work in (frames, tokens):
+        if work:
+            place = display_path(work.folder)
+            logger.info(f"embeddings of {work.unit} are read from {place}: their tower is frozen and does not run")
+    return EmbeddingPaths(frames and frames.folder, tokens and tokens.folder)
+
+
+def is_embedded(config: ExperimentConfig, clips: ClipStore, needs: Needs) -> bool:
+    """Returns whether `embed_missing` would have nothing to embed.
+
+    Raises:
+        EmbeddingError: if a store is damaged.
+    """
+    frames, tokens = _frame_work(config, clips, needs, None), _token_work(config, needs, None)
+    return not (frames and frames.missing()) and not (tokens and needs.makes_captions and tokens.missing())
+
+
+def _frame_work(config: ExperimentConfig, clips: ClipStore, needs: Needs, checkpoint: Path | None) -> "_Work | None":
+    if needs.clip_ids is None:
+        return None
+    folder = config.frame_embeddings
+    arguments = (config, folder, clips.path, checkpoint)
+    return _Work(folder, "clips", clips.blocks_of(needs.clip_ids), _CLIPS_PER_BLOCK, _FrameEmbedder, arguments)
+
+
+def _token_work(config: ExperimentConfig, needs: Needs, checkpoint: Path | None) -> "_Work | None":
+    if needs.captions is None:
+        return None
+    folder, sources = config.token_embeddings, dict.fromkeys(needs.captions, "")
+    arguments = (config, folder, checkpoint)
+    return _Work(folder, "captions", sources, _CAPTIONS_PER_BLOCK, _TokenEmbedder, arguments)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Finds or makes the artifacts that the trials of a sweep share: clip stores, dictionaries and knowledge."""
+"""Finds or makes the artifacts that the trials of a sweep share: clip stores, embeddings, dictionaries and knowledge."""
 
 import logging
 import time
@@ -7,20 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from waver.config import ExperimentConfig
+from waver.data.embedding_store import EmbeddingError
 from waver.data.ledger import StoreError
 from waver.knowledge.store import KnowledgeError
+from waver.on_ray.stages.embed import embed
 from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.vocabulary import run_vocabulary
+from waver.runs.embeddings import is_embedded, training_needs
 from waver.runs.inputs import load_captions, open_store, training_knowledge
 from waver.tools.object_store import exists
+from waver.training.plan import training_rows
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SharedArtifact:
-    """A clip store or knowledge folder that trials read."""
+    """A clip store, embedding store or knowledge folder that trials read."""
 
     what: str
     path: Path
@@ -62,17 +66,20 @@ def make_shared(configs: Iterable[ExperimentConfig], *, count: bool = True) -> l
 
 
 def _users(configs: Iterable[ExperimentConfig]) -> dict[tuple[str, Path], list[ExperimentConfig]]:
-    """Returns (kind, path) -> experiments that read it; clip stores precede the knowledge that is made from them."""
+    """Returns (kind, path) -> experiments that read it; clip stores precede what is made from them."""
     clips: dict[tuple[str, Path], list[ExperimentConfig]] = {}
+    embeddings: dict[tuple[str, Path], list[ExperimentConfig]] = {}
     knowledge: dict[tuple[str, Path], list[ExperimentConfig]] = {}
     for config in configs:
         clips.setdefault(("clip store", config.clip_store), []).append(config)
+        if config.embeddings.use != "never" and "vision" in config.frozen_towers:
+            embeddings.setdefault(("embeddings", config.frame_embeddings), []).append(config)
         if config.uses_knowledge:
             knowledge.setdefault(("knowledge", config.knowledge_store), []).append(config)
     # Knowledge is made for the first experiment: it must be one that needs phrases of test clips too, if there is any.
     for users in knowledge.values():
         users.sort(key=lambda config: not config.informed_at_inference)
-    return clips | knowledge
+    return clips | embeddings | knowledge
 
 
 def _exists(what: str, config: ExperimentConfig) -> bool:
@@ -81,7 +88,9 @@ def _exists(what: str, config: ExperimentConfig) -> bool:
         store = open_store(config, captions)
         if what == "knowledge":
             training_knowledge(config, captions, store)
-    except (StoreError, KnowledgeError):
+        if what == "embeddings":
+            return is_embedded(config, store, training_needs(config, captions, store, training_rows(captions, store)))
+    except (StoreError, KnowledgeError, EmbeddingError):
         return False
     return True
 
@@ -89,6 +98,11 @@ def _exists(what: str, config: ExperimentConfig) -> bool:
 def _make(what: str, config: ExperimentConfig) -> None:
     if what == "clip store":
         run_ingest(config)
+        return
+    if what == "embeddings":
+        captions = load_captions(config)
+        store = open_store(config, captions)
+        embed(config, store, training_needs(config, captions, store, training_rows(captions, store)))
         return
     if not config.knowledge.released and not exists(config.dictionary / "manifest.json"):
         run_vocabulary(config)
