@@ -19,7 +19,6 @@ In an object store, a node fetches the ledger at each reading, and a clips file 
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import threading
 import time
@@ -34,11 +33,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 import waver
 from waver.data.clip import Clip
-from waver.data.clips_file import ClipsFile, Envelope
+from waver.data.clips_file import ClipsFile, Envelope, decode_jpeg, encode_jpeg
 from waver.data.ledger import LEDGER_SCHEMA, DecodedClip, StoreError, ledger_row, read_ledger, read_store_manifest
 from waver.data.video.resizing import Interpolation, ResizeMode, Resizing
 from waver.tools.files import atomic_write, write_json
@@ -326,7 +324,7 @@ def _clip_row(clip_id: str, clip: Clip, settings: StoreSettings) -> pa.Table:
         offsets = np.arange(num_frames + 1, dtype=np.int32) * pixels[0].nbytes
         frames = pa.Array.from_buffers(pa.binary(), num_frames, [None, pa.py_buffer(offsets), pa.py_buffer(pixels)])
     else:
-        frames = pa.array([_jpeg(frame, settings.jpeg_quality) for frame in clip.frames], pa.binary())
+        frames = pa.array([encode_jpeg(frame, quality=settings.jpeg_quality) for frame in clip.frames], pa.binary())
     columns = [
         [clip_id],
         pa.ListArray.from_arrays(pa.array([0, num_frames], pa.int32()), frames),
@@ -343,13 +341,4 @@ def _clip_row(clip_id: str, clip: Clip, settings: StoreSettings) -> pa.Table:
 def _decode_frame(value: pa.Buffer, settings: StoreSettings) -> np.ndarray:
     if settings.frame_format == "raw":
         return np.frombuffer(value, np.uint8).reshape(settings.size, settings.size, 3)
-    with Image.open(io.BytesIO(value), formats=["JPEG"]) as image:  # some of Pillow's other formats start programs
-        if image.size != (settings.size, settings.size):
-            raise ValueError(f"a frame of {image.width} x {image.height} pixels")
-        return np.asarray(image)
-
-
-def _jpeg(frame: np.ndarray, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+    return decode_jpeg(value, size=settings.size)

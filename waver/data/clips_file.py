@@ -1,4 +1,4 @@
-"""Reads rows of a clips file of the clip store: raw frames at their place in the file, all else with pyarrow.
+"""Reads rows of a clips file of the clip store: raw frames at their place in the file, all else with pyarrow; JPEG frames.
 
 A row group holds one clip. In the files that waver writes, the column chunk of `clip_id` is followed by that of `frames`,
 both plain and uncompressed:
@@ -11,6 +11,7 @@ these parts. The caller therefore trusts a row only if it has the right clip_id 
 pyarrow has read with equal frames.
 """
 
+import io
 import os
 import threading
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 _LENGTH_BYTES = 4
 """Bytes of the length before each value of a plain column of strings or bytes (little-endian)."""
@@ -133,3 +135,23 @@ def _read_layout(path: Path) -> np.ndarray:
             end = clip_id_end + frames.total_compressed_size
             place[:] = clip_id.data_page_offset, clip_id_end, end, frames.num_values
     return layout
+
+
+def encode_jpeg(frame: np.ndarray, *, quality: int) -> bytes:
+    """Returns a frame, uint8 (height, width, 3), as a JPEG file of a quality from 1 to 95."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def decode_jpeg(value: pa.Buffer, *, size: int) -> np.ndarray:
+    """Returns the frame of a JPEG file, uint8 (size, size, 3).
+
+    Raises:
+        ValueError: if the frame has another size.
+        OSError: if the file is damaged.
+    """
+    with Image.open(io.BytesIO(value), formats=["JPEG"]) as image:  # some of Pillow's other formats start programs
+        if image.size != (size, size):
+            raise ValueError(f"a frame of {image.width} x {image.height} pixels")
+        return np.asarray(image)

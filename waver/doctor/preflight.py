@@ -61,15 +61,8 @@ def check_inputs(
         later: whether to check also what the stage finds itself when it starts (its lock, the values of its checkpoint), and
             what only later stages need, which gives no errors.
     """
-    try:  # first, because without the object store every check would fail
-        check_bucket(config.storage.folder)
-    except ObjectStoreError as error:
-        checks.findings.append(Finding("error", "storage", str(error), NOTHING_ELSE))
-        return Inputs()
-    try:  # the folder of the clip store depends on it
-        _ = config.preprocessing
-    except WaverError as error:
-        checks.findings.append(Finding("error", "weights", str(error), NOTHING_ELSE))
+    if (problem := _check_foundations(config)) is not None:
+        checks.findings.append(problem)
         return Inputs()
     folder, trains = run_folder or config.run_folder, before in ("train", "tune")
     store, model, knowledge = None, None, None
@@ -98,17 +91,36 @@ def check_inputs(
         checks.run("run", check_training, config, captions, store, run_folder=folder, needed=trains)
     if captions is not None and later:  # a stage reads its checkpoint and holds its lock itself
         checks.run("checkpoint", check_resumed_checkpoint, folder, needed=trains)
-    target = {
-        "ingest": config.clip_store,
-        "embed": config.frame_embeddings,
-        "vocabulary": config.dictionary,
-        "match": config.knowledge_store,
-    }.get(before, folder)
+    target = _target(config, before, folder)
     if later:
         checks.run("lock", check_writers, target)
     if not finished:
         checks.run("disk", machine.check_disk, config, captions, store, model, trains=trains, writes=[target])
     return Inputs(captions, store, model, knowledge)
+
+
+def _check_foundations(config: ExperimentConfig) -> Finding | None:
+    """Returns what would let every other check fail; None if there is nothing."""
+    try:
+        check_bucket(config.storage.folder)
+    except ObjectStoreError as error:
+        return Finding("error", "storage", str(error), NOTHING_ELSE)
+    try:  # the folder of the clip store depends on it
+        _ = config.preprocessing
+    except WaverError as error:
+        return Finding("error", "weights", str(error), NOTHING_ELSE)
+    return None
+
+
+def _target(config: ExperimentConfig, stage: Stage, run_folder: Path) -> Path:
+    """Returns the folder that a stage writes."""
+    targets = {
+        "ingest": config.clip_store,
+        "embed": config.frame_embeddings,
+        "vocabulary": config.dictionary,
+        "match": config.knowledge_store,
+    }
+    return targets.get(stage, run_folder)
 
 
 def check_evaluation(

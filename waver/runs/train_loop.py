@@ -20,7 +20,7 @@ from waver.config import ExperimentConfig
 from waver.data.batch import Batch, read_ahead
 from waver.data.clip_store import ClipStore
 from waver.data.embedded_clips import EmbeddedClips, EmbeddingPaths
-from waver.evaluation.evaluate import EvaluationOptions, evaluate
+from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
 from waver.knowledge.store import Knowledge
 from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
 from waver.runs.control import Command, Interrupted, NextCommand
@@ -162,16 +162,7 @@ def train_job(
             command = _train_until(end_step, training, batches, config, recording, next_command, saver)
             if command in ("stop", "rescale"):
                 return Interrupted(command, training.step)
-            images = config.tracking.images
-            evaluation = evaluate(
-                training.student,
-                captions,
-                clips,
-                config,
-                split="validation",
-                knowledge=knowledge,
-                options=EvaluationOptions(top_k=NUM_TOP_ANSWERS if images else 0, keep_video=images),
-            )
+            evaluation = _validate(training, captions, clips, config, knowledge)
             if recording:
                 recording.after_epoch(training, evaluation)
             saver.save_epoch()
@@ -197,6 +188,18 @@ def _evaluate_zero_shot(
     evaluation = evaluate(student, captions, store, zero_shot_config(config), split="validation")
     if recording:
         recording.before_training(evaluation)
+
+
+def _validate(
+    training: Training,
+    captions: pa.Table,
+    clips: ClipStore | EmbeddedClips,
+    config: ExperimentConfig,
+    knowledge: Knowledge | None,
+) -> Evaluation:
+    """Evaluates the student on the validation split; also finds what the images of the run show, if there are any."""
+    shown = EvaluationOptions(top_k=NUM_TOP_ANSWERS, keep_video=True) if config.tracking.images else EvaluationOptions()
+    return evaluate(training.student, captions, clips, config, split="validation", knowledge=knowledge, options=shown)
 
 
 def _train_until(

@@ -112,9 +112,8 @@ def test_the_default_precision_is_within_a_thousandth(project):
 @pytest.fixture(scope="module")
 def trained(project):
     """A frozen run with all of its embeddings stored in full precision: configuration of its checkpoint, folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        config = experiment(project, name="whole", **{"embeddings.precision": "fp32", "embeddings.captions": True})
-        fit(config)
+    config = experiment(project, name="whole", **{"embeddings.precision": "fp32", "embeddings.captions": True})
+    fit(config)
     return checkpoint_config(find_checkpoint(config.run_folder)), find_checkpoint(config.run_folder)
 
 
@@ -150,7 +149,7 @@ def test_a_run_is_evaluated_without_the_file_of_its_weights(project, trained):
 
 
 @pytest.mark.slow
-def test_a_run_of_other_weights_does_not_read_the_embeddings(project, trained, fit):
+def test_a_run_of_other_weights_does_not_read_the_embeddings(project, trained):
     config, _ = trained
     run_evaluation(trained[1], config, split="validation")
     changed = load_file(project / "clip.safetensors")
