@@ -122,7 +122,7 @@ def rank_tiles(
 ) -> Ranks:
     """Ranks every correct answer, tile by tile; memory grows with the sides of the similarity matrix, not with its area.
 
-    Every tile is computed once. Tiles and their values to the last bit, and so ranks, are the same for any number of workers.
+    Every tile is computed once. Tiles, to their last bit, and therefore ranks are the same for any number of workers.
 
     Args:
         tile: computes one tile; a worker requests rows of its own share only (`row_chunks(...)[worker::num_workers]`).
