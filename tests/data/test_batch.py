@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from waver.data.batch import Buffers, frames_to_tensor, read_ahead
-from waver.data.ledger import StoreError
+from waver.data.clip import Clip
+from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block
+from waver.data.ledger import DecodedClip, StoreError
+from waver.tools.object_store import local_copy
 
 
 def address(frames: np.ndarray) -> int:
@@ -61,3 +64,19 @@ def test_a_reader_that_is_given_up_ends(store):
     batches.close()
     with pytest.raises(StopIteration):
         next(batches)
+
+
+@pytest.mark.slow
+def test_threads_bring_the_files_from_an_object_store(s3, tmp_path):
+    here, there = (local_copy(f"{s3}/clips", tmp_path / machine) for machine in ("here", "there"))
+    settings, rng = StoreSettings(frames_per_second=1.0, max_frames=2, size=16), np.random.default_rng(0)
+    create_store(here, settings)
+    for block in range(3):
+        clips = [Clip(rng.integers(0, 256, (2, 16, 16, 3), np.uint8), (0.0, 1.0), 25.0, 16, 16, "none") for _ in "abcd"]
+        named = {f"{name}{block}": clip for name, clip in zip("abcd", clips, strict=True)}
+        write_block(here, settings, [DecodedClip(name, f"{name}.mp4", 0.0, clip) for name, clip in named.items()])
+    clip_ids = ClipStore(here).ok_clip_ids()
+    assert len(clip_ids) == 12
+    ((frames, _),) = read_ahead(ClipStore(there), [clip_ids])
+    np.testing.assert_array_equal(frames, ClipStore(here).read(clip_ids)[0])
+    assert {path.name for path in (there / "clips").iterdir()} == {path.name for path in (here / "clips").iterdir()}
