@@ -26,7 +26,7 @@ from waver.data.video.timeline import sample_positions
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.ingest import ingest
 
-SETTINGS = StoreSettings(frames_per_second=1, max_frames=12, size=224)
+SETTINGS = StoreSettings(frames_per_second=1.0, max_frames=12, size=224)
 
 
 def main(

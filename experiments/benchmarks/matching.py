@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip import Clip
 from waver.data.clip_store import ClipStore, create_store, write_block, write_manifest
-from waver.data.ledger import Decoded
+from waver.data.ledger import DecodedClip
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.knowledge.store import build_dictionary
 from waver.model.pretrained.weights import load_backbone
@@ -78,7 +78,7 @@ def make_store(config: ExperimentConfig, num_clips: int) -> tuple[ClipStore, lis
     create_store(config.clip_store, settings)
     pixels = rng.integers(0, 256, (num_clips, 1, 32, 32, 3), np.uint8)
     clips = (Clip(frames, (0.0,), 25.0, 32, 32, "none") for frames in pixels)
-    results = (Decoded(clip_id, f"{clip_id}.mp4", 0.0, clip) for clip_id, clip in zip(clip_ids, clips, strict=True))
+    results = (DecodedClip(clip_id, f"{clip_id}.mp4", 0.0, clip) for clip_id, clip in zip(clip_ids, clips, strict=True))
     write_block(config.clip_store, settings, results)
     write_manifest(config.clip_store, settings, complete=True)
     return ClipStore(config.clip_store), clip_ids
