@@ -31,12 +31,14 @@ WITHOUT_RAY = (
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks the tests on Ray, puts those that share a Ray into one process, and sorts the tests.
 
     Two Rays that start in the same second disturb each other. So tests that start their own Ray run first in the process
-    with the shared Ray, and last in the other process, minutes later.
+    with the shared Ray, and last in the other process, minutes later. If all tests share one process (`-n 0`), those of
+    tests/on_ray that use no Ray come first: a process that is connected to a Ray does not check whether it could start one.
     """
+    alone = not hasattr(config, "workerinput") and not config.getoption("numprocesses", 0)
     order = {}
     for item in items:
         own, distributed = item.get_closest_marker("own_ray") is not None, "distributed" in item.path.parts
@@ -50,4 +52,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if shares:
                 item.add_marker(pytest.mark.xdist_group("ray"))
                 order[item] = -1 if own else 0
+            elif alone and not own:
+                order[item] = -2
     items.sort(key=order.__getitem__)

@@ -112,6 +112,40 @@ def test_a_folder_that_wants_another_resizing_is_refused(tmp_path):
         find_preprocessing("ViT-B-32", str(tmp_path / "weights.bin"))
 
 
+CLIPS = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "image_mean": [0.4, 0.4, 0.4]}
+"""The beginning of a preprocessor_config.json of CLIP."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "remedy"),
+    [
+        ({"size": {"shortest_edge": 40}}, r"squares without margin: set video\.size", {"video.size": 32}),
+        ({"crop_size": {"height": 32, "width": 48}}, r"squares without margin", {"video.size": 32}),
+        ({"resample": 1}, r"set video\.interpolation to one of", {"video.interpolation": "bicubic"}),
+        ({"do_rescale": False}, r"pixels are between 0 and 1: set do_rescale", None),
+        ({"rescale_factor": 1 / 127.5}, r"pixels are between 0 and 1: set do_rescale", None),
+        ({"image_mean": 0.5}, r"mean or standard deviation 0\.5, which should be three numbers", None),
+    ],
+    ids=str,
+)
+def test_what_waver_cannot_do_is_refused_unless_settings_replace_it(tmp_path, settings, message, remedy):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIPS | settings))
+    with pytest.raises(PreprocessingError, match=message):
+        find_preprocessing(MAPPING, str(tmp_path))
+    if remedy:
+        path = tmp_path / "experiment.yaml"
+        path.write_text("name: x\ndata: {format: table, annotations: a.jsonl, videos: v}")
+        overrides = {"model.backbone": MAPPING, "model.weights": str(tmp_path), **remedy}
+        found = load_config(path, overrides).preprocessing
+        assert (found.size, found.interpolation, found.mean) == (32, "bicubic", (0.4, 0.4, 0.4))
+
+
+def test_pixels_that_are_not_normalised_have_mean_0_and_standard_deviation_1(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIPS | {"do_normalize": False}))
+    found = find_preprocessing(MAPPING, str(tmp_path))
+    assert (found.mean, found.std) == ((0, 0, 0), (1, 1, 1))
+
+
 def test_a_repository_of_the_hub_is_read_from_its_cache(tmp_path, monkeypatch):
     from huggingface_hub import constants
 

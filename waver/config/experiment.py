@@ -165,7 +165,7 @@ class ExperimentConfig(Section):
         asked = {name: value for name, value in asked.items() if value is not None}
         if len(asked) == 5:
             return Preprocessing(**asked, source="the values of the configuration")
-        found = find_preprocessing(model.backbone, model.weights)
+        found = find_preprocessing(model.backbone, model.weights, asked)
         return replace(found, **asked)
 
     @property

@@ -6,7 +6,7 @@ functions import open_clip, since most commands do not need these values.
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -48,7 +48,9 @@ class Preprocessing:
         )
 
 
-def find_preprocessing(backbone: str | dict[str, Any], weights: str | None) -> Preprocessing:
+def find_preprocessing(
+    backbone: str | dict[str, Any], weights: str | None, replaced: Iterable[str] = ()
+) -> Preprocessing:
     """Returns the preprocessing that belongs to a backbone with its weights.
 
     The values are those of the pretrained tag, or those that the folder of a downloaded model contains. For any other file
@@ -58,16 +60,17 @@ def find_preprocessing(backbone: str | dict[str, Any], weights: str | None) -> P
     Args:
         backbone: `model.backbone`.
         weights: `model.weights`.
+        replaced: names of values of `Preprocessing` that settings replace, so that they need not be possible.
 
     Raises:
         HubError: if the hub does not answer, or a file is damaged.
-        PreprocessingError: if a folder asks for a resizing or a filter that waver does not have.
+        PreprocessingError: if a folder asks for a preprocessing that waver does not have.
     """
-    return _find(json.dumps(backbone, default=str), weights)
+    return _find(json.dumps(backbone, default=str), weights, frozenset(replaced))
 
 
 @functools.lru_cache(maxsize=256)
-def _find(backbone_json: str, weights: str | None) -> Preprocessing:
+def _find(backbone_json: str, weights: str | None, replaced: frozenset[str]) -> Preprocessing:
     import open_clip
 
     backbone: str | dict[str, Any] = json.loads(backbone_json)
@@ -78,7 +81,7 @@ def _find(backbone_json: str, weights: str | None) -> Preprocessing:
     if weights in tags:
         return replace(usual, **tags[weights], source=f"the values of open_clip's weights {weights} of {name}")
     for place in (weights, backbone):
-        if is_downloaded(place) and (described := _of_folder(place)):
+        if is_downloaded(place) and (described := _of_folder(place, replaced)):
             return replace(usual, **described, source=f"the values in the configuration of {place}")
     kinds = list({json.dumps(tag, sort_keys=True): tag for tag in tags.values()}.values())
     if len(kinds) == 1:
@@ -116,24 +119,37 @@ def _of_open_clip(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value if isinstance(value, str) else _channels(value) for key, value in found.items()}
 
 
-def _channels(values: Sequence[float | int]) -> Channels:
-    red, green, blue = map(float, values)
+def _channels(values: Any) -> Channels:
+    """Returns three numbers as a tuple.
+
+    Raises:
+        PreprocessingError: if they are not three numbers.
+    """
+    try:
+        red, green, blue = map(float, values)
+    except (TypeError, ValueError):
+        raise PreprocessingError(
+            f"model.weights: the configuration beside them has the mean or standard deviation {values!r}, which should be "
+            "three numbers: set both in that file"
+        ) from None
     return red, green, blue
 
 
-def _of_folder(place: str) -> dict[str, Any] | None:
+def _of_folder(place: str, replaced: frozenset[str]) -> dict[str, Any] | None:
     """Returns what the files beside downloaded weights say, as arguments of `Preprocessing`; None if there are none.
 
     Args:
         place: `hf-hub:owner/name`, a folder, or a file in it.
+        replaced: see `find_preprocessing`.
     """
     if (settings := read_beside(place, "open_clip_config.json")) is not None:
         described = _of_open_clip(settings.get("preprocess_cfg") or {})
         described["size"] = _image_size(settings.get("model_cfg"))
     elif (settings := read_beside(place, "preprocessor_config.json")) is not None:
-        described = _of_transformers(settings)
+        described = _of_transformers(settings, place, replaced)
     else:
         return None
+    described = {name: value for name, value in described.items() if name not in replaced}
     for name, possible in (("resize", ResizeMode), ("interpolation", Interpolation)):
         if described.get(name, get_args(possible)[0]) not in get_args(possible):
             raise PreprocessingError(
@@ -143,10 +159,30 @@ def _of_folder(place: str) -> dict[str, Any] | None:
     return described
 
 
-def _of_transformers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a `preprocessor_config.json` of transformers says, as arguments of `Preprocessing`."""
+def _of_transformers(settings: Mapping[str, Any], place: str, replaced: frozenset[str]) -> dict[str, Any]:
+    """Returns what a `preprocessor_config.json` of transformers says, as arguments of `Preprocessing`.
+
+    Raises:
+        PreprocessingError: if it asks for frames that are no squares, for a margin around the crop, or for pixels that are
+            not between 0 and 1 before the normalisation.
+    """
     cropped = settings.get("do_center_crop", "crop_size" in settings)
     size = settings.get("crop_size" if cropped else "size")
+    sides = set(size.values()) if isinstance(size, Mapping) and "height" in size else set()
+    margin = cropped and _side(settings.get("size")) not in (None, _side(size))
+    if (len(sides) > 1 or margin) and "size" not in replaced:
+        raise PreprocessingError(
+            f"model.weights: the configuration of {place} asks for size = {settings.get('size')} and crop_size = "
+            f"{settings.get('crop_size')}; waver's frames are squares without margin: set video.size"
+        )
+    if settings.get("do_rescale") is False or abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+        raise PreprocessingError(
+            f"model.weights: the configuration of {place} asks for do_rescale = {settings.get('do_rescale')} and "
+            f"rescale_factor = {settings.get('rescale_factor')}, but waver's pixels are between 0 and 1: set do_rescale to "
+            "true and rescale_factor to 1/255 in its preprocessor_config.json, and mean and standard deviation for them"
+        )
+    if settings.get("do_normalize") is False:
+        settings = {**settings, "image_mean": (0, 0, 0), "image_std": (1, 1, 1)}
     filters = {2: "bilinear", 3: "bicubic"}  # numbers of PIL.Image.Resampling
     found = {
         "size": _side(size),

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 
 from waver.config import ExperimentConfig
-from waver.config.preprocessing import find_preprocessing
+from waver.config.preprocessing import PreprocessingError, find_preprocessing
 from waver.data.clip_store import ClipStore
 from waver.doctor.activations import tower_activations
 from waver.doctor.findings import Finding, Level, format_bytes
@@ -102,7 +102,10 @@ def measure_model(config: ExperimentConfig, *, needed: bool) -> tuple[ModelSize 
     except WaverError as error:
         return None, [Finding("error" if needed else "warning", "model", str(error))]
     frames = config.preprocessing
-    trained_at = find_preprocessing(config.model.backbone, config.model.weights).size
+    try:
+        trained_at = find_preprocessing(config.model.backbone, config.model.weights).size
+    except PreprocessingError:  # waver does not have it, and settings replace it
+        trained_at = frames.size
     findings = [Finding("ok", "preprocessing", frames.describe())]
     if frames.size != trained_at:
         sentence = f"video.size = {frames.size}, but the backbone was trained with {trained_at} pixels"

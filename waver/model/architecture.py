@@ -39,7 +39,8 @@ def find_architecture(backbone: str | dict[str, Any]) -> dict[str, Any]:
     architecture = open_clip.get_model_config(backbone.replace("/", "-"))
     if architecture is None:
         near = difflib.get_close_matches(backbone, open_clip.list_models(), 3, 0.4)
-        raise BackboneError(f"model.backbone: open_clip has no model {backbone!r}; similar names: {', '.join(near)}")
+        names = f"similar names: {', '.join(near)}" if near else "open_clip.list_models() names all"
+        raise BackboneError(f"model.backbone: open_clip has no model {backbone!r}; {names}")
     return architecture
 
 

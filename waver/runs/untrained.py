@@ -1,5 +1,6 @@
 """Makes runs of models that waver did not train, so that they can be evaluated, searched and compared like any run."""
 
+import hashlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from waver.config import ExperimentConfig
 from waver.model.backbone import Backbone
+from waver.model.pretrained.weight_files import files_of
 from waver.model.pretrained.weights import find_weights
 from waver.model.student import Student
 from waver.runs.checkpoint import checkpoint_config, save_untrained
@@ -53,13 +55,20 @@ def make_zero_shot_run(config: ExperimentConfig) -> Path:
     """
     assert config.model.weights is not None, "zero_shot_experiment has checked it"
     source = find_weights(config.model.backbone, config.model.weights)
-    file = source if isinstance(source, Path) and source.is_file() else None
-    sha256 = sha256_of(file) if file else None
+    file = source if isinstance(source, Path) else None
+    sha256 = _hash_of(file) if file else None
     student = build_student(config, config.model.weights)
     origin = Origin("zero-shot", _describe_backbone(config, student.backbone), file.name if file else None, sha256)
     if (made := _made_before(config, origin)) is not None:
         return made
     return make_run(config, student, origin)
+
+
+def _hash_of(file: Path) -> str:
+    """Returns the SHA-256 of a file of weights; of a snapshot in parts, that of the hashes of its index and of its parts."""
+    if (parts := files_of(file)) == [file]:
+        return sha256_of(file)
+    return hashlib.sha256("".join(map(sha256_of, [file, *parts])).encode()).hexdigest()
 
 
 def make_run(config: ExperimentConfig, student: Student, origin: Origin) -> Path:

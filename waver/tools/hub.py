@@ -53,10 +53,13 @@ def read_beside(place: str, name: str) -> dict[str, Any] | None:
     return described if isinstance(described, dict) else None
 
 
-def _download(place: str, name: str) -> Path | None:
-    """Returns a file of a repository, after a download unless the cache has it; None if the repository has no such file."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+def repository_of(place: str) -> str:
+    """Returns the name of the repository that `hf-hub:owner/name` means.
+
+    Raises:
+        HubError: if this is no name of a repository.
+    """
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     repository = place.removeprefix(HUB)
@@ -64,6 +67,15 @@ def _download(place: str, name: str) -> Path | None:
         validate_repo_id(repository)
     except HFValidationError:
         raise HubError(f"{place} names no repository of the hub: write hf-hub:owner/name") from None
+    return repository
+
+
+def _download(place: str, name: str) -> Path | None:
+    """Returns a file of a repository, after a download unless the cache has it; None if the repository has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    repository = repository_of(place)
     if cached := find_cached(repository, name):
         return cached
     if problem := hub_problem():

@@ -1,9 +1,11 @@
 import json
 
 import pytest
+import torch
 
 from waver.config import load_config
 from waver.model.architecture import find_architecture
+from waver.model.backbone import Backbone
 from waver.model.errors import BackboneError
 from waver.model.pretrained.snapshots import read_architecture
 
@@ -91,3 +93,22 @@ def test_a_downloaded_model_has_its_own_weights(tmp_path, monkeypatch):
     assert (model.backbone, model.weights) == ("hf-hub:somebody/clip", None)
     (tmp_path / "openai").mkdir()
     assert load_config(path).model.weights == "openai"
+
+
+def test_layer_norms_of_transformers_keep_their_epsilon(tmp_path):
+    config = {"model_type": "clip", "text_config": {"layer_norm_eps": 1e-5}, "vision_config": {"layer_norm_eps": 1e-3}}
+    found = find_architecture(write(tmp_path / "clip", "config.json", config))
+    assert found["vision_cfg"]["norm_kwargs"] == {"eps": 1e-3}
+    assert "norm_kwargs" not in found["text_cfg"], "the usual one"
+    found["vision_cfg"]["layers"] = found["text_cfg"]["layers"] = 1
+    with torch.device("meta"):
+        clip = Backbone(found, 224).clip
+    assert {module.eps for module in clip.visual.modules() if isinstance(module, torch.nn.LayerNorm)} == {1e-3}
+    assert {module.eps for module in clip.transformer.modules() if isinstance(module, torch.nn.LayerNorm)} == {1e-5}
+
+
+def test_a_name_like_no_other_is_told_without_similar_names():
+    with pytest.raises(BackboneError, match=r"has no model 'ViT-B-33'; similar names: ViT-B-32"):
+        find_architecture("ViT-B-33")
+    with pytest.raises(BackboneError, match=r"has no model '@@@@'; open_clip\.list_models\(\) names all$"):
+        find_architecture("@@@@")

@@ -1,6 +1,7 @@
 """Files and folders of weights as they lie on disks."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,3 +111,29 @@ def test_metadata_of_what_has_none(tmp_path):
     assert read_metadata(tmp_path / "w.safetensors") == read_metadata(tmp_path / "w.pt") == {}
     save_file(STATE, tmp_path / "w.safetensors", {"a": "b"})
     assert read_metadata(tmp_path / "w.safetensors") == {"a": "b"}
+
+
+def write_parts(folder: Path, weight_map: dict[str, str]) -> Path:
+    """Writes two parts, of which the second has another copy of a tensor of the first, and their index."""
+    folder.mkdir()
+    save_file({"a": torch.zeros(2), "b": torch.zeros(1)}, folder / "one.safetensors")
+    save_file({"a": torch.ones(2), "c": torch.zeros(1)}, folder / "two.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    return index
+
+
+def test_each_tensor_is_that_of_the_part_that_the_index_names(tmp_path):
+    places = {"b": "one.safetensors", "c": "two.safetensors"}
+    for number, name in enumerate(("one.safetensors", "two.safetensors")):
+        state = read_weights(write_parts(tmp_path / name, {**places, "a": name}))
+        assert state["a"].tolist() == [number, number]
+        assert state.keys() == {"a", "b", "c"}
+
+
+def test_a_part_without_a_tensor_that_the_index_places_in_it_is_an_error(tmp_path):
+    index = write_parts(tmp_path / "parts", {"a": "two.safetensors", "b": "two.safetensors", "c": "two.safetensors"})
+    with pytest.raises(
+        BackboneError, match=r"says that two\.safetensors holds b, which it does not: copy the snapshot"
+    ):
+        read_weights(index)

@@ -31,7 +31,7 @@ from waver.runs.origin import OriginError, read_origin
 from waver.runs.tracking import read_metrics
 from waver.runs.train import plan_run
 from waver.runs.train_loop import TrainingJob, train_job
-from waver.runs.untrained import zero_shot_experiment
+from waver.runs.untrained import make_zero_shot_run, zero_shot_experiment
 from waver.training.build import build_tokenizer
 
 METRICS = ("t2v/R@1", "t2v/R@5", "t2v/MnR", "v2t/R@1", "v2t/MnR")
@@ -136,6 +136,25 @@ def test_other_weights_under_the_same_name_are_an_error(project, made):
     with pytest.raises(RunError, match=r"text.prompt"):
         run_zero_shot(experiment(project, **{"text.prompt": None}), split="test")
     assert read_origin(find_checkpoint(config.run_folder)).kind == "zero-shot"
+
+
+def test_other_weights_in_a_part_of_a_snapshot_are_an_error(project, tmp_path):
+    state = load_file(project / "clip.safetensors")
+    names = {name: "text.safetensors" if "token_embedding" in name else "rest.safetensors" for name in state}
+
+    def write(**changed: torch.Tensor) -> None:
+        for file in set(names.values()):
+            part = {name: tensor for name, tensor in (state | changed).items() if names[name] == file}
+            save_file(part, tmp_path / file)
+
+    write()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    config = experiment(project, name="parts", **{"model.weights": str(tmp_path)})
+    made = make_zero_shot_run(config)
+    assert make_zero_shot_run(config) == made
+    write(logit_scale=state["logit_scale"] + 1)
+    with pytest.raises(RunError, match=r"zero-shot run of another configuration \(another file of weights: SHA-256"):
+        make_zero_shot_run(config)
 
 
 def test_a_model_without_weights_is_refused(project):

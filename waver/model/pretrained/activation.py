@@ -4,7 +4,6 @@ OpenAI trained with x * sigmoid(1.702 x), called QuickGELU; most others trained 
 the wrong activation changes every embedding without any error.
 """
 
-import json
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +16,11 @@ from torch import nn
 
 from waver.model.backbone import Backbone
 from waver.model.errors import BackboneError
+from waver.model.pretrained.snapshots import tower_settings
 from waver.model.pretrained.weight_files import SNAPSHOT_NAMES, read_metadata
 from waver.tools.archives import is_torchscript
 from waver.tools.files import sha256_of
+from waver.tools.hub import HubError, read_beside
 
 QUICK, EXACT = "QuickGELU", "GELU"
 METADATA = "quick_gelu"
@@ -119,17 +120,14 @@ def _of_snapshot(path: Path) -> Activation | None:
     readers = {OPEN_CLIP_CONFIG: _of_open_clip, CONFIG: _of_transformers}
     order = list(readers) if path.name.startswith("open_clip") else list(reversed(readers))
     for name in order:
-        beside = path.parent / name
-        if not beside.is_file():
-            continue
         try:
-            content = json.loads(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = read_beside(str(path), name)
+        except (HubError, OSError) as error:
             raise BackboneError(
-                f"model.weights: {beside}, which names the activation of {path.name}, cannot be read ({error}): copy the "
-                "snapshot again, completely"
+                f"model.weights: {path.parent / name}, which names the activation of {path.name}, cannot be read ({error}): "
+                "copy the snapshot again, completely"
             ) from error
-        if isinstance(content, dict) and (told := readers[name](content, beside)):
+        if content is not None and (told := readers[name](content, path.parent / name)):
             return told
     return None
 
@@ -147,11 +145,7 @@ def _of_transformers(content: dict[str, Any], path: Path) -> Activation | None:
     default = _DEFAULTS.get(content.get("model_type", ""))
     if default is None:
         return None
-    # Older versions wrote the settings of the towers twice; those in `*_dict` are valid.
-    towers = [
-        {**(content.get(f"{tower}_config") or {}), **(content.get(f"{tower}_config_dict") or {})}
-        for tower in ("text", "vision")
-    ]
+    towers = [tower_settings(content, "text"), tower_settings(content, "vision")]
     names = list(dict.fromkeys(tower.get("hidden_act", default) for tower in towers))
     if len({_OF_TRANSFORMERS.get(name, name) for name in names}) > 1 or names[0] not in _OF_TRANSFORMERS:
         raise BackboneError(

@@ -10,13 +10,11 @@ from urllib.parse import urlsplit
 import huggingface_hub
 import open_clip
 from huggingface_hub import constants
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
 from waver.model.errors import BackboneError
 from waver.model.pretrained.weight_files import INDEX, SNAPSHOT_NAMES, files_of, parts_of, snapshot_name
-from waver.tools.hub import HUB, host_problem, hub_problem
+from waver.tools.hub import HubError, host_problem, hub_problem, repository_of
 
 _CONFIGS = ("config.json", "open_clip_config.json")
 """Files of a snapshot that describe the model."""
@@ -31,13 +29,10 @@ def hub_entry(weights: str) -> dict[str, Any]:
     Raises:
         BackboneError: if this is no name of a repository.
     """
-    repository = weights.removeprefix(HUB)
     try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise BackboneError(
-            f"model.weights: {weights} names no repository of the hub: write hf-hub:owner/name"
-        ) from error
+        repository = repository_of(weights)
+    except HubError as error:
+        raise BackboneError(f"model.weights: {error}") from None
     return {"hf_hub": f"{repository}/", "snapshot": repository}
 
 

@@ -5,7 +5,7 @@ transformers, the description is made from the numbers of CLIP or SigLIP in `con
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 
@@ -31,6 +31,8 @@ _CLIP_VISION = {
     "patch_size": 32,
     "hidden_act": "quick_gelu",
 }
+_EPSILON = 1e-5
+"""Epsilon of CLIP's layer norms."""
 # The same for SiglipTextConfig and SiglipVisionConfig: the settings that distinguish the models of open_clip.
 _SIGLIP_TEXT = {"vocab_size": 32000, "hidden_size": 768, "max_position_embeddings": 64}
 _SIGLIP_VISION = {"hidden_size": 768, "image_size": 224, "patch_size": 16}
@@ -51,11 +53,7 @@ def read_architecture(place: str) -> dict[str, Any]:
         if isinstance(architecture, dict):
             return architecture
     elif (described := read_beside(place, "config.json")) is not None:
-        # Older versions wrote the settings of the towers twice; those in `*_dict` are valid.
-        text, vision = (
-            (described.get(f"{tower}_config") or {}) | (described.get(f"{tower}_config_dict") or {})
-            for tower in ("text", "vision")
-        )
+        text, vision = (tower_settings(described, tower) for tower in ("text", "vision"))
         if described.get("model_type") == "clip":
             return _of_clip(described, _CLIP_TEXT | text, _CLIP_VISION | vision)
         if described.get("model_type") in ("siglip", "siglip2"):
@@ -68,6 +66,12 @@ def read_architecture(place: str) -> dict[str, Any]:
         f"model.backbone: {place} has no open_clip_config.json and no config.json that describes a model: set "
         "model.backbone to the name of its architecture in open_clip, such as ViT-B-32, and model.weights to this place"
     )
+
+
+def tower_settings(described: Mapping[str, Any], tower: Literal["text", "vision"]) -> dict[str, Any]:
+    """Returns the settings of a tower in transformers' config.json; empty if it has none."""
+    # Older versions wrote the settings of the towers twice; those in `*_dict` are valid.
+    return (described.get(f"{tower}_config") or {}) | (described.get(f"{tower}_config_dict") or {})
 
 
 def _of_clip(described: Mapping[str, Any], text: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,6 +91,7 @@ def _of_clip(described: Mapping[str, Any], text: Mapping[str, Any], vision: Mapp
             "width": vision["hidden_size"],
             "head_width": vision["hidden_size"] // vision["num_attention_heads"],
             "mlp_ratio": vision["intermediate_size"] / vision["hidden_size"],
+            **_norms(vision),
         },
         "text_cfg": {
             "context_length": text["max_position_embeddings"],
@@ -95,8 +100,15 @@ def _of_clip(described: Mapping[str, Any], text: Mapping[str, Any], vision: Mapp
             "width": text["hidden_size"],
             "heads": text["num_attention_heads"],
             "mlp_ratio": text["intermediate_size"] / text["hidden_size"],
+            **_norms(text),
         },
     }
+
+
+def _norms(tower: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the epsilon of a tower's layer norms as a setting of open_clip; empty for the usual one."""
+    epsilon = tower.get("layer_norm_eps", _EPSILON)
+    return {} if epsilon == _EPSILON else {"norm_kwargs": {"eps": epsilon}}
 
 
 def _of_siglip(place: str, text: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,16 +87,25 @@ def parts_of(index: Path) -> list[Path]:
     Raises:
         BackboneError: if the index is unreadable, or names a file elsewhere.
     """
+    return [index.parent / name for name in sorted(set(_read_index(index).values()))]
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Returns name of a tensor -> name of the file beside the index that holds it.
+
+    Raises:
+        BackboneError: as `parts_of`.
+    """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        file_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(
             f"model.weights: {index} cannot be read as the index of a snapshot ({type(error).__name__}: {error}): copy the "
             "snapshot again, completely"
         ) from error
-    if elsewhere := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+    if elsewhere := [name for name in file_of.values() if not isinstance(name, str) or Path(name).name != name]:
         raise BackboneError(f"model.weights: {index} names {elsewhere[0]!r}, which is no file beside it")
-    return [index.parent / name for name in names]
+    return file_of
 
 
 def files_of(path: Path) -> list[Path]:
@@ -121,6 +130,7 @@ def read_weights(path: Path, *, kept_prefix: str | None = None) -> dict[str, Ten
     """
     if not path.name.endswith(INDEX):
         return take_state(_read_tensors(path), source=str(path), kept_prefix=kept_prefix)
+    file_of = _read_index(path)
     state: dict[str, Tensor] = {}
     for part in parts_of(path):
         if not part.is_file():
@@ -130,7 +140,13 @@ def read_weights(path: Path, *, kept_prefix: str | None = None) -> dict[str, Ten
         tensors = _read_tensors(part)
         if not isinstance(tensors, dict):
             raise BackboneError(f"model.weights: {part} holds something else than tensors by name")
-        state |= tensors
+        # A part may hold a tensor that the index takes from another one.
+        state |= {name: tensor for name, tensor in tensors.items() if file_of.get(name, part.name) == part.name}
+    if absent := [name for name in file_of if name not in state]:
+        raise BackboneError(
+            f"model.weights: {path.name} says that {file_of[absent[0]]} holds {absent[0]}, which it does not: copy the "
+            f"snapshot again, completely ({path.parent})"
+        )
     return take_state(state, source=str(path), kept_prefix=kept_prefix)
 
 
