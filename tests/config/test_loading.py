@@ -160,8 +160,10 @@ def test_one_mistake(tmp_path, text, expected):
 
 def test_missing_file_error_lists_the_files_in_its_folder(tmp_path):
     write(tmp_path, SMALL)
-    with pytest.raises(ConfigError, match=r"no such file; did you mean .*experiment.yaml\?; in .*: experiment.yaml"):
+    with pytest.raises(ConfigError, match=r"no such file; did you mean .*experiment.yaml\?$"):
         load_config(tmp_path / "experimnt.yaml")
+    with pytest.raises(ConfigError, match=rf"no such file; in {tmp_path} there is: experiment.yaml$"):
+        load_config(tmp_path / "kitchen.yaml")
 
 
 @pytest.mark.parametrize(

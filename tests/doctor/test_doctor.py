@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from waver.config import ExperimentConfig, load_config
+from waver.data.annotations.captions import count_split
 from waver.data.clip import ClipError
 from waver.data.clip_store import ClipStore, create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip, FileStamp
@@ -30,6 +31,7 @@ from waver.doctor.findings import (
     findings_text,
     require_start,
 )
+from waver.doctor.stages import find_knowledge
 from waver.model.errors import BackboneError
 from waver.on_ray.doctor.examine import examine, next_stage, run_doctor
 from waver.quickstart.world import render_world
@@ -455,6 +457,7 @@ def test_missing_knowledge_is_an_error_and_leaky_knowledge_a_warning(project, te
     overrides = {"knowledge.top_k": 3, "model.weights": str(teacher_weights)}
     found = findings_by_check(**overrides)
     assert errors(found) == {"knowledge"}
+    assert found["knowledge"][0].remedy == "next: waver match CONFIG"
     findings = [f for fs in found.values() for f in fs]
     assert next_stage(load_config("experiment.yaml", overrides), findings) == "vocabulary"
     assert errors(findings_by_check("ingest", **overrides)) == set()
@@ -465,6 +468,19 @@ def test_missing_knowledge_is_an_error_and_leaky_knowledge_a_warning(project, te
     assert errors(found) == {"released phrases", "knowledge"}
     assert [f.level for f in found["released phrases"]] == ["error", "warning"]
     assert "teacher" in errors(findings_by_check("match"))
+
+
+@pytest.mark.slow
+def test_too_few_phrases_are_not_answered_by_matching_again(project, teacher_weights, knowledge):
+    overrides = {"knowledge.top_k": 7, "model.weights": str(teacher_weights)}
+    config = load_config("experiment.yaml", overrides)
+    shutil.copytree(knowledge.path, config.knowledge_store)
+    # No clip of this world has phrases in this knowledge, so none is asked for.
+    nobody, store = load_captions(config).slice(0, 0), ClipStore(config.clip_store)
+    (finding,) = find_knowledge(config, nobody, store, None, run_folder=project, needed=True)[1]
+    assert finding.found.endswith("set knowledge.top_k to 6 at most")
+    assert finding.remedy == ""
+    assert next_stage(config, [finding]) == ""
 
 
 @pytest.mark.slow
@@ -557,6 +573,20 @@ def test_too_little_memory_is_a_warning(tiny_config, captions):
     assert levels(large, gpus=[], ram=None) == {"memory": "info"}
 
 
+def test_memory_is_estimated_for_the_batch_that_is_left_of_few_clips(tiny_config, captions):
+    """A batch has no clip twice, so a larger global batch takes no more memory than one of all training clips."""
+    model = machine.ModelSize(10**6, 10**6, 32, 10**9)
+    num_clips = count_split(captions, "train")[0]
+
+    def details(batch: int) -> object:
+        config = tiny_config.model_copy(
+            update={"train": tiny_config.train.model_copy(update={"global_batch_size": batch})}
+        )
+        return [f.details for f in machine.check_memory(config, captions, model, num_phrases=0, gpus=[], ram=None)]
+
+    assert details(num_clips) == details(1000 * num_clips) != details(num_clips // 2)
+
+
 # ---- the command
 
 
@@ -610,5 +640,15 @@ def test_the_report_is_written_to_output_and_a_configuration_error_is_a_finding(
     (finding,) = run({"trian.lr": 1, "model.temporal": "x"}, None)
     assert finding.level == "error"
     assert "2 mistakes" in finding.found
+    assert finding.remedy.startswith("correct it, and run `waver doctor experiment.yaml`: only")
     assert not can_start(run({}, Path("experiment.yaml/report.json")))
     assert shown[-1].check == "report"
+
+
+@pytest.mark.parametrize("path", ["experimnt.yaml", "."])
+def test_a_command_with_a_wrong_path_is_not_recommended(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("experiment.yaml").write_text("name: x\n")
+    (finding,) = run_doctor(Path(path), dict, before="train", show=nothing)
+    assert finding.remedy == "correct it, and name the file: nothing else was checked"
+    assert "experiment.yaml" in finding.found

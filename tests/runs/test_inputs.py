@@ -23,7 +23,13 @@ from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.evaluation.gallery import build_gallery
 from waver.evaluation.protocols import Protocol
 from waver.knowledge.phrases import VOCABULARY_SCHEMA, VocabularyError
-from waver.knowledge.store import Knowledge, KnowledgeError, build_dictionary, write_dictionary
+from waver.knowledge.store import (
+    Knowledge,
+    KnowledgeError,
+    TooFewPhrasesError,
+    build_dictionary,
+    write_dictionary,
+)
 from waver.model.tokenizer import Tokenizer
 from waver.on_ray.stages.evaluate import run_evaluation
 from waver.on_ray.stages.ingest import run_ingest
@@ -121,7 +127,8 @@ def test_unfinished_knowledge_is_an_error(place, captions, store):
 def test_top_k_above_the_number_of_matches_is_an_error(place, captions, store):
     """A dictionary of few phrases gives a clip fewer than were asked for."""
     config = place(**{"knowledge.top_k": 7, "knowledge.num_matches": 30})
-    with pytest.raises(KnowledgeError, match=r"knowledge.top_k = 7, but each clip has only 6 phrases in .*: lower"):
+    expected = r"knowledge.top_k = 7, but each clip has only 6 phrases in .*: set knowledge.top_k to 6 at most"
+    with pytest.raises(TooFewPhrasesError, match=expected):
         open_knowledge(config, captions, store, ("train",))
 
 

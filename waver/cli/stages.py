@@ -99,8 +99,9 @@ def match(config: Config, workers: Workers = None, overrides: Set = [], print_co
     if print_config:
         print_resolved_config(experiment)
         return
+    from waver.knowledge.store import TooFewPhrasesError
     from waver.on_ray.stages.match import run_match
-    from waver.runs.inputs import LEAKY
+    from waver.runs.inputs import LEAKY, check_top_k
 
     knowledge = run_match(experiment)
     logger.info(
@@ -109,6 +110,11 @@ def match(config: Config, workers: Workers = None, overrides: Set = [], print_co
     )
     if knowledge.leaky:
         logger.info(LEAKY)
+    try:
+        check_top_k(experiment, knowledge)
+    except TooFewPhrasesError as error:  # training would refuse to start
+        logger.warning(str(error))
+        return
     logger.info(f"next: waver train {config_arguments(config, overrides, workers)}")
 
 

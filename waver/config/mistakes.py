@@ -175,7 +175,8 @@ def describe_missing_file(path: Path) -> str:
     near = near or difflib.get_close_matches(path.name, beside, 1, 0.8)
     hint = f"did you mean {path.with_name(near[0])}?" if near else ""
     if not path.is_dir():
-        listed = f"in {path.parent} there is: {', '.join(beside)}" if beside else ""
+        where = "the working folder" if path.parent == Path() else path.parent
+        listed = f"in {where} there is: {', '.join(beside)}" if beside and not near else ""
         return "; ".join(filter(None, (f"{path}: no such file", hint, listed)))
     if (path / "config.yaml").is_file():
         what = "checkpoint" if (path / "model.safetensors").is_file() else "run"

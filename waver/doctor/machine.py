@@ -12,6 +12,7 @@ import torch
 
 from waver.config import ExperimentConfig
 from waver.config.preprocessing import PreprocessingError, find_preprocessing
+from waver.data.annotations.captions import count_split
 from waver.data.clip_store import ClipStore
 from waver.doctor.activations import tower_activations
 from waver.doctor.findings import Finding, Level, format_bytes
@@ -23,6 +24,7 @@ from waver.model.towers import recompute_activations
 from waver.tools.errors import WaverError
 from waver.tools.files import can_write
 from waver.tools.hub import HUB
+from waver.tools.names import counted
 from waver.tools.object_store import list_names, remote_of
 from waver.training.build import build_student, freeze_student, parameter_groups
 from waver.training.cost import CostError, training_cost
@@ -264,15 +266,14 @@ def check_memory(
     """
     resources = config.resources
     parts = _device_memory(config, captions, model, num_phrases=num_phrases, on_gpus=bool(gpus))
-    batch = _pairs_of_worker(config) * _values_of_frames(config)
+    batch = _pairs_of_worker(config, captions) * _values_of_frames(config)
     device = sum(parts.values())
     loaders = max(1, resources.loaders_per_worker)
     host = (1 + resources.loaders_per_worker) * _PROCESS_BYTES + (2 + loaders) * batch
     details = {"worker": parts, "host_of_worker": host, "activations_known": model.activation_bytes is not None}
     unknown = "" if model.activation_bytes is not None else "; activations of these towers are unknown and not included"
-    largest = ", ".join(
-        f"{format_bytes(value)} {name}" for name, value in sorted(parts.items(), key=lambda p: -p[1])[:3]
-    )
+    by_size = sorted(parts.items(), key=lambda part: -part[1])
+    largest = ", ".join(f"{format_bytes(value)} {name}" for name, value in by_size[:3])
     remedy = (
         "set train.micro_batch_size or train.grad_checkpointing, lower train.global_batch_size, or use more workers; frozen "
         "parts of the backbone (train.freeze) keep no activations"
@@ -283,20 +284,19 @@ def check_memory(
         yield Finding("ok" if fits else "warning", "memory of a GPU", found, "" if fits else remedy, details)
     else:
         host += device
-    found = f"estimate {format_bytes(resources.max_workers * host)} for {resources.max_workers} workers and their input"
-    if not gpus:
-        found += f" (each: {largest}){unknown}"
+    needed, workers = resources.max_workers * host, counted(resources.max_workers, "worker")
+    found = f"estimate {format_bytes(needed)} for {workers} and their input"
+    found += "" if gpus else f" (each: {largest}){unknown}"
     if not gpus and ram is not None and (hint := precision_hint(config, torch.cpu.get_capabilities())):
         yield Finding("info", "precision", hint)
     if ram is None:
         yield Finding("info", "memory", f"{found}; compare with the memory of the cluster's nodes", details=details)
         return
-    fits = resources.max_workers * host <= ram
+    fits = needed <= ram
     lower = "resources.workers, loaders_per_worker" if resources.loaders_per_worker else "resources.workers"
     remedy = f"set train.micro_batch_size, or lower {lower} or train.global_batch_size"
-    yield Finding(
-        "ok" if fits else "warning", "memory", f"{found}, of {format_bytes(ram)}", "" if fits else remedy, details
-    )
+    found = f"{found}, of {format_bytes(ram)}"
+    yield Finding("ok" if fits else "warning", "memory", found, "" if fits else remedy, details)
 
 
 def precision_hint(config: ExperimentConfig, cpu: Mapping[str, object]) -> str:
@@ -318,7 +318,7 @@ def _device_memory(
     config: ExperimentConfig, captions: pa.Table | None, model: ModelSize, *, num_phrases: int, on_gpus: bool
 ) -> dict[str, int]:
     """Returns purpose -> estimated bytes on the device of one worker."""
-    workers, precision, pairs = config.resources.min_workers, config.train.precision, _pairs_of_worker(config)
+    workers, precision, pairs = config.resources.min_workers, config.train.precision, _pairs_of_worker(config, captions)
     at_once = min(pairs, config.train.micro_batch_size or pairs)
     half = precision == "bf16" or (precision == "auto" and on_gpus)
     texts = 0 if captions is None else pc.sum(pc.equal(captions["split"], "validation")).as_py() or 0
@@ -333,9 +333,11 @@ def _device_memory(
     }
 
 
-def _pairs_of_worker(config: ExperimentConfig) -> int:
-    """Returns the largest number of pairs of a global batch that one worker computes."""
-    return -(-config.train.global_batch_size // config.resources.min_workers)
+def _pairs_of_worker(config: ExperimentConfig, captions: pa.Table | None) -> int:
+    """Returns the largest number of pairs of a global batch that one worker computes; a batch has no clip twice."""
+    num_clips = 0 if captions is None else count_split(captions, "train")[0]
+    batch = min(config.train.global_batch_size, num_clips or config.train.global_batch_size)
+    return -(-batch // config.resources.min_workers)
 
 
 def _values_of_frames(config: ExperimentConfig) -> int:

@@ -4,6 +4,7 @@ The stages' own functions open them, so that a check reports the error that the 
 """
 
 import os
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -200,7 +201,7 @@ def find_knowledge(
         if newest := newest_checkpoint(run_folder):
             knowledge.check_same_dictionary(newest, checkpoint_knowledge(newest))
     except (KnowledgeError, CheckpointError) as error:
-        return None, [Finding("error", name, str(error), "next: waver match CONFIG")]
+        return None, [Finding("error", name, str(error), _next_of(str(error)))]
     where = f"{knowledge.num_phrases} phrases of width {width} in {display_path(knowledge.path)}"
     if model and width != model.embed_dim:
         found = f"{where}, but model.backbone has width {model.embed_dim}: they are of another teacher"
@@ -209,6 +210,12 @@ def find_knowledge(
     if knowledge.leaky and not config.knowledge.released:
         findings.append(Finding("warning", name, LEAKY))
     return knowledge, findings
+
+
+def _next_of(error: str) -> str:
+    """Returns the command that an error names as its whole remedy; empty if something else must be done."""
+    command = re.search(r": run `(waver \w+ CONFIG)`", error)
+    return f"next: {command[1]}" if command else ""
 
 
 def check_training(

@@ -48,6 +48,10 @@ class KnowledgeError(WaverError):
     """A dictionary or knowledge is missing, damaged, or belongs to other data or settings."""
 
 
+class TooFewPhrasesError(KnowledgeError):
+    """Each clip has fewer phrases than a student is fused with; matching again would not change that."""
+
+
 @dataclass(frozen=True)
 class Dictionary:
     """Phrases, and a manifest with their origin."""

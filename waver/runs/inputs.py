@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore, StoreSettings
 from waver.data.ledger import StoreError, replaced_videos
-from waver.knowledge.store import Dictionary, Knowledge, KnowledgeError, read_dictionary
+from waver.knowledge.store import Dictionary, Knowledge, KnowledgeError, TooFewPhrasesError, read_dictionary
 from waver.tools.object_store import display_path
 
 LEAKY = "leaky: the dictionary is contaminated by captions of validation or test; do not report its results"
@@ -88,8 +88,9 @@ def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStor
         splits: splits whose clips need phrases.
 
     Raises:
-        KnowledgeError: if it does not exist, is incomplete, was built from captions that have changed since, has fewer than
-            `knowledge.top_k` phrases per clip, or lacks clips of `splits`.
+        KnowledgeError: if it does not exist, is incomplete, was built from captions that have changed since, or lacks clips
+            of `splits`.
+        TooFewPhrasesError: if it has fewer than `knowledge.top_k` phrases per clip.
     """
     knowledge = Knowledge(config.knowledge_store)
     if not knowledge.manifest["complete"]:
@@ -97,11 +98,6 @@ def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStor
             f"{display_path(knowledge.path)} is not finished: run `waver match CONFIG` again to continue"
         )
     _check_captions(knowledge.manifest["dictionary"], captions, config)
-    if config.knowledge.top_k > knowledge.manifest["num_matches"]:
-        raise KnowledgeError(
-            f"knowledge.top_k = {config.knowledge.top_k}, but each clip has only {knowledge.manifest['num_matches']} "
-            f"phrases in {display_path(knowledge.path)}: lower knowledge.top_k"
-        )
     decoded = set(store.ok_clip_ids())
     for split in splits:
         clips = set(captions["clip_id"].filter(pc.equal(captions["split"], split)).to_pylist()) & decoded
@@ -117,7 +113,22 @@ def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStor
                 f"{len(unknown)} of {len(clips)} clips of {split} ({', '.join(unknown[:3])}"
                 f"{', ...' if len(unknown) > 3 else ''}) have no phrases in {display_path(knowledge.path)}: {remedy}"
             )
+    check_top_k(config, knowledge)
     return knowledge
+
+
+def check_top_k(config: ExperimentConfig, knowledge: Knowledge) -> None:
+    """Checks that each clip has the phrases that a student is fused with.
+
+    Raises:
+        TooFewPhrasesError: if they are fewer than `knowledge.top_k`, as with a small dictionary.
+    """
+    num_matches = knowledge.manifest["num_matches"]
+    if config.knowledge.top_k > num_matches:
+        raise TooFewPhrasesError(
+            f"knowledge.top_k = {config.knowledge.top_k}, but each clip has only {num_matches} phrases in "
+            f"{display_path(knowledge.path)}: set knowledge.top_k to {num_matches} at most"
+        )
 
 
 def captions_of_splits(captions: pa.Table, splits: Sequence[str]) -> list[str]:

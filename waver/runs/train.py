@@ -34,6 +34,7 @@ from waver.runs.results import evaluated_split
 from waver.runs.tracking import read_metrics
 from waver.runs.train_loop import TrainingJob
 from waver.tools.files import write_json
+from waver.tools.names import counted
 from waver.tools.object_store import display_path
 from waver.tools.termination import Terminated
 from waver.training.plan import (
@@ -175,11 +176,9 @@ def _log_finished(folder: Path, result: dict[str, Any], plan: RunPlan) -> None:
 def _start_text(config: ExperimentConfig, folder: Path, plan: RunPlan, newest: Path | None) -> str:
     what = f"continuing {config.name} after {describe_checkpoint(newest)}" if newest else f"training {config.name}"
     least, most = config.resources.min_workers, config.resources.max_workers
-    workers = f"{least} workers" if least == most else f"{least} to {most} workers"
-    return (
-        f"{what}: {config.train.epochs} epochs of {plan.steps_per_epoch} steps, {workers}; the run folder is "
-        f"{display_path(folder)}"
-    )
+    workers = counted(most, "worker") if least == most else f"{least} to {most} workers"
+    epochs, steps = counted(config.train.epochs, "epoch"), counted(plan.steps_per_epoch, "step")
+    return f"{what}: {epochs} of {steps}, {workers}; the run folder is {display_path(folder)}"
 
 
 def _run_result(

@@ -1,6 +1,7 @@
 """Plans of sweeps, which need no Ray."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pyarrow as pa
 import pytest
 
 from waver.config import ConfigError
+from waver.knowledge.store import TooFewPhrasesError
 from waver.on_ray.cluster.capacity import count_fitting_workers
 from waver.on_ray.tuning.plan import Plan, asha_share, cost_estimate, describe_plan, plan_sweep, trials_at_once
-from waver.on_ray.tuning.shared import find_shared
+from waver.on_ray.tuning.shared import check_shared, find_shared
 from waver.sweeps.folder import SweepError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -98,7 +100,7 @@ def test_a_dry_run_logs_the_plan_and_writes_nothing(plan, tmp_path, store, capti
     text = "\n".join(said)
     assert "4 trials, 2 epochs at most, t2v/R@1 on validation" in text
     assert "train.lr=0.002, video.size=8" in text
-    assert "a trial takes 1 workers with 1 CPU and 0 GPU each" in text
+    assert "a trial takes 1 worker with 1 CPU and 0 GPU each" in text
     assert "GiB per trial for weights, gradients, optimizer and frames" in text
     assert re.search(r"of a run: at most .* for 28 pairs .*; of all 4 runs: less than a GPU-minute$", text, re.M)
     assert "validation has 5 clips and 10 captions: R@1 is 20.0 by chance" in text
@@ -148,7 +150,7 @@ def test_a_dry_run_of_trials_that_do_not_fit_is_an_error(plan, said):
         assert expected in str(caught.value)
     text = "\n".join(said)
     assert "4 trials, 2 epochs at most" in text
-    assert "a trial takes 1 workers with 1 CPU and 9 GPU each; not one fits here" in text
+    assert "a trial takes 1 worker with 1 CPU and 9 GPU each; not one fits here" in text
     assert "GiB per trial" in text
 
 
@@ -182,6 +184,15 @@ def test_experiments_with_other_losses_and_top_k_share_stores(load_knowing):
     assert len({config.clip_store for config in configs}) == 1
     assert len({config.knowledge_store for config in configs}) == 1
     assert find_shared([]) == []
+
+
+def test_a_dictionary_with_too_few_phrases_for_a_trial_is_an_error_before_the_trials(load_knowing, knowledge):
+    few, many = (load_knowing(**{"knowledge.top_k": top_k, "knowledge.num_matches": 30}) for top_k in (6, 7))
+    check_shared([many, few])  # nothing is there yet
+    shutil.copytree(knowledge.path, few.knowledge_store)
+    check_shared([few])
+    with pytest.raises(TooFewPhrasesError, match=r"knowledge.top_k = 7, but each clip has only 6 phrases"):
+        check_shared([few, many])
 
 
 def test_with_optuna_a_range_must_not_change_the_clip_store(plan):

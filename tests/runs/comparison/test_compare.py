@@ -142,7 +142,7 @@ def test_the_usual_fraction_of_an_earlier_version_is_the_same_validation_if_its_
 
 def test_differences_of_evaluations_are_cautions(make):
     comparison = compare_runs(make("a", evaluation={}), make("b", evaluation={"missing_clips": ["v1"], "leaky": True}))
-    assert "leaky dictionary: False and True" in comparison.metrics[1].cautions
+    assert "leaky dictionary: no and yes" in comparison.metrics[1].cautions
     assert any(
         "2 clips of the gallery failed to decode for one" in caution for caution in comparison.metrics[1].cautions
     )

@@ -275,7 +275,10 @@ def find_weights(backbone: str | dict[str, Any], weights: str) -> Path | dict[st
             f"model.weights: {weights} is an address: download the file, and set model.weights to its path"
         )
     if path.suffix in SUFFIXES or "/" in weights:
-        raise BackboneError(f"model.weights: there is no file {weights}")
+        raise BackboneError(
+            f"model.weights: there is no file {weights}: put the weights there, or set model.weights to their file, to a "
+            "pretrained tag, or to null for random weights"
+        )
     tags = open_clip.list_pretrained_tags_by_model(name)
     raise BackboneError(
         f"model.weights: {weights!r} is neither a file nor a pretrained tag of {name or 'this architecture'}"

@@ -86,7 +86,9 @@ def _check_configuration(
     path: Path, overrides: Callable[[], Mapping[str, Any]]
 ) -> tuple[ExperimentConfig | None, list[Finding]]:
     """Returns the experiment, or None if it has mistakes, and findings; then also on what it names."""
-    name, remedy = "configuration", "correct it, and run `waver doctor CONFIG`"
+    # A command with a wrong path would only fail again.
+    again = "run `waver doctor CONFIG`" if path.is_file() else "name the file"
+    name, remedy = "configuration", f"correct it, and {again}"
     try:
         draft = load_draft(path, overrides())
     except ConfigError as error:
@@ -131,9 +133,10 @@ def examine(config: ExperimentConfig, *, before: CheckedStage) -> list[Finding]:
 
 def next_stage(config: ExperimentConfig, findings: list[Finding]) -> str:
     """Returns the stage to run next, if missing results of stages are the only errors; otherwise an empty string."""
-    failed = {finding.check for finding in findings if finding.level == "error"}
+    errors = [finding for finding in findings if finding.level == "error"]
+    failed = {finding.check for finding in errors}
     stages = {"clip store": "ingest", "dictionary": "vocabulary", "knowledge": "match"}
-    if not failed or failed - stages.keys():
+    if not failed or failed - stages.keys() or any("waver" not in finding.remedy for finding in errors):
         return ""
     stage = stages[next(name for name in stages if name in failed)]
     lacks_dictionary = not config.knowledge.released and not exists(config.dictionary / "manifest.json")

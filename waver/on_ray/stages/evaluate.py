@@ -255,8 +255,10 @@ def _evaluate_and_write(
         logger.warning(f"{split}: {evaluation.truncation.describe(config.text.max_words)}")
     result["duplicates"] = duplicates.counts
     name = split if of_run else f"{split}_{checkpoint.name}"
-    write_json(output or checkpoint.parent / f"evaluation_{name}.json", result)
-    write_json((output or checkpoint).parent / f"duplicates_{split}.json", duplicates.as_json())
+    written = output or checkpoint.parent / f"evaluation_{name}.json"
+    write_json(written, result)
+    write_json(written.parent / f"duplicates_{split}.json", duplicates.as_json())
+    logger.info(f"the result with all metrics is in {display_path(written)}")
     if result["origin"] and split == "validation":
         record_metrics(checkpoint.parent, result["metrics"])
     return result

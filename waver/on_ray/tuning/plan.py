@@ -28,12 +28,13 @@ from waver.on_ray.cluster.connection import (
     gpus_per_worker,
     nodes,
 )
-from waver.on_ray.tuning.shared import find_shared
+from waver.on_ray.tuning.shared import check_shared, find_shared
 from waver.runs.inputs import load_captions
 from waver.sweeps.extension import check_sweep, sample_counts
 from waver.sweeps.folder import SweepError, sweep_folder
 from waver.sweeps.space import Point, corner_points, list_points, point_configs, read_sweep
 from waver.tools.errors import WaverError
+from waver.tools.names import counted
 from waver.tools.object_store import remote_of
 from waver.training.build import build_student, freeze_student
 from waver.training.cost import (
@@ -161,7 +162,7 @@ def describe_plan(plan: Plan) -> None:
         check_sweep(plan.folder, plan.sweep, plan.base)
     _describe_trials(plan)
     logger.info(
-        f"a trial takes {resources.max_workers} workers with {plan.cpus_per_worker:g} CPU and {gpus:g} GPU each; "
+        f"a trial takes {counted(resources.max_workers, 'worker')} with {plan.cpus_per_worker:g} CPU and {gpus:g} GPU each; "
         + (f"{at_once} at a time" if at_once else "not one fits here")
     )
     with _added_to(missing):
@@ -228,6 +229,7 @@ def _describe_shared(plan: Plan) -> None:
         state = "exists and will be reused" if artifact.there else "will be made once"
         users = f" ({artifact.trials} trials)" if artifact.trials else ""
         logger.info(f"{artifact.what}: {state}: {artifact.path}{users}")
+    check_shared(plan.configs)
 
 
 def memory_estimate(plan: Plan, at_once: int) -> str:

@@ -9,13 +9,13 @@ from pathlib import Path
 from waver.config import ExperimentConfig
 from waver.data.embedding_store import EmbeddingError
 from waver.data.ledger import StoreError
-from waver.knowledge.store import KnowledgeError
+from waver.knowledge.store import Knowledge, KnowledgeError, TooFewPhrasesError
 from waver.on_ray.stages.embed import embed
 from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.vocabulary import run_vocabulary
 from waver.runs.embeddings import is_embedded, training_needs
-from waver.runs.inputs import load_captions, open_store, training_knowledge
+from waver.runs.inputs import check_top_k, load_captions, open_store, training_knowledge
 from waver.tools.object_store import exists
 from waver.training.plan import training_rows
 
@@ -61,6 +61,7 @@ def make_shared(configs: Iterable[ExperimentConfig], *, count: bool = True) -> l
         )
         if not exists_already:
             _make(what, users[0])
+        check_shared(users)
         made.append(SharedArtifact(what, path, len(users) if count else 0, exists_already, time.perf_counter() - start))
     return made
 
@@ -90,9 +91,22 @@ def _exists(what: str, config: ExperimentConfig) -> bool:
             training_knowledge(config, captions, store)
         if what == "embeddings":
             return is_embedded(config, store, training_needs(config, captions, store, training_rows(captions, store)))
+    except TooFewPhrasesError:
+        return True
     except (StoreError, KnowledgeError, EmbeddingError):
         return False
     return True
+
+
+def check_shared(configs: Iterable[ExperimentConfig]) -> None:
+    """Checks that the knowledge that is there has enough phrases for every trial.
+
+    Raises:
+        TooFewPhrasesError: if a trial needs more.
+    """
+    for (what, path), users in _users(configs).items():
+        if what == "knowledge" and exists(path / "manifest.json"):
+            check_top_k(max(users, key=lambda config: config.knowledge.top_k), Knowledge(path))
 
 
 def _make(what: str, config: ExperimentConfig) -> None:

@@ -195,7 +195,7 @@ def _evaluations(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> l
         if different := _different(config, _DATA_KEYS[:3]):
             not_comparable.append(f"other data: {'; '.join(different)}")
         cautions = [
-            f"{what}: {left.get(key)} and {right.get(key)}"
+            f"{what}: {_in_words(left.get(key))} and {_in_words(right.get(key))}"
             for key, what in _CAUTIONS.items()
             if left.get(key) != right.get(key)
         ]
@@ -247,6 +247,13 @@ def _notes(a: ReadRun, b: ReadRun, names: list[str]) -> Iterable[str]:
 def _is_usual_fraction(row: ComparisonRow) -> bool:
     """Whether one run holds out the usual fraction because an earlier version wrote it down, and the other by default."""
     return row.key == "data.validation_fraction" and {row.a, row.b} == {None, USUAL_FRACTION}
+
+
+def _in_words(value: Any) -> Any:
+    """Returns what a value of a result means in a sentence."""
+    if value is None:
+        return "nothing"
+    return ("no", "yes")[value] if isinstance(value, bool) else value
 
 
 def _different(config: tuple[ComparisonRow, ...], keys: Iterable[str]) -> list[str]:
