@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,15 @@ from waver.data.annotations import AnnotationError
 from waver.data.epochs import epoch_batches
 from waver.model.errors import BackboneError
 from waver.runs.inputs import load_captions
-from waver.training.build import build_training, warmup_cosine
-from waver.training.step import NonFiniteLossError, make_batch, train_epoch, train_step
+from waver.training.build import build_tokenizer, build_training, warmup_cosine
+from waver.training.step import (
+    NonFiniteLossError,
+    compute_gradients,
+    make_batch,
+    train_epoch,
+    train_step,
+    weighted_sum,
+)
 
 CPU = torch.device("cpu")
 
@@ -42,6 +50,44 @@ def test_batch_joins_captions_with_their_clips(captions, store, tiny_config):
     frames, num_frames = store.read(clip_ids)
     assert torch.equal(batch.frames[1, :, 2], torch.from_numpy(frames[1, ..., 2]))
     assert batch.frame_mask.sum(1).tolist() == num_frames.tolist()
+
+
+def test_captions_are_padded_to_the_longest_of_the_batch(captions, store, load_tiny):
+    config = load_tiny(**{"text.max_words": 40})
+    batch = make_batch(captions, np.array([5, 0, 9]), store.read(["v00", "v01", "v02"]), config, num_pairs=3)
+    assert batch.token_ids.shape == batch.token_mask.shape
+    assert batch.token_mask.sum(1).max() == batch.token_mask.shape[1] < 12
+
+
+def test_a_tower_that_reads_padding_gets_the_whole_context(captions, store, tiny_config, load_tiny):
+    backbone = tiny_config.model.backbone
+    config = load_tiny(**{"model.backbone": {**backbone, "text_cfg": {**backbone["text_cfg"], "no_causal_mask": True}}})
+    batch = make_batch(captions, np.array([5, 0, 9]), store.read(["v00", "v01", "v02"]), config, num_pairs=3)
+    assert batch.token_ids.shape == (3, 77)
+    assert batch.token_mask.sum(1).max() == batch.token_mask.shape[1] < 12
+
+
+@pytest.mark.parametrize("kind", ["dp", "ti", "wti", "xti", "xclip"])
+def test_padding_changes_neither_loss_nor_gradient(captions, store, load_tiny, kind):
+    """The same captions, cut to the longest of them and padded to text.max_words, in float64."""
+    config = load_tiny(**{"similarity.kind": kind, "text.max_words": 20})
+    rows, clips = np.array([5, 0, 9]), store.read(["v00", "v01", "v02"])
+    cut = make_batch(captions, rows, clips, config, num_pairs=3)
+    padded = replace(cut, **dict(zip(
+        ("token_ids", "token_mask"), build_tokenizer(config)(list(cut.captions), max_words=20), strict=True
+    )))  # fmt: skip
+    assert padded.token_mask.shape[1] == 20 > cut.token_mask.shape[1]
+    found = []
+    for batch in (cut, padded):
+        training = build_training(config, num_steps=10, device=CPU)
+        training.student.double()
+        terms, _ = compute_gradients(training, batch, config)
+        gradients = {n: p.grad for n, p in training.student.named_parameters() if p.grad is not None}
+        found.append((weighted_sum(terms, config), gradients))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-12)
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(gradient, found[1][1][name], rtol=0, atol=1e-10, msg=name)
 
 
 @pytest.mark.slow

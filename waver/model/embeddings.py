@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -34,6 +35,13 @@ class Embeddings:
         """Joins items with the same number of tokens, in their order."""
         return Embeddings(
             *(torch.cat([getattr(part, name) for part in parts]) for name in ("values", "mask", "weights"))
+        )
+
+    def pad(self, length: int) -> "Embeddings":
+        """Adds padding, so that each item has `length` tokens."""
+        missing = length - self.mask.shape[1]
+        return Embeddings(
+            F.pad(self.values, (0, 0, 0, missing)), F.pad(self.mask, (0, missing)), F.pad(self.weights, (0, missing))
         )
 
     def full_precision(self) -> "Embeddings":

@@ -5,6 +5,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -44,6 +45,8 @@ def make_batch(
 ) -> Batch:
     """Builds a worker's share of a global batch: captions with the frames, and the phrases, of their clips.
 
+    Captions are padded to the longest of the share, not to `text.max_words`: the text tower computes padding as well.
+
     Args:
         captions: caption table.
         rows: rows of the B captions.
@@ -57,7 +60,8 @@ def make_batch(
     chosen = captions.take(rows)
     texts = chosen["caption"].to_pylist()
     tokenizer = build_tokenizer(config)
-    token_ids, token_mask = tokenizer(texts, max_words=config.text.max_words, prompt=config.text.prompt)
+    tokens = tokenizer(texts, max_words=config.text.max_words, prompt=config.text.prompt)
+    token_ids, token_mask = tokenizer.cut_padding(*tokens)
     frames, frame_mask = frames_to_tensor(*clips)
     clip_ids = tuple(chosen["clip_id"].to_pylist())
     phrase_ids = torch.zeros(len(rows), 0, dtype=torch.int64)
@@ -84,13 +88,14 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
     loss = weighted_sum(terms, config)
     norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.train.clip_grad_norm)
 
-    logged = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": loss} | diagnostics
-    sums = parallel.all_reduce(torch.stack([value.detach() for value in logged.values()]), "sum").tolist()
-    logs = dict(zip(logged, sums, strict=True)) | {"grad_norm": norm.item()}
-    rates = training.schedule.get_last_lr()
-    logs |= {"lr/backbone": rates[0], "lr/new": rates[-1], "logit_scale": student.logit_scale.exp().item()}
+    sums = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": loss} | diagnostics
+    values = {"grad_norm": norm, "logit_scale": student.logit_scale.exp()}
     if student.logit_bias is not None:
-        logs["logit_bias"] = student.logit_bias.item()
+        values["logit_bias"] = student.logit_bias
+    summed = parallel.all_reduce(torch.stack([value.detach() for value in sums.values()]), "sum")
+    rates = training.schedule.get_last_lr()
+    logs = _read_scalars(dict(zip(sums, summed, strict=True)) | values)
+    logs |= {"lr/backbone": float(rates[0]), "lr/new": float(rates[-1])}
     if not all(math.isfinite(value) for value in logs.values()):
         raise NonFiniteLossError(_explain_non_finite(training, logs, config))
     with record_function(OPTIMIZER):
@@ -101,6 +106,12 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
     training.step += 1
     training.rows += batch.num_pairs
     return logs
+
+
+def _read_scalars(values: Scalars) -> dict[str, float]:
+    """Copies scalars from the device, all at once: each copy waits until the device has finished its work."""
+    copied = torch.stack([value.detach().reshape(()).double() for value in values.values()]).tolist()
+    return dict(zip(values, copied, strict=True))
 
 
 def _explain_non_finite(training: Training, logs: dict[str, float], config: ExperimentConfig) -> str:
@@ -184,6 +195,9 @@ def _embed(forward: Callable[..., Encoded], training: Training, batch: Batch, co
 
 
 def _terms_of(training: Training, encoded: Encoded, batch: Batch, config: ExperimentConfig) -> tuple[Scalars, Scalars]:
+    # Workers pad captions to the longest of their own share, and exchange embeddings of one length.
+    if parallel.world_size() > 1:
+        encoded = replace(encoded, text=encoded.text.pad(config.text.max_words))
     loss = config.loss
     objective = Objective(loss.weights, loss.temperature, _retrieved(config), loss.kind)
     with record_function(LOSS):

@@ -54,6 +54,9 @@ def compute(rank: int, world_size: int, folder: Path) -> None:
             "gloo", init_method=f"file://{folder}/rendezvous-{world_size}", rank=rank, world_size=world_size
         )
     captions, store, knowledge = pickle.loads((folder / "experiment.pickle").read_bytes())
+    # Of different lengths: the longest captions of the workers' shares differ.
+    texts = [f"{text}{' again' * (row % 4)}" for row, text in enumerate(captions["caption"].to_pylist())]
+    captions = captions.set_column(captions.schema.get_field_index("caption"), "caption", pa.array(texts))
     results = {}
     for name, overrides in STEPS.items():
         config = load_config(folder / "experiment.yaml", overrides)
@@ -93,6 +96,7 @@ def step(
     rows = np.array([captions["clip_id"].to_pylist().index(clip_id) for clip_id in clip_ids])
     mine = parallel.shard(7, parallel.rank(), parallel.world_size())
     batch = make_batch(captions, rows[mine], store.read(clip_ids[mine]), config, num_pairs=7, knowledge=knowledge)
+    assert batch.token_mask.shape[1] < config.text.max_words, "captions are cut to the longest of the share"
     student = build_student(config).to(dtype)
     freeze_student(student, config)
     if config.train.grad_checkpointing:
