@@ -453,6 +453,18 @@ def test_a_missing_parser_is_an_error_where_the_stage_needs_a_dictionary(project
 
 
 @pytest.mark.slow
+def test_embedding_needs_clips_and_weights_and_no_phrases(project, teacher_weights):
+    overrides = {"knowledge.top_k": 3, "model.weights": str(teacher_weights)}
+    assert errors(findings_by_check("embed", **overrides)) == set()
+    assert errors(findings_by_check("embed", **{"model.weights": "nowhere.pt"})) == {"weights"}
+    elsewhere = {**overrides, "storage.path": "elsewhere"}
+    assert errors(findings_by_check("embed", **elsewhere)) == {"clip store"}
+    config = load_config("experiment.yaml", overrides)
+    with hold_lock(config.frame_embeddings, "embedding"):
+        assert errors(findings_by_check("embed", **overrides)) == {"lock"}
+
+
+@pytest.mark.slow
 def test_missing_knowledge_is_an_error_and_leaky_knowledge_a_warning(project, teacher_weights):
     overrides = {"knowledge.top_k": 3, "model.weights": str(teacher_weights)}
     found = findings_by_check(**overrides)

@@ -63,10 +63,11 @@ def test_metadata_names_the_folder_that_a_stage_writes(clone):
     config = load_config(clone / "experiments/good.yaml")
     folders = {
         stage: plan(clone, stage, "experiments/good.yaml").metadata.get("waver.folder")
-        for stage in ("ingest", "vocabulary", "match", "doctor")
+        for stage in ("ingest", "embed", "vocabulary", "match", "doctor")
     }
     assert folders == {
         "ingest": str(config.clip_store),
+        "embed": str(config.frame_embeddings),
         "vocabulary": str(config.dictionary),
         "match": str(config.knowledge_store),
         "doctor": None,

@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from logs import logged
@@ -10,11 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from waver.config import load_config
 from waver.data.embedding_store import EmbeddingError
+from waver.knowledge.phrases import VOCABULARY_SCHEMA
+from waver.knowledge.store import Knowledge, build_dictionary, create_knowledge
 from waver.model.backbone import Backbone
 from waver.on_ray.stages.evaluate import run_evaluation, run_zero_shot
+from waver.on_ray.stages.match import _Embedder, _Matcher
 from waver.on_ray.tuning.shared import find_shared, make_shared
 from waver.runs.checkpoint import checkpoint_config
-from waver.runs.embeddings import embed_missing, training_needs
+from waver.runs.embeddings import Needs, embed_missing, training_needs
 from waver.runs.folder import find_checkpoint, open_run
 from waver.runs.inputs import load_captions, open_store
 from waver.runs.tracking import read_metrics
@@ -195,6 +200,29 @@ def test_every_kind_of_frozen_run_gives_the_metrics_of_pixels(project, how, requ
     assert job.embeddings.frames or job.embeddings.tokens
     for ours, theirs in zip(stored, pixels, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_clips_are_matched_from_embeddings_and_from_pixels_alike(project):
+    config = experiment(project, **{"knowledge.num_matches": 4, "embeddings.precision": "fp32"})
+    captions = load_captions(config)
+    store, texts = open_store(config, captions), sorted(set(captions["caption"].to_pylist()))
+    columns = [range(len(texts)), texts, [1] * len(texts)]
+    phrases = pa.table(columns, names=VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA)
+    dictionary, block = build_dictionary(phrases, leaky=False), pa.table({"clip_id": store.ok_clip_ids()})
+    found = {}
+    for precision in ("pixels", "fp32", "fp16"):
+        folder = config.storage.folder / "knowledge" / precision
+        create_knowledge(folder, dictionary, source="matched", teacher="test", num_matches=4)
+        _Embedder(config, folder)(pa.table({"first": [0]}))
+        changed = _changed(config, precision="fp32" if precision == "pixels" else precision)
+        needs = Needs() if precision == "pixels" else Needs(store.ok_clip_ids())
+        _Matcher(changed, folder, store.path, 4, embed_missing(changed, store, needs))(block)
+        found[precision] = Knowledge(folder).matches
+    assert found["fp32"]["phrase_ids"].equals(found["pixels"]["phrase_ids"])
+    scores = {name: np.array(matches["scores"].to_pylist()) for name, matches in found.items()}
+    np.testing.assert_allclose(scores["fp32"], scores["pixels"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scores["fp16"], scores["pixels"], rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow

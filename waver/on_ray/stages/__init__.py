@@ -1,1 +1,1 @@
-"""The stages of an experiment on Ray: ingest, vocabulary, match, train, evaluate, robustness."""
+"""The stages of an experiment on Ray: ingest, embed, vocabulary, match, train, evaluate, robustness."""

@@ -323,7 +323,9 @@ def evaluate_checkpoint(
         check_dictionary(knowledge, checkpoint)
     logger.info(f"evaluating {display_path(checkpoint)} on the {split} split")
     table = captions if queries is None else queries
-    needs = evaluation_needs(config, table, store, split, checkpoint=checkpoint)
+    needs = evaluation_needs(config, captions, store, split, checkpoint=checkpoint)
+    if queries is not None:  # other words are in no store
+        needs = dataclasses.replace(needs, captions=None)
     if config.resources.max_workers == 1 and not cluster_address():
         clips = embed(config, store, needs, checkpoint=checkpoint).open(store)
         return evaluate_in_process(checkpoint, config, table, clips, knowledge, split=split, options=options), knowledge
