@@ -1,6 +1,6 @@
 """Estimates of the memory of training with the settings that save memory."""
 
-from waver.doctor import machine
+from waver.doctor import machine, memory
 from waver.training.build import build_student
 
 
@@ -8,7 +8,7 @@ def test_memory_knows_what_is_frozen_recomputed_adapted_and_done_by_parts(load_t
     def parts(**settings) -> tuple[machine.ModelSize, dict[str, int]]:
         config = load_tiny(**{"train.global_batch_size": 64, "model.weights": str(teacher_weights), **settings})
         model = machine.model_size(config)
-        (found,) = machine.check_memory(config, None, model, num_phrases=0, gpus=[], ram=None)
+        (found,) = memory.check_memory(config, None, model, num_phrases=0, gpus=[], ram=None)
         return model, found.details["worker"]
 
     model, base = parts()
@@ -53,6 +53,6 @@ def test_a_tower_that_cannot_recompute_is_found_before_training(load_tiny):
 def test_a_cpu_that_computes_bfloat16_can_be_asked_to(load_tiny):
     auto = load_tiny(**{"train.precision": "auto"})
     for name in ("amx_bf16", "avx512_bf16"):
-        assert "train.precision = bf16" in machine.precision_hint(auto, {name: True, "avx2": True})
-    assert machine.precision_hint(auto, {"amx_bf16": False, "avx2": True}) == ""
-    assert machine.precision_hint(load_tiny(**{"train.precision": "fp32"}), {"amx_bf16": True}) == ""
+        assert "train.precision = bf16" in memory.precision_hint(auto, {name: True, "avx2": True})
+    assert memory.precision_hint(auto, {"amx_bf16": False, "avx2": True}) == ""
+    assert memory.precision_hint(load_tiny(**{"train.precision": "fp32"}), {"amx_bf16": True}) == ""

@@ -21,7 +21,7 @@ from waver.data.clip_store import ClipStore, create_store, write_block, write_ma
 from waver.data.ledger import DecodedClip, FileStamp
 from waver.data.video.reader import read_clip
 from waver.data.video.resizing import Resizing
-from waver.doctor import data, machine
+from waver.doctor import data, machine, memory
 from waver.doctor.findings import (
     Checks,
     Finding,
@@ -575,7 +575,7 @@ def test_too_little_disk_space_is_an_error_or_a_warning(project):
 
 def test_too_little_memory_is_a_warning(tiny_config, captions):
     def levels(model, **where) -> dict[str, str]:
-        found = machine.check_memory(tiny_config, captions, model, num_phrases=0, **where)
+        found = memory.check_memory(tiny_config, captions, model, num_phrases=0, **where)
         return {f.check: f.level for f in found}
 
     small, large = machine.ModelSize(10**6, 10**6, 32, 1000), machine.ModelSize(10**12, 10**12, 32, None)
@@ -594,7 +594,7 @@ def test_memory_is_estimated_for_the_batch_that_is_left_of_few_clips(tiny_config
         config = tiny_config.model_copy(
             update={"train": tiny_config.train.model_copy(update={"global_batch_size": batch})}
         )
-        return [f.details for f in machine.check_memory(config, captions, model, num_phrases=0, gpus=[], ram=None)]
+        return [f.details for f in memory.check_memory(config, captions, model, num_phrases=0, gpus=[], ram=None)]
 
     assert details(num_clips) == details(1000 * num_clips) != details(num_clips // 2)
 

@@ -9,7 +9,7 @@ import ray
 import torch
 
 from waver.config import ExperimentConfig
-from waver.doctor import machine
+from waver.doctor import machine, memory
 from waver.doctor.findings import CheckedStage, Finding, Stage, format_bytes
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import (
@@ -102,7 +102,7 @@ def check_cluster(
             num_phrases = Knowledge(config.knowledge_store).num_phrases
         of_gpus = [] if gpus == 0 else gpu_bytes
         ram = None if on_cluster else available_memory()
-        yield from machine.check_memory(config, captions, model, num_phrases=num_phrases, gpus=of_gpus, ram=ram)
+        yield from memory.check_memory(config, captions, model, num_phrases=num_phrases, gpus=of_gpus, ram=ram)
 
 
 @dataclass(frozen=True)
