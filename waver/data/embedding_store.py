@@ -279,7 +279,8 @@ class EmbeddingStore:
         path = self.path / "items" / name
         try:
             fetch_once(path)
-            table = pq.read_table(path, columns=ITEMS_SCHEMA.names[:-1], use_threads=False)
+            with pq.ParquetFile(path, memory_map=True) as parquet:
+                table = parquet.read(columns=ITEMS_SCHEMA.names[:-1], use_threads=False)
             with path.open("rb") as file:
                 mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             lengths = table["length"].to_numpy()
