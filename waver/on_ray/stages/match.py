@@ -2,8 +2,7 @@
 
 Each actor has a teacher. The actors first embed the phrases of the dictionary in parts, then match clips by their frames
 alone, or by the embeddings of these; few embedded clips are matched in this process. Each writes its results itself, so that
-a run that was stopped resumes. The phrases of a clip do not depend on the
-number of actors.
+a run that was stopped resumes. The phrases of a clip do not depend on the number of actors.
 """
 
 import logging
