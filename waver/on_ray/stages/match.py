@@ -1,12 +1,13 @@
 """Finds the phrases of the dictionary that describe each clip, with the frozen teacher, on Ray Data.
 
 Each actor has a teacher. The actors first embed the phrases of the dictionary in parts, then match clips by their frames
-alone. Each writes its results itself, so that a run that was stopped resumes. The phrases of a clip do not depend on the
-number of actors.
+alone, or by the embeddings of these; few embedded clips are matched in this process. Each writes its results itself, so that
+a run that was stopped resumes. The phrases of a clip do not depend on the number of actors.
 """
 
 import logging
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_c
 from waver.on_ray.cluster.connection import connect, gpus_per_worker
 from waver.on_ray.stages.embed import embed
 from waver.on_ray.stages.start import open_inputs
-from waver.runs.embeddings import Needs, check_embeddings
+from waver.runs.embeddings import Needs, check_embeddings, run_in_process
 from waver.runs.inputs import open_dictionary
 from waver.tools.lock import hold_lock
 from waver.tools.progress import track_progress
@@ -47,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 
 _PHRASES_PER_PART = 1024
+_FEW_SCORES = 10**8
+"""So many scores of embedded clips take less time here than actors take to start."""
 
 
 def match(
@@ -129,8 +132,11 @@ def _fill(
             for first in range(0, len(todo), CLIPS_PER_BLOCK)
         ]
         needs = Needs() if config.embeddings.use == "never" else Needs(todo)
-        arguments = (config, folder, store.path, num_matches, embed(config, store, needs, progress=progress))
-        with closing(map_blocks(_Matcher, arguments, blocks, pool)) as done:
+        embeddings = embed(config, store, needs, progress=progress)
+        arguments = (config, folder, store.path, num_matches, embeddings)
+        few = embeddings.frames is not None and len(todo) * knowledge.num_phrases <= _FEW_SCORES
+        run = run_in_process if few else partial(map_blocks, pool=pool)
+        with closing(run(_Matcher, arguments, blocks)) as done:
             for _ in track_progress(done, doing="matching", unit="clips", total=len(todo), size=int, enabled=progress):
                 pass
     return mark_complete(folder)
