@@ -120,11 +120,13 @@ def test_a_temporary_folder_and_a_cluster_are_among_the_errors(project, monkeypa
     config = load_config("experiment.yaml", {"model.weights": "gone.safetensors"})
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 100)
-    with pytest.raises(StartError, match=r"2 errors\n(.|\n)*gone.safetensors\n  temporary folder: TMPDIR=/tmp/x+ is"):
+    with pytest.raises(
+        StartError, match=r"2 errors\n(.|\n)*gone.safetensors: .*\n  temporary folder: TMPDIR=/tmp/x+ is"
+    ):
         run_training(config)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(
-        StartError, match=r"2 errors\n(.|\n)*gone.safetensors\n  cluster: no Ray cluster answers at RAY_"
+        StartError, match=r"2 errors\n(.|\n)*gone.safetensors: .*\n  cluster: no Ray cluster answers at RAY_"
     ):
         run_training(config)
 

@@ -224,6 +224,7 @@ def test_too_many_workers_are_errors_before_the_start(project):
     captions, store = load_captions(config), ClipStore(config.clip_store)
     with pytest.raises(BatchSizeError, match=r"resources.workers = 14 is more than the 13 training clips"):
         train(config, captions, store, launch=train_on_workers)
-    config = experiment(project, name="large", **{"resources.workers": 6, "train.global_batch_size": 12})
+    six = {"resources.workers": 6, "resources.loaders_per_worker": 1, "train.global_batch_size": 12}
+    config = experiment(project, name="large", **six)
     with pytest.raises(ClusterTooSmallError, match=r"6 workers with 1.5 CPU each are requested.*capacity for 4"):
         train(config, captions, store, launch=train_on_workers)
