@@ -1,4 +1,4 @@
-"""Matching loses no match when a node is lost, and repeats at most one finished block."""
+"""Matching loses no clip when a node is lost, with or without embedding frames first, and repeats at most one block."""
 
 import json
 import os
@@ -83,27 +83,32 @@ def config(tmp_path) -> ExperimentConfig:
     return config
 
 
-def times_matched(config: ExperimentConfig) -> Counter:
-    """Counts the rows of each clip in the files of matches."""
-    files = (config.knowledge_store / "matches").glob("*.parquet")
-    return Counter(clip for file in files for clip in pq.read_table(file)["clip_id"].to_pylist())
+def times_written(config: ExperimentConfig, use: str) -> Counter:
+    """Counts the rows of each clip in the files of matches or, if the frames are embedded first, of their embeddings."""
+    folder, column = (config.knowledge_store / "matches", "clip_id")
+    if use == "auto":
+        folder, column = (config.frame_embeddings / "items", "id")
+    return Counter(clip for file in folder.glob("*.parquet") for clip in pq.read_table(file)[column].to_pylist())
 
 
-def test_a_lost_node_loses_no_match(cluster, config, wait_for):
+@pytest.mark.parametrize("use", ["never", "auto"], ids=["matching", "embedding"])
+def test_a_lost_node_loses_no_clip(cluster, config, wait_for, use):
+    experiment = config.storage.folder.parent / "experiment.yaml"
+    experiment.write_text(yaml.safe_dump(yaml.safe_load(experiment.read_text()) | {"embeddings": {"use": use}}))
     running = cluster(nodes=2)
-    matching = running.start("-c", _MATCH, config.storage.folder.parent / "experiment.yaml")
-    wait_for(lambda: len(times_matched(config)) >= 2 * CLIPS_PER_BLOCK, of=matching, timeout_s=120)
+    matching = running.start("-c", _MATCH, experiment)
+    wait_for(lambda: len(times_written(config, use)) >= 2 * CLIPS_PER_BLOCK, of=matching, timeout_s=120)
     lost = running.nodes[0]
     [actor] = titled(running.processes(lost), "_Actor")
     os.kill(actor, signal.SIGSTOP)
     # All blocks are done but the one of the stopped actor and the one in its queue.
-    wait_for(lambda: len(times_matched(config)) >= NUM_CLIPS - 2 * CLIPS_PER_BLOCK, of=matching, timeout_s=120)
-    assert len(times_matched(config)) < NUM_CLIPS
+    wait_for(lambda: len(times_written(config, use)) >= NUM_CLIPS - 2 * CLIPS_PER_BLOCK, of=matching, timeout_s=120)
+    assert len(times_written(config, use)) < NUM_CLIPS
     running.kill_node(lost)
     stdout, stderr = matching.communicate(timeout=120)
     assert matching.returncode == 0, stderr
     assert stdout.splitlines()[-1] == str(NUM_CLIPS)
-    times = times_matched(config)
+    times = times_written(config, use)
     assert len(times) == NUM_CLIPS
     # The actor may have been stopped after it wrote a block and before it reported the block.
     assert sum(times.values()) - NUM_CLIPS in (0, CLIPS_PER_BLOCK)
