@@ -85,9 +85,10 @@ def config(tmp_path) -> ExperimentConfig:
 
 def times_written(config: ExperimentConfig, use: str) -> Counter:
     """Counts the rows of each clip in the files of matches or, if the frames are embedded first, of their embeddings."""
-    folder, column = (config.knowledge_store / "matches", "clip_id")
     if use == "auto":
-        folder, column = (config.frame_embeddings / "items", "id")
+        folder, column = config.frame_embeddings / "items", "id"
+    else:
+        folder, column = config.knowledge_store / "matches", "clip_id"
     return Counter(clip for file in folder.glob("*.parquet") for clip in pq.read_table(file)[column].to_pylist())
 
 

@@ -75,8 +75,8 @@ def trains_in_process(config: ExperimentConfig) -> bool:
 
 def train_in_process(job: TrainingJob, captions: pa.Table, num_steps: int) -> dict[str, float] | Interrupted:
     """Trains a run with one worker in this process, which SIGTERM asks to stop."""
+    job = embed_inputs(job, captions)
     with follow_run(job.run_folder, num_steps=num_steps), sigterm_event() as stop:
-        job = embed_inputs(job, captions)
         return train_job(job, captions, device=local_device(job.config), next_command=stop_after(stop))
 
 
