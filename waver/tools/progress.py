@@ -80,7 +80,7 @@ def follow_run(folder: Path, *, num_steps: int) -> Iterator[None]:
     start = fetch(path).stat().st_size if exists(path) else 0
     console = Console(stderr=True)
     with _bar("training", "steps, {task.fields[state]}", console, console.is_terminal) as bar:
-        task = bar.add_task("", total=num_steps, state="starting the workers")
+        task = bar.add_task("", total=num_steps, state="starting")
 
         def watch() -> None:
             position, last = start, {}
