@@ -187,7 +187,7 @@ class ExperimentConfig(Section):
 
     @property
     def frozen_towers(self) -> tuple[Literal["vision", "text"], ...]:
-        """The towers of the backbone of which training changes nothing."""
+        """The towers of the backbone that training does not change."""
         if self.model.lora:
             adapted = self.model.lora.where
             return tuple(tower for tower in _TOWERS if adapted not in (tower, "both"))
@@ -272,7 +272,7 @@ class ExperimentConfig(Section):
         except (HubError, PreprocessingError):
             frames = {}
         statistics = {f"pixel_{name}": list(frames[name]) for name in ("mean", "std") if name in frames}
-        if self.frozen_towers and self.embeddings.use != "never":  # otherwise runs read pixels, as in earlier versions
+        if self.frozen_towers and self.embeddings.use != "never":  # else runs read pixels, as in earlier versions
             settings["embeddings"] = {"precision": self.embeddings.precision}
         return settings | {
             "data": _hashed(settings["data"]),

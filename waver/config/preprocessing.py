@@ -60,7 +60,7 @@ def find_preprocessing(
     Args:
         backbone: `model.backbone`.
         weights: `model.weights`.
-        replaced: names of values of `Preprocessing` that settings replace, so that they need not be possible.
+        replaced: names of values of `Preprocessing` that settings replace. They are not checked.
 
     Raises:
         HubError: if the hub does not answer, or a file is damaged.

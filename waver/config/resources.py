@@ -39,8 +39,8 @@ class ResourcesConfig(Section):
     """Number of GPUs per worker; by default 1 if the cluster has GPUs, else 0."""
     loaders_per_worker: Annotated[int, Field(ge=0)] = 0
     """Number of processes per worker that read batches ahead from the clip store, with Ray Data. 0: threads of the worker
-    read one batch ahead, which is faster and starts at once. Processes can pay off if the threads do not keep up and a
-    node has CPUs to spare: with JPEG frames, or frames that come from an object store."""
+    read one batch ahead, which is usually faster and starts at once. Processes can pay off if threads are too slow and the
+    node has idle CPUs, for example with JPEG frames or with a clip store in an object store."""
     wait_s: NotNegative = 0.0
     """How long to wait for a growing cluster to become large enough, seconds; then the command fails. If it is large enough
     but in use, the command waits without limit."""
@@ -72,8 +72,7 @@ class StorageConfig(Section):
 
     path: Annotated[AnyPlace, Field(validate_default=True)] = "storage"
     """Folder that every node of the cluster can read and write, or a folder in an object store: s3://bucket/folder (also
-    gs:// and abfs://). It contains `clips/`, `embeddings/`, `dictionaries/`,
-    `knowledge/` and `runs/`."""
+    gs:// and abfs://). It contains `clips/`, `embeddings/`, `dictionaries/`, `knowledge/` and `runs/`."""
     cache: AnyPath | None = None
     """Folder on the local disk of each node for copies of files in an object store; by default ~/.cache."""
 
@@ -84,14 +83,15 @@ class StorageConfig(Section):
 
 
 class EmbeddingsConfig(Section):
-    """What frozen towers make of frames and captions, computed once and read in place of pixels and words."""
+    """Embeddings of frames and captions by frozen towers, computed once and read in place of pixels and words."""
 
     use: Literal["auto", "never"] = "auto"
-    """auto: matching, zero-shot evaluation, and runs whose vision tower is frozen read embeddings of frames; they compute
-    those that are missing. never: every stage sends pixels and words through the towers."""
+    """auto: matching, zero-shot evaluation, and runs with a frozen tower read embeddings, and compute those that are missing
+    (of captions: see `captions`). never: every stage sends pixels and words through the towers."""
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"
-    """Precision of the stored values, which are computed in fp32. fp32 gives the same metrics as pixels and takes twice the
-    space."""
+    """Precision of the stored values, which are computed in fp32. fp32 takes twice the space of fp16; training
+    that computes in fp32 (`train.precision`) then gives the same metrics as from pixels."""
     captions: Literal["auto"] | bool = "auto"
     """Whether embeddings of the tokens of captions are stored too, for runs whose text tower is frozen: some 20 KB a caption
-    (ViT-B/32, fp16). auto: in `waver embed`, and in runs that read each caption more than once on average."""
+    (ViT-B/32, fp16). auto: `waver embed` and runs that read each caption more than once on average compute them; other
+    stages read them if none is missing. true: every stage computes those that are missing. false: no stage reads them."""

@@ -1,7 +1,7 @@
 """The input of a training step (`Batch`), and reading clips for it.
 
-Masks are bool, True = valid. Pixels are uint8 and are normalised on the device. In place of pixels and words a batch may
-have what frozen towers make of them.
+Masks are bool, True = valid. Pixels are uint8 and are normalised on the device. A batch may hold embeddings by frozen towers
+in place of pixels and words.
 """
 
 from collections import deque
@@ -20,17 +20,17 @@ from waver.tools.object_store import remote_of
 _MAX_FREE_BUFFERS = 2
 _RAW_THREADS = 2
 _JPEG_THREADS = 4
-"""Pillow decodes outside of Python's lock."""
+"""Pillow releases the global interpreter lock while it decodes, so that threads decode in parallel."""
 _DOWNLOAD_THREADS = 8
-"""They wait for the object store."""
+"""More than there may be CPUs, because these threads mostly wait for the object store."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A worker's B of the `num_pairs` (caption, clip) pairs of a global batch, in which no clip occurs twice."""
+    """A worker's share of a global batch: B of its `num_pairs` (caption, clip) pairs, in which no clip occurs twice."""
 
     token_ids: Int[Tensor, "B T"]
-    """Longer than the mask where the text tower reads padding, see `Tokenizer.pad`."""
+    """T is larger than N if the text tower reads padding, see `Tokenizer.pad`."""
     token_mask: Bool[Tensor, "B N"]
     frames: UInt8[Tensor, "B F 3 H W"] | Float[Tensor, "B F D"]
     """Pixels, or the embeddings of a frozen vision tower."""
@@ -65,7 +65,7 @@ class Batch:
 def frames_to_tensor(
     frames: UInt8[np.ndarray, "B F H W 3"] | Float[np.ndarray, "B F D"], num_frames: Int[np.ndarray, " B"]
 ) -> tuple[UInt8[Tensor, "B F 3 H W"] | Float[Tensor, "B F D"], Bool[Tensor, "B F"]]:
-    """Converts clips into the frames, which share their memory, and the frame mask of a `Batch`.
+    """Converts clips into the frames and the frame mask of a `Batch`; the frames share the memory of `frames`.
 
     Args:
         frames: pixels, see `ClipStore.read`, or embeddings, see `EmbeddedClips.read`.
@@ -78,14 +78,15 @@ def frames_to_tensor(
 
 
 class Buffers:
-    """Memory for batches of clips, which is used again when nothing refers to an earlier batch any more.
+    """Memory for batches of clips, which is reused once nothing refers to an earlier batch any more.
 
     Fresh memory is slow: the kernel fills each page with zeros at its first use, which takes as long as reading the frames.
-    The memory is not pinned: a copy to a device has left it when `to` returns, so that nothing reads it unseen.
+    The memory is not pinned, so that `Tensor.to` returns only after it has read it: no copy to a device still runs when the
+    memory is reused.
 
     Args:
         num_clips: maximal number of clips in a batch.
-        clip_shape: of `ClipStore`.
+        clip_shape: `ClipStore.clip_shape`.
     """
 
     def __init__(self, num_clips: int, clip_shape: tuple[int, ...]):
@@ -93,7 +94,7 @@ class Buffers:
         self._free: deque[np.ndarray] = deque(maxlen=_MAX_FREE_BUFFERS)
 
     def take(self, num_clips: int) -> UInt8[np.ndarray, "B F H W 3"]:
-        """Returns an array of arbitrary content. Its memory comes back when it, its views and its tensors are deleted."""
+        """Returns an array of arbitrary content. Its memory is reused once it, its views and its tensors are deleted."""
         try:
             values = self._free.pop()
         except IndexError:
@@ -102,7 +103,7 @@ class Buffers:
 
 
 class _Loan:
-    """Memory that numpy refers to as long as an array or a tensor uses it; then returns it."""
+    """Lends memory to numpy: when no array and no tensor uses it any more, the memory goes back to the free buffers."""
 
     def __init__(self, values: np.ndarray, free: deque[np.ndarray]):
         self.__array_interface__ = values.__array_interface__
@@ -113,10 +114,9 @@ class _Loan:
 
 
 def read_ahead(store: ClipStore, batches: list[list[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields `ClipStore.read` of each batch of clip ids; threads read the next batch while the caller uses this one.
+    """Yields what `ClipStore.read` returns for each batch of clip ids; threads read the next batch meanwhile.
 
-    A batch belongs to the caller for as long as the caller, or a tensor made from it, refers to it; after that its memory
-    serves a later batch.
+    The memory of a batch serves a later batch once neither the caller nor a tensor made from the batch refers to it.
     """
     num_threads = _num_threads(store)
     buffers = Buffers(max(map(len, batches), default=0), store.clip_shape)

@@ -57,7 +57,8 @@ CLIPS_SCHEMA = pa.schema(
 """frames: one value per frame, either its pixels (height, width, channel) as bytes, or a JPEG file."""
 _MAX_OPEN_BLOCKS = 256
 _MAX_LAYOUTS = 2**16
-"""Of clips files that are not open any more, so that opening them again costs nothing; 1 kB each."""
+"""Number of layouts that are kept after their clips files are closed: such a file opens again without reading its metadata.
+A layout takes 1 kB."""
 _MAX_ENVELOPES = 4096
 _NUM_LOCKS = 32
 _NOT_PICKLED = ("_lock", "_opening", "_files", "_layouts")
@@ -201,7 +202,7 @@ class ClipStore:
         self._forget_files()
 
     def _forget_files(self) -> None:
-        self._lock = threading.Lock()  # of the two dictionaries
+        self._lock = threading.Lock()  # guards `_files` and `_layouts`
         self._opening = [threading.Lock() for _ in range(_NUM_LOCKS)]
         self._files: OrderedDict[str, ClipsFile] = OrderedDict()
         self._layouts: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -224,7 +225,7 @@ class ClipStore:
 
         Args:
             clip_ids: the clips.
-            out: contiguous array of the frames' shape and type to read into; None for new memory.
+            out: contiguous array to read into, of the shape and type of the returned frames; None to allocate one.
 
         Returns:
             frames, uint8 (B, max_frames, size, size, 3), zero after the last frame of a clip; num_frames, int32 (B,).
@@ -289,7 +290,7 @@ class ClipStore:
         return len(frames)
 
     def _open(self, block: str) -> ClipsFile:
-        with self._opening[hash(block) % _NUM_LOCKS]:  # two threads would download the same file
+        with self._opening[hash(block) % _NUM_LOCKS]:  # otherwise two threads could download the same file
             with self._lock:
                 file, layout = self._files.get(block), self._layouts.get(block)
             if file is None:
@@ -302,7 +303,7 @@ class ClipStore:
 
 
 def _keep(kept: OrderedDict[str, Any], name: str, value: Any, limit: int) -> None:
-    """Adds a value, or marks it as the last used one, and drops the one that was not used for longest."""
+    """Adds a value, or marks it as the most recently used one; beyond the limit, drops the least recently used one."""
     kept[name] = value
     kept.move_to_end(name)
     if len(kept) > limit:

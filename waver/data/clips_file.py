@@ -1,14 +1,16 @@
-"""Reads rows of a clips file of the clip store: raw frames at their place in the file, all else with pyarrow; JPEG frames.
+"""Reads rows of a clips file of the clip store, and encodes and decodes JPEG frames.
+
+Raw frames are read directly from their place in the file, and everything else with pyarrow.
 
 A row group holds one clip. In the files that waver writes, the column chunk of `clip_id` is followed by that of `frames`,
 both plain and uncompressed:
 
     page header, levels, length, clip_id | page header, levels, length, pixels, length, pixels, ...
 
-One system call reads both and puts the pixels of each frame where the caller wants them. What is left of the row, without
-the clip_id and the lengths of the frames, is its `Envelope`: a few dozen bytes. What pyarrow finds in a row follows from
-these parts. The caller therefore trusts a row only if it has the right clip_id and lengths, and the envelope of a row that
-pyarrow has read with equal frames.
+One system call reads both chunks and puts the pixels of each frame where the caller wants them. The rest of a row, without
+the clip_id and the lengths of its frames, is its `Envelope`: a few dozen bytes. The caller trusts a row that was read in
+this way only if its clip_id and lengths are right, and if an equal envelope has been verified: pyarrow has read a row with
+that envelope and found the same frames. pyarrow interprets equal bytes equally, so that it need not read the row again.
 """
 
 import io
@@ -25,11 +27,11 @@ from PIL import Image
 _LENGTH_BYTES = 4
 """Bytes of the length before each value of a plain column of strings or bytes (little-endian)."""
 _MAX_FRAMES = 500
-"""Of a row that is read at its place: a system call fills at most 1,024 buffers."""
+"""Largest number of frames that are read at their place: a system call fills at most 1,024 buffers, two for each frame."""
 _MAX_ENVELOPE_BYTES = 4096
 _NAMES = ["clip_id", "frames", "num_frames"]
 _COLUMNS = (("clip_id", 1, 0), ("frames.list.element", 3, 1))
-"""Name, and maximal definition and repetition level, of the columns that are read at their place."""
+"""Path, and maximal definition and repetition level (of Parquet), of the columns that are read at their place."""
 
 
 class Envelope(NamedTuple):
@@ -45,11 +47,12 @@ class ClipsFile:
 
     Args:
         path: the file.
-        layout: from the `layout` of the same file, opened earlier; None to read it.
+        layout: `layout` of the same file when it was opened earlier; None to read it from the file.
 
     Attributes:
-        layout: int64 (rows, 4), one row per clip: where its chunk of `clip_id` begins and ends, where its chunk of `frames`,
-            which follows, ends, and its number of frames; -1 if the row cannot be read at its place.
+        layout: int64 (rows, 4), one row per clip: the bytes of the file at which its chunk of `clip_id` begins and ends, and
+            at which the following chunk of `frames` ends; the number of its frames. All are -1 if the row cannot be read at
+            its place.
 
     Raises:
         pa.ArrowInvalid: if the file is damaged.
@@ -72,12 +75,12 @@ class ClipsFile:
 
         Args:
             row: number of the row.
-            clip_id: of the clip that it should be.
-            target: uint8 (F, height, width, 3), contiguous. If None is returned, its content is arbitrary.
+            clip_id: expected clip of the row.
+            target: uint8 (F, height, width, 3), contiguous. Its content is arbitrary if None is returned.
 
         Returns:
-            The envelope of the row; None if the row is another clip, has frames of another size or more than F, or was
-            written in another way.
+            The envelope of the row. None if the row holds another clip, frames of another size or more than F frames, or if
+            it was written in a layout that cannot be read at its place.
         """
         start, clip_id_end, end, num_frames = self.layout[row].tolist() if row < len(self.layout) else (-1,) * 4
         frame_bytes = target[0].nbytes
@@ -104,7 +107,7 @@ class ClipsFile:
         """
         with self._lock:
             if self._parquet is None:
-                # Not mapped into memory: the end of a file that is cut off meanwhile would kill the process.
+                # Not mapped into memory: if the file were truncated meanwhile, reading past its end would kill the process.
                 self._parquet = pq.ParquetFile(self._path)
             clip = self._parquet.read_row_group(row, columns=_NAMES, use_threads=False)
         if clip["clip_id"].to_pylist() != [clip_id]:

@@ -1,4 +1,4 @@
-"""Clips and captions as frozen towers embed them, read in place of pixels and words."""
+"""Clips and captions whose embeddings by frozen towers are read in place of pixels and words."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from waver.data.embedding_store import EmbeddingStore
 
 @dataclass(frozen=True)
 class EmbeddedClips:
-    """A clip store of which frames, captions, or both are read as frozen towers embed them, never as pixels and words.
+    """A clip store together with the stores of embeddings by frozen towers: of its frames, of captions, or of both.
 
-    It takes the place of a `ClipStore` where a model reads clips.
+    A model reads it in place of a `ClipStore`: embeddings where there is a store of them, otherwise pixels or words.
     """
 
     clips: ClipStore
@@ -51,7 +51,7 @@ class EmbeddedClips:
         return self.frames.read([(clip, sources[clip]) for clip in clip_ids], self.clips.settings.max_frames)
 
     def read_batches(self, batches: list[list[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields `read` of each batch of clip ids; pixels are read ahead."""
+        """Yields what `read` returns for each batch of clip ids. Pixels are read ahead."""
         return read_ahead(self.clips, batches) if self.frames is None else map(self.read, batches)
 
     def has_tokens(self, captions: Sequence[str]) -> bool:
@@ -59,9 +59,9 @@ class EmbeddedClips:
         return self.tokens is not None and not self.tokens.missing(dict.fromkeys(captions, ""))
 
     def read_tokens(self, captions: Sequence[str], num_tokens: int) -> Float32[np.ndarray, "B N D"]:
-        """Reads the token embeddings of captions, in the given order, 0 after the last token of each.
+        """Reads the token embeddings of captions, in the given order; they are 0 after the last token of each caption.
 
-        An embedding of a whole text, as some towers give it, stands at each of its `num_tokens` positions.
+        Some towers give only one embedding of a whole text: it is repeated at each of the N = `num_tokens` positions.
 
         Raises:
             EmbeddingError: if one of them is missing or damaged.
@@ -73,7 +73,7 @@ class EmbeddedClips:
 
 @dataclass(frozen=True)
 class EmbeddingPaths:
-    """Folders of embedding stores, as they travel to a worker; None for pixels, or for words."""
+    """Folders of embedding stores, as they are sent to workers. None: pixels or words are read instead."""
 
     frames: Path | None = None
     tokens: Path | None = None
@@ -90,7 +90,7 @@ class EmbeddingPaths:
 
     @classmethod
     def of(cls, clips: ClipStore | EmbeddedClips) -> "EmbeddingPaths":
-        """Returns the folders of the stores that are read with some clips."""
+        """Returns the folders of the embedding stores of `clips`; none for a clip store alone."""
         if not isinstance(clips, EmbeddedClips):
             return cls()
         return cls(clips.frames and clips.frames.path, clips.tokens and clips.tokens.path)

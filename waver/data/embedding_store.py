@@ -1,4 +1,4 @@
-"""The embedding store: what frozen towers make of frames and captions, computed once and read by every run.
+"""The embedding store: embeddings of frames and captions by frozen towers, computed once and read by every run.
 
 A store is a folder that several processes may read and write at the same time. It holds the frames of clips, or the tokens
 of captions, never both:
@@ -6,14 +6,14 @@ of captions, never both:
     manifest.json            what the values depend on, and the counts of the last embedding
     items/<block>.parquet    one row per clip or caption
 
-Each file is written under a temporary name and renamed, and the name of a block is unique. An item is computed in batches of
-one size, so that its bits do not depend on the other items of its block: if two writers embed an item, their rows are equal.
+A block is written under a temporary name and then gets a unique name. Items are computed in batches of one size, so that the
+bits of an item do not depend on the other items of its block. If two writers embed the same item, their rows are equal.
 
-A row names the source that it was computed from: for a clip its block in the clip store, whose name no other block ever has.
-A row of another source counts as missing, so that clips that were decoded again are embedded again.
+A row names the source that it was computed from. The source of a clip is the name of its block in the clip store. A clip
+that was decoded again is in a block with another name: its old row counts as missing, and the clip is embedded again.
 
-Any program can read the files as Parquet. Their values lie uncompressed in one page per file, so that waver maps them into
-memory: processes of a node share them through the page cache, and hold only an index.
+Any program can read the files as Parquet. The values of a file lie uncompressed in one page, and waver maps them into
+memory. Processes of a node thus share them through the page cache, and each holds only an index.
 """
 
 import dataclasses
@@ -52,8 +52,8 @@ ITEMS_SCHEMA = pa.schema(
         pa.field("values", pa.binary(), nullable=False),
     ]
 )
-"""id: clip id, or the caption itself; source: see above, empty for captions; length: number of frames or tokens; crc32: of
-values; values: (length, width) in the precision of the store, little-endian."""
+"""id: clip id, or the caption itself. source: see above; empty for captions. length: number of frames or tokens. crc32:
+checksum of `values`. values: (length, width) in the precision of the store, little-endian."""
 _PREFIX_BYTES = 4
 """Parquet writes the length of a binary value before it."""
 _DTYPES: Mapping[Precision, str] = {"fp16": "<f2", "bf16": "<u2", "fp32": "<f4"}
@@ -91,10 +91,10 @@ def create_embeddings(folder: Path, settings: EmbeddingSettings) -> None:
 
 
 def check_settings(folder: Path, there: EmbeddingSettings, asked: EmbeddingSettings) -> None:
-    """Checks that a store has the settings that are asked for.
+    """Checks that the settings `there`, of a store, equal those that are `asked` for.
 
     Raises:
-        EmbeddingError: with both values of each that differs.
+        EmbeddingError: if they differ, with both values of each setting that does.
     """
     then, now = dataclasses.asdict(there), dataclasses.asdict(asked)
     different = [f"{name}: {then[name]} in the store, {now[name]} requested" for name in now if then[name] != now[name]]
@@ -139,10 +139,10 @@ def write_items(
         assert values.shape[1] == settings.width, "all embeddings of a store have its width"
         encoded = encode(values, settings.precision)
         if not np.isfinite(decode(encoded.tobytes(), settings.precision)).all():
-            raise EmbeddingError(
-                f"the embedding of {item!r} has values that are NaN or infinite"
-                + (" in fp16: set embeddings.precision to bf16 or fp32" if np.isfinite(values).all() else "")
-            )
+            remedy = " in fp16: set embeddings.precision to bf16 or fp32"
+            if not np.isfinite(values).all():
+                remedy = ": the weights are probably damaged; set model.weights to an intact copy"
+            raise EmbeddingError(f"the embedding of {item!r} has values that are NaN or infinite{remedy}")
         data = encoded.tobytes()
         rows.append((item, source, len(values), zlib.crc32(data), data))
     columns = [list(column) for column in zip(*rows, strict=True)]
@@ -155,7 +155,7 @@ def write_items(
 
 
 def mark_complete(folder: Path) -> None:
-    """Writes the manifest of a store that has all items that were asked for."""
+    """Writes into the manifest that the store is complete: it has all items that were asked for."""
     write_json(
         folder / "manifest.json",
         _manifest(read_settings(folder), complete=True, num_items=len(EmbeddingStore(folder))),
@@ -176,7 +176,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def encode(values: Float32[np.ndarray, "L D"], precision: Precision) -> np.ndarray:
-    """Rounds values to the nearest of a precision, ties to even; bf16 as the upper halves of float32."""
+    """Rounds values to the nearest ones of a precision, ties to even. A bf16 value is the upper half of a float32."""
     if precision != "bf16":
         with np.errstate(over="ignore"):  # reported by the caller, with the name of the item
             return values.astype(_DTYPES[precision])
@@ -227,11 +227,11 @@ class EmbeddingStore:
         return _Rows(dict(zip(keys, range(len(keys)), strict=True)), blocks, numbers, starts, lengths, crcs)
 
     def __len__(self) -> int:
-        """Returns the number of items; one that was embedded from several sources counts for each."""
+        """Returns the number of items; an item that was embedded from several sources counts once for each source."""
         return len(self._rows.of_key)
 
     def missing(self, sources: Mapping[str, str]) -> list[str]:
-        """Returns the items, of id -> source, that are not stored, or only as computed from another source."""
+        """Returns those items of `sources` (id -> source) that are not stored, or only from another source."""
         return [item for item, source in sources.items() if _key(item, source) not in self._rows.of_key]
 
     def read(
@@ -244,7 +244,7 @@ class EmbeddingStore:
             max_length: L, the number of positions of the result.
 
         Returns:
-            values, zero after the last position of an item; the length of each item.
+            values, zero after the last position of each item; length, the number of positions of each item.
 
         Raises:
             EmbeddingError: if an item is missing, or its values are damaged.
@@ -288,7 +288,7 @@ class EmbeddingStore:
         except ObjectStoreError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
-            logger.warning(f"{display_path(path)} is damaged ({error}): its items count as missing. Delete the file")
+            logger.warning(f"{display_path(path)} is damaged ({error}): delete it. Its items count as missing")
             return None
         keys = [_key(*pair) for pair in zip(table["id"].to_pylist(), table["source"].to_pylist(), strict=True)]
         return _Block(display_path(path), mapped, keys, starts, lengths, table["crc32"].to_numpy())
@@ -296,7 +296,7 @@ class EmbeddingStore:
 
 @dataclass(frozen=True)
 class _Block:
-    """A block, whose values stay on disk."""
+    """A block that is mapped into memory: its values stay on disk until they are read."""
 
     name: str
     mapped: memoryview
@@ -313,7 +313,7 @@ class _Rows:
     """The rows of all blocks."""
 
     of_key: dict[str, int]
-    """Key of an item (see `_key`) -> its row; of equal rows any."""
+    """Key of an item (see `_key`) -> its row. If blocks have equal rows of an item, it is any of them."""
     blocks: list[_Block]
     block_numbers: np.ndarray
     starts: np.ndarray
@@ -338,7 +338,7 @@ def _starts_of_values(path: Path, mapped: memoryview, num_bytes: np.ndarray) -> 
     if column.compression != "UNCOMPRESSED" or column.has_dictionary_page:
         raise ValueError("its values are compressed")
     sizes = num_bytes + _PREFIX_BYTES
-    # The page ends with the column; its header, whose size varies, lies before the values.
+    # The page ends where the column ends. Its header precedes the values and varies in size: so count from the end.
     first = column.data_page_offset + column.total_compressed_size - int(sizes.sum())
     starts = first + np.concatenate([[0], np.cumsum(sizes)[:-1]]) + _PREFIX_BYTES
     for row in (0, len(starts) - 1):

@@ -1,4 +1,4 @@
-"""Checks of memory: compares an estimate of what training takes with the memory of GPUs and machine."""
+"""Checks of memory: compares an estimate of what training needs with the memory of the GPUs and of the machine."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -15,7 +15,7 @@ from waver.tools.names import counted
 _PROCESS_BYTES = 2**30
 """Approximate memory of the libraries in the process of a worker or loader."""
 _NORMALISED = 4
-"""Bytes of a normalised value of a pixel, in fp32. Before normalisation it has one byte."""
+"""Bytes of a value of a pixel after normalisation, in fp32; before, it has one byte."""
 
 
 def check_memory(
@@ -27,7 +27,7 @@ def check_memory(
     gpus: Sequence[int],
     ram: int | None,
 ) -> Iterator[Finding]:
-    """Compares the memory that training needs, by an estimate, with the memory of GPUs and machine.
+    """Compares an estimate of the memory that training needs with the memory of the GPUs and of the machine.
 
     Args:
         config: configuration of the experiment.
@@ -107,7 +107,10 @@ def _device_memory(
 
 
 def _pairs_of_worker(config: ExperimentConfig, captions: pa.Table | None) -> int:
-    """Returns the largest number of pairs of a global batch that one worker computes; a batch has no clip twice."""
+    """Returns the largest number of pairs of a global batch that one worker computes.
+
+    A batch contains no clip twice, and so has at most as many pairs as there are training clips.
+    """
     num_clips = 0 if captions is None else count_split(captions, "train")[0]
     batch = min(config.train.global_batch_size, num_clips or config.train.global_batch_size)
     return -(-batch // config.resources.min_workers)

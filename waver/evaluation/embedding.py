@@ -3,7 +3,8 @@
 Two equal clips must get equal scores, or ties would depend on where the clips stand. A matrix product of another shape
 rounds differently; within one shape the place of an item has no influence. So all clips are embedded in batches of one
 size, all captions in batches of one size and length, and similarities are computed in blocks of one size. Batches and blocks
-are filled up with copies of their first item. `waver.evaluation.token_wise` does the same without padding.
+are filled up with copies of their first item. For `ti` and `wti`, `waver.evaluation.token_wise` gives equal clips equal
+scores without computing padding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +90,7 @@ def embed_split(
         student: the model, in evaluation mode.
         queries: the split.
         available: which of its clips have frames in the store.
-        store: frames of the clips, or what frozen towers make of clips and captions.
+        store: frames of the clips, or their embeddings and those of captions (`EmbeddedClips`).
         config: configuration of the experiment.
         knowledge: phrases of the clips, for informed videos; None for plain ones.
         workers: this worker among all.
@@ -128,7 +129,7 @@ def embed_clips(
     Args:
         student: the model, in evaluation mode.
         clip_ids: clips with frames in the store.
-        store: frames of the clips, or what frozen towers make of clips and captions.
+        store: frames of the clips, or their embeddings and those of captions (`EmbeddedClips`).
         config: configuration of the experiment.
         knowledge: phrases of the clips, for informed videos; None for plain ones.
         on_progress: called with (batches embedded, batches to embed) of this worker.
@@ -185,7 +186,7 @@ def embed_tokens(
         token_ids: see `Tokenizer.pad`.
         mask: True for valid tokens.
         config: configuration of the experiment.
-        values: what the text tower made of the tokens before; None if it is to run.
+        values: stored embeddings of the tokens; None to compute them with the text tower.
     """
     token_ids, mask = (tensor.to(student.logit_scale.device) for tensor in (token_ids, mask))
     parts = []

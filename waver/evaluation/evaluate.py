@@ -112,7 +112,7 @@ def evaluate(
     Args:
         student: the model.
         captions: caption table; only rows of the split are evaluated.
-        store: frames of the clips, or what frozen towers make of clips and captions.
+        store: frames of the clips, or their embeddings and those of captions (`EmbeddedClips`).
         config: configuration of the experiment.
         split: train, validation or test.
         knowledge: phrases of the clips, required if config.informed_at_inference; otherwise never read.

@@ -122,7 +122,7 @@ def rank_tiles(
 ) -> Ranks:
     """Ranks every correct answer, tile by tile; memory grows with the sides of the similarity matrix, not with its area.
 
-    Every tile is computed once. Tiles, to their last bit, and therefore ranks are the same for any number of workers.
+    Every tile is computed once. It has the same bits for any number of workers, and so ranks are the same too.
 
     Args:
         tile: computes one tile; a worker requests rows of its own share only (`row_chunks(...)[worker::num_workers]`).
@@ -237,8 +237,8 @@ def _correct_scores(
     """Returns the scores of the correct answers, and the tiles on the diagonal, (first text, first clip) -> masked scores.
 
     They are read from the same tiles that are counted later: computed otherwise they could differ in the last bit, and a
-    correct answer would tie with itself or lose to itself. Only tiles on the diagonal are computed. They are kept, to be
-    counted without computing them again; together they are as wide as a few tiles.
+    correct answer would tie with itself or lose to itself. Only tiles on the diagonal are computed. They are kept for
+    counting, so that no tile is computed twice; their memory grows with the number of texts, not with that of all tiles.
     """
     of_text = torch.full(clip_of_text.shape, -torch.inf, device=clip_of_text.device)
     of_clip = torch.full(available.shape, -torch.inf, device=clip_of_text.device)

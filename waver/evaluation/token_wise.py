@@ -2,11 +2,12 @@
 
 Equal captions and equal clips get scores that are equal to the last bit, wherever they stand:
 
-- A cosine comes from a matrix product of one shape, `_ROWS` words with the frames of `_CLIPS` clips, in which the place of a
-  word or frame has no influence. Words of several captions fill the rows of a product; captions are sorted by length.
+- All cosines come from matrix products of one shape: `_ROWS` words with the frames of `_CLIPS` clips. The place of a word or
+  a frame in a product has no influence. Captions are sorted by length, and the words of several fill the rows of a product.
 - Maxima are exact in any order.
-- A weighted sum is over the words of one caption or the frames of one clip. It depends on their number, which is that of the
-  caption itself or the same for all clips, and not on the captions that share the product.
+- A weighted sum runs over the words of one caption, or over the frames of one clip. Its rounding depends only on the number
+  of its terms. That is the length of the caption, or the number of frames, which is the same for all clips. The other
+  captions of a product have no influence.
 """
 
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ def token_wise(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
 
 
 _Clips = tuple[Float[Tensor, "D FV"], Float[Tensor, "F V"]]
-"""Unit vectors of the frames of V clips as columns, the first frames of all clips first, and the weights of the frames."""
+"""Unit vectors of the frames of V clips as columns, sorted by frame and then by clip, and the weights of the frames."""
 
 
 def _clip_blocks(video: Embeddings) -> Iterator[_Clips]:
@@ -76,7 +77,7 @@ def _packed_words(
 def _compare(
     words: Float[Tensor, "R D"], weights: Float[Tensor, " R"], num_words: list[int], clips: _Clips
 ) -> Float[Tensor, "t V"]:
-    """Compares the t captions of one product, ascending by their number of words, with a block of clips."""
+    """Compares the t captions of one product, sorted by their number of words, with a block of clips."""
     frames, frame_weights = clips
     cosines = (words @ frames).view(len(words), *frame_weights.shape)
     best_frame = cosines.amax(dim=1) * weights[:, None]

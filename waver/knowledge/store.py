@@ -49,7 +49,7 @@ class KnowledgeError(WaverError):
 
 
 class TooFewPhrasesError(KnowledgeError):
-    """Each clip has fewer phrases than a student is fused with; matching again would not change that."""
+    """Each clip has fewer phrases than `knowledge.top_k`; matching again would not change that."""
 
 
 @dataclass(frozen=True)

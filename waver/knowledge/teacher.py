@@ -2,10 +2,11 @@
 
 Its embeddings of all phrases are computed once and kept as a table; training looks them up and never runs the teacher.
 
-The matches of a clip do not depend on the clips that a worker matches with it. A matrix product of another shape rounds
+The matches of a clip do not depend on the other clips that are matched with it. A matrix product of another shape rounds
 differently; within one shape the place of a row has no influence. So frames pass the backbone in batches of one size, and
-clips meet phrases in blocks of one size; both are filled up. Knowledge that was matched before, one clip at a time, stays
-valid: its scores differ in the last bits, so that phrases whose scores differ by less can stand in another order.
+clips are compared with phrases in blocks of one size; the last batch and the last block are filled up. Earlier versions
+matched one clip at a time. Their knowledge stays valid: only the last bits of scores differ, so that phrases whose scores
+differ by less than that can be in another order.
 
 Source: WAVER (arXiv 2312.09507), which matches the phrases of its video content dictionary in this way.
 """
@@ -24,7 +25,7 @@ from waver.model.interaction import last_token
 from waver.model.tokenizer import Tokenizer
 
 CLIPS_PER_BLOCK = 64
-"""Number of clips that meet all phrases at once."""
+"""Number of clips that are compared with all phrases at once."""
 _PHRASES_PER_PRODUCT = 8192
 _PHRASES_PER_GROUP = 64
 
@@ -54,7 +55,7 @@ class Teacher:
 
     @torch.no_grad()
     def embed_phrases(self, phrases: list[str]) -> Float[Tensor, "P D"]:
-        """Embeds each phrase in the prompt, by its end token; not normalised."""
+        """Embeds each phrase, put into the prompt, by its end token. The embeddings are not normalised."""
         tokens = self._tokenizer(phrases, max_words=self._backbone.num_positions, prompt=self._prompt)
         ids, mask = (tensor.to(self.device) for tensor in self._tokenizer.cut_padding(*tokens))
         return last_token(self._backbone.encode_tokens(ids, mask), mask)
@@ -62,7 +63,7 @@ class Teacher:
     def embed_clips(
         self, frames: UInt8[np.ndarray, "N F H W 3"], num_frames: Int[np.ndarray, " N"]
     ) -> Float[Tensor, "N D"]:
-        """Embeds clips by their frames, as `ClipStore.read` returns them; see `mean_frames`."""
+        """Embeds clips from their pixels, as `ClipStore.read` returns them; see `mean_frames`."""
         valid = (torch.arange(frames.shape[1]) < torch.as_tensor(num_frames)[:, None]).numpy()
         values = np.zeros((*frames.shape[:2], self._backbone.width), np.float32)
         values[valid] = embed_frames(self._backbone, frames[valid])
@@ -94,7 +95,7 @@ def match_clips(
         num_matches: as in `best_phrases`.
 
     Returns:
-        As `best_phrases`. Neither the other clips nor their number change any bit of a clip's scores.
+        (ids, scores), as `best_phrases`. The scores of a clip have the same bits whatever other clips there are.
     """
     filled = F.pad(clips, (0, 0, 0, -len(clips) % CLIPS_PER_BLOCK))
     starts = range(0, len(filled), CLIPS_PER_BLOCK)
@@ -111,9 +112,9 @@ def best_phrases(
 
     The last bits of scores depend on the size of the block, see `match_clips`. Equal phrases have equal scores.
 
-    The scores of a clip are searched in groups of neighbouring phrases: the K groups with the highest maxima, among equal
-    ones the first, hold the K best phrases. Each of these groups has a phrase that reaches the maximum of any other group,
-    and if only equally high, one with a lower id.
+    Phrases are divided into groups of neighbours. The K groups with the highest maxima hold the K best phrases of a clip, if
+    the first are taken among groups with equal maxima. The reason: each of these K groups has a phrase that precedes all
+    phrases of the other groups, because its score is higher, or equal with a lower id.
 
     Args:
         clips: embeddings of B clips.
@@ -136,7 +137,7 @@ def best_phrases(
 def _score(phrases: Float[Tensor, "P D"], clips: Float[Tensor, "B D"]) -> Float[Tensor, "S B"]:
     """Computes the product of all phrases with a block of clips; rows after the first P are arbitrary.
 
-    It is computed in products of one shape, so that equal phrases have equal scores wherever they stand. Phrases are the
+    All products have one shape, so that equal phrases have equal scores wherever they stand. Phrases are the
     rows, because the matrix product then reads them as they lie in memory.
     """
     starts = range(0, len(phrases), _PHRASES_PER_PRODUCT)
@@ -153,7 +154,7 @@ def _score(phrases: Float[Tensor, "P D"], clips: Float[Tensor, "B D"]) -> Float[
 def _highest(values: Float[Tensor, "B n"], number: int) -> Int[Tensor, "B k"]:
     """Returns the columns of the highest values of each row, ascending; among equal values the first columns.
 
-    topk chooses arbitrarily among equal values, so only its lowest value is used.
+    `topk` chooses arbitrarily among equal values, so that only the lowest value that it returns is used.
     """
     lowest = values.topk(number, dim=1).values[:, -1:]
     higher, equal = values > lowest, values == lowest

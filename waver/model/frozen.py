@@ -1,7 +1,7 @@
-"""Frozen towers: which weights they have, and what they make of frames and captions.
+"""Frozen towers: the hash of a tower, and its embeddings of frames and captions.
 
-Items pass a tower in batches of one shape, filled up with copies, so that the bits of an item do not depend on its company.
-They are computed in fp32, without autocast.
+Items pass a tower in batches of one shape, which copies fill up, so that the bits of an embedding do not depend on the other
+items of its batch. Embeddings are computed in fp32, without autocast.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from waver.model.tokenizer import Tokenizer
 from waver.model.towers import Tower
 
 _FRAMES, _TEXTS = 32, 32
-"""Size of a batch."""
+"""Number of items in a batch."""
 _LENGTH_STEP = 8
-"""Texts are padded to a multiple of this number of tokens: its own length decides, not that of other texts."""
+"""Texts are padded to a multiple of this number of tokens, so that their padding does not depend on other texts."""
 
 
 def tower_digest(backbone: Backbone, tower: Tower) -> str:
-    """Returns a hash of the architecture, the weights and, for frames, the normalisation of pixels of a tower."""
+    """Returns a hash of the architecture and the weights of a tower; for vision, also of the normalisation of pixels."""
     digest = hashlib.blake2b(json.dumps(backbone.architecture, sort_keys=True, default=str).encode(), digest_size=8)
     module: Any = backbone.clip.visual if tower == "vision" else backbone.text
     state: dict[str, Tensor] = dict(module.state_dict())
@@ -41,7 +41,7 @@ def tower_digest(backbone: Backbone, tower: Tower) -> str:
 
 @torch.no_grad()
 def embed_frames(backbone: Backbone, frames: UInt8[np.ndarray, "M H W 3"]) -> Float32[np.ndarray, "M D"]:
-    """Embeds frames, each on its own.
+    """Embeds frames independently of each other.
 
     Args:
         backbone: in evaluation mode.
@@ -61,7 +61,7 @@ def embed_frames(backbone: Backbone, frames: UInt8[np.ndarray, "M H W 3"]) -> Fl
 def embed_texts(
     backbone: Backbone, tokenizer: Tokenizer, texts: Sequence[str], *, max_words: int, prompt: str | None
 ) -> list[Float32[np.ndarray, "_ D"]]:
-    """Embeds every token of texts, each text on its own.
+    """Embeds every token of texts, which do not influence each other.
 
     Args:
         backbone: in evaluation mode.
@@ -71,8 +71,8 @@ def embed_texts(
         prompt: template with {} in place of the text; None for none.
 
     Returns:
-        The embeddings of the n valid tokens of each text; if the tower does not embed tokens, that of the whole text alone
-        (n = 1).
+        For each text, (n, D) embeddings of its n valid tokens. If the tower does not embed tokens, n is 1: the embedding of
+        the whole text.
     """
     device = backbone.pixel_mean.device
     token_ids, mask = tokenizer(list(texts), max_words=max_words, prompt=prompt)

@@ -123,7 +123,7 @@ class Student(nn.Module):
         return self.weigh_tokens(self.backbone.encode_tokens(token_ids, mask), mask)
 
     def weigh_tokens(self, values: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> Embeddings:
-        """Weighs the tokens of captions that the text tower has embedded."""
+        """Adds the weights of tokens to their embeddings by the text tower."""
         return Embeddings(values, mask, self._weights(self.text_weights, values, mask))
 
     def encode_video(
@@ -153,7 +153,7 @@ class Student(nn.Module):
     def forward(self, batch: Batch, phrases: Float[Tensor, "B K D"], *, plain: bool, informed: bool) -> Encoded:
         """Embeds the captions and clips of a batch; frames pass the backbone once, even for both ways.
 
-        What frozen towers have embedded before does not pass them again.
+        Stored embeddings in the batch do not pass their frozen tower again.
 
         Args:
             batch: on the device of the model.

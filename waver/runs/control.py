@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 Command = Literal["continue", "save", "rescale", "stop"]
-"""What a run does after a step. save: write a checkpoint. rescale: also end, to start again with more workers. stop: also
-end, until the same command is run again."""
+"""What a run does after a step. continue: nothing. save: it writes a checkpoint. rescale: it writes one and ends, to start
+again with more workers. stop: it writes one and ends, until the user runs the same command again."""
 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """Outcome of a run that a command has ended before its last epoch; its checkpoint is written."""
+    """Outcome of a run that a command has ended before the end of its last epoch, after writing a checkpoint."""
 
     command: Literal["rescale", "stop"]
     step: int
@@ -24,9 +24,9 @@ NextCommand = Callable[[], Command]
 
 
 def stop_after(event: threading.Event) -> NextCommand:
-    """Returns what stops a run of one worker at the first step that ends after an event is set.
+    """Returns a `NextCommand` that stops a run of one worker after the first step that ends after an event is set.
 
     Args:
-        event: for example of `waver.tools.termination.sigterm_event`.
+        event: for example that of `waver.tools.termination.sigterm_event`.
     """
     return lambda: "stop" if event.is_set() else "continue"

@@ -1,7 +1,7 @@
-"""Makes and opens the embedding stores of an experiment: what its frozen towers make of frames and captions.
+"""Makes and finds the embedding stores of an experiment, with the embeddings of frames and captions by its frozen towers.
 
-A stage says which clips and captions it is going to read (`Needs`); `embed_missing` computes those that no store has, and
-opens the stores in place of the clip store.
+A stage says which clips and captions it is going to read (`Needs`). `embed_missing` embeds those that are not stored yet,
+and returns the folders of the stores to read.
 """
 
 import logging
@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 _CLIPS_PER_BLOCK, _CAPTIONS_PER_BLOCK = 64, 1024
 
 RunBlocks = Callable[[Callable[..., Callable[[pa.Table], int]], tuple, Sequence[pa.Table]], Iterator[int]]
-"""Calls a worker with its arguments, and what it returns with each block; yields the results in any order. See
-`waver.on_ray.cluster.blocks.map_blocks`."""
+"""Processes blocks: (worker, its arguments, blocks) -> the number of items of each block, in any order. The worker returns
+the function that processes a block. See `run_in_process` and `waver.on_ray.cluster.blocks.map_blocks`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Needs:
     captions: Sequence[str] | None = None
     """Captions whose tokens are read as embeddings; None to read words."""
     makes_captions: bool = False
-    """Whether captions that are missing are embedded; otherwise words are read if one is missing."""
+    """Whether missing captions are embedded. If not, and one is missing, the stage reads words."""
 
 
 def training_needs(config: ExperimentConfig, captions: pa.Table, clips: ClipStore, rows: np.ndarray) -> Needs:
@@ -93,7 +93,7 @@ def evaluation_needs(
 
 
 def all_needs(config: ExperimentConfig, captions: pa.Table, clips: ClipStore) -> Needs:
-    """Returns all clips of an experiment, and its captions if its text tower is frozen or `embeddings.captions` is true."""
+    """Returns what `waver embed` stores: all clips of an experiment and, as `embeddings.captions` says, its captions."""
     clip_ids, wanted = _decoded(captions, clips), config.embeddings.captions
     makes = wanted is True or (wanted == "auto" and "text" in config.frozen_towers)
     return Needs(clip_ids, pc.unique(captions["caption"]).to_pylist() if makes else None, makes)
@@ -121,7 +121,7 @@ def _decoded(captions: pa.Table, clips: ClipStore) -> list[str]:
 def run_in_process(
     worker: Callable[..., Callable[[pa.Table], int]], arguments: tuple, blocks: Sequence[pa.Table]
 ) -> Iterator[int]:
-    """Processes blocks in this process, see `RunBlocks`."""
+    """Processes blocks in this process, in their order; see `RunBlocks`."""
     process = worker(*arguments)
     for block in blocks:
         yield process(block)
@@ -136,18 +136,18 @@ def embed_missing(
     run: RunBlocks = run_in_process,
     progress: bool = True,
 ) -> EmbeddingPaths:
-    """Embeds what a stage needs and no store has; holds the lock of each store that it writes.
+    """Embeds what a stage needs and is not stored yet. Holds the lock of each store while it writes it.
 
     Args:
         config: configuration of the experiment.
         clips: its clip store.
         needs: what the stage reads.
-        checkpoint: checkpoint with the frozen towers, so that their own file is not needed; None to load `model.weights`.
-        run: runs the work, by default in this process.
+        checkpoint: checkpoint with the frozen towers; None to load them from `model.weights`.
+        run: processes the blocks of items, by default in this process.
         progress: whether to show progress on standard error.
 
     Returns:
-        The stores that the stage reads.
+        The folders of the stores that the stage reads.
 
     Raises:
         EmbeddingError: if a store was made from something else, or an embedding is NaN or infinite.
@@ -195,7 +195,7 @@ def _token_work(config: ExperimentConfig, needs: Needs, checkpoint: Path | None)
 
 @dataclass(frozen=True)
 class _Work:
-    """The items of a store, and what embeds them."""
+    """The items that a store should have, and the worker that embeds them."""
 
     folder: Path
     unit: str
@@ -232,7 +232,7 @@ def _fill(work: _Work, run: RunBlocks, *, progress: bool) -> None:
 
 
 def check_embeddings(config: ExperimentConfig, backbone: Backbone, clips: ClipStore | EmbeddedClips) -> None:
-    """Checks that embeddings are those of a backbone.
+    """Checks that embeddings were computed with the towers of a backbone; a clip store alone passes.
 
     Raises:
         EmbeddingError: if they were made with other weights or settings.
@@ -259,7 +259,7 @@ def _token_settings(config: ExperimentConfig, backbone: Backbone) -> EmbeddingSe
 def _load_towers(config: ExperimentConfig, checkpoint: Path | None) -> Backbone:
     if checkpoint:
         return load_student(checkpoint, config).backbone.eval().requires_grad_(False).to(local_device(config))
-    torch.manual_seed(config.seed)  # of random weights, as `build_student` draws them
+    torch.manual_seed(config.seed)  # random weights are then those that `build_student` draws
     frames = config.preprocessing
     backbone = load_backbone(
         config.model.backbone, config.model.weights, image_size=frames.size, mean=frames.mean, std=frames.std

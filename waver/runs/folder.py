@@ -146,8 +146,8 @@ def keep_checkpoint(folder: Path, part: Path, name: str) -> Path:
 
     Args:
         folder: run folder.
-        part: folder inside it that holds the checkpoint, temporary or under its former name; it is renamed, so the
-            checkpoint appears complete.
+        part: folder inside it that holds the checkpoint, either a temporary one or the checkpoint under its former name.
+            It is renamed, so that the checkpoint appears complete.
         name: name of the checkpoint; replaces a damaged checkpoint of that name.
 
     Returns:

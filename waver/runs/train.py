@@ -1,4 +1,4 @@
-"""One training run: plans it, resumes it from its newest checkpoint, has it trained, and writes its result."""
+"""One training run: plans it, launches it from its newest checkpoint, and writes its result."""
 
 import logging
 from collections.abc import Callable
@@ -51,8 +51,8 @@ logger = logging.getLogger(__name__)
 
 
 Launch = Callable[[TrainingJob, pa.Table, int], dict[str, float] | Interrupted]
-"""Has a run trained, in this process or elsewhere: (job, caption table, optimizer steps of the whole run) -> outcome of
-`waver.runs.train_loop.train_job`."""
+"""Trains a run, in this process or on workers: (job, caption table, optimizer steps of the whole run) -> what
+`waver.runs.train_loop.train_job` returns."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _log_finished(folder: Path, result: dict[str, Any], plan: RunPlan) -> None:
     if changes := changed_data(folder, plan.data):
         logger.warning(
             f"captions or videos have changed since {display_path(folder)} was trained ({changes}): its model and metrics "
-            "are of the old ones. To train on the new ones, choose another name (--set name=...)"
+            "belong to the old data. To train on the new data, choose another name (--set name=...)"
         )
 
 

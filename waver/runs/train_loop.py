@@ -1,4 +1,4 @@
-"""One worker's part of a training run: reads its share of each batch, takes the steps, evaluates, writes checkpoints.
+"""One worker's part of a training run: reads its share of each batch, takes steps, evaluates, and writes checkpoints.
 
 Evaluation, checkpoints and commands communicate between the workers: every worker must call them equally often.
 """
@@ -38,7 +38,7 @@ from waver.training.zero_shot import zero_shot_config, zero_shot_student
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything that a worker needs to know about a run."""
+    """Everything that a worker needs to know about a run, apart from the caption table."""
 
     config: ExperimentConfig
     rows: np.ndarray
@@ -50,21 +50,21 @@ class TrainingJob:
     group: str
     """Name shared by runs that differ only in their seed; empty for none."""
     embeddings: EmbeddingPaths = EmbeddingPaths()  # noqa: RUF009  frozen
-    """What frozen towers made of frames and captions, read in place of these."""
+    """Folders of the embedding stores to read; by default pixels and words are read."""
 
     @property
     def zero_shot(self) -> bool:
-        """Whether to evaluate the backbone before the first step: in a sweep, all trials would compute the same."""
+        """Whether to evaluate the backbone before the first step. Not in a sweep: all trials would compute the same."""
         return self.config.model.weights is not None and not self.group
 
 
 def embed_inputs(job: TrainingJob, captions: pa.Table, *, run: RunBlocks = run_in_process) -> TrainingJob:
-    """Embeds what the frozen towers of a run read, where no store has it; returns the job with these stores.
+    """Embeds what a run reads from embedding stores and is not stored yet; returns the job with the folders of the stores.
 
     Args:
         job: the run.
         captions: its caption table.
-        run: runs the work, by default in this process.
+        run: processes the blocks of items, by default in this process.
     """
     store = ClipStore(job.store)
     needs = training_needs(job.config, captions, store, job.rows)
@@ -86,14 +86,14 @@ def worker_batches(
     *,
     read_clips: ReadClips = read_ahead,
 ) -> Iterator[Batch]:
-    """Yields this worker's share of each global batch, with pixels that are read ahead from the clip store.
+    """Yields this worker's share of each global batch.
 
-    Embeddings are read when they are needed: they lie in memory, or in the page cache.
+    Pixels are read ahead. Embeddings are read only when they are needed, since they usually lie in the page cache.
 
     Args:
         plan: rows of the caption table, for each global batch.
         captions: caption table.
-        store: clip store, or what frozen towers make of clips and captions.
+        store: clip store, or embeddings of clips and captions (`EmbeddedClips`).
         config: configuration of the experiment.
         knowledge: phrases of the clips; None for none.
         read_clips: reads pixels.
@@ -139,7 +139,8 @@ def train_job(
 
     Raises:
         CheckpointError: if the newest checkpoint was trained on other captions or batches.
-        LockedError: if the process that started the run has lost the lock of the run folder, at the next checkpoint.
+        EmbeddingError: if embeddings were computed with other weights or settings.
+        LockedError: if a checkpoint is due and the process that started the run has lost the lock of the run folder.
     """
     start = time.perf_counter()
     config, store = job.config, ClipStore(job.store)
@@ -269,12 +270,12 @@ def _start_or_resume(
 
 
 class _CheckpointSaver:
-    """Writes the checkpoints of a run, and its logs up to their step.
+    """Writes the checkpoints of a run and, before each, the logs up to its step.
 
     Every worker must call it equally often; rank 0 writes.
 
-    The checkpoint at the end of an epoch is written once, before the evaluation. Its name then has a step; after the
-    evaluation it gets that of the epoch.
+    The checkpoint at the end of an epoch is written once, before the evaluation, under the name of its step. After the
+    evaluation it is renamed to that of the epoch.
 
     Args:
         job: the run.
@@ -296,7 +297,7 @@ class _CheckpointSaver:
         self._write(checkpoint_name(self._training.epoch, self._training.step))
 
     def save_epoch(self) -> None:
-        """Turns the checkpoint of the current step into that of the epoch, after its evaluation; writes it if necessary."""
+        """Renames the checkpoint of the current step to that of the epoch; writes it if another process wrote the former."""
         of_step = checkpoint_name(self._training.epoch - 1, self._training.step)
         of_epoch = checkpoint_name(self._training.epoch)
         if self._saved != of_step:  # an earlier process wrote it, perhaps on another machine

@@ -21,11 +21,11 @@ class Terminated(SystemExit):
 def sigterm_event() -> Iterator[threading.Event]:
     """Catches SIGTERM during the body, which would otherwise end this process.
 
-    Libraries install handlers of their own (`ray.init` does): call it after them. Python handles signals in the main thread
-    only; in another thread nothing is caught.
+    Some libraries install handlers of their own, `ray.init` among them: enter this context after such calls. Python handles
+    signals in the main thread only: in another thread, the event is never set.
 
     Yields:
-        An event that SIGTERM sets. The handler may interrupt any code, so it does nothing else.
+        An event that SIGTERM sets. The handler does nothing else, since it may interrupt any code.
     """
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,6 +1,6 @@
 """Finds frames by their time stamps with PyAV, which decodes from the keyframe before them.
 
-A picture of H.264 says whether other pictures refer to it. Those to which none refers are decoded only if they are wanted.
+A picture of H.264 says whether other pictures refer to it. If none does, it is decoded only if it is wanted.
 """
 
 from bisect import bisect_left
@@ -50,8 +50,8 @@ def frames_at(path: Path, timeline: Timeline, indices: list[int]) -> Iterator[tu
     # Frames between the same two keyframes are decoded in one pass.
     groups = np.searchsorted(timeline.keyframes, targets, side="right") - 1
     for group in np.unique(groups):
-        # Frames that are not found or doubtful are read again, with all before them: a damaged video is read as a whole, and
-        # a decoder may learn the order of the frames on its way.
+        # The first pass skips pictures. Frames that it does not find, or that are doubtful, are read again without skipping:
+        # a damaged video is read as a whole, and a decoder may learn the order of the frames from the pictures before them.
         for skips in (True, False) if timeline.is_h264 else (False,):
             missing = [int(target) for target in targets[groups == group] if int(target) in wanted]
             if not missing:
@@ -140,8 +140,8 @@ def _decode(container: "InputContainer", needed: Collection[int] | None) -> Iter
 
     Args:
         container: an open video.
-        needed: time stamps of the frames to decode; of the others, those may be left out to which no frame refers. None for
-            all frames.
+        needed: time stamps of the frames to decode. Of the other frames, those to which no frame refers may be skipped. None
+            to decode all frames.
     """
     import av
 

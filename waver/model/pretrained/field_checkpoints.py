@@ -70,7 +70,7 @@ _BACKBONE = {
     "clip.ln_final.weight": 1,
     "clip.logit_scale": 0,
 }
-"""Tensors from which the sizes of the backbone follow -> the number of their dimensions."""
+"""Tensor from which sizes of the backbone follow -> the number of its dimensions."""
 
 
 class FieldCheckpointError(WaverError):
@@ -184,7 +184,8 @@ def _check_kind(state: Mapping[str, Tensor]) -> None:
         raise FieldCheckpointError(f"it is no checkpoint of WAVER, DRL or CLIP4Clip: {what}{names}")
     if wrong := [name for name, number in _BACKBONE.items() if state[name].ndim != number]:
         raise FieldCheckpointError(
-            f"{wrong[0]} has the shape {tuple(state[wrong[0]].shape)}, which that of CLIP's code never has"
+            f"{wrong[0]} has the shape {tuple(state[wrong[0]].shape)}, but in CLIP's code it has "
+            f"{_BACKBONE[wrong[0]]} dimensions"
         )
 
 

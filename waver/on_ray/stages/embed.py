@@ -1,7 +1,7 @@
-"""Embeds frames and captions once with frozen towers, on Ray Data, for all stages that would compute them again.
+"""Embeds frames and captions with frozen towers, on Ray Data, once for all stages that read them.
 
-Each actor has a backbone, and writes its results itself, so that a run that was stopped resumes. The embedding of a clip or
-a caption does not depend on the number of actors.
+Each actor has a backbone and writes its results itself, so that a command that was stopped resumes. The embedding of a clip
+or a caption does not depend on the number of actors.
 """
 
 import logging
@@ -34,7 +34,7 @@ def embed(
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> EmbeddingPaths:
-    """Embeds what a stage needs and no store has: on actors if Ray is connected, else in this process.
+    """Embeds what a stage needs and is not stored yet: on actors if Ray is connected, else in this process.
 
     Args:
         config: configuration of the experiment.
@@ -68,7 +68,7 @@ def run_on_actors(
 
 @dataclass(frozen=True)
 class EmbedReport:
-    """What `waver embed` made."""
+    """Stores that `waver embed` made or found complete, and their numbers of items."""
 
     paths: EmbeddingPaths
     num_clips: int
@@ -77,7 +77,7 @@ class EmbedReport:
 
 
 def run_embed(config: ExperimentConfig, *, progress: bool = True) -> EmbedReport:
-    """Embeds the frames of all clips of an experiment, and its captions if its text tower is frozen.
+    """Embeds the frames of all clips of an experiment, and its captions as `embeddings.captions` says.
 
     Args:
         config: configuration of the experiment.

@@ -74,7 +74,7 @@ def evaluate_in_process(
         checkpoint: checkpoint folder.
         config: configuration of the checkpoint.
         captions: caption table; only rows of the split are evaluated.
-        store: clip store, or what frozen towers make of clips and captions.
+        store: clip store, or embeddings of clips and captions (`EmbeddedClips`).
         knowledge: phrases of the clips, required if config.informed_at_inference.
         split: train, validation or test.
         options: what to compute beside the plain metrics.
@@ -324,7 +324,7 @@ def evaluate_checkpoint(
     logger.info(f"evaluating {display_path(checkpoint)} on the {split} split")
     table = captions if queries is None else queries
     needs = evaluation_needs(config, captions, store, split, checkpoint=checkpoint)
-    if queries is not None:  # other words are in no store
+    if queries is not None:  # rewritten queries are in no store
         needs = dataclasses.replace(needs, captions=None)
     if config.resources.max_workers == 1 and not cluster_address():
         clips = embed(config, store, needs, checkpoint=checkpoint).open(store)

@@ -1,8 +1,9 @@
 """Finds the phrases of the dictionary that describe each clip, with the frozen teacher, on Ray Data.
 
-Each actor has a teacher. The actors first embed the phrases of the dictionary in parts, then match clips by their frames
-alone, or by the embeddings of these; few embedded clips are matched in this process. Each writes its results itself, so that
-a run that was stopped resumes. The phrases of a clip do not depend on the number of actors.
+Each actor has a teacher. The actors first embed the phrases of the dictionary in parts. Then they match clips by their
+frames alone, which they read as pixels or, by default, as stored embeddings. This process matches clips without actors if
+there are only a few, with stored embeddings. Each actor writes its results itself, so that a command that was stopped
+resumes. The phrases of a clip do not depend on the number of actors.
 """
 
 import logging
@@ -49,7 +50,8 @@ logger = logging.getLogger(__name__)
 
 _PHRASES_PER_PART = 1024
 _FEW_SCORES = 10**8
-"""So many scores of embedded clips take less time here than actors take to start."""
+"""Number of scores (clips times phrases) up to which clips with stored embeddings are matched in this process: that takes
+less time than starting actors."""
 
 
 def match(
@@ -190,14 +192,17 @@ class _Matcher:
         clips = self._embed(clip_ids)
         if not (finite := clips.isfinite().all(dim=1)).all():
             bad = clip_ids[int(finite.int().argmin())]
-            raise KnowledgeError(f"the teacher's embedding of {bad} has values that are NaN or infinite")
+            raise KnowledgeError(
+                f"the teacher's embedding of {bad} has values that are NaN or infinite: the weights are probably "
+                "damaged; set model.weights to an intact copy"
+            )
         ids, scores = match_clips(clips, self._phrases, self._num_matches)
         columns = {"clip_id": clip_ids, "phrase_ids": ids.tolist(), "scores": scores.tolist()}
         write_matches(self._folder, pa.table(columns))
         return len(clip_ids)
 
     def _embed(self, clip_ids: list[str]) -> Float[Tensor, "N D"]:
-        """Embeds clips by their pixels, or by the embeddings of their frames."""
+        """Embeds clips from their pixels, or from the stored embeddings of their frames."""
         frames, num_frames = self._clips.read(clip_ids)
         clips = self._teacher.embed_clips(frames, num_frames) if frames.ndim == 5 else mean_frames(frames, num_frames)
         return clips.to(self._teacher.device)

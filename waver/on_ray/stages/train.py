@@ -1,4 +1,4 @@
-"""Trains an experiment: one worker in this process, several as the DDP workers of Ray Train."""
+"""Trains an experiment: with one worker in this process, with several as the DDP workers of Ray Train."""
 
 import logging
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def run_training(
         config: configuration of the experiment.
         folder: run folder; by default config.run_folder.
         group: name shared by runs that differ only in their seed: one group in TensorBoard's HParams. Empty for none.
-        launch: trains the run instead, see `waver.runs.train.Launch`.
+        launch: trains the run in another way, see `waver.runs.train.Launch`.
 
     Raises:
         StartError: with everything that prevents the training, before Ray starts.
@@ -62,7 +62,7 @@ def run_training(
 
 
 def trains_in_process(config: ExperimentConfig) -> bool:
-    """Returns whether a run needs no Ray: it has one worker without loader processes, for which this machine suffices."""
+    """Returns whether a run needs no Ray: it has one worker and no loader processes, and may run on this machine."""
     resources = config.resources
     return (
         resources.max_workers == 1
@@ -74,7 +74,7 @@ def trains_in_process(config: ExperimentConfig) -> bool:
 
 
 def train_in_process(job: TrainingJob, captions: pa.Table, num_steps: int) -> dict[str, float] | Interrupted:
-    """Trains a run with one worker in this process, which SIGTERM asks to stop."""
+    """Trains a run with one worker in this process; SIGTERM stops it after the current step."""
     job = embed_inputs(job, captions)
     with follow_run(job.run_folder, num_steps=num_steps), sigterm_event() as stop:
         return train_job(job, captions, device=local_device(job.config), next_command=stop_after(stop))
@@ -83,7 +83,7 @@ def train_in_process(job: TrainingJob, captions: pa.Table, num_steps: int) -> di
 def train_on_workers(
     job: TrainingJob, captions: pa.Table, num_steps: int, *, callbacks: Sequence["UserCallback"] = ()
 ) -> dict[str, float] | Interrupted:
-    """Trains a run on workers of Ray Train, which SIGTERM asks to stop.
+    """Trains a run on workers of Ray Train; SIGTERM to this process asks them to stop.
 
     Joins the Ray cluster of RAY_ADDRESS, or starts Ray on this machine.
 
@@ -93,7 +93,7 @@ def train_on_workers(
         num_steps: optimizer steps of the whole run.
         callbacks: callbacks of Ray Train, called at each report.
     """
-    import ray  # a run in this process needs none of these
+    import ray  # imported here, since a run in this process needs none of these modules
 
     from waver.on_ray.cluster.capacity import CPUS_PER_LOADER, local_cpus
     from waver.on_ray.cluster.connection import connect

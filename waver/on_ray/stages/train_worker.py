@@ -1,4 +1,4 @@
-"""One worker of Ray Train: its part of a training run, with loaders of Ray Data and control signals."""
+"""One worker of Ray Train: connects its part of a training run with the loaders of Ray Data and the control signals."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from waver.runs.train_loop import ReadClips, TrainingJob, train_job
 
 @dataclass(frozen=True)
 class WorkerArguments:
-    """Arguments of `train_on_ray_worker`, as they travel to a worker."""
+    """Arguments of `train_on_ray_worker`, as they are sent to a worker."""
 
     job: TrainingJob
     captions: ray.ObjectRef
@@ -42,9 +42,9 @@ def train_on_ray_worker(arguments: WorkerArguments) -> dict[str, float] | Interr
 
 
 def clip_reader(loaders: int) -> ReadClips:
-    """Returns what reads the clips of a worker: threads of its process, or loader processes of Ray Data.
+    """Returns the function that reads the clips of a worker: with threads of its process, or with loaders of Ray Data.
 
     Args:
-        loaders: number of loader processes.
+        loaders: number of loader processes; 0 for threads.
     """
     return partial(clip_stream, loaders=loaders) if loaders else read_ahead
