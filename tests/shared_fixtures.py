@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import logging
+import shutil
 import urllib.request
 from pathlib import Path
 
@@ -133,10 +134,16 @@ def store(tmp_path_factory: pytest.TempPathFactory, captions: pa.Table) -> ClipS
 
 @pytest.fixture(scope="session")
 def build_project(tiny_config, store):
-    """Makes the folder of a user's project: experiment.yaml, captions.jsonl, videos, and a finished clip store."""
+    """Makes the folder of a user's project: experiment.yaml, captions.jsonl, videos, and a finished clip store.
 
-    def build(folder: Path, captions: pa.Table, **sections: dict) -> Path:
+    With `weights`, model.weights is a copy of that file, clip.safetensors.
+    """
+
+    def build(folder: Path, captions: pa.Table, weights: Path | None = None, **sections: dict) -> Path:
         (folder / "videos").mkdir()
+        if weights:
+            shutil.copy(weights, folder / "clip.safetensors")
+            sections["model"] = {"weights": str(folder / "clip.safetensors")} | sections.get("model", {})
         with (folder / "captions.jsonl").open("w") as file:
             for row in captions.to_pylist():
                 # Empty, because the store below has its frames.

@@ -37,8 +37,7 @@ FROZEN = {"train.backbone_lr_scale": 0}
 
 @pytest.fixture
 def project(tmp_path, build_project, captions, teacher_weights) -> Path:
-    shutil.copy(teacher_weights, tmp_path / "clip.safetensors")
-    return build_project(tmp_path, captions, model={"weights": str(tmp_path / "clip.safetensors")})
+    return build_project(tmp_path, captions, teacher_weights)
 
 
 def opened(project: Path, **overrides):

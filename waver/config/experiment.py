@@ -28,7 +28,14 @@ from waver.tools.hub import HubError
 from waver.tools.section import Section
 
 _WITHOUT_EFFECT_ON_METRICS = {
-    *("resources", "evaluate", "storage", "ingest", "embeddings", "checkpoint", "tracking", "profile"),
+    "resources",
+    "evaluate",
+    "storage",
+    "ingest",
+    "embeddings",
+    "checkpoint",
+    "tracking",
+    "profile",
 }
 _TRAIN_WITHOUT_EFFECT_ON_METRICS = ("micro_batch_size", "grad_checkpointing")
 """Settings of the section `train` that change only memory and time: a run may continue with other values."""

@@ -5,7 +5,7 @@ in place of pixels and words.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -111,6 +111,11 @@ class _Loan:
 
     def __del__(self) -> None:
         self._free.append(self._values)
+
+
+ReadClips = Callable[[ClipStore, list[list[str]]], Iterator[tuple[np.ndarray, np.ndarray]]]
+"""Reads batches of clips ahead of their use, such as `read_ahead`: (store, clip ids of each batch) ->
+`ClipStore.read` of each batch, in order."""
 
 
 def read_ahead(store: ClipStore, batches: list[list[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

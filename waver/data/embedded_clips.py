@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from waver.data.batch import read_ahead
+from waver.data.batch import ReadClips, read_ahead
 from waver.data.clip_store import ClipStore
 from waver.data.embedding_store import EmbeddingStore
 
@@ -50,9 +50,16 @@ class EmbeddedClips:
         sources = self.clips.blocks_of(clip_ids)
         return self.frames.read([(clip, sources[clip]) for clip in clip_ids], self.clips.settings.max_frames)
 
-    def read_batches(self, batches: list[list[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields what `read` returns for each batch of clip ids. Pixels are read ahead."""
-        return read_ahead(self.clips, batches) if self.frames is None else map(self.read, batches)
+    def read_batches(
+        self, batches: list[list[str]], read_pixels: ReadClips = read_ahead
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields what `read` returns for each batch of clip ids.
+
+        Args:
+            batches: clip ids of each batch.
+            read_pixels: reads the batches if frames are not stored. Embeddings are read when they are taken.
+        """
+        return read_pixels(self.clips, batches) if self.frames is None else map(self.read, batches)
 
     def has_tokens(self, captions: Sequence[str]) -> bool:
         """Returns whether the tokens of all these captions are stored; if not, the text tower must run."""

@@ -37,8 +37,13 @@ LOGIT_BIAS = -10.0
 
 
 _PER_WORKER = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Dropout),
-    *(DropPath, HFTextEncoder),
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.Dropout,
+    DropPath,
+    HFTextEncoder,
 )
 """Modules whose results in training mode depend on how a batch is divided among workers."""
 

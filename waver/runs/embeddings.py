@@ -28,13 +28,12 @@ from waver.data.embedding_store import (
 )
 from waver.model.backbone import Backbone
 from waver.model.frozen import embed_frames, embed_texts, tower_digest
-from waver.model.pretrained.weights import load_backbone
 from waver.runs.checkpoint import load_student
 from waver.runs.origin import read_origin
 from waver.tools.lock import hold_lock
 from waver.tools.object_store import display_path, exists
 from waver.tools.progress import track_progress
-from waver.training.build import build_tokenizer, local_device
+from waver.training.build import build_backbone, build_tokenizer, local_device
 
 logger = logging.getLogger(__name__)
 
@@ -260,10 +259,7 @@ def _load_towers(config: ExperimentConfig, checkpoint: Path | None) -> Backbone:
     if checkpoint:
         return load_student(checkpoint, config).backbone.eval().requires_grad_(False).to(local_device(config))
     torch.manual_seed(config.seed)  # random weights are then those that `build_student` draws
-    frames = config.preprocessing
-    backbone = load_backbone(
-        config.model.backbone, config.model.weights, image_size=frames.size, mean=frames.mean, std=frames.std
-    )
+    backbone = build_backbone(config, config.model.weights)
     return backbone.eval().requires_grad_(False).to(local_device(config))
 
 

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from waver.config import ExperimentConfig
-from waver.data.batch import Batch, read_ahead
+from waver.data.batch import Batch, ReadClips, read_ahead
 from waver.data.clip_store import ClipStore
 from waver.data.embedded_clips import EmbeddedClips, EmbeddingPaths
 from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
@@ -49,7 +49,7 @@ class TrainingJob:
     run_folder: Path
     group: str
     """Name shared by runs that differ only in their seed; empty for none."""
-    embeddings: EmbeddingPaths = EmbeddingPaths()  # noqa: RUF009  frozen
+    embeddings: EmbeddingPaths = field(default_factory=EmbeddingPaths)
     """Folders of the embedding stores to read; by default pixels and words are read."""
 
     @property
@@ -70,11 +70,6 @@ def embed_inputs(job: TrainingJob, captions: pa.Table, *, run: RunBlocks = run_i
     needs = training_needs(job.config, captions, store, job.rows)
     newest = newest_checkpoint(job.run_folder)
     return replace(job, embeddings=embed_missing(job.config, store, needs, checkpoint=newest, run=run))
-
-
-ReadClips = Callable[[ClipStore, list[list[str]]], Iterator[tuple[np.ndarray, np.ndarray]]]
-"""Reads batches of clips ahead of their use, such as `waver.data.batch.read_ahead`: (store, clip ids of each batch) ->
-`ClipStore.read` of each batch, in order."""
 
 
 def worker_batches(
@@ -102,10 +97,7 @@ def worker_batches(
     shares = [rows[parallel.shard(len(rows), rank, world_size)] for rows in plan]
     clip_ids = [captions["clip_id"].take(share).to_pylist() for share in shares]
     embedded = store if isinstance(store, EmbeddedClips) else None
-    if embedded and embedded.frames:
-        clips = map(embedded.read, clip_ids)
-    else:
-        clips = read_clips(embedded.clips if embedded else store, clip_ids)
+    clips = embedded.read_batches(clip_ids, read_clips) if embedded else read_clips(store, clip_ids)
     for rows, share, frames in zip(plan, shares, clips, strict=True):
         assert len(share) == len(frames[1]), "a batch that is read is a batch of the plan"
         tokens = None

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from waver.config import ExperimentConfig
+from waver.model.backbone import Backbone
 from waver.model.errors import BackboneError
 from waver.model.interaction import INTERACTIONS
 from waver.model.lora import adapter_parameters, add_adapters
@@ -60,6 +61,20 @@ def empty_text(config: ExperimentConfig) -> tuple[Int[Tensor, "1 T"], Bool[Tenso
     return torch.zeros(ids.shape, dtype=ids.dtype), torch.ones(mask.shape, dtype=mask.dtype)
 
 
+def build_backbone(config: ExperimentConfig, weights: str | None) -> Backbone:
+    """Builds the backbone of an experiment, with its preprocessing.
+
+    Args:
+        config: configuration of the experiment.
+        weights: its weights, see `load_backbone`; None for random ones.
+
+    Raises:
+        BackboneError: see `load_backbone`.
+    """
+    frames = config.preprocessing
+    return load_backbone(config.model.backbone, weights, image_size=frames.size, mean=frames.mean, std=frames.std)
+
+
 def build_student(config: ExperimentConfig, weights: str | None = None) -> Student:
     """Builds the model of an experiment; the seed determines its random weights.
 
@@ -71,8 +86,7 @@ def build_student(config: ExperimentConfig, weights: str | None = None) -> Stude
         BackboneError: if the backbone cannot be built, or captions or clips of the configured length do not fit into it.
     """
     torch.manual_seed(config.seed)
-    frames = config.preprocessing
-    backbone = load_backbone(config.model.backbone, weights, image_size=frames.size, mean=frames.mean, std=frames.std)
+    backbone = build_backbone(config, weights)
     num_positions = backbone.num_positions
     needed = config.video.max_frames + INTERACTIONS[config.similarity.kind].num_extra_positions
     if max(needed, config.text.max_words) > num_positions:

@@ -1,6 +1,5 @@
 """`waver embed` on real Ray actors."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,7 @@ from waver.training.build import build_tokenizer
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, build_project, captions, teacher_weights) -> Path:
-    folder = tmp_path_factory.mktemp("project")
-    shutil.copy(teacher_weights, folder / "clip.safetensors")
-    return build_project(folder, captions, model={"weights": str(folder / "clip.safetensors")})
+    return build_project(tmp_path_factory.mktemp("project"), captions, teacher_weights)
 
 
 def experiment(project: Path, **overrides):

@@ -37,10 +37,8 @@ def ray_session():
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, build_project, captions, teacher_weights) -> Path:
-    folder = tmp_path_factory.mktemp("project")
-    shutil.copy(teacher_weights, folder / "clip.safetensors")
-    settings = {"weights": str(folder / "clip.safetensors"), "temporal": "seqTransf"}
-    return build_project(folder, captions, model=settings, resources={"workers": 1}, tracking={"images": False})
+    folder, settings = tmp_path_factory.mktemp("project"), {"resources": {"workers": 1}, "tracking": {"images": False}}
+    return build_project(folder, captions, teacher_weights, model={"temporal": "seqTransf"}, **settings)
 
 
 def experiment(project: Path, **overrides):

@@ -45,13 +45,11 @@ def ray_session():
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, build_project, captions, teacher_weights) -> Path:
     """A project whose model has everything that zero-shot leaves out."""
-    folder = tmp_path_factory.mktemp("project")
-    shutil.copy(teacher_weights, folder / "clip.safetensors")
-    settings = {"weights": str(folder / "clip.safetensors"), "temporal": "seqTransf"}
     return build_project(
-        folder,
+        tmp_path_factory.mktemp("project"),
         captions,
-        model=settings,
+        teacher_weights,
+        model={"temporal": "seqTransf"},
         text={"prompt": "a video of {}"},
         resources={"workers": 1},
         knowledge={"top_k": 2},

@@ -11,7 +11,9 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError
 
-from waver.on_ray.cluster.capacity import WorkerResources, wait_for_capacity
+from waver.config import ResourcesConfig
+from waver.on_ray.cluster.capacity import WorkerResources, require_capacity, wait_for_capacity
+from waver.on_ray.cluster.connection import gpus_per_worker
 from waver.tools.errors import RemoteTracebackError, WaverError, user_message
 
 
@@ -33,6 +35,17 @@ class ActorPool:
     """How long to wait for a node with the resources of one actor."""
     patience_s: float = 0.0
     """How long a block may take, in addition to Ray Data's own limit."""
+
+
+def worker_pool(resources: ResourcesConfig) -> ActorPool:
+    """Returns a pool of `resources.workers` actors, each with the resources of a worker.
+
+    Raises:
+        ClusterTooSmallError: if the cluster is too small for the minimum of `resources.workers` after `resources.wait_s`.
+    """
+    share = WorkerResources(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
+    require_capacity(resources.min_workers, share, wait_s=resources.wait_s)
+    return ActorPool(resources.min_workers, resources.max_workers, share, wait_s=resources.wait_s)
 
 
 def map_blocks(

@@ -17,9 +17,9 @@ from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.data.embedded_clips import EmbeddingPaths
 from waver.model.pretrained.weights import weights_text
-from waver.on_ray.cluster.blocks import ActorPool, map_blocks
-from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
-from waver.on_ray.cluster.connection import connect, gpus_per_worker
+from waver.on_ray.cluster.blocks import map_blocks, worker_pool
+from waver.on_ray.cluster.capacity import local_cpus
+from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.start import open_inputs
 from waver.runs.embeddings import Needs, all_needs, embed_missing, run_in_process
 
@@ -59,11 +59,7 @@ def run_on_actors(
     blocks: Sequence[pa.Table],
 ) -> Iterator[int]:
     """Processes blocks on actors, see `RunBlocks`."""
-    resources = config.resources
-    share = WorkerResources(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
-    require_capacity(resources.min_workers, share, wait_s=resources.wait_s)
-    pool = ActorPool(resources.min_workers, resources.max_workers, share, wait_s=resources.wait_s)
-    return map_blocks(worker, arguments, blocks, pool)
+    return map_blocks(worker, arguments, blocks, worker_pool(config.resources))
 
 
 @dataclass(frozen=True)

@@ -33,17 +33,17 @@ from waver.knowledge.store import (
     write_matches,
 )
 from waver.knowledge.teacher import CLIPS_PER_BLOCK, Teacher, match_clips, mean_frames
-from waver.model.pretrained.weights import load_backbone, weights_text
-from waver.on_ray.cluster.blocks import ActorPool, map_blocks
-from waver.on_ray.cluster.capacity import WorkerResources, local_cpus, require_capacity
-from waver.on_ray.cluster.connection import connect, gpus_per_worker
+from waver.model.pretrained.weights import weights_text
+from waver.on_ray.cluster.blocks import map_blocks, worker_pool
+from waver.on_ray.cluster.capacity import local_cpus
+from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.embed import embed
 from waver.on_ray.stages.start import open_inputs
 from waver.runs.embeddings import Needs, check_embeddings, run_in_process
 from waver.runs.inputs import open_dictionary
 from waver.tools.lock import hold_lock
 from waver.tools.progress import track_progress
-from waver.training.build import build_tokenizer, local_device
+from waver.training.build import build_backbone, build_tokenizer, local_device
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +107,7 @@ def _fill(
 ) -> Knowledge:
     """Does the work of `match` in the folder of the knowledge."""
     folder, num_matches = knowledge.path, knowledge.manifest["num_matches"]
-    resources = config.resources
-    share = WorkerResources(resources.cpus_per_worker, gpus_per_worker(resources), resources.node_labels)
-    require_capacity(resources.min_workers, share, wait_s=resources.wait_s)
-    pool = ActorPool(resources.min_workers, resources.max_workers, share, wait_s=resources.wait_s)
+    pool = worker_pool(config.resources)
     embedded, starts = knowledge.embedded_parts(), range(0, knowledge.num_phrases, _PHRASES_PER_PART)
     if parts := [pa.table({"first": [first]}) for first in starts if first not in embedded]:
         num_phrases = min(len(parts) * _PHRASES_PER_PART, knowledge.num_phrases)
@@ -146,10 +143,7 @@ def _fill(
 
 def build_teacher(config: ExperimentConfig) -> Teacher:
     """Builds the frozen teacher: the backbone with its pre-trained weights, on a GPU if this process sees one."""
-    frames = config.preprocessing
-    backbone = load_backbone(
-        config.model.backbone, config.model.weights, image_size=frames.size, mean=frames.mean, std=frames.std
-    )
+    backbone = build_backbone(config, config.model.weights)
     return Teacher(backbone.to(local_device(config)), build_tokenizer(config), config.knowledge.prompt)
 
 

@@ -8,12 +8,12 @@ import ray
 import ray.train
 from ray.train.torch import get_device
 
-from waver.data.batch import read_ahead
+from waver.data.batch import ReadClips, read_ahead
 from waver.on_ray.cluster.signals import ControlSignals
 from waver.on_ray.cluster.workers import Rescale
 from waver.on_ray.stages.loader import clip_stream
 from waver.runs.control import Interrupted
-from waver.runs.train_loop import ReadClips, TrainingJob, train_job
+from waver.runs.train_loop import TrainingJob, train_job
 
 
 @dataclass(frozen=True)
