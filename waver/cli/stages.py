@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 def quickstart(
     output: Annotated[Path, typer.Option(help="Folder for everything that is written.")] = Path("quickstart"),
-    workers: Annotated[int, typer.Option(min=1, help="Number of DDP workers.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Number of DDP workers of the run with knowledge.")] = 2,
 ) -> None:
     """Render a small world of videos and run every stage on it, without downloads."""
     from waver.quickstart.pipeline import run_quickstart

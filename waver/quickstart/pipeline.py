@@ -52,6 +52,9 @@ RUNS: dict[str, dict[str, Any]] = {
 
 The distilled student needs no knowledge at inference.
 """
+MAIN_RUN = "with knowledge"
+"""The run that DDP workers train. Starting a group of workers takes longer than training these small students, and metrics
+do not depend on the number of workers, so the other runs train in this process."""
 
 
 def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object], None]) -> dict:
@@ -59,7 +62,7 @@ def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object],
 
     Args:
         output: folder of everything that is written, including results.json.
-        workers: number of DDP workers.
+        workers: number of DDP workers of the run with knowledge.
         show_table: is called with each table of metrics, and with the lines that describe the evaluation protocol.
 
     Returns:
@@ -68,8 +71,8 @@ def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object],
     """
     output = output.absolute()
     logger.info(f"output folder: {output}")
-    configs = {name: quickstart_config(output, workers, overrides) for name, overrides in RUNS.items()}
-    config = configs["with knowledge"]
+    in_process = {name: quickstart_config(output, 1, overrides) for name, overrides in RUNS.items()}
+    config = quickstart_config(output, workers, RUNS[MAIN_RUN])
     seconds: dict[str, float] = {}
     start = time.perf_counter()
 
@@ -86,16 +89,13 @@ def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object],
             record_seconds("ingest")
             dictionary = extract_or_copy_dictionary(config)
             record_seconds("vocabulary")
-            knowledge = run_match(config)
+            knowledge = run_match(in_process[MAIN_RUN])
             record_seconds("match")
             logger.info(_describe_match(config, knowledge))
-            for run in configs.values():
+            for run in (in_process | {MAIN_RUN: config}).values():
                 run_training(run)
             record_seconds("train")
-            results = {
-                name: run_evaluation(run.run_folder, quickstart_config(output, 1, RUNS[name]), split="test")
-                for name, run in configs.items()
-            }
+            results = {name: run_evaluation(run.run_folder, run, split="test") for name, run in in_process.items()}
         record_seconds("evaluate")
     content = _summarize(results) | {
         "seconds": seconds | {"total": time.perf_counter() - start},
@@ -141,7 +141,7 @@ def _describe_match(config: ExperimentConfig, knowledge: Knowledge) -> str:
 
 def _summarize(results: dict[str, dict]) -> dict[str, Any]:
     """Returns the metrics of all runs, as results.json has them; `results` maps the name of a run to its evaluation."""
-    main = results["with knowledge"]
+    main = results[MAIN_RUN]
     return {
         "protocol": main["protocol"],
         "metrics": main["metrics"],

@@ -34,7 +34,7 @@ def rows(folder: Path) -> dict[str, dict]:
     return {row["id"]: row for row in pa.concat_tables(blocks).to_pylist()}
 
 
-def test_one_and_two_actors_write_equal_rows_and_resume(project, monkeypatch):
+def test_this_process_and_two_actors_write_equal_rows_and_resume(project, monkeypatch, said):
     monkeypatch.setattr(embeddings, "_CLIPS_PER_BLOCK", 4)
     monkeypatch.setattr(embeddings, "_CAPTIONS_PER_BLOCK", 8)
     two = run_embed(experiment(project, **{"resources.workers": 2}), progress=False)
@@ -51,7 +51,9 @@ def test_one_and_two_actors_write_equal_rows_and_resume(project, monkeypatch):
         for block in blocks[::2]:
             block.unlink()
         assert set(EmbeddingStore(path).missing(dict.fromkeys(kept, by_two[path][next(iter(kept))]["source"]))) == set()
+    said.clear()
     one = run_embed(experiment(project, **{"resources.workers": 1}), progress=False)
+    assert not [message for message in said if "Ray" in message], "one worker needs no Ray"
     assert one.paths == two.paths
     for path, expected in by_two.items():
         assert rows(path) == expected

@@ -62,6 +62,18 @@ def cluster_address() -> str | None:
     return None if address == "local" else address or None
 
 
+def runs_in_process(resources: ResourcesConfig) -> bool:
+    """Returns whether a stage needs no Ray: it has one worker, which may run on this machine, and no cluster is named."""
+    import torch  # imported here, since actors that decode videos import this module and need no torch
+
+    return (
+        resources.max_workers == 1
+        and (resources.gpus_per_worker or 0) <= torch.cuda.device_count()
+        and not resources.node_labels
+        and cluster_address() is None
+    )
+
+
 def _join(address: str, **options: Any) -> None:
     check_reachable(address)
     try:

@@ -1,7 +1,7 @@
-"""Embeds frames and captions with frozen towers, on Ray Data, once for all stages that read them.
+"""Embeds frames and captions with frozen towers, once for all stages that read them: in this process or on Ray Data.
 
 Each actor has a backbone and writes its results itself, so that a command that was stopped resumes. The embedding of a clip
-or a caption does not depend on the number of actors.
+or a caption does not depend on the number of actors. One worker on this machine needs no Ray.
 """
 
 import logging
@@ -19,7 +19,7 @@ from waver.data.embedded_clips import EmbeddingPaths
 from waver.model.pretrained.weights import weights_text
 from waver.on_ray.cluster.blocks import map_blocks, worker_pool
 from waver.on_ray.cluster.capacity import local_cpus
-from waver.on_ray.cluster.connection import connect
+from waver.on_ray.cluster.connection import connect, runs_in_process
 from waver.on_ray.stages.start import open_inputs
 from waver.runs.embeddings import Needs, all_needs, embed_missing, run_in_process
 
@@ -34,7 +34,7 @@ def embed(
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> EmbeddingPaths:
-    """Embeds what a stage needs and is not stored yet: on actors if Ray is connected, else in this process.
+    """Embeds what a stage needs and is not stored yet: on actors if Ray is connected and needed, else in this process.
 
     Args:
         config: configuration of the experiment.
@@ -48,7 +48,8 @@ def embed(
         LockedError: if another process writes a store.
         ClusterTooSmallError: if the cluster is too small for the minimum of resources.workers.
     """
-    run = partial(run_on_actors, config) if ray.is_initialized() else run_in_process
+    on_actors = ray.is_initialized() and not runs_in_process(config.resources)
+    run = partial(run_on_actors, config) if on_actors else run_in_process
     return embed_missing(config, clips, needs, checkpoint=checkpoint, run=run, progress=progress)
 
 
@@ -91,7 +92,10 @@ def run_embed(config: ExperimentConfig, *, progress: bool = True) -> EmbedReport
     if config.model.weights:
         logger.info(weights_text(config.model.backbone, config.model.weights))
     needs = all_needs(config, inputs.captions, inputs.store)
-    with connect(num_cpus=local_cpus(config)) as description:
-        logger.info(description)
+    if runs_in_process(config.resources):
         paths = embed(config, inputs.store, needs, progress=progress)
+    else:
+        with connect(num_cpus=local_cpus(config)) as description:
+            logger.info(description)
+            paths = embed(config, inputs.store, needs, progress=progress)
     return EmbedReport(paths, len(needs.clip_ids or ()), len(needs.captions or ()))

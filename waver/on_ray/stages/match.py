@@ -1,9 +1,9 @@
-"""Finds the phrases of the dictionary that describe each clip, with the frozen teacher, on Ray Data.
+"""Finds the phrases of the dictionary that describe each clip, with the frozen teacher: in this process or on Ray Data.
 
 Each actor has a teacher. The actors first embed the phrases of the dictionary in parts. Then they match clips by their
-frames alone, which they read as pixels or, by default, as stored embeddings. This process matches clips without actors if
-there are only a few, with stored embeddings. Each actor writes its results itself, so that a command that was stopped
-resumes. The phrases of a clip do not depend on the number of actors.
+frames alone, which they read as pixels or, by default, as stored embeddings. Each actor writes its results itself, so that
+a command that was stopped resumes. The phrases of a clip do not depend on the number of actors. One worker on this machine
+needs no Ray. With several, this process still matches the clips if they are few and their embeddings are stored.
 """
 
 import logging
@@ -36,10 +36,10 @@ from waver.knowledge.teacher import CLIPS_PER_BLOCK, Teacher, match_clips, mean_
 from waver.model.pretrained.weights import weights_text
 from waver.on_ray.cluster.blocks import map_blocks, worker_pool
 from waver.on_ray.cluster.capacity import local_cpus
-from waver.on_ray.cluster.connection import connect
+from waver.on_ray.cluster.connection import connect, runs_in_process
 from waver.on_ray.stages.embed import embed
 from waver.on_ray.stages.start import open_inputs
-from waver.runs.embeddings import Needs, check_embeddings, run_in_process
+from waver.runs.embeddings import Needs, RunBlocks, check_embeddings, run_in_process
 from waver.runs.inputs import open_dictionary
 from waver.tools.lock import hold_lock
 from waver.tools.progress import track_progress
@@ -63,7 +63,7 @@ def match(
     released: pa.Table | None = None,
     progress: bool = True,
 ) -> Knowledge:
-    """Matches the clips that are not matched yet with phrases, on the connected Ray cluster.
+    """Matches the clips that are not matched yet with phrases, on the connected Ray cluster if it is needed.
 
     Args:
         config: configuration of the experiment.
@@ -107,11 +107,12 @@ def _fill(
 ) -> Knowledge:
     """Does the work of `match` in the folder of the knowledge."""
     folder, num_matches = knowledge.path, knowledge.manifest["num_matches"]
-    pool = worker_pool(config.resources)
+    in_process = runs_in_process(config.resources)
+    run: RunBlocks = run_in_process if in_process else partial(map_blocks, pool=worker_pool(config.resources))
     embedded, starts = knowledge.embedded_parts(), range(0, knowledge.num_phrases, _PHRASES_PER_PART)
     if parts := [pa.table({"first": [first]}) for first in starts if first not in embedded]:
         num_phrases = min(len(parts) * _PHRASES_PER_PART, knowledge.num_phrases)
-        with closing(map_blocks(_Embedder, (config, folder), parts, pool)) as done:
+        with closing(run(_Embedder, (config, folder), parts)) as done:
             for _ in track_progress(
                 done, doing="embedding", unit="phrases", total=num_phrases, size=int, enabled=progress
             ):
@@ -133,8 +134,8 @@ def _fill(
         needs = Needs() if config.embeddings.use == "never" else Needs(todo)
         embeddings = embed(config, store, needs, progress=progress)
         arguments = (config, folder, store.path, num_matches, embeddings)
-        few = embeddings.frames is not None and len(todo) * knowledge.num_phrases <= _FEW_SCORES
-        run = run_in_process if few else partial(map_blocks, pool=pool)
+        if embeddings.frames is not None and len(todo) * knowledge.num_phrases <= _FEW_SCORES:
+            run = run_in_process
         with closing(run(_Matcher, arguments, blocks)) as done:
             for _ in track_progress(done, doing="matching", unit="clips", total=len(todo), size=int, enabled=progress):
                 pass
@@ -231,6 +232,8 @@ def run_match(config: ExperimentConfig, *, progress: bool = True) -> Knowledge:
         knowledge = open_knowledge_folder(config, dictionary, imported=matches is not None)
         if config.model.weights:
             logger.info(weights_text(config.model.backbone, config.model.weights))
+        if runs_in_process(config.resources):
+            return _fill(knowledge, config, clip_ids, inputs.store, matches, progress=progress)
         with connect(num_cpus=local_cpus(config)) as description:
             logger.info(description)
             return _fill(knowledge, config, clip_ids, inputs.store, matches, progress=progress)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import torch
 
 from waver.config import ExperimentConfig
-from waver.on_ray.cluster.connection import cluster_address
+from waver.on_ray.cluster.connection import runs_in_process
 from waver.on_ray.stages.start import open_inputs
 from waver.runs.control import Interrupted, stop_after
 from waver.runs.folder import read_result
@@ -62,15 +61,8 @@ def run_training(
 
 
 def trains_in_process(config: ExperimentConfig) -> bool:
-    """Returns whether a run needs no Ray: it has one worker and no loader processes, and may run on this machine."""
-    resources = config.resources
-    return (
-        resources.max_workers == 1
-        and resources.loaders_per_worker == 0
-        and (resources.gpus_per_worker or 0) <= torch.cuda.device_count()
-        and not resources.node_labels
-        and cluster_address() is None
-    )
+    """Returns whether a run needs no Ray: its one worker may run in this process, and has no loader processes."""
+    return runs_in_process(config.resources) and config.resources.loaders_per_worker == 0
 
 
 def train_in_process(job: TrainingJob, captions: pa.Table, num_steps: int) -> dict[str, float] | Interrupted:
