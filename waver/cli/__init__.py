@@ -1,6 +1,6 @@
 """The command line of waver: a module for each group of commands."""
 
-from waver.cli import cluster, results, stages
+from waver.cli import cluster, results, search, stages
 from waver.cli.options import app, with_verbosity
 
 __all__ = ["COMMANDS", "app"]
@@ -18,6 +18,8 @@ COMMANDS = (
     results.robustness,
     results.board,
     results.compare,
+    search.index,
+    search.search,
     stages.tune,
     cluster.submit,
 )

@@ -67,7 +67,7 @@ class EmbeddingError(WaverError):
 class EmbeddingSettings:
     """What the values of a store depend on."""
 
-    kind: Literal["frames", "tokens"]
+    kind: Literal["frames", "tokens", "windows"]
     width: int
     """D, dimension of an embedding."""
     precision: Precision

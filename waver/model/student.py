@@ -146,7 +146,10 @@ class Student(nn.Module):
 
     def aggregate(self, frames: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]) -> Embeddings:
         """Applies the temporal aggregator to frame embeddings, plain or fused with phrases, and weighs the frames."""
-        values = frames if self.temporal is None else self.temporal(frames, mask)
+        return self.weigh_frames(frames if self.temporal is None else self.temporal(frames, mask), mask)
+
+    def weigh_frames(self, values: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]) -> Embeddings:
+        """Adds the weights of frames to their embeddings after the temporal aggregator."""
         return Embeddings(values, mask, self._weights(self.video_weights, values, mask))
 
     def similarity(self, text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:

@@ -81,10 +81,7 @@ def ingest(
     wait_s: float = 0.0,
     progress: bool = True,
 ) -> IngestReport:
-    """Decodes every clip of the captions that is not in the store yet.
-
-    A clip is decoded again if its video was replaced by another file of the same name. A clip that failed is tried again
-    also if it failed by a timeout or because its decoder was killed.
+    """Decodes every clip of the captions that is not in the store yet, see `decode_clips`.
 
     Args:
         captions: caption table (CAPTIONS_SCHEMA).
@@ -97,12 +94,43 @@ def ingest(
 
     Raises:
         IngestError: if more clips failed than allowed, after all were tried; or if the store cannot be written.
+        WaverError: see `decode_clips`.
+    """
+    clips, store = unique_clips(captions), store.absolute()
+    report = decode_clips(clips, store, settings, section, wait_s=wait_s, progress=progress)
+    _check_failures(report, len(clips), store, section)
+    return report
+
+
+def decode_clips(
+    clips: pa.Table,
+    store: Path,
+    settings: StoreSettings,
+    section: IngestConfig,
+    *,
+    wait_s: float = 0.0,
+    progress: bool = True,
+) -> IngestReport:
+    """Decodes clips that are not in a store yet; any number of them may fail.
+
+    A clip is decoded again if its video was replaced by another file of the same name. A clip that failed is tried again
+    also if it failed by a timeout or because its decoder was killed.
+
+    Args:
+        clips: clip_id, path, start_s, end_s of each clip; ids are unique.
+        store: absolute path of the clip store; created if it does not exist.
+        settings: settings of the store.
+        section: section `ingest` of the configuration.
+        wait_s: seconds to wait for a node with the labels of the section.
+        progress: whether to show progress on standard error.
+
+    Raises:
+        IngestError: if the store cannot be written.
         IngestInterrupted: on Ctrl-C.
         StoreError: if the store has other settings.
         ClusterTooSmallError: if no node with these labels has a CPU.
     """
     started = time.monotonic()
-    clips, store = unique_clips(captions), store.absolute()
     try:
         create_store(store, settings)
         ledger = read_ledger(store)
@@ -124,9 +152,7 @@ def ingest(
             f"the clips could not be decoded into {display_path(store)}: {error}. Clips that were decoded are kept; "
             "resolve this, then run the same command again"
         ) from error
-    report = _report(clips, store, len(todo), time.monotonic() - started)
-    _check_failures(report, len(clips), store, section)
-    return report
+    return _report(clips, store, len(todo), time.monotonic() - started)
 
 
 def _check_failures(report: IngestReport, num_clips: int, store: Path, section: IngestConfig) -> None:

@@ -1,0 +1,139 @@
+"""Commands that search the videos of a user: `waver index` and `search`."""
+
+import json
+import logging
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from waver.cli.options import EVALUATION_SECTIONS, Set, Workers, load_experiment, local_folder, stdout
+from waver.config import ConfigError, ExperimentConfig, parse_overrides
+from waver.runs.places import names_experiment
+from waver.tools.object_store import display_path
+
+if TYPE_CHECKING:
+    from waver.search import Answer
+
+logger = logging.getLogger(__name__)
+
+
+def index(
+    run_or_config: Annotated[
+        str,
+        typer.Argument(
+            help="Folder or URL of a run or a checkpoint; or the YAML file of an experiment, whose pre-trained backbone "
+            "serves as the model."
+        ),
+    ],
+    videos: Annotated[list[Path], typer.Argument(help="Folders of videos, and videos.", show_default=False)],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder of the index.", show_default="storage.path/indexes/NAME")
+    ] = None,
+    window: Annotated[float, typer.Option(min=0.1, help="Length of a window of a film, in seconds.")] = 10.0,
+    stride: Annotated[float, typer.Option(min=0.1, help="Seconds from one window to the next.")] = 5.0,
+    whole: Annotated[bool, typer.Option("--whole", help="Make one window of each video, of any length.")] = False,
+    workers: Workers = None,
+    overrides: Set = [],  # noqa: B006
+) -> None:
+    """Index folders of videos for search; run again, it indexes what is new or has changed, and forgets what is gone."""
+    from waver.data.ledger import describe_failures
+    from waver.on_ray.stages.index import run_index
+    from waver.search.windows import Windows
+
+    checkpoint, experiment = _model_of(run_or_config, overrides, workers)
+    folder = to or experiment.storage.folder / "indexes" / experiment.name
+    windows = Windows(None if whole else window, stride)
+    report = run_index(checkpoint, experiment, videos, folder, windows)
+    if report.num_forgotten:
+        logger.info(f"{report.num_forgotten} videos are gone, and were removed from the index")
+    if report.failures:
+        logger.warning("\n  ".join(["windows that could not be decoded:", *describe_failures(report.failures)]))
+    logger.info(
+        f"{report.num_windows} windows of {report.num_videos} videos can be found; {report.num_embedded} were embedded now"
+    )
+    logger.info(f'next: waver search {shlex.quote(display_path(folder))} "a sentence"')
+
+
+def _model_of(run_or_config: str, overrides: list[str], workers: int | None) -> tuple[Path, ExperimentConfig]:
+    """Returns checkpoint and configuration of a run, or of the zero-shot run of an experiment, which is made."""
+    from waver.runs.checkpoint import checkpoint_config
+    from waver.runs.folder import find_checkpoint
+    from waver.runs.untrained import make_zero_shot_run, zero_shot_experiment
+
+    if names_experiment(run_or_config):
+        experiment = zero_shot_experiment(load_experiment(Path(run_or_config), overrides, workers or 1))
+        return make_zero_shot_run(experiment), experiment
+    changed = parse_overrides(overrides)
+    if fixed := sorted(key for key in changed if key.partition(".")[0] not in EVALUATION_SECTIONS):
+        raise ConfigError(
+            f"--set {', '.join(fixed)}: the model stays as it was trained; only settings of these sections can be changed: "
+            f"{', '.join(EVALUATION_SECTIONS)}"
+        )
+    checkpoint = find_checkpoint(local_folder(run_or_config, changed))
+    return checkpoint, checkpoint_config(checkpoint, {"resources.workers": workers or 1} | changed)
+
+
+def search(
+    index_folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of an index.", show_default=False)],
+    queries: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUERY]...", help="Sentences to search for.", show_default=False)
+    ] = None,
+    from_file: Annotated[
+        Path | None, typer.Option(help="Text file with one query per line.", show_default=False)
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of windows to list for each query.")] = 10,
+    overlapping: Annotated[
+        bool, typer.Option("--overlapping", help="Also list windows that overlap a better one of the same video.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per query.")] = False,
+) -> None:
+    """Find the moments of indexed videos that fit a sentence best, by exact search."""
+    from waver.search import open_index
+
+    asked = [*(queries or ()), *_read_queries(from_file)]
+    if not asked:
+        raise ConfigError('there is no query: write one, as in waver search INDEX "a man folds a paper plane"')
+    found = open_index(index_folder).search_all(asked, top, distinct=not overlapping)
+    for query, answers in zip(asked, found, strict=True):
+        if as_json:
+            content = {"query": query, "answers": [answer.as_json() for answer in answers]}
+            typer.echo(json.dumps(content, ensure_ascii=False))
+        else:
+            stdout.print(_answer_table(query, answers))
+
+
+def _read_queries(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--from-file {path} cannot be read ({error}): name a UTF-8 text file") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _answer_table(query: str, answers: Sequence["Answer"]) -> Table:
+    table = Table(title=query, title_justify="left")
+    for name in ("", "score"):
+        table.add_column(name, justify="right")
+    for name in ("video", "from", "to"):
+        table.add_column(name, overflow="fold", justify="left" if name == "video" else "right")
+    table.add_column("thumbnail", overflow="fold")
+    for answer in answers:
+        times = (_clock(answer.start_s), _clock(answer.end_s))
+        table.add_row(str(answer.rank), f"{answer.score:.3f}", answer.video_id, *times, display_path(answer.thumbnail))
+    return table
+
+
+def _clock(seconds: float | None) -> str:
+    """Returns a time as `1:02:03.5`; empty for the start or end of the video."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    clock = f"{rest:04.1f}".removesuffix(".0") if rest < 10 else f"{rest:.1f}".removesuffix(".0")
+    return f"{hours}:{minutes:02}:{clock}" if hours else f"{minutes}:{clock}"

@@ -1,0 +1,277 @@
+"""Indexes the videos of a user for search: decodes windows with Ray Data, and embeds them with the model of a run.
+
+Windows are processed in chunks, whose frames are deleted once they are embedded: an index of long films keeps no frames. A
+command that was stopped resumes; a later one indexes only videos that are new or have changed.
+"""
+
+import logging
+import shutil
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from waver.config import ExperimentConfig
+from waver.data.clip_store import ClipStore
+from waver.data.embedding_store import EmbeddingSettings, EmbeddingStore, create_embeddings
+from waver.data.ledger import FileStamp, group_failures
+from waver.knowledge.store import Knowledge
+from waver.on_ray.cluster.blocks import map_blocks, worker_pool
+from waver.on_ray.cluster.capacity import local_cpus
+from waver.on_ray.cluster.connection import connect, runs_in_process
+from waver.on_ray.stages.ingest import decode_clips
+from waver.runs.checkpoint import check_dictionary, check_weights
+from waver.runs.embeddings import run_in_process
+from waver.runs.inputs import store_settings
+from waver.search.embedder import WindowEmbedder
+from waver.search.index import (
+    IndexSettings,
+    create_index,
+    read_windows,
+    thumbnail_path,
+    weights_digest,
+    window_id,
+    write_complete,
+    write_windows,
+)
+from waver.search.windows import VideoFile, Windows, find_videos
+from waver.tools.lock import hold_lock
+from waver.tools.names import counted
+from waver.tools.object_store import display_path
+from waver.tools.progress import track_progress
+from waver.training.build import build_student
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 2 * 2**30
+"""Size of the frames of the windows of a chunk, at most."""
+_WINDOWS_PER_BLOCK = 64
+_TRIED_AGAIN = ("timeout", "killed", "missing")
+"""Status of windows that may end otherwise although the video has not changed."""
+
+_Row = dict[str, Any]
+"""A window: a row of `WINDOWS_SCHEMA`."""
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """Outcome of an indexing."""
+
+    folder: Path
+    num_videos: int
+    """Videos with at least one window that can be found."""
+    num_windows: int
+    """Windows that can be found."""
+    num_embedded: int
+    """Windows that this command embedded."""
+    num_forgotten: int
+    """Videos that are gone, and were removed from the index."""
+    failures: dict[str, list[str]]
+    """`status: error` -> the windows that failed so, the most frequent first."""
+
+
+def run_index(
+    checkpoint: Path,
+    config: ExperimentConfig,
+    places: Sequence[Path],
+    folder: Path,
+    windows: Windows,
+    *,
+    progress: bool = True,
+) -> IndexReport:
+    """Indexes all videos in some places that are new or have changed; removes those that are gone from the index.
+
+    Videos of places that are not named now stay in the index as long as their files exist.
+
+    Args:
+        checkpoint: checkpoint of the model.
+        config: its configuration; paths and resources may differ.
+        places: folders of videos, and videos.
+        folder: folder of the index; created if it does not exist.
+        windows: how films are cut.
+        progress: whether to show progress on standard error.
+
+    Raises:
+        VideosError: if the places have no videos.
+        SearchError: if the index has another model or other windows.
+        CheckpointError, KnowledgeError: if the model cannot be used.
+        IngestError: if frames cannot be written.
+        LockedError: if another process writes the index.
+        ClusterTooSmallError: if the cluster is too small for the minimum of resources.workers.
+    """
+    videos = find_videos(places)
+    check_weights(checkpoint, config)
+    if config.informed_at_inference:
+        check_dictionary(Knowledge(config.knowledge_store), checkpoint)
+    settings = _settings(checkpoint, config, windows)
+    with hold_lock(folder, "indexing"):
+        create_index(folder, settings)
+        create_embeddings(folder / "embeddings", settings.embeddings)
+        indexing = _Indexing(checkpoint, config, folder, settings, videos, progress=progress)
+        indexing.run()
+    return indexing.report()
+
+
+def _settings(checkpoint: Path, config: ExperimentConfig, windows: Windows) -> IndexSettings:
+    with torch.device("meta"):
+        width = build_student(config).backbone.width
+    weights = weights_digest(checkpoint)
+    embeddings = EmbeddingSettings("windows", width, "fp32", weights, store_settings(config).key)
+    return IndexSettings(str(checkpoint.absolute()), weights, windows, embeddings)
+
+
+class _Indexing:
+    """The windows of an index while it is brought up to date.
+
+    Args:
+        checkpoint, config, folder: see `run_index`.
+        settings: of the index.
+        videos: all videos of the places.
+        progress: whether to show progress.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        config: ExperimentConfig,
+        folder: Path,
+        settings: IndexSettings,
+        videos: Sequence[VideoFile],
+        *,
+        progress: bool,
+    ):
+        self._checkpoint, self._config, self._folder, self._settings = checkpoint, config, folder.absolute(), settings
+        self._videos, self._progress = {video.video_id: video for video in videos}, progress
+        self._num_embedded = 0
+        with ThreadPoolExecutor(32) as pool:  # perhaps on a network disk: latency dominates
+            stamps = pool.map(FileStamp.of, [video.path for video in videos])
+            self._sources = {
+                video.video_id: stamp.digest if stamp else "" for video, stamp in zip(videos, stamps, strict=True)
+            }
+        before = read_windows(folder).to_pylist()
+        self._rows: dict[str, _Row] = {row["window_id"]: row for row in before if self._stays(row)}
+        gone = [row for row in before if row["window_id"] not in self._rows]
+        kept = {row["video_id"] for row in self._rows.values()}
+        self._num_forgotten = len({row["video_id"] for row in gone} - kept - self._videos.keys())
+        for row in self._rows.values():
+            if row["video_id"] in self._videos:  # the folder may have been moved
+                row["path"] = str(self._videos[row["video_id"]].path)
+        for row in gone:
+            thumbnail_path(folder, row["window_id"], row["source"]).unlink(missing_ok=True)
+
+    def _stays(self, row: _Row) -> bool:
+        """Returns whether a window that was indexed before is still right."""
+        if row["video_id"] not in self._videos:
+            return Path(row["path"]).exists()
+        return row["source"] == self._sources[row["video_id"]]
+
+    def run(self) -> None:
+        """Decodes and embeds all windows that are missing."""
+        queue = deque(self._missing())
+        if not queue:
+            self._write(complete=True)
+            return
+        self._write(complete=False)
+        num_videos = len({window["video_id"] for window in queue})
+        logger.info(f"indexing {counted(num_videos, 'video')} into {display_path(self._folder)}")
+        frames = store_settings(self._config)
+        size = max(1, _CHUNK_BYTES // (frames.max_frames * frames.size**2 * 3))
+        with connect(num_cpus=local_cpus(self._config)) as description:
+            logger.info(description)
+            while queue:
+                chunk = [queue.popleft() for _ in range(min(size, len(queue)))]
+                for row in self._index(chunk):
+                    self._rows[row["window_id"]] = row
+                    queue.extend(self._later(row))
+                self._write(complete=not queue)
+
+    def _missing(self) -> Iterator[_Row]:
+        """Yields the windows to index as far as they are known: later windows follow from the length of a video."""
+        first = self._settings.windows.first()
+        for video_id in self._videos:
+            start = self._window(video_id, *first)
+            known = self._rows.get(start["window_id"])
+            if known is None or known["status"] in _TRIED_AGAIN:
+                yield start
+            else:
+                yield from self._later(known)
+
+    def _later(self, row: _Row) -> Iterator[_Row]:
+        """Yields the other windows of a video, given its first one, that are not indexed yet."""
+        if row["status"] != "ok" or (row["start_s"], row["end_s"]) != self._settings.windows.first():
+            return
+        for times in self._settings.windows.later(row["video_s"]):
+            window = self._window(row["video_id"], *times)
+            known = self._rows.get(window["window_id"])
+            if known is None or known["status"] in _TRIED_AGAIN:
+                yield window
+
+    def _window(self, video_id: str, start_s: float | None, end_s: float | None) -> _Row:
+        return {
+            "window_id": window_id(video_id, start_s, end_s),
+            "video_id": video_id,
+            "path": str(self._videos[video_id].path),
+            "start_s": start_s,
+            "end_s": end_s,
+            "source": self._sources[video_id],
+        }
+
+    def _index(self, chunk: list[_Row]) -> list[_Row]:
+        """Decodes and embeds a chunk of windows; returns them with their outcome."""
+        decoding = self._folder / "decoding"
+        columns = {name: [row[name] for row in chunk] for name in ("path", "start_s", "end_s")}
+        times = {name: pa.array(columns[name], pa.float64()) for name in ("start_s", "end_s")}
+        clips = pa.table({"clip_id": [row["window_id"] for row in chunk], "path": columns["path"], **times})
+        section, wait_s = self._config.ingest, self._config.resources.wait_s
+        decode_clips(clips, decoding, store_settings(self._config), section, wait_s=wait_s, progress=self._progress)
+        store = ClipStore(decoding)
+        outcomes = {row["clip_id"]: row for row in store.ledger.to_pylist()}
+        self._embed([row for row in chunk if outcomes[row["window_id"]]["status"] == "ok"], store)
+        shutil.rmtree(decoding)
+        names = ("status", "error", "video_s")
+        return [row | {name: outcomes[row["window_id"]][name] for name in names} for row in chunk]
+
+    def _embed(self, windows: Sequence[_Row], store: ClipStore) -> None:
+        """Embeds windows whose frames are in a clip store, and that have no embedding yet."""
+        sources: Mapping[str, str] = {row["window_id"]: row["source"] for row in windows}
+        todo = EmbeddingStore(self._folder / "embeddings").missing(sources)
+        if not todo:
+            return
+        blocks = [
+            pa.table({"window_id": some, "source": [sources[window] for window in some]})
+            for some in (todo[first : first + _WINDOWS_PER_BLOCK] for first in range(0, len(todo), _WINDOWS_PER_BLOCK))
+        ]
+        run = run_in_process
+        if not runs_in_process(self._config.resources):
+            run = partial(map_blocks, pool=worker_pool(self._config.resources))
+        arguments = (self._checkpoint.absolute(), self._config, store.path, self._folder, self._settings.embeddings)
+        shown = {"doing": "embedding", "unit": "windows", "total": len(todo), "enabled": self._progress}
+        with closing(run(WindowEmbedder, arguments, blocks)) as done:
+            for number in track_progress(done, size=int, **shown):
+                self._num_embedded += number
+
+    def _write(self, *, complete: bool) -> None:
+        write_windows(self._folder, list(self._rows.values()))
+        write_complete(self._folder, self._settings, complete=complete)
+
+    def report(self) -> IndexReport:
+        """Returns what the index has now, and what was done."""
+        found = [row for row in self._rows.values() if row["status"] == "ok"]
+        failed = [
+            (row["window_id"], row["status"], row["error"]) for row in self._rows.values() if row["status"] != "ok"
+        ]
+        return IndexReport(
+            self._folder,
+            len({row["video_id"] for row in found}),
+            len(found),
+            self._num_embedded,
+            self._num_forgotten,
+            group_failures(failed),
+        )

@@ -1,0 +1,7 @@
+"""Search over the videos of a user: the model of a run, windows of films, the index of their embeddings. Imports no Ray."""
+
+from waver.search.index import SearchError
+from waver.search.model import Model, load
+from waver.search.search import Answer, Index, open_index
+
+__all__ = ["Answer", "Index", "Model", "SearchError", "load", "open_index"]

@@ -1,0 +1,52 @@
+"""Embeds decoded windows into an index; runs in this process or in actors."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from waver.config import ExperimentConfig
+from waver.data.clip_store import ClipStore
+from waver.data.embedding_store import EmbeddingSettings, write_items
+from waver.search.index import thumbnail_path
+from waver.search.model import Model
+from waver.tools.files import atomic_write
+
+_THUMBNAIL_QUALITY = 80
+
+
+class WindowEmbedder:
+    """Embeds the windows of a block, and writes their embeddings and thumbnails; returns the number of windows.
+
+    Args:
+        checkpoint: checkpoint folder.
+        config: its configuration.
+        clips: clip store of the windows.
+        index: folder of the index.
+        settings: of its embeddings.
+    """
+
+    def __init__(
+        self, checkpoint: Path, config: ExperimentConfig, clips: Path, index: Path, settings: EmbeddingSettings
+    ):
+        self._model, self._clips = Model(checkpoint, config), ClipStore(clips)
+        self._index, self._settings = index, settings
+
+    def __call__(self, block: pa.Table) -> int:
+        """Embeds windows, given by `window_id` and `source`."""
+        windows, sources = block["window_id"].to_pylist(), block["source"].to_pylist()
+        frames, num_frames = self._clips.read(windows)
+        video = self._model.embed_frames(frames, num_frames)
+        values = video.values.float().cpu().numpy()
+        rows = zip(windows, sources, values, num_frames.tolist(), strict=True)
+        items = [(window, source, of_window[:number]) for window, source, of_window, number in rows]
+        write_items(self._index / "embeddings", self._settings, items)
+        for window, source, of_window, number in zip(windows, sources, frames, num_frames.tolist(), strict=True):
+            self._write_thumbnail(thumbnail_path(self._index, window, source), of_window[number // 2])
+        return len(windows)
+
+    def _write_thumbnail(self, path: Path, frame: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            Image.fromarray(frame).save(file, "JPEG", quality=_THUMBNAIL_QUALITY)

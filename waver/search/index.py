@@ -1,0 +1,150 @@
+"""The folder of an index: which windows of which videos it has, and the embeddings of them.
+
+    manifest.json      model and windows, see `IndexSettings`; whether the last indexing was finished
+    windows.parquet    one row per window, WINDOWS_SCHEMA; bad videos have rows too
+    embeddings/        an embedding store (`waver.data.embedding_store`), one item per window
+    thumbnails/        one JPEG per window
+    decoding/          the clip store of the windows in work; deleted when they are embedded
+
+An item names the content of its video as its source. A video that changes gets new items, and its old ones are never read.
+"""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import waver
+from waver.data.embedding_store import EmbeddingSettings
+from waver.data.ledger import FileStamp
+from waver.search.windows import Windows
+from waver.tools.errors import WaverError
+from waver.tools.files import atomic_write, read_manifest, write_json
+
+WINDOWS_SCHEMA = pa.schema(
+    {
+        "window_id": pa.string(),
+        "video_id": pa.string(),
+        "path": pa.string(),
+        "start_s": pa.float64(),
+        "end_s": pa.float64(),
+        "video_s": pa.float64(),
+        "status": pa.string(),
+        "error": pa.string(),
+        "source": pa.string(),
+    }
+)
+"""start_s, end_s: null for the whole video; video_s: length of the video, null if it is not known; status, error: as in the
+ledger of a clip store; source: digest of the video file."""
+
+
+class SearchError(WaverError):
+    """An index is missing, damaged, or does not fit the request."""
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """What the content of an index depends on, besides the videos."""
+
+    checkpoint: str
+    """Absolute path of the checkpoint."""
+    weights: str
+    """Digest of the checkpoint's weights."""
+    windows: Windows
+    embeddings: EmbeddingSettings
+
+
+def weights_digest(checkpoint: Path) -> str:
+    """Returns a digest by which the weights of a checkpoint are told from others, without reading all of them.
+
+    Raises:
+        SearchError: if the checkpoint has no weights.
+    """
+    stamps = [FileStamp.of(path) for path in sorted(checkpoint.glob("*.safetensors"))]
+    if not stamps:
+        raise SearchError(f"{checkpoint} has no weights (*.safetensors): is it a complete checkpoint?")
+    return hashlib.sha256(repr([stamp and stamp.digest for stamp in stamps]).encode()).hexdigest()[:16]
+
+
+def create_index(folder: Path, settings: IndexSettings) -> None:
+    """Creates an index, or checks that an existing one has the same settings.
+
+    Raises:
+        SearchError: if the index has another model or other windows.
+    """
+    if not (folder / "manifest.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_complete(folder, settings, complete=False)
+    there, asked = (dataclasses.asdict(each) for each in (read_settings(folder), settings))
+    different = [
+        f"{name}: {there[name]} there, {asked[name]} requested" for name in asked if there[name] != asked[name]
+    ]
+    if different:
+        raise SearchError(
+            f"{folder} was made with another model or other windows ({'; '.join(different)}): choose another folder "
+            "(--to FOLDER), or delete this one"
+        )
+
+
+def write_complete(folder: Path, settings: IndexSettings, *, complete: bool) -> None:
+    """Writes the manifest, with whether the index has all windows that were asked for."""
+    content = {"waver": waver.__version__, "settings": dataclasses.asdict(settings), "complete": complete}
+    write_json(folder / "manifest.json", content)
+
+
+def read_settings(folder: Path) -> IndexSettings:
+    """Reads the settings of an index.
+
+    Raises:
+        SearchError: if there is no index, or its manifest is damaged.
+    """
+    raw: dict[str, Any] = read_manifest(folder, what="index", command="waver index RUN VIDEOS", error=SearchError)
+    try:
+        settings = raw["settings"]
+        return IndexSettings(
+            settings["checkpoint"],
+            settings["weights"],
+            Windows(**settings["windows"]),
+            EmbeddingSettings(**settings["embeddings"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise SearchError(
+            f"{folder / 'manifest.json'} cannot be read ({error}): delete the folder, and run `waver index RUN VIDEOS`"
+        ) from error
+
+
+def read_windows(folder: Path) -> pa.Table:
+    """Returns the windows of an index, WINDOWS_SCHEMA; none if it has none yet.
+
+    Raises:
+        SearchError: if the table is damaged.
+    """
+    path = folder / "windows.parquet"
+    if not path.exists():
+        return WINDOWS_SCHEMA.empty_table()
+    try:
+        return pq.read_table(path, schema=WINDOWS_SCHEMA)
+    except (pa.ArrowException, OSError) as error:
+        raise SearchError(f"{path} is damaged ({error}): delete it, and run `waver index` again") from error
+
+
+def write_windows(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Replaces the table of windows; they are sorted by video and time."""
+    ordered = sorted(rows, key=lambda row: (row["video_id"], row["start_s"] or 0.0))
+    with atomic_write(folder / "windows.parquet") as file:
+        pq.write_table(pa.Table.from_pylist(ordered, schema=WINDOWS_SCHEMA), file)
+
+
+def window_id(video_id: str, start_s: float | None, end_s: float | None) -> str:
+    """Returns the id of a window: `kitchen/0001.mp4@5-15`; that of a whole video is the id of the video."""
+    return video_id if start_s is None else f"{video_id}@{start_s:g}-{end_s:g}"
+
+
+def thumbnail_path(folder: Path, window: str, source: str) -> Path:
+    """Returns the path of the picture of a window in the index in `folder`."""
+    name = hashlib.sha256(f"{window}\0{source}".encode()).hexdigest()[:24]
+    return folder / "thumbnails" / name[:2] / f"{name}.jpg"

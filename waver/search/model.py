@@ -1,0 +1,151 @@
+"""The model of a run for texts and videos at hand: `waver.load`."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from waver.config import ExperimentConfig
+from waver.data.batch import frames_to_tensor
+from waver.data.clip import Clip
+from waver.data.video.decoder import Decoder
+from waver.evaluation.embedding import embed_tokens, similarity_in_blocks, tokenize_texts
+from waver.knowledge.store import Knowledge
+from waver.knowledge.teacher import Teacher, match_clips
+from waver.model.embeddings import Embeddings
+from waver.runs.checkpoint import check_dictionary, checkpoint_config, load_student
+from waver.runs.folder import find_checkpoint
+from waver.runs.inputs import store_settings
+from waver.training.build import build_backbone, build_tokenizer, local_device
+from waver.training.step import autocast
+
+_TIMEOUT_S = 60.0
+
+
+class Model:
+    """Embeds texts and videos with the student of a checkpoint, and compares them as `waver evaluate` does.
+
+    If the model uses knowledge at inference, it matches each video with the phrases of its dictionary first.
+
+    Args:
+        checkpoint: checkpoint folder.
+        config: its configuration, see `waver.runs.checkpoint.checkpoint_config`.
+
+    Attributes:
+        checkpoint, config: as given.
+        student: the neural network, in evaluation mode.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be loaded.
+        KnowledgeError: if the knowledge that it uses at inference is missing or has another dictionary.
+    """
+
+    def __init__(self, checkpoint: Path, config: ExperimentConfig):
+        self.checkpoint, self.config = checkpoint, config
+        self.student = load_student(checkpoint, config).eval().requires_grad_(False).to(local_device(config))
+        self._phrases = _Phrases(checkpoint, config) if config.informed_at_inference else None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self.student.logit_scale.device
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return build_tokenizer(self.config)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Embeddings:
+        """Embeds the tokens of each text; texts that are compared with each other's scores should be embedded together."""
+        return embed_tokens(self.student, *tokenize_texts(texts, self.config, self._tokenizer), self.config)
+
+    @torch.no_grad()
+    def embed_frames(self, frames: UInt8[np.ndarray, "B F H W 3"], num_frames: Int[np.ndarray, " B"]) -> Embeddings:
+        """Embeds clips from their pixels, in batches of one size: the bits of a clip do not depend on the others.
+
+        Args:
+            frames: see `waver.data.clip_store.ClipStore.read`.
+            num_frames: number of valid frames of each clip.
+        """
+        size = self.config.evaluate.batch_size
+        parts = []
+        for first in range(0, len(frames), size):
+            some, numbers = frames[first : first + size], num_frames[first : first + size]
+            filled = np.where(np.arange(size) < len(some), np.arange(size), 0)
+            phrases = self._phrases.of(some, numbers)[filled] if self._phrases else None
+            tensors = (tensor.to(self.device) for tensor in frames_to_tensor(some[filled], numbers[filled]))
+            with autocast(self.config, self.device):
+                video = self.student.encode_video(*tensors, phrases)
+            parts.append(video[: len(some)].full_precision())
+        return Embeddings.concatenate(parts)
+
+    def embed_videos(self, videos: Sequence[Path | str]) -> Embeddings:
+        """Decodes videos in a process of its own, one after the other, and embeds them; each counts as one clip.
+
+        Raises:
+            ClipError: if one cannot be decoded.
+        """
+        settings = store_settings(self.config)
+        with Decoder(_TIMEOUT_S) as decoder:
+            clips = [
+                decoder.read_clip(
+                    video,
+                    frames_per_second=settings.frames_per_second,
+                    max_frames=settings.max_frames,
+                    target=settings.target,
+                )
+                for video in videos
+            ]
+        return self.embed_frames(*_stack(clips, settings.max_frames))
+
+    @torch.no_grad()
+    def similarity(self, text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
+        """Computes the similarity of every text with every video, without the logit scale."""
+        return similarity_in_blocks(self.student, text, video)
+
+
+def load(run: Path | str, overrides: Mapping[str, Any] | None = None) -> Model:
+    """Loads the best model of a run, or that of a checkpoint.
+
+    Args:
+        run: folder of a run or a checkpoint.
+        overrides: dotted key of the configuration -> value, such as `{"storage.path": "elsewhere"}`.
+
+    Raises:
+        WaverError: if there is no checkpoint, or it cannot be loaded.
+    """
+    checkpoint = find_checkpoint(Path(run))
+    return Model(checkpoint, checkpoint_config(checkpoint, overrides))
+
+
+def _stack(clips: Sequence[Clip], max_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stacks clips of up to `max_frames` frames into one array, filled up with zeros."""
+    frames = np.zeros((len(clips), max_frames, *clips[0].frames.shape[1:]), np.uint8)
+    for row, clip in enumerate(clips):
+        frames[row, : len(clip.frames)] = clip.frames
+    return frames, np.array([len(clip.frames) for clip in clips], np.int32)
+
+
+class _Phrases:
+    """Finds the phrases of clips that are in no knowledge folder yet, with the frozen teacher of an experiment."""
+
+    def __init__(self, checkpoint: Path, config: ExperimentConfig):
+        knowledge = Knowledge(config.knowledge_store)
+        check_dictionary(knowledge, checkpoint)
+        backbone = build_backbone(config, config.model.weights).to(local_device(config))
+        self._teacher = Teacher(backbone, build_tokenizer(config), config.knowledge.prompt)
+        self._top_k = config.knowledge.top_k
+        self._embeddings = knowledge.phrase_embeddings().to(self._teacher.device)
+        self._unit = F.normalize(self._embeddings, dim=-1)
+
+    def of(self, frames: UInt8[np.ndarray, "B F H W 3"], num_frames: Int[np.ndarray, " B"]) -> Float[Tensor, "B K D"]:
+        """Returns the embeddings of the best phrases of each clip."""
+        clips = self._teacher.embed_clips(frames, num_frames).to(self._teacher.device)
+        ids, _ = match_clips(clips, self._unit, self._top_k)
+        return self._embeddings[torch.as_tensor(np.asarray(ids), device=self._embeddings.device)]
