@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
+import waver
 from waver.data.embedding_store import EmbeddingSettings, create_embeddings
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.evaluation.gallery import build_gallery
@@ -76,6 +77,13 @@ def test_the_text_tower_and_the_clips_can_be_compared_without_an_index(index, ch
     text = model.embed_texts(["a red ball moves", "the blue boat"])
     video = model.embed_frames(*store.read(found.windows["window_id"].to_pylist()))
     torch.testing.assert_close(model.similarity(text, video), found.scores(text))
+
+
+def test_the_package_has_the_python_interface_and_no_other_names(index, checkpoint):
+    assert waver.load(checkpoint).checkpoint == checkpoint
+    assert len(waver.open_index(index)) == len(open_index(index))
+    with pytest.raises(AttributeError, match="module 'waver' has no attribute 'lod'"):
+        _ = waver.lod
 
 
 def test_each_answer_has_its_picture(index):
