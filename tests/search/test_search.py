@@ -82,8 +82,8 @@ def test_the_text_tower_and_the_clips_can_be_compared_without_an_index(index, ch
 def test_the_package_has_the_python_interface_and_no_other_names(index, checkpoint):
     assert waver.load(checkpoint).checkpoint == checkpoint
     assert len(waver.open_index(index)) == len(open_index(index))
-    with pytest.raises(AttributeError, match="module 'waver' has no attribute 'lod'"):
-        _ = waver.lod
+    with pytest.raises(AttributeError, match="module 'waver' has no attribute 'nonsense'"):
+        _ = waver.nonsense
 
 
 def test_each_answer_has_its_picture(index):
