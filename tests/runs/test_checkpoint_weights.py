@@ -19,6 +19,7 @@ from waver.runs.checkpoint import (
     restore_training,
     save_checkpoint,
 )
+from waver.runs.checkpoint_weights import FrozenWeightsError
 from waver.training.build import Training, build_training
 from waver.training.step import make_batch, train_step
 
@@ -170,56 +171,72 @@ def test_a_checkpoint_of_an_older_version_is_read_and_continued(run, batch, tmp_
     assert_equal(load_student(tmp_path / "third", config), training.student)
 
 
-def test_other_weights_than_those_of_the_training_are_refused(run, load_tiny, tmp_path):
+@pytest.fixture
+def reads(run):
+    """The second checkpoint of a run, its hash, and all functions that read it."""
+    config, training, (_, second) = run()
+    reads = [
+        check_values,
+        lambda folder: check_weights(folder, config),
+        lambda folder: load_student(folder, config),
+        lambda folder: restore_training(folder, training),
+    ]
+    return second, metadata(second / MODEL)["frozen_sha256"][:16], reads
+
+
+def replace(path, source) -> None:
+    """Replaces a file, and not those that share its content."""
+    path.unlink()
+    shutil.copy(source, path)
+
+
+def test_missing_frozen_weights_are_named_and_can_be_copied_from_another_checkpoint(run):
     config, training, (first, second) = run()
-    other_config = load_tiny(**{"train.backbone_lr_scale": 0, "seed": 5})
-    other = build_training(other_config, num_steps=10, device=CPU)
-    save_checkpoint(tmp_path / "other", other, other_config)
-    digest = metadata(second / MODEL)["frozen_sha256"]
     (second / FROZEN).unlink()
-    shutil.copy(tmp_path / "other" / FROZEN, second / FROZEN)
-    assert not is_complete(second)
-    message = (
-        rf"{second / FROZEN} belongs to another model than model.safetensors beside it .*{digest[:16]}.*copy it from"
-    )
+    assert is_complete(second), "else the run would continue from an older checkpoint, and remove this one"
+    message = rf"{second / FROZEN} is missing, .*: copy it from another checkpoint of the run"
     for read in (
         check_values,
         lambda folder: load_student(folder, config),
         lambda folder: check_weights(folder, config),
     ):
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(FrozenWeightsError, match=message):
             read(second)
-
-    edited = load_file(first / FROZEN)
-    edited["backbone.clip.visual.proj"][0, 0] += 1
-    (second / FROZEN).unlink()
-    save_file(edited, second / FROZEN, metadata(first / FROZEN))
-    with pytest.raises(CheckpointError, match=rf"{second / FROZEN} is damaged"):
-        restore_training(second, training)
-
-    (second / FROZEN).unlink()
-    assert not is_complete(second)
-    for read in (
-        check_values,
-        lambda folder: load_student(folder, config),
-        lambda folder: check_weights(folder, config),
-    ):
-        with pytest.raises(CheckpointError, match=rf"{second / FROZEN} is missing, .*another checkpoint of the run"):
-            read(second)
-
-    shutil.copy(first / FROZEN, second / FROZEN)  # as the message says
-    assert is_complete(second)
+    shutil.copy(first / FROZEN, second / FROZEN)
+    check_values(second)
     assert_equal(load_student(second, config), training.student)
 
 
-def test_a_truncated_file_is_named(run):
-    config, _, (first, second) = run()
-    (second / FROZEN).unlink()
-    shutil.copy(first / FROZEN, second / FROZEN)
+def test_frozen_weights_of_another_model_are_refused(reads, load_tiny, tmp_path):
+    second, digest, functions = reads
+    config = load_tiny(**{"train.backbone_lr_scale": 0, "seed": 5})
+    save_checkpoint(tmp_path / "other", build_training(config, num_steps=10, device=CPU), config)
+    replace(second / FROZEN, tmp_path / "other" / FROZEN)
+    for read in functions:
+        with pytest.raises(
+            FrozenWeightsError, match=rf"{second / FROZEN} belongs to another model .*{digest}.*copy it"
+        ):
+            read(second)
+
+
+def test_frozen_weights_that_were_changed_are_refused(reads):
+    """Also if they keep their metadata; names and sizes alone do not show it."""
+    second, digest, (check, sizes, *functions) = reads
+    edited = load_file(second / FROZEN)
+    edited["backbone.clip.visual.proj"][0, 0] += 1
+    save_file(edited, second / FROZEN, metadata(second / FROZEN))
+    for read in (check, *functions):
+        with pytest.raises(FrozenWeightsError, match=rf"{second / FROZEN} is damaged .*{digest}.*copy of the run"):
+            read(second)
+    sizes(second)
+
+
+def test_truncated_frozen_weights_are_refused(reads):
+    second, _, functions = reads
     os.truncate(second / FROZEN, 1000)
-    assert not is_complete(second)
-    with pytest.raises(CheckpointError, match=rf"{second / FROZEN} cannot be read .*is {second} a complete checkpoint"):
-        load_student(second, config)
+    for read in functions:
+        with pytest.raises(FrozenWeightsError, match=rf"{second / FROZEN} is damaged"):
+            read(second)
 
 
 def test_a_damaged_checkpoint_is_not_shared(run, tmp_path):

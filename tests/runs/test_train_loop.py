@@ -16,6 +16,7 @@ import torch
 from waver.config import ExperimentConfig, load_config
 from waver.on_ray.stages.train import train_in_process, trains_in_process
 from waver.runs import train_loop
+from waver.runs.checkpoint_weights import FrozenWeightsError
 from waver.runs.control import Interrupted, stop_after
 from waver.runs.folder import completed_epochs, newest_checkpoint
 from waver.runs.inputs import load_captions, open_store
@@ -153,6 +154,20 @@ def test_a_run_killed_between_the_files_of_a_checkpoint_continues_with_the_same_
     assert metrics_by_step(killed.run_folder) == metrics_by_step(whole.run_folder)
     files = {path.stat().st_ino: path.stat().st_nlink for path in killed.run_folder.glob("*/frozen.safetensors")}
     assert list(files.values()) == [2], "both checkpoints have the same file"
+
+
+@pytest.mark.slow
+def test_a_run_without_its_frozen_weights_says_so_and_loses_nothing(project):
+    config = experiment(project, "incomplete", **{"train.backbone_lr_scale": 0})
+    with pytest.raises(Terminated):
+        run(config, stop_when(lambda: True))
+    checkpoint = newest_checkpoint(config.run_folder)
+    (checkpoint / "frozen.safetensors").rename(project / "elsewhere")
+    with pytest.raises(FrozenWeightsError, match=r"frozen.safetensors is missing, .*copy it from"):
+        run(config)
+    assert newest_checkpoint(config.run_folder) == checkpoint
+    (project / "elsewhere").rename(checkpoint / "frozen.safetensors")
+    assert run(config)["steps"] == 6
 
 
 @pytest.mark.slow

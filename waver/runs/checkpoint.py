@@ -33,8 +33,8 @@ from waver.model.student import Student
 from waver.runs.checkpoint_weights import (
     MODEL_FILE,
     CheckpointError,
-    are_weights_complete,
     check_finite_weights,
+    is_model_complete,
     load_checkpoint_weights,
     save_weights,
 )
@@ -214,7 +214,7 @@ def check_dictionary(knowledge: Knowledge, checkpoint: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Returns whether all files of a checkpoint exist and none is truncated.
+    """Returns whether all files of a checkpoint exist and none is truncated, except frozen.safetensors.
 
     Both formats allow this without reading values: safetensors checks the size, and a zip file ends in its index.
     """
@@ -224,7 +224,7 @@ def is_complete(folder: Path) -> bool:
     try:
         checkpoint_knowledge(folder)
         begun = zipfile.is_zipfile(folder / "training.pt") or read_origin(folder) is not None
-        return begun and (folder / "config.yaml").is_file() and are_weights_complete(folder)
+        return begun and (folder / "config.yaml").is_file() and is_model_complete(folder)
     except (OSError, CheckpointError, OriginError):
         return False
 

@@ -41,6 +41,10 @@ class CheckpointError(WaverError):
     """Raised if a checkpoint is missing, damaged, or of another architecture."""
 
 
+class FrozenWeightsError(CheckpointError):
+    """Raised if frozen.safetensors is missing, damaged, or of another model; the message says how to mend it."""
+
+
 def save_weights(student: Student, folder: Path, *, previous: Path | None = None) -> None:
     """Writes the weights of a student.
 
@@ -84,12 +88,15 @@ def frozen_digest_of(folder: Path) -> str | None:
     return read_metadata(folder / FROZEN_FILE).get(_DIGEST)
 
 
-def are_weights_complete(folder: Path) -> bool:
-    """Returns whether the files of the weights exist, belong together, and are not truncated; reads no values."""
+def is_model_complete(folder: Path) -> bool:
+    """Returns whether model.safetensors exists and is not truncated; reads no values.
+
+    frozen.safetensors does not count. A run whose newest checkpoint is incomplete continues from an older one and removes
+    the newest. But the older one has the same frozen.safetensors: the user must restore that, and reading it says so.
+    """
     try:
         with safe_open(folder / MODEL_FILE, "pt"):
-            left_out = _left_out(folder)
-        return _FILE not in left_out or frozen_digest_of(folder) == left_out.get(_DIGEST)
+            return True
     except (OSError, SafetensorError):
         return False
 
@@ -158,20 +165,25 @@ def _check_adapted(
 def _read_frozen(folder: Path, left_out: Mapping[str, str], *, sizes_only: bool = False) -> dict[str, torch.Tensor]:
     """Reads frozen.safetensors, and checks that it belongs to model.safetensors."""
     path, digest = fetch(folder / FROZEN_FILE), left_out.get(_DIGEST, "")
-    remedy = (
-        "All checkpoints of a run have the same: copy it from another checkpoint of the run, or copy this checkpoint again, "
-        "completely"
-    )
+    shown, remedy = display_path(path), "copy it from another checkpoint of the run, or copy this checkpoint again"
     if not path.is_file():
-        raise CheckpointError(
-            f"{display_path(path)} is missing, which holds the weights that training did not change. {remedy}"
-        )
-    weights = _read_tensors(path, sizes_only=sizes_only)
+        raise FrozenWeightsError(f"{shown} is missing, which holds the weights that training did not change: {remedy}")
+    try:
+        weights = read_sizes(path) if sizes_only else load_file(path)
+    except (OSError, SafetensorError):
+        weights = {}
     found = frozen_digest_of(folder)
-    # By the values, since a copied or edited file may not hold what its metadata says.
-    if found != digest or not (sizes_only or weights_digest(weights) == digest):
-        what = "is damaged" if found == digest else f"belongs to another model than {MODEL_FILE} beside it"
-        raise CheckpointError(f"{display_path(path)} {what} (the hash of the right one is {digest[:16]}). {remedy}")
+    if weights and found != digest:
+        raise FrozenWeightsError(
+            f"{shown} belongs to another model than {MODEL_FILE} beside it (the hash of the right one is {digest[:16]}): "
+            f"{remedy}"
+        )
+    # By the values: all checkpoints of the run share the file, so whoever changes it in place changes it for all.
+    if not weights or not (sizes_only or weights_digest(weights) == digest):
+        raise FrozenWeightsError(
+            f"{shown} is damaged (the hash of the right one is {digest[:16]}). All checkpoints of the run may share the "
+            "damaged file: copy it from a copy of the run, or train again under another name (--set name=...)"
+        )
     return weights
 
 
