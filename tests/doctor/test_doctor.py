@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from waver.config import ExperimentConfig, load_config
 from waver.data.annotations.captions import count_split
 from waver.data.clip import ClipError
-from waver.data.clip_store import ClipStore, create_store, write_block, write_manifest
+from waver.data.clip_store import ClipStore
+from waver.data.clip_store_writer import create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip, FileStamp
 from waver.data.video.reader import read_clip
 from waver.data.video.resizing import Resizing
