@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from waver.config import ExperimentConfig, load_config
 from waver.data.annotations import CAPTIONS_SCHEMA
 from waver.data.clip import Clip, ClipError
-from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block, write_manifest
+from waver.data.clip_store import ClipStore, StoreSettings
+from waver.data.clip_store_writer import create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.knowledge.phrases import VOCABULARY_SCHEMA, load_parser

@@ -28,7 +28,8 @@ from PIL import Image
 
 from waver.data.batch import read_ahead
 from waver.data.clip import Clip
-from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block, write_manifest
+from waver.data.clip_store import ClipStore, StoreSettings
+from waver.data.clip_store_writer import create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.loader import clip_stream

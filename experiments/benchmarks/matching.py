@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip import Clip
-from waver.data.clip_store import ClipStore, create_store, write_block, write_manifest
+from waver.data.clip_store import ClipStore
+from waver.data.clip_store_writer import create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.knowledge.store import build_dictionary

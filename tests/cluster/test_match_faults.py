@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip import Clip
-from waver.data.clip_store import create_store, write_block, write_manifest
+from waver.data.clip_store_writer import create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip
 from waver.knowledge.teacher import CLIPS_PER_BLOCK
 from waver.model.pretrained.weights import load_backbone

@@ -6,7 +6,8 @@ import torch
 
 from waver.data.batch import Buffers, frames_to_tensor, read_ahead
 from waver.data.clip import Clip
-from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block
+from waver.data.clip_store import ClipStore, StoreSettings
+from waver.data.clip_store_writer import create_store, write_block
 from waver.data.ledger import DecodedClip, StoreError
 from waver.tools.object_store import local_copy
 

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from waver.data.clip import Clip
-from waver.data.clip_store import CLIPS_SCHEMA, ClipStore, StoreSettings, create_store, write_block
+from waver.data.clip_store import ClipStore, StoreSettings
+from waver.data.clip_store_writer import CLIPS_SCHEMA, create_store, write_block
 from waver.data.clips_file import ClipsFile
 from waver.data.ledger import DecodedClip, StoreError
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from waver.data.annotations import CAPTIONS_SCHEMA
 from waver.data.clip import Clip, ClipError
-from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block, write_manifest
+from waver.data.clip_store import ClipStore, StoreSettings
+from waver.data.clip_store_writer import create_store, write_block, write_manifest
 from waver.data.duplicates import (
     content_words,
     equivalent_clips,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from waver.data.clip import Clip
-from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block
+from waver.data.clip_store import ClipStore, StoreSettings
+from waver.data.clip_store_writer import create_store, write_block
 from waver.data.embedded_clips import EmbeddedClips, EmbeddingPaths
 from waver.data.embedding_store import (
     EmbeddingError,

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from waver.config import ExperimentConfig, load_config
 from waver.data.annotations.captions import count_split
 from waver.data.clip import ClipError
-from waver.data.clip_store import ClipStore, create_store, write_block, write_manifest
+from waver.data.clip_store import ClipStore
+from waver.data.clip_store_writer import create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip, FileStamp
 from waver.data.video.reader import read_clip
 from waver.data.video.resizing import Resizing
@@ -29,6 +30,7 @@ from waver.doctor.findings import (
     can_start,
     count_levels,
     findings_text,
+    format_bytes,
     require_start,
 )
 from waver.doctor.stages import find_knowledge
@@ -571,6 +573,32 @@ def test_too_little_disk_space_is_an_error_or_a_warning(project):
     found = {f.check: f.level for f in machine.check_disk(config, None, None, huge, trains=False)}
     assert found == {"storage": "ok", "disk for checkpoints": "warning"}
     assert machine.ModelSize(10, 4, 1, None).checkpoint_bytes == 40 + 32
+
+
+def test_frozen_weights_need_space_once_for_all_checkpoints(project):
+    config = load_config("experiment.yaml", {"train.backbone_lr_scale": 0})
+    model = machine.model_size(config)
+    training = build_training(config, num_steps=1, device=torch.device("cpu"))
+    for parameter in training.student.parameters():  # AdamW has moments from the first step on
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    training.optimizer.step()
+    first, second = (config.run_folder / f"checkpoint_epoch_000{epoch}" for epoch in (1, 2))
+
+    def found() -> str:
+        checked = machine.check_disk(config, None, None, model, trains=True, writes=[config.run_folder])
+        return next(finding.found for finding in checked if finding.check == "disk for checkpoints")
+
+    each, once = model.checkpoint_bytes, model.shared_bytes
+    assert found().startswith(
+        f"{format_bytes(each)} each, and {format_bytes(once)} of frozen weights once; up to {format_bytes(4 * each + once)}"
+    )
+    save_checkpoint(first, training, config)
+    save_checkpoint(second, training, config, previous=first)
+    assert f"up to {format_bytes(2 * each)} more" in found()
+    sizes = {path.name: path.stat().st_size for path in second.iterdir()}
+    assert once <= sizes["frozen.safetensors"] < once + 10_000
+    assert each <= sizes["model.safetensors"] + sizes["training.pt"] < each + 40_000
 
 
 def test_too_little_memory_is_a_warning(tiny_config, captions):

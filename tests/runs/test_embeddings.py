@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from waver.config import load_config
 from waver.data.clip import Clip
-from waver.data.clip_store import ClipStore, write_block
+from waver.data.clip_store import ClipStore
+from waver.data.clip_store_writer import write_block
 from waver.data.embedded_clips import EmbeddingPaths
 from waver.data.embedding_store import EmbeddingError, EmbeddingStore
 from waver.data.ledger import DecodedClip

@@ -3,8 +3,9 @@ import os
 
 import pytest
 import torch
+from pyarrow.fs import LocalFileSystem
 
-from waver.runs.checkpoint import CheckpointError, save_checkpoint
+from waver.runs.checkpoint import CheckpointError, load_student, save_checkpoint
 from waver.runs.environment import environment
 from waver.runs.folder import (
     RunError,
@@ -21,6 +22,8 @@ from waver.runs.folder import (
     rivals_of_best,
 )
 from waver.runs.tracking import Tracker
+from waver.tools import object_store
+from waver.tools.object_store import list_names, local_copy
 from waver.training.build import build_training
 
 DATA = {"num_train_clips": 13, "digest": "abc"}
@@ -165,3 +168,54 @@ def test_describe_checkpoint(tmp_path):
     assert describe_checkpoint(tmp_path / checkpoint_name(3)) == "epoch 3"
     assert describe_checkpoint(tmp_path / checkpoint_name(3, 31)) == "step 31, in epoch 4"
     assert newest_checkpoint(tmp_path) is None
+
+
+FROZEN = {"train.backbone_lr_scale": 0}
+
+
+def save(run, training, config, name):
+    """Writes and keeps a checkpoint as a run does."""
+    save_checkpoint(run / ".part", training, config, previous=newest_checkpoint(run))
+    return keep_checkpoint(run, run / ".part", name)
+
+
+def test_frozen_weights_lie_once_on_the_disk_and_outlive_the_checkpoint_that_wrote_them(run, load_tiny):
+    config = load_tiny(**FROZEN)
+    training = build_training(config, num_steps=1, device=torch.device("cpu"))
+    saved = [save(run, training, config, checkpoint_name(epoch)) for epoch in (4, 5, 6, 7)]
+    assert [path.exists() for path in saved] == [False, False, True, True]
+    files = [path / "frozen.safetensors" for path in checkpoints(run).values() if path in saved]
+    assert {file.stat().st_ino for file in files} == {files[0].stat().st_ino}
+    assert files[0].stat().st_nlink == len(files) == 2
+    with torch.no_grad():
+        found, expected = load_student(saved[-1], config).state_dict(), training.student.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+@pytest.mark.slow
+def test_an_object_store_gets_the_frozen_weights_once(s3, tmp_path, load_tiny, monkeypatch):
+    """The store copies them from checkpoint to checkpoint, and the whole checkpoint when it is renamed."""
+    sent, real = [], object_store._copy
+
+    def copy_file(source, target, from_store, to_store):
+        if isinstance(from_store, LocalFileSystem):  # an upload
+            sent.append(target.partition("/runs/tiny/")[2])
+        real(source, target, from_store, to_store)
+
+    config = load_tiny(**FROZEN)
+    training = build_training(config, num_steps=1, device=torch.device("cpu"))
+    run = local_copy(f"{s3}/runs/tiny", tmp_path / "copy")
+    run.mkdir(parents=True)
+    names = {"model.safetensors", "training.pt", "config.yaml", "knowledge.json"}
+    monkeypatch.setattr(object_store, "_copy", copy_file)
+    for epoch, expected in ((1, names | {"frozen.safetensors"}), (2, names)):
+        of_step, of_epoch = checkpoint_name(epoch - 1, epoch), checkpoint_name(epoch)
+        save(run, training, config, of_step)
+        assert set(sent) == {f"{of_step}/{name}" for name in expected}
+        sent.clear()
+        kept = keep_checkpoint(run, run / of_step, of_epoch)
+        assert sent == []
+        assert list_names(run) == [checkpoint_name(number) for number in range(1, epoch + 1)]
+        other = local_copy(f"{s3}/runs/tiny", tmp_path / f"machine {epoch}") / kept.name
+        state = load_student(other, config).state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in training.student.state_dict().items())

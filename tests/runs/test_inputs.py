@@ -16,7 +16,7 @@ import torch
 
 from waver.config import ExperimentConfig
 from waver.data.clip import Clip, ClipError
-from waver.data.clip_store import create_store, write_block, write_manifest
+from waver.data.clip_store_writer import create_store, write_block, write_manifest
 from waver.data.ledger import DecodedClip, StoreError
 from waver.doctor.findings import StartError
 from waver.evaluation.evaluate import EvaluationOptions, evaluate

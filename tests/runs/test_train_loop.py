@@ -16,6 +16,7 @@ import torch
 from waver.config import ExperimentConfig, load_config
 from waver.on_ray.stages.train import train_in_process, trains_in_process
 from waver.runs import train_loop
+from waver.runs.checkpoint_weights import FrozenWeightsError
 from waver.runs.control import Interrupted, stop_after
 from waver.runs.folder import completed_epochs, newest_checkpoint
 from waver.runs.inputs import load_captions, open_store
@@ -67,9 +68,9 @@ def test_an_epoch_writes_one_checkpoint_before_its_evaluation(project, monkeypat
     written, real_save, real_evaluate = [], train_loop.save_checkpoint, train_loop.evaluate
     evaluated_after = []
 
-    def save(folder, training, *arguments):
+    def save(folder, training, *arguments, **options):
         written.append(training.step)
-        real_save(folder, training, *arguments)
+        real_save(folder, training, *arguments, **options)
 
     def evaluate(*arguments, **options):
         evaluated_after.append(newest_checkpoint(config.run_folder).name)
@@ -113,6 +114,60 @@ def test_a_run_that_ends_during_an_evaluation_resumes_there_and_has_the_same_met
     result = run(killed)
     assert metrics_by_step(killed.run_folder) == metrics_by_step(whole.run_folder)
     assert result["validation"] == expected["validation"]
+
+
+KILLED_BETWEEN_FILES = """
+import os, runpy, signal
+from waver.runs import checkpoint_weights as weights
+
+written, real = [], weights.save_file
+
+def save_file(tensors, path, metadata):
+    written.append(path.name)
+    if written.count("model.safetensors") == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(tensors, path, metadata)
+
+weights.save_file = save_file
+runpy.run_module("waver", run_name="__main__")
+"""
+"""Runs a command that is killed in its second checkpoint, when frozen weights are linked and the others not written."""
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_the_files_of_a_checkpoint_continues_with_the_same_metrics(project):
+    settings = {"train.backbone_lr_scale": 0}
+    whole = experiment(project, "whole-frozen", **settings)
+    killed = experiment(project, "killed-frozen", **settings)
+    expected = run(whole)
+    options = [f"--set={key}={value}" for key, value in (ONE_WORKER | settings | {"name": killed.name}).items()]
+    command = [sys.executable, "-c", KILLED_BETWEEN_FILES, "train", str(project / "experiment.yaml"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    part = killed.run_folder / ".checkpoint.part"
+    assert [path.name for path in part.iterdir()] == ["frozen.safetensors"]
+    assert newest_checkpoint(killed.run_folder).name == "checkpoint_epoch_0001"
+
+    result = run(killed)
+    assert not part.exists()
+    assert result["validation"] == expected["validation"]
+    assert metrics_by_step(killed.run_folder) == metrics_by_step(whole.run_folder)
+    files = {path.stat().st_ino: path.stat().st_nlink for path in killed.run_folder.glob("*/frozen.safetensors")}
+    assert list(files.values()) == [2], "both checkpoints have the same file"
+
+
+@pytest.mark.slow
+def test_a_run_without_its_frozen_weights_says_so_and_loses_nothing(project):
+    config = experiment(project, "incomplete", **{"train.backbone_lr_scale": 0})
+    with pytest.raises(Terminated):
+        run(config, stop_when(lambda: True))
+    checkpoint = newest_checkpoint(config.run_folder)
+    (checkpoint / "frozen.safetensors").rename(project / "elsewhere")
+    with pytest.raises(FrozenWeightsError, match=r"frozen.safetensors is missing, .*copy it from"):
+        run(config)
+    assert newest_checkpoint(config.run_folder) == checkpoint
+    (project / "elsewhere").rename(checkpoint / "frozen.safetensors")
+    assert run(config)["steps"] == 6
 
 
 @pytest.mark.slow

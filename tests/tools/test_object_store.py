@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import time
 import urllib.request
 import uuid
@@ -294,3 +295,54 @@ def test_full_disk_is_not_reported_as_an_error_of_the_store(copy, other_copy, mo
         fetch(other_copy / "x")
     assert not isinstance(raised.value, ObjectStoreError)
     assert not [path for path in other_copy.rglob("*") if path.is_file()]
+
+
+# ---- copies within the store
+
+
+@pytest.fixture
+def uploads(monkeypatch) -> list[str]:
+    """The names of the files that are sent to a store or from it, in order."""
+    names, real = [], objects._copy
+
+    def copy_file(source: str, *arguments) -> None:
+        names.append(Path(source).name)
+        real(source, *arguments)
+
+    monkeypatch.setattr(objects, "_copy", copy_file)
+    return names
+
+
+def test_the_store_copies_what_it_has_already(copy, other_copy, uploads):
+    write_folder(copy / "first", shared="content", own="1", last="end")
+    upload_folder(copy / "first", last="last")
+    write_folder(copy / "second", own="2", last="end")
+    os.link(copy / "first" / "shared", copy / "second" / "shared")
+    uploads.clear()
+    upload_folder(copy / "second", last="last", copies={"shared": copy / "first" / "shared"})
+    assert uploads == ["own", "last"]
+    uploads.clear()
+    fetch(copy / "second" / "shared")
+    assert read_text(other_copy / "second" / "shared") == "content"
+    assert read_text(other_copy / "second" / "own") == "2"
+
+
+def test_a_file_is_uploaded_if_it_is_no_copy_of_the_source_or_the_source_is_gone(copy, other_copy, uploads):
+    write_folder(copy / "first", changed="old", gone="here")
+    upload_folder(copy / "first", last="")
+    write_folder(copy / "second", changed="now", gone="here")
+    os.utime(copy / "second" / "changed", (0, 0))
+    shutil.copystat(copy / "first" / "gone", copy / "second" / "gone")
+    remove(other_copy / "first" / "gone")
+    uploads.clear()
+    upload_folder(copy / "second", last="", copies={name: copy / "first" / name for name in ("changed", "gone")})
+    assert uploads == ["changed", "gone"]
+    assert read_text(other_copy / "second" / "changed") == "now"
+    assert read_text(other_copy / "second" / "gone") == "here"
+
+
+def write_folder(folder: Path, **contents: str) -> None:
+    """Writes files of a folder, without uploading them."""
+    folder.mkdir(parents=True)
+    for name, content in contents.items():
+        (folder / name).write_text(content)

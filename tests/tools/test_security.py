@@ -24,7 +24,8 @@ from waver.config.loading import ConfigError, load_robustness, load_sweep, parse
 from waver.data.annotations.reading import AnnotationError, Problems, read_json
 from waver.data.annotations.table import load_table
 from waver.data.clip import Clip, ClipError
-from waver.data.clip_store import ClipStore, StoreSettings, create_store, write_block
+from waver.data.clip_store import ClipStore, StoreSettings
+from waver.data.clip_store_writer import create_store, write_block
 from waver.data.ledger import DecodedClip, StoreError
 from waver.data.video.decoder import Decoder
 from waver.data.video.resizing import Resizing
@@ -313,7 +314,7 @@ def test_a_frame_in_a_store_that_is_something_else(tmp_path, monkeypatch, kind):
     value = io.BytesIO()
     # Pillow would open this by its content, whatever it is; for some formats it starts programs.
     Image.new("RGB", (3000, 3000) if kind == "size" else (SIZE, SIZE)).save(value, "JPEG" if kind == "size" else "PNG")
-    monkeypatch.setattr("waver.data.clip_store.encode_jpeg", lambda *_, **__: value.getvalue())
+    monkeypatch.setattr("waver.data.clip_store_writer.encode_jpeg", lambda *_, **__: value.getvalue())
     clip = Clip(np.zeros((1, SIZE, SIZE, 3), np.uint8), (0.0,), 25.0, SIZE, SIZE, "test")
     write_block(tmp_path, settings, [DecodedClip("a", "a.mp4", 0.0, clip)])
     with pytest.raises(StoreError, match="3000 x 3000 pixels" if kind == "size" else "cannot identify image file"):

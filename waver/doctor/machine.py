@@ -15,14 +15,15 @@ from waver.data.clip_store import ClipStore
 from waver.doctor.activations import tower_activations
 from waver.doctor.findings import Finding, Level, format_bytes
 from waver.model.errors import BackboneError
-from waver.model.lora import frozen_names
+from waver.model.frozen_weights import frozen_weights
 from waver.model.pretrained.weight_files import num_bytes
 from waver.model.pretrained.weights import activation_of, check_weights, unreachable_weights
 from waver.model.towers import recompute_activations
+from waver.runs.checkpoint_weights import FROZEN_FILE
 from waver.tools.errors import WaverError
 from waver.tools.files import can_write
 from waver.tools.hub import HUB
-from waver.tools.object_store import list_names, remote_of
+from waver.tools.object_store import exists, list_names, remote_of
 from waver.training.build import build_student, freeze_student, parameter_groups
 from waver.training.cost import CostError, training_cost
 
@@ -45,13 +46,20 @@ class ModelSize:
     """Bytes that both towers keep for the gradient of one pair in fp32; None if unknown."""
     num_not_saved: int = 0
     """Parameters that checkpoints leave out: with adapters, the pre-trained ones."""
+    num_shared: int = 0
+    """Parameters that are not trained, and lie once on the disk for all checkpoints of a run."""
     num_adapted: int = 0
     """Parameters that adapters change; the gradient needs the sums of both."""
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Size of a checkpoint: the weights and the two moments of AdamW, in fp32."""
-        return 4 * (self.num_parameters - self.num_not_saved + 2 * self.num_trained)
+        """Bytes that each checkpoint adds: its own weights and the two moments of AdamW, in fp32."""
+        return 4 * (self.num_parameters - self.num_not_saved - self.num_shared + 2 * self.num_trained)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of the frozen weights, which all checkpoints of a run share, in fp32."""
+        return 4 * self.num_shared
 
 
 def model_size(config: ExperimentConfig) -> ModelSize:
@@ -74,13 +82,15 @@ def model_size(config: ExperimentConfig) -> ModelSize:
         except (RuntimeError, NotImplementedError):  # a tower has an operation that the meta device lacks
             activations = None
     trained = sum(number for number, is_trained in counts if is_trained)
+    num_frozen = sum(tensor.numel() for tensor in frozen_weights(student).values())
     state = student.state_dict()
     return ModelSize(
         num_parameters=sum(number for number, _ in counts),
         num_trained=trained,
         embed_dim=student.backbone.width,
         activation_bytes=activations,
-        num_not_saved=sum(state[name].numel() for name in frozen_names(state)) if config.model.lora else 0,
+        num_not_saved=num_frozen if config.model.lora else 0,
+        num_shared=0 if config.model.lora else num_frozen,
         num_adapted=sum(tensor.numel() for name, tensor in state.items() if name.endswith(".original")),
     )
 
@@ -196,8 +206,8 @@ def check_disk(
     if captions is not None and (num_clips := _num_clips_to_decode(captions, store)):
         yield _check_clip_space(config, storage, num_clips, setting=setting)
     if model:
-        num_there = sum(len(list_names(place, "checkpoint_epoch_*")) for place in writes)
-        yield _check_checkpoint_space(storage, model, num_there=num_there, trains=trains, setting=setting)
+        there = [place / name for place in writes for name in list_names(place, "checkpoint_epoch_*")]
+        yield _check_checkpoint_space(storage, model, there=there, trains=trains, setting=setting)
 
 
 def check_writable(folders: Iterable[Path], remedy: str, *, name: str = "output") -> Iterator[Finding]:
@@ -224,17 +234,22 @@ def _check_clip_space(config: ExperimentConfig, storage: Path, num_clips: int, *
     return Finding(level, "disk for clips", found, remedy)
 
 
-def _check_checkpoint_space(storage: Path, size: ModelSize, *, num_there: int, trains: bool, setting: str) -> Finding:
-    """Compares the free space with that for checkpoints, of which `num_there` are there already."""
+def _check_checkpoint_space(
+    storage: Path, size: ModelSize, *, there: Sequence[Path], trains: bool, setting: str
+) -> Finding:
+    """Compares the free space with that for checkpoints, some of which are `there` already."""
     checkpoint, free = size.checkpoint_bytes, shutil.disk_usage(storage).free
-    needed = max(1, _NUM_CHECKPOINTS - num_there) * checkpoint
+    shared = 0 if any(exists(path / FROZEN_FILE) for path in there) else size.shared_bytes
+    needed = shared + max(1, _NUM_CHECKPOINTS - len(there)) * checkpoint
+    once = f", and {format_bytes(size.shared_bytes)} of frozen weights once;" if size.shared_bytes else ","
     found = (
-        f"{format_bytes(checkpoint)} each, up to {format_bytes(needed)} more in {storage}; {format_bytes(free)} free"
+        f"{format_bytes(checkpoint)} each{once} up to {format_bytes(needed)} more in {storage}; "
+        f"{format_bytes(free)} free"
     )
     if needed <= free:
         return Finding("ok", "disk for checkpoints", found)
     # A short run writes two: the one that it keeps, and the next.
-    level: Level = "error" if trains and free < min(needed, 2 * checkpoint) else "warning"
+    level: Level = "error" if trains and free < min(needed, shared + 2 * checkpoint) else "warning"
     return Finding(level, "disk for checkpoints", found, f"free some space, or set {setting} to another disk")
 
 

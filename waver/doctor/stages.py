@@ -27,6 +27,7 @@ from waver.runs.checkpoint import (
     check_weights,
     checkpoint_knowledge,
 )
+from waver.runs.checkpoint_weights import FrozenWeightsError
 from waver.runs.folder import RunError, changed_data, check_run, describe_checkpoint, newest_checkpoint, read_result
 from waver.runs.inputs import (
     LEAKY,
@@ -280,6 +281,8 @@ def check_resumed_checkpoint(run_folder: Path, *, needed: bool) -> Iterator[Find
         check_values(newest)
     except CheckpointError as error:
         remedy = f"delete {display_path(newest)}: the run continues from the checkpoint before it"
+        if isinstance(error, FrozenWeightsError):  # that has the same, and the message says how to mend it
+            remedy = ""
         yield Finding("error" if needed else "info", "checkpoint", str(error), remedy)
 
 

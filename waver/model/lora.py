@@ -7,10 +7,9 @@ replace linear layers instead, and would merge and restore the weights of attent
 Source: LoRA (Hu et al., arXiv 2106.09685).
 """
 
-import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -30,7 +29,8 @@ _LINEAR = frozenset(
 _OUTPUT_OF_BERT = "attention.output.dense"
 """Path of the output of attention in BERT and its relatives, whose other layers are called dense as well."""
 _ADAPTER = re.compile(r"\.parametrizations\.\w+\.0\.(up|down)$")
-_NOT_OF_TOWERS = ("backbone.clip.logit_scale", "backbone.clip.logit_bias")
+NOT_OF_TOWERS = ("backbone.clip.logit_scale", "backbone.clip.logit_bias")
+"""Parameters of the backbone that belong to neither tower, by their names in the state of a student."""
 
 
 class LowRank(nn.Module):
@@ -89,17 +89,8 @@ def adapter_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 def frozen_names(state: Iterable[str]) -> list[str]:
     """Returns the names of the frozen, pre-trained weights of the towers in the state of a student with adapters."""
-    of_backbone = (name for name in state if name.startswith("backbone.") and not name.startswith(_NOT_OF_TOWERS))
+    of_backbone = (name for name in state if name.startswith("backbone.") and not name.startswith(NOT_OF_TOWERS))
     return [name for name in of_backbone if not _ADAPTER.search(name)]
-
-
-def frozen_digest(state: Mapping[str, Tensor]) -> str:
-    """Returns a hash of the pre-trained weights of the towers in the state of a student with adapters."""
-    sha = hashlib.sha256()
-    for name in sorted(frozen_names(state)):
-        sha.update(name.encode())
-        sha.update(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
 
 
 def _attention_weights(block: nn.Module) -> Iterator[tuple[nn.Module, str, int]]:

@@ -1,7 +1,7 @@
 """Writes and reads checkpoints.
 
-model.safetensors   weights. With adapters (model.lora) it leaves out the pre-trained weights of the towers, which are then
-                    read from model.weights; its metadata has their hash
+model.safetensors   weights that training changes, see `waver.runs.checkpoint_weights`
+frozen.safetensors  weights that it does not change, if there are any
 training.pt         everything else that resuming needs
 config.yaml         the resolved configuration
 knowledge.json      summary of the knowledge that the model was trained with; null if it was trained without
@@ -22,40 +22,50 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from waver.config import ExperimentConfig, load_config
 from waver.knowledge.store import Knowledge
 from waver.model.errors import BackboneError
-from waver.model.lora import adapter_parameters, frozen_digest, frozen_names
 from waver.model.pretrained.activation import EXACT, METADATA, QUICK, Activation, set_activation
 from waver.model.pretrained.weight_files import read_metadata
-from waver.model.pretrained.weights import activation_of, check_finite, find_weights, load_weights, read_sizes
+from waver.model.pretrained.weights import activation_of, check_finite, find_weights
 from waver.model.student import Student
+from waver.runs.checkpoint_weights import (
+    MODEL_FILE,
+    CheckpointError,
+    check_finite_weights,
+    is_model_complete,
+    load_checkpoint_weights,
+    save_weights,
+)
 from waver.runs.origin import ORIGIN_FILE, Origin, OriginError, read_origin
 from waver.tools.archives import check_size
-from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path, fetch, list_names, remote_of
 from waver.training import parallel
 from waver.training.build import Training, build_student
 
-_FROZEN = "frozen_sha256"
-"""Key, in the metadata of model.safetensors, of the hash of the pre-trained weights that the file leaves out."""
-
-
-class CheckpointError(WaverError):
-    """Raised if a checkpoint is missing, damaged, or of another architecture."""
-
 
 def save_checkpoint(
-    folder: Path, training: Training, config: ExperimentConfig, knowledge: Knowledge | None = None
+    folder: Path,
+    training: Training,
+    config: ExperimentConfig,
+    knowledge: Knowledge | None = None,
+    *,
+    previous: Path | None = None,
 ) -> None:
-    """Writes a checkpoint. Every worker must call it, because their random states are gathered; the first worker writes."""
+    """Writes a checkpoint. Every worker must call it, because their random states are gathered; the first worker writes.
+
+    Args:
+        folder: folder of the checkpoint.
+        training: state of the run.
+        config: configuration of the experiment.
+        knowledge: phrases of the clips; None for none.
+        previous: the checkpoint that the run wrote before or resumed from, whose frozen weights are shared; None for none.
+    """
     rng = parallel.gather_objects(_rng_state())
     if parallel.rank() != 0:
         return
-    _save_model(folder, training.student, config, knowledge)
+    _save_model(folder, training.student, config, knowledge, previous)
     state = {
         "step": training.step,
         "rows": training.rows,
@@ -72,23 +82,18 @@ def save_untrained(folder: Path, student: Student, config: ExperimentConfig, ori
     (folder / ORIGIN_FILE).write_text(json.dumps(origin.as_json(), indent=2), encoding="utf-8")
 
 
-def _save_model(folder: Path, student: Student, config: ExperimentConfig, knowledge: Knowledge | None) -> None:
+def _save_model(
+    folder: Path,
+    student: Student,
+    config: ExperimentConfig,
+    knowledge: Knowledge | None,
+    previous: Path | None = None,
+) -> None:
     """Writes weights, configuration and the summary of the knowledge."""
     folder.mkdir(parents=True, exist_ok=True)
-    _save_weights(student, folder / "model.safetensors")
+    save_weights(student, folder, previous=previous)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     (folder / "knowledge.json").write_text(json.dumps(knowledge.summary() if knowledge else None), encoding="utf-8")
-
-
-def _save_weights(student: Student, path: Path) -> None:
-    weights = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
-    # The configuration alone does not determine it: the weights that training started from may contain their activation.
-    told = {METADATA: str(bool(student.backbone.architecture.get("quick_gelu"))).lower()}
-    left_out: set[str] = set()
-    if adapter_parameters(student.backbone):
-        told[_FROZEN] = frozen_digest(weights)
-        left_out = set(frozen_names(weights))
-    save_file({name: tensor for name, tensor in weights.items() if name not in left_out}, path, metadata=told)
 
 
 def restore_training(folder: Path, training: Training) -> None:
@@ -165,7 +170,7 @@ def stored_activation(folder: Path) -> Activation:
     Raises:
         CheckpointError: if the folder holds no checkpoint.
     """
-    told = read_metadata(fetch(folder / "model.safetensors")).get(METADATA)
+    told = read_metadata(fetch(folder / MODEL_FILE)).get(METADATA)
     if told is not None:
         return Activation(QUICK if told == "true" else EXACT, f"from {display_path(folder)}")
     model = checkpoint_config(folder).model
@@ -209,21 +214,18 @@ def check_dictionary(knowledge: Knowledge, checkpoint: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Returns whether all files of a checkpoint exist and none is truncated.
+    """Returns whether all files of a checkpoint exist and none is truncated, except frozen.safetensors.
 
-    Both formats of weights allow this without reading them: safetensors checks the size, and a zip file ends in its index.
+    Both formats allow this without reading values: safetensors checks the size, and a zip file ends in its index.
     """
-    if remote_of(folder):  # an object store never holds a truncated file
+    if remote_of(folder):  # an object store never holds a truncated file, and config.yaml is uploaded last
         names = set(list_names(folder))
-        return names >= {"model.safetensors", "knowledge.json", "config.yaml"} and bool(
-            names & {"training.pt", ORIGIN_FILE}
-        )
+        return names >= {MODEL_FILE, "knowledge.json", "config.yaml"} and bool(names & {"training.pt", ORIGIN_FILE})
     try:
-        with safe_open(folder / "model.safetensors", "pt"):
-            checkpoint_knowledge(folder)
-            begun = zipfile.is_zipfile(folder / "training.pt") or read_origin(folder) is not None
-            return begun and (folder / "config.yaml").is_file()
-    except (OSError, SafetensorError, CheckpointError, OriginError):
+        checkpoint_knowledge(folder)
+        begun = zipfile.is_zipfile(folder / "training.pt") or read_origin(folder) is not None
+        return begun and (folder / "config.yaml").is_file() and is_model_complete(folder)
+    except (OSError, CheckpointError, OriginError):
         return False
 
 
@@ -233,36 +235,15 @@ def check_values(folder: Path) -> None:
     Raises:
         CheckpointError: if one is; names file and tensors. Also if a file is missing or damaged.
     """
-    with _as_checkpoint_error():
-        check_finite(_read_weights(folder), source=display_path(folder / "model.safetensors"))
+    check_finite_weights(folder)
     _read_state(folder)
 
 
 def _load_weights(student: Student, folder: Path, *, sizes_only: bool = False) -> None:
     with _as_checkpoint_error():
-        state = _read_weights(folder, sizes_only=sizes_only)
-        if adapter_parameters(student.backbone):
-            own = student.state_dict()
-            _check_frozen(folder, own, sizes_only=sizes_only)
-            state = {name: own[name] for name in frozen_names(own)} | state
-        load_weights(student, state, source=display_path(folder / "model.safetensors"))
+        load_checkpoint_weights(student, folder, sizes_only=sizes_only)
     if not sizes_only:
         set_activation(student.backbone, quick=stored_activation(folder).name == QUICK)
-
-
-def _check_frozen(folder: Path, own: Mapping[str, torch.Tensor], *, sizes_only: bool) -> None:
-    """Checks that the pre-trained weights of a student are those to which the adapters of a checkpoint were trained."""
-    path = fetch(folder / "model.safetensors")
-    with safe_open(path, "pt") as file:
-        trained_with = (file.metadata() or {}).get(_FROZEN)
-    if trained_with is None:
-        raise CheckpointError(f"{display_path(path)} holds no adapters: it was trained without model.lora")
-    if not sizes_only and frozen_digest(own) != trained_with:
-        raise CheckpointError(
-            f"{display_path(path)} holds adapters of other pre-trained weights than those of model.weights: "
-            f"set model.weights in {display_path(folder / 'config.yaml')} to the weights of the training "
-            f"(their hash is {trained_with[:16]})"
-        )
 
 
 def _frozen_hint(folder: Path, config: ExperimentConfig) -> str:
@@ -273,17 +254,6 @@ def _frozen_hint(folder: Path, config: ExperimentConfig) -> str:
         f"{display_path(folder)} holds adapters (model.lora) without the pre-trained weights that they add to: put these "
         f"where model.weights names them, or change model.weights in {display_path(folder / 'config.yaml')}: "
     )
-
-
-def _read_weights(folder: Path, *, sizes_only: bool = False) -> dict[str, torch.Tensor]:
-    path = fetch(folder / "model.safetensors")
-    try:
-        return read_sizes(path) if sizes_only else load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{display_path(path)} cannot be read ({_first_line(error)}); "
-            f"is {display_path(folder)} a complete checkpoint?"
-        ) from error
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ data.json           the data: counts, and hashes of captions and videos
 environment.json    versions, hardware, git commit, command line
 metrics.jsonl       one row per optimizer step and one per evaluation
 events/             the same for TensorBoard
-checkpoint_*/       the best checkpoint (by validation t2v/R@1) and the two newest; see `checkpoint_name`
+checkpoint_*/       the best checkpoint (by validation t2v/R@1) and the two newest; see `checkpoint_name`. All share one file
+                    of the weights that training does not change, see `waver.runs.checkpoint_weights`
 result.json         written when the run has finished; that of a model that waver did not train has an `origin`
 writer-*.json       the lock of the process that trains the run, see `waver.tools.lock`
 """
@@ -21,6 +22,7 @@ from typing import Any
 from waver.config import ExperimentConfig, load_config
 from waver.evaluation.confidence import describe_rivals
 from waver.runs.checkpoint import CheckpointError, is_complete
+from waver.runs.checkpoint_weights import FROZEN_FILE, MODEL_FILE, frozen_digest_of
 from waver.runs.environment import environment
 from waver.runs.origin import kind_of, read_origin
 from waver.runs.places import describe_place
@@ -154,11 +156,12 @@ def keep_checkpoint(folder: Path, part: Path, name: str) -> Path:
         The folder of the checkpoint.
     """
     target = folder / name
+    former = {file: part / file for file in list_names(part)} if remote_of(folder) else {}
     remove(target)
     part.rename(target)
-    upload_folder(target, last="config.yaml")
-    if remote_of(folder):
-        remove(part)  # an object store cannot rename
+    if remote_of(folder):  # an object store cannot rename, but copies what it has already
+        upload_folder(target, last="config.yaml", copies=former or _shared_files(folder, target))
+        remove(part)
     complete = _complete_checkpoints(folder)
     kept = {path.name for path in complete[-2:]}
     if ends := _epoch_ends(complete):
@@ -170,6 +173,15 @@ def keep_checkpoint(folder: Path, part: Path, name: str) -> Path:
             with contextlib.suppress(OSError):  # an old checkpoint that stays must not stop the run
                 remove(folder / old)
     return target
+
+
+def _shared_files(folder: Path, checkpoint: Path) -> dict[str, Path]:
+    """Returns the frozen weights of another checkpoint of a run that a new one shares, by name; empty if there is none."""
+    digest = frozen_digest_of(checkpoint)
+    others = (folder / name for name in reversed(list_names(folder, "checkpoint_epoch_*")))
+    same = (path / FROZEN_FILE for path in others if digest and path != checkpoint and frozen_digest_of(path) == digest)
+    shared = next(same, None)
+    return {FROZEN_FILE: shared} if shared else {}
 
 
 def completed_epochs(path: Path) -> int:
@@ -265,4 +277,4 @@ def zero_shot_metrics(folder: Path) -> dict[str, float] | None:
 
 def find_checkpoint(path: Path) -> Path:
     """Returns `path` if it is a checkpoint, else the best checkpoint of the run in `path`."""
-    return path if exists(path / "model.safetensors") else best_checkpoint(path)[0]
+    return path if exists(path / MODEL_FILE) else best_checkpoint(path)[0]

@@ -304,7 +304,8 @@ class _CheckpointSaver:
         part = self._job.run_folder / ".checkpoint.part"
         if self._recording:
             shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
-        save_checkpoint(part, self._training, self._job.config, self._knowledge)
+        previous = newest_checkpoint(self._job.run_folder) if self._recording else None
+        save_checkpoint(part, self._training, self._job.config, self._knowledge, previous=previous)
         if self._recording:
             keep_checkpoint(self._job.run_folder, part, name)
         self._saved = name

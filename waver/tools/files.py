@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import io
 import json
+import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -47,6 +49,22 @@ def can_write(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Gives a file a second name, a hard link; copies it where the file system refuses links.
+
+    Neither of the two may be changed in place: that would change both.
+
+    Args:
+        source: the file.
+        target: the second name; replaced if it exists.
+    """
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # no links here, or another file system; other causes stop the copy as well
+        shutil.copy2(source, target)  # with its time, by which local copies of an object store are known
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -159,12 +159,39 @@ def upload(path: Path, source: Path | None = None) -> None:
             os.utime(source, ns=(modified, modified))
 
 
-def upload_folder(path: Path, *, last: str) -> None:
-    """Uploads the files of a folder, the one named `last` at the end: for readers it marks the folder as complete."""
+def upload_folder(path: Path, *, last: str, copies: Mapping[str, Path] | None = None) -> None:
+    """Uploads the files of a folder.
+
+    Args:
+        path: the folder.
+        last: name of the file that is uploaded at the end: for readers it marks the folder as complete.
+        copies: name in the folder -> file in the same store with the same content, which the store copies itself, if it
+            can.
+    """
     if remote_of(path):
         files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         for file in sorted(files, key=lambda file: file.name == last):
-            upload(file)
+            source = (copies or {}).get(file.relative_to(path).as_posix())
+            if source is None or not _copy_within_store(source, file):
+                upload(file)
+
+
+def _copy_within_store(source: Path, path: Path) -> bool:
+    """Lets an object store copy a file to the place of a local one, without an upload; returns whether it did.
+
+    It does not if the local file is no current copy of the source, or if the store refuses: S3 copies up to 5 GB in one
+    request, and a permission may be missing.
+    """
+    (store, key), (_, source_key) = (_open(str(remote_of(place))) for place in (path, source))
+    try:
+        if not _is_current(path, store.get_file_info(source_key)):
+            return False
+        store.copy_file(source_key, key)
+        modified = store.get_file_info(key).mtime_ns
+    except (OSError, pa.ArrowException):
+        return False
+    os.utime(path, ns=(modified, modified))
+    return True
 
 
 def list_names(folder: Path, pattern: str = "*") -> list[str]:

@@ -11,7 +11,8 @@ import pytest
 from rays import family, kill
 
 from waver.config.video import IngestConfig
-from waver.data.clip_store import ClipStore, StoreSettings, create_store
+from waver.data.clip_store import ClipStore, StoreSettings
+from waver.data.clip_store_writer import create_store
 from waver.data.ledger import StoreError
 from waver.on_ray.stages.ingest import IngestError, IngestInterrupted, IngestReport, ingest
 

@@ -19,7 +19,8 @@ from ray.exceptions import RayError
 from waver.config import ExperimentConfig
 from waver.config.video import IngestConfig
 from waver.data.annotations.captions import unique_clips
-from waver.data.clip_store import StoreSettings, create_store, write_manifest
+from waver.data.clip_store import StoreSettings
+from waver.data.clip_store_writer import create_store, write_manifest
 from waver.data.ledger import describe_failures, describe_parts, group_failures, read_ledger, replaced_videos
 from waver.data.segments import describe_segments
 from waver.on_ray.cluster.blocks import ActorPool, BlockError, map_blocks

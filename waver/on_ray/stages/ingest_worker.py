@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from waver.data.clip import ClipError
-from waver.data.clip_store import StoreSettings, write_block
+from waver.data.clip_store import StoreSettings
+from waver.data.clip_store_writer import write_block
 from waver.data.ledger import DecodedClip, FileStamp
 from waver.data.video.decoder import Decoder
 
