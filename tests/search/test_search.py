@@ -13,7 +13,7 @@ from waver.evaluation.gallery import build_gallery
 from waver.runs.checkpoint import save_checkpoint
 from waver.search import SearchError, load, open_index
 from waver.search.embedder import WindowEmbedder
-from waver.search.index import IndexSettings, create_index, thumbnail_path, weights_digest, window_id, write_windows
+from waver.search.index import IndexSettings, checkpoint_digest, create_index, thumbnail_path, window_id, write_windows
 from waver.search.windows import Windows
 from waver.training.build import build_training
 
@@ -34,8 +34,8 @@ def index(checkpoint, tmp_path_factory, store, captions):
     """An index of the test clips, two of which are windows of one film."""
     folder = tmp_path_factory.mktemp("index")
     model = load(checkpoint)
-    embeddings = EmbeddingSettings("windows", 32, "fp32", weights_digest(checkpoint), store.settings.key)
-    create_index(folder, IndexSettings(str(checkpoint), weights_digest(checkpoint), Windows(None, 5.0), embeddings))
+    embeddings = EmbeddingSettings("windows", 32, "fp32", checkpoint_digest(checkpoint), store.settings.key)
+    create_index(folder, IndexSettings(str(checkpoint), checkpoint_digest(checkpoint), Windows(None, 5.0), embeddings))
     create_embeddings(folder / "embeddings", embeddings)
     clips = [clip for clip in build_gallery(captions, "test").clip_ids if clip in store.ok_clip_ids()]
     sources = [f"digest of {clip}" for clip in clips]

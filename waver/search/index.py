@@ -58,7 +58,7 @@ class IndexSettings:
     embeddings: EmbeddingSettings
 
 
-def weights_digest(checkpoint: Path) -> str:
+def checkpoint_digest(checkpoint: Path) -> str:
     """Returns a digest by which the weights of a checkpoint are told from others, without reading all of them.
 
     Raises:

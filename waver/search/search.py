@@ -15,7 +15,7 @@ from torch import Tensor
 from waver.data.embedding_store import EmbeddingStore
 from waver.model.embeddings import Embeddings
 from waver.runs.checkpoint import checkpoint_config
-from waver.search.index import SearchError, read_settings, read_windows, thumbnail_path, weights_digest
+from waver.search.index import SearchError, checkpoint_digest, read_settings, read_windows, thumbnail_path
 from waver.search.model import Model
 
 _CHUNK = 4096
@@ -65,7 +65,7 @@ class Index:
         if not len(self.windows):
             raise SearchError(f"{self.path} has no windows yet: run `waver index RUN VIDEOS --to {self.path}`")
         checkpoint = Path(self.settings.checkpoint)
-        if not checkpoint.is_dir() or weights_digest(checkpoint) != self.settings.weights:
+        if not checkpoint.is_dir() or checkpoint_digest(checkpoint) != self.settings.weights:
             raise SearchError(
                 f"the model of {self.path} has changed or is gone ({checkpoint}): index again, into another folder"
             )

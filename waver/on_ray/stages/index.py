@@ -33,10 +33,10 @@ from waver.runs.inputs import store_settings
 from waver.search.embedder import WindowEmbedder
 from waver.search.index import (
     IndexSettings,
+    checkpoint_digest,
     create_index,
     read_windows,
     thumbnail_path,
-    weights_digest,
     window_id,
     write_complete,
     write_windows,
@@ -122,7 +122,7 @@ def run_index(
 def _settings(checkpoint: Path, config: ExperimentConfig, windows: Windows) -> IndexSettings:
     with torch.device("meta"):
         width = build_student(config).backbone.width
-    weights = weights_digest(checkpoint)
+    weights = checkpoint_digest(checkpoint)
     embeddings = EmbeddingSettings("windows", width, "fp32", weights, store_settings(config).key)
     return IndexSettings(str(checkpoint.absolute()), weights, windows, embeddings)
 
