@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from waver.config import ExperimentConfig, load_config
+from waver.data.embedding_store import EmbeddingError
 from waver.doctor.findings import Checks
 from waver.doctor.preflight import check_inputs
 from waver.knowledge.store import KnowledgeError
@@ -129,3 +130,12 @@ def test_phrases_of_a_start_are_those_of_the_run(tmp_path, load_knowing, load_ti
 def test_the_hash_of_an_experiment_without_a_start_is_as_before(load_tiny):
     assert "start_from" not in load_tiny().identity()["train"]
     assert load_tiny(**{"train.start_from": "run"}).identity()["train"]["start_from"].endswith("/run")
+
+
+@pytest.mark.slow
+def test_embeddings_of_the_pretrained_tower_do_not_replace_a_tower_that_was_trained(project):
+    run(experiment(project, "moved"))
+    settings = {"train.start_from": experiment(project, "moved").run_folder, "train.freeze": ["vision"]}
+    with pytest.raises(EmbeddingError, match=r"moved has trained the tower .*: set embeddings\.use to never"):
+        run(experiment(project, "refrozen", **settings))
+    assert run(experiment(project, "refrozen", **settings, **{"embeddings.use": "never"}))["steps"] == 3
