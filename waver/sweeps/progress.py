@@ -12,7 +12,8 @@ from rich.live import Live
 
 from waver.config import SweepConfig
 from waver.sweeps.folder import TrialState, read_trials
-from waver.sweeps.results import chance_text, objective_text, rank_trials, trials_table
+from waver.sweeps.ranking import chance_text, objective_text, rank_trials
+from waver.sweeps.tables import trials_table
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Plans of sweeps, which need no Ray."""
+"""Plans of sweeps and what a dry run says of them, which need no Ray."""
 
 import re
 import shutil
@@ -11,7 +11,8 @@ import pytest
 from waver.config import ConfigError
 from waver.knowledge.store import TooFewPhrasesError
 from waver.on_ray.cluster.capacity import count_fitting_workers
-from waver.on_ray.tuning.plan import Plan, asha_share, cost_estimate, describe_plan, plan_sweep, trials_at_once
+from waver.on_ray.tuning.describe import asha_share, cost_estimate, describe_plan
+from waver.on_ray.tuning.plan import Plan, plan_sweep, trials_at_once
 from waver.on_ray.tuning.shared import check_shared, find_shared
 from waver.sweeps.folder import SweepError
 

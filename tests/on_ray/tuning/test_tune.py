@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,15 +12,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from logs import logged
 from rays import family, kill
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from waver.config import load_config
 from waver.on_ray.cluster.capacity import ClusterTooSmallError
 from waver.on_ray.stages.train import run_training, train_in_process
-from waver.on_ray.tuning.plan import Plan, describe_plan, plan_sweep
+from waver.on_ray.tuning.describe import describe_plan
+from waver.on_ray.tuning.plan import Plan, plan_sweep
 from waver.on_ray.tuning.tune import run_sweep
 from waver.runs.folder import checkpoints
 from waver.runs.tracking import read_metrics
@@ -173,6 +178,69 @@ def test_a_finished_sweep_takes_more_trials(project, search):
     assert len({state.point["loss.contrastive"] for state in again}) == 2
     with pytest.raises(SweepError, match="num_samples: 2 in the folder, 1 now"):
         run_sweep(plan_sweep(path), print_table=lambda table: None)
+
+
+@pytest.fixture(scope="module")
+def handed(project) -> tuple[Path, list[TrialState], list]:
+    """A sweep of two points, the best of which is fine-tuned with two seeds; its file, trials, and printed tables."""
+    path = write_sweep(
+        project,
+        "handed",
+        space={"loss.contrastive": {"uniform": [0.5, 1]}},
+        num_samples=2,
+        repeats=2,
+        set={"train.epochs": 1, "train.backbone_lr_scale": 0},
+        scheduler={"kind": "none"},
+        keep_best=2,
+        then={"keep": 1, "train.epochs": 2, "train.backbone_lr_scale": 1},
+    )
+    shown = []
+    return path, run_sweep(plan_sweep(path), print_table=shown.append), shown
+
+
+def test_the_best_trial_is_fine_tuned_from_its_checkpoints_with_every_seed(handed):
+    _, states, shown = handed
+    tuned, best = states[:2]
+    assert [state.folder.parts[-3:] for state in states[:1]] == [("then", "trials", f"{best.number:04d}")]
+    assert [state.status for state in states] == ["finished"] * 3
+    assert [table.row_count for table in shown] == [2, 1]
+    for before, after in zip(best.runs, tuned.runs, strict=True):
+        result, config = (
+            json.loads((after.folder / "result.json").read_text()),
+            load_config(after.folder / "config.yaml"),
+        )
+        checkpoint = checkpoints(before.folder)[1]
+        assert result["started_from"]["checkpoint"] == str(checkpoint)
+        assert result["started_from"]["validation"] == before.metrics
+        assert (config.seed, config.train.epochs, config.train.backbone_lr_scale) == (before.seed, 2, 1)
+        was, now = (load_file(folder / "model.safetensors") for folder in (checkpoint, checkpoints(after.folder)[2]))
+        assert any(not torch.equal(was[name], now[name]) for name in was if name.startswith("backbone."))
+
+
+def test_more_trials_and_an_interruption_repeat_no_fine_tuning_and_a_failure_loses_no_other(handed):
+    """As after kill -9 in its second epoch, the fine-tuning that was there resumes; that of the other trial must fail."""
+    path, (tuned, best, second), _ = handed
+    for name in ("outcome.json", "seed_1/result.json"):
+        (tuned.folder / name).unlink()
+    shutil.rmtree(checkpoints(tuned.folder / "seed_1")[2])
+    done = (tuned.folder / "seed_0" / "metrics.jsonl").read_bytes()
+    damaged = checkpoints(second.runs[0].folder)[1] / "model.safetensors"
+    save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(damaged).items()}, damaged)
+    with logged() as said:
+        states = run_sweep(
+            plan_sweep(path, {"num_samples": 3, "then.keep": 3, "keep_best": 1}), print_table=lambda table: None
+        )
+    now = {state.number: state for state in states[:3]}
+    assert {state.folder.parts[-3] for state in states[:3]} == {"then"}
+    assert now.keys() == {0, 1, 2}
+    assert (now[best.number].status, now[2].status, now[second.number].status) == ("finished", "finished", "failed")
+    assert "NaN or infinite" in now[second.number].error
+    assert (tuned.folder / "seed_0" / "metrics.jsonl").read_bytes() == done, "what is finished is not repeated"
+    steps = [row["step"] for row in read_metrics(tuned.folder / "seed_1") if "split" not in row]
+    assert steps == list(range(1, 7)), "what has begun resumes"
+    assert any(re.search(r"fine-tuning 3 trials, the best of the search \(\d, \d, \d\)", line) for line in said)
+    assert load_config(plan_sweep(path).folder / "best.yaml").train.start_from is not None
+    assert checkpoints(states[0].runs[0].folder)
 
 
 def test_trials_that_do_not_fit_are_an_error_before_the_start(project):
