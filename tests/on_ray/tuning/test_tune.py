@@ -20,12 +20,14 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from waver.config import load_config
+from waver.model.pretrained.weight_files import read_metadata
 from waver.on_ray.cluster.capacity import ClusterTooSmallError
 from waver.on_ray.stages.train import run_training, train_in_process
 from waver.on_ray.tuning.describe import describe_plan
 from waver.on_ray.tuning.plan import Plan, plan_sweep
 from waver.on_ray.tuning.tune import run_sweep
-from waver.runs.folder import checkpoints
+from waver.runs.checkpoint import checkpoint_config, load_student
+from waver.runs.folder import checkpoints, newest_checkpoint
 from waver.runs.tracking import read_metrics
 from waver.sweeps.folder import SweepError, TrialState, read_trials
 from waver.tools.lock import LockedError, hold_lock
@@ -182,65 +184,70 @@ def test_a_finished_sweep_takes_more_trials(project, search):
 
 @pytest.fixture(scope="module")
 def handed(project) -> tuple[Path, list[TrialState], list]:
-    """A sweep of two points, the best of which is fine-tuned with two seeds; its file, trials, and printed tables."""
+    """A sweep of two points, the best of which is fine-tuned; its file, trials, and printed tables."""
     path = write_sweep(
         project,
         "handed",
         space={"loss.contrastive": {"uniform": [0.5, 1]}},
         num_samples=2,
-        repeats=2,
-        set={"train.epochs": 1, "train.backbone_lr_scale": 0},
+        set={"train.epochs": 1, "train.backbone_lr_scale": 0, "tracking.images": False},
         scheduler={"kind": "none"},
         keep_best=2,
-        then={"keep": 1, "train.epochs": 2, "train.backbone_lr_scale": 1},
+        then={"keep": 1, "train.backbone_lr_scale": 1, "checkpoint.every_steps": 1},
     )
     shown = []
     return path, run_sweep(plan_sweep(path), print_table=shown.append), shown
 
 
-def test_the_best_trial_is_fine_tuned_from_its_checkpoints_with_every_seed(handed):
+def test_the_best_trial_is_fine_tuned_from_its_best_checkpoint(handed):
     _, states, shown = handed
     tuned, best = states[:2]
-    assert [state.folder.parts[-3:] for state in states[:1]] == [("then", "trials", f"{best.number:04d}")]
+    assert tuned.folder.parts[-3:] == ("then", "trials", f"{best.number:04d}")
     assert [state.status for state in states] == ["finished"] * 3
     assert [table.row_count for table in shown] == [2, 1]
-    for before, after in zip(best.runs, tuned.runs, strict=True):
-        result, config = (
-            json.loads((after.folder / "result.json").read_text()),
-            load_config(after.folder / "config.yaml"),
-        )
-        checkpoint = checkpoints(before.folder)[1]
-        assert result["started_from"]["checkpoint"] == str(checkpoint)
-        assert result["started_from"]["validation"] == before.metrics
-        assert (config.seed, config.train.epochs, config.train.backbone_lr_scale) == (before.seed, 2, 1)
-        was, now = (load_file(folder / "model.safetensors") for folder in (checkpoint, checkpoints(after.folder)[2]))
-        assert any(not torch.equal(was[name], now[name]) for name in was if name.startswith("backbone."))
+    run = tuned.runs[0].folder
+    started, checkpoint = (
+        json.loads((run / "result.json").read_text())["started_from"],
+        checkpoints(best.runs[0].folder)[1],
+    )
+    assert (started["checkpoint"], started["validation"]) == (str(checkpoint), best.runs[0].metrics)
+    assert load_config(run / "config.yaml").train.backbone_lr_scale == 1
+    was, now = (
+        load_student(folder, checkpoint_config(folder)).state_dict() for folder in (checkpoint, checkpoints(run)[1])
+    )
+    assert any(not torch.equal(was[name], now[name]) for name in was if name.startswith("backbone."))
 
 
-def test_more_trials_and_an_interruption_repeat_no_fine_tuning_and_a_failure_loses_no_other(handed):
-    """As after kill -9 in its second epoch, the fine-tuning that was there resumes; that of the other trial must fail."""
+def test_more_trials_are_fine_tuned_too_what_has_begun_resumes_and_a_failure_loses_no_other(handed):
+    """The fine-tuning that was there is as after kill -9 in its last step; that of the other trial must fail."""
     path, (tuned, best, second), _ = handed
-    for name in ("outcome.json", "seed_1/result.json"):
-        (tuned.folder / name).unlink()
-    shutil.rmtree(checkpoints(tuned.folder / "seed_1")[2])
-    done = (tuned.folder / "seed_0" / "metrics.jsonl").read_bytes()
+    run = tuned.runs[0].folder
+    for file in (tuned.folder / "outcome.json", run / "result.json"):
+        file.unlink()
+    shutil.rmtree(checkpoints(run)[1])
+    assert newest_checkpoint(run).name == "checkpoint_epoch_0000_step_00000002"
+    first_steps = (run / "metrics.jsonl").read_text().splitlines()[:2]
     damaged = checkpoints(second.runs[0].folder)[1] / "model.safetensors"
-    save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(damaged).items()}, damaged)
+    weights = {name: torch.full_like(value, torch.nan) for name, value in load_file(damaged).items()}
+    save_file(weights, damaged, metadata=read_metadata(damaged))
     with logged() as said:
         states = run_sweep(
             plan_sweep(path, {"num_samples": 3, "then.keep": 3, "keep_best": 1}), print_table=lambda table: None
         )
     now = {state.number: state for state in states[:3]}
     assert {state.folder.parts[-3] for state in states[:3]} == {"then"}
-    assert now.keys() == {0, 1, 2}
-    assert (now[best.number].status, now[2].status, now[second.number].status) == ("finished", "finished", "failed")
+    assert {number: state.status for number, state in now.items()} == {
+        best.number: "finished",
+        second.number: "failed",
+        2: "finished",
+    }
     assert "NaN or infinite" in now[second.number].error
-    assert (tuned.folder / "seed_0" / "metrics.jsonl").read_bytes() == done, "what is finished is not repeated"
-    steps = [row["step"] for row in read_metrics(tuned.folder / "seed_1") if "split" not in row]
-    assert steps == list(range(1, 7)), "what has begun resumes"
+    assert (run / "metrics.jsonl").read_text().splitlines()[:2] == first_steps
+    assert [row["step"] for row in read_metrics(run) if "split" not in row] == [1, 2, 3], "what has begun resumes"
     assert any(re.search(r"fine-tuning 3 trials, the best of the search \(\d, \d, \d\)", line) for line in said)
-    assert load_config(plan_sweep(path).folder / "best.yaml").train.start_from is not None
-    assert checkpoints(states[0].runs[0].folder)
+    start = load_config(states[0].folder.parents[2] / "best.yaml").train.start_from
+    assert start.parts[-3:-1] == (states[0].folder.name, "seed_0")
+    assert start.is_dir(), "best.yaml can be trained"
 
 
 def test_trials_that_do_not_fit_are_an_error_before_the_start(project):
