@@ -245,6 +245,21 @@ def test_experiments_with_other_losses_and_top_k_share_stores(load_knowing):
     assert find_shared([]) == []
 
 
+def test_a_clip_store_whose_frames_are_gone_is_made_again_for_fine_tuning(tmp_path, build_project, captions):
+    """Embeddings of a finished store suffice for the search, but not for a backbone that moves."""
+    build_project(tmp_path, captions)
+    path = tmp_path / "sweep.yaml"
+    text = "{name: s, base: experiment.yaml, set: {train.backbone_lr_scale: 0}, space: {loss.distill: {choice: [0]}}, "
+    path.write_text(text + "search: grid, then: {train.backbone_lr_scale: 1}}")
+    plan = plan_sweep(path, {"resources.workers": 1})
+    (store, _) = find_shared(plan.configs, fine_tuned=plan.fine_tuned)
+    assert (store.what, store.trials, store.there) == ("clip store", 1, True)
+    for file in (plan.base.clip_store / "clips").iterdir():
+        file.unlink()
+    (store, _) = find_shared(plan.configs, fine_tuned=plan.fine_tuned)
+    assert not store.there
+
+
 def test_a_dictionary_with_too_few_phrases_for_a_trial_is_an_error_before_the_trials(load_knowing, knowledge):
     few, many = (load_knowing(**{"knowledge.top_k": top_k, "knowledge.num_matches": 30}) for top_k in (6, 7))
     check_shared([many, few])  # nothing is there yet

@@ -147,7 +147,8 @@ def _run_stage(plan: Plan, what: str) -> None:
     # logs that it was configured not to write.
     for name in ("execution.tune_controller", "analysis.experiment_analysis"):
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
-    with _interruptible(), follow_sweep(plan.folder, plan.sweep, total=plan.num_trials):
+    of_what = "fine-tuning" if plan.searched else "trial"
+    with _interruptible(), follow_sweep(plan.folder, plan.sweep, total=plan.num_trials, what=of_what):
         _fit(plan, at_once, gpus)
 
 
