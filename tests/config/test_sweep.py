@@ -66,6 +66,12 @@ def test_all_mistakes_at_once_with_path_value_and_remedy(tmp_path):
         ("space: {loss.distill: {grid: [0, 1]}}\nsearch: optuna", r"write choice instead of grid"),
         ("space: {'loss distill': {choice: [1]}}", r"write a dotted key"),
         ("space: {}", r"space: \{\}"),
+        ("space: {a.b: {choice: [1]}}\nthen: {keep: 2}", r"then: changes nothing; write what the fine-tuning changes"),
+        ("space: {a.b: {choice: [1]}}\nthen: {epochs: 1}", r"then.epochs: write a dotted key .* such as train.epochs"),
+        ("space: {a.b: {choice: [1]}}\nthen: {keep: 0, train.lr: 1}", r"then.keep: 0: .*Number of best trials"),
+        ("space: {a.b: {choice: [1]}}\nthen: {model.temporal: none}", r"then.model.temporal: cannot change: .*weights"),
+        ("space: {a.b: {choice: [1]}}\nthen: {seed: 1}", r"then.seed: cannot change: .*the seed of the run"),
+        ("space: {a.b: {choice: [1]}}\nthen: {train.start_from: x}", r"then.train.start_from: cannot change: each"),
         (
             "space: {a.b: {choice: [1], when: {a.c: 1}}, a.c: {choice: [1], when: {a.b: 1}}}",
             r"the conditions of a.b, a.c are circular",
@@ -110,6 +116,23 @@ def test_overrides_of_a_sweep(tmp_path, monkeypatch):
     assert sweep.set == {"train.epochs": 2, "train.lr_scale": 3}
     with pytest.raises(ConfigError, match=r"space.a.unifrom: unknown key; did you mean uniform(.|\n)*num_samples: 0: "):
         load_sweep(path, {"num_samples": 0, "space.a": {"unifrom": [0, 1]}})
+
+
+def test_keys_of_then_are_keys_of_the_experiment_and_keep(tmp_path):
+    path = write(tmp_path, SWEEP + "then: {keep: 3, train.epochs: 1, train.backbone_lr_scale: 1e-3}\n")
+    sweep = load_sweep(path)
+    assert (sweep.then.keep, sweep.then.changes) == (3, {"train.epochs": 1, "train.backbone_lr_scale": 1e-3})
+    of_sweep, of_experiment = split_overrides({"then.keep": 1, "then.train.epochs": 2, "train.epochs": 9})
+    assert of_experiment == {"train.epochs": 9}
+    changed = load_sweep(path, of_sweep)
+    assert (changed.then.keep, changed.then.changes["train.epochs"]) == (1, 2)
+    assert load_sweep(path, {"then": None}).then is None
+    assert load_sweep(write(tmp_path, SWEEP), {"then.train.lr": 1}).then.changes == {"train.lr": 1}
+    again = tmp_path / "again.yaml"
+    again.write_text(changed.to_yaml())
+    assert load_sweep(again).then == changed.then
+    with pytest.raises(ConfigError, match=r"then: 3: "):
+        load_sweep(write(tmp_path, SWEEP + "then: 3\n"))
 
 
 def test_the_seed_of_a_sweep_and_of_its_experiment_are_told_apart():

@@ -41,13 +41,22 @@ def sweep() -> SweepConfig:
 
 @pytest.fixture
 def write_trial(tmp_path: Path, tiny_config):
-    """Writes the folder of a trial: for each seed the t2v/R@1 after each epoch; `gallery` has (clips, captions)."""
+    """Writes the folder of a trial: for each seed the t2v/R@1 after each epoch; `gallery` has (clips, captions).
+
+    `stage` is "then" for a fine-tuned trial.
+    """
     (tmp_path / "base.yaml").write_text(tiny_config.to_yaml())
 
     def write(
-        number: int, point: dict, seeds: list[list[float]], status: str | None = None, error: str = "", gallery=()
+        number: int,
+        point: dict,
+        seeds: list[list[float]],
+        status: str | None = None,
+        error: str = "",
+        gallery=(),
+        stage: str = "",
     ) -> Path:
-        trial = begin_trial(tmp_path, number, point)
+        trial = begin_trial(tmp_path / stage, number, point)
         for seed, values in enumerate(seeds):
             folder = run_folder(trial, seed)
             folder.mkdir()

@@ -16,17 +16,9 @@ from tensorboard.plugins.hparams.metadata import (
 
 from waver.config import load_config
 from waver.sweeps.folder import read_trials
-from waver.sweeps.results import (
-    best_config,
-    end_runs,
-    mean_objective,
-    objective_deviation,
-    rank_trials,
-    results_table,
-    rivals_of_best,
-    short_names,
-    write_results,
-)
+from waver.sweeps.ranking import mean_objective, objective_deviation, rank_trials, rivals_of_best
+from waver.sweeps.results import best_config, end_runs, write_results
+from waver.sweeps.tables import results_table, short_names
 
 
 def test_objective_is_the_mean_over_seeds(tmp_path, written, sweep):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 import torch
@@ -53,7 +55,8 @@ def random_batch(config, num_pairs: int) -> Batch:
     ids=str,
 )
 def test_the_estimate_is_what_a_step_computes(load_knowing, settings):
-    config = load_knowing(**{"train.global_batch_size": 6, "train.epochs": 1, "knowledge.top_k": 0, **settings} | (
+    pixels = {"knowledge.top_k": 0, "embeddings.use": "never"}
+    config = load_knowing(**{"train.global_batch_size": 6, "train.epochs": 1, **pixels, **settings} | (
         {"knowledge.top_k": 3} if "loss.distill" in settings else {}))  # fmt: skip
     training = build_training(config, num_steps=1, device=torch.device("cpu"), phrases=torch.randn(9, 32))
     with FlopCounterMode(display=False) as counter:
@@ -81,7 +84,8 @@ def test_adapters_cost_less_than_training_the_towers_and_more_than_frozen_ones(l
     captions = table(train=(6, 1), validation=(1, 1))
     costs = []
     for settings in ({"train.backbone_lr_scale": 0}, {"model.lora.rank": 2, "model.lora.where": "text"}, {}):
-        config = load_knowing(**{"train.global_batch_size": 6, "train.epochs": 1, "knowledge.top_k": 0, **settings})
+        pixels = {"knowledge.top_k": 0, "embeddings.use": "never"}
+        config = load_knowing(**{"train.global_batch_size": 6, "train.epochs": 1, **pixels, **settings})
         training = build_training(config, num_steps=1, device=torch.device("cpu"))
         with FlopCounterMode(display=False) as counter:
             compute_gradients(training, random_batch(config, 6), config)
@@ -109,7 +113,7 @@ def test_epochs_captions_frozen_towers_and_workers_count(load_tiny):
     assert cost(20).training_flops == 2 * base.training_flops
     forward = count_forward(load_tiny())
     towers = 20 * (forward.caption + 3 * forward.frame)
-    frozen = cost(**{"train.backbone_lr_scale": 0})
+    frozen = cost(**{"train.backbone_lr_scale": 0, "embeddings.use": "never"})
     # The weights of tokens are trained in both; they are counted with the captions.
     assert base.training_flops - frozen.training_flops == 2 * towers
     two = cost(**{"resources.workers": 2, "similarity.kind": "xti"})
@@ -118,6 +122,40 @@ def test_epochs_captions_frozen_towers_and_workers_count(load_tiny):
     assert two.training_flops - one.training_flops == 3 * 20 * 6 * comparison
     clip = 3 * forward.frame + forward.clip
     assert base.evaluation_flops == 2 * (5 * clip + 10 * forward.caption + 50 * forward.comparison)
+
+
+def test_what_is_read_from_embeddings_is_computed_once(load_tiny):
+    """10 clips of train with 4 captions, 5 of validation with 2; frames and, if they are read often, captions."""
+    captions, forward = table(train=(10, 4), validation=(5, 2)), count_forward(load_tiny())
+
+    def cost(**settings) -> TrainingCost:
+        return training_cost(load_tiny(**{"train.backbone_lr_scale": 0, **settings}), captions)
+
+    pixels, once = cost(**{"embeddings.use": "never"}), cost()
+    assert pixels.embedding_flops == 0
+    assert once.embedding_flops == 15 * 3 * forward.frame
+    assert pixels.training_flops - once.training_flops == 2 * 10 * 3 * forward.frame
+    assert pixels.evaluation_flops - once.evaluation_flops == 2 * 5 * 3 * forward.frame
+    assert once.gpu_hours - once.embedding_hours == pytest.approx((once.flops - once.embedding_flops) / 4e13 / 3600)
+    tower = forward.caption - forward.words
+    often, words = cost(**{"train.epochs": 5}), cost(**{"train.epochs": 5, "embeddings.captions": False})
+    assert often.embedding_flops == once.embedding_flops + 50 * tower
+    assert words.training_flops - often.training_flops == 5 * 10 * tower
+    assert words.evaluation_flops - often.evaluation_flops == 5 * 10 * tower
+    assert cost(**{"train.backbone_lr_scale": 1}).embedding_flops == 0
+    text = cost(**{"train.backbone_lr_scale": 1, "train.freeze": ["text"], "embeddings.captions": True})
+    assert text.embedding_flops == 50 * tower
+
+
+def test_a_run_that_reads_embeddings_computes_what_is_estimated(load_tiny):
+    config = load_tiny(**{"train.backbone_lr_scale": 0, "train.epochs": 1, "embeddings.captions": True})
+    training = build_training(config, num_steps=1, device=torch.device("cpu"))
+    batch = random_batch(config, 6)
+    batch = replace(batch, frames=torch.randn(6, 3, 32), tokens=torch.randn(6, config.text.max_words, 32))
+    with FlopCounterMode(display=False) as counter:
+        compute_gradients(training, batch, config)
+    cost = training_cost(config, table(train=(6, 1), validation=(1, 1)))
+    assert counter.get_total_flops() == pytest.approx(cost.training_flops, rel=0.1)
 
 
 def test_a_tower_that_the_meta_device_cannot_run_is_an_error_in_words(load_tiny, monkeypatch):
@@ -134,6 +172,10 @@ def test_cost_in_words():
         "(assumed of an A100 in bf16)"
     )
     assert TrainingCost(1, 3 * 10**12, 0).describe().startswith("3 TFLOP for 1 pairs")
+    shared = TrainingCost(1, 144 * 10**15, 0, 288 * 10**15).describe()
+    assert shared.startswith("432 PFLOP")
+    assert "3.0 GPU-hours at 40 TFLOP/s" in shared
+    assert shared.endswith("), 2.0 GPU-hours of it for embeddings that other runs share")
     assert [format_hours(hours) for hours in (0.001, 0.05, 1.25, 77.5)] == [
         "less than a GPU-minute",
         "3 GPU-minutes",

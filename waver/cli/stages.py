@@ -159,7 +159,8 @@ def tune(
     overrides: SetOfSweep = [],  # noqa: B006
 ) -> None:
     """Search any settings of an experiment with Ray Tune; run again, it continues, and adds trials if num_samples grew."""
-    from waver.on_ray.tuning.plan import describe_plan, plan_sweep
+    from waver.on_ray.tuning.describe import describe_plan
+    from waver.on_ray.tuning.plan import plan_sweep
     from waver.on_ray.tuning.tune import run_sweep
 
     plan = plan_sweep(sweep, parse_overrides(overrides))

@@ -286,7 +286,10 @@ class ExperimentConfig(Section):
             "video": _without_usual(settings["video"] | _of_frames(frames)),
             "model": _without_usual(settings["model"] | statistics),
             "train": {
-                name: value for name, value in settings["train"].items() if name not in _TRAIN_WITHOUT_EFFECT_ON_METRICS
+                name: value
+                for name, value in settings["train"].items()
+                if name not in _TRAIN_WITHOUT_EFFECT_ON_METRICS
+                and (name, value) != ("start_from", None)  # earlier versions did not have it
             },
             "ingest": {"frame_format": self.ingest.frame_format, "jpeg_quality": self.ingest.jpeg_quality},
         }

@@ -4,7 +4,8 @@ import difflib
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from waver.config.experiment import ExperimentConfig
 from waver.config.robustness import RobustnessConfig
@@ -199,6 +200,8 @@ def _section(location: list[str], raw: Any, kind: type[Section]) -> type[Section
         return DATA_SETS.get(chosen, CommonData) if isinstance(chosen, str) else CommonData
     annotation = kind.model_fields.get(location[0])
     annotation = annotation.annotation if annotation else None
+    # A section that may be null is a union with None.
+    annotation = next((part for part in get_args(annotation) if part is not NoneType), annotation)
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 

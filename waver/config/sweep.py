@@ -1,11 +1,12 @@
 """The configuration of a sweep."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from waver.tools.section import Count, Section
 
@@ -107,8 +108,54 @@ class SchedulerConfig(Section):
     """Factor r of asha: the best 1/r of the trials continue at each step."""
 
 
+_NOT_IN_THEN = {
+    "name": "a fine-tuning is named after the sweep and its trial",
+    "seed": "a fine-tuning has the seed of the run that it starts from",
+    "train.start_from": "each fine-tuning starts from its trial",
+    "model": "a fine-tuning has the model of its trial, whose weights it starts from",
+    "similarity": "a fine-tuning has the model of its trial, whose weights it starts from",
+    "data": "a fine-tuning is compared with its trial, on the same data",
+    "video": "a fine-tuning is compared with its trial, on the same frames",
+    "text": "a fine-tuning is compared with its trial, on the same words",
+    "vocabulary": "a fine-tuning has the dictionary of its trial",
+    "storage": "trials share one storage",
+}
+"""Section or key that fine-tuning cannot change -> reason."""
+
+
+class ThenConfig(Section):
+    """What happens to the best points after the search: they are trained further, from the weights of their trials.
+
+    All keys but `keep` are dotted keys of the experiment, which the fine-tuning changes in that of its trial.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Any]
+
+    keep: Count = 1
+    """Number of best trials that are handed to fine-tuning."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Dotted key -> value that the fine-tuning changes in the experiment of its trial."""
+        return dict(self.__pydantic_extra__)
+
+    def mistakes(self) -> Iterator[str]:
+        """Yields a sentence for each key that cannot stand here."""
+        if not self.changes:
+            yield (
+                "then: changes nothing; write what the fine-tuning changes, such as train.epochs: 1 and "
+                "train.backbone_lr_scale: 1e-3"
+            )
+        for key in self.changes:
+            if not re.fullmatch(r"\w+(\.\w+)+", key) and key not in _NOT_IN_THEN:
+                yield f"then.{key}: write a dotted key of the experiment, such as train.epochs, or keep"
+            elif reason := _NOT_IN_THEN.get(key) or _NOT_IN_THEN.get(key.partition(".")[0]):
+                yield f"then.{key}: cannot change: {reason}"
+
+
 class SweepConfig(Section):
-    """One sweep: the base experiment, the keys to vary, and the search."""
+    """One sweep: the base experiment, the keys to vary, the search, and what happens to the best points."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names the folder of the sweep."""
@@ -135,7 +182,11 @@ class SweepConfig(Section):
     """How often a trial whose process was lost resumes from its last checkpoint. A trial that fails with an error is not
     repeated."""
     keep_best: Count = 1
-    """Number of best trials whose checkpoints are kept."""
+    """Number of best trials whose checkpoints are kept; with `then`, those of the searched ones also until they are
+    fine-tuned, and those from which the best fine-tuned ones started."""
+    then: ThenConfig | None = None
+    """After the search, the `keep` best trials are trained further from their best checkpoints, with the other keys of this
+    section changed in their experiment: {keep: 3, train.epochs: 1, train.backbone_lr_scale: 1e-3}. null: they are not."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SweepConfig":
@@ -153,6 +204,7 @@ class SweepConfig(Section):
                 )
             if self.search == "optuna" and parameter.kind == "grid":
                 problems.append(f"space.{key}: with search: optuna write choice instead of grid")
+        problems += self.then.mistakes() if self.then else []
         if problems:
             raise ValueError("; ".join(problems))
         sort_by_conditions(self.space)

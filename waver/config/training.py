@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from waver.tools.section import Count, Fraction, NotNegative, Positive, Section
+from waver.tools.section import AnyPath, Count, Fraction, NotNegative, Positive, Section
 
 
 class LossConfig(Section):
@@ -63,6 +63,9 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: bfloat16 autocast. fp32: single precision. auto: bf16 on GPUs, fp32 on CPUs, also where a CPU
     computes bf16 natively."""
+    start_from: AnyPath | None = None
+    """Folder of a run, whose best checkpoint is taken, or of a checkpoint: training starts from its weights, with a new
+    optimizer and schedule. null: the backbone starts from model.weights, and all other parts at random."""
 
     @field_validator("freeze")
     @classmethod

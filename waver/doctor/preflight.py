@@ -16,6 +16,7 @@ from waver.doctor.stages import (
     check_evaluated_split,
     check_phrases,
     check_resumed_checkpoint,
+    check_started_from,
     check_training,
     check_writers,
     find_knowledge,
@@ -75,10 +76,14 @@ def check_inputs(
     needs_model = trains or before in ("embed", "match")
     if needs_model or later:
         model = checks.load("model", machine.measure_model, config, needed=needs_model)
-        reads_weights = not begun or config.model.lora is not None  # else a run that continues loads its checkpoint
+        # A run that continues loads its checkpoint, and one that starts from a checkpoint loads that.
+        loads_checkpoint = begun or config.train.start_from is not None
+        reads_weights = not loads_checkpoint or config.model.lora is not None
         if later or reads_weights:
             needed = needs_model and reads_weights
             checks.run("weights", machine.check_model_weights, config, needed=needed, elsewhere=on_cluster)
+    if config.train.start_from and not begun and (trains or later):
+        checks.run("start", check_started_from, config, needed=trains)
     if later and model and captions is not None:
         checks.run("cost of training", machine.check_cost, config, captions)
     if before not in ("ingest", "embed") or later:

@@ -37,6 +37,7 @@ from waver.runs.inputs import (
     store_settings,
     training_knowledge,
 )
+from waver.runs.start import check_start
 from waver.tools.errors import WaverError
 from waver.tools.lock import describe_lock
 from waver.tools.object_store import display_path, exists
@@ -284,6 +285,19 @@ def check_resumed_checkpoint(run_folder: Path, *, needed: bool) -> Iterator[Find
         if isinstance(error, FrozenWeightsError):  # that has the same, and the message says how to mend it
             remedy = ""
         yield Finding("error" if needed else "info", "checkpoint", str(error), remedy)
+
+
+def check_started_from(config: ExperimentConfig, *, needed: bool) -> Iterator[Finding]:
+    """Checks that the checkpoint of train.start_from is there and fits the model.
+
+    Args:
+        config: configuration of a run that starts from a checkpoint.
+        needed: whether training is the next stage.
+    """
+    try:
+        yield Finding("ok", "start", f"the run starts from the weights of {display_path(check_start(config))}")
+    except CheckpointError as error:
+        yield Finding("error" if needed else "info", "start", str(error), "set train.start_from to a run of this model")
 
 
 def check_writers(folder: Path) -> Iterator[Finding]:

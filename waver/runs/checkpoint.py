@@ -114,6 +114,15 @@ def restore_training(folder: Path, training: Training) -> None:
         _set_rng_state(state["rng"][parallel.rank()])
 
 
+def restore_weights(folder: Path, student: Student) -> None:
+    """Loads the weights of a checkpoint into a student, and nothing else of the run.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, the weights are of another architecture, or a value is not finite.
+    """
+    _load_weights(student, folder)
+
+
 def load_student(folder: Path, config: ExperimentConfig) -> Student:
     """Builds the model of a configuration and loads the weights of a checkpoint into it.
 

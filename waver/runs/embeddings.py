@@ -19,6 +19,7 @@ from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.data.embedded_clips import EmbeddedClips, EmbeddingPaths
 from waver.data.embedding_store import (
+    EmbeddingError,
     EmbeddingSettings,
     EmbeddingStore,
     check_settings,
@@ -239,9 +240,18 @@ def check_embeddings(config: ExperimentConfig, backbone: Backbone, clips: ClipSt
     if not isinstance(clips, EmbeddedClips):
         return
     if clips.frames:
-        check_settings(clips.frames.path, clips.frames.settings, _frame_settings(config, backbone, clips.clips))
+        _check_settings(config, clips.frames, _frame_settings(config, backbone, clips.clips))
     if clips.tokens:
-        check_settings(clips.tokens.path, clips.tokens.settings, _token_settings(config, backbone))
+        _check_settings(config, clips.tokens, _token_settings(config, backbone))
+
+
+def _check_settings(config: ExperimentConfig, store: EmbeddingStore, asked: EmbeddingSettings) -> None:
+    if config.train.start_from and store.settings.tower != asked.tower:
+        raise EmbeddingError(
+            f"train.start_from = {display_path(config.train.start_from)} has trained the tower whose embeddings are in "
+            f"{display_path(store.path)}, so that they are those of other weights: set embeddings.use to never"
+        )
+    check_settings(store.path, store.settings, asked)
 
 
 def _frame_settings(config: ExperimentConfig, backbone: Backbone, clips: ClipStore) -> EmbeddingSettings:

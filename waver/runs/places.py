@@ -59,7 +59,7 @@ def runs_in(folder: Path) -> list[Path]:
     """Returns the runs in a folder, and those of the trials in it, sorted."""
     if remote_of(folder):
         return [folder / name for name in list_names(folder) if exists(folder / name / "config.yaml")]
-    found = [*folder.glob("*/config.yaml"), *folder.glob("trials/*/*/config.yaml")]
+    found = [run for place in ("*", "trials/*/*", "then/trials/*/*") for run in folder.glob(f"{place}/config.yaml")]
     return sorted(path.parent for path in found)
 
 

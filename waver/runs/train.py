@@ -31,6 +31,7 @@ from waver.runs.folder import (
     zero_shot_metrics,
 )
 from waver.runs.results import evaluated_split
+from waver.runs.start import find_start, read_start, record_start
 from waver.runs.tracking import read_metrics
 from waver.runs.train_loop import TrainingJob
 from waver.tools.files import write_json
@@ -109,13 +110,16 @@ def train(
     newest = newest_checkpoint(folder)
     if newest and knowledge:
         knowledge.check_same_dictionary(newest, checkpoint_knowledge(newest))
+    start = None if newest else find_start(config, knowledge)
     logger.info(_start_text(config, folder, plan, newest))
     if newest:
         logger.info(f"the activation of the backbone is {stored_activation(newest)}")
+    elif start:
+        record_start(folder, start)
     elif config.model.weights:
         logger.info(weights_text(config.model.backbone, config.model.weights))
     knowledge_path = knowledge.path if knowledge else None
-    job = TrainingJob(config, plan.rows, store.path, knowledge_path, folder, group)
+    job = TrainingJob(config, plan.rows, store.path, knowledge_path, folder, group, start_from=start)
     outcome = launch(job, captions, plan.num_steps)
     if isinstance(outcome, Interrupted):
         raise Terminated(
@@ -200,6 +204,7 @@ def _run_result(
         "best_checkpoint": checkpoint.name,
         "validation": metrics,
         "zero_shot": zero_shot_metrics(folder),
+        "started_from": read_start(folder),
         "rivals": rivals_of_best([row for row in read_metrics(folder) if row.get("split") == "validation"]),
         "validation_split": validation_source(captions),
         "data": plan.data,

@@ -22,7 +22,7 @@ from waver.data.clip_store import ClipStore
 from waver.data.embedded_clips import EmbeddedClips, EmbeddingPaths
 from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
 from waver.knowledge.store import Knowledge
-from waver.runs.checkpoint import CheckpointError, restore_training, save_checkpoint
+from waver.runs.checkpoint import CheckpointError, restore_training, restore_weights, save_checkpoint
 from waver.runs.control import Command, Interrupted, NextCommand
 from waver.runs.embeddings import RunBlocks, check_embeddings, embed_missing, run_in_process, training_needs
 from waver.runs.folder import checkpoint_name, completed_epochs, keep_checkpoint, newest_checkpoint
@@ -51,11 +51,14 @@ class TrainingJob:
     """Name shared by runs that differ only in their seed; empty for none."""
     embeddings: EmbeddingPaths = field(default_factory=EmbeddingPaths)
     """Folders of the embedding stores to read; by default pixels and words are read."""
+    start_from: Path | None = None
+    """Checkpoint from whose weights a new run starts; None for pre-trained or random weights."""
 
     @property
     def zero_shot(self) -> bool:
-        """Whether to evaluate the backbone before the first step. Not in a sweep: all trials would compute the same."""
-        return self.config.model.weights is not None and not self.group
+        """Whether to evaluate the backbone before the first step: pre-trained, and not in a sweep, whose trials share it."""
+        pretrained = self.config.model.weights is not None and self.config.train.start_from is None
+        return pretrained and not self.group
 
 
 def embed_inputs(job: TrainingJob, captions: pa.Table, *, run: RunBlocks = run_in_process) -> TrainingJob:
@@ -239,7 +242,10 @@ def _train_until(
 def _start_or_resume(
     job: TrainingJob, knowledge: Knowledge | None, steps: list[np.ndarray], device: torch.device
 ) -> Training:
-    """Builds model and optimizer, and restores them from the newest complete checkpoint, if there is one."""
+    """Builds model and optimizer, and restores them from the newest complete checkpoint, if there is one.
+
+    A new run restores the weights alone, from the checkpoint that it starts from, if there is one.
+    """
     # Rank 0 chooses the checkpoint for all: on a network disk, other workers may not see the newest one yet.
     checkpoint = parallel.broadcast_object(newest_checkpoint(job.run_folder))
     training = build_training(
@@ -247,8 +253,10 @@ def _start_or_resume(
         num_steps=len(steps),
         device=device,
         phrases=knowledge.phrase_embeddings() if knowledge else None,
-        pretrained=checkpoint is None,
+        pretrained=checkpoint is None and job.start_from is None,
     )
+    if checkpoint is None and job.start_from:
+        restore_weights(job.start_from, training.student)
     if checkpoint:
         restore_training(checkpoint, training)
         training.epoch = completed_epochs(checkpoint)

@@ -5,11 +5,12 @@ from typing import Any
 
 from waver.config import ExperimentConfig, SweepConfig, load_config, load_sweep
 from waver.sweeps.folder import SweepError
+from waver.sweeps.then import check_then
 from waver.tools.files import read_json, write_json
 from waver.tools.section import describe_differences, flatten
 
-_EXTENDING = ("num_samples", "max_concurrent", "max_failures", "keep_best")
-"""Keys of a sweep that do not change what a trial means; num_samples may only grow."""
+_EXTENDING = ("num_samples", "max_concurrent", "max_failures", "keep_best", "then")
+"""Keys of a sweep that do not change what a searched trial means; num_samples may only grow."""
 _IN_THE_BASE = ("base", "set")
 """Keys of a sweep whose effect is in the configuration of the base experiment."""
 
@@ -40,7 +41,8 @@ def check_sweep(folder: Path, sweep: SweepConfig, base: ExperimentConfig) -> Non
         base: configuration of its base experiment.
 
     Raises:
-        SweepError: if the folder holds trials that mean something else, or more trials.
+        SweepError: if the folder holds trials that mean something else, or more trials; also if its best trials cannot be
+            fine-tuned as the sweep asks, see `check_then`.
     """
     if not _has_begun(folder):
         return
@@ -55,8 +57,9 @@ def check_sweep(folder: Path, sweep: SweepConfig, base: ExperimentConfig) -> Non
         raise SweepError(
             f"{folder} holds a sweep whose trials mean something else ({'; '.join(different)}): choose another name (--set "
             "name=...), or delete the folder. A sweep keeps its name if num_samples grows, and if max_concurrent, "
-            "max_failures, keep_best or settings without effect on metrics change"
+            "max_failures, keep_best, then or settings without effect on metrics change"
         )
+    check_then(folder, sweep)
 
 
 def sample_counts(folder: Path, sweep: SweepConfig) -> list[int]:

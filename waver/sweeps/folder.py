@@ -10,6 +10,7 @@ trials/0007/        one folder per trial:
   failure.json        error of the last failed attempt, if the process of the trial could write it
   outcome.json        written when the trial ends: finished, stopped (by the scheduler) or failed
   seed_0/             run folder, as `waver train` writes it; one per seed
+then/trials/0007/   the same files of a trial that was fine-tuned after the search, see `waver.sweeps.then`
 tune*/              state of Ray Tune, with which a search by Optuna resumes
 results.csv, results.parquet, best.yaml, report.html, events/
 writer-*.json       the lock of the process that runs the sweep, see `waver.tools.lock`

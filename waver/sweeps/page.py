@@ -25,7 +25,8 @@ def write_page(
     shared: Sequence[Mapping[str, Any]],
     *,
     chance: str = "",
-    rivals: Sequence[str] = (),
+    remarks: Sequence[str] = (),
+    fine_tuned: Sequence[Mapping[str, Any]] = (),
 ) -> list[str]:
     """Writes the report page of a sweep.
 
@@ -36,7 +37,8 @@ def write_page(
             epochs, seconds, gpu_seconds, ended_s, error, point, values.
         shared: one mapping per clip store or knowledge that trials share, with the keys what, path, trials, there, seconds.
         chance: what stands beside the objective, see `chance_text`.
-        rivals: sentences on trials that are as good as the best, see `rivals_of_best`.
+        remarks: sentences on the best trial, such as those of `rivals_of_best`.
+        fine_tuned: as `rows`, of the fine-tuned trials, which have the numbers of the trials that they started from.
 
     Returns:
         One sentence for each plot that is missing, with the reason.
@@ -44,8 +46,9 @@ def write_page(
     keys = list(sweep.space)
     plots, missing = _plots(sweep, [row for row in rows if row["objective"] is not None])
     body = [
-        f"<p>{_summary(sweep, rows, chance)}</p>",
-        *(f"<p>{escape(sentence)}.</p>" for sentence in rivals),
+        f"<p>{_summary(sweep, rows, fine_tuned, chance)}</p>",
+        *(f"<p>{escape(sentence)}.</p>" for sentence in remarks),
+        *_fine_tuned(sweep, rows, fine_tuned, chance),
         "<h2>Trials</h2>",
         html_table(
             ["trial", "", f"{sweep.objective.metric}{chance}", "epochs", "seconds", "GPU-seconds", *keys],
@@ -55,11 +58,31 @@ def write_page(
         *plots,
         "<h2>Shared by the trials</h2>",
         _shared_table(shared),
-        *_failures(rows),
+        *_failures([*fine_tuned, *rows]),
         f"<h2>Configuration of the sweep</h2><pre>{escape(sweep.to_yaml())}</pre>",
     ]
     write_html(path, f"Sweep {sweep.name}", body, _STYLE)
     return missing
+
+
+def _fine_tuned(
+    sweep: SweepConfig, rows: Sequence[Mapping[str, Any]], fine_tuned: Sequence[Mapping[str, Any]], chance: str
+) -> list[str]:
+    """Returns heading and table of the fine-tuned trials; nothing if there are none."""
+    if sweep.then is None or not fine_tuned:
+        return []
+    keys, metric = list(sweep.space), sweep.objective.metric
+    before = {row["number"]: row["objective_text"] for row in rows}
+    changed = ", ".join(f"{key} = {_text(value)}" for key, value in sweep.then.changes.items())
+    return [
+        "<h2>Fine-tuned</h2>",
+        f"<p>{escape(f'Each starts from the best checkpoint of the searched trial of its number, with {changed}.')}</p>",
+        html_table(
+            ["from trial", "", f"{metric}{chance}", "before", "epochs", "seconds", "GPU-seconds", *keys],
+            [[*_cells(row, keys)[:3], before.get(row["number"], ""), *_cells(row, keys)[3:]] for row in fine_tuned],
+            [row["status"] for row in fine_tuned],
+        ),
+    ]
 
 
 def _plots(sweep: SweepConfig, measured: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
@@ -103,13 +126,16 @@ def _shared_table(shared: Sequence[Mapping[str, Any]]) -> str:
     return html_table(["what", "path", "trials", "", "seconds"], rows)
 
 
-def _summary(sweep: SweepConfig, rows: Sequence[Mapping[str, Any]], chance: str) -> str:
+def _summary(
+    sweep: SweepConfig, rows: Sequence[Mapping[str, Any]], fine_tuned: Sequence[Mapping[str, Any]], chance: str
+) -> str:
     counts = {
         name: sum(row["status"] == name for row in rows) for name in ("finished", "stopped", "failed", "interrupted")
     }
     words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "interrupted": "interrupted"}
     counts_text = ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
-    seconds, gpu_seconds = (sum(row[name] for row in rows) for name in ("seconds", "gpu_seconds"))
+    counts_text += f"; {len(fine_tuned)} of them fine-tuned" if fine_tuned else ""
+    seconds, gpu_seconds = (sum(row[name] for row in (*rows, *fine_tuned)) for name in ("seconds", "gpu_seconds"))
     seeds = f", mean over {sweep.repeats} seeds" if sweep.repeats > 1 else ""
     return escape(
         f"{len(rows)} trials: {counts_text}. Objective: {sweep.objective.metric} on {sweep.objective.split}{chance}{seeds}. "

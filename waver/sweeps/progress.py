@@ -12,7 +12,9 @@ from rich.live import Live
 
 from waver.config import SweepConfig
 from waver.sweeps.folder import TrialState, read_trials
-from waver.sweeps.results import chance_text, objective_text, rank_trials, trials_table
+from waver.sweeps.ranking import chance_text, objective_text, rank_trials
+from waver.sweeps.tables import trials_table
+from waver.tools.names import counted
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +23,7 @@ _SHOWN = 20
 
 
 @contextmanager
-def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int) -> Generator[None, None, None]:
+def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int, what: str = "trial") -> Generator[None, None, None]:
     """Polls the files of the trials and shows their state while the body of the `with` statement runs.
 
     A thread reads the files, so the sweep itself is not slowed down.
@@ -30,6 +32,7 @@ def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int) -> Generator[N
         folder: folder of the sweep.
         sweep: configuration of the sweep.
         total: number of trials of the whole sweep.
+        what: `trial`, or `fine-tuning`, whose folder is that of the fine-tunings.
     """
     console, stop = Console(stderr=True), threading.Event()
     known = {state.number for state in read_trials(folder) if state.status != "running"}
@@ -37,13 +40,13 @@ def follow_sweep(folder: Path, sweep: SweepConfig, *, total: int) -> Generator[N
     def update(live: Live | None) -> None:
         states = read_trials(folder)
         if live:
-            title = f"{_title(states, total)}{chance_text(states, sweep)}"
+            title = f"{_title(states, total, what)}{chance_text(states, sweep)}"
             live.update(trials_table(title, rank_trials(states, sweep)[:_SHOWN], sweep))
             return
         for state in states:
             if state.status != "running" and state.number not in known:
                 known.add(state.number)
-                logger.info(f"trial {state.number} {_line(state, sweep)}; {_title(states, total)}")
+                logger.info(f"{what} {state.number} {_line(state, sweep)}; {_title(states, total, what)}")
 
     def follow(live: Live | None) -> None:
         took = 0.0
@@ -76,9 +79,9 @@ def _line(state: TrialState, sweep: SweepConfig) -> str:
     return f"{what}, {sweep.objective.metric} {value}, {state.seconds:.0f} s: {point}"
 
 
-def _title(states: list[TrialState], total: int) -> str:
+def _title(states: list[TrialState], total: int, what: str) -> str:
     by_status = {
         name: sum(state.status == name for state in states) for name in ("running", "finished", "stopped", "failed")
     }
     counts = [f"{count} {name}" for name, count in by_status.items() if count]
-    return f"{', '.join(counts) or 'none started'} of {total} trials"
+    return f"{', '.join(counts) or 'none started'} of {counted(total, what)}"

@@ -5,7 +5,7 @@ A point maps dotted keys to values, as `--set` does. A key whose `when` conditio
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from waver.config import (
     ParameterConfig,
     SweepConfig,
     check_config,
+    load_config,
     load_sweep,
     split_overrides,
 )
@@ -145,13 +146,16 @@ def corner_points(sweep: SweepConfig, base: ExperimentConfig) -> list[Point]:
 def point_configs(
     sweep: SweepConfig, base: ExperimentConfig, overrides: Mapping[str, Any], points: list[Point]
 ) -> tuple[ExperimentConfig, ...]:
-    """Resolves and validates the experiment of every point.
+    """Resolves and validates the experiment of every point, and that of its fine-tuning.
 
     Args:
         sweep: configuration of the sweep.
         base: configuration of its base experiment.
         overrides: settings that all trials change, see `base_overrides`.
         points: the points.
+
+    Returns:
+        The experiments of the points; see `fine_tuned_configs` for those of their fine-tunings.
 
     Raises:
         ConfigError: with every distinct mistake, and the number of points that have it.
@@ -168,6 +172,7 @@ def point_configs(
         if config is not None:
             configs.append(config)
         problems.update(mistakes)
+        problems.update(_mistakes_of_then(sweep, config, {**overrides, **point}, known=mistakes))
     if problems:
         lines = [f"  {problem} (in {count} of {len(points)} points)" for problem, count in problems.most_common(_SHOWN)]
         if len(problems) > _SHOWN:
@@ -177,6 +182,77 @@ def point_configs(
             + "\n".join(lines)
         )
     return tuple(configs)
+
+
+def fine_tuned_point(sweep: SweepConfig, point: Point) -> Point:
+    """Returns a point with the values that its keys have in the fine-tuning."""
+    changes = sweep.then.changes if sweep.then else {}
+    return {key: changes.get(key, value) for key, value in point.items()}
+
+
+def fine_tuned_configs(
+    sweep: SweepConfig, overrides: Mapping[str, Any], points: Iterable[Point]
+) -> tuple[ExperimentConfig, ...]:
+    """Returns the experiment of the fine-tuning of every point, without the checkpoint that it starts from.
+
+    Args:
+        sweep: configuration of the sweep.
+        overrides: settings that all trials change, see `base_overrides`.
+        points: points that `point_configs` accepts.
+
+    Returns:
+        The experiments; none if the sweep hands nothing to fine-tuning.
+    """
+    if sweep.then is None:
+        return ()
+    return tuple(load_config(sweep.base, {**overrides, **point, **sweep.then.changes}) for point in points)
+
+
+def _mistakes_of_then(
+    sweep: SweepConfig, searched: ExperimentConfig | None, overrides: Mapping[str, Any], *, known: Sequence[str]
+) -> list[str]:
+    """Returns a line for each reason why a point cannot be fine-tuned as the sweep asks.
+
+    Args:
+        sweep: configuration of the sweep.
+        searched: experiment of the point; None if it is invalid.
+        overrides: settings that the trial changes in the base experiment.
+        known: mistakes of the point itself, which are not repeated.
+    """
+    if sweep.then is None:
+        return []
+    changes = sweep.then.changes
+    config, mistakes = check_config(sweep.base, {**overrides, **changes})
+    if searched is not None and config is not None:
+        mistakes = list(_misfits(searched, config))
+    mistakes = [mistake for mistake in mistakes if mistake not in known]
+    return [f"then{'.' if mistake.startswith(tuple(changes)) else ': '}{mistake}" for mistake in mistakes]
+
+
+def _misfits(searched: ExperimentConfig, config: ExperimentConfig) -> Iterator[str]:
+    """Says why a fine-tuning cannot start from the weights of its trial, or reads what that did not."""
+    if config.loss.kind != searched.loss.kind:
+        yield f"loss.kind = {config.loss.kind}, but the trial is trained with {searched.loss.kind}: remove it from `then`"
+    if config.uses_fusion != searched.uses_fusion:
+        have = "no weights of fusion, which the trial has" if searched.uses_fusion else "weights of fusion"
+        yield (
+            f"the model would have {have}: loss.distill, knowledge.top_k, knowledge.fusion and knowledge.at_inference must "
+            "leave it as in the search"
+        )
+    phrases = (config.knowledge.released, config.dictionary)
+    if (
+        config.uses_knowledge
+        and searched.uses_knowledge
+        and phrases != (searched.knowledge.released, searched.dictionary)
+    ):
+        yield "knowledge.released: the phrases must be those of the search: remove it from `then`"
+    if config.embeddings.use == "never":
+        return
+    if refrozen := [tower for tower in config.frozen_towers if tower not in searched.frozen_towers]:
+        yield (
+            f"the search trains {' and '.join(refrozen)}, so that stored embeddings would be those of other weights: add "
+            "embeddings.use: never to `then`"
+        )
 
 
 def _holds(when: Mapping[str, Any], point: Point, space: Mapping[str, ParameterConfig], base: ExperimentConfig) -> bool:

@@ -1,5 +1,7 @@
 """Estimates the floating-point operations of a training run, its evaluations included, before anything runs.
 
+Towers whose embeddings a run reads from a store cost one pass over each frame and caption, in all runs together.
+
 A multiplication and an addition are two operations, as in the figures of GPU vendors. Only matrix products, convolutions and
 attention count: all else is far less.
 """
@@ -48,6 +50,8 @@ class ForwardFlops:
     """Vision tower, one frame."""
     caption: int
     """Text tower, one caption of text.max_words tokens, and the weights of its tokens."""
+    words: int
+    """The weights of its tokens alone."""
     clip: int
     """Temporal aggregator, one clip of video.max_frames frames, and the weights of its frames."""
     fusion: int
@@ -69,24 +73,44 @@ class TrainingCost:
     training_flops: int
     evaluation_flops: int
     """Of the validations after all epochs."""
+    embedding_flops: int = 0
+    """Of frozen towers that embed frames and captions once, for all runs that read the same stores."""
 
     @property
     def flops(self) -> int:
-        """Operations of the whole run."""
-        return self.training_flops + self.evaluation_flops
+        """Operations of the whole run, if nothing is embedded yet."""
+        return self.training_flops + self.evaluation_flops + self.embedding_flops
 
     @property
     def gpu_hours(self) -> float:
         """Hours of one GPU at `SUSTAINED_TFLOPS`, without its waits."""
-        return self.flops / (SUSTAINED_TFLOPS * 1e12) / 3600
+        return _gpu_hours(self.flops)
+
+    @property
+    def embedding_hours(self) -> float:
+        """The part of `gpu_hours` for the embeddings."""
+        return _gpu_hours(self.embedding_flops)
 
     def describe(self) -> str:
         """Returns operations and GPU-hours of the run in words, with the assumed speed."""
-        scale, unit = next(((s, u) for s, u in _UNITS if self.flops >= s), _UNITS[-1])
-        return (
-            f"{self.flops / scale:.3g} {unit} for {self.num_pairs:,} pairs of a caption and a clip and the validations, "
-            f"{format_hours(self.gpu_hours)} at {SUSTAINED_TFLOPS:g} TFLOP/s (assumed of an A100 in bf16)"
+        embedded = (
+            f", {format_hours(self.embedding_hours)} of it for embeddings that other runs share"
+            if self.embedding_flops
+            else ""
         )
+        return (
+            f"{_format_flops(self.flops)} for {self.num_pairs:,} pairs of a caption and a clip and the validations, "
+            f"{format_hours(self.gpu_hours)} at {SUSTAINED_TFLOPS:g} TFLOP/s (assumed of an A100 in bf16){embedded}"
+        )
+
+
+def _gpu_hours(flops: int) -> float:
+    return flops / (SUSTAINED_TFLOPS * 1e12) / 3600
+
+
+def _format_flops(flops: int) -> str:
+    scale, unit = next(((s, u) for s, u in _UNITS if flops >= s), _UNITS[-1])
+    return f"{flops / scale:.3g} {unit}"
 
 
 def format_hours(gpu_hours: float) -> str:
@@ -114,26 +138,46 @@ def training_cost(config: ExperimentConfig, captions: pa.Table, forward: Forward
     """
     forward = forward or count_forward(config)
     train, max_frames = config.train, config.video.max_frames
-    num_train, _ = count_split(captions, "train")
+    num_train, num_texts = count_split(captions, "train")
     num_clips, num_captions = count_split(captions, "validation")
+    embedded = _embedded_towers(config, num_train, num_texts)
+    frame = 0 if "vision" in embedded else forward.frame
+    tower = 0 if "text" in embedded else forward.caption - forward.words
     retrieved = "informed" if config.informed_at_inference else "plain"
     ways = int(needs_plain(config.loss.weights, retrieved)) + int(config.uses_fusion)
     # With several workers, each computes its captions with all clips, and for a softmax its clips with all captions.
     both_ways = config.resources.max_workers > 1 and (config.loss.kind == "softmax" or config.loss.distill > 0)
     compared = min(train.global_batch_size, num_train) * (2 if both_ways else 1)
     again = int(_embeds_twice(config, num_train))
-    towers = forward.caption * (again + _tower_passes(config, "text", forward.text_blocks))
-    towers += max_frames * forward.frame * (again + _tower_passes(config, "vision", forward.vision_blocks))
+    towers = (tower + forward.words) * (again + _tower_passes(config, "text", forward.text_blocks))
+    towers += max_frames * frame * (again + _tower_passes(config, "vision", forward.vision_blocks))
     embedding = ways * forward.clip + forward.fusion
     heads = (_BACKWARD + again) * embedding + _BACKWARD * ways * compared * forward.comparison
     num_pairs = train.epochs * train.captions_per_clip * num_train
-    clip = max_frames * forward.frame + forward.clip + (forward.fusion if config.informed_at_inference else 0)
-    validation = num_clips * clip + num_captions * (forward.caption + num_clips * forward.comparison)
+    clip = max_frames * frame + forward.clip + (forward.fusion if config.informed_at_inference else 0)
+    validation = num_clips * clip + num_captions * (tower + forward.words + num_clips * forward.comparison)
     return TrainingCost(
         num_pairs,
         round(num_pairs * (towers + heads)),
         train.epochs * validation,
+        (num_train + num_clips) * max_frames * (forward.frame - frame)
+        + (num_texts + num_captions) * (forward.caption - forward.words - tower),
     )
+
+
+def _embedded_towers(config: ExperimentConfig, num_clips: int, num_captions: int) -> tuple[Tower, ...]:
+    """Returns the frozen towers whose embeddings a run reads, see `waver.runs.embeddings.training_needs`.
+
+    Args:
+        config: configuration of the experiment.
+        num_clips: number of training clips.
+        num_captions: number of their captions.
+    """
+    settings, visits = config.embeddings, config.train.epochs * config.train.captions_per_clip * num_clips
+    if settings.use == "never":
+        return ()
+    reads_tokens = settings.captions is True or (settings.captions == "auto" and visits > num_captions)
+    return tuple(tower for tower in config.frozen_towers if tower == "vision" or reads_tokens)
 
 
 def _embeds_twice(config: ExperimentConfig, num_train: int) -> bool:
@@ -182,9 +226,11 @@ def count_forward(config: ExperimentConfig) -> ForwardFlops:
         frame, caption = _count_towers(
             json.dumps(config.model.backbone), config.preprocessing.size, num_tokens, num_words
         )
+        of_words = _count_flops(student.text_weights, words)
         return ForwardFlops(
             frame=frame,
-            caption=caption + _count_flops(student.text_weights, words),
+            caption=caption + of_words,
+            words=of_words,
             clip=_count_flops(temporal, *of_clip) + _count_flops(student.video_weights, frames),
             fusion=_count_flops(student.fusion, frames, phrases),
             comparison=_count_flops(student.similarity, text, clip),

@@ -1,4 +1,4 @@
-"""Plans of sweeps, which need no Ray."""
+"""Plans of sweeps and what a dry run says of them, which need no Ray."""
 
 import re
 import shutil
@@ -11,7 +11,8 @@ import pytest
 from waver.config import ConfigError
 from waver.knowledge.store import TooFewPhrasesError
 from waver.on_ray.cluster.capacity import count_fitting_workers
-from waver.on_ray.tuning.plan import Plan, asha_share, cost_estimate, describe_plan, plan_sweep, trials_at_once
+from waver.on_ray.tuning.describe import asha_share, cost_estimate, describe_plan
+from waver.on_ray.tuning.plan import Plan, plan_fine_tuning, plan_sweep, trials_at_once
 from waver.on_ray.tuning.shared import check_shared, find_shared
 from waver.sweeps.folder import SweepError
 
@@ -109,19 +110,77 @@ def test_a_dry_run_logs_the_plan_and_writes_nothing(plan, tmp_path, store, capti
     assert not (tmp_path / "storage").exists()
 
 
-@pytest.mark.parametrize("name", ["msrvtt_losses", "msrvtt_topk_wti"])
-def test_comments_of_shipped_sweeps_give_the_estimated_cost(name):
-    """Of the 9k split: 450 of 9,000 videos are held out, each has 20 captions."""
-    path = REPOSITORY / "experiments" / "sweeps" / f"{name}.yaml"
+@pytest.fixture(scope="module")
+def msrvtt() -> pa.Table:
+    """Clips of the 9k split: 450 of 9,000 videos are held out, each has 20 captions."""
     splits = {"train": 8550, "validation": 450}
     rows = [(f"{split}{clip}", split) for split, clips in splits.items() for clip in range(clips) for _ in range(20)]
-    captions = pa.table({"clip_id": [clip_id for clip_id, _ in rows], "split": [split for _, split in rows]})
-    said = cost_estimate(plan_sweep(path), captions)
-    comment = " ".join(line.strip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    return pa.table({"clip_id": [clip_id for clip_id, _ in rows], "split": [split for _, split in rows]})
+
+
+def comment_of(path: Path) -> str:
+    return " ".join(line.strip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+
+
+@pytest.mark.slow
+def test_the_comment_of_the_frozen_sweep_gives_the_estimated_cost_of_search_and_fine_tuning(msrvtt):
+    path = REPOSITORY / "experiments" / "sweeps" / "msrvtt_frozen.yaml"
+    plan = plan_sweep(path)
+    then, forward = plan_fine_tuning(plan), {}
+    said = cost_estimate(plan, msrvtt, forward=forward) + cost_estimate(
+        then, msrvtt, what="fine-tuning", forward=forward
+    )
+    figures = [figure for figure in re.findall(r"[\d.]+ (?:PFLOP|GPU-\w+s)", said) if figure != "1 GPU-minutes"]
+    assert len(figures) == 6
+    comment = comment_of(path)
+    for figure in figures:
+        assert figure in comment
+    assert (then.num_trials, then.cpus_per_worker, then.base.resources.gpus_per_worker) == (3, 1, 1)
+    assert {config.frozen_towers for config in plan.configs} == {("vision", "text")}
+    assert {config.frozen_towers for config in plan.fine_tuned} == {()}
+
+
+@pytest.mark.parametrize("name", ["msrvtt_losses", "msrvtt_topk_wti"])
+def test_comments_of_shipped_sweeps_give_the_estimated_cost(name, msrvtt):
+    path = REPOSITORY / "experiments" / "sweeps" / f"{name}.yaml"
+    said, comment = cost_estimate(plan_sweep(path), msrvtt), comment_of(path)
     assert "855,000 pairs" in said
     assert re.findall(r"(\d+) PFLOP", said) == re.findall(r"(\d+) PFLOP", comment)
     hours = re.findall(r"([\d.]+) GPU-hours|about (\d+) with ASHA", comment)
     assert re.findall(r"([\d.]+) GPU-hours", said) == [one or other for one, other in hours]
+
+
+def test_a_dry_run_describes_fine_tuning_too(plan, tmp_path, captions, said):
+    """It has resources of its own, and needs the clip store, whose embeddings suffice for the search."""
+    (tmp_path / "videos").mkdir()
+    lines = ["video,caption,split"]
+    for row in captions.to_pylist():
+        (tmp_path / "videos" / f"{row['video_id']}.mp4").touch()
+        lines.append(f"{row['video_id']}.mp4,{row['caption']},{row['split']}")
+    (tmp_path / "captions.csv").write_text("\n".join(lines))
+    data = {"data.annotations": tmp_path / "captions.csv", "data.videos": tmp_path / "videos"}
+    then = "then: {keep: 3, train.epochs: 1, train.backbone_lr_scale: 1e-3, resources.workers: 2}"
+    made = plan(rest=f"{then}\nrepeats: 2", **data, **{"train.backbone_lr_scale": 0, "train.epochs": 9})
+    describe_plan(made)
+    text = "\n".join(said)
+    assert "a trial takes 1 worker with 1 CPU and 0 GPU each" in text
+    changes = "train.epochs=1, train.backbone_lr_scale=0.001, resources.workers=2"
+    assert f"then: fine-tuning of the 3 best trials, from their best checkpoints, with {changes}, 2 seeds each" in text
+    assert "a fine-tuning takes 2 workers with 1 CPU and 0 GPU each" in text
+    assert "GiB per fine-tuning for weights" in text
+    assert re.search(
+        r"of a fine-tuning: at most .* for 14 pairs .*; of all 6 fine-tunings: less than a GPU-minute", text
+    )
+    assert text.count("clip store: will be made once") == 1
+    assert "embeddings: will be made once" in text
+    assert not (tmp_path / "storage").exists()
+    too_large = plan(rest="then: {train.lr: 1e-5, resources.gpus_per_worker: 9}", **data)
+    with pytest.raises(
+        SweepError, match=r"the sweep cannot run here:\n  1 workers with 1 CPU and 9 GPU each are requested"
+    ):
+        describe_plan(too_large)
+    with pytest.raises(SweepError, match=r"resources.workers is a range"):
+        plan(rest="then: {train.lr: 1e-5, resources.workers: {min: 1, max: 2}}", **data)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +243,21 @@ def test_experiments_with_other_losses_and_top_k_share_stores(load_knowing):
     assert len({config.clip_store for config in configs}) == 1
     assert len({config.knowledge_store for config in configs}) == 1
     assert find_shared([]) == []
+
+
+def test_a_clip_store_whose_frames_are_gone_is_made_again_for_fine_tuning(tmp_path, build_project, captions):
+    """Embeddings of a finished store suffice for the search, but not for a backbone that moves."""
+    build_project(tmp_path, captions)
+    path = tmp_path / "sweep.yaml"
+    text = "{name: s, base: experiment.yaml, set: {train.backbone_lr_scale: 0}, space: {loss.distill: {choice: [0]}}, "
+    path.write_text(text + "search: grid, then: {train.backbone_lr_scale: 1}}")
+    plan = plan_sweep(path, {"resources.workers": 1})
+    (store, _) = find_shared(plan.configs, fine_tuned=plan.fine_tuned)
+    assert (store.what, store.trials, store.there) == ("clip store", 1, True)
+    for file in (plan.base.clip_store / "clips").iterdir():
+        file.unlink()
+    (store, _) = find_shared(plan.configs, fine_tuned=plan.fine_tuned)
+    assert not store.there
 
 
 def test_a_dictionary_with_too_few_phrases_for_a_trial_is_an_error_before_the_trials(load_knowing, knowledge):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,17 +12,22 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from logs import logged
 from rays import family, kill
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from waver.config import load_config
+from waver.model.pretrained.weight_files import read_metadata
 from waver.on_ray.cluster.capacity import ClusterTooSmallError
 from waver.on_ray.stages.train import run_training, train_in_process
-from waver.on_ray.tuning.plan import Plan, describe_plan, plan_sweep
+from waver.on_ray.tuning.describe import describe_plan
+from waver.on_ray.tuning.plan import Plan, plan_sweep
 from waver.on_ray.tuning.tune import run_sweep
-from waver.runs.folder import checkpoints
+from waver.runs.checkpoint import checkpoint_config, load_student
+from waver.runs.folder import checkpoints, newest_checkpoint
 from waver.runs.tracking import read_metrics
 from waver.sweeps.folder import SweepError, TrialState, read_trials
 from waver.tools.lock import LockedError, hold_lock
@@ -151,14 +158,16 @@ def test_a_finished_sweep_is_not_run_again_and_its_name_is_taken(swept, project,
         run_sweep(plan, print_table=lambda table: None)
 
 
-@pytest.mark.parametrize("search", ["random", "optuna"])
-def test_a_finished_sweep_takes_more_trials(project, search):
-    """Those that are there are neither run again nor renumbered, and early stopping compares the new ones with them."""
+def test_a_finished_sweep_takes_more_trials(project):
+    """Those that are there are neither run again nor renumbered, and early stopping compares the new ones with them.
+
+    A random search takes more trials below, where it hands them to fine-tuning.
+    """
     path = write_sweep(
         project,
-        f"grows_{search}",
+        "grows",
         space={"loss.contrastive": {"uniform": [0.5, 1]}},
-        search=search,
+        search="optuna",
         num_samples=1,
         set={"train.epochs": 2},
     )
@@ -173,6 +182,76 @@ def test_a_finished_sweep_takes_more_trials(project, search):
     assert len({state.point["loss.contrastive"] for state in again}) == 2
     with pytest.raises(SweepError, match="num_samples: 2 in the folder, 1 now"):
         run_sweep(plan_sweep(path), print_table=lambda table: None)
+
+
+@pytest.fixture(scope="module")
+def handed(project) -> tuple[Path, list[TrialState], list]:
+    """A sweep of two points, the best of which is fine-tuned; its file, trials, and printed tables."""
+    path = write_sweep(
+        project,
+        "handed",
+        space={"loss.contrastive": {"uniform": [0.5, 1]}},
+        num_samples=2,
+        set={"train.epochs": 1, "train.backbone_lr_scale": 0, "tracking.images": False},
+        scheduler={"kind": "none"},
+        max_concurrent=1,  # which the next trial reuses: a process takes longer to start than a trial
+        keep_best=2,
+        then={"keep": 1, "train.backbone_lr_scale": 1, "checkpoint.every_steps": 1},
+    )
+    shown = []
+    return path, run_sweep(plan_sweep(path), print_table=shown.append), shown
+
+
+def test_the_best_trial_is_fine_tuned_from_its_best_checkpoint(handed):
+    _, states, shown = handed
+    tuned, best = states[:2]
+    assert tuned.folder.parts[-3:] == ("then", "trials", f"{best.number:04d}")
+    assert [state.status for state in states] == ["finished"] * 3
+    assert [table.row_count for table in shown] == [2, 1]
+    run = tuned.runs[0].folder
+    started, checkpoint = (
+        json.loads((run / "result.json").read_text())["started_from"],
+        checkpoints(best.runs[0].folder)[1],
+    )
+    assert (started["checkpoint"], started["validation"]) == (str(checkpoint), best.runs[0].metrics)
+    assert load_config(run / "config.yaml").train.backbone_lr_scale == 1
+    was, now = (
+        load_student(folder, checkpoint_config(folder)).state_dict() for folder in (checkpoint, checkpoints(run)[1])
+    )
+    assert any(not torch.equal(was[name], now[name]) for name in was if name.startswith("backbone."))
+
+
+def test_more_trials_are_fine_tuned_too_what_has_begun_resumes_and_a_failure_loses_no_other(handed):
+    """The fine-tuning that was there is as after kill -9 in its last step; that of the other trial must fail."""
+    path, (tuned, best, second), _ = handed
+    run = tuned.runs[0].folder
+    for file in (tuned.folder / "outcome.json", run / "result.json"):
+        file.unlink()
+    shutil.rmtree(checkpoints(run)[1])
+    assert newest_checkpoint(run).name == "checkpoint_epoch_0000_step_00000002"
+    first_steps = (run / "metrics.jsonl").read_text().splitlines()[:2]
+    damaged = checkpoints(second.runs[0].folder)[1] / "model.safetensors"
+    weights = {name: torch.full_like(value, torch.nan) for name, value in load_file(damaged).items()}
+    save_file(weights, damaged, metadata=read_metadata(damaged))
+    with logged() as said:
+        states = run_sweep(
+            plan_sweep(path, {"num_samples": 3, "then.keep": 3, "keep_best": 1}), print_table=lambda table: None
+        )
+    assert {best.number: best, second.number: second}.items() <= {state.number: state for state in states[3:]}.items()
+    now = {state.number: state for state in states[:3]}
+    assert {state.folder.parts[-3] for state in states[:3]} == {"then"}
+    assert {number: state.status for number, state in now.items()} == {
+        best.number: "finished",
+        second.number: "failed",
+        2: "finished",
+    }
+    assert "NaN or infinite" in now[second.number].error
+    assert (run / "metrics.jsonl").read_text().splitlines()[:2] == first_steps
+    assert [row["step"] for row in read_metrics(run) if "split" not in row] == [1, 2, 3], "what has begun resumes"
+    assert any(re.search(r"fine-tuning 3 trials, the best of the search \(\d, \d, \d\)", line) for line in said)
+    start = load_config(states[0].folder.parents[2] / "best.yaml").train.start_from
+    assert start.parts[-3:-1] == (states[0].folder.name, "seed_0")
+    assert start.is_dir(), "best.yaml can be trained"
 
 
 def test_trials_that_do_not_fit_are_an_error_before_the_start(project):

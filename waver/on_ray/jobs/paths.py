@@ -10,7 +10,14 @@ from waver.sweeps.space import base_overrides
 
 RUN_STAGES = ("evaluate", "robustness")
 """Stages whose argument is a run, not the YAML file of an experiment or sweep; evaluate takes an experiment, too."""
-_PATH_KEYS = ("storage.path", "data.annotations", "data.videos", "model.weights", "knowledge.released")
+_PATH_KEYS = (
+    "storage.path",
+    "data.annotations",
+    "data.videos",
+    "model.weights",
+    "knowledge.released",
+    "train.start_from",
+)
 _WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _HUB = "hf-hub:"
 """Prefix of the name of a repository of the hub, as in `waver.model.pretrained.downloads`."""

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,16 +36,31 @@ class SharedArtifact:
     """Seconds that it took to make; 0 if it existed."""
 
 
-def find_shared(configs: Iterable[ExperimentConfig], *, count: bool = True) -> list[SharedArtifact]:
-    """Lists the artifacts that experiments share and whether they exist; makes nothing."""
+def find_shared(
+    configs: Sequence[ExperimentConfig], *, fine_tuned: Sequence[ExperimentConfig] = (), count: bool = True
+) -> list[SharedArtifact]:
+    """Lists the artifacts that experiments share and whether they exist; makes nothing.
+
+    Args:
+        configs: experiments of the trials.
+        fine_tuned: experiments of their fine-tunings, which are not counted as trials.
+        count: whether to count the trials that read each artifact.
+    """
     return [
-        SharedArtifact(what, path, len(users) if count else 0, _exists(what, users[0]))
-        for (what, path), users in _users(configs).items()
+        SharedArtifact(what, path, _num_trials(users, configs) if count else 0, _exists(what, users[0]))
+        for (what, path), users in _users([*configs, *fine_tuned]).items()
     ]
 
 
-def make_shared(configs: Iterable[ExperimentConfig], *, count: bool = True) -> list[SharedArtifact]:
+def make_shared(
+    configs: Sequence[ExperimentConfig], *, fine_tuned: Sequence[ExperimentConfig] = (), count: bool = True
+) -> list[SharedArtifact]:
     """Makes the missing artifacts on the connected Ray cluster.
+
+    Args:
+        configs: experiments of the trials.
+        fine_tuned: experiments of their fine-tunings, which are not counted as trials.
+        count: whether to count the trials that read each artifact.
 
     Returns:
         All artifacts, with the seconds that each took to make.
@@ -54,16 +69,20 @@ def make_shared(configs: Iterable[ExperimentConfig], *, count: bool = True) -> l
         WaverError: if one of them cannot be made.
     """
     made = []
-    for (what, path), users in _users(configs).items():
+    for (what, path), users in _users([*configs, *fine_tuned]).items():
         exists_already, start = _exists(what, users[0]), time.perf_counter()
-        logger.info(
-            f"{what} of {len(users) if count else 'the'} trials: {'found' if exists_already else 'making'} {path}"
-        )
+        number = _num_trials(users, configs) if count else 0
+        logger.info(f"{what} of {number or 'the'} trials: {'found' if exists_already else 'making'} {path}")
         if not exists_already:
             _make(what, users[0])
         check_shared(users)
-        made.append(SharedArtifact(what, path, len(users) if count else 0, exists_already, time.perf_counter() - start))
+        made.append(SharedArtifact(what, path, number, exists_already, time.perf_counter() - start))
     return made
+
+
+def _num_trials(users: Sequence[ExperimentConfig], configs: Sequence[ExperimentConfig]) -> int:
+    trials = set(map(id, configs))
+    return sum(id(user) in trials for user in users)
 
 
 def _users(configs: Iterable[ExperimentConfig]) -> dict[tuple[str, Path], list[ExperimentConfig]]:

@@ -5,6 +5,7 @@ a run of Ray Train.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -23,6 +24,7 @@ from waver.runs.control import Interrupted
 from waver.runs.train_loop import TrainingJob, embed_inputs, train_job
 from waver.sweeps.folder import begin_trial, read_if_written, read_trial, run_folder
 from waver.sweeps.space import Point
+from waver.sweeps.then import fine_tuned_config
 from waver.tools.errors import WaverError
 from waver.tools.files import write_json
 from waver.tools.lock import LockedError
@@ -39,10 +41,17 @@ class SweepJob:
     sweep: SweepConfig
     folder: Path
     """Folder of the sweep."""
-    points: tuple[Point, ...] | None
+    points: Mapping[int, Point] | None
     """Points by trial number; None if Optuna draws them."""
     gpus: float
     """GPUs of all workers of a trial together."""
+    searched: Path | None = None
+    """Of fine-tunings, the folder of the sweep, with the searched trials; `folder` is that of the fine-tunings."""
+
+    @property
+    def sweep_folder(self) -> Path:
+        """Folder of the sweep, also of its fine-tunings."""
+        return self.searched or self.folder
 
     def point(self, config: dict[str, Any]) -> Point:
         """Returns the point of a trial from the config that Tune gives it."""
@@ -116,7 +125,8 @@ def run_trial(config: dict[str, Any], job: SweepJob) -> None:
         num_epochs = sum(experiment.train.epochs for experiment in configs)
         progress = TrialProgress(trial, job.sweep.objective.metric, job.gpus, start, seconds_before, num_epochs)
         for experiment in configs:
-            _train(experiment, trial, progress, group=f"{job.sweep.name}/{trial.name}")
+            group = f"{job.sweep.name}/{'then/' if job.searched else ''}{trial.name}"
+            _train(experiment, trial, progress, group=group)
         tune.report(progress.measure())
     except Exception as error:
         # An earlier attempt may still hold the lock, on a node that was lost, until it ends too.
@@ -127,8 +137,10 @@ def run_trial(config: dict[str, Any], job: SweepJob) -> None:
 
 
 def _config(job: SweepJob, trial: Path, point: Point, repeat: int) -> ExperimentConfig:
-    base = job.folder / "base.yaml"
+    base = job.sweep_folder / "base.yaml"
     seed = load_config(base).seed + repeat
+    if job.searched:
+        return fine_tuned_config(job.searched, job.sweep, read_trial(job.searched / "trials" / trial.name), seed)
     return load_config(base, point | {"name": f"{job.sweep.name}-{trial.name}-seed{seed}", "seed": seed})
 
 
