@@ -1,6 +1,6 @@
 """The command line of waver: a module for each group of commands."""
 
-from waver.cli import cluster, results, stages
+from waver.cli import benchmarks, cluster, results, stages
 from waver.cli.options import app, with_verbosity
 
 __all__ = ["COMMANDS", "app"]
@@ -20,6 +20,7 @@ COMMANDS = (
     results.compare,
     stages.tune,
     cluster.submit,
+    benchmarks.bench,
 )
 """All commands in the order in which `waver --help` and the README list them: the order of work."""
 
