@@ -21,7 +21,7 @@ from waver.training.step import train_step
 BACKBONES = {"ViT-B/32": "ViT-B-32-quickgelu", "ViT-B/16": "ViT-B-16-quickgelu"}
 PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A10": 125.0}
 """Part of the name of a GPU -> TFLOP/s in bf16, dense, by the vendor's data sheet; more special names first."""
-_MATMUL = 8192
+_MATMUL, _MATMUL_CPU = 8192, 256
 _STEPS_PER_TURN = 10
 TARGET = "MFU 45%"
 
@@ -41,13 +41,14 @@ def measure_gpu(context: Context) -> list[Row]:
     return rows
 
 
-def measure_on_device(context: Context, work: str, device: str) -> list[Row]:
+def measure_on_device(context: Context, work: str, device: str, *, compiler: str = "inductor") -> list[Row]:
     """Measures steps of one batch, which is copied to the device in each step, eager and compiled.
 
     Args:
         context: sizes, with the backbone.
         work: name of the rows.
         device: device of the student; on a CPU there is no figure of memory.
+        compiler: backend of `torch.compile`.
     """
     pairs = context.sizes.gpu_pairs
     setup = build_setup(context, pairs, device=device)
@@ -55,8 +56,8 @@ def measure_on_device(context: Context, work: str, device: str) -> list[Row]:
     batch = next(setup.batches(setup.clips, pairs, 1))
     peak, source = peak_speed(device)
     flops = step_flops(setup, pairs)
-    rows = []
-    for way, forward in (("eager", setup.training.student), ("compiled", torch.compile(setup.training.student))):
+    rows, student = [], setup.training.student
+    for way, forward in (("eager", student), ("compiled", torch.compile(student, backend=compiler))):
         setup.training.forward = forward
         seconds, peak_bytes = _time_steps(lambda: train_step(setup.training, batch, config), context.repeats, device)
         speed = flops / statistics.median(seconds)
@@ -94,7 +95,7 @@ def peak_speed(device: str) -> tuple[float, str]:
     for part, tflops in PEAK_TFLOPS.items():
         if part in name:
             return tflops * 1e12, f"the vendor's figure for {name}"
-    side = _MATMUL if device == "cuda" else 1024
+    side = _MATMUL if device == "cuda" else _MATMUL_CPU
     multiply = product(side, torch.bfloat16, device)
     seconds, _ = _time_steps(multiply, 5, device)
     return 2 * side**3 / statistics.median(seconds), f"measured with a matrix product of {side} cubed"

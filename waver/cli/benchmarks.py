@@ -43,11 +43,7 @@ def bench(
         typer.Option("--commands", help="Also run the quickstart, a training run and a sweep, which takes minutes."),
     ] = False,
 ) -> None:
-    """Measure waver on this machine beside a conventional baseline, with random weights and synthetic data.
-
-    Ways to do the same work take turns in one process. It takes 10 to 15 minutes on two cores and writes only temporary
-    files. The table goes to standard output, as Markdown.
-    """
+    """Measure waver beside a conventional baseline, with random weights on synthetic data: 10 to 15 minutes on two cores."""
     from waver.benchmarks.context import Context, Sizes
     from waver.benchmarks.conventional import load_conventional
     from waver.benchmarks.machine import describe_machine, machine_line
