@@ -97,7 +97,7 @@ def test_frames_are_normalised_equally(conventional, build):
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "differing"), [(64, 0), (224, 0.001), (240, 0), (300, 0)])
 def test_a_clip_has_equal_pixels(conventional, tmp_path, size, differing):
-    """waver resizes only the part that it keeps: where the scale is no simple fraction, a few pixels are rounded otherwise."""
+    """waver resizes only the part that it keeps, which rounds a few pixels otherwise if the scale is no simple fraction."""
     path = make_video(tmp_path / "video.mp4", seconds=5.0)
     clip = read_clip(path, frames_per_second=1.0, max_frames=3, target=Resizing(size))
     frames = conventional.load_clip(str(path), 1.0, 3, size)
