@@ -20,7 +20,7 @@ def test_benchmarks_are_chosen_by_name():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the backbones have their full size")
 def test_all_benchmarks_measure_all_ways(context, capsys):
     names = [name for name in BENCHMARKS if name != "commands"]
-    rows = run_benchmarks(names, context)
+    rows = [row for measured in run_benchmarks(names, context) for row in measured]
     assert f"{len(names)}/{len(names)} benchmarks" in capsys.readouterr().err
     measured = [row for row in rows if row.values]
     assert all(value > 0 for row in measured for value in row.values)
@@ -37,6 +37,7 @@ def test_all_benchmarks_measure_all_ways(context, capsys):
 @pytest.mark.slow
 def test_without_baseline_the_rows_say_why(context):
     alone = dataclasses.replace(context, conventional=None, why_not="there is none")
-    rows = run_benchmarks(["step", "match", "input", "rank", "train"], alone, progress=False)
+    names = ["step", "match", "input", "rank", "train"]
+    rows = [row for measured in run_benchmarks(names, alone, progress=False) for row in measured]
     missing = [row for row in rows if row.way.startswith("conventional")]
     assert [(row.values, row.note) for row in missing] == [((), "not run: there is none")] * 5

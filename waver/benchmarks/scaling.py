@@ -27,7 +27,7 @@ from waver.training import parallel
 LARGE = 10_000_000
 """Number of clips for which the fit is stated."""
 _ITEMS_PER_BLOCK, _WIDTH = 10_000, 16
-_CAPTIONS, _PHRASES, _NUM_MATCHES, _BATCH = 64, 8192, 30, 128
+_CAPTIONS, _PHRASES, _NUM_MATCHES, _BATCH = 16, 8192, 30, 128
 _BYTES = 4
 
 

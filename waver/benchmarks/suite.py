@@ -71,8 +71,8 @@ def choose_benchmarks(only: str, *, commands: bool) -> list[str]:
     return [name for name in BENCHMARKS if name in chosen or (commands and name == "commands")]
 
 
-def run_benchmarks(names: Sequence[str], context: Context, *, progress: bool = True) -> list[Row]:
-    """Runs benchmarks one after the other, each in a folder of its own below that of the context.
+def run_benchmarks(names: Sequence[str], context: Context, *, progress: bool = True) -> Iterator[list[Row]]:
+    """Runs benchmarks one after the other, each in a folder of its own below that of the context; yields their rows.
 
     Args:
         names: names of `BENCHMARKS`.
@@ -80,7 +80,7 @@ def run_benchmarks(names: Sequence[str], context: Context, *, progress: bool = T
         progress: whether to show progress on standard error.
     """
 
-    def results() -> Iterator[tuple[str, list[Row]]]:
+    def results() -> Iterator[list[Row]]:
         for name in names:
             logger.info(f"{name}: {BENCHMARKS[name].about}")
             folder, started = context.folder / name, time.perf_counter()
@@ -88,7 +88,7 @@ def run_benchmarks(names: Sequence[str], context: Context, *, progress: bool = T
             rows = BENCHMARKS[name].measure(dataclasses.replace(context, folder=folder))
             gc.collect()  # a student and its optimizer take gigabytes
             logger.info(f"{name}: measured in {time.perf_counter() - started:.0f} s")
-            yield name, rows
+            yield rows
 
     shown = {"doing": "measuring", "unit": "benchmarks", "total": len(names), "enabled": progress}
-    return [row for _, rows in track_progress(results(), size=lambda result: 1, **shown) for row in rows]
+    yield from track_progress(results(), size=lambda rows: 1, **shown)

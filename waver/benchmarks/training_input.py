@@ -61,8 +61,7 @@ def measure_training_input(context: Context) -> list[Row]:
             repeats=context.repeats,
             loaders=sizes.loaders,
             stores=[("raw", False)],
-            size=sizes.image_size,
-            max_frames=sizes.max_frames,
+            shape=(sizes.max_frames, sizes.image_size),
             others=others,
         )
     )
@@ -99,8 +98,7 @@ def measure_input(
     repeats: int = 5,
     loaders: int = 2,
     stores: Sequence[tuple[str, bool]] = (("raw", False), ("raw", True), ("jpeg", False), ("jpeg", True)),
-    size: int = 224,
-    max_frames: int = 12,
+    shape: tuple[int, int] = (12, 224),
     others: dict[str, Measure] | None = None,
 ) -> Iterator[InputSpeed]:
     """Makes clip stores, reads them in all ways in turns, and yields what each way takes.
@@ -112,10 +110,10 @@ def measure_input(
         repeats: number of turns.
         loaders: processes of Ray Data; 0 to leave them out, and Ray.
         stores: (format of the frames, whether the page cache is cold) of each measurement.
-        size: height and width of the frames, pixels.
-        max_frames: frames of a clip.
+        shape: number of frames of a clip, and their height and width in pixels.
         others: name -> another way, which does not read the store.
     """
+    max_frames, size = shape
     ways: dict[str, ReadClips] = {THREADS: read_ahead, COPY: copy_frames}
     connection: Any = nullcontext()
     if loaders:

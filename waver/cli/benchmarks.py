@@ -60,8 +60,12 @@ def bench(
         logger.warning(f"nothing is measured in the conventional way: {why_not}")
     sizes = dataclasses.replace(Sizes(), epoch_captions=captions)
     with tempfile.TemporaryDirectory(prefix="waver-bench-", dir=folder) as temporary:
-        rows = run_benchmarks(names, Context(Path(temporary), repeats, sizes, conventional, why_not))
-    if output:
-        write_json(output, to_json(machine, rows))
-    text = f"{line} Medians of {repeats} turns, and ranges.\n\n{to_markdown(rows)}"
-    stdout.print(text, markup=False, highlight=False, soft_wrap=True)
+        rows = []
+        try:
+            for measured in run_benchmarks(names, Context(Path(temporary), repeats, sizes, conventional, why_not)):
+                rows += measured
+                if output:
+                    write_json(output, to_json(machine, rows))
+        finally:  # also of what was measured before Ctrl-C
+            text = f"{line} Medians of {repeats} turns, and ranges.\n\n{to_markdown(rows)}"
+            stdout.print(text, markup=False, highlight=False, soft_wrap=True)

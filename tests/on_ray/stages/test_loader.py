@@ -27,7 +27,7 @@ def test_batches_are_in_order_and_equal_those_of_the_store(store):
 
 def test_the_benchmark_measures_loaders_beside_threads_and_a_copy(tmp_path):
     stores = [("raw", False), ("jpeg", True)]
-    sizes = {"num_clips": 12, "batch_size": 4, "repeats": 2, "loaders": 1, "size": 16, "max_frames": 2}
+    sizes = {"num_clips": 12, "batch_size": 4, "repeats": 2, "loaders": 1, "shape": (2, 16)}
     found = list(measure_input(tmp_path, stores=stores, **sizes))
     assert [(speed.frame_format, speed.is_cold, speed.way) for speed in found] == [
         (*store, way) for store in stores for way in (THREADS, COPY, LOADERS)
