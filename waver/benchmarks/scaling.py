@@ -6,6 +6,7 @@ measured size it assumes that nothing else becomes the limit, such as memory.
 
 import math
 import statistics
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,20 +14,21 @@ import numpy as np
 
 from waver.benchmarks.context import Context
 from waver.benchmarks.ranking import random_pairs
-from waver.benchmarks.synthetic import clip_name, random_vectors
+from waver.benchmarks.synthetic import clip_name, experiment, make_captions, make_clips, random_vectors
 from waver.benchmarks.table import Row
 from waver.benchmarks.timing import format_number, take_turns
+from waver.data.clip_store import ClipStore
 from waver.data.embedding_store import EmbeddingSettings, EmbeddingStore, create_embeddings, mark_complete, write_items
-from waver.data.epochs import epoch_batches
 from waver.evaluation.token_wise import token_wise
 from waver.knowledge.teacher import match_clips
 from waver.model.embeddings import Embeddings
 from waver.model.interaction import wti
 from waver.training import parallel
+from waver.training.plan import plan_epoch
 
 LARGE = 10_000_000
 """Number of clips for which the fit is stated."""
-_ITEMS_PER_BLOCK, _WIDTH = 10_000, 16
+_ITEMS_PER_BLOCK, _WIDTH, _INDEXED = 10_000, 16, 10_000
 _CAPTIONS, _PHRASES, _NUM_MATCHES, _BATCH = 16, 8192, 30, 128
 _BYTES = 4
 
@@ -40,13 +42,37 @@ def _clips(context: Context) -> Iterator[Row]:
     """Yields the cost of what depends on the number of clips."""
     counts, width = context.sizes.scaling_clips, context.sizes.width
     works: dict[str, Callable[[int], Callable[[], object]]] = {
-        "plan of an epoch": _plan,
+        "plan of an epoch, one caption a clip": lambda number: _plan(number, context),
         "opening an embedding store": lambda number: _store(context.folder, number),
         f"ranking the clips for {_CAPTIONS} captions (wti)": lambda number: _search(number, context),
         f"matching with {_PHRASES:,} phrases": lambda number: _match(number, _PHRASES, width),
     }
     for work, prepare in works.items():
         yield from _grow(work, "clips", counts, prepare, context.repeats, LARGE)
+    yield from _indexes(context)
+
+
+def _indexes(context: Context) -> Iterator[Row]:
+    """Yields the memory, in each process, of the index of a clip store and of an embedding store."""
+    number = min(context.sizes.scaling_clips[-1], _INDEXED)
+    make_clips(context.folder / "index", number, size=8, max_frames=1)
+    _store(context.folder / "index", number)
+    works: dict[str, Callable[[], object]] = {
+        "a clip store": lambda: ClipStore(context.folder / "index"),
+        "embedding store": lambda: (
+            len(opened := EmbeddingStore(context.folder / "index" / f"embeddings-{number}")) and opened
+        ),
+    }
+    for name, work in works.items():
+        tracemalloc.start()
+        kept = work()
+        size = tracemalloc.get_traced_memory()[0] / number
+        tracemalloc.stop()
+        if isinstance(kept, ClipStore):
+            size += kept.ledger.nbytes / number  # Arrow's memory is not Python's
+        gib = size * LARGE / 2**30
+        note = f"{gib:.1f} GiB for {LARGE:,} clips (computed), in each process"
+        yield Row(f"memory of the index of {name}", f"{number:,} clips", "bytes a clip", (size,), note=note)
 
 
 def _phrases(context: Context) -> Iterator[Row]:
@@ -108,9 +134,9 @@ def fit_line(counts: Sequence[int], seconds: Sequence[float]) -> tuple[float, fl
     return float(fixed), float(slope)
 
 
-def _plan(number: int) -> Callable[[], object]:
-    clip_of_caption = np.repeat(np.arange(number), 2)
-    return lambda: epoch_batches(clip_of_caption, epoch=0, seed=0, global_batch_size=_BATCH)
+def _plan(number: int, context: Context) -> Callable[[], object]:
+    config, captions = experiment(context.folder, {}), make_captions(number, 1, max_words=context.sizes.max_words)
+    return lambda: plan_epoch(config, captions, np.arange(number), epoch=0)
 
 
 def _store(folder: Path, number: int) -> Callable[[], object]:
