@@ -35,7 +35,7 @@ class Sizes:
     """Captions, and clips, that are ranked."""
     epoch_clips: int = 9000
     epoch_captions: int = 18_000
-    """Captions of the synthetic MSR-VTT; 180,000 at full size, which take 3.4 GB on the disk."""
+    """Captions of the synthetic MSR-VTT; 180,000 at full size, which take 3.3 GB on the disk."""
     epoch_pairs: int = 128
     gpu_pairs: int = 128
     scaling_clips: tuple[int, ...] = (1_000, 10_000, 100_000)

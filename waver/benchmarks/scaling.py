@@ -59,7 +59,7 @@ def _indexes(context: Context) -> Iterator[Row]:
     _store(context.folder / "index", number)
     works: dict[str, Callable[[], object]] = {
         "a clip store": lambda: ClipStore(context.folder / "index"),
-        "embedding store": lambda: (
+        "an embedding store": lambda: (
             len(opened := EmbeddingStore(context.folder / "index" / f"embeddings-{number}")) and opened
         ),
     }

@@ -32,7 +32,7 @@ def bench(
     ] = None,
     captions: Annotated[
         int,
-        typer.Option(min=1, help="Captions in the store of `epoch`; 180,000, as MSR-VTT has, take 3.4 GB on the disk."),
+        typer.Option(min=1, help="Captions in the store of `epoch`; 180,000, as MSR-VTT has, take 3.3 GB on the disk."),
     ] = 18_000,
     folder: Annotated[
         Path | None,
