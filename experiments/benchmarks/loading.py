@@ -3,10 +3,10 @@
     python experiments/benchmarks/loading.py VIDEO... [--clips 320] [--batch-size 32] [--repeats 5]
 
 The clip store is read with `worker_batches`, the function that training workers iterate: by threads, or by processes of Ray
-Data with `--loaders 2`, joined with captions and tokenised. The conventional loader opens each video with decord, decodes
-the sampled frames and resizes them with PIL, in one process. Both deliver the same clips in the same order, alternately;
-results are medians. The start-up time of the stream, which occurs once per run, is reported separately: the second epoch is
-timed.
+Data with `--loaders 2`, joined with captions and tokenised. The conventional loader is that of conventional.py: it opens
+each video with decord, decodes the sampled frames and resizes them with PIL, in one process. Both deliver the same clips in
+the same order, alternately; results are medians. The start-up time of the stream, which occurs once per run, is reported
+separately: the second epoch is timed. `waver bench --only input` does the same with rendered videos.
 """
 
 import logging
@@ -16,16 +16,14 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import decord
 import numpy as np
 import pyarrow as pa
 import typer
-from PIL import Image
 
-from waver.config import ExperimentConfig, load_config
+from waver.benchmarks.conventional import load_conventional
+from waver.config import load_config
 from waver.data.annotations import CAPTIONS_SCHEMA
 from waver.data.clip_store import ClipStore
-from waver.data.video.timeline import sample_positions
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.ingest import ingest
 from waver.runs.inputs import store_settings
@@ -65,13 +63,15 @@ def measure(
     size = sum(path.stat().st_size for path in (folder / "store" / "clips").iterdir()) / clips
     plan = np.array_split(np.random.default_rng(0).permutation(clips), clips // batch_size)
     paths = captions["path"].to_pylist()
+    conventional, _ = load_conventional(Path(__file__).with_name("conventional.py"))
+    video = config.video
 
     starts, speeds, ratios = [], [], []
     for _ in range(repeats):
         sample = [paths[row] for row in plan[0]]
         before = time.perf_counter()
         for path in sample:
-            conventional(path, config)
+            conventional.load_clip(path, video.frames_per_second, video.max_frames, config.preprocessing.size)
         conventional_speed = len(sample) / (time.perf_counter() - before)
 
         # Two epochs in one stream, as in training; the second is timed from its first batch to its last.
@@ -90,21 +90,6 @@ def measure(
         "once in a run",
         flush=True,
     )
-
-
-def conventional(path: str, config: ExperimentConfig) -> np.ndarray:
-    """Loads (F, size, size, 3): opens, decodes, resizes the short side, crops the centre."""
-    reader = decord.VideoReader(path, num_threads=1)
-    video = config.video
-    positions = sample_positions(len(reader), reader.get_avg_fps(), video.frames_per_second, video.max_frames)
-    frames = []
-    for frame in reader.get_batch(positions).asnumpy():
-        image = Image.fromarray(frame)
-        scale = video.size / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-        left, top = (image.width - video.size) // 2, (image.height - video.size) // 2
-        frames.append(np.asarray(image.crop((left, top, left + video.size, top + video.size))))
-    return np.stack(frames)
 
 
 def table(videos: list[Path], clips: int) -> pa.Table:

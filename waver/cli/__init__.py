@@ -1,6 +1,6 @@
 """The command line of waver: a module for each group of commands."""
 
-from waver.cli import cluster, results, search, stages
+from waver.cli import benchmarks, cluster, results, search, stages
 from waver.cli.options import app, with_verbosity
 
 __all__ = ["COMMANDS", "app"]
@@ -22,6 +22,7 @@ COMMANDS = (
     search.search,
     stages.tune,
     cluster.submit,
+    benchmarks.bench,
 )
 """All commands in the order in which `waver --help` and the README list them: the order of work."""
 

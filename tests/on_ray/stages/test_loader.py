@@ -1,6 +1,7 @@
 import numpy as np
 from ray.data import DataContext
 
+from waver.benchmarks.training_input import COPY, LOADERS, THREADS, measure_input
 from waver.on_ray.stages.loader import clip_stream
 
 
@@ -22,3 +23,15 @@ def test_batches_are_in_order_and_equal_those_of_the_store(store):
         np.testing.assert_array_equal(frames, expected_frames)
         np.testing.assert_array_equal(num_frames, expected_num_frames)
         assert frames.flags.writeable
+
+
+def test_the_benchmark_measures_loaders_beside_threads_and_a_copy(tmp_path):
+    stores = [("raw", False), ("jpeg", True)]
+    sizes = {"num_clips": 12, "batch_size": 4, "repeats": 2, "loaders": 1, "shape": (2, 16)}
+    found = list(measure_input(tmp_path, stores=stores, **sizes))
+    assert [(speed.frame_format, speed.is_cold, speed.way) for speed in found] == [
+        (*store, way) for store in stores for way in (THREADS, COPY, LOADERS)
+    ]
+    assert all(len(speed.clips_per_s) == 2 and min(speed.clips_per_s) > 0 for speed in found)
+    assert all(min(speed.start_s) > 0 for speed in found)
+    assert all(speed.of_copy == (1.0, 1.0) for speed in found if speed.way == COPY)
