@@ -38,6 +38,6 @@ def test_all_benchmarks_measure_all_ways(context, capsys):
 def test_without_baseline_the_rows_say_why(context):
     alone = dataclasses.replace(context, conventional=None, why_not="there is none")
     names = ["step", "match", "input", "rank", "train"]
-    rows = [row for measured in run_benchmarks(names, alone, progress=False) for row in measured]
+    rows = [row for measured in run_benchmarks(names, alone) for row in measured]
     missing = [row for row in rows if row.way.startswith("conventional")]
     assert [(row.values, row.note) for row in missing] == [((), "not run: there is none")] * 5

@@ -19,7 +19,6 @@ from waver.benchmarks.table import Row
 from waver.benchmarks.trained_step import measure_trained_step
 from waver.benchmarks.training_input import measure_training_input
 from waver.tools.errors import WaverError
-from waver.tools.progress import track_progress
 
 logger = logging.getLogger(__name__)
 
@@ -71,24 +70,18 @@ def choose_benchmarks(only: str, *, commands: bool) -> list[str]:
     return [name for name in BENCHMARKS if name in chosen or (commands and name == "commands")]
 
 
-def run_benchmarks(names: Sequence[str], context: Context, *, progress: bool = True) -> Iterator[list[Row]]:
+def run_benchmarks(names: Sequence[str], context: Context) -> Iterator[list[Row]]:
     """Runs benchmarks one after the other, each in a folder of its own below that of the context; yields their rows.
 
     Args:
         names: names of `BENCHMARKS`.
         context: sizes, turns, folder and baseline.
-        progress: whether to show progress on standard error.
     """
-
-    def results() -> Iterator[list[Row]]:
-        for name in names:
-            logger.info(f"{name}: {BENCHMARKS[name].about}")
-            folder, started = context.folder / name, time.perf_counter()
-            folder.mkdir()
-            rows = BENCHMARKS[name].measure(dataclasses.replace(context, folder=folder))
-            gc.collect()  # a student and its optimizer take gigabytes
-            logger.info(f"{name}: measured in {time.perf_counter() - started:.0f} s")
-            yield rows
-
-    shown = {"doing": "measuring", "unit": "benchmarks", "total": len(names), "enabled": progress}
-    yield from track_progress(results(), size=lambda rows: 1, **shown)
+    for number, name in enumerate(names, 1):
+        logger.info(f"{number} of {len(names)}, {name}: {BENCHMARKS[name].about}")
+        folder, started = context.folder / name, time.perf_counter()
+        folder.mkdir()
+        rows = BENCHMARKS[name].measure(dataclasses.replace(context, folder=folder))
+        gc.collect()  # a student and its optimizer take gigabytes
+        logger.info(f"{name}: measured in {time.perf_counter() - started:.0f} s")
+        yield rows
