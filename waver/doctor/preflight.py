@@ -93,7 +93,8 @@ def check_inputs(
             "knowledge", find_knowledge, config, captions, store, model, run_folder=folder, needed=trains
         )
     if captions is not None and (trains or later):
-        checks.run("run", check_training, config, captions, store, run_folder=folder, needed=trains)
+        of_run = None if before == "tune" else folder
+        checks.run("run", check_training, config, captions, store, run_folder=of_run, needed=trains)
     if captions is not None and later:  # a stage reads its checkpoint and holds its lock itself
         checks.run("checkpoint", check_resumed_checkpoint, folder, needed=trains)
     target = _target(config, before, folder)

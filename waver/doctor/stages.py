@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -221,7 +222,7 @@ def _next_of(error: str) -> str:
 
 
 def check_training(
-    config: ExperimentConfig, captions: pa.Table, store: ClipStore | None, *, run_folder: Path, needed: bool
+    config: ExperimentConfig, captions: pa.Table, store: ClipStore | None, *, run_folder: Path | None, needed: bool
 ) -> Iterator[Finding]:
     """Checks whether training can start, or continue, in the run folder.
 
@@ -229,16 +230,16 @@ def check_training(
         config: configuration of the experiment.
         captions: its caption table.
         store: its clip store, or None if there is no usable one.
-        run_folder: folder of the run.
+        run_folder: folder of the run; None for a trial, which has a folder of its own in that of the sweep.
         needed: whether training is the next stage: then obstacles are errors, else notes.
     """
     folder, level = run_folder, "error" if needed else "info"
     if store is None:
         clips = pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], "train")))
         yield from _check_batch(config, len(clips), level)
-        yield Finding(
-            "info", "run", f"{display_path(folder)} was not compared with the training data: there is no clip store"
-        )
+        if folder:
+            found = f"{display_path(folder)} was not compared with the training data: there is no clip store"
+            yield Finding("info", "run", found)
         return
     for split in ("train", "validation"):
         try:
@@ -252,6 +253,12 @@ def check_training(
     yield from _check_batch(config, data["num_train_clips"], level)
     steps = len(plan_epoch(config, captions, rows, epoch=0))
     yield Finding("ok", "steps", f"{config.train.epochs} epochs of {steps} steps")
+    if folder:
+        yield from _check_run_folder(folder, config, data, level)
+
+
+def _check_run_folder(folder: Path, config: ExperimentConfig, data: dict[str, Any], level: Level) -> Iterator[Finding]:
+    """Checks that a run folder is free, or holds the same run, and says how far that is."""
     try:
         check_run(folder, config, data)
     except (RunError, ConfigError, OSError) as error:

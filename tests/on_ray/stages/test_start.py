@@ -26,6 +26,7 @@ from waver.on_ray.stages.train import run_training
 from waver.on_ray.stages.vocabulary import run_vocabulary
 from waver.runs.checkpoint import save_checkpoint
 from waver.runs.control import Interrupted
+from waver.runs.folder import open_run
 from waver.runs.inputs import load_captions
 from waver.runs.train import train
 from waver.tools.termination import Terminated
@@ -198,6 +199,9 @@ def test_a_sweep_is_checked_once_for_each_difference_that_matters(project):
         return [load_config("experiment.yaml", {"train.lr": lr, **overrides}) for lr in (0.1, 0.2)]
 
     check_trials(configs(**{"video.size": 32}))  # the sweep itself would ingest them
+    trained = configs()[0]
+    open_run(trained.run_folder, trained, {"num_train_clips": 3})
+    check_trials(configs())  # trials have folders of their own, so a run of the base experiment is in no one's way
     with pytest.raises(StartError, match=r"waver tune cannot start: 1 error\n  weights: .*gone.safetensors"):
         check_trials([*configs(), *configs(**{"model.weights": "gone.safetensors"})])
 
