@@ -66,7 +66,7 @@ def check_inputs(
         checks.findings.append(problem)
         return Inputs()
     folder, trains = run_folder or config.run_folder, before in ("train", "tune")
-    store, model, knowledge = None, None, None
+    store = model = knowledge = None
     captions = checks.load("annotations", data.read_captions, config)
     if captions is not None:
         store = checks.load("clip store", find_store, config, captions, needed=before in ("embed", "match", "train"))
@@ -93,12 +93,13 @@ def check_inputs(
             "knowledge", find_knowledge, config, captions, store, model, run_folder=folder, needed=trains
         )
     if captions is not None and (trains or later):
-        of_run = None if before == "tune" else folder
-        checks.run("run", check_training, config, captions, store, run_folder=of_run, needed=trains)
-    if captions is not None and later:  # a stage reads its checkpoint and holds its lock itself
-        checks.run("checkpoint", check_resumed_checkpoint, folder, needed=trains)
+        checks.run(
+            "run", check_training, config, captions, store, run_folder=_own_folder(before, folder), needed=trains
+        )
     target = _target(config, before, folder)
-    if later:
+    if later:  # a stage reads its checkpoint and holds its lock itself
+        if captions is not None:
+            checks.run("checkpoint", check_resumed_checkpoint, folder, needed=trains)
         checks.run("lock", check_writers, target)
     if not finished:
         checks.run("disk", machine.check_disk, config, captions, store, model, trains=trains, writes=[target])
@@ -116,6 +117,11 @@ def _check_foundations(config: ExperimentConfig) -> Finding | None:
     except WaverError as error:
         return Finding("error", "weights", str(error), NOTHING_ELSE)
     return None
+
+
+def _own_folder(stage: Stage, run_folder: Path) -> Path | None:
+    """Returns the folder of the run that a stage trains; None for a sweep, whose trials have folders of their own."""
+    return None if stage == "tune" else run_folder
 
 
 def _target(config: ExperimentConfig, stage: Stage, run_folder: Path) -> Path:
