@@ -66,24 +66,14 @@ def check_inputs(
         checks.findings.append(problem)
         return Inputs()
     folder, trains = run_folder or config.run_folder, before in ("train", "tune")
-    store = model = knowledge = None
+    store = knowledge = None
     captions = checks.load("annotations", data.read_captions, config)
     if captions is not None:
         store = checks.load("clip store", find_store, config, captions, needed=before in ("embed", "match", "train"))
         decoded = store is not None and before != "ingest"
         checks.run("videos", data.check_videos, config, captions, decoded=decoded)
     finished, begun = _state_of_run(folder) if before == "train" else (False, False)
-    needs_model = trains or before in ("embed", "match")
-    if needs_model or later:
-        model = checks.load("model", machine.measure_model, config, needed=needs_model)
-        # A run that continues loads its checkpoint, and one that starts from a checkpoint loads that.
-        loads_checkpoint = begun or config.train.start_from is not None
-        reads_weights = not loads_checkpoint or config.model.lora is not None
-        if later or reads_weights:
-            needed = needs_model and reads_weights
-            checks.run("weights", machine.check_model_weights, config, needed=needed, elsewhere=on_cluster)
-    if config.train.start_from and not begun and (trains or later):
-        checks.run("start", check_started_from, config, needed=trains)
+    model = _check_model(checks, config, before, begun=begun, later=later, on_cluster=on_cluster)
     if later and model and captions is not None:
         checks.run("cost of training", machine.check_cost, config, captions)
     if before not in ("ingest", "embed") or later:
@@ -104,6 +94,30 @@ def check_inputs(
     if not finished:
         checks.run("disk", machine.check_disk, config, captions, store, model, trains=trains, writes=[target])
     return Inputs(captions, store, model, knowledge)
+
+
+def _check_model(
+    checks: Checks, config: ExperimentConfig, before: Stage, *, begun: bool, later: bool, on_cluster: bool
+) -> machine.ModelSize | None:
+    """Checks the model, its pre-trained weights, and the checkpoint that it starts from, as far as a stage needs them.
+
+    Args:
+        checks, config, before, later, on_cluster: see `check_inputs`.
+        begun: whether the run has a checkpoint.
+    """
+    model, trains = None, before in ("train", "tune")
+    needs_model = trains or before in ("embed", "match")
+    if needs_model or later:
+        model = checks.load("model", machine.measure_model, config, needed=needs_model)
+        # A run that continues loads its checkpoint, and one that starts from a checkpoint loads that.
+        loads_checkpoint = begun or config.train.start_from is not None
+        reads_weights = not loads_checkpoint or config.model.lora is not None
+        if later or reads_weights:
+            needed = needs_model and reads_weights
+            checks.run("weights", machine.check_model_weights, config, needed=needed, elsewhere=on_cluster)
+    if config.train.start_from and not begun and (trains or later):
+        checks.run("start", check_started_from, config, needed=trains)
+    return model
 
 
 def _check_foundations(config: ExperimentConfig) -> Finding | None:
