@@ -17,7 +17,10 @@ NAMES = "step, match, input, rank, train, epoch, gpu; scaling and commands run o
 
 def bench(
     only: Annotated[
-        str, typer.Option(metavar="NAME,...", help=f"Benchmarks to run: {NAMES}.", show_default="all but these two")
+        str,
+        typer.Option(
+            metavar="NAME,...", help=f"Benchmarks to run: {NAMES}.", show_default="all but scaling and commands"
+        ),
     ] = "",
     repeats: Annotated[int, typer.Option(min=1, help="Turns; the table has their median and range.")] = 5,
     output: Annotated[

@@ -39,7 +39,7 @@ def index(
     workers: Workers = None,
     overrides: Set = [],  # noqa: B006
 ) -> None:
-    """Index folders of videos for search; run again, it indexes what is new or has changed, and forgets what is gone."""
+    """Index videos for search; a later call adds those that are new or have changed, and removes those that are gone."""
     from waver.data.ledger import describe_failures
     from waver.on_ray.stages.index import run_index
     from waver.search.windows import Windows
@@ -59,7 +59,7 @@ def index(
 
 
 def _model_of(run_or_config: str, overrides: list[str], workers: int | None) -> tuple[Path, ExperimentConfig]:
-    """Returns checkpoint and configuration of a run, or of the zero-shot run of an experiment, which is made."""
+    """Returns checkpoint and configuration of a run; for an experiment, makes its zero-shot run and returns those."""
     from waver.runs.checkpoint import checkpoint_config
     from waver.runs.folder import find_checkpoint
     from waver.runs.untrained import make_zero_shot_run, zero_shot_experiment

@@ -4,8 +4,9 @@ model.safetensors    the parameters that training changes, and buffers
 frozen.safetensors   the parameters that training does not change, if there are any
 
 The first checkpoint of a run writes frozen.safetensors, and every later one links to it (a hard link; a copy where the file
-system refuses links). So each folder is complete, and each can be deleted. With adapters (model.lora) there is no such file:
-these weights are read from model.weights. Checkpoints of older versions have all weights in model.safetensors.
+system refuses links). So each checkpoint folder is complete, and can be deleted. With adapters (model.lora) there is no
+frozen.safetensors: these weights are read from model.weights. Checkpoints of older versions have all weights in
+model.safetensors.
 
 The metadata of model.safetensors has the hash of the weights that it leaves out, and names their file if there is one.
 """
@@ -34,7 +35,7 @@ FROZEN_FILE = "frozen.safetensors"
 _DIGEST = "frozen_sha256"
 """Key, in the metadata of both files, of the hash of the weights that model.safetensors leaves out."""
 _FILE = "frozen_file"
-"""Key, in the metadata of model.safetensors, of the name of the file that has these weights. With adapters there is none."""
+"""Key, in the metadata of model.safetensors, of the name of the file with these weights; absent with adapters."""
 
 
 class CheckpointError(WaverError):
@@ -92,7 +93,8 @@ def is_model_complete(folder: Path) -> bool:
     """Returns whether model.safetensors exists and is not truncated; reads no values.
 
     frozen.safetensors does not count. A run whose newest checkpoint is incomplete continues from an older one and removes
-    the newest. But the older one has the same frozen.safetensors: the user must restore that, and reading it says so.
+    the newest. But the older one shares frozen.safetensors, so only the user can restore that file; reading it raises
+    an error that says so.
     """
     try:
         with safe_open(folder / MODEL_FILE, "pt"):
@@ -110,7 +112,7 @@ def load_checkpoint_weights(student: Student, folder: Path, *, sizes_only: bool 
         sizes_only: check names and sizes without reading values; the student is on the meta device.
 
     Raises:
-        CheckpointError: if a file is missing or damaged, or the weights that model.safetensors leaves out are others than
+        CheckpointError: if a file is missing or damaged, or the weights that model.safetensors leaves out differ from
             those of the training.
         BackboneError: if the weights are of another architecture, or a value is not finite.
     """
@@ -129,7 +131,7 @@ def check_finite_weights(folder: Path) -> None:
     """Checks that no weight in the files of a checkpoint is NaN or infinite.
 
     Raises:
-        CheckpointError: if one is; names file and tensors. Also if a file is missing or damaged.
+        CheckpointError: if a weight is (the message names file and tensors), or a file is missing or damaged.
     """
     read = {MODEL_FILE: _read_tensors(folder / MODEL_FILE)}
     if _FILE in (left_out := _left_out(folder)):
@@ -142,7 +144,7 @@ def check_finite_weights(folder: Path) -> None:
 
 
 def _left_out(folder: Path) -> dict[str, str]:
-    """Returns what the metadata of model.safetensors says of the weights that it leaves out; empty if it has all."""
+    """Returns the metadata of model.safetensors on the weights that it leaves out; empty if it leaves out none."""
     metadata = read_metadata(fetch(folder / MODEL_FILE))
     return {key: metadata[key] for key in (_DIGEST, _FILE) if key in metadata}
 

@@ -1,4 +1,4 @@
-"""Search over the videos of a user: the model of a run, windows of films, the index of their embeddings. Imports no Ray."""
+"""Searches the videos of a user: model of a run, windows of films, index of their embeddings. Imports no Ray."""
 
 from waver.search.index import SearchError
 from waver.search.model import Model, load

@@ -17,14 +17,14 @@ _THUMBNAIL_QUALITY = 80
 
 
 class WindowEmbedder:
-    """Embeds the windows of a block, and writes their embeddings and thumbnails; returns the number of windows.
+    """Embeds blocks of windows, and writes their embeddings and thumbnails to an index.
 
     Args:
         checkpoint: checkpoint folder.
         config: its configuration.
         clips: clip store of the windows.
         index: folder of the index.
-        settings: of its embeddings.
+        settings: settings of the embeddings in the index.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class WindowEmbedder:
         self._index, self._settings = index, settings
 
     def __call__(self, block: pa.Table) -> int:
-        """Embeds windows, given by `window_id` and `source`."""
+        """Embeds the windows of a block with columns `window_id` and `source`; returns their number."""
         windows, sources = block["window_id"].to_pylist(), block["source"].to_pylist()
         frames, num_frames = self._clips.read(windows)
         video = self._model.embed_frames(frames, num_frames)

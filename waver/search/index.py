@@ -1,12 +1,13 @@
-"""The folder of an index: which windows of which videos it has, and the embeddings of them.
+"""Reads and writes the folder of an index: the windows of videos, and their embeddings.
 
-    manifest.json      model and windows, see `IndexSettings`; whether the last indexing was finished
+    manifest.json      the settings (`IndexSettings`), and whether the last indexing was finished
     windows.parquet    one row per window, WINDOWS_SCHEMA; bad videos have rows too
     embeddings/        an embedding store (`waver.data.embedding_store`), one item per window
     thumbnails/        one JPEG per window
-    decoding/          the clip store of the windows in work; deleted when they are embedded
+    decoding/          the clip store of the windows that are being indexed; deleted when they are embedded
 
-An item names the content of its video as its source. A video that changes gets new items, and its old ones are never read.
+The source of an item is the digest of its video file. A video that changes gets new items; the old ones are never
+read.
 """
 
 import dataclasses
@@ -59,7 +60,7 @@ class IndexSettings:
 
 
 def checkpoint_digest(checkpoint: Path) -> str:
-    """Returns a digest by which the weights of a checkpoint are told from others, without reading all of them.
+    """Returns a digest that identifies the weights of a checkpoint, without reading all of them.
 
     Raises:
         SearchError: if the checkpoint has no weights.
@@ -91,7 +92,7 @@ def create_index(folder: Path, settings: IndexSettings) -> None:
 
 
 def write_complete(folder: Path, settings: IndexSettings, *, complete: bool) -> None:
-    """Writes the manifest, with whether the index has all windows that were asked for."""
+    """Writes the manifest; `complete` says whether the index has all windows that were requested."""
     content = {"waver": waver.__version__, "settings": dataclasses.asdict(settings), "complete": complete}
     write_json(folder / "manifest.json", content)
 

@@ -1,4 +1,4 @@
-"""The model of a run for texts and videos at hand: `waver.load`."""
+"""Loads the model of a run, to embed and compare texts and videos: `waver.load`."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -62,12 +62,12 @@ class Model:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Embeddings:
-        """Embeds the tokens of each text; texts that are compared with each other's scores should be embedded together."""
+        """Embeds the tokens of each text; embed texts together if you compare their scores with each other."""
         return embed_tokens(self.student, *tokenize_texts(texts, self.config, self._tokenizer), self.config)
 
     @torch.no_grad()
     def embed_frames(self, frames: UInt8[np.ndarray, "B F H W 3"], num_frames: Int[np.ndarray, " B"]) -> Embeddings:
-        """Embeds clips from their pixels, in batches of one size: the bits of a clip do not depend on the others.
+        """Embeds clips from their pixels, in batches of equal size, so that a clip's bits do not depend on the others.
 
         Args:
             frames: see `waver.data.clip_store.ClipStore.read`.
@@ -86,7 +86,7 @@ class Model:
         return Embeddings.concatenate(parts)
 
     def embed_videos(self, videos: Sequence[Path | str]) -> Embeddings:
-        """Decodes videos in a process of its own, one after the other, and embeds them; each counts as one clip.
+        """Embeds videos, each as one clip; a separate process decodes them one after the other.
 
         Raises:
             ClipError: if one cannot be decoded.
@@ -111,7 +111,7 @@ class Model:
 
 
 def load(run: Path | str, overrides: Mapping[str, Any] | None = None) -> Model:
-    """Loads the best model of a run, or that of a checkpoint.
+    """Loads the best model of a run, or the model of a checkpoint.
 
     Args:
         run: folder of a run or a checkpoint.
@@ -133,7 +133,7 @@ def _stack(clips: Sequence[Clip], max_frames: int) -> tuple[np.ndarray, np.ndarr
 
 
 class _Phrases:
-    """Finds the phrases of clips that are in no knowledge folder yet, with the frozen teacher of an experiment."""
+    """Finds phrases for clips that no knowledge folder has, with the frozen teacher of an experiment."""
 
     def __init__(self, checkpoint: Path, config: ExperimentConfig):
         knowledge = Knowledge(config.knowledge_store)

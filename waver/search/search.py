@@ -1,4 +1,4 @@
-"""Exact search in an index: every window is compared with the query by the model's own interaction."""
+"""Searches an index exactly: the model's own interaction compares the query with every window."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +31,7 @@ class Answer:
     rank: int
     """From 1."""
     score: float
-    """Similarity by the model, without its logit scale: it orders windows, and is no probability."""
+    """Similarity by the model, without its logit scale: a value to rank windows by, not a probability."""
     video_id: str
     path: Path
     start_s: float | None
@@ -46,7 +46,7 @@ class Answer:
 
 
 class Index:
-    """An index that is open for search; it has the windows of the time when it was opened.
+    """An index that is open for search; it has the windows that existed when it was opened.
 
     Attributes:
         path: folder of the index.
@@ -137,7 +137,7 @@ class Index:
         return self.windows.to_pylist()
 
     def _chunks(self) -> Iterator[Embeddings]:
-        """Yields the embeddings of all windows; keeps them in memory if they take a small part of it."""
+        """Yields the embeddings of all windows; keeps them if they need a small part of the available memory."""
         starts = range(0, len(self), _CHUNK)
         if self._num_bytes > _CACHED_FRACTION * psutil.virtual_memory().available and not self._cache:
             yield from map(self._read, starts)

@@ -1,4 +1,4 @@
-"""The videos of an index, and the windows of time into which films are cut."""
+"""Lists the videos to index, and cuts films into windows of time."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ class VideoFile:
     """A video to index."""
 
     video_id: str
-    """Path below the folder that was named, with slashes; the name of a file that was named itself."""
+    """Path relative to the folder that the user named, with slashes; for a file that the user named, its name."""
     path: Path
     """Absolute."""
 
@@ -59,7 +59,7 @@ def find_videos(places: Sequence[Path]) -> list[VideoFile]:
     """Lists videos, by the endings of their files, in folders and their subfolders; links are followed.
 
     Args:
-        places: folders, and files, which count whatever their ending is.
+        places: folders, and files; a file counts as a video whatever its ending is.
 
     Raises:
         VideosError: if a place does not exist, none holds a video, or two places have videos of the same name.

@@ -1,7 +1,8 @@
 """Hands the best trials of a sweep to fine-tuning: chooses them, and decides which checkpoints the sweep keeps.
 
-The folder `then/` of a sweep has a folder for each fine-tuned trial, with the number of the searched trial and the files of
-a trial (see `waver.sweeps.folder`). Each of its runs starts from the best checkpoint of the same seed of that trial.
+The folder `then/` of a sweep has a folder for each fine-tuned trial. It has the number of the searched trial, and the
+files of a trial (see `waver.sweeps.folder`). Each run in it starts from the best checkpoint that the searched trial has
+of the same seed.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def read_fine_tuned(folder: Path, sweep: SweepConfig, *, runs: bool = True) -> l
 
 
 def choose_trials(states: Sequence[TrialState], sweep: SweepConfig) -> list[TrialState]:
-    """Returns the trials that are handed to fine-tuning: the best that finished, the best first."""
+    """Returns the trials to fine-tune: the `then.keep` best finished ones, the best first."""
     keep = sweep.then.keep if sweep.then else 0
     return [state for state in rank_trials(states, sweep) if state.status == "finished"][:keep]
 
@@ -64,7 +65,7 @@ def fine_tuned_config(folder: Path, sweep: SweepConfig, trial: TrialState, seed:
 
 
 def start_of(folder: Path, number: int, seed: int) -> Path:
-    """Returns the checkpoint from which the fine-tuning of a seed of a trial starts, also if it is gone by now.
+    """Returns the checkpoint from which the fine-tuning of a seed starts; once it has begun, even if that is gone.
 
     Raises:
         CheckpointError: if it is gone, and the fine-tuning has not begun.
@@ -78,8 +79,8 @@ def start_of(folder: Path, number: int, seed: int) -> Path:
 def keep_checkpoints(folder: Path, sweep: SweepConfig) -> None:
     """Removes the checkpoints of ended trials that nothing needs.
 
-    Kept are those of the `keep_best` best trials, of the searched and of the fine-tuned ones, those of trials that are to be
-    fine-tuned, and those from which the best fine-tuned ones started.
+    Keeps the checkpoints of the `keep_best` best searched trials, of the `keep_best` best fine-tuned ones, of trials
+    that wait for fine-tuning, and those from which the best fine-tuned trials started.
     """
     searched, tuned = read_trials(folder), read_fine_tuned(folder, sweep)
     best_tuned = _best(tuned, sweep)
@@ -107,7 +108,7 @@ def check_then(folder: Path, sweep: SweepConfig) -> None:
         sweep: configuration of the sweep.
 
     Raises:
-        SweepError: if fine-tuned trials that are there were trained otherwise, or checkpoints of the best trials are gone.
+        SweepError: if existing fine-tuned trials had other settings, or checkpoints of the best trials are gone.
     """
     if sweep.then is None or not (folder / "base.yaml").exists():
         return

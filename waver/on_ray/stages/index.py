@@ -1,7 +1,7 @@
 """Indexes the videos of a user for search: decodes windows with Ray Data, and embeds them with the model of a run.
 
-Windows are processed in chunks, whose frames are deleted once they are embedded: an index of long films keeps no frames. A
-command that was stopped resumes; a later one indexes only videos that are new or have changed.
+Windows are processed in chunks. The frames of a chunk are deleted once they are embedded, so an index keeps no frames.
+The same command resumes an indexing that was stopped. A later one indexes only videos that are new or have changed.
 """
 
 import logging
@@ -54,7 +54,7 @@ _CHUNK_BYTES = 2 * 2**30
 """Size of the frames of the windows of a chunk, at most."""
 _WINDOWS_PER_BLOCK = 64
 _TRIED_AGAIN = ("timeout", "killed", "missing")
-"""Status of windows that may end otherwise although the video has not changed."""
+"""Statuses of windows that are tried again: the outcome may differ although the video has not changed."""
 
 _Row = dict[str, Any]
 """A window: a row of `WINDOWS_SCHEMA`."""
@@ -74,7 +74,7 @@ class IndexReport:
     num_forgotten: int
     """Videos that are gone, and were removed from the index."""
     failures: dict[str, list[str]]
-    """`status: error` -> the windows that failed so, the most frequent first."""
+    """`status: error` -> the windows that failed with it; the most frequent failure first."""
 
 
 def run_index(
@@ -86,9 +86,9 @@ def run_index(
     *,
     progress: bool = True,
 ) -> IndexReport:
-    """Indexes all videos in some places that are new or have changed; removes those that are gone from the index.
+    """Indexes the videos in some places that are new or have changed; removes from the index videos that are gone.
 
-    Videos of places that are not named now stay in the index as long as their files exist.
+    Videos of other places, indexed earlier, stay in the index as long as their files exist.
 
     Args:
         checkpoint: checkpoint of the model.
@@ -167,7 +167,7 @@ class _Indexing:
             thumbnail_path(folder, row["window_id"], row["source"]).unlink(missing_ok=True)
 
     def _stays(self, row: _Row) -> bool:
-        """Returns whether a window that was indexed before is still right."""
+        """Returns whether a window that was indexed before is still valid."""
         if row["video_id"] not in self._videos:
             return Path(row["path"]).exists()
         return row["source"] == self._sources[row["video_id"]]
@@ -193,7 +193,7 @@ class _Indexing:
                 self._write(complete=not queue)
 
     def _missing(self) -> Iterator[_Row]:
-        """Yields the windows to index as far as they are known: later windows follow from the length of a video."""
+        """Yields the windows to index that are known now; later ones are known when the length of the video is."""
         first = self._settings.windows.first()
         for video_id in self._videos:
             start = self._window(video_id, *first)
@@ -239,7 +239,7 @@ class _Indexing:
         return [row | {name: outcomes[row["window_id"]][name] for name in names} for row in chunk]
 
     def _embed(self, windows: Sequence[_Row], store: ClipStore) -> None:
-        """Embeds windows whose frames are in a clip store, and that have no embedding yet."""
+        """Embeds those windows of a clip store that have no embedding yet."""
         sources: Mapping[str, str] = {row["window_id"]: row["source"] for row in windows}
         todo = EmbeddingStore(self._folder / "embeddings").missing(sources)
         if not todo:
@@ -262,7 +262,7 @@ class _Indexing:
         write_complete(self._folder, self._settings, complete=complete)
 
     def report(self) -> IndexReport:
-        """Returns what the index has now, and what was done."""
+        """Returns what the index has now, and what this command did."""
         found = [row for row in self._rows.values() if row["status"] == "ok"]
         failed = [
             (row["window_id"], row["status"], row["error"]) for row in self._rows.values() if row["status"] != "ok"
