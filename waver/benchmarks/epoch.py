@@ -21,7 +21,6 @@ from waver.data.embedded_clips import EmbeddedClips
 from waver.data.embedding_store import EmbeddingStore
 from waver.runs.train_loop import worker_batches
 from waver.training.plan import plan_epoch, training_rows
-from waver.training.step import train_step
 
 PAIRS_OF_MSRVTT = 180_000
 CAPTIONS, FRAMES = "stored frames and captions", "stored frames"
@@ -49,8 +48,8 @@ def measure_epoch(context: Context) -> list[Row]:
     assert stored.tokens is not None, "embed writes tokens"
     number = context.repeats + 1
     ways: dict[str, Callable[[], object]] = {
-        CAPTIONS: _stepper(setup, _epoch(setup, stored, number)),
-        FRAMES: _stepper(setup, _epoch(setup, EmbeddedClips(setup.clips, stored.frames), number)),
+        CAPTIONS: setup.stepper(_epoch(setup, stored, number)),
+        FRAMES: setup.stepper(_epoch(setup, EmbeddedClips(setup.clips, stored.frames), number)),
     }
     found = take_turns(ways, context.repeats)
     work = (
@@ -84,10 +83,6 @@ def _epoch(setup: Setup, store: EmbeddedClips, number: int) -> Iterator[Batch]:
     plan = plan_epoch(setup.config, setup.captions, rows, epoch=0)
     plan = (plan * math.ceil(number / len(plan)))[:number]
     return worker_batches(plan, setup.captions, store, setup.config, setup.knowledge)
-
-
-def _stepper(setup: Setup, batches: Iterator[Batch]) -> Callable[[], object]:
-    return lambda: train_step(setup.training, next(batches), setup.config)
 
 
 def _space(what: str, store: EmbeddingStore, num_items: int, full: int, note: str) -> Row:

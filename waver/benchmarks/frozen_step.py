@@ -3,15 +3,13 @@
 A step of waver includes reading its batch. The batch of the conventional step is in memory, decoded, before it begins.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from waver.benchmarks.context import Context
-from waver.benchmarks.students import Setup, build_setup, conventional_step, embed
+from waver.benchmarks.students import build_setup, conventional_step, embed
 from waver.benchmarks.table import Row, not_measured, rows_of
 from waver.benchmarks.timing import take_turns
-from waver.data.batch import Batch
 from waver.data.embedded_clips import EmbeddedClips
-from waver.training.step import train_step
 
 PIXELS, FRAMES, CAPTIONS, CONVENTIONAL = "pixels", "stored frames", "stored frames and captions", "conventional"
 
@@ -23,9 +21,9 @@ def measure_frozen_step(context: Context) -> list[Row]:
     stored = embed(setup, context.folder, tokens=True)
     number = context.repeats
     ways: dict[str, Callable[[], object]] = {
-        PIXELS: _stepper(setup, setup.batches(setup.clips, num_pairs, number)),
-        FRAMES: _stepper(setup, setup.batches(EmbeddedClips(setup.clips, stored.frames), num_pairs, number)),
-        CAPTIONS: _stepper(setup, setup.batches(stored, num_pairs, number)),
+        PIXELS: setup.stepper(setup.batches(setup.clips, num_pairs, number)),
+        FRAMES: setup.stepper(setup.batches(EmbeddedClips(setup.clips, stored.frames), num_pairs, number)),
+        CAPTIONS: setup.stepper(setup.batches(stored, num_pairs, number)),
     }
     if context.conventional:
         ways[CONVENTIONAL] = conventional_step(context.conventional, setup, num_pairs)
@@ -34,7 +32,3 @@ def measure_frozen_step(context: Context) -> list[Row]:
     found = take_turns(ways, context.repeats, warm_up=False)  # steps from pixels take seconds
     rows = rows_of(work, found, reference=PIXELS, targets=targets)
     return rows if context.conventional else [*rows, not_measured(work, CONVENTIONAL, context.why_not)]
-
-
-def _stepper(setup: Setup, batches: Iterator[Batch]) -> Callable[[], object]:
-    return lambda: train_step(setup.training, next(batches), setup.config)

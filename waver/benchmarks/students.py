@@ -26,7 +26,7 @@ from waver.data.embedded_clips import EmbeddedClips
 from waver.knowledge.store import Knowledge
 from waver.runs.train_loop import worker_batches
 from waver.training.build import Training, build_tokenizer, build_training
-from waver.training.step import make_batch
+from waver.training.step import make_batch, train_step
 
 _NUM_PHRASES, _NUM_MATCHES, _NUM_STEPS = 1000, 30, 10_000
 
@@ -52,6 +52,10 @@ class Setup:
         rows = np.arange(number * num_pairs) % len(self.captions)
         plan = np.split(rows, number)
         return worker_batches(plan, self.captions, store, self.config, self.knowledge)
+
+    def stepper(self, batches: Iterator[Batch]) -> Callable[[], object]:
+        """Returns a function that reads the next batch and takes a step of waver with it."""
+        return lambda: train_step(self.training, next(batches), self.config)
 
 
 def build_setup(

@@ -41,9 +41,10 @@ class WindowEmbedder:
         values = video.values.float().cpu().numpy()
         rows = zip(windows, sources, values, num_frames.tolist(), strict=True)
         items = [(window, source, of_window[:number]) for window, source, of_window, number in rows]
-        write_items(self._index / "embeddings", self._settings, items)
         for window, source, of_window, number in zip(windows, sources, frames, num_frames.tolist(), strict=True):
             self._write_thumbnail(thumbnail_path(self._index, window, source), of_window[number // 2])
+        # Last: a window whose embedding is stored counts as done, also by a command that resumes.
+        write_items(self._index / "embeddings", self._settings, items)
         return len(windows)
 
     def _write_thumbnail(self, path: Path, frame: np.ndarray) -> None:

@@ -17,12 +17,12 @@ from waver.data.clip import Clip
 from waver.data.video.decoder import Decoder
 from waver.evaluation.embedding import embed_tokens, similarity_in_blocks, tokenize_texts
 from waver.knowledge.store import Knowledge
-from waver.knowledge.teacher import Teacher, match_clips
+from waver.knowledge.teacher import match_clips
 from waver.model.embeddings import Embeddings
 from waver.runs.checkpoint import check_dictionary, checkpoint_config, load_student
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import store_settings
-from waver.training.build import build_backbone, build_tokenizer, local_device
+from waver.training.build import build_teacher, build_tokenizer, local_device
 from waver.training.step import autocast
 
 _TIMEOUT_S = 60.0
@@ -43,18 +43,21 @@ class Model:
 
     Raises:
         CheckpointError: if the checkpoint cannot be loaded.
-        KnowledgeError: if the knowledge that it uses at inference is missing or has another dictionary.
     """
 
     def __init__(self, checkpoint: Path, config: ExperimentConfig):
         self.checkpoint, self.config = checkpoint, config
         self.student = load_student(checkpoint, config).eval().requires_grad_(False).to(local_device(config))
-        self._phrases = _Phrases(checkpoint, config) if config.informed_at_inference else None
 
     @property
     def device(self) -> torch.device:
         """Device of the model."""
         return self.student.logit_scale.device
+
+    @cached_property
+    def _phrases(self) -> "_Phrases | None":
+        """Built when the first clip is embedded: texts need no teacher."""
+        return _Phrases(self.checkpoint, self.config) if self.config.informed_at_inference else None
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -72,6 +75,9 @@ class Model:
         Args:
             frames: see `waver.data.clip_store.ClipStore.read`.
             num_frames: number of valid frames of each clip.
+
+        Raises:
+            KnowledgeError: if the knowledge that the model uses at inference is missing or has another dictionary.
         """
         size = self.config.evaluate.batch_size
         parts = []
@@ -138,8 +144,7 @@ class _Phrases:
     def __init__(self, checkpoint: Path, config: ExperimentConfig):
         knowledge = Knowledge(config.knowledge_store)
         check_dictionary(knowledge, checkpoint)
-        backbone = build_backbone(config, config.model.weights).to(local_device(config))
-        self._teacher = Teacher(backbone, build_tokenizer(config), config.knowledge.prompt)
+        self._teacher = build_teacher(config)
         self._top_k = config.knowledge.top_k
         self._embeddings = knowledge.phrase_embeddings().to(self._teacher.device)
         self._unit = F.normalize(self._embeddings, dim=-1)

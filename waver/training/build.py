@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from waver.config import ExperimentConfig
+from waver.knowledge.teacher import Teacher
 from waver.model.backbone import Backbone
 from waver.model.errors import BackboneError
 from waver.model.interaction import INTERACTIONS
@@ -73,6 +74,12 @@ def build_backbone(config: ExperimentConfig, weights: str | None) -> Backbone:
     """
     frames = config.preprocessing
     return load_backbone(config.model.backbone, weights, image_size=frames.size, mean=frames.mean, std=frames.std)
+
+
+def build_teacher(config: ExperimentConfig) -> Teacher:
+    """Builds the frozen teacher: the backbone with its pre-trained weights, on a GPU if this process sees one."""
+    backbone = build_backbone(config, config.model.weights)
+    return Teacher(backbone.to(local_device(config)), build_tokenizer(config), config.knowledge.prompt)
 
 
 def build_student(config: ExperimentConfig, weights: str | None = None) -> Student:

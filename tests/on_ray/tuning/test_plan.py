@@ -88,14 +88,19 @@ def test_fractional_resources_are_counted_without_rounding_errors():
     assert count_fitting_workers([{"CPU": 0.3}], 0.1, 0.0) == 3
 
 
-def test_a_dry_run_logs_the_plan_and_writes_nothing(plan, tmp_path, store, captions, said):
-    (tmp_path / "videos").mkdir()
+def write_data(folder, captions):
+    """Writes captions as a table, with empty videos; returns the settings that name both."""
+    (folder / "videos").mkdir()
     lines = ["video,caption,split"]
     for row in captions.to_pylist():
-        (tmp_path / "videos" / f"{row['video_id']}.mp4").touch()
+        (folder / "videos" / f"{row['video_id']}.mp4").touch()
         lines.append(f"{row['video_id']}.mp4,{row['caption']},{row['split']}")
-    (tmp_path / "captions.csv").write_text("\n".join(lines))
-    data = {"data.annotations": tmp_path / "captions.csv", "data.videos": tmp_path / "videos"}
+    (folder / "captions.csv").write_text("\n".join(lines))
+    return {"data.annotations": folder / "captions.csv", "data.videos": folder / "videos"}
+
+
+def test_a_dry_run_logs_the_plan_and_writes_nothing(plan, tmp_path, store, captions, said):
+    data = write_data(tmp_path, captions)
     made = plan(space="{train.lr: {choice: [1e-3, 2e-3]}, video.size: {choice: [16, 8]}}", **data)
     describe_plan(made)
     text = "\n".join(said)
@@ -152,13 +157,7 @@ def test_comments_of_shipped_sweeps_give_the_estimated_cost(name, msrvtt):
 
 def test_a_dry_run_describes_fine_tuning_too(plan, tmp_path, captions, said):
     """It has resources of its own, and needs the clip store, whose embeddings suffice for the search."""
-    (tmp_path / "videos").mkdir()
-    lines = ["video,caption,split"]
-    for row in captions.to_pylist():
-        (tmp_path / "videos" / f"{row['video_id']}.mp4").touch()
-        lines.append(f"{row['video_id']}.mp4,{row['caption']},{row['split']}")
-    (tmp_path / "captions.csv").write_text("\n".join(lines))
-    data = {"data.annotations": tmp_path / "captions.csv", "data.videos": tmp_path / "videos"}
+    data = write_data(tmp_path, captions)
     then = "then: {keep: 3, train.epochs: 1, train.backbone_lr_scale: 1e-3, resources.workers: 2}"
     made = plan(rest=f"{then}\nrepeats: 2", **data, **{"train.backbone_lr_scale": 0, "train.epochs": 9})
     describe_plan(made)

@@ -21,7 +21,7 @@ from waver.on_ray.cluster.blocks import map_blocks, worker_pool
 from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import connect, runs_in_process
 from waver.on_ray.stages.start import open_inputs
-from waver.runs.embeddings import Needs, all_needs, embed_missing, run_in_process
+from waver.runs.embeddings import Needs, RunBlocks, all_needs, embed_missing, run_in_process
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +48,13 @@ def embed(
         LockedError: if another process writes a store.
         ClusterTooSmallError: if the cluster is too small for the minimum of resources.workers.
     """
-    on_actors = ray.is_initialized() and not runs_in_process(config.resources)
-    run = partial(run_on_actors, config) if on_actors else run_in_process
+    run = choose_runner(config) if ray.is_initialized() else run_in_process
     return embed_missing(config, clips, needs, checkpoint=checkpoint, run=run, progress=progress)
+
+
+def choose_runner(config: ExperimentConfig) -> RunBlocks:
+    """Returns what processes the blocks of an experiment: this process if that needs no Ray, else actors."""
+    return run_in_process if runs_in_process(config.resources) else partial(run_on_actors, config)
 
 
 def run_on_actors(

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,11 @@ from waver.data.clip_store import ClipStore
 from waver.data.embedding_store import EmbeddingSettings, EmbeddingStore, create_embeddings
 from waver.data.ledger import FileStamp, group_failures
 from waver.knowledge.store import Knowledge
-from waver.on_ray.cluster.blocks import map_blocks, worker_pool
 from waver.on_ray.cluster.capacity import local_cpus
-from waver.on_ray.cluster.connection import connect, runs_in_process
+from waver.on_ray.cluster.connection import connect
+from waver.on_ray.stages.embed import choose_runner
 from waver.on_ray.stages.ingest import decode_clips
 from waver.runs.checkpoint import check_dictionary, check_weights
-from waver.runs.embeddings import run_in_process
 from waver.runs.inputs import store_settings
 from waver.search.embedder import WindowEmbedder
 from waver.search.index import (
@@ -248,12 +246,9 @@ class _Indexing:
             pa.table({"window_id": some, "source": [sources[window] for window in some]})
             for some in (todo[first : first + _WINDOWS_PER_BLOCK] for first in range(0, len(todo), _WINDOWS_PER_BLOCK))
         ]
-        run = run_in_process
-        if not runs_in_process(self._config.resources):
-            run = partial(map_blocks, pool=worker_pool(self._config.resources))
         arguments = (self._checkpoint.absolute(), self._config, store.path, self._folder, self._settings.embeddings)
         shown = {"doing": "embedding", "unit": "windows", "total": len(todo), "enabled": self._progress}
-        with closing(run(WindowEmbedder, arguments, blocks)) as done:
+        with closing(choose_runner(self._config)(WindowEmbedder, arguments, blocks)) as done:
             for number in track_progress(done, size=int, **shown):
                 self._num_embedded += number
 

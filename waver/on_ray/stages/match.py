@@ -8,7 +8,6 @@ needs no Ray. With several, this process still matches the clips if they are few
 
 import logging
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +31,17 @@ from waver.knowledge.store import (
     write_embeddings,
     write_matches,
 )
-from waver.knowledge.teacher import CLIPS_PER_BLOCK, Teacher, match_clips, mean_frames
+from waver.knowledge.teacher import CLIPS_PER_BLOCK, match_clips, mean_frames
 from waver.model.pretrained.weights import weights_text
-from waver.on_ray.cluster.blocks import map_blocks, worker_pool
 from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import connect, runs_in_process
-from waver.on_ray.stages.embed import embed
+from waver.on_ray.stages.embed import choose_runner, embed
 from waver.on_ray.stages.start import open_inputs
-from waver.runs.embeddings import Needs, RunBlocks, check_embeddings, run_in_process
+from waver.runs.embeddings import Needs, check_embeddings, run_in_process
 from waver.runs.inputs import open_dictionary
 from waver.tools.lock import hold_lock
 from waver.tools.progress import track_progress
-from waver.training.build import build_backbone, build_tokenizer, local_device
+from waver.training.build import build_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +105,7 @@ def _fill(
 ) -> Knowledge:
     """Does the work of `match` in the folder of the knowledge."""
     folder, num_matches = knowledge.path, knowledge.manifest["num_matches"]
-    in_process = runs_in_process(config.resources)
-    run: RunBlocks = run_in_process if in_process else partial(map_blocks, pool=worker_pool(config.resources))
+    run = choose_runner(config)
     embedded, starts = knowledge.embedded_parts(), range(0, knowledge.num_phrases, _PHRASES_PER_PART)
     if parts := [pa.table({"first": [first]}) for first in starts if first not in embedded]:
         num_phrases = min(len(parts) * _PHRASES_PER_PART, knowledge.num_phrases)
@@ -140,12 +137,6 @@ def _fill(
             for _ in track_progress(done, doing="matching", unit="clips", total=len(todo), size=int, enabled=progress):
                 pass
     return mark_complete(folder)
-
-
-def build_teacher(config: ExperimentConfig) -> Teacher:
-    """Builds the frozen teacher: the backbone with its pre-trained weights, on a GPU if this process sees one."""
-    backbone = build_backbone(config, config.model.weights)
-    return Teacher(backbone.to(local_device(config)), build_tokenizer(config), config.knowledge.prompt)
 
 
 class _Embedder:
