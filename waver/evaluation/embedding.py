@@ -209,10 +209,8 @@ def similarity_in_blocks(student: Student, text: Embeddings, video: Embeddings) 
     """Computes the similarity of every text with every video in blocks of one size."""
     if student.interaction.similarity is wti:
         return token_wise(text, video)
-    blocks = [
-        [student.similarity(texts, clips) for clips in _blocks(video, _CLIPS)]
-        for texts in _blocks(text, TEXTS_PER_BATCH)
-    ]
+    columns = list(_blocks(video, _CLIPS))
+    blocks = [[student.similarity(texts, clips) for clips in columns] for texts in _blocks(text, TEXTS_PER_BATCH)]
     return torch.cat([torch.cat(row, dim=1) for row in blocks])[: len(text), : len(video)]
 
 

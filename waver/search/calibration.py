@@ -1,8 +1,8 @@
 """Says whether anything in an index fits a query, with an error rate that was measured on the validation split.
 
-A threshold is chosen so that a share `error_rate` of the validation captions score their own clip below it. A query whose best
-window scores below the threshold is told that probably nothing fits. If a fitting window exists, the best score is at least
-the score of that window, so the share of such queries that are told so wrongly is at most `error_rate`. This holds for an
+A threshold is chosen such that a share `error_rate` of the validation captions score their own clip below it. If the best
+window of a query scores below the threshold, probably nothing fits. If a window fits, the best score is at least the score of
+that window. So this is said wrongly of a share of at most `error_rate` of the queries that have an answer. It holds for an
 index of any size, as long as queries and videos are like those of the validation split (split conformal prediction, Vovk et
 al., "Algorithmic Learning in a Random World", 2005).
 
@@ -47,10 +47,10 @@ class Calibration:
 
     def __str__(self) -> str:
         return (
-            f'"probably nothing fits" is said of scores below {self.threshold:.3f}: on {self.num_queries} validation captions '
-            f"it is wrong for at most {self.error_rate:.0%} of the queries that have an answer, and recognises "
-            f"{self.detection_rate:.0%} of those that have none among {self.num_clips} clips; other videos and other queries "
-            "can differ"
+            f'below a score of {self.threshold:.3f}, "probably nothing fits": on {self.num_queries} validation captions this '
+            f"is wrong for at most {self.error_rate:.0%} of the queries that have an answer, and recognises "
+            f"{self.detection_rate:.0%} of those that have none among {self.num_clips} clips (other videos and queries can "
+            "differ)"
         )
 
 

@@ -116,8 +116,8 @@ class WindowScores:
         if num_bytes <= _CACHED_FRACTION * available:
             return True
         logger.warning(
-            f"the windows need {num_bytes / 2**30:.1f} GiB of memory, more than a quarter of the {available / 2**30:.1f} GiB "
-            "that are free: each search reads them from disk"
+            f"the windows need {num_bytes / 2**30:.1f} GiB of memory, more than a quarter of the "
+            f"{available / 2**30:.1f} GiB that are free: each search reads them from disk"
         )
         return False
 

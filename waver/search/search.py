@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -31,7 +30,7 @@ class Match:
     score: float
     """Similarity by the model, without its logit scale."""
     share: float
-    """Probability of the sentence among those that were compared, if exactly one of them fits: softmax of the scaled scores."""
+    """Softmax of the scaled scores: probability of the sentence, if exactly one of those that were compared fits."""
 
     def as_json(self) -> dict[str, Any]:
         """Returns the fields."""
