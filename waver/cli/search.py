@@ -44,7 +44,7 @@ def index(
     from waver.on_ray.stages.index import run_index
     from waver.search.windows import Windows
 
-    checkpoint, experiment = _model_of(run_or_config, overrides, workers)
+    checkpoint, experiment = model_of(run_or_config, overrides, workers)
     folder = to or experiment.storage.folder / "indexes" / experiment.name
     windows = Windows(None if whole else window, stride)
     report = run_index(checkpoint, experiment, videos, folder, windows)
@@ -58,7 +58,7 @@ def index(
     logger.info(f'next: waver search {shlex.quote(display_path(folder))} "a sentence"')
 
 
-def _model_of(run_or_config: str, overrides: list[str], workers: int | None) -> tuple[Path, ExperimentConfig]:
+def model_of(run_or_config: str, overrides: list[str], workers: int | None) -> tuple[Path, ExperimentConfig]:
     """Returns checkpoint and configuration of a run; for an experiment, makes its zero-shot run and returns those."""
     from waver.runs.checkpoint import checkpoint_config
     from waver.runs.folder import find_checkpoint

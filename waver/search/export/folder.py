@@ -54,11 +54,11 @@ def check_folder(folder: Path, source: Source) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         raise ExportError(f"{folder} is not empty, and not an export: choose another folder (--to FOLDER)") from None
     asked = dataclasses.asdict(source)
-    if different := [
-        f"{name}: {there.get(name)} there, {asked[name]} requested" for name in asked if there.get(name) != asked[name]
-    ]:
+    different = [name for name in asked if there.get(name) != asked[name]]
+    if different:
+        said = "; ".join(f"{name}: {there.get(name)} there, {asked[name]} requested" for name in different)
         raise ExportError(
-            f"{folder} holds another export ({'; '.join(different)}): choose another folder (--to FOLDER), or delete this one"
+            f"{folder} holds another export ({said}): choose another folder (--to FOLDER), or delete this one"
         )
 
 

@@ -70,6 +70,11 @@ _ARRAYS = """\
 | `weights` | ({number}, {tokens}) | importance of each {token}; sums to 1 |
 | `pooled` | ({number}, {width}) | a unit vector for the whole {item}: {pooling} |
 """
+_LANCE = (
+    'import lancedb; table = lancedb.connect("lancedb").create_table("{videos}", '
+    '[{{"row": row, "vector": v}} for row, v in enumerate({videos}["pooled"])]); '
+    'found = [table.search(v).distance_type("cosine").limit(10).to_list() for v in {queries}["pooled"]]'
+)
 TEXT_POOLING = "the last token, normalised"
 VIDEO_POOLING = "the mean of the normalised frames, normalised"
 
@@ -122,6 +127,7 @@ def databases(queries: str, videos: str, *, exact: bool) -> str:
         else "The model compares tokens, so this is an approximation: let a database find some hundred candidates, and sort "
         "them by the scores of the model."
     )
+    lance = _LANCE.format(queries=queries, videos=videos)
     return f"""\
 ## Vector databases
 
@@ -132,7 +138,7 @@ import faiss; found, rows = faiss.knn({queries}["pooled"], {videos}["pooled"], 1
 ```
 
 ```python
-import lancedb; table = lancedb.connect("lancedb").create_table("{videos}", [{{"row": i, "vector": v}} for i, v in enumerate({videos}["pooled"])]); found = [table.search(q).distance_type("cosine").limit(10).to_list() for q in {queries}["pooled"]]
+{lance}
 ```
 
 `rows`, and `row` of LanceDB, are rows of `{videos}`.

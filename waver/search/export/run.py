@@ -60,8 +60,8 @@ Every caption against every clip, as `waver evaluate` compares them:
 ```python
 {code}```
 
-R@1 from text to video, in percent; `waver evaluate` says {recall!r}. Scores that differ by less than 1e-7 count as equal, since
-waver computes in float32. A caption whose clip could not be decoded is a miss.
+R@1 from text to video, in percent; `waver evaluate` says {recall!r}. Scores that differ by less than 1e-7 count as equal:
+waver computes in float32, which tells no smaller difference. A caption whose clip could not be decoded is a miss.
 
 ```python
 {recall_code}```
@@ -70,8 +70,8 @@ waver computes in float32. A caption whose clip could not be decoded is a miss.
 
 """
 _EXCUSED = """\
-Duplicates of clips and captions are excused in the variant `excused`, whose R@1 is {recall:.1f}. `excused.csv` lists the pairs
-(rows of `texts` and `videos`) that do not count as wrong. Run this line before the R@1:
+Duplicates of clips and captions are excused in the variant `excused`, whose R@1 is {recall:.1f}. `excused.csv` lists the
+pairs (rows of `texts` and `videos`) that do not count as wrong. Run this line before the R@1:
 
 ```python
 scores[tuple(np.loadtxt("excused.csv", int, delimiter=",", skiprows=1, ndmin=2).T)] = -np.inf
