@@ -9,6 +9,7 @@ import typer
 from waver.cli.options import Set, Split
 from waver.cli.search import model_of
 from waver.config import ConfigError
+from waver.tools.names import counted
 from waver.tools.object_store import display_path
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def export(
     split: Annotated[Split | None, typer.Option(help="Split of a run.", show_default="test")] = None,
     overrides: Set = [],  # noqa: B006
 ) -> None:
-    """Write the embeddings of captions and clips, or of an index, for other programs, with a README that says how to use them."""
+    """Write the embeddings of a split, or of an index, for other programs, with a README that says how to use them."""
     if (Path(run_or_index) / "windows.parquet").exists():
         _export_index(Path(run_or_index), to, format, split, overrides)
     else:
@@ -47,7 +48,7 @@ def _export_index(index: Path, to: Path, format: "Format", split: Split | None, 
     if split or overrides:
         raise ConfigError("an index has neither splits nor settings: leave out --split and --set, or name a run")
     number = export_index(index, to, format)
-    logger.info(f"{number} windows are in {display_path(to)}")
+    logger.info(f"{counted(number, 'window')} are in {display_path(to)}")
 
 
 def _export_run(run: str, to: Path, format: "Format", split: Split, overrides: list[str]) -> None:
@@ -57,9 +58,10 @@ def _export_run(run: str, to: Path, format: "Format", split: Split, overrides: l
     of_run = checkpoint.name != Path(run).name
     exported = export_run(checkpoint, experiment, to, format, split=split, of_run=of_run)
     evaluation = exported.evaluation
+    num_missing = len(evaluation.missing_clips)
     logger.info(
-        f"{evaluation.num_queries} captions and {evaluation.gallery_size - len(evaluation.missing_clips)} clips are in "
+        f"{counted(evaluation.num_queries, 'caption')} and {counted(evaluation.gallery_size - num_missing, 'clip')} are in "
         f"{display_path(to)}; t2v R@1 of the model is {evaluation.metrics['t2v/R@1']:.1f}"
     )
-    if evaluation.missing_clips:
-        logger.info(f"{len(evaluation.missing_clips)} clips of the gallery could not be decoded and have no row")
+    if num_missing:
+        logger.info(f"{counted(num_missing, 'clip')} of the gallery could not be decoded, and count as misses")

@@ -15,7 +15,9 @@ _NAMES = ("window_id", "video_id", "path", "start_s", "end_s")
 _README = """\
 # Embeddings of the windows of an index
 
-`waver export` wrote them from {index}. The model is {checkpoint}, whose interaction of text and video is `{kind}`.
+`waver export` wrote them from {index}.
+The model is {checkpoint}.
+Its interaction of text and video is `{kind}`.
 
 `windows.{format}` has {number} windows, in the order of the index. `export.json` says the same for programs.
 
@@ -23,7 +25,6 @@ _README = """\
 |---|---|---|
 | `window_id`, `video_id`, `path` | ({number},) | text: names of the window and its video, path of the video{beside} |
 | `start_s`, `end_s` | ({number},) | start and end in the video, seconds; {none} for the whole video |
-
 {arrays}
 ## Search
 

@@ -63,8 +63,6 @@ print(100 * np.mean(hits * (texts["clip"] >= 0)))
 """
 
 _ARRAYS = """\
-| field | shape | |
-|---|---|---|
 | `values` | ({number}, {tokens}, {width}) | embedding of each {token}; 0 after the last one{flat} |
 | `mask` | ({number}, {tokens}) | true where there is a {token} |
 | `weights` | ({number}, {tokens}) | importance of each {token}; sums to 1 |

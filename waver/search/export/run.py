@@ -25,16 +25,15 @@ from waver.tools.files import write_text
 _README = """\
 # Embeddings of {name}, {split} split
 
-`waver export` wrote them from {checkpoint}. The interaction of text and video is `{kind}`. `export.json` has the metrics of
-the run and the same facts for programs.
+`waver export` wrote them from {checkpoint}.
+The interaction of text and video is `{kind}`. `export.json` has all metrics, and what is said here, for programs.
 
 {protocol}
-`videos.{format}` has the {clips} clips of the gallery that could be decoded, sorted by id.{missing}
+`videos.{format}` has the decoded clips of the gallery, sorted by id: {clips} of {gallery}.{missing}
 
 | field | shape | |
 |---|---|---|
 | `id` | ({clips},) | text: id of the clip{beside_videos} |
-
 {videos}
 `texts.{format}` has the {captions} captions of the gallery, sorted by clip.
 
@@ -44,7 +43,6 @@ the run and the same facts for programs.
 | `caption`, `style` | ({captions},) | text: the caption, and the style of its writer if it is known |
 | `clip_id` | ({captions},) | text: id of its clip |
 | `clip` | ({captions},) | row of its clip in `videos`; -1 if the clip could not be decoded |
-
 {texts}
 ## Scores and R@1
 
@@ -215,7 +213,8 @@ def _readme(run: EvaluatedRun, source: Source, texts: Items, videos: Items, scor
         protocol="".join(f"    {line}\n" for line in lines),
         format=format,
         clips=len(videos.names),
-        missing=f" It lacks {len(missing)} that could not: they are listed in `export.json`." if missing else "",
+        missing=" `export.json` names the others." if missing else "",
+        gallery=run.evaluation.gallery_size,
         captions=len(texts.names),
         beside_videos=readme.beside("videos", format),
         beside_texts=readme.beside("texts", format),
