@@ -52,7 +52,7 @@ def index(
     from waver.on_ray.stages.index import run_index
     from waver.search.windows import Windows
 
-    checkpoint, experiment = _model_of(run_or_config, overrides, workers)
+    checkpoint, experiment = model_of(run_or_config, overrides, workers)
     if to is None and is_url(str(experiment.storage.path)):
         raise ConfigError(
             f"storage.path is {experiment.storage.path}: name a folder of this machine for the index (--to)"
@@ -71,7 +71,7 @@ def index(
     logger.info(f'next: waver search {shlex.quote(display_path(folder))} "a sentence"')
 
 
-def _model_of(run_or_config: str, overrides: list[str], workers: int | None) -> tuple[Path, ExperimentConfig]:
+def model_of(run_or_config: str, overrides: list[str], workers: int | None) -> tuple[Path, ExperimentConfig]:
     """Returns checkpoint and configuration of a run; for an experiment, makes its zero-shot run and returns those."""
     from waver.runs.checkpoint import checkpoint_config
     from waver.runs.folder import find_checkpoint
