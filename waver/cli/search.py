@@ -36,6 +36,14 @@ def index(
     window: Annotated[float, typer.Option(min=0.1, help="Length of a window of a film, in seconds.")] = 10.0,
     stride: Annotated[float, typer.Option(min=0.1, help="Seconds from one window to the next.")] = 5.0,
     whole: Annotated[bool, typer.Option("--whole", help="Make one window of each video, of any length.")] = False,
+    exact_up_to: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Windows up to which a search compares all of them with a query; of more it compares candidates.",
+            show_default="100,000; 2,000 for xti",
+        ),
+    ] = None,
     workers: Workers = None,
     overrides: Set = [],  # noqa: B006
 ) -> None:
@@ -47,7 +55,7 @@ def index(
     checkpoint, experiment = _model_of(run_or_config, overrides, workers)
     folder = to or experiment.storage.folder / "indexes" / experiment.name
     windows = Windows(None if whole else window, stride)
-    report = run_index(checkpoint, experiment, videos, folder, windows)
+    report = run_index(checkpoint, experiment, videos, folder, windows, exact_up_to=exact_up_to)
     if report.num_forgotten:
         logger.info(f"{report.num_forgotten} videos are gone, and were removed from the index")
     if report.failures:
@@ -91,13 +99,16 @@ def search(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per query.")] = False,
 ) -> None:
-    """Find the moments of indexed videos that fit a sentence best, by exact search."""
+    """Find the moments of indexed videos that fit a sentence best."""
     from waver.search import open_index
 
     asked = [*(queries or ()), *_read_queries(from_file)]
     if not asked:
         raise ConfigError('there is no query: write one, as in waver search INDEX "a man folds a paper plane"')
-    found = open_index(index_folder).search_all(asked, top, distinct=not overlapping)
+    opened = open_index(index_folder)
+    if opened.candidates:
+        logger.info(f"search is {opened.candidates.candidacy}")
+    found = opened.search_all(asked, top, distinct=not overlapping)
     for query, answers in zip(asked, found, strict=True):
         if as_json:
             content = {"query": query, "answers": [answer.as_json() for answer in answers]}

@@ -14,6 +14,7 @@ centroids nearest to the query. Values are stored in 8 bits. The file is mapped 
 """
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,11 @@ def manifest_of(path: Path, windows: str, candidacy: Candidacy) -> dict[str, Any
         "windows": windows,
         "candidacy": dataclasses.asdict(candidacy),
     }
+
+
+def has_faiss() -> bool:
+    """Returns whether FAISS is installed."""
+    return importlib.util.find_spec("faiss") is not None
 
 
 def import_faiss() -> Any:

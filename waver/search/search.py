@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from waver.runs.checkpoint import checkpoint_config
 from waver.search.answers import Answer, best_windows, describe_window
 from waver.search.calibration import Calibration, Uncalibrated, read_calibration
 from waver.search.candidates import Candidates, exact_limit, open_candidates, pool_texts, pool_windows
-from waver.search.index import SearchError, checkpoint_digest, read_settings, read_windows
+from waver.search.index import SearchError, checkpoint_digest, found_windows, read_settings
 from waver.search.model import Model
 from waver.search.moments import Moment, parse_moments
 from waver.search.scoring import WindowScores
@@ -61,8 +60,7 @@ class Index:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self.settings = read_settings(self.path)
-        table = read_windows(self.path)
-        self.windows = table.filter(pc.equal(table["status"], "ok"))
+        self.windows = found_windows(self.path)
         if not len(self.windows):
             raise SearchError(f"{self.path} has no windows yet: run `waver index RUN VIDEOS --to {self.path}`")
         checkpoint = Path(self.settings.checkpoint)

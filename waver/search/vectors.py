@@ -16,11 +16,10 @@ import hashlib
 import logging
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -240,9 +239,9 @@ def _all_values(vectors: Vectors, number: int, max_length: int) -> Iterator[Floa
             yield values[:length]
 
 
-def _span(row: Mapping[str, Any], settings: EmbeddingSettings) -> slice:
-    size = settings.width * encode(np.zeros(1, np.float32), settings.precision).itemsize
-    return slice(int(row["start"]) * size, (int(row["start"]) + int(row["length"])) * size)
+def _span(row: np.void, settings: EmbeddingSettings) -> slice:
+    start, length, size = int(row["start"]), int(row["length"]), settings.bytes_per_position
+    return slice(start * size, (start + length) * size)
 
 
 def _open(folder: Path, settings: EmbeddingSettings) -> _File:
