@@ -11,7 +11,7 @@ from waver.config import ExperimentConfig
 from waver.evaluation.evaluate import EvaluationOptions
 from waver.evaluation.gallery import build_gallery
 from waver.evaluation.top_clips import TopClips
-from waver.on_ray.stages.evaluate import evaluate_checkpoint, duplicates_of_split
+from waver.on_ray.stages.evaluate import duplicates_of_split, evaluate_checkpoint
 from waver.on_ray.stages.start import open_evaluations
 from waver.search.calibration import Calibration, Uncalibrated, calibrate, write_calibration
 from waver.tools.errors import WaverError
