@@ -32,8 +32,8 @@ from waver.training import parallel
 from waver.training.build import build_tokenizer
 from waver.training.step import autocast
 
-_TEXTS, _CLIPS = 32, 64
-"""Size of a block of similarities."""
+TEXTS_PER_BATCH, _CLIPS = 32, 64
+"""Size of a batch of captions, and with it of a block of similarities."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,8 @@ def embed_tokens(
     mask: Bool[Tensor, "texts N"],
     config: ExperimentConfig,
     values: Float[Tensor, "texts N D"] | None = None,
+    *,
+    batch_size: int = TEXTS_PER_BATCH,
 ) -> Embeddings:
     """Returns the embeddings of some captions. Captions that are compared must be padded to the same length.
 
@@ -187,12 +189,13 @@ def embed_tokens(
         mask: True for valid tokens.
         config: configuration of the experiment.
         values: stored embeddings of the tokens; None to compute them with the text tower.
+        batch_size: captions that are embedded at a time. Embeddings of calls with different sizes differ by rounding.
     """
     token_ids, mask = (tensor.to(student.logit_scale.device) for tensor in (token_ids, mask))
     parts = []
-    for start in range(0, len(token_ids), _TEXTS):
-        number = min(_TEXTS, len(token_ids) - start)
-        filled = start + _fill(number, _TEXTS)
+    for start in range(0, len(token_ids), batch_size):
+        number = min(batch_size, len(token_ids) - start)
+        filled = start + _fill(number, batch_size)
         with autocast(config, token_ids.device):
             if values is None:
                 text = student.encode_text(token_ids[filled], mask[filled])
@@ -206,7 +209,8 @@ def similarity_in_blocks(student: Student, text: Embeddings, video: Embeddings) 
     """Computes the similarity of every text with every video in blocks of one size."""
     if student.interaction.similarity is wti:
         return token_wise(text, video)
-    blocks = [[student.similarity(texts, clips) for clips in _blocks(video, _CLIPS)] for texts in _blocks(text, _TEXTS)]
+    columns = list(_blocks(video, _CLIPS))
+    blocks = [[student.similarity(texts, clips) for clips in columns] for texts in _blocks(text, TEXTS_PER_BATCH)]
     return torch.cat([torch.cat(row, dim=1) for row in blocks])[: len(text), : len(video)]
 
 

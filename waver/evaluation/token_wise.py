@@ -11,6 +11,7 @@ Equal captions and equal clips get scores that are equal to the last bit, wherev
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -25,27 +26,43 @@ _ROWS, _CLIPS = 256, 64
 """Words and clips of one matrix product."""
 
 
-def token_wise(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
+_Clips = tuple[Float[Tensor, "D FV"], Float[Tensor, "F V"]]
+"""Unit vectors of the frames of V clips as columns, sorted by frame and then by clip, and the weights of the frames."""
+
+
+@dataclass(frozen=True)
+class PreparedClips:
+    """Clips in the form in which captions are compared with them; it can be kept for later captions."""
+
+    blocks: list[_Clips]
+    """The clips in blocks of one size; the last is filled up with zeros."""
+    num_clips: int
+
+
+def prepare_clips(video: Embeddings) -> PreparedClips:
+    """Normalises the frames of clips, and arranges them for `token_wise`."""
+    return PreparedClips(list(_clip_blocks(video)), len(video))
+
+
+def token_wise(text: Embeddings, video: Embeddings | PreparedClips, num_rows: int = _ROWS) -> Float[Tensor, "T V"]:
     """Computes `waver.model.interaction.wti`, without gradients.
 
     Args:
         text: embeddings of the captions; valid tokens come first.
-        video: embeddings of the clips.
+        video: embeddings of the clips, prepared or not.
+        num_rows: words of one matrix product; fewer are faster if there are few captions. Scores of calls with different
+            numbers differ by rounding.
     """
     num_words = text.mask.sum(dim=1).tolist()
     order = sorted(range(len(text)), key=num_words.__getitem__)
-    clips = list(_clip_blocks(video))
+    clips = video if isinstance(video, PreparedClips) else prepare_clips(video)
     rows = [
-        torch.cat([_compare(words, weights, [num_words[i] for i in some], block) for block in clips], dim=1)
-        for some, words, weights in _packed_words(text, num_words, order)
+        torch.cat([_compare(words, weights, [num_words[i] for i in some], block) for block in clips.blocks], dim=1)
+        for some, words, weights in _packed_words(text, num_words, order, num_rows)
     ]
-    result = torch.empty(len(text), len(video), dtype=rows[0].dtype, device=rows[0].device)
-    result[torch.tensor(order, device=result.device)] = torch.cat(rows)[:, : len(video)]
+    result = torch.empty(len(text), clips.num_clips, dtype=rows[0].dtype, device=rows[0].device)
+    result[torch.tensor(order, device=result.device)] = torch.cat(rows)[:, : clips.num_clips]
     return result
-
-
-_Clips = tuple[Float[Tensor, "D FV"], Float[Tensor, "F V"]]
-"""Unit vectors of the frames of V clips as columns, sorted by frame and then by clip, and the weights of the frames."""
 
 
 def _clip_blocks(video: Embeddings) -> Iterator[_Clips]:
@@ -58,10 +75,10 @@ def _clip_blocks(video: Embeddings) -> Iterator[_Clips]:
 
 
 def _packed_words(
-    text: Embeddings, num_words: list[int], order: list[int]
+    text: Embeddings, num_words: list[int], order: list[int], num_rows: int
 ) -> Iterator[tuple[list[int], Float[Tensor, "R D"], Float[Tensor, " R"]]]:
     """Yields captions whose words together fill the rows of a product: (captions, unit vectors of words, their weights)."""
-    num_rows = max(_ROWS, text.mask.shape[1])
+    num_rows = max(num_rows, text.mask.shape[1])
     start = 0
     while start < len(order):
         stop, filled = start, 0

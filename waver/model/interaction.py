@@ -44,14 +44,16 @@ def last_token(values: Float[Tensor, "M L D"], mask: Bool[Tensor, "M L"]) -> Flo
 
 def dp(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
     """Dot product: cosine of the end token with the mean of the normalised frames."""
-    return _sentence(text) @ _mean_frame(video).T
+    return sentence(text) @ mean_frame(video).T
 
 
-def _sentence(text: Embeddings) -> Float[Tensor, "T D"]:
+def sentence(text: Embeddings) -> Float[Tensor, "T D"]:
+    """Returns the normalised end token of each text."""
     return F.normalize(last_token(text.values, text.mask), dim=-1)
 
 
-def _mean_frame(video: Embeddings) -> Float[Tensor, "V D"]:
+def mean_frame(video: Embeddings) -> Float[Tensor, "V D"]:
+    """Returns the normalised mean of the normalised frames of each video."""
     frames = F.normalize(video.values, dim=-1).masked_fill(~video.mask[..., None], 0)
     return F.normalize(frames.sum(dim=1) / video.mask.sum(dim=1, keepdim=True), dim=-1)
 
@@ -91,14 +93,14 @@ def xclip(text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
     the similarity of X-CLIP (Ma et al., 2022, arXiv 2207.07285, equations 3 to 13) without the matrices, initialised with
     the identity, that the authors' code learns in it.
     """
-    words, frames, sentence, mean = _normalised(text), _normalised(video), _sentence(text), _mean_frame(video)
+    words, frames, end, mean = _normalised(text), _normalised(video), sentence(text), mean_frame(video)
     of_words, of_frames = text.mask[:, None], video.mask[None]
     cosines = torch.einsum("tnd,vfd->tvnf", words, frames)
     by_words = _attend(_attend(cosines, of_frames[:, :, None]), of_words)
     by_frames = _attend(_attend(cosines.transpose(2, 3), of_words[:, :, None]), of_frames)
     video_words = _attend(torch.einsum("tnd,vd->tvn", words, mean), of_words)
-    sentence_frames = _attend(torch.einsum("td,vfd->tvf", sentence, frames), of_frames)
-    return (sentence @ mean.T + video_words + sentence_frames + (by_words + by_frames) / 2) / 4
+    sentence_frames = _attend(torch.einsum("td,vfd->tvf", end, frames), of_frames)
+    return (end @ mean.T + video_words + sentence_frames + (by_words + by_frames) / 2) / 4
 
 
 def _attend(cosines: Float[Tensor, "T V *other L"], mask: Bool[Tensor, "T_or_1 V_or_1 *other_or_1 L"]) -> Tensor:

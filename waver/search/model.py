@@ -15,7 +15,7 @@ from waver.config import ExperimentConfig
 from waver.data.batch import frames_to_tensor
 from waver.data.clip import Clip
 from waver.data.video.decoder import Decoder
-from waver.evaluation.embedding import embed_tokens, similarity_in_blocks, tokenize_texts
+from waver.evaluation.embedding import TEXTS_PER_BATCH, embed_tokens, similarity_in_blocks, tokenize_texts
 from waver.knowledge.store import Knowledge
 from waver.knowledge.teacher import match_clips
 from waver.model.embeddings import Embeddings
@@ -66,7 +66,8 @@ class Model:
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Embeddings:
         """Embeds the tokens of each text; embed texts together if you compare their scores with each other."""
-        return embed_tokens(self.student, *tokenize_texts(texts, self.config, self._tokenizer), self.config)
+        tokens = tokenize_texts(texts, self.config, self._tokenizer)
+        return embed_tokens(self.student, *tokens, self.config, batch_size=min(len(texts), TEXTS_PER_BATCH))
 
     @torch.no_grad()
     def embed_frames(self, frames: UInt8[np.ndarray, "B F H W 3"], num_frames: Int[np.ndarray, " B"]) -> Embeddings:
@@ -91,8 +92,14 @@ class Model:
             parts.append(video[: len(some)].full_precision())
         return Embeddings.concatenate(parts)
 
-    def embed_videos(self, videos: Sequence[Path | str]) -> Embeddings:
+    def embed_videos(
+        self, videos: Sequence[Path | str], spans: Sequence[tuple[float, float]] | None = None
+    ) -> Embeddings:
         """Embeds videos, each as one clip; a separate process decodes them one after the other.
+
+        Args:
+            videos: files.
+            spans: start and end, in seconds, of the part of each to embed; None for whole videos.
 
         Raises:
             ClipError: if one cannot be decoded.
@@ -102,11 +109,13 @@ class Model:
             clips = [
                 decoder.read_clip(
                     video,
+                    start_s=start_s,
+                    end_s=end_s,
                     frames_per_second=settings.frames_per_second,
                     max_frames=settings.max_frames,
                     target=settings.target,
                 )
-                for video in videos
+                for video, (start_s, end_s) in zip(videos, spans or [(None, None)] * len(videos), strict=True)
             ]
         return self.embed_frames(*_stack(clips, settings.max_frames))
 

@@ -1,48 +1,40 @@
-"""Searches an index exactly: the model's own interaction compares the query with every window."""
+"""Searches an index: for a sentence, or for the video most like another; compares by the model's own interaction."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import psutil
+import numpy as np
 import pyarrow.compute as pc
-import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from waver.data.embedding_store import EmbeddingStore
 from waver.model.embeddings import Embeddings
 from waver.runs.checkpoint import checkpoint_config
-from waver.search.index import SearchError, checkpoint_digest, read_settings, read_windows, thumbnail_path
+from waver.search.answers import Answer, best_windows, describe_window
+from waver.search.calibration import Calibration, Uncalibrated, read_calibration
+from waver.search.index import SearchError, checkpoint_digest, read_settings, read_windows
 from waver.search.model import Model
-
-_CHUNK = 4096
-"""Windows that are compared with the queries at a time."""
-_CACHED_FRACTION = 0.25
-"""Part of the available memory up to which the embeddings of an index are kept in memory."""
+from waver.search.moments import Moment, parse_moments
+from waver.search.scoring import WindowScores
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A window that a search returns."""
+class Match:
+    """How well a sentence fits a moment of a video."""
 
-    rank: int
-    """From 1."""
+    sentence: str
     score: float
-    """Similarity by the model, without its logit scale: a value to rank windows by, not a probability."""
-    video_id: str
-    path: Path
-    start_s: float | None
-    """None for the start of the video."""
-    end_s: float | None
-    """None for the end of the video."""
-    thumbnail: Path
+    """Similarity by the model, without its logit scale."""
+    share: float
+    """Softmax of the scaled scores: probability of the sentence, if exactly one of those that were compared fits."""
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the fields with paths as text."""
-        return asdict(self) | {"path": str(self.path), "thumbnail": str(self.thumbnail)}
+        """Returns the fields."""
+        return asdict(self)
 
 
 class Index:
@@ -51,7 +43,8 @@ class Index:
     Attributes:
         path: folder of the index.
         settings: see `IndexSettings`.
-        windows: the windows that can be found, WINDOWS_SCHEMA.
+        windows: the windows that can be found, WINDOWS_SCHEMA. A window is named by its row in this table.
+        calibration: when to say that nothing fits a query, or why that cannot be said.
 
     Raises:
         SearchError: if there is no index, it is damaged or empty, or its model has changed.
@@ -69,6 +62,7 @@ class Index:
             raise SearchError(
                 f"the model of {self.path} has changed or is gone ({checkpoint}): index again, into another folder"
             )
+        self.calibration: Calibration | Uncalibrated = read_calibration(self.path)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -79,11 +73,20 @@ class Index:
         checkpoint = Path(self.settings.checkpoint)
         return Model(checkpoint, checkpoint_config(checkpoint))
 
-    def search(self, query: str, top: int = 10, *, distinct: bool = True) -> list[Answer]:
+    def search(
+        self, query: str, top: int = 10, *, distinct: bool = True, among: Bool[np.ndarray, " windows"] | None = None
+    ) -> list[Answer]:
         """Returns the windows that fit a sentence best; see `search_all`."""
-        return self.search_all([query], top, distinct=distinct)[0]
+        return self.search_all([query], top, distinct=distinct, among=among)[0]
 
-    def search_all(self, queries: Sequence[str], top: int = 10, *, distinct: bool = True) -> list[list[Answer]]:
+    def search_all(
+        self,
+        queries: Sequence[str],
+        top: int = 10,
+        *,
+        distinct: bool = True,
+        among: Bool[np.ndarray, " windows"] | None = None,
+    ) -> list[list[Answer]]:
         """Returns, for each sentence, the windows that fit it best.
 
         Windows with equal scores are sorted by video and time.
@@ -92,6 +95,7 @@ class Index:
             queries: the sentences.
             top: number of windows to return for each.
             distinct: whether to leave out windows that overlap a better one of the same video.
+            among: which windows may be returned; None for all.
 
         Raises:
             SearchError: if a query is empty, or a score is NaN.
@@ -99,75 +103,145 @@ class Index:
         if empty := [number for number, query in enumerate(queries) if not query.strip()]:
             raise SearchError(f"query {empty[0] + 1} is empty: write a sentence that describes what to find")
         scores = self.scores(self.model.embed_texts(queries))
-        return [self._answers(row, top, distinct) for row in scores]
+        return [self.rank(row, top, distinct=distinct, among=among) for row in scores]
 
-    @torch.no_grad()
+    def like(
+        self,
+        query: int | Embeddings,
+        top: int = 10,
+        *,
+        distinct: bool = True,
+        among: Bool[np.ndarray, " windows"] | None = None,
+    ) -> list[Answer]:
+        """Returns the windows most like another one, which is not returned itself; see `WindowScores.of_video`.
+
+        Args:
+            query: a window of the index, or the embeddings of one video, see `moment`.
+            top, distinct, among: see `search_all`.
+
+        Raises:
+            SearchError: if a score is NaN.
+        """
+        video = self.embeddings([query]) if isinstance(query, int) else query
+        taken = [query] if isinstance(query, int) else []
+        scores = self._checked(self._scores.of_video(video))
+        return self.rank(scores[0], top, distinct=distinct, among=among, taken=taken)
+
+    def against(self, video: int | Embeddings, sentences: Sequence[str]) -> list[Match]:
+        """Compares one moment of a video with some sentences; returns them in their order.
+
+        Args:
+            video: a window of the index, or the embeddings of one video, see `moment`.
+            sentences: at least one.
+        """
+        embeddings = self.embeddings([video]) if isinstance(video, int) else video
+        text = self.model.embed_texts(sentences)
+        scores = self.model.similarity(text, embeddings)[:, 0].cpu()
+        shares = (scores * self.model.student.logit_scale.exp().cpu()).softmax(dim=0)
+        rows = zip(sentences, scores.tolist(), shares.tolist(), strict=True)
+        return [Match(sentence, score, share) for sentence, score, share in rows]
+
+    def moment(self, text: str) -> int | Embeddings:
+        """Finds the window of a moment such as `kitchen/0001.mp4@12.5`; embeds it if the file is not in the index.
+
+        A file that is not in the index is cut to a window around the time; without a time it is taken whole.
+
+        Raises:
+            SearchError: if there is no such video or time, or the video has several windows and no time is given.
+            ClipError: if the file cannot be decoded.
+        """
+        for moment in reversed(parse_moments(text)):
+            if moment.video in self._of_video:
+                return self._window_at(moment)
+        for moment in parse_moments(text):
+            if Path(moment.video).is_file():
+                return self._embed(moment)
+        raise SearchError(
+            f"{text}: no video of the index and no file has this name; write VIDEO@SECONDS, as in a.mp4@12.5"
+        )
+
+    def rank(
+        self,
+        scores: Float[Tensor, " windows"],
+        top: int = 10,
+        *,
+        distinct: bool = True,
+        among: Bool[np.ndarray, " windows"] | None = None,
+        taken: Sequence[int] = (),
+    ) -> list[Answer]:
+        """Returns the best windows, given the scores of all; see `search_all` and `best_windows`."""
+        numbers = range(len(self))
+        best = best_windows(scores, numbers, self.rows, distinct=distinct, among=among, taken=taken)
+        return [
+            describe_window(self.path, self.rows[number], number, rank, scores[number].item())
+            for rank, number in enumerate(islice(best, top), start=1)
+        ]
+
     def scores(self, text: Embeddings) -> Float[Tensor, "T windows"]:
         """Computes the similarity of texts with every window, in the order of `windows`.
 
         Raises:
             SearchError: if a score is NaN.
         """
-        scores = torch.cat([self.model.similarity(text, chunk).cpu() for chunk in self._chunks()], dim=1)
+        return self._checked(self._scores.of_texts(text))
+
+    def embeddings(self, numbers: Sequence[int]) -> Embeddings:
+        """Reads the embeddings of some windows."""
+        return self._scores.embeddings(numbers)
+
+    def nothing_fits(self, best_score: float) -> bool:
+        """Returns whether a query with this best score probably has no answer; False if the index is not calibrated."""
+        return isinstance(self.calibration, Calibration) and self.calibration.nothing_fits(best_score)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """`windows` as dictionaries."""
+        return self.windows.to_pylist()
+
+    @cached_property
+    def _scores(self) -> WindowScores:
+        return WindowScores(self.path / "embeddings", self.windows, self.model)
+
+    def _checked(self, scores: Float[Tensor, "T windows"]) -> Float[Tensor, "T windows"]:
         if scores.isnan().any():
-            window = self.windows["window_id"][int(scores.isnan().any(dim=0).int().argmax())].as_py()
+            window = self.rows[int(scores.isnan().any(dim=0).int().argmax())]["window_id"]
             raise SearchError(f"the score of {window} is NaN: look for a diverged checkpoint or damaged weights")
         return scores
 
-    def _answers(self, scores: Float[Tensor, " windows"], top: int, distinct: bool) -> list[Answer]:
-        answers: list[Answer] = []
-        for number in scores.argsort(descending=True, stable=True).tolist():
-            window = self._rows[number]
-            if distinct and any(_overlap(window, answer) for answer in answers):
-                continue
-            place = thumbnail_path(self.path, window["window_id"], window["source"])
-            end_s = window["end_s"]
-            if end_s is not None and window["video_s"] is not None:  # the last window may reach beyond the video
-                end_s = min(end_s, window["video_s"])
-            times = (window["start_s"], end_s)
-            answers.append(
-                Answer(len(answers) + 1, scores[number].item(), window["video_id"], Path(window["path"]), *times, place)
+    @cached_property
+    def _of_video(self) -> dict[str, list[int]]:
+        """Id of a video -> its windows."""
+        windows: dict[str, list[int]] = {}
+        for number, row in enumerate(self.rows):
+            windows.setdefault(row["video_id"], []).append(number)
+        return windows
+
+    def _window_at(self, moment: Moment) -> int:
+        """Returns the window of an indexed video whose middle is nearest to a time."""
+        numbers = self._of_video[moment.video]
+        if len(numbers) == 1 and moment.time_s is None:
+            return numbers[0]
+        if moment.time_s is None:
+            raise SearchError(
+                f"{moment.video} has {len(numbers)} windows: name a time, as in {moment.video}@{self._middle(numbers[0]):g}"
             )
-            if len(answers) == top:
-                break
-        return answers
+        row = self.rows[numbers[-1]]
+        end_s = row["video_s"] or row["end_s"]
+        if end_s is not None and moment.time_s > end_s:
+            raise SearchError(f"{moment.video} ends after {end_s:.1f} s: {moment.time_s:g} s is beyond its end")
+        return min(numbers, key=lambda number: abs(self._middle(number) - (moment.time_s or 0.0)))
 
-    @cached_property
-    def _rows(self) -> list[dict[str, Any]]:
-        return self.windows.to_pylist()
+    def _middle(self, number: int) -> float:
+        row = self.rows[number]
+        return 0.0 if row["start_s"] is None else (row["start_s"] + row["end_s"]) / 2
 
-    def _chunks(self) -> Iterator[Embeddings]:
-        """Yields the embeddings of all windows; keeps them if they need a small part of the available memory."""
-        starts = range(0, len(self), _CHUNK)
-        if self._num_bytes > _CACHED_FRACTION * psutil.virtual_memory().available and not self._cache:
-            yield from map(self._read, starts)
-            return
-        for start in starts:
-            if start not in self._cache:
-                self._cache[start] = self._read(start)
-            yield self._cache[start]
-
-    @cached_property
-    def _cache(self) -> dict[int, Embeddings]:
-        return {}
-
-    @property
-    def _num_bytes(self) -> int:
-        return len(self) * self.model.config.video.max_frames * self.settings.embeddings.width * 4
-
-    @cached_property
-    def _store(self) -> EmbeddingStore:
-        return EmbeddingStore(self.path / "embeddings")
-
-    @torch.no_grad()
-    def _read(self, start: int) -> Embeddings:
-        """Reads the embeddings of a chunk of windows, and weighs their frames."""
-        rows = self.windows.slice(start, _CHUNK)
-        items = list(zip(rows["window_id"].to_pylist(), rows["source"].to_pylist(), strict=True))
-        length = self.model.config.video.max_frames
-        values, lengths = (torch.from_numpy(array).to(self.model.device) for array in self._store.read(items, length))
-        mask = torch.arange(length, device=lengths.device) < lengths[:, None]
-        return self.model.student.weigh_frames(values, mask)
+    def _embed(self, moment: Moment) -> Embeddings:
+        """Embeds a moment of a file that is not in the index."""
+        window_s = self.settings.windows.window_s
+        if moment.time_s is None or window_s is None:
+            return self.model.embed_videos([moment.video])
+        start_s = max(0.0, moment.time_s - window_s / 2)
+        return self.model.embed_videos([moment.video], [(start_s, start_s + window_s)])
 
 
 def open_index(folder: Path | str) -> Index:
@@ -177,11 +251,3 @@ def open_index(folder: Path | str) -> Index:
         SearchError: see `Index`.
     """
     return Index(folder)
-
-
-def _overlap(window: dict[str, Any], answer: Answer) -> bool:
-    if window["video_id"] != answer.video_id:
-        return False
-    if window["start_s"] is None or answer.start_s is None or answer.end_s is None:
-        return True
-    return window["start_s"] < answer.end_s and answer.start_s < window["end_s"]

@@ -1,0 +1,141 @@
+"""Scores texts and videos against the windows of an index, by the model's own interaction.
+
+Windows are compared in chunks. A chunk is kept in memory in the form in which it is compared, as long as all chunks of the
+index need a small part of the memory.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from waver.data.embedding_store import EmbeddingStore
+from waver.evaluation.embedding import TEXTS_PER_BATCH, similarity_in_blocks
+from waver.evaluation.token_wise import PreparedClips, prepare_clips, token_wise
+from waver.model.embeddings import Embeddings
+from waver.model.interaction import dp, mean_frame, sentence, wti
+from waver.search.model import Model
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 4096
+"""Windows that are read and compared at a time."""
+_CACHED_FRACTION = 0.25
+"""Part of the available memory up to which the windows of an index are kept in memory."""
+_CLIPS = 64
+_ROWS_STEP, _MAX_ROWS = 16, 256
+"""Words of a matrix product: a multiple of the first, at most the second, which `waver evaluate` uses."""
+
+_Prepared = PreparedClips | Tensor | Embeddings
+"""Windows as they are compared: `PreparedClips` for `ti` and `wti`, mean frames (V, D) for `dp`, otherwise as they are."""
+
+
+class WindowScores:
+    """The windows of an index, ready to be compared.
+
+    Args:
+        store: embedding store of the index.
+        windows: table with columns `window_id` and `source`.
+        model: model of the index.
+    """
+
+    def __init__(self, store: Path, windows: pa.Table, model: Model):
+        self._store, self._windows, self._model = EmbeddingStore(store), windows, model
+        self._cache: dict[int, _Prepared] = {}
+
+    @torch.no_grad()
+    def embeddings(self, numbers: Sequence[int]) -> Embeddings:
+        """Reads the embeddings of some windows, given by their rows, and weighs their frames."""
+        rows = self._windows.take(pa.array(numbers, pa.int64()))
+        items = list(zip(rows["window_id"].to_pylist(), rows["source"].to_pylist(), strict=True))
+        length = self._model.config.video.max_frames
+        values, lengths = (torch.from_numpy(array).to(self._model.device) for array in self._store.read(items, length))
+        mask = torch.arange(length, device=lengths.device) < lengths[:, None]
+        return self._model.student.weigh_frames(values, mask)
+
+    @torch.no_grad()
+    def of_texts(self, text: Embeddings, numbers: Sequence[int] | None = None) -> Float[Tensor, "T V"]:
+        """Computes the similarity of texts with some windows, given by their rows, or with all."""
+        return self._compare(numbers, lambda windows: self._similarity(text, windows))
+
+    @torch.no_grad()
+    def of_video(self, video: Embeddings, numbers: Sequence[int] | None = None) -> Float[Tensor, "1 V"]:
+        """Compares a video with some windows, or with all, from frames alone.
+
+        For `ti` and `wti`, the frames of the video take the place of the words. For other interactions, which compare
+        sentences, the score is the cosine of the mean frames.
+        """
+        if self._kind is wti:
+            return self._compare(numbers, lambda windows: token_wise(video, windows, _num_rows(video)))
+        mean = mean_frame(video)
+        return self._compare(numbers, lambda windows: _in_blocks(mean, _means(windows)))
+
+    def _compare(self, numbers: Sequence[int] | None, compare: Callable[[_Prepared], Tensor]) -> Tensor:
+        if numbers is None:
+            return torch.cat([compare(windows).cpu() for windows in self._chunks()], dim=1)
+        return compare(self._prepare(self.embeddings(numbers))).cpu()
+
+    @property
+    def _kind(self) -> Callable[[Embeddings, Embeddings], Tensor] | None:
+        return self._model.student.interaction.similarity
+
+    def _similarity(self, text: Embeddings, windows: _Prepared) -> Tensor:
+        """Computes what `waver.evaluation.embedding.similarity_in_blocks` does; faster if the texts are few."""
+        if isinstance(windows, PreparedClips):
+            return token_wise(text, windows, _num_rows(text))
+        if isinstance(windows, Tensor):
+            return _in_blocks(sentence(text), windows)
+        return similarity_in_blocks(self._model.student, text, windows)
+
+    def _prepare(self, windows: Embeddings) -> _Prepared:
+        if self._kind is wti:
+            return prepare_clips(windows)
+        return mean_frame(windows) if self._kind is dp else windows
+
+    def _chunks(self) -> Iterator[_Prepared]:
+        for start in range(0, len(self._windows), _CHUNK):
+            chunk = self._cache.get(start)
+            if chunk is None:
+                chunk = self._prepare(self.embeddings(range(start, min(start + _CHUNK, len(self._windows)))))
+                if self._fits_memory:
+                    self._cache[start] = chunk
+            yield chunk
+
+    @cached_property
+    def _fits_memory(self) -> bool:
+        frames = 1 if self._kind is dp else self._model.config.video.max_frames
+        num_bytes = len(self._windows) * frames * self._store.settings.width * 4
+        available = psutil.virtual_memory().available
+        if num_bytes <= _CACHED_FRACTION * available:
+            return True
+        logger.warning(
+            f"the windows need {num_bytes / 2**30:.1f} GiB of memory, more than a quarter of the "
+            f"{available / 2**30:.1f} GiB that are free: each search reads them from disk"
+        )
+        return False
+
+
+def _num_rows(text: Embeddings) -> int:
+    """Returns the number of rows of the matrix products that compare so many words."""
+    num_words = int(text.mask.sum())
+    return min(_MAX_ROWS, -(-num_words // _ROWS_STEP) * _ROWS_STEP)
+
+
+def _means(windows: _Prepared) -> Float[Tensor, "V D"]:
+    assert not isinstance(windows, PreparedClips), "token-wise interactions compare frames"
+    return windows if isinstance(windows, Tensor) else mean_frame(windows)
+
+
+def _in_blocks(left: Float[Tensor, "T D"], right: Float[Tensor, "V D"]) -> Float[Tensor, "T V"]:
+    """Multiplies in blocks of the size that `waver evaluate` uses, so that equal windows get equal scores."""
+    rows = F.pad(left, (0, 0, 0, -len(left) % TEXTS_PER_BATCH)).split(TEXTS_PER_BATCH)
+    columns = F.pad(right, (0, 0, 0, -len(right) % _CLIPS)).split(_CLIPS)
+    product = torch.cat([torch.cat([row @ column.T for column in columns], dim=1) for row in rows])
+    return product[: len(left), : len(right)]
