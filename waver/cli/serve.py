@@ -34,5 +34,7 @@ def serve(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("fastapi", "starlette", "uvicorn"):
             raise
-        raise SearchError(f"the web page needs {error.name}, which is not installed: pip install -e '.[serve]'") from None
+        raise SearchError(
+            f"the web page needs {error.name}, which is not installed: pip install -e '.[serve]'"
+        ) from None
     serve_page(index_folders, host=host, port=port, judgements=judgements, open_browser=open_browser)

@@ -10,13 +10,20 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from waver.search.index import SearchError
 from waver.search.answers import Answer
 from waver.search.serving.explanation import pictures_of
 from waver.search.serving.judgements import Judged, JudgementError, Judgements, Verdict
 from waver.search.serving.ranges import file_response
 from waver.search.serving.searcher import MAX_CHARACTERS, Filters, QueryError, Searcher
-from waver.search.serving.videos import MEDIA_TYPES, ChangedVideoError, Previews, Span, SpanReader, VideoError, open_indexed
+from waver.search.serving.videos import (
+    MEDIA_TYPES,
+    ChangedVideoError,
+    Previews,
+    Span,
+    SpanReader,
+    VideoError,
+    open_indexed,
+)
 from waver.tools.errors import WaverError
 
 MAX_ANSWERS = 200
@@ -34,11 +41,10 @@ _STATIC = {
 _STATUS: dict[type[WaverError], int] = {
     QueryError: 422,
     JudgementError: 422,
-    SearchError: 500,
     ChangedVideoError: 410,
     VideoError: 501,
 }
-"""Error -> status of the response, which has its message."""
+"""Error -> status of the response, which has its message; 500 for others."""
 
 Text = Annotated[str, Query(max_length=MAX_CHARACTERS)]
 Seconds = Annotated[float | None, Query(ge=0)]
@@ -90,8 +96,7 @@ class Site:
 def build_app(site: Site) -> FastAPI:
     """Builds the application, without the checks of `waver.search.serving.security`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    for kind in _STATUS:
-        app.add_exception_handler(kind, _answer_error)
+    app.add_exception_handler(WaverError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     _add_page(app)
     _add_search(app, site)
@@ -178,7 +183,7 @@ def _add_judgements(app: FastAPI, site: Site) -> None:
         searcher = site.searcher(asked.index)
         span = searcher.span(asked.window)
         judged = Judged(asked.query.strip(), str(span.path), span.start_s, span.end_s)
-        site.judgements.record((judged, searcher.index.windows["video_id"][asked.window].as_py(), asked.verdict))
+        site.judgements.record((judged, searcher.index.rows[asked.window]["video_id"], asked.verdict))
         return site.verdicts(asked.query)
 
 
@@ -208,7 +213,7 @@ def _add_files(app: FastAPI, site: Site) -> None:
 
 
 def _answer_error(request: Request, error: Exception) -> Response:
-    status = next(status for kind, status in _STATUS.items() if type(error) is kind)
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
     return JSONResponse({"detail": str(error)}, status)
 
 

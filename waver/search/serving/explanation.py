@@ -17,17 +17,18 @@ from waver.search.serving.videos import Span, SpanReader, VideoError, jpeg
 _PICTURE_SIZE = 128
 _END_OF_WORD = "</w>"
 _SENTENCES = {
-    "dp": "This model (interaction dp) compares one embedding of the whole query with the mean of the frames: no single word "
-    "or frame has a share in the score that could be shown.",
-    "xti": "This model (interaction xti) scores the query and all frames together, in a transformer: no single word or frame "
-    "has a share in the score that could be shown.",
-    "ti": "The score is the mean of each word's best frame and of each frame's best word. Every word counts the same, and so "
-    "does every frame.",
-    "wti": "The score is the mean of each word's best frame and of each frame's best word, by the weights that the model has "
+    "dp": "This model (interaction dp) compares one embedding of the whole query with the mean of the frames, so no word "
+    "and no frame has a share of the score that could be shown.",
+    "xti": "This model (interaction xti) scores the query and all frames together in a transformer, so no word and no frame "
+    "has a share of the score that could be shown.",
+    "ti": "The score is the mean of each word's best frame and of each frame's best word. All words count the same, and all "
+    "frames do.",
+    "wti": "The score is the mean of each word's best frame and of each frame's best word, by weights that the model has "
     "learned.",
-    "xclip": "The score is the mean of four cosines: of query or words with the video or its frames. It follows the largest "
+    "xclip": "The score is the mean of four cosines, of query or words with the video or its frames. It follows the largest "
     "cosines of this table most.",
 }
+"""Interaction -> how it computes a score."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ def pictures_of(reader: SpanReader, model: Model, span: Span, num_frames: int) -
     except VideoError as error:
         return {"frames": None, "note": str(error)}
     if len(clip.frames) != num_frames:
-        return {"frames": None, "note": "The frames cannot be shown: the video is decoded differently than when it was indexed."}
+        return {
+            "frames": None,
+            "note": "The frames cannot be shown: the video is decoded differently than when it was indexed.",
+        }
     frames = zip(clip.times_s, clip.frames, strict=True)
     return {"frames": [{"time_s": time_s, "picture": _data_url(frame)} for time_s, frame in frames], "note": None}
 

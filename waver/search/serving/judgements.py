@@ -1,7 +1,7 @@
 """Records which answers people found good or bad, and derives a test set that `waver evaluate` reads.
 
     judgements.jsonl            the test set: one row per query and window that is good now, see `load_table`
-    judgements.verdicts.jsonl   all verdicts in the order in which they were given; the last one on a query and a window holds
+    judgements.verdicts.jsonl   all verdicts in their order; the last one on a query and a window holds
 
 A verdict is appended and synced to disk before it is acknowledged, so neither a crash nor a second server loses one. Bad
 answers are in the second file alone: a row of a table says what is right, and the other windows of a test set are wrong
@@ -124,7 +124,9 @@ class Judgements:
             fcntl.flock(file, fcntl.LOCK_SH)
             latest = _latest(self._read(file))
         return {
-            judged: entry.verdict for judged, entry in latest.items() if judged.query == query and entry.verdict is not None
+            judged: entry.verdict
+            for judged, entry in latest.items()
+            if judged.query == query and entry.verdict is not None
         }
 
     def _read(self, file: BinaryIO) -> Iterator[_Entry]:

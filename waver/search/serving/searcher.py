@@ -92,8 +92,7 @@ class Searcher:
 
     @cached_property
     def _numbers(self) -> dict[tuple[str, float | None, float | None], int]:
-        columns = (self.index.windows[name].to_pylist() for name in ("path", "start_s", "end_s"))
-        return {window: number for number, window in enumerate(zip(*columns, strict=True))}
+        return {(row["path"], row["start_s"], row["end_s"]): number for number, row in enumerate(self.index.rows)}
 
     def load(self) -> None:
         """Loads the model and the embeddings, by a first query."""
@@ -107,13 +106,14 @@ class Searcher:
         """
         if not 0 <= window < len(self.index):
             raise QueryError("There is no such window.")
-        row = self.index.windows.slice(window, 1).to_pylist()[0]
+        row = self.index.rows[window]
         return Span(Path(row["path"]), row["source"], row["start_s"], row["end_s"])
 
     def thumbnail(self, window: int) -> Path:
         """Returns the path of the picture of a window; see `span`."""
-        source = self.span(window).source
-        return thumbnail_path(self.index.path, self.index.windows["window_id"][window].as_py(), source)
+        self.span(window)
+        row = self.index.rows[window]
+        return thumbnail_path(self.index.path, row["window_id"], row["source"])
 
     def number_of(self, judged: Judged) -> int | None:
         """Returns the number of the window that a verdict is on; None if the index does not have it."""
@@ -134,8 +134,8 @@ class Searcher:
             return None
         special = len(self._tokenizer.before) + len(self._tokenizer.after)
         return (
-            f"The query is too long: the model reads its first {config.text.max_words - special} words and parts of words, and "
-            f"not the other {len(tokens) + special - config.text.max_words}."
+            f"The query is too long: the model reads its first {config.text.max_words - special} words and parts of words, "
+            f"and not the other {len(tokens) + special - config.text.max_words}."
         )
 
     def doubts(self, best: float | None) -> dict[str, Any]:
@@ -149,15 +149,15 @@ class Searcher:
     def moments(self, query: str, window: int) -> dict[str, Any]:
         """Returns the score of every window of the film that a window is from, and the best ones that do not overlap."""
         self.span(window)
-        rows = self.index.windows
-        film = pc.equal(rows["video_id"], rows["video_id"][window])
-        among = film.combine_chunks().to_numpy(zero_copy_only=False)
+        rows = self.index.rows
+        video_id = rows[window]["video_id"]
+        among = np.array([row["video_id"] == video_id for row in rows])
         scores = self._compute(query).scores
         best = self.index.rank(scores, _MOMENTS, distinct=True, among=among)
-        numbers = np.flatnonzero(among).tolist()
-        columns = rows.filter(film).select(["start_s", "end_s", "video_s"]).to_pylist()
         windows = [
-            {"window": number, "score": scores[number].item(), **row} for number, row in zip(numbers, columns, strict=True)
+            {"window": number, "score": scores[number].item()}
+            | {name: rows[number][name] for name in ("start_s", "end_s", "video_s")}
+            for number in np.flatnonzero(among).tolist()
         ]
         return {"windows": windows, "best": [answer.window for answer in best]}
 

@@ -65,7 +65,8 @@ def choose_token(host: str) -> str | None:
     if given:
         if len(given) < _MIN_TOKEN or not (given.isascii() and given.replace("-", "").replace("_", "").isalnum()):
             raise SearchError(
-                f"WAVER_TOKEN is no token: set it to {_MIN_TOKEN} or more letters, digits, - and _, or unset it to get a random one"
+                f"WAVER_TOKEN is no token: set it to {_MIN_TOKEN} or more letters, digits, - and _, or unset it to get a "
+                "random one"
             )
         return given
     return None if is_loopback(host) else secrets.token_urlsafe(_TOKEN_BYTES)

@@ -80,7 +80,8 @@ def _listen(host: str, port: int | None) -> socket.socket:
         return listener
     where = f"{host} port {port}" if port is not None else f"{host} ports {asked[0]} to {asked[-1]}"
     raise SearchError(
-        f"cannot listen on {where} ({reason and reason.strerror}): choose another port with --port (0: any free one), or --host"
+        f"cannot listen on {where} ({reason and reason.strerror}): choose another port with --port (0: any free one), or "
+        "another --host"
     ) from reason
 
 

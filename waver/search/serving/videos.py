@@ -133,8 +133,12 @@ def _encode(clip: Clip) -> bytes:
     import av
 
     scale = _PREVIEW_SIZE / max(clip.height, clip.width)
-    height, width = (max(2, 2 * round(side * scale / 2)) for side in (clip.height, clip.width))  # H.264 needs even sides
+    # H.264 needs even sides.
+    height, width = (max(2, 2 * round(side * scale / 2)) for side in (clip.height, clip.width))
     times = [round((time_s - clip.times_s[0]) / _CLOCK) for time_s in clip.times_s]
+    # The last frame is repeated, so that it is shown for a while: a film of one frame has a length as well.
+    times.append(times[-1] + round(1000 / _PREVIEW_FPS))
+    pictures = [*clip.frames, clip.frames[-1]]
     file = io.BytesIO()
     try:
         with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container:
@@ -142,8 +146,7 @@ def _encode(clip: Clip) -> bytes:
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             stream.codec_context.time_base = _CLOCK
             last = -1
-            # The last frame is shown as long as one lasts at this rate: a film of one frame has a length as well.
-            for time, pixels in zip([*times, times[-1] + round(1000 / _PREVIEW_FPS)], [*clip.frames, clip.frames[-1]], strict=True):
+            for time, pixels in zip(times, pictures, strict=True):
                 if time > last:
                     frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(width, height, "yuv420p")
                     frame.pts, frame.time_base, last = time, _CLOCK, time
