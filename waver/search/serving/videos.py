@@ -141,7 +141,7 @@ def _encode(clip: Clip) -> bytes:
     pictures = [*clip.frames, clip.frames[-1]]
     file = io.BytesIO()
     try:
-        with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container:
+        with av.open(file, "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=Fraction(_PREVIEW_FPS), options={"preset": "veryfast"})
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             stream.codec_context.time_base = _CLOCK

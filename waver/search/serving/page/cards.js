@@ -10,8 +10,8 @@ const hovers = matchMedia("(hover: hover)");
 /** Returns the section of an index: its title, what is to be said about the answers, and their cards. */
 export function column(index, about, found, actions, compared) {
   const { nothing_fits: nothing, sentence } = found.doubts;
-  const section = element("section", { className: "column" },
-    element("h2", {}, compared ? `${about.run} ` : "", compared ? element("span", { className: "name" }, about.name) : ""));
+  const section = element("section", { className: "column" });
+  if (compared) section.append(element("h2", {}, `${about.run} `, element("span", { className: "name" }, about.name)));
   const say = (text, className) => section.append(element("p", { className }, text));
   if (found.cut) say(found.cut, "notice");
   if (!found.answers.length) say("No video passes the filters.", "notice");
@@ -29,7 +29,7 @@ function card(result, actions) {
   screen.setAttribute("aria-label", `Play ${result.video_id}, ${span(result)}`);
   const item = element("li", { className: "card", tabIndex: -1 }, screen,
     element("div", { className: "about" },
-      element("span", { className: "video", title: result.video_id }, element("bdi", {}, result.video_id)),
+      element("span", { className: "video", title: result.video_id }, result.video_id),
       element("span", { className: "rank" }, `${result.rank}.`),
       element("span", { className: "score", title: "score" }, result.score.toFixed(3)),
       element("span", { className: "times" }, span(result))));

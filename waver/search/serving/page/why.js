@@ -53,9 +53,9 @@ function cell(cosine, low, high, best) {
 }
 
 function weight(value, values) {
-  const meter = element("meter", { min: 0, max: Math.max(...values), value });
-  meter.setAttribute("aria-hidden", "true");
-  return element("td", { className: "weight" }, meter, ` ${value.toFixed(2)}`);
+  const bar = element("span", { className: "bar" });
+  bar.style.width = `${(3.4 * value) / Math.max(...values)}rem`;
+  return element("td", { className: "weight" }, bar, ` ${value.toFixed(2)}`);
 }
 
 function pictures({ frames }) {
