@@ -7,7 +7,7 @@ from waver.config import ExperimentConfig
 from waver.evaluation.evaluate import EvaluationOptions
 from waver.evaluation.gallery import build_gallery
 from waver.on_ray.stages.embed import embed
-from waver.on_ray.stages.evaluate import find_split_duplicates, evaluate_in_process, evaluation_knowledge
+from waver.on_ray.stages.evaluate import evaluate_in_process, evaluation_knowledge, find_split_duplicates
 from waver.on_ray.stages.start import open_evaluations
 from waver.runs.embeddings import evaluation_needs
 from waver.runs.inputs import LEAKY
