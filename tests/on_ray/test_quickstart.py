@@ -47,10 +47,9 @@ def test_three_writers_find_videos_that_were_never_trained_on(config, found):
     test = {row["path"] for row in rows if row["split"] == "test"}
     assert [query.writer for query in found] == list(WRITERS)
     assert len({query.path for query in found}) == 3
+    written = {(row["path"], row["style"]): row["caption"] for row in rows}
     for query in found:
-        assert {"caption": query.query, "path": str(query.path), "style": query.writer}.items() <= next(
-            row for row in rows if row["caption"] == query.query and row["path"] == str(query.path)
-        ).items()
+        assert query.query == written[str(query.path), query.writer]
         assert [answer.rank for answer in query.answers] == [1, 2, 3]
         assert {str(answer.path) for answer in query.answers} <= test
 
