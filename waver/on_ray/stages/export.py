@@ -29,16 +29,17 @@ def export_run(
     Args:
         checkpoint: checkpoint folder.
         config: its configuration; paths may differ.
-        folder: receives the files; an earlier export of the same checkpoint, split and format is replaced.
+        folder: receives the files; an earlier export of the same run, split and format is replaced.
         format: format of the files.
         split: train, validation or test.
-        of_run: whether a run was named, whose best checkpoint this is.
+        of_run: whether a run was named, whose best checkpoint this is, and not the checkpoint.
 
     Raises:
         ExportError: if the folder holds something else, or the disk is full.
         WaverError: `StartError` with everything that is missing or does not fit the checkpoint; or if the evaluation fails.
     """
-    source = Source(display_path(checkpoint.absolute()), split, format)
+    named = checkpoint.parent if of_run else checkpoint
+    source = Source(display_path(named.absolute()), split, format)
     check_folder(folder, source)
     writes = [folder.absolute().parent]
     inputs = open_evaluations({checkpoint: config}, split, writes=writes, stage="export")[checkpoint]
@@ -57,6 +58,8 @@ def export_run(
     result = result_of(evaluation, checkpoint, config, knowledge, captions, chosen_on=chosen_on)
     if result["leaky"]:
         logger.info(LEAKY)
-    run = EvaluatedRun(config.name, config.similarity.kind, evaluation, queries, result, excused)
+    run = EvaluatedRun(
+        config.name, display_path(checkpoint), config.similarity.kind, evaluation, queries, result, excused
+    )
     write_run(run, folder, source)
     return run
