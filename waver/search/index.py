@@ -2,7 +2,9 @@
 
     manifest.json      the settings (`IndexSettings`), and whether the last indexing was finished
     windows.parquet    one row per window, WINDOWS_SCHEMA; bad videos have rows too
-    embeddings/        an embedding store (`waver.data.embedding_store`), one item per window
+    vectors/           the embeddings of all windows in one file (`waver.search.vectors`)
+    candidates/        finds candidates of a query, if there are many windows (`waver.search.candidates`)
+    embeddings/        an embedding store (`waver.data.embedding_store`): windows that are not in `vectors` yet
     thumbnails/        one JPEG per window
     decoding/          the clip store of the windows that are being indexed; deleted when they are embedded
 
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import waver
@@ -39,8 +42,8 @@ WINDOWS_SCHEMA = pa.schema(
         "source": pa.string(),
     }
 )
-"""start_s, end_s: null for the whole video; video_s: length of the video, null if it is not known; status, error: as in the
-ledger of a clip store; source: digest of the video file."""
+"""start_s, end_s: null for the whole video, end_s alone for a segment up to its end; video_s: length of the video, null if
+it is not known; status, error: as in the ledger of a clip store; source: digest of the video file."""
 
 
 class SearchError(WaverError):
@@ -133,6 +136,16 @@ def read_windows(folder: Path) -> pa.Table:
         raise SearchError(f"{path} is damaged ({error}): delete it, and run `waver index` again") from error
 
 
+def found_windows(folder: Path) -> pa.Table:
+    """Returns the windows of an index that can be found: those that could be decoded.
+
+    Raises:
+        SearchError: if the table is damaged.
+    """
+    table = read_windows(folder)
+    return table.filter(pc.equal(table["status"], "ok"))
+
+
 def write_windows(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Replaces the table of windows; they are sorted by video and time."""
     ordered = sorted(rows, key=lambda row: (row["video_id"], row["start_s"] or 0.0))
@@ -141,8 +154,13 @@ def write_windows(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def window_id(video_id: str, start_s: float | None, end_s: float | None) -> str:
-    """Returns the id of a window: `kitchen/0001.mp4@5-15`; that of a whole video is the id of the video."""
-    return video_id if start_s is None else f"{video_id}@{start_s:g}-{end_s:g}"
+    """Returns the id of a window: `kitchen/0001.mp4@5-15`, or `kitchen/0001.mp4@5-` if it ends with the video.
+
+    The id of a whole video is that of the video.
+    """
+    if start_s is None:
+        return video_id
+    return f"{video_id}@{start_s:.10g}-" + ("" if end_s is None else f"{end_s:.10g}")
 
 
 def thumbnail_path(folder: Path, window: str, source: str) -> Path:

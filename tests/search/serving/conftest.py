@@ -4,6 +4,8 @@ import http.client
 import json
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,33 +190,33 @@ class Server:
         return self.json("/api/verdicts", method="POST", body=body)
 
 
+@pytest.fixture(scope="session")
+def make_server():
+    """Runs a server over some indexes in a thread; verdicts go to a file in a folder."""
+
+    @contextmanager
+    def run(folder: Path, *indexes: Path, token: str | None = None, host: str = "127.0.0.1") -> Iterator[Server]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            access, reader = Access(host, listener.getsockname()[1], token), SpanReader()
+            searchers = [Searcher(index) for index in indexes]
+            site = Site(searchers, Judgements(folder / "judged.jsonl"), reader, Previews(reader))
+            config = uvicorn.Config(Guard(build_app(site), access), lifespan="off", log_level="warning")
+            server = uvicorn.Server(config)
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            try:
+                yield Server(access, site)
+            finally:
+                server.should_exit = True
+                thread.join(30)
+                site.previews.close()
+                reader.close()
+
+    return run
+
+
 @pytest.fixture
-def start(tmp_path):
-    """Starts a server over some indexes; it ends with the test."""
-    ends = []
-
-    def start(*folders: Path, token: str | None = None, host: str = "127.0.0.1") -> Server:
-        listener = socket.create_server(("127.0.0.1", 0))
-        access = Access(host, listener.getsockname()[1], token)
-        reader = SpanReader()
-        site = Site(
-            [Searcher(folder) for folder in folders], Judgements(tmp_path / "judged.jsonl"), reader, Previews(reader)
-        )
-        config = uvicorn.Config(Guard(build_app(site), access), lifespan="off", log_level="warning")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-
-        def end() -> None:
-            server.should_exit = True
-            thread.join(30)
-            site.previews.close()
-            reader.close()
-            listener.close()
-
-        ends.append(end)
-        return Server(access, site)
-
-    yield start
-    for end in ends:
-        end()
+def start(make_server, tmp_path):
+    """Starts a server over some indexes, which ends with the test."""
+    with ExitStack() as servers:
+        yield lambda *indexes, **options: servers.enter_context(make_server(tmp_path, *indexes, **options))

@@ -15,9 +15,11 @@ FILMS = {"garden/short.mp4": 0, "kitchen/long film.mp4": 1, "kitchen/old.avi": 6
 """Name -> its first window."""
 
 
-@pytest.fixture
-def server(start, index):
-    return start(index)
+@pytest.fixture(scope="module")
+def server(make_server, index, tmp_path_factory):
+    """A server on which no test records a verdict."""
+    with make_server(tmp_path_factory.mktemp("judged"), index) as server:
+        yield server
 
 
 def test_search_over_two_indexes(start, index, other_index):
@@ -62,12 +64,12 @@ def test_films_are_served_whole_and_in_ranges(server, films):
         assert headers["Content-Type"].startswith("video/")
         size = len(content)
         for asked, part in (
-            ("0-99", slice(0, 100)),
-            ("-50", slice(size - 50, size)),
-            (f"{size - 5}-", slice(size - 5, size)),
+            ("0-99", range(100)),
+            ("-50", range(size - 50, size)),
+            (f"{size - 5}-", range(size - 5, size)),
         ):
             status, headers, body = server.ask(f"/videos/0/{window}", Range=f"bytes={asked}")
-            assert (status, body) == (206, content[part])
+            assert (status, body) == (206, content[part.start : part.stop])
             assert headers["Content-Range"] == f"bytes {part.start}-{part.stop - 1}/{size}"
             assert headers["Content-Length"] == str(len(body))
         status, headers, body = server.ask(f"/videos/0/{window}", Range=f"bytes={size}-")
@@ -98,7 +100,7 @@ def test_films_are_served_whole_and_in_ranges(server, films):
         "/videos/0/8",
         "/videos/1/0",
         "/videos/0/1e0",
-        "/videos/0/１２",
+        "/videos/0/%EF%BC%91",
         f"/videos/0/{10**30}",
         f"/videos/0/{'9' * 5000}",
         f"/videos/{'9' * 5000}/0",
@@ -118,7 +120,7 @@ def test_films_are_served_whole_and_in_ranges(server, films):
     ],
 )
 def test_nothing_else_of_the_disk_is_served(server, path):
-    status, headers, content = server.ask(path.encode("utf-8").decode("latin-1"))
+    status, headers, content = server.ask(path)
     assert status in (404, 422), content
     assert len(content) < 12_000
     assert b"root:" not in content
@@ -141,11 +143,7 @@ def test_a_file_that_was_swapped_is_not_served(start, make_index, make_checkpoin
         for route in ("/videos/0/0", "/previews/0/0.mp4"):
             status, _, content = server.ask(route)
             assert status == 410
-            assert json.loads(content)[
-                "detail"
-            ] == "The video has changed since it was indexed: run `waver index` again." or (
-                target == tmp_path and "is gone" in json.loads(content)["detail"]
-            )
+            assert "since it was indexed: run `waver index` again" in json.loads(content)["detail"]
     explained = server.json("/api/explanation/0/0", {"query": QUERY})
     assert explained["frames"] is None
     assert "has changed" in explained["note"]
@@ -156,14 +154,8 @@ def test_a_file_that_was_swapped_is_not_served(start, make_index, make_checkpoin
 def test_thumbnails(server, index):
     status, headers, content = server.ask("/thumbnails/0/3.jpg")
     assert (status, headers["Content-Type"]) == (200, "image/jpeg")
-    assert (
-        content
-        == open_index(index)
-        .search(QUERY, top=100, distinct=False)[0]
-        .thumbnail.parents[1]
-        .joinpath(*server.site.searchers[0].thumbnail(3).parts[-2:])
-        .read_bytes()
-    )
+    answers = open_index(index).search(QUERY, top=100, distinct=False)
+    assert content == next(answer.thumbnail for answer in answers if answer.window == 3).read_bytes()
 
 
 @pytest.mark.slow
