@@ -135,7 +135,7 @@ def test_the_time_line_of_a_film_plays_its_moments(start, index, open_page):
     server = start(index)
     page = open_page(server.url)
     search(page)
-    film_card(page, "kitchen/long film.mp4").get_by_text("Time line").click()
+    film_card(page, "kitchen/long film.mp4").get_by_text("Film", exact=True).click()
     page.locator("#film[open]").wait_for()
     bars = page.locator("#film-line button")
     assert bars.count() == 5
