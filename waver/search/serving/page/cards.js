@@ -41,7 +41,7 @@ function card(result, actions) {
     return made;
   };
   item.append(element("div", { className: "actions" },
-    button("Time line", "Time line of the film (t)", actions.film),
+    button("Film", "Time line of the film (t)", actions.film),
     button("Why?", "Why this one? (w)", actions.why),
     button("Good", "Good answer (g)", (it) => actions.judge(it, "good"), "good"),
     button("Bad", "Bad answer (b)", (it) => actions.judge(it, "bad"), "bad")));

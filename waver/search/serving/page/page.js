@@ -44,6 +44,7 @@ async function search(top = STEP) {
   state.running?.abort();
   const running = state.running = new AbortController();
   say("Searching …");
+  await ready;
   history.replaceState(null, "", `?${new URLSearchParams({ query })}`);
   const found = await request("/api/search", { query, top, ...filters }, { signal: running.signal });
   Object.assign(state, { query, top });
@@ -75,19 +76,24 @@ function focusQuery() {
   part("query").select();
 }
 
-async function begin() {
+/** Takes the token and the query from the address. */
+function readAddress() {
   const address = new URLSearchParams(location.search);
   address.delete("token"); // the cookie has it now
   history.replaceState(null, "", address.size ? `?${address}` : location.pathname);
+  part("query").value ||= address.get("query") ?? "";
+}
+
+/** Asks what there is to search; the user may write meanwhile. */
+async function readIndexes() {
   const { indexes, judgements } = await request("/api/indexes");
   state.indexes = indexes;
   document.title = `waver: ${indexes.map(({ run }) => run).join(" | ")}`;
   part("judgements").textContent = judgements;
   const folders = new Set(indexes.flatMap(({ folders }) => folders));
   part("folder").append(...[...folders].sort().map((name) => element("option", { value: name }, name)));
-  say(indexes.map(({ run, num_windows: number }) => `${run}: ${number.toLocaleString("en")} moments`).join(" · "));
-  part("query").value = address.get("query") ?? "";
-  if (part("query").value) await search();
+  if (!part("status").textContent)
+    say(indexes.map(({ run, num_windows: number }) => `${run}: ${number.toLocaleString("en")} moments`).join(" · "));
 }
 
 part("search").addEventListener("submit", (event) => {
@@ -115,4 +121,6 @@ listen({
   g: (item) => actions.judge(item, "good"),
   b: (item) => actions.judge(item, "bad"),
 });
-attempt(begin);
+readAddress();
+const ready = readIndexes();
+attempt(() => (part("query").value.trim() ? search() : ready));
