@@ -24,6 +24,7 @@ WITHOUT_RAY = (
     "test_loopback.py",
     "test_reachability.py",
     "test_start.py",
+    "test_export.py",
     "test_frozen.py",
     "test_zero_shot.py",
 )

@@ -72,6 +72,48 @@ def test_search_returns_the_clips_in_the_order_of_evaluate(index, checkpoint, ca
         assert [answer.rank for answer in of_query] == list(range(1, len(expected) + 1))
 
 
+def test_a_query_alone_is_answered_as_with_others(index, captions):
+    """Few texts are embedded and compared in smaller batches, which changes the rounding only."""
+    found, queries = open_index(index), build_gallery(captions, "test").texts[:40]
+    together = found.search_all(queries, top=5)
+    for query, expected in zip(queries, together, strict=True):
+        alone = found.search(query, top=5)
+        assert [answer.score for answer in alone] == pytest.approx([answer.score for answer in expected], abs=1e-5)
+
+
+def test_search_among_some_windows_returns_these_in_the_order_of_all(index):
+    found = open_index(index)
+    among = np.arange(len(found)) % 3 == 1
+    every = found.search("a red ball", top=100)
+    some = found.search("a red ball", top=100, among=among)
+    assert [answer.window for answer in some] == [answer.window for answer in every if among[answer.window]]
+    assert [answer.rank for answer in some] == list(range(1, among.sum() + 1))
+    assert found.search("a red ball", among=np.zeros(len(found), bool)) == []
+
+
+def test_a_window_is_most_like_its_copy_and_is_not_its_own_answer(index):
+    found = open_index(index)
+    name = found.windows["window_id"][3].as_py()
+    assert found.moment(name) == 3
+    answers = found.like(3, top=100)
+    assert sorted(answer.window for answer in answers) == [number for number in range(len(found)) if number != 3]
+    copy = found.like(found.embeddings([3]), top=1)[0]  # as a file outside the index, it finds itself
+    assert copy.window == 3
+    assert copy.score == pytest.approx(1.0, abs=1e-5)
+    assert answers[0].score < copy.score
+
+
+def test_sentences_are_compared_with_one_moment(index):
+    found = open_index(index)
+    sentences = ["a red ball moves", "the blue boat", "a red ball moves"]
+    matches = found.against(2, sentences)
+    expected = found.scores(found.model.embed_texts(sentences))[:, 2]
+    assert [match.score for match in matches] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert [match.sentence for match in matches] == sentences
+    assert sum(match.share for match in matches) == pytest.approx(1)
+    assert matches[0].share == pytest.approx(matches[2].share)
+
+
 def test_the_text_tower_and_the_clips_can_be_compared_without_an_index(index, checkpoint, captions, store):
     model, found = load(checkpoint), open_index(index)
     text = model.embed_texts(["a red ball moves", "the blue boat"])
@@ -113,6 +155,10 @@ def test_what_cannot_be_searched_is_told(index, checkpoint, tmp_path):
         open_index(tmp_path)
     with pytest.raises(SearchError, match="query 2 is empty"):
         open_index(index).search_all(["a ball", " "])
+    with pytest.raises(
+        SearchError, match=r"gone.mp4@3: no video of the index and no file has this name; write VIDEO@SEC"
+    ):
+        open_index(index).moment("gone.mp4@3")
     empty = tmp_path / "empty"
     create_index(empty, open_index(index).settings)
     with pytest.raises(SearchError, match="has no windows yet: run `waver index"):

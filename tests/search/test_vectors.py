@@ -134,7 +134,9 @@ def test_damage_is_told(tmp_path):
     path = files(tmp_path)[0]
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(SearchError, match=r"vectors is damaged \(the values of a window have changed\): delete this folder"):
+    with pytest.raises(
+        SearchError, match=r"vectors is damaged \(the values of a window have changed\): delete this folder"
+    ):
         Vectors(tmp_path, SETTINGS, windows).read([9], FRAMES)
     path.write_bytes(content[:-1])
     with pytest.raises(SearchError, match=r"vectors is damaged \(.*cut off\)"):

@@ -1,6 +1,6 @@
 """The command line of waver: a module for each group of commands."""
 
-from waver.cli import benchmarks, cluster, results, search, stages
+from waver.cli import benchmarks, cluster, export, results, search, stages
 from waver.cli.options import app, with_verbosity
 
 __all__ = ["COMMANDS", "app"]
@@ -20,6 +20,7 @@ COMMANDS = (
     results.compare,
     search.index,
     search.search,
+    export.export,
     stages.tune,
     cluster.submit,
     benchmarks.bench,

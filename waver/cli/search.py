@@ -13,10 +13,11 @@ from rich.table import Table
 from waver.cli.options import EVALUATION_SECTIONS, Set, Workers, load_experiment, local_folder, stdout
 from waver.config import ConfigError, ExperimentConfig, parse_overrides
 from waver.runs.places import names_experiment
-from waver.tools.object_store import display_path
+from waver.tools.object_store import display_path, is_url
 
 if TYPE_CHECKING:
-    from waver.search import Answer
+    from waver.search import Answer, Match
+    from waver.search.calibration import Calibration
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,14 @@ def index(
             "serves as the model."
         ),
     ],
-    videos: Annotated[list[Path], typer.Argument(help="Folders of videos, and videos.", show_default=False)],
+    videos: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of videos, videos, and tables (CSV, JSONL, ...) with the columns video and, for segments, "
+            "start_s and end_s.",
+            show_default=False,
+        ),
+    ],
     to: Annotated[
         Path | None, typer.Option(help="Folder of the index.", show_default="storage.path/indexes/NAME")
     ] = None,
@@ -52,7 +60,11 @@ def index(
     from waver.on_ray.stages.index import run_index
     from waver.search.windows import Windows
 
-    checkpoint, experiment = _model_of(run_or_config, overrides, workers)
+    checkpoint, experiment = model_of(run_or_config, overrides, workers)
+    if to is None and is_url(str(experiment.storage.path)):
+        raise ConfigError(
+            f"storage.path is {experiment.storage.path}: name a folder of this machine for the index (--to)"
+        )
     folder = to or experiment.storage.folder / "indexes" / experiment.name
     windows = Windows(None if whole else window, stride)
     report = run_index(checkpoint, experiment, videos, folder, windows, exact_up_to=exact_up_to)
@@ -63,10 +75,11 @@ def index(
     logger.info(
         f"{report.num_windows} windows of {report.num_videos} videos can be found; {report.num_embedded} were embedded now"
     )
+    logger.info(str(report.calibration))
     logger.info(f'next: waver search {shlex.quote(display_path(folder))} "a sentence"')
 
 
-def _model_of(run_or_config: str, overrides: list[str], workers: int | None) -> tuple[Path, ExperimentConfig]:
+def model_of(run_or_config: str, overrides: list[str], workers: int | None) -> tuple[Path, ExperimentConfig]:
     """Returns checkpoint and configuration of a run; for an experiment, makes its zero-shot run and returns those."""
     from waver.runs.checkpoint import checkpoint_config
     from waver.runs.folder import find_checkpoint
@@ -94,27 +107,83 @@ def search(
         Path | None, typer.Option(help="Text file with one query per line.", show_default=False)
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of windows to list for each query.")] = 10,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VIDEO@TIME",
+            help="Find the moments most like this one. VIDEO is a video of the index, by its id, or a file; TIME is in "
+            "seconds, or minutes:seconds.",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        bool, typer.Option("--against", help="Compare the moment of --like with the queries, in place of a search.")
+    ] = False,
     overlapping: Annotated[
         bool, typer.Option("--overlapping", help="Also list windows that overlap a better one of the same video.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per query.")] = False,
 ) -> None:
-    """Find the moments of indexed videos that fit a sentence best."""
+    """Find the moments of indexed videos that fit a sentence, or are like another moment, best."""
     from waver.search import open_index
+    from waver.search.calibration import Calibration
 
     asked = [*(queries or ()), *_read_queries(from_file)]
-    if not asked:
-        raise ConfigError('there is no query: write one, as in waver search INDEX "a man folds a paper plane"')
+    _check_questions(asked, like, against=against)
     opened = open_index(index_folder)
     if opened.candidates:
         logger.info(f"search is {opened.candidates.candidacy}")
-    found = opened.search_all(asked, top, distinct=not overlapping)
-    for query, answers in zip(asked, found, strict=True):
-        if as_json:
-            content = {"query": query, "answers": [answer.as_json() for answer in answers]}
-            typer.echo(json.dumps(content, ensure_ascii=False))
-        else:
-            stdout.print(_answer_table(query, answers))
+    moment = opened.moment(like) if like else None
+    if moment is not None and against:
+        _print_matches(str(like), opened.against(moment, asked), as_json=as_json)
+    elif moment is not None:
+        _print_answers(str(like), opened.like(moment, top, distinct=not overlapping), None, as_json=as_json)
+    else:
+        calibration = opened.calibration if isinstance(opened.calibration, Calibration) else None
+        for query, answers in zip(asked, opened.search_all(asked, top, distinct=not overlapping), strict=True):
+            _print_answers(query, answers, calibration, as_json=as_json)
+
+
+def _check_questions(queries: list[str], like: str | None, *, against: bool) -> None:
+    if against and not (like and queries):
+        raise ConfigError(
+            "--against compares a moment with sentences: waver search INDEX --like VIDEO@TIME --against SENTENCE SENTENCE"
+        )
+    if like and queries and not against:
+        raise ConfigError(
+            "--like searches for a moment, so it takes no query; to compare the moment with these sentences, add --against"
+        )
+    if not (like or queries):
+        raise ConfigError('there is no query: write one, as in waver search INDEX "a man folds a paper plane"')
+
+
+def _print_answers(
+    query: str, answers: Sequence["Answer"], calibration: "Calibration | None", *, as_json: bool
+) -> None:
+    """Prints the answers to a query; `calibration` says whether anything fits the query, None if it cannot be said."""
+    nothing_fits = calibration.nothing_fits(answers[0].score) if calibration else None
+    if as_json:
+        content = {"query": query, "nothing_fits": nothing_fits, "answers": [answer.as_json() for answer in answers]}
+        typer.echo(json.dumps(content, ensure_ascii=False))
+        return
+    stdout.print(_answer_table(query, answers))
+    if calibration and nothing_fits:
+        stdout.print(calibration.verdict, highlight=False)
+
+
+def _print_matches(moment: str, matches: Sequence["Match"], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(
+            json.dumps({"moment": moment, "matches": [match.as_json() for match in matches]}, ensure_ascii=False)
+        )
+        return
+    table = Table(title=moment, title_justify="left")
+    for name in ("score", "share"):
+        table.add_column(name, justify="right")
+    table.add_column("sentence", overflow="fold")
+    for match in sorted(matches, key=lambda match: -match.score):
+        table.add_row(f"{match.score:.3f}", f"{match.share:.1%}", match.sentence)
+    stdout.print(table)
 
 
 def _read_queries(path: Path | None) -> list[str]:

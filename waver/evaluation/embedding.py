@@ -148,13 +148,11 @@ def embed_clips(
     read = store.read_batches(asked) if isinstance(store, EmbeddedClips) else read_ahead(store, asked)
     for done, (rows, clips) in enumerate(zip(own, read, strict=True)):
         frames, mask = (tensor.to(device, non_blocking=True) for tensor in frames_to_tensor(*clips))
-        filled = _fill(len(frames), len(range(len(clip_ids))[batches[0]])).to(device)
         phrases = None
         if knowledge is not None and phrase_table is not None:
-            phrases = phrase_table[knowledge.phrase_ids(clip_ids[rows], config.knowledge.top_k).to(device)][filled]
-        with autocast(config, device):
-            video = student.encode_video(frames[filled], mask[filled], phrases)[: len(frames)]
-        embeddings.values[rows], embeddings.mask[rows] = video.values.float(), mask
+            phrases = phrase_table[knowledge.phrase_ids(clip_ids[rows], config.knowledge.top_k).to(device)]
+        video = embed_batch(student, frames, mask, phrases, config, size=batches[0].stop)
+        embeddings.values[rows], embeddings.mask[rows] = video.values, mask
         embeddings.weights[rows] = video.weights
         on_progress(done + 1, len(own))
     # Rows of other workers are 0, so the sum gathers shares of different sizes without rounding.
@@ -162,6 +160,31 @@ def embed_clips(
         parallel.all_reduce(t, "sum") for t in (embeddings.values, embeddings.mask.int(), embeddings.weights)
     )
     return Embeddings(values, mask.bool(), weights)
+
+
+def embed_batch(
+    student: Student,
+    frames: Tensor,
+    mask: Bool[Tensor, "clips F"],
+    phrases: Float[Tensor, "clips K D"] | None,
+    config: ExperimentConfig,
+    *,
+    size: int,
+) -> Embeddings:
+    """Embeds clips in one batch of a given size, filled up with the first clip, so that their bits depend on nothing else.
+
+    Args:
+        student: the model, in evaluation mode.
+        frames: pixels or embeddings of frames, see `Student.encode_video`, on the device of the model.
+        mask: True for valid frames.
+        phrases: embeddings of the phrases of each clip, for informed videos; None for plain ones.
+        config: configuration of the experiment.
+        size: number of clips in the batch, at least that of the clips.
+    """
+    filled = _fill(len(frames), size).to(frames.device)
+    with autocast(config, frames.device):
+        video = student.encode_video(frames[filled], mask[filled], None if phrases is None else phrases[filled])
+    return video[: len(frames)].full_precision()
 
 
 def tokenize_texts(

@@ -53,6 +53,8 @@ class EvaluationOptions:
     """Whether to compute the variants that config.evaluate.dsl and qb_norm request; not needed to choose a model."""
     keep_video: bool = False
     """Whether to return `Evaluation.video`."""
+    keep_text: bool = False
+    """Whether to return `Evaluation.text`; for an evaluation by one worker, which has all captions."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Evaluation:
     """Whether each query is."""
     video: Embeddings | None = None
     """Embeddings of the clips that are not missing, in the order of the gallery; None if not requested."""
+    text: Embeddings | None = None
+    """Embeddings of the captions, in the order of text_ids; None if not requested."""
 
     @property
     def top(self) -> TopClips | None:
@@ -138,6 +142,7 @@ def evaluate(
         knowledge = None
     assert knowledge or not config.informed_at_inference, "informed videos need the phrases of their clips"
     workers = Workers(parallel.rank(), parallel.world_size(), parallel.all_reduce)
+    assert workers.num_workers == 1 or not options.keep_text, "a worker has its share of the captions only"
     embedded = embed_split(
         student, queries, available, store, config, knowledge=knowledge, workers=workers, on_progress=on_progress
     )
@@ -254,4 +259,5 @@ def _summarise(
         truncation=embedded.tokenizer.measure_truncation(embedded.tokens, max_words=max_words),
         cut=torch.tensor([cut(tokens, max_words=max_words) for tokens in embedded.tokens], dtype=torch.bool),
         video=embedded.video if options.keep_video else None,
+        text=Embeddings.concatenate(list(embedded.text.values())) if options.keep_text else None,
     )

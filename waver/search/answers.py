@@ -1,5 +1,6 @@
 """Chooses and describes the windows that a search returns."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,16 +72,19 @@ def best_windows(
 
 def _overlap(window: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Returns whether two windows of one video overlap."""
-    if window["start_s"] is None or other["start_s"] is None:
-        return True
-    return window["start_s"] < other["end_s"] and other["start_s"] < window["end_s"]
+    (start, end), (other_start, other_end) = span_of(window), span_of(other)
+    return start < other_end and other_start < end
+
+
+def span_of(window: Mapping[str, Any]) -> tuple[float, float]:
+    """Returns start and end of a window of `WINDOWS_SCHEMA`, in seconds; inf if it ends with a video of unknown length."""
+    start_s, end_s, video_s = window["start_s"], window["end_s"], window["video_s"]
+    return start_s or 0.0, min(math.inf if each is None else each for each in (end_s, video_s))
 
 
 def describe_window(index: Path, row: Mapping[str, Any], number: int, rank: int, score: float) -> Answer:
     """Returns a window of the index in the folder `index` as an answer; its end is at most the end of the video."""
-    end_s = row["end_s"]
-    if end_s is not None and row["video_s"] is not None:  # the last window may reach beyond the video
-        end_s = min(end_s, row["video_s"])
+    end_s = None if row["end_s"] is None else span_of(row)[1]
     return Answer(
         rank=rank,
         score=score,

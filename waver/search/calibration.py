@@ -1,10 +1,10 @@
 """Says whether anything in an index fits a query, with an error rate that was measured on the validation split.
 
 A threshold is chosen such that a share `error_rate` of the validation captions score their own clip below it. If the best
-window of a query scores below the threshold, probably nothing fits. If a window fits, the best score is at least the score of
-that window. So this is said wrongly of a share of at most `error_rate` of the queries that have an answer. It holds for an
-index of any size, as long as queries and videos are like those of the validation split (split conformal prediction, Vovk et
-al., "Algorithmic Learning in a Random World", 2005).
+window of a query scores below the threshold, probably nothing fits. If a window fits, the best score is not below that of
+this window. So at most a share `error_rate` of the queries that have an answer are told so wrongly, in an index of any size,
+as long as queries and videos are like those of the validation split (split conformal prediction, Vovk et al., "Algorithmic
+Learning in a Random World", 2005).
 
 How many queries without an answer are recognised depends on the number of clips they are compared with, since the best of
 more wrong clips scores higher.
@@ -45,10 +45,18 @@ class Calibration:
         """Returns whether a query with this best score probably has no answer."""
         return best_score < self.threshold
 
+    @property
+    def verdict(self) -> str:
+        """What a user is told of such a query."""
+        return (
+            f"Probably nothing fits: no score reaches {self.threshold:.3f}. This is wrong for at most "
+            f"{self.error_rate:.0%} of the queries that have an answer, measured on {self.num_queries} validation captions."
+        )
+
     def __str__(self) -> str:
         return (
-            f'below a score of {self.threshold:.3f}, "probably nothing fits": on {self.num_queries} validation captions this '
-            f"is wrong for at most {self.error_rate:.0%} of the queries that have an answer, and recognises "
+            f'below a score of {self.threshold:.3f}, "probably nothing fits": on {self.num_queries} validation captions '
+            f"this is wrong for at most {self.error_rate:.0%} of the queries that have an answer, and recognises "
             f"{self.detection_rate:.0%} of those that have none among {self.num_clips} clips (other videos and queries can "
             "differ)"
         )

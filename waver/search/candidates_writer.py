@@ -143,18 +143,14 @@ def _fill(vectors: np.ndarray) -> Any:
     return index
 
 
-def _tune(
-    candidates: Candidates, queries: Float32[np.ndarray, "Q D"], best: Int64[np.ndarray, "Q top"]
-) -> Candidacy:
+def _tune(candidates: Candidates, queries: Float32[np.ndarray, "Q D"], best: Int64[np.ndarray, "Q top"]) -> Candidacy:
     """Chooses how many candidates are taken, and from how many lists."""
     candidacy = candidates.candidacy
     for num_candidates in _NUM_CANDIDATES:
         for num_searched in _NUM_SEARCHED:
             found = candidates.find(queries, num_candidates, num_searched=num_searched)
             share = recall(found, best)
-            candidacy = replace(
-                candidacy, num_searched=num_searched, num_candidates=num_candidates, recall=share
-            )
+            candidacy = replace(candidacy, num_searched=num_searched, num_candidates=num_candidates, recall=share)
             if share >= TARGET:
                 return candidacy
     return candidacy

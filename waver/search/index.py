@@ -42,8 +42,8 @@ WINDOWS_SCHEMA = pa.schema(
         "source": pa.string(),
     }
 )
-"""start_s, end_s: null for the whole video; video_s: length of the video, null if it is not known; status, error: as in the
-ledger of a clip store; source: digest of the video file."""
+"""start_s, end_s: null for the whole video, end_s alone for a segment up to its end; video_s: length of the video, null if
+it is not known; status, error: as in the ledger of a clip store; source: digest of the video file."""
 
 
 class SearchError(WaverError):
@@ -154,8 +154,13 @@ def write_windows(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def window_id(video_id: str, start_s: float | None, end_s: float | None) -> str:
-    """Returns the id of a window: `kitchen/0001.mp4@5-15`; that of a whole video is the id of the video."""
-    return video_id if start_s is None else f"{video_id}@{start_s:g}-{end_s:g}"
+    """Returns the id of a window: `kitchen/0001.mp4@5-15`, or `kitchen/0001.mp4@5-` if it ends with the video.
+
+    The id of a whole video is that of the video.
+    """
+    if start_s is None:
+        return video_id
+    return f"{video_id}@{start_s:.10g}-" + ("" if end_s is None else f"{end_s:.10g}")
 
 
 def thumbnail_path(folder: Path, window: str, source: str) -> Path:

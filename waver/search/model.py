@@ -15,7 +15,13 @@ from waver.config import ExperimentConfig
 from waver.data.batch import frames_to_tensor
 from waver.data.clip import Clip
 from waver.data.video.decoder import Decoder
-from waver.evaluation.embedding import TEXTS_PER_BATCH, embed_tokens, similarity_in_blocks, tokenize_texts
+from waver.evaluation.embedding import (
+    TEXTS_PER_BATCH,
+    embed_batch,
+    embed_tokens,
+    similarity_in_blocks,
+    tokenize_texts,
+)
 from waver.knowledge.store import Knowledge
 from waver.knowledge.teacher import match_clips
 from waver.model.embeddings import Embeddings
@@ -23,7 +29,6 @@ from waver.runs.checkpoint import check_dictionary, checkpoint_config, load_stud
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import store_settings
 from waver.training.build import build_teacher, build_tokenizer, local_device
-from waver.training.step import autocast
 
 _TIMEOUT_S = 60.0
 
@@ -84,12 +89,9 @@ class Model:
         parts = []
         for first in range(0, len(frames), size):
             some, numbers = frames[first : first + size], num_frames[first : first + size]
-            filled = np.where(np.arange(size) < len(some), np.arange(size), 0)
-            phrases = self._phrases.of(some, numbers)[filled] if self._phrases else None
-            tensors = (tensor.to(self.device) for tensor in frames_to_tensor(some[filled], numbers[filled]))
-            with autocast(self.config, self.device):
-                video = self.student.encode_video(*tensors, phrases)
-            parts.append(video[: len(some)].full_precision())
+            phrases = self._phrases.of(some, numbers) if self._phrases else None
+            pixels, mask = (tensor.to(self.device) for tensor in frames_to_tensor(some, numbers))
+            parts.append(embed_batch(self.student, pixels, mask, phrases, self.config, size=size))
         return Embeddings.concatenate(parts)
 
     def embed_videos(

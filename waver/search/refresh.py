@@ -83,9 +83,10 @@ def _choose_queries(index: Index) -> Queries:
     try:
         texts = build_gallery(load_captions(index.model.config), "validation").texts
     except (WaverError, OSError) as error:
-        logger.info(f"the validation captions cannot be read ({error}): windows are the queries that measure candidates")
+        logger.info(
+            f"the validation captions cannot be read ({error}): windows are the queries that measure candidates"
+        )
         numbers = random.choice(len(index), min(_NUM_QUERIES, len(index)), replace=False)
         return Queries(index.embeddings(numbers.tolist()), f"{len(numbers)} windows in place of captions")
     chosen = random.choice(len(texts), min(_NUM_QUERIES, len(texts)), replace=False)
     return Queries(index.model.embed_texts([texts[i] for i in chosen]), f"{len(chosen)} validation captions")
-

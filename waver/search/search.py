@@ -14,7 +14,7 @@ from torch import Tensor
 
 from waver.model.embeddings import Embeddings
 from waver.runs.checkpoint import checkpoint_config
-from waver.search.answers import Answer, best_windows, describe_window
+from waver.search.answers import Answer, best_windows, describe_window, span_of
 from waver.search.calibration import Calibration, Uncalibrated, read_calibration
 from waver.search.candidates import Candidates, exact_limit, open_candidates, pool_texts, pool_windows
 from waver.search.index import SearchError, checkpoint_digest, found_windows, read_settings
@@ -278,18 +278,17 @@ class Index:
         if len(numbers) == 1 and moment.time_s is None:
             return numbers[0]
         if moment.time_s is None:
+            raise SearchError(f"{moment.video} has {len(numbers)} windows: name a time, as in {moment.video}@12.5")
+        time_s = moment.time_s
+        spans = {number: span_of(self.rows[number]) for number in numbers}
+        around = [number for number, (start_s, end_s) in spans.items() if start_s <= time_s <= end_s]
+        if not around:
+            last_s = max(end_s for _, end_s in spans.values())
             raise SearchError(
-                f"{moment.video} has {len(numbers)} windows: name a time, as in {moment.video}@{self._middle(numbers[0]):g}"
+                f"{moment.video} has no window at {time_s:g} s: its windows are between "
+                f"{min(start_s for start_s, _ in spans.values()):g} and {last_s:g} s"
             )
-        row = self.rows[numbers[-1]]
-        end_s = row["video_s"] or row["end_s"]
-        if end_s is not None and moment.time_s > end_s:
-            raise SearchError(f"{moment.video} ends after {end_s:.1f} s: {moment.time_s:g} s is beyond its end")
-        return min(numbers, key=lambda number: abs(self._middle(number) - (moment.time_s or 0.0)))
-
-    def _middle(self, number: int) -> float:
-        row = self.rows[number]
-        return 0.0 if row["start_s"] is None else (row["start_s"] + row["end_s"]) / 2
+        return min(around, key=lambda number: abs(sum(spans[number]) / 2 - time_s))
 
     def _embed(self, moment: Moment) -> Embeddings:
         """Embeds a moment of a file that is not in the index."""

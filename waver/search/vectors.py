@@ -105,8 +105,11 @@ class Vectors:
             return []
         rows = self._windows.take(pa.array(elsewhere))
         items = zip(rows["window_id"].to_pylist(), rows["source"].to_pylist(), strict=True)
-        return [int(number) for number, (item, source) in zip(elsewhere, items, strict=True)
-                if self._blocks.missing({item: source})]
+        return [
+            int(number)
+            for number, (item, source) in zip(elsewhere, items, strict=True)
+            if self._blocks.missing({item: source})
+        ]
 
     def read(
         self, numbers: Sequence[int], max_length: int

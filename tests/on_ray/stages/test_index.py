@@ -12,7 +12,7 @@ from waver.config import ExperimentConfig, load_config
 from waver.on_ray.stages import index as stage
 from waver.on_ray.stages.index import IndexReport, run_index
 from waver.runs.checkpoint import checkpoint_config, save_checkpoint
-from waver.search import open_index
+from waver.search import SearchError, open_index
 from waver.search.windows import Windows
 from waver.training.build import build_training
 
@@ -90,6 +90,30 @@ def test_films_are_indexed_in_windows_and_later_only_what_changed(checkpoint, vi
     after = open_index(folder)
     assert after.windows["window_id"].to_pylist() == ["new.mp4@0-4", "other.mp4@0-4", "short.mp4@0-4"]
     assert sum(thumbnail.is_file() for thumbnail in before) == 1, "pictures of windows that are gone are deleted"
+
+
+def test_a_table_names_the_segments_to_index(checkpoint, tmp_path):
+    for name, seconds in {"long.mp4": 11, "other.mp4": 5, "outside.mp4": 3}.items():
+        write_video(tmp_path / name, seconds, seed=seconds)
+    table = tmp_path / "list.csv"
+    table.write_text("video,start_s,end_s\nlong.mp4,1,2.5\nlong.mp4,9,\nother.mp4,,\n")
+    first = index(checkpoint, table, tmp_path / "index")
+    assert (first.num_windows, first.failures) == (4, {})
+    found = open_index(tmp_path / "index")
+    names = ["long.mp4@1-2.5", "long.mp4@9-", "other.mp4@0-4", "other.mp4@2-6"]
+    assert found.windows["window_id"].to_pylist() == names
+    assert found.moment("long.mp4@1.5") == 0
+    assert found.moment("long.mp4@0:10") == 1
+    assert {(answer.start_s, answer.end_s) for answer in found.search("a ball")} >= {(1.0, 2.5), (9.0, None)}
+    with pytest.raises(SearchError, match=r"has no window at 5 s: its windows are between 1 and 11 s"):
+        found.moment("long.mp4@5")
+    with pytest.raises(SearchError, match=r"has 2 windows: name a time, as in other.mp4@12.5"):
+        found.moment("other.mp4")
+    assert len(found.like(found.moment(f"{tmp_path / 'outside.mp4'}@1"))) == 3, "one of two windows that overlap"
+
+    table.write_text("video,start_s,end_s\nlong.mp4,9,\n")
+    changed = index(checkpoint, table, tmp_path / "index")
+    assert changed.num_windows == 3, "a segment that is no longer listed is gone; a video that is not listed stays"
 
 
 def test_an_indexing_that_was_stopped_resumes(checkpoint, videos, tmp_path, monkeypatch):

@@ -1,13 +1,11 @@
 """A user's own data: a table in JSONL, CSV, TSV or Parquet, one row per caption."""
 
-import datetime
-import math
 import os
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
@@ -15,6 +13,7 @@ from waver.data.annotations.captions import Caption, caption_table, choose_valid
 from waver.data.annotations.options import HeldOutData
 from waver.data.annotations.reading import Problems, caption_defect, excerpt, is_text
 from waver.data.annotations.table_files.read import Row, read_table_file
+from waver.data.annotations.table_files.times import parse_segment
 from waver.data.annotations.videos import VideoFolder, index_videos, report_missing, warn_of_similar
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
@@ -26,10 +25,6 @@ _NO_VALUES = ("nan", "NaN", "NAN", "NaT", "None", "null", "NULL", "<NA>", "NA", 
 """Texts that programs (pandas, R, databases, Excel) write in place of a missing value."""
 _EXCEL_ERRORS = ("#NAME?", "#VALUE!", "#REF!", "#DIV/0!", "#NUM!", "#NULL!")
 """Texts that Excel writes in place of a formula that it cannot compute, such as a text that begins with = or -."""
-_CLOCK = re.compile(r"(?:([0-9]+):)?([0-9]{1,2}):([0-9]{1,2}(?:[.,][0-9]+)?)")
-_THOUSANDS = re.compile(r"[1-9][0-9]{0,2},[0-9]{3}\b.*")
-"""A number whose comma may stand before thousands or before decimals."""
-_WITH_UNIT = re.compile(r"([0-9]+(?:[.,][0-9]+)?) ?(?:s|sec|secs|seconds?)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,16 +191,7 @@ def _parse(
     split = _split(row, where, problems) if "split" in columns else "train"
     style, own_id = (_text(row, name, where, problems) if name in columns else "" for name in ("style", "video_id"))
     num_problems = len(problems)
-    start_s, end_s = (
-        _seconds(row, name, where, problems) if name in columns else None for name in ("start_s", "end_s")
-    )
-    if start_s is None and end_s is not None:
-        start_s = 0.0
-    if start_s is not None and start_s < 0:
-        problems.add("negative start_s", "seconds count from the beginning of the video", f"{where}: {start_s:g}")
-    elif start_s is not None and end_s is not None and start_s >= end_s:
-        segment = f"{where}: {start_s:g} to {end_s:g}"
-        problems.add("segment that ends before it starts", "end_s must be after start_s", segment)
+    start_s, end_s = parse_segment(row, columns, where, problems)
     file = file_of.get(video or "")
     if file is None or own_id is None or len(problems) > num_problems:
         return None
@@ -261,41 +247,6 @@ def _text(row: Row, column: str, where: str, problems: Problems) -> str | None:
         problems.add(f"{column} that is a missing value", remedy, f"{where}: {value}")
         return None
     return value
-
-
-def _seconds(row: Row, column: str, where: str, problems: Problems) -> float | None:
-    value = row.get(column)
-    if value is None or value == "":
-        return None
-    try:
-        # Python reads 1_000 as a thousand.
-        seconds = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
-    if math.isfinite(seconds):
-        return seconds + 0.0  # -0.0 becomes 0.0
-    where = f"{where}: {excerpt(value)}"
-    if (meant := _guess_seconds(value)) is not None:
-        problems.add(f"{column} that is not in seconds", "write the number in brackets", f"{where} ({meant:.12g})")
-    else:
-        problems.add(f"{column} that is not a number", "write seconds, or nothing", where)
-    return None
-
-
-def _guess_seconds(value: Any) -> float | None:
-    """Returns the seconds that a time such as 00:01:30 or 2,5 s means; None if that is not clear."""
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    if isinstance(value, datetime.time):
-        value = value.isoformat()
-    if not isinstance(value, str):
-        return None
-    text = value.strip().lower()
-    if match := _CLOCK.fullmatch(text):
-        hours, minutes, seconds = match.groups()
-        return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
-    match = None if _THOUSANDS.fullmatch(text) else _WITH_UNIT.fullmatch(text)
-    return float(match[1].replace(",", ".")) if match else None
 
 
 def _format_seconds(seconds: float | None) -> str:

@@ -240,7 +240,7 @@ def _evaluate_and_write(
     assert store is not None, "an evaluation cannot start without clip store"
     logger.info(f"the activation of the backbone is {stored_activation(checkpoint)}")
     queries = build_gallery(captions, split)
-    duplicates, excused = _find_duplicates(captions, store, queries, split)
+    duplicates, excused = duplicates_of_split(captions, store, queries, split)
     top_k = min(files.trec_depth, len(queries.clip_ids)) if trec else 0
     options = EvaluationOptions(top_k=top_k, excused=excused, rescore=True)
     evaluation, knowledge = evaluate_checkpoint(checkpoint, config, captions, store, split=split, options=options)
@@ -279,7 +279,7 @@ def _write_rankings(folder: Path, evaluation: Evaluation, *, tag: str) -> None:
     )
 
 
-def _find_duplicates(
+def duplicates_of_split(
     captions: pa.Table, store: ClipStore, queries: Gallery, split: str
 ) -> tuple[Duplicates, Int[Tensor, "pairs 2"] | None]:
     """Finds the duplicates of a split, and the (text, clip) pairs that they excuse, see `EvaluationOptions.excused`."""
@@ -317,10 +317,7 @@ def evaluate_checkpoint(
     Raises:
         WaverError: if an input is missing or does not fit the checkpoint, or the evaluation fails.
     """
-    knowledge = None
-    if config.informed_at_inference:
-        knowledge = open_knowledge(config, captions, store, (split,))
-        check_dictionary(knowledge, checkpoint)
+    knowledge = evaluation_knowledge(checkpoint, config, captions, store, split)
     logger.info(f"evaluating {display_path(checkpoint)} on the {split} split")
     table = captions if queries is None else queries
     needs = evaluation_needs(config, captions, store, split, checkpoint=checkpoint)
@@ -333,3 +330,18 @@ def evaluate_checkpoint(
         logger.info(description)
         clips = embed(config, store, needs, checkpoint=checkpoint).open(store)
         return evaluate_on_workers(checkpoint, config, table, clips, knowledge, split=split, options=options), knowledge
+
+
+def evaluation_knowledge(
+    checkpoint: Path, config: ExperimentConfig, captions: pa.Table, store: ClipStore, split: str
+) -> Knowledge | None:
+    """Opens the knowledge that a model embeds the clips of a split with; returns None if it uses none at inference.
+
+    Raises:
+        KnowledgeError: if it is missing, lacks clips of the split, or has another dictionary than the model.
+    """
+    if not config.informed_at_inference:
+        return None
+    knowledge = open_knowledge(config, captions, store, (split,))
+    check_dictionary(knowledge, checkpoint)
+    return knowledge

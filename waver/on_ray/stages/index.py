@@ -24,10 +24,12 @@ from waver.data.ledger import FileStamp, group_failures
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import connect
+from waver.on_ray.stages.calibrate import calibrate_index
 from waver.on_ray.stages.embed import choose_runner
 from waver.on_ray.stages.ingest import decode_clips
 from waver.runs.checkpoint import check_dictionary, check_weights
 from waver.runs.inputs import store_settings
+from waver.search.calibration import Calibration, Uncalibrated, read_calibration
 from waver.search.embedder import WindowEmbedder
 from waver.search.index import (
     IndexSettings,
@@ -76,6 +78,8 @@ class IndexReport:
     """Videos that are gone, and were removed from the index."""
     failures: dict[str, list[str]]
     """`status: error` -> the windows that failed with it; the most frequent failure first."""
+    calibration: Calibration | Uncalibrated
+    """When to say that nothing fits a query, or why that cannot be said."""
 
 
 def run_index(
@@ -121,7 +125,9 @@ def run_index(
         indexing.run()
         if indexing.num_found:
             refresh(folder, exact_up_to=exact_up_to, progress=progress)
-    return indexing.report()
+        if not isinstance(calibration := read_calibration(folder), Calibration):
+            calibration = calibrate_index(checkpoint, config, folder)
+    return indexing.report(calibration)
 
 
 def _settings(checkpoint: Path, config: ExperimentConfig, windows: Windows) -> IndexSettings:
@@ -187,7 +193,9 @@ class _Indexing:
         """Returns whether a window that was indexed before is still valid."""
         if row["video_id"] not in self._videos:
             return Path(row["path"]).exists()
-        return row["source"] == self._sources[row["video_id"]]
+        segments, times = self._videos[row["video_id"]].segments, (row["start_s"], row["end_s"])
+        is_asked = times in segments if segments else self._settings.windows.has(*times)
+        return is_asked and row["source"] == self._sources[row["video_id"]]
 
     def run(self) -> None:
         """Decodes and embeds all windows that are missing."""
@@ -212,17 +220,20 @@ class _Indexing:
     def _missing(self) -> Iterator[_Row]:
         """Yields the windows to index that are known now; later ones are known when the length of the video is."""
         first = self._settings.windows.first()
-        for video_id in self._videos:
-            start = self._window(video_id, *first)
-            known = self._rows.get(start["window_id"])
-            if known is None or known["status"] in _TRIED_AGAIN:
-                yield start
-            else:
-                yield from self._later(known)
+        for video_id, video in self._videos.items():
+            for times in video.segments or [first]:
+                window = self._window(video_id, *times)
+                known = self._rows.get(window["window_id"])
+                if known is None or known["status"] in _TRIED_AGAIN:
+                    yield window
+                else:
+                    yield from self._later(known)
 
     def _later(self, row: _Row) -> Iterator[_Row]:
         """Yields the other windows of a video, given its first one, that are not indexed yet."""
         if row["status"] != "ok" or (row["start_s"], row["end_s"]) != self._settings.windows.first():
+            return
+        if self._videos[row["video_id"]].segments:
             return
         for times in self._settings.windows.later(row["video_s"]):
             window = self._window(row["video_id"], *times)
@@ -275,7 +286,7 @@ class _Indexing:
         write_windows(self._folder, list(self._rows.values()))
         write_complete(self._folder, self._settings, complete=complete)
 
-    def report(self) -> IndexReport:
+    def report(self, calibration: Calibration | Uncalibrated) -> IndexReport:
         """Returns what the index has now, and what this command did."""
         found = [row for row in self._rows.values() if row["status"] == "ok"]
         failed = [
@@ -288,4 +299,5 @@ class _Indexing:
             self._num_embedded,
             self._num_forgotten,
             group_failures(failed),
+            calibration,
         )

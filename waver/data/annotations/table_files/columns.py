@@ -57,7 +57,9 @@ def resolve_columns(columns: Sequence[str]) -> dict[str, str]:
     return meant
 
 
-def check_columns(columns: Sequence[str], has_rows: bool, path: Path, problems: Problems) -> dict[str, str]:
+def check_columns(
+    columns: Sequence[str], has_rows: bool, path: Path, problems: Problems, *, required: Sequence[str] = REQUIRED
+) -> dict[str, str]:
     """Adds a problem for each column that has another name, is unknown, repeated or missing.
 
     Args:
@@ -65,6 +67,7 @@ def check_columns(columns: Sequence[str], has_rows: bool, path: Path, problems: 
         has_rows: whether a row could be read.
         path: the file, for the command that drops columns.
         problems: receives the problems.
+        required: columns that the table must have.
 
     Returns:
         As `resolve_columns`.
@@ -83,8 +86,8 @@ def check_columns(columns: Sequence[str], has_rows: bool, path: Path, problems: 
             problems.add(
                 "column with another name", "rename each to the name in brackets", f"{column!r} ({meant[column]})"
             )
-    for column in [known for known in REQUIRED if known not in meant.values()] if columns or has_rows else ():
-        remedy = "a table needs video (path) and caption"
+    for column in [known for known in required if known not in meant.values()] if columns or has_rows else ():
+        remedy = f"a table needs {' and '.join(required).replace('video', 'video (path)')}"
         if column == "video" and "video_id" in meant.values():
             remedy += "; if video_id has the names of the files, rename it to video"
         problems.add("missing column", remedy, column)

@@ -16,13 +16,16 @@ _EXAMPLE = '{"video": ..., "caption": ...}'
 Row = Mapping[str, Any]
 
 
-def read_table_file(path: Path, problems: Problems) -> tuple[set[str], list[tuple[str, Row]]]:
+def read_table_file(
+    path: Path, problems: Problems, *, required: Sequence[str] = REQUIRED
+) -> tuple[set[str], list[tuple[str, Row]]]:
     """Reads every row of a table.
 
     Args:
         path: a `.jsonl` (or `.json`, one object a line), `.csv` or `.tsv` file, each also as `.gz`, or a `.parquet` file.
         problems: receives what is wrong with the file as a whole, its lines and its columns. If the file turns out to be
             something else, this is the only problem.
+        required: columns that the table must have.
 
     Returns:
         The known columns that could be read, and every row with its place in the file ("line 2") and its values by known
@@ -31,9 +34,9 @@ def read_table_file(path: Path, problems: Problems) -> tuple[set[str], list[tupl
     """
     own = Problems()
     columns, rows = _read(path, own)
-    meant = check_columns(columns, bool(rows), path, own)
+    meant = check_columns(columns, bool(rows), path, own, required=required)
     if not rows and not len(own):
-        own.add("table without rows", f"write one row per caption, with {' and '.join(REQUIRED)}", path.name)
+        own.add("table without rows", f"write one row per {required[-1]}, with {' and '.join(required)}", path.name)
     # One row may be a whole table in another form.
     if (len(own) or len(rows) == 1) and (diagnosis := diagnose_table(path)):
         problems.add(diagnosis.kind, diagnosis.remedy, path.name)

@@ -1,0 +1,8 @@
+"""Exports embeddings of a run or an index for other programs: `waver export`."""
+
+from waver.search.export.folder import ExportError
+from waver.search.export.formats import FORMATS, Format
+from waver.search.export.index import export_index
+from waver.search.export.run import EvaluatedRun, write_run
+
+__all__ = ["FORMATS", "EvaluatedRun", "ExportError", "Format", "export_index", "write_run"]

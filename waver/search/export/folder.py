@@ -1,0 +1,100 @@
+"""The folder of an export: written beside its place and renamed, so that it is never there in part."""
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import waver
+from waver.search.export.formats import Format
+from waver.tools.errors import WaverError
+from waver.tools.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "export.json"
+_ROOM = 1.02
+"""Free space that an export needs, relative to the size of its embeddings."""
+
+
+class ExportError(WaverError):
+    """Embeddings cannot be exported; the message has the cause and the remedy."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was exported, and how: the same command may replace its own export."""
+
+    path: str
+    """Absolute path of the checkpoint or the index."""
+    split: str | None
+    """None for an index."""
+    format: Format
+
+
+def check_folder(folder: Path, source: Source) -> None:
+    """Checks that a folder is free for an export, or holds an earlier one of the same source.
+
+    Raises:
+        ExportError: if it holds something else.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is a file: choose a folder (--to FOLDER)")
+    if not any(folder.iterdir()):
+        return
+    try:
+        there = read_json(folder / MANIFEST)["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ExportError(f"{folder} is not empty, and not an export: choose another folder (--to FOLDER)") from None
+    asked = dataclasses.asdict(source)
+    different = [name for name in asked if there.get(name) != asked[name]]
+    if different:
+        said = "; ".join(f"{name}: {there.get(name)} there, {asked[name]} requested" for name in different)
+        raise ExportError(
+            f"{folder} holds another export ({said}): choose another folder (--to FOLDER), or delete this one"
+        )
+
+
+def check_space(folder: Path, num_bytes: int) -> None:
+    """Logs the size of an export before it is written.
+
+    Raises:
+        ExportError: if the disk has too little space.
+    """
+    logger.info(f"writing {num_bytes / 2**20:,.0f} MiB of embeddings into {folder}")
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < _ROOM * num_bytes:
+        raise ExportError(
+            f"{folder} needs {num_bytes / 2**20:,.0f} MiB, and the disk has {free / 2**20:,.0f} MiB: choose another disk "
+            "(--to FOLDER)"
+        )
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path, source: Source, content: dict[str, Any]) -> Iterator[Path]:
+    """Yields a new folder that takes the place of `folder` when the body ends without error.
+
+    Args:
+        folder: an earlier export, an empty folder, or nothing; see `check_folder`.
+        source: what is exported.
+        content: further entries of export.json, which is written last; the body may add some.
+    """
+    folder = folder.absolute()
+    part = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        write_json(part / MANIFEST, {"waver": waver.__version__, "source": dataclasses.asdict(source)} | content)
+        check_folder(folder, source)  # again: somebody may have written there meanwhile
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
