@@ -113,7 +113,7 @@ class World:
         topic = base.topics[random.choice(len(base.topics), p=base.popularity)]
         cuts = np.cumsum(random.integers(*_SCENE_FRAMES, size=length))
         scene = np.searchsorted(cuts, np.arange(length), side="right")
-        scenes = math.sqrt(_SCENE) * base.draw(random, scene[-1] + 1) + math.sqrt(_FILM) * base.draw(random, 1)
+        scenes = math.sqrt(_SCENE) * base.draw(random, int(scene[-1]) + 1) + math.sqrt(_FILM) * base.draw(random, 1)
         rest = math.sqrt(_TOPIC) * topic + scenes[scene] + math.sqrt(_FRAME) * base.draw(random, length)
         frames = math.sqrt(_CONE) * base.frames + math.sqrt(1 - _CONE) * rest
         frames /= np.linalg.norm(frames, axis=1, keepdims=True)

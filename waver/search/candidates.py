@@ -15,6 +15,7 @@ centroids nearest to the query. Values are stored in 8 bits. The file is mapped 
 
 import dataclasses
 import importlib.util
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from waver.model.embeddings import Embeddings
@@ -81,22 +82,21 @@ class Candidates:
         number: int | None = None,
         *,
         num_searched: int | None = None,
-        among: Bool[np.ndarray, " windows"] | None = None,
-    ) -> list[Int64[np.ndarray, " candidates"]]:
+        among: Int64[np.ndarray, " some"] | None = None,
+    ) -> list[Int64[np.ndarray, " _"]]:
         """Returns the numbers of the candidates of each query, ascending.
 
         Args:
             queries: see `pool_texts`.
             number: candidates of a query; there are fewer if the lists have fewer.
-            num_searched: lists to read.
-            among: which windows may be returned; None for all.
+            num_searched: lists to read; proportionally more of them if `among` has few windows.
+            among: numbers of the windows that may be returned, at least one; None for all.
         """
         faiss = import_faiss()
-        arguments: dict[str, Any] = {"nprobe": num_searched or self.candidacy.num_searched}
+        parameters = faiss.SearchParametersIVF(nprobe=num_searched or self.candidacy.num_searched)
         if among is not None:
-            bits = np.packbits(among, bitorder="little")
-            arguments["sel"] = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-        parameters = faiss.SearchParametersIVF(**arguments)
+            parameters.nprobe *= math.ceil(self.candidacy.num_windows / len(among))
+            parameters.sel = faiss.IDSelectorBatch(among)
         _, found = self._index.search(queries, number or self.candidacy.num_candidates, params=parameters)
         return [np.sort(row[row >= 0]) for row in found]
 

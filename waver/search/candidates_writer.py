@@ -156,7 +156,7 @@ def _tune(candidates: Candidates, queries: Float32[np.ndarray, "Q D"], best: Int
     return candidacy
 
 
-def recall(found: Sequence[Int64[np.ndarray, " candidates"]], best: Int64[np.ndarray, "Q top"]) -> float:
+def recall(found: Sequence[Int64[np.ndarray, " _"]], best: Int64[np.ndarray, "Q top"]) -> float:
     """Returns the share of the best windows of queries that are among their candidates."""
     return float(np.mean([np.isin(right, numbers).mean() for numbers, right in zip(found, best, strict=True)]))
 

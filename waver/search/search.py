@@ -249,9 +249,10 @@ class Index:
         """Returns the windows to compare with each query; all of `among` if they are few."""
         assert self.candidates is not None, "asked before"
         number = max(self.candidates.candidacy.num_candidates, _CANDIDATES_PER_ANSWER * top)
-        if among is not None and np.count_nonzero(among) <= number:
-            return [np.flatnonzero(among).tolist()] * len(queries)
-        found = self.candidates.find(queries.cpu().numpy(), number, among=among)
+        chosen = None if among is None else np.flatnonzero(among)
+        if chosen is not None and len(chosen) <= number:
+            return [chosen.tolist()] * len(queries)
+        found = self.candidates.find(queries.cpu().numpy(), number, among=chosen)
         return [numbers.tolist() for numbers in found]
 
     @cached_property

@@ -139,3 +139,45 @@ def test_an_indexing_that_was_stopped_resumes(checkpoint, videos, tmp_path, monk
     resumed = index(checkpoint, copy, folder)
     assert resumed.num_embedded == resumed.num_windows - calls[0]
     assert len(open_index(folder)) == resumed.num_windows
+
+
+def test_candidates_are_found_among_many_windows_and_ranked_as_all_windows_are(checkpoint, videos, tmp_path):
+    copy, folder = tmp_path / "videos", tmp_path / "index"
+    shutil.copytree(videos, copy)
+    config = checkpoint_config(checkpoint)
+    arguments = (checkpoint, config, [copy], folder, Windows(1.0, 0.25))
+    run_index(*arguments, progress=False)
+    every = open_index(folder)
+    assert every.candidates is None
+    exact = every.search("a red ball", top=3)
+    assert not list((folder / "embeddings" / "items").iterdir())
+
+    run_index(*arguments, exact_up_to=30, progress=False)
+    few = open_index(folder)
+    assert few.candidates is not None
+    assert few.candidates.candidacy.recall == 1, "there are fewer windows than candidates"
+    assert few.search("a red ball", top=3) == exact
+    among = np.arange(len(few)) % 2 == 0
+    assert few.search("a red ball", top=5, among=among) == every.search("a red ball", top=5, among=among)
+    assert few.like(0, top=3) == every.like(0, top=3)
+    before = sorted((folder / "candidates").iterdir())
+    run_index(*arguments, exact_up_to=30, progress=False)
+    assert sorted((folder / "candidates").iterdir()) == before, "nothing changed"
+
+    write_video(copy / "new.mp4", 2, seed=10)
+    run_index(*arguments, exact_up_to=30, progress=False)
+    changed = open_index(folder)
+    assert changed.candidates.candidacy.num_windows == len(changed) > len(few)
+    assert "new.mp4" in {answer.video_id for answer in changed.search("a red ball", top=100)}
+    run_index(*arguments, exact_up_to=1000, progress=False)
+    assert not (folder / "candidates").exists()
+
+
+def test_embeddings_that_were_damaged_and_deleted_are_computed_again(checkpoint, videos, tmp_path):
+    folder = tmp_path / "index"
+    first = index(checkpoint, videos, folder)
+    scores = [answer.score for answer in open_index(folder).search("a red ball")]
+    shutil.rmtree(folder / "vectors")
+    again = index(checkpoint, videos, folder)
+    assert (again.num_windows, again.num_embedded) == (first.num_windows, first.num_windows)
+    assert [answer.score for answer in open_index(folder).search("a red ball")] == scores
