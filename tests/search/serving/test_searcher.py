@@ -29,10 +29,10 @@ def test_answers_are_those_of_the_index(searcher, index):
         (Filters("kitchen/old.avi"), {"kitchen/old.avi"}),
         (Filters("kit"), set()),
         (Filters("../kitchen"), set()),
-        (Filters(min_s=6), {"kitchen/long film.mp4", "kitchen/old.avi"}),
+        (Filters(min_s=6.0), {"kitchen/long film.mp4", "kitchen/old.avi"}),
         (Filters(min_s=6.1), {"kitchen/long film.mp4"}),
-        (Filters(max_s=6), {"garden/short.mp4", "kitchen/old.avi"}),
-        (Filters("kitchen", min_s=5, max_s=7), {"kitchen/old.avi"}),
+        (Filters(max_s=6.0), {"garden/short.mp4", "kitchen/old.avi"}),
+        (Filters("kitchen", min_s=5, max_s=7.0), {"kitchen/old.avi"}),
     ],
 )
 def test_filters(searcher, filters, expected):
