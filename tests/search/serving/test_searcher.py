@@ -32,7 +32,7 @@ def test_answers_are_those_of_the_index(searcher, index):
         (Filters(min_s=6.0), {"kitchen/long film.mp4", "kitchen/old.avi"}),
         (Filters(min_s=6.1), {"kitchen/long film.mp4"}),
         (Filters(max_s=6.0), {"garden/short.mp4", "kitchen/old.avi"}),
-        (Filters("kitchen", min_s=5, max_s=7.0), {"kitchen/old.avi"}),
+        (Filters("kitchen", min_s=5.0, max_s=7.0), {"kitchen/old.avi"}),
     ],
 )
 def test_filters(searcher, filters, expected):
