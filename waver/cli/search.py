@@ -44,6 +44,14 @@ def index(
     window: Annotated[float, typer.Option(min=0.1, help="Length of a window of a film, in seconds.")] = 10.0,
     stride: Annotated[float, typer.Option(min=0.1, help="Seconds from one window to the next.")] = 5.0,
     whole: Annotated[bool, typer.Option("--whole", help="Make one window of each video, of any length.")] = False,
+    exact_up_to: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Windows up to which a search compares all of them with a query; of more it compares candidates.",
+            show_default="100,000; 2,000 for xti",
+        ),
+    ] = None,
     workers: Workers = None,
     overrides: Set = [],  # noqa: B006
 ) -> None:
@@ -59,7 +67,7 @@ def index(
         )
     folder = to or experiment.storage.folder / "indexes" / experiment.name
     windows = Windows(None if whole else window, stride)
-    report = run_index(checkpoint, experiment, videos, folder, windows)
+    report = run_index(checkpoint, experiment, videos, folder, windows, exact_up_to=exact_up_to)
     if report.num_forgotten:
         logger.info(f"{report.num_forgotten} videos are gone, and were removed from the index")
     if report.failures:
@@ -123,6 +131,8 @@ def search(
     asked = [*(queries or ()), *_read_queries(from_file)]
     _check_questions(asked, like, against=against)
     opened = open_index(index_folder)
+    if opened.candidates:
+        logger.info(f"search is {opened.candidates.candidacy}")
     moment = opened.moment(like) if like else None
     if moment is not None and against:
         _print_matches(str(like), opened.against(moment, asked), as_json=as_json)

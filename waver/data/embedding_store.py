@@ -77,6 +77,11 @@ class EmbeddingSettings:
     inputs: dict[str, Any]
     """How the inputs of the tower are made: settings of the clip store, or prompt and length of captions."""
 
+    @property
+    def bytes_per_position(self) -> int:
+        """Size of a stored frame or token."""
+        return self.width * np.dtype(_DTYPES[self.precision]).itemsize
+
 
 def create_embeddings(folder: Path, settings: EmbeddingSettings) -> None:
     """Creates a store, or checks that an existing one has the same settings.
@@ -260,7 +265,7 @@ class EmbeddingStore:
                 )
             start, length = int(self._rows.starts[row]), int(self._rows.lengths[row])
             block = self._rows.blocks[self._rows.block_numbers[row]]
-            data = block.mapped[start : start + length * self._bytes_per_position]
+            data = block.mapped[start : start + length * self.settings.bytes_per_position]
             if zlib.crc32(data) != self._rows.crcs[row]:
                 raise EmbeddingError(
                     f"{block.name} is damaged (the values of {item!r} have changed): delete it and run "
@@ -269,10 +274,6 @@ class EmbeddingStore:
             values[position, :length] = decode(data, self.settings.precision).reshape(length, -1)
             lengths[position] = length
         return values, lengths
-
-    @property
-    def _bytes_per_position(self) -> int:
-        return self.settings.width * np.dtype(_DTYPES[self.settings.precision]).itemsize
 
     def _open(self, name: str) -> "_Block | None":
         """Opens a block; returns None if it is damaged."""
@@ -284,7 +285,7 @@ class EmbeddingStore:
             with path.open("rb") as file:
                 mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             lengths = table["length"].to_numpy()
-            starts = _starts_of_values(path, mapped, lengths.astype(np.int64) * self._bytes_per_position)
+            starts = _starts_of_values(path, mapped, lengths.astype(np.int64) * self.settings.bytes_per_position)
         except ObjectStoreError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:

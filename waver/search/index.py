@@ -2,7 +2,9 @@
 
     manifest.json      the settings (`IndexSettings`), and whether the last indexing was finished
     windows.parquet    one row per window, WINDOWS_SCHEMA; bad videos have rows too
-    embeddings/        an embedding store (`waver.data.embedding_store`), one item per window
+    vectors/           the embeddings of all windows in one file (`waver.search.vectors`)
+    candidates/        finds candidates of a query, if there are many windows (`waver.search.candidates`)
+    embeddings/        an embedding store (`waver.data.embedding_store`): windows that are not in `vectors` yet
     thumbnails/        one JPEG per window
     decoding/          the clip store of the windows that are being indexed; deleted when they are embedded
 
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import waver
@@ -131,6 +134,16 @@ def read_windows(folder: Path) -> pa.Table:
         return pq.read_table(path, schema=WINDOWS_SCHEMA)
     except (pa.ArrowException, OSError) as error:
         raise SearchError(f"{path} is damaged ({error}): delete it, and run `waver index` again") from error
+
+
+def found_windows(folder: Path) -> pa.Table:
+    """Returns the windows of an index that can be found: those that could be decoded.
+
+    Raises:
+        SearchError: if the table is damaged.
+    """
+    table = read_windows(folder)
+    return table.filter(pc.equal(table["status"], "ok"))
 
 
 def write_windows(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -7,21 +7,19 @@ index need a small part of the memory.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import psutil
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from waver.data.embedding_store import EmbeddingStore
 from waver.evaluation.embedding import TEXTS_PER_BATCH, similarity_in_blocks
 from waver.evaluation.token_wise import PreparedClips, prepare_clips, token_wise
 from waver.model.embeddings import Embeddings
 from waver.model.interaction import dp, mean_frame, sentence, wti
 from waver.search.model import Model
+from waver.search.vectors import Vectors
 
 logger = logging.getLogger(__name__)
 
@@ -41,24 +39,26 @@ class WindowScores:
     """The windows of an index, ready to be compared.
 
     Args:
-        store: embedding store of the index.
-        windows: table with columns `window_id` and `source`.
+        vectors: embeddings of the windows.
         model: model of the index.
     """
 
-    def __init__(self, store: Path, windows: pa.Table, model: Model):
-        self._store, self._windows, self._model = EmbeddingStore(store), windows, model
+    def __init__(self, vectors: Vectors, model: Model):
+        self._vectors, self._model = vectors, model
         self._cache: dict[int, _Prepared] = {}
 
     @torch.no_grad()
     def embeddings(self, numbers: Sequence[int]) -> Embeddings:
         """Reads the embeddings of some windows, given by their rows, and weighs their frames."""
-        rows = self._windows.take(pa.array(numbers, pa.int64()))
-        items = list(zip(rows["window_id"].to_pylist(), rows["source"].to_pylist(), strict=True))
         length = self._model.config.video.max_frames
-        values, lengths = (torch.from_numpy(array).to(self._model.device) for array in self._store.read(items, length))
+        read = self._vectors.read(numbers, length)
+        values, lengths = (torch.from_numpy(array).to(self._model.device) for array in read)
         mask = torch.arange(length, device=lengths.device) < lengths[:, None]
         return self._model.student.weigh_frames(values, mask)
+
+    def all_embeddings(self) -> Iterator[Embeddings]:
+        """Yields the embeddings of all windows in chunks, and keeps none."""
+        return map(self.embeddings, self._parts())
 
     @torch.no_grad()
     def of_texts(self, text: Embeddings, numbers: Sequence[int] | None = None) -> Float[Tensor, "T V"]:
@@ -100,18 +100,24 @@ class WindowScores:
         return mean_frame(windows) if self._kind is dp else windows
 
     def _chunks(self) -> Iterator[_Prepared]:
-        for start in range(0, len(self._windows), _CHUNK):
+        for numbers in self._parts():
+            start = numbers.start
             chunk = self._cache.get(start)
             if chunk is None:
-                chunk = self._prepare(self.embeddings(range(start, min(start + _CHUNK, len(self._windows)))))
+                chunk = self._prepare(self.embeddings(numbers))
                 if self._fits_memory:
                     self._cache[start] = chunk
             yield chunk
 
+    def _parts(self) -> Iterator[range]:
+        """Yields the numbers of the windows of each chunk."""
+        for start in range(0, len(self._vectors), _CHUNK):
+            yield range(start, min(start + _CHUNK, len(self._vectors)))
+
     @cached_property
     def _fits_memory(self) -> bool:
         frames = 1 if self._kind is dp else self._model.config.video.max_frames
-        num_bytes = len(self._windows) * frames * self._store.settings.width * 4
+        num_bytes = len(self._vectors) * frames * self._vectors.settings.width * 4
         available = psutil.virtual_memory().available
         if num_bytes <= _CACHED_FRACTION * available:
             return True

@@ -1,5 +1,6 @@
 """Searches an index: for a sentence, or for the video most like another; compares by the model's own interaction."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -16,10 +16,17 @@ from waver.model.embeddings import Embeddings
 from waver.runs.checkpoint import checkpoint_config
 from waver.search.answers import Answer, best_windows, describe_window, span_of
 from waver.search.calibration import Calibration, Uncalibrated, read_calibration
-from waver.search.index import SearchError, checkpoint_digest, read_settings, read_windows
+from waver.search.candidates import Candidates, exact_limit, open_candidates, pool_texts, pool_windows
+from waver.search.index import SearchError, checkpoint_digest, found_windows, read_settings
 from waver.search.model import Model
 from waver.search.moments import Moment, parse_moments
 from waver.search.scoring import WindowScores
+from waver.search.vectors import Vectors, windows_digest
+
+logger = logging.getLogger(__name__)
+
+_CANDIDATES_PER_ANSWER = 20
+"""Candidates for each answer that is asked for, at least: windows that overlap a better one are left out."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,7 @@ class Index:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self.settings = read_settings(self.path)
-        table = read_windows(self.path)
-        self.windows = table.filter(pc.equal(table["status"], "ok"))
+        self.windows = found_windows(self.path)
         if not len(self.windows):
             raise SearchError(f"{self.path} has no windows yet: run `waver index RUN VIDEOS --to {self.path}`")
         checkpoint = Path(self.settings.checkpoint)
@@ -72,6 +78,21 @@ class Index:
         """The model of the index, loaded when it is first needed."""
         checkpoint = Path(self.settings.checkpoint)
         return Model(checkpoint, checkpoint_config(checkpoint))
+
+    @cached_property
+    def candidates(self) -> Candidates | None:
+        """Finds candidates of a query, which alone are compared with it; None if all windows are compared.
+
+        Raises:
+            SearchError: if the candidates are damaged, or FAISS is not installed.
+        """
+        found = open_candidates(self.path, windows_digest(self.windows))
+        if found is None and len(self) > exact_limit(self.model.student.interaction):
+            logger.warning(
+                f"each query is compared with all {len(self):,} windows, which takes long: run `waver index` again to find "
+                "candidates"
+            )
+        return found
 
     def search(
         self, query: str, top: int = 10, *, distinct: bool = True, among: Bool[np.ndarray, " windows"] | None = None
@@ -102,8 +123,13 @@ class Index:
         """
         if empty := [number for number, query in enumerate(queries) if not query.strip()]:
             raise SearchError(f"query {empty[0] + 1} is empty: write a sentence that describes what to find")
-        scores = self.scores(self.model.embed_texts(queries))
-        return [self.rank(row, top, distinct=distinct, among=among) for row in scores]
+        text = self.model.embed_texts(queries)
+        if self.candidates is None:
+            return [self.rank(row, top, distinct=distinct, among=among) for row in self.scores(text)]
+        found = self._candidates_of(pool_texts(self.model.student.interaction, text), top, among)
+        scores = [self._scores.of_texts(text[row : row + 1], numbers)[0] for row, numbers in enumerate(found)]
+        each = zip(scores, found, strict=True)
+        return [self._rank_some(*one, top, distinct=distinct, among=among) for one in each]
 
     def like(
         self,
@@ -124,8 +150,11 @@ class Index:
         """
         video = self.embeddings([query]) if isinstance(query, int) else query
         taken = [query] if isinstance(query, int) else []
-        scores = self._checked(self._scores.of_video(video))
-        return self.rank(scores[0], top, distinct=distinct, among=among, taken=taken)
+        numbers: Sequence[int] = range(len(self))
+        if self.candidates is not None:
+            numbers = self._candidates_of(pool_windows(self.model.student.interaction, video), top, among)[0]
+        scores = self._scores.of_video(video, None if self.candidates is None else numbers)[0]
+        return self._rank_some(scores, numbers, top, distinct=distinct, among=among, taken=taken)
 
     def against(self, video: int | Embeddings, sentences: Sequence[str]) -> list[Match]:
         """Compares one moment of a video with some sentences; returns them in their order.
@@ -170,11 +199,24 @@ class Index:
         taken: Sequence[int] = (),
     ) -> list[Answer]:
         """Returns the best windows, given the scores of all; see `search_all` and `best_windows`."""
-        numbers = range(len(self))
+        return self._rank_some(scores, range(len(self)), top, distinct=distinct, among=among, taken=taken)
+
+    def _rank_some(
+        self,
+        scores: Float[Tensor, " some"],
+        numbers: Sequence[int],
+        top: int,
+        *,
+        distinct: bool,
+        among: Bool[np.ndarray, " windows"] | None,
+        taken: Sequence[int] = (),
+    ) -> list[Answer]:
+        """Returns the best of some windows, given the score of each of them."""
+        self._check(scores, numbers)
         best = best_windows(scores, numbers, self.rows, distinct=distinct, among=among, taken=taken)
         return [
-            describe_window(self.path, self.rows[number], number, rank, scores[number].item())
-            for rank, number in enumerate(islice(best, top), start=1)
+            describe_window(self.path, self.rows[numbers[place]], numbers[place], rank, scores[place].item())
+            for rank, place in enumerate(islice(best, top), start=1)
         ]
 
     def scores(self, text: Embeddings) -> Float[Tensor, "T windows"]:
@@ -183,7 +225,10 @@ class Index:
         Raises:
             SearchError: if a score is NaN.
         """
-        return self._checked(self._scores.of_texts(text))
+        scores = self._scores.of_texts(text)
+        for row in scores:
+            self._check(row, range(len(self)))
+        return scores
 
     def embeddings(self, numbers: Sequence[int]) -> Embeddings:
         """Reads the embeddings of some windows."""
@@ -198,15 +243,25 @@ class Index:
         """`windows` as dictionaries."""
         return self.windows.to_pylist()
 
+    def _candidates_of(
+        self, queries: Float[Tensor, "Q D"], top: int, among: Bool[np.ndarray, " windows"] | None
+    ) -> list[list[int]]:
+        """Returns the windows to compare with each query; all of `among` if they are few."""
+        assert self.candidates is not None, "asked before"
+        number = max(self.candidates.candidacy.num_candidates, _CANDIDATES_PER_ANSWER * top)
+        if among is not None and np.count_nonzero(among) <= number:
+            return [np.flatnonzero(among).tolist()] * len(queries)
+        found = self.candidates.find(queries.cpu().numpy(), number, among=among)
+        return [numbers.tolist() for numbers in found]
+
     @cached_property
     def _scores(self) -> WindowScores:
-        return WindowScores(self.path / "embeddings", self.windows, self.model)
+        return WindowScores(Vectors(self.path, self.settings.embeddings, self.windows), self.model)
 
-    def _checked(self, scores: Float[Tensor, "T windows"]) -> Float[Tensor, "T windows"]:
+    def _check(self, scores: Float[Tensor, " some"], numbers: Sequence[int]) -> None:
         if scores.isnan().any():
-            window = self.rows[int(scores.isnan().any(dim=0).int().argmax())]["window_id"]
+            window = self.rows[numbers[int(scores.isnan().int().argmax())]]["window_id"]
             raise SearchError(f"the score of {window} is NaN: look for a diverged checkpoint or damaged weights")
-        return scores
 
     @cached_property
     def _of_video(self) -> dict[str, list[int]]:

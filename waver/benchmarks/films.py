@@ -1,0 +1,134 @@
+"""Synthetic embeddings of long films and of captions that describe them, with the structure of real ones.
+
+What makes search hard is kept:
+
+- All frames share a direction, and so do all words (the cones of a two-tower model): two frames of any films have a cosine
+  of 0.5 or so, and a caption has about 0.15 with most windows.
+- Few directions have most of the variance: that of direction i is proportional to 1 / (i + 10).
+- A film has one topic of many, and a few topics are those of most films.
+- A film is a sequence of scenes. The frames of a scene have cosines of 0.9. Neighbouring windows share half of their frames.
+- A caption has a few words that describe its window and many that do not. Its weights are peaked on the former.
+
+Films are made one after the other from the seed, so any number of windows needs the memory of one chunk.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from waver.model.embeddings import Embeddings
+
+WINDOWS_PER_FILM = 250
+_TOPICS, _AREAS = 5000, 60
+_SCENE_FRAMES = (6, 60)
+_CONE = 0.5
+"""Share of a frame's or a word's squared length that all of them have in common."""
+_CONES_COSINE = 0.3
+_TOPIC, _FILM, _SCENE, _FRAME = 0.3, 0.25, 0.25, 0.2
+"""Shares of variance of the rest of a frame."""
+_WORDS = (8, 18)
+_TELLING, _OTHER = (0.45, 0.75), (0.0, 0.25)
+"""Cosines, within the rest, of a word that tells something, and of one that does not, with what the window shows."""
+_SHARPNESS = 4.0
+
+
+@dataclass(frozen=True)
+class World:
+    """What all films and captions of a seed have in common.
+
+    Args:
+        width: D.
+        num_frames: F, frames of a window; even.
+        seed: another seed makes another world.
+    """
+
+    width: int = 512
+    num_frames: int = 12
+    seed: int = 0
+
+    def films(self, num_windows: int) -> Iterator[Float32[np.ndarray, "W F D"]]:
+        """Yields the unit frames of the windows of a film, film by film, until there are `num_windows`."""
+        base = self._base()
+        for film, first in enumerate(range(0, num_windows, WINDOWS_PER_FILM)):
+            yield self._film(film, base)[: num_windows - first]
+
+    def captions(self, number: int, num_windows: int) -> Embeddings:
+        """Draws captions of random windows; the first frame that is not shared with the window before is described.
+
+        Args:
+            number: number of captions.
+            num_windows: number of windows that there are.
+        """
+        base, random = self._base(), np.random.default_rng([self.seed, 1])
+        values = np.zeros((number, _WORDS[1], self.width), np.float32)
+        mask = np.zeros((number, _WORDS[1]), bool)
+        logits = np.full((number, _WORDS[1]), -np.inf, np.float32)
+        for caption, window in enumerate(sorted(random.integers(num_windows, size=number).tolist())):
+            film, position = divmod(window, WINDOWS_PER_FILM)
+            shown = self._film(film, base)[position, self.num_frames // 2] - math.sqrt(_CONE) * base.frames
+            shown = shown / np.linalg.norm(shown)
+            length = int(random.integers(*_WORDS))
+            telling = random.random(length) < 0.3
+            telling[-1] = True  # the end token stands for the sentence
+            cosines = np.where(telling, random.uniform(*_TELLING, length), random.uniform(*_OTHER, length))[:, None]
+            noise = base.draw(random, length)
+            rest = cosines * shown + np.sqrt(1 - cosines**2) * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+            words = math.sqrt(_CONE) * base.words + math.sqrt(1 - _CONE) * rest
+            values[caption, :length] = words / np.linalg.norm(words, axis=1, keepdims=True)
+            mask[caption, :length] = True
+            logits[caption, :length] = 5 * cosines[:, 0] + random.normal(size=length) / 2
+        weights = torch.from_numpy(logits).softmax(dim=1)
+        return Embeddings(torch.from_numpy(values), torch.from_numpy(mask), weights)
+
+    def weigh(self, values: Float[Tensor, "M F D"]) -> Embeddings:
+        """Weighs frames by a fixed direction, as the head of a trained model does."""
+        head = np.random.default_rng([self.seed, 2]).normal(size=self.width).astype(np.float32)
+        logits = F.normalize(values, dim=-1) @ torch.from_numpy(head) * _SHARPNESS
+        mask = torch.ones(values.shape[:2], dtype=torch.bool)
+        return Embeddings(values, mask, logits.softmax(dim=1))
+
+    def _base(self) -> "_Base":
+        random = np.random.default_rng([self.seed, 0])
+        rotation = np.linalg.qr(random.normal(size=(self.width, self.width)))[0].astype(np.float32)
+        spectrum = 1 / np.sqrt(np.arange(self.width) + 10)
+        factors = (spectrum / np.linalg.norm(spectrum)).astype(np.float32)[:, None] * rotation
+        frames, words = np.linalg.qr(random.normal(size=(self.width, 2)))[0].T.astype(np.float32)
+        words = _CONES_COSINE * frames + math.sqrt(1 - _CONES_COSINE**2) * words
+        areas = random.normal(size=(_AREAS, self.width)).astype(np.float32)
+        own = random.normal(size=(_TOPICS, self.width)).astype(np.float32)
+        topics = math.sqrt(0.4) * areas[random.integers(_AREAS, size=_TOPICS)] + math.sqrt(0.6) * own
+        popularity = 1 / (np.arange(_TOPICS) + 20)
+        return _Base(frames, words, factors, topics @ factors, popularity / popularity.sum())
+
+    def _film(self, number: int, base: "_Base") -> Float32[np.ndarray, "W F D"]:
+        random = np.random.default_rng([self.seed, 3, number])
+        stride = self.num_frames // 2
+        length = (WINDOWS_PER_FILM + 1) * stride
+        topic = base.topics[random.choice(len(base.topics), p=base.popularity)]
+        cuts = np.cumsum(random.integers(*_SCENE_FRAMES, size=length))
+        scene = np.searchsorted(cuts, np.arange(length), side="right")
+        scenes = math.sqrt(_SCENE) * base.draw(random, scene[-1] + 1) + math.sqrt(_FILM) * base.draw(random, 1)
+        rest = math.sqrt(_TOPIC) * topic + scenes[scene] + math.sqrt(_FRAME) * base.draw(random, length)
+        frames = math.sqrt(_CONE) * base.frames + math.sqrt(1 - _CONE) * rest
+        frames /= np.linalg.norm(frames, axis=1, keepdims=True)
+        return np.stack([frames[start : start + self.num_frames] for start in range(0, length - stride, stride)])
+
+
+@dataclass(frozen=True)
+class _Base:
+    frames: Float32[np.ndarray, " D"]
+    """Direction that all frames share."""
+    words: Float32[np.ndarray, " D"]
+    factors: Float32[np.ndarray, "D D"]
+    """Turns independent normal values into vectors of expected length 1 with the spectrum of the world."""
+    topics: Float32[np.ndarray, "K D"]
+    popularity: Float[np.ndarray, " K"]
+
+    def draw(self, random: np.random.Generator, number: int) -> Float32[np.ndarray, "n D"]:
+        return random.standard_normal((number, len(self.factors)), np.float32) @ self.factors

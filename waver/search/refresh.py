@@ -1,0 +1,92 @@
+"""Brings the files that make an index quick to search up to date, after its windows have changed."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from waver.evaluation.gallery import build_gallery
+from waver.runs.inputs import load_captions
+from waver.search.candidates import Candidacy, exact_limit, has_faiss, open_candidates
+from waver.search.candidates_writer import Queries, build_candidates
+from waver.search.scoring import WindowScores
+from waver.search.search import Index
+from waver.search.vectors import Vectors, move_embeddings, windows_digest
+from waver.tools.errors import WaverError
+from waver.tools.progress import track_progress
+
+logger = logging.getLogger(__name__)
+
+_NUM_QUERIES = 64
+
+
+def refresh(folder: Path, *, exact_up_to: int | None = None, progress: bool = True) -> Candidacy | None:
+    """Moves the embeddings of an index into one file, and builds its candidates if it has many windows.
+
+    What is up to date already stays.
+
+    Args:
+        folder: folder of the index, whose lock the caller holds.
+        exact_up_to: number of windows up to which each query is compared with all of them; None for the number that takes
+            about a second.
+        progress: whether to show progress on standard error.
+
+    Returns:
+        How candidates are chosen; None if each query is compared with all windows.
+
+    Raises:
+        SearchError, EmbeddingError: if a file of the index is damaged.
+        OSError: if a file cannot be written.
+    """
+    index = Index(folder)
+    move_embeddings(folder, index.settings.embeddings, index.windows, index.model.config.video.max_frames)
+    limit = exact_limit(index.model.student.interaction) if exact_up_to is None else exact_up_to
+    if len(index) <= limit:
+        shutil.rmtree(folder / "candidates", ignore_errors=True)
+        return None
+    if not has_faiss():
+        logger.warning(
+            f"each search will compare all {len(index):,} windows, which takes long: install FAISS to find candidates "
+            "(pip install -e '.[search]'), and run `waver index` again"
+        )
+        return None
+    if there := open_candidates(folder, windows_digest(index.windows)):
+        return there.candidacy
+    return _build(index, progress=progress)
+
+
+def _build(index: Index, *, progress: bool) -> Candidacy:
+    model, vectors = index.model, Vectors(index.path, index.settings.embeddings, index.windows)
+    windows, queries = WindowScores(vectors, model), _choose_queries(index)
+    shown = {"doing": "choosing candidates", "unit": "windows", "total": len(index), "enabled": progress}
+    with torch.no_grad():
+        candidacy = build_candidates(
+            index.path,
+            windows_digest(index.windows),
+            len(index),
+            track_progress(windows.all_embeddings(), size=len, **shown),
+            model.student.interaction,
+            queries,
+            model.similarity,
+        )
+    logger.info(f"search is {candidacy}")
+    return candidacy
+
+
+def _choose_queries(index: Index) -> Queries:
+    """Returns validation captions of the model's run; if they cannot be read, windows take their place."""
+    if index.model.student.interaction.build_module is not None:
+        return Queries(None, "its model would compare all windows with a query for hours")
+    random = np.random.default_rng(0)
+    try:
+        texts = build_gallery(load_captions(index.model.config), "validation").texts
+    except (WaverError, OSError) as error:
+        logger.info(
+            f"the validation captions cannot be read ({error}): windows are the queries that measure candidates"
+        )
+        numbers = random.choice(len(index), min(_NUM_QUERIES, len(index)), replace=False)
+        return Queries(index.embeddings(numbers.tolist()), f"{len(numbers)} windows in place of captions")
+    chosen = random.choice(len(texts), min(_NUM_QUERIES, len(texts)), replace=False)
+    return Queries(index.model.embed_texts([texts[i] for i in chosen]), f"{len(chosen)} validation captions")
