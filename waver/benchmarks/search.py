@@ -5,6 +5,7 @@ Windows and captions are those of `waver.benchmarks.films`; the files are those 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def measure_search(context: Context) -> list[Row]:
         "query, all windows from the disk": (films.scores, _NUM_EXACT),
     }
     for way, (answer, num_queries) in ways.items():
-        times = tuple(_seconds(lambda i=i: answer(text[i : i + 1])) for i in range(min(num_queries, len(text))))
+        times = tuple(_seconds(partial(answer, text[i : i + 1])) for i in range(min(num_queries, len(text))))
         rows.append(Row(work, way, "s", times, note=f"p95 {1000 * np.percentile(times, 95):,.1f} ms"))
     return rows
 
@@ -102,7 +103,9 @@ class _Films:
 
     def rank(self, candidates: Candidates, text: Embeddings) -> torch.Tensor:
         """Ranks the candidates of one caption by their exact scores."""
-        return token_wise(text, self.read(self.candidates_of(candidates, text)), _NUM_ROWS).sort(descending=True).indices
+        return (
+            token_wise(text, self.read(self.candidates_of(candidates, text)), _NUM_ROWS).sort(descending=True).indices
+        )
 
     def scores(self, text: Embeddings) -> torch.Tensor:
         """Compares a caption with all windows."""
