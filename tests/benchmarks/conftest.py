@@ -31,6 +31,7 @@ SMALL = Sizes(
     scaling_phrases=(100, 200),
     scaling_workers=(1, 2),
     scaling_pairs=8,
+    search_windows=600,
 )
 
 

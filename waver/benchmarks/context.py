@@ -42,6 +42,8 @@ class Sizes:
     scaling_phrases: tuple[int, ...] = (1_000, 10_000, 100_000)
     scaling_workers: tuple[int, ...] = (1, 2, 4, 8)
     scaling_pairs: int = 128
+    search_windows: int = 100_000
+    """Windows that are searched; a million take 13 GB on the disk."""
 
     @property
     def width(self) -> int:

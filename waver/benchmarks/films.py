@@ -44,7 +44,7 @@ class World:
 
     Args:
         width: D.
-        num_frames: F, frames of a window; even.
+        num_frames: F, frames of a window, at least two.
         seed: another seed makes another world.
     """
 
@@ -109,7 +109,7 @@ class World:
     def _film(self, number: int, base: "_Base") -> Float32[np.ndarray, "W F D"]:
         random = np.random.default_rng([self.seed, 3, number])
         stride = self.num_frames // 2
-        length = (WINDOWS_PER_FILM + 1) * stride
+        length = (WINDOWS_PER_FILM - 1) * stride + self.num_frames
         topic = base.topics[random.choice(len(base.topics), p=base.popularity)]
         cuts = np.cumsum(random.integers(*_SCENE_FRAMES, size=length))
         scene = np.searchsorted(cuts, np.arange(length), side="right")
@@ -117,7 +117,7 @@ class World:
         rest = math.sqrt(_TOPIC) * topic + scenes[scene] + math.sqrt(_FRAME) * base.draw(random, length)
         frames = math.sqrt(_CONE) * base.frames + math.sqrt(1 - _CONE) * rest
         frames /= np.linalg.norm(frames, axis=1, keepdims=True)
-        return np.stack([frames[start : start + self.num_frames] for start in range(0, length - stride, stride)])
+        return np.stack([frames[start : start + self.num_frames] for start in stride * np.arange(WINDOWS_PER_FILM)])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from waver.benchmarks.gpu import measure_gpu
 from waver.benchmarks.matching import measure_matching
 from waver.benchmarks.ranking import measure_ranking
 from waver.benchmarks.scaling import measure_scaling
+from waver.benchmarks.search import measure_search
 from waver.benchmarks.table import Row
 from waver.benchmarks.trained_step import measure_trained_step
 from waver.benchmarks.training_input import measure_training_input
@@ -48,6 +49,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "epoch": Benchmark(measure_epoch, "epoch of a synthetic MSR-VTT with a frozen backbone, and what its stores take"),
     "gpu": Benchmark(measure_gpu, "step on a GPU, compiled and not: clips/s, MFU, peak memory"),
     "scaling": Benchmark(measure_scaling, "how cost grows with clips, phrases and workers", is_usual=False),
+    "search": Benchmark(measure_search, "search among many windows: candidates and exact", is_usual=False),
     "commands": Benchmark(measure_commands, "whole commands: quickstart, train, tune", is_usual=False),
 }
 """Name -> benchmark, in the order in which they run."""

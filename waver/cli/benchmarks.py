@@ -12,14 +12,14 @@ from waver.cli.options import stdout
 
 logger = logging.getLogger(__name__)
 
-NAMES = "step, match, input, rank, train, epoch, gpu; scaling and commands run only if they are named"
+NAMES = "step, match, input, rank, train, epoch, gpu; scaling, search and commands run only if they are named"
 
 
 def bench(
     only: Annotated[
         str,
         typer.Option(
-            metavar="NAME,...", help=f"Benchmarks to run: {NAMES}.", show_default="all but scaling and commands"
+            metavar="NAME,...", help=f"Benchmarks to run: {NAMES}.", show_default="all but scaling, search and commands"
         ),
     ] = "",
     repeats: Annotated[int, typer.Option(min=1, help="Turns; the table has their median and range.")] = 5,
@@ -37,6 +37,9 @@ def bench(
         int,
         typer.Option(min=1, help="Captions in the store of `epoch`; 180,000, as MSR-VTT has, take 3.3 GB on the disk."),
     ] = 18_000,
+    windows: Annotated[
+        int, typer.Option(min=100, help="Windows of `search`; 1,000,000 take 13 GB on the disk.")
+    ] = 100_000,
     folder: Annotated[
         Path | None,
         typer.Option(help="Folder for temporary files, 1 GB or more.", show_default="the system's"),
@@ -61,7 +64,7 @@ def bench(
     logger.info(line)
     if why_not:
         logger.warning(f"nothing is measured in the conventional way: {why_not}")
-    sizes = dataclasses.replace(Sizes(), epoch_captions=captions)
+    sizes = dataclasses.replace(Sizes(), epoch_captions=captions, search_windows=windows)
     with tempfile.TemporaryDirectory(prefix="waver-bench-", dir=folder) as temporary:
         rows = []
         try:

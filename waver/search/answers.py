@@ -37,6 +37,21 @@ class Answer:
         return asdict(self) | {"path": str(self.path), "thumbnail": str(self.thumbnail)}
 
 
+@dataclass(frozen=True)
+class Match:
+    """How well a sentence fits a moment of a video."""
+
+    sentence: str
+    score: float
+    """Similarity by the model, without its logit scale."""
+    share: float
+    """Softmax of the scaled scores: probability of the sentence, if exactly one of those that were compared fits."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the fields."""
+        return asdict(self)
+
+
 def best_windows(
     scores: Float[Tensor, " windows"],
     numbers: Sequence[int],

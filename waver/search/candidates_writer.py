@@ -52,8 +52,8 @@ def build_candidates(
 ) -> Candidacy:
     """Builds the candidates of an index from the embeddings of its windows, which are read once.
 
-    The numbers of lists and of candidates are the smallest whose recall reaches `TARGET`. The vectors of all windows are in a
-    temporary file meanwhile, 2 bytes a value. A command that is killed leaves the candidates before.
+    The numbers of lists and of candidates are the smallest whose recall reaches `TARGET`. Meanwhile the vectors of all
+    windows are in a temporary file, 2 bytes a value. A command that is killed leaves the candidates before.
 
     Args:
         folder: folder of the index.

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from waver.model.embeddings import Embeddings
 from waver.runs.checkpoint import checkpoint_config
-from waver.search.answers import Answer, best_windows, describe_window, span_of
+from waver.search.answers import Answer, Match, best_windows, describe_window, span_of
 from waver.search.calibration import Calibration, Uncalibrated, read_calibration
 from waver.search.candidates import Candidates, exact_limit, open_candidates, pool_texts, pool_windows
 from waver.search.index import SearchError, checkpoint_digest, found_windows, read_settings
@@ -27,21 +26,6 @@ logger = logging.getLogger(__name__)
 
 _CANDIDATES_PER_ANSWER = 20
 """Candidates for each answer that is asked for, at least: windows that overlap a better one are left out."""
-
-
-@dataclass(frozen=True)
-class Match:
-    """How well a sentence fits a moment of a video."""
-
-    sentence: str
-    score: float
-    """Similarity by the model, without its logit scale."""
-    share: float
-    """Softmax of the scaled scores: probability of the sentence, if exactly one of those that were compared fits."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns the fields."""
-        return asdict(self)
 
 
 class Index:

@@ -1,8 +1,8 @@
 """The embeddings of the windows of an index in one file, in the order of its windows.
 
 `waver index` writes embeddings in blocks, as they are computed. A million windows are 15,000 files, which take long to open.
-At its end it therefore moves the embeddings of all windows to this folder of the index, and deletes the blocks. Embeddings of
-videos that have changed or are gone are not moved.
+At its end it therefore moves the embeddings of all windows to this folder of the index, and deletes the blocks. Embeddings
+of videos that have changed or are gone are not moved.
 
     vectors/manifest.json        names the two files, and the windows that they have
     vectors/<name>.values        all frames of all windows, (frames, D) in the precision of the embedding store
