@@ -120,7 +120,7 @@ def make_index(tmp_path_factory, films):
             path = folder_of_films / name
             stamp = FileStamp.of(path)
             assert stamp
-            for start_s, end_s in ((0.0, WINDOWS.window_s), *WINDOWS.later(seconds)):
+            for start_s, end_s in ((0.0, WINDOWS.window_s), *WINDOWS.later(float(seconds))):
                 rows.append(
                     {"window_id": window_id(name, start_s, end_s), "video_id": name, "path": str(path), "start_s": start_s,
                      "end_s": end_s, "video_s": float(seconds), "status": "ok", "error": None, "source": stamp.digest}
