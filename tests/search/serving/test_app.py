@@ -128,6 +128,7 @@ def test_nothing_else_of_the_disk_is_served(server, path):
     assert headers["X-Content-Type-Options"] == "nosniff"
 
 
+@pytest.mark.slow
 def test_a_file_that_was_swapped_is_not_served(start, make_index, make_checkpoint, films, tmp_path):
     name = "garden/short.mp4"
     video = tmp_path / name

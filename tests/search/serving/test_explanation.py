@@ -30,6 +30,7 @@ def test_the_parts_of_a_token_wise_score_give_the_score(index):
     assert explained.similarity == pytest.approx(score, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dp", "xti"])
 def test_scores_without_shares_of_words_are_not_drawn(kind, make_index, make_checkpoint):
     explained, score = explain_first(make_index(make_checkpoint(kind, kind, 5)))
