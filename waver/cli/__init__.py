@@ -1,6 +1,6 @@
 """The command line of waver: a module for each group of commands."""
 
-from waver.cli import benchmarks, cluster, export, results, search, stages
+from waver.cli import benchmarks, cluster, export, results, search, serve, stages
 from waver.cli.options import app, with_verbosity
 
 __all__ = ["COMMANDS", "app"]
@@ -21,6 +21,7 @@ COMMANDS = (
     search.index,
     search.search,
     export.export,
+    serve.serve,
     stages.tune,
     cluster.submit,
     benchmarks.bench,

@@ -19,9 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def export(
-    run_or_index: Annotated[
+    run_or_config: Annotated[
         str,
         typer.Argument(
+            metavar="RUN_OR_INDEX",
             help="Folder or URL of a run (its best checkpoint) or of a checkpoint; the YAML file of an experiment, for its "
             "pre-trained backbone; or the folder of an index.",
             show_default=False,
@@ -35,10 +36,10 @@ def export(
     overrides: Set = [],  # noqa: B006
 ) -> None:
     """Write the embeddings of a split, or of an index, for other programs, with a README that says how to use them."""
-    if (Path(run_or_index) / "windows.parquet").exists():
-        _export_index(Path(run_or_index), to, format, split, overrides)
+    if (Path(run_or_config) / "windows.parquet").exists():
+        _export_index(Path(run_or_config), to, format, split, overrides)
     else:
-        _export_run(run_or_index, to, format, split or "test", overrides)
+        _export_run(run_or_config, to, format, split or "test", overrides)
     logger.info(f"README.md says what the files hold, and computes scores from them: {display_path(to / 'README.md')}")
 
 

@@ -64,7 +64,7 @@ def _hints_for_option(command: str, name: str, value: str, *, settable: bool) ->
 
 def _settable_keys(command: str) -> list[str]:
     keys = dotted_keys(ExperimentConfig)
-    if command in ("evaluate", "robustness"):
+    if command in ("evaluate", "robustness", "export"):
         return [key for key in keys if key.partition(".")[0] in EVALUATION_SECTIONS]
     if command != "tune":
         return keys

@@ -2,13 +2,14 @@
 
 import contextlib
 import hashlib
+import os
 import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -71,18 +72,23 @@ class FileStamp:
     def of(cls, path: Path | str) -> "FileStamp | None":
         """Returns the stamp of a file; None if it is missing, unreadable or no regular file."""
         with contextlib.suppress(OSError):
-            status = Path(path).stat()
-            if stat.S_ISREG(status.st_mode):
-                return cls(status.st_size, status.st_mtime, _digest(path, status.st_size))
+            if stat.S_ISREG(Path(path).stat().st_mode):
+                with Path(path).open("rb") as file:
+                    return cls.of_open(file)
         return None
 
+    @classmethod
+    def of_open(cls, file: BinaryIO) -> "FileStamp":
+        """Returns the stamp of an open regular file, whatever its name stands for by now."""
+        status = os.fstat(file.fileno())
+        return cls(status.st_size, status.st_mtime, _digest(file, status.st_size))
 
-def _digest(path: Path | str, num_bytes: int) -> str:
+
+def _digest(file: BinaryIO, num_bytes: int) -> str:
     digest = hashlib.blake2b(str(num_bytes).encode(), digest_size=8)
-    with Path(path).open("rb") as file:
-        for position in (0, num_bytes // 2, max(0, num_bytes - _DIGESTED_BYTES)):
-            file.seek(position)
-            digest.update(file.read(_DIGESTED_BYTES))
+    for position in (0, num_bytes // 2, max(0, num_bytes - _DIGESTED_BYTES)):
+        file.seek(position)
+        digest.update(file.read(_DIGESTED_BYTES))
     return digest.hexdigest()
 
 
@@ -133,7 +139,8 @@ def _is_replaced(path: str, decoded: dict[str, Any]) -> bool:
     with contextlib.suppress(OSError):
         status = Path(path).stat()
         if (status.st_size, status.st_mtime) != (decoded["file_bytes"], decoded["modified_s"]):
-            return _digest(path, status.st_size) != decoded["file_digest"]
+            with Path(path).open("rb") as file:
+                return _digest(file, status.st_size) != decoded["file_digest"]
     return False
 
 

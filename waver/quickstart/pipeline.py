@@ -7,7 +7,7 @@ without knowledge, with knowledge, and distilled.
 import logging
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -29,6 +29,7 @@ from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.train import run_training
 from waver.quickstart.dictionary import extract_or_copy_dictionary
 from waver.quickstart.experiment import quickstart_config
+from waver.quickstart.searching import Found, describe_videos, found_table, index_folder, search_test_videos
 from waver.quickstart.weights import write_backbone
 from waver.quickstart.world import SEEN_STYLES, UNSEEN_STYLES, WORLD, render_world
 from waver.runs.inputs import load_captions
@@ -52,18 +53,20 @@ RUNS: dict[str, dict[str, Any]] = {
 
 The distilled student needs no knowledge at inference.
 """
+EXAMPLE = "a red circle moves to the left"
+"""A query for the test videos, for the user to try."""
 MAIN_RUN = "with knowledge"
 """The run that DDP workers train. Starting a group of workers takes longer than training these small students, and metrics
 do not depend on the number of workers, so the other runs train in this process."""
 
 
 def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object], None]) -> dict:
-    """Renders the world, ingests it, extracts and matches phrases, trains three students and evaluates them.
+    """Renders the world, ingests it, extracts and matches phrases, trains three students, evaluates them, and searches.
 
     Args:
         output: folder of everything that is written, including results.json.
         workers: number of DDP workers of the run with knowledge.
-        show_table: is called with each table of metrics, and with the lines that describe the evaluation protocol.
+        show_table: is called with each table of metrics and of answers, and with the lines of the evaluation protocol.
 
     Returns:
         The content of results.json: metrics (of the run with knowledge, of all runs, and t2v/R@1 by style), metrics of a
@@ -96,7 +99,9 @@ def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object],
                 run_training(run)
             record_seconds("train")
             results = {name: run_evaluation(run.run_folder, run, split="test") for name, run in in_process.items()}
-        record_seconds("evaluate")
+            record_seconds("evaluate")
+            found = search_test_videos(in_process[MAIN_RUN])
+        record_seconds("search")
     content = _summarize(results) | {
         "seconds": seconds | {"total": time.perf_counter() - start},
         "peak_memory_bytes": memory.peak,
@@ -110,9 +115,19 @@ def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object],
     _show_tables(content, results, show_table)
     _log_failures(report)
     logger.info(", ".join(f"{name} {value:.0f} s" for name, value in content["seconds"].items()))
-    curves = shlex.quote(str(config.run_folder.parent))
-    logger.info(f"results: {output / 'results.json'}\ncurves: waver board {curves}")
+    logger.info(f"results: {output / 'results.json'}\ncurves: waver board {shlex.quote(str(config.run_folder.parent))}")
+    _show_search(config, found, show_table)
     return content
+
+
+def _show_search(config: ExperimentConfig, found: Sequence[Found], show_table: Callable[[object], None]) -> None:
+    logger.info("the run with knowledge searches the test videos in the words of three writers:")
+    descriptions = describe_videos(config)
+    for query in found:
+        show_table(found_table(query, descriptions))
+    index = shlex.quote(str(index_folder(config)))
+    logger.info(f'next: waver search {index} "{EXAMPLE}"')
+    logger.info(f"in the browser: waver serve {index}")
 
 
 def _log_failures(report: IngestReport) -> None:

@@ -262,7 +262,10 @@ class Index:
         if len(numbers) == 1 and moment.time_s is None:
             return numbers[0]
         if moment.time_s is None:
-            raise SearchError(f"{moment.video} has {len(numbers)} windows: name a time, as in {moment.video}@12.5")
+            middle_s = sum(span_of(self.rows[numbers[0]])) / 2
+            raise SearchError(
+                f"{moment.video} has {len(numbers)} windows: name a time, as in {moment.video}@{middle_s:g}"
+            )
         time_s = moment.time_s
         spans = {number: span_of(self.rows[number]) for number in numbers}
         around = [number for number, (start_s, end_s) in spans.items() if start_s <= time_s <= end_s]

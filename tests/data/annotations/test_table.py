@@ -9,7 +9,7 @@ import pytest
 
 from waver.data.annotations import CAPTIONS_SCHEMA, AnnotationError
 from waver.data.annotations.captions import choose_validation_videos
-from waver.data.annotations.table import load_table
+from waver.data.annotations.table import is_caption, load_table
 
 HELD_OUT = {"validation_fraction": 0.05, "validation_seed": 0}
 
@@ -274,6 +274,18 @@ def test_csv_with_syntax_errors(tmp_path, videos):
     assert "1 x video without a file: line 8: 'x'\n" in message, "reading goes on after the quote"
 
 
+def test_a_table_of_test_rows_alone_is_a_test_set(tmp_path, videos):
+    path = tmp_path / "captions.csv"
+    path.write_bytes(b"video,caption,split\nc.webm,x,test\n")
+    table = load_table(path, videos, validation_fraction=None, validation_seed=0, allow_missing_videos=False)
+    assert table["split"].to_pylist() == ["test"]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("a dog", True), ("null", False), ("['a', 'b']", False), (" ", False)])
+def test_what_can_be_a_caption(text, expected):
+    assert is_caption(text) is expected
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
@@ -288,7 +300,7 @@ def test_csv_with_syntax_errors(tmp_path, videos):
         ("captions.parquet", None, "unreadable file"),
         ("captions.csv", None, "unreadable file"),
         ("captions.csv", b"video,caption\nc.webm,x\nc.webm,y\n", "train split that is too small: 1 video\n"),
-        ("captions.csv", b"video,caption,split\nc.webm,x,test\n", "train split that is too small: no video\n"),
+        ("captions.csv", b"video,caption,split\nc.webm,x,val\n", "train split that is too small: no video\n"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, videos, name, content, expected):

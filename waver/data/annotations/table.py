@@ -93,7 +93,7 @@ def load_table(
         caption: description of the clip; kept unchanged.
         start_s, end_s (optional): segment of the video, in seconds; a missing start is the beginning, a missing end the end.
         split (optional): train, validation (or val), test. Without this column every row is in train, validation is held out
-            of it, and there is no test split.
+            of it, and there is no test split. If every row is in test, the table serves `waver evaluate` alone.
         style (optional): writing style of the caption, a label of the user's choice.
         video_id (optional): by default `video` without its extension. Segments of a video share its id.
 
@@ -200,6 +200,11 @@ def _parse(
     return ParsedRow(where, video_id, clip_id, file, start_s, end_s, text, split, style or None)
 
 
+def is_caption(text: str) -> bool:
+    """Returns whether a table may hold a text as a caption: it shows something, and is no list or missing value."""
+    return _caption({"caption": text}, "", Problems()) is not None
+
+
 def _caption(row: Row, where: str, problems: Problems) -> str | None:
     """Returns the caption; None (a problem) if it is no text, or shows nothing, or stands for something else."""
     value = row.get("caption")
@@ -275,12 +280,17 @@ def _check_identities(rows: list[ParsedRow], problems: Problems) -> None:
 
 
 def _check_train_size(rows: list[tuple[str, Row]], file_of: Mapping[str, VideoFile], problems: Problems) -> None:
-    """Adds a problem if train has fewer than 2 videos; rows with other problems count, since they may be corrected."""
+    """Adds a problem if train has fewer than 2 videos; rows with other problems count, since they may be corrected.
+
+    A table of test rows alone is a test set, for models that were trained on other data.
+    """
+    if all(row.get("split") == "test" for _, row in rows):
+        return
     train = {
         file_of.get(video, video) if isinstance(video, str) else where
         for where, row in rows
         if (video := row.get("video")) is not None and row.get("split") not in ("validation", "val", "test")
     }
-    if rows and len(train) < 2:
+    if len(train) < 2:
         remedy = "training needs at least 2 videos, to hold one out for validation and to have negatives"
         problems.add("train split that is too small", remedy, "1 video" if train else "no video")

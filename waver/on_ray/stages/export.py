@@ -7,7 +7,7 @@ from waver.config import ExperimentConfig
 from waver.evaluation.evaluate import EvaluationOptions
 from waver.evaluation.gallery import build_gallery
 from waver.on_ray.stages.embed import embed
-from waver.on_ray.stages.evaluate import duplicates_of_split, evaluate_in_process, evaluation_knowledge
+from waver.on_ray.stages.evaluate import evaluate_in_process, evaluation_knowledge, find_split_duplicates
 from waver.on_ray.stages.start import open_evaluations
 from waver.runs.embeddings import evaluation_needs
 from waver.runs.inputs import LEAKY
@@ -29,16 +29,17 @@ def export_run(
     Args:
         checkpoint: checkpoint folder.
         config: its configuration; paths may differ.
-        folder: receives the files; an earlier export of the same checkpoint, split and format is replaced.
+        folder: receives the files; an earlier export of the same run, split and format is replaced.
         format: format of the files.
         split: train, validation or test.
-        of_run: whether a run was named, whose best checkpoint this is.
+        of_run: whether a run was named, whose best checkpoint this is, and not the checkpoint.
 
     Raises:
         ExportError: if the folder holds something else, or the disk is full.
         WaverError: `StartError` with everything that is missing or does not fit the checkpoint; or if the evaluation fails.
     """
-    source = Source(display_path(checkpoint.absolute()), split, format)
+    named = checkpoint.parent if of_run else checkpoint
+    source = Source(display_path(named.absolute()), split, format)
     check_folder(folder, source)
     writes = [folder.absolute().parent]
     inputs = open_evaluations({checkpoint: config}, split, writes=writes, stage="export")[checkpoint]
@@ -46,7 +47,7 @@ def export_run(
     assert captions is not None, "an export cannot start without captions"
     assert store is not None, "an export cannot start without clip store"
     queries = build_gallery(captions, split)
-    _, excused = duplicates_of_split(captions, store, queries, split)
+    _, excused = find_split_duplicates(captions, store, queries, split)
     knowledge = evaluation_knowledge(checkpoint, config, captions, store, split)
     logger.info(f"embedding the {split} split with {display_path(checkpoint)}")
     needs = evaluation_needs(config, captions, store, split, checkpoint=checkpoint)
@@ -57,6 +58,8 @@ def export_run(
     result = result_of(evaluation, checkpoint, config, knowledge, captions, chosen_on=chosen_on)
     if result["leaky"]:
         logger.info(LEAKY)
-    run = EvaluatedRun(config.name, config.similarity.kind, evaluation, queries, result, excused)
+    run = EvaluatedRun(
+        config.name, display_path(checkpoint), config.similarity.kind, evaluation, queries, result, excused
+    )
     write_run(run, folder, source)
     return run

@@ -4,6 +4,7 @@ Windows are processed in chunks. The frames of a chunk are deleted once they are
 The same command resumes an indexing that was stopped. A later one indexes only videos that are new or have changed.
 """
 
+import contextlib
 import logging
 import shutil
 from collections import deque
@@ -23,7 +24,7 @@ from waver.data.embedding_store import EmbeddingSettings, EmbeddingStore, create
 from waver.data.ledger import FileStamp, group_failures
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import local_cpus
-from waver.on_ray.cluster.connection import connect
+from waver.on_ray.cluster.connection import connect, runs_in_process
 from waver.on_ray.stages.calibrate import calibrate_index
 from waver.on_ray.stages.embed import choose_runner
 from waver.on_ray.stages.ingest import decode_clips
@@ -56,6 +57,8 @@ logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 2 * 2**30
 """Size of the frames of the windows of a chunk, at most."""
 _WINDOWS_PER_BLOCK = 64
+_FEW_WINDOWS = 32
+"""Windows that one process decodes in about the time that Ray takes to start."""
 _TRIED_AGAIN = ("timeout", "killed", "missing")
 """Statuses of windows that are tried again: the outcome may differ although the video has not changed."""
 
@@ -160,7 +163,7 @@ class _Indexing:
     ):
         self._checkpoint, self._config, self._folder, self._settings = checkpoint, config, folder.absolute(), settings
         self._videos, self._progress = {video.video_id: video for video in videos}, progress
-        self._num_embedded = 0
+        self._num_embedded, self._on_ray = 0, False
         with ThreadPoolExecutor(32) as pool:  # perhaps on a network disk: latency dominates
             stamps = pool.map(FileStamp.of, [video.path for video in videos])
             self._sources = {
@@ -208,14 +211,21 @@ class _Indexing:
         logger.info(f"indexing {counted(num_videos, 'video')} into {display_path(self._folder)}")
         frames = store_settings(self._config)
         size = max(1, _CHUNK_BYTES // (frames.max_frames * frames.size**2 * 3))
-        with connect(num_cpus=local_cpus(self._config)) as description:
-            logger.info(description)
+        with contextlib.ExitStack() as resources:
             while queue:
+                self._connect_for(len(queue), resources)
                 chunk = [queue.popleft() for _ in range(min(size, len(queue)))]
                 for row in self._index(chunk):
                     self._rows[row["window_id"]] = row
                     queue.extend(self._later(row))
                 self._write(complete=not queue)
+
+    def _connect_for(self, num_windows: int, resources: contextlib.ExitStack) -> None:
+        """Connects to Ray, unless it was done before, or this process indexes few windows before Ray has started."""
+        if self._on_ray or (num_windows <= _FEW_WINDOWS and runs_in_process(self._config.resources)):
+            return
+        logger.info(resources.enter_context(connect(num_cpus=local_cpus(self._config))))
+        self._on_ray = True
 
     def _missing(self) -> Iterator[_Row]:
         """Yields the windows to index that are known now; later ones are known when the length of the video is."""
@@ -258,7 +268,8 @@ class _Indexing:
         times = {name: pa.array(columns[name], pa.float64()) for name in ("start_s", "end_s")}
         clips = pa.table({"clip_id": [row["window_id"] for row in chunk], "path": columns["path"], **times})
         section, wait_s = self._config.ingest, self._config.resources.wait_s
-        decode_clips(clips, decoding, store_settings(self._config), section, wait_s=wait_s, progress=self._progress)
+        how = {"wait_s": wait_s, "in_process": not self._on_ray, "progress": self._progress}
+        decode_clips(clips, decoding, store_settings(self._config), section, **how)
         store = ClipStore(decoding)
         outcomes = {row["clip_id"]: row for row in store.ledger.to_pylist()}
         self._embed([row for row in chunk if outcomes[row["window_id"]]["status"] == "ok"], store)

@@ -36,6 +36,8 @@ from waver.tools.progress import track_progress
 
 logger = logging.getLogger(__name__)
 
+_CLIPS_PER_BLOCK_HERE = 8
+
 
 class IngestError(WaverError):
     """Too many clips failed, or the store cannot be written; clips that were decoded are kept."""
@@ -110,6 +112,7 @@ def decode_clips(
     section: IngestConfig,
     *,
     wait_s: float = 0.0,
+    in_process: bool = False,
     progress: bool = True,
 ) -> IngestReport:
     """Decodes clips that are not in a store yet; any number of them may fail.
@@ -123,6 +126,7 @@ def decode_clips(
         settings: settings of the store.
         section: section `ingest` of the configuration.
         wait_s: seconds to wait for a node with the labels of the section.
+        in_process: whether this process decodes, one clip after the other, in place of Ray Data.
         progress: whether to show progress on standard error.
 
     Raises:
@@ -139,8 +143,11 @@ def decode_clips(
         if len(todo):
             _announce_retries(todo, ledger, section.timeout_s)
             write_manifest(store, settings, complete=False)
-            with connect(), closing(_decode(todo, store, settings, section, wait_s=wait_s)) as ledgers:
-                _show_progress(ledgers, len(todo), progress)
+            if in_process:
+                _show_progress(_decode_here(todo, store, settings, section), len(todo), progress)
+            else:
+                with connect(), closing(_decode(todo, store, settings, section, wait_s=wait_s)) as ledgers:
+                    _show_progress(ledgers, len(todo), progress)
         write_manifest(store, settings, complete=True)
     except KeyboardInterrupt:
         num_left = len(_unfinished(clips, store, read_ledger(store)))
@@ -203,6 +210,13 @@ def _try_again(known: dict, path: str, store: Path) -> bool:
     except OSError:
         return known["status"] != "missing"
     return known["status"] == "missing" or changed > (store / "ledger" / known["block"]).stat().st_mtime
+
+
+def _decode_here(clips: pa.Table, store: Path, settings: StoreSettings, section: IngestConfig) -> Iterator[pa.Table]:
+    """Decodes clips in this process; yields the ledger of each block."""
+    with closing(BlockDecoder(store, settings, section.timeout_s)) as decode:
+        for first in range(0, len(clips), _CLIPS_PER_BLOCK_HERE):
+            yield decode(clips.slice(first, _CLIPS_PER_BLOCK_HERE))
 
 
 def _decode(

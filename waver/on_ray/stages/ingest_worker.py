@@ -29,6 +29,10 @@ class BlockDecoder:
         """Returns the ledger of these clips, which have clip_id, path, start_s and end_s."""
         return write_block(self._store, self._settings, map(self._decode, clips.to_pylist()))
 
+    def close(self) -> None:
+        """Ends the process that decodes."""
+        self._decoder.close()
+
     def _decode(self, clip: dict) -> DecodedClip:
         started, file = time.perf_counter(), FileStamp.of(clip["path"])
         try:

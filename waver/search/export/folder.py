@@ -31,7 +31,7 @@ class Source:
     """What was exported, and how: the same command may replace its own export."""
 
     path: str
-    """Absolute path of the checkpoint or the index."""
+    """Absolute path of the run, the checkpoint or the index that was named."""
     split: str | None
     """None for an index."""
     format: Format
@@ -68,7 +68,7 @@ def check_space(folder: Path, num_bytes: int) -> None:
     Raises:
         ExportError: if the disk has too little space.
     """
-    logger.info(f"writing {num_bytes / 2**20:,.0f} MiB of embeddings into {folder}")
+    logger.info(f"writing {num_bytes / 2**20:,.1f} MiB of embeddings into {folder}")
     there = next(parent for parent in folder.absolute().parents if parent.exists())
     free = shutil.disk_usage(there).free
     if free < _ROOM * num_bytes:
@@ -88,13 +88,15 @@ def replace_folder(folder: Path, source: Source, content: dict[str, Any]) -> Ite
         content: further entries of export.json, which is written last; the body may add some.
     """
     folder = folder.absolute()
-    part = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    part, former = (folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.{end}") for end in ("part", "former"))
     part.mkdir(parents=True)
     try:
         yield part
         write_json(part / MANIFEST, {"waver": waver.__version__, "source": dataclasses.asdict(source)} | content)
         check_folder(folder, source)  # again: somebody may have written there meanwhile
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.rename(former)
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)

@@ -6,10 +6,10 @@ embeddings are written part by part. Memory holds one part, and the weights, mas
 
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -161,7 +161,7 @@ class _Rest:
         return {name: np.concatenate(kept) for name, kept in self._parts.items()}
 
 
-def _to_numpy(names: pa.Table) -> Mapping[str, Any]:
+def _to_numpy(names: pa.Table) -> dict[str, np.ndarray]:
     """Returns columns as arrays without objects, which NumPy would pickle: no text is "", no number is NaN."""
     return {
         field.name: np.array(names[field.name].fill_null("").to_pylist(), dtype=str)

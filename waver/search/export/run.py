@@ -92,6 +92,8 @@ class EvaluatedRun:
     """What an export writes of a run."""
 
     name: str
+    checkpoint: str
+    """Path of the checkpoint."""
     similarity: str
     """Name of the interaction."""
     evaluation: Evaluation
@@ -120,6 +122,7 @@ def write_run(run: EvaluatedRun, folder: Path, source: Source) -> None:
     pooled = _pooled_metrics(run)
     content = {
         "name": run.name,
+        "checkpoint": run.checkpoint,
         "similarity": run.similarity,
         "num_texts": len(texts.names),
         "num_videos": len(videos.names),
@@ -208,7 +211,7 @@ def _readme(run: EvaluatedRun, source: Source, texts: Items, videos: Items, scor
     return _README.format(
         name=run.name,
         split=run.evaluation.split,
-        checkpoint=source.path,
+        checkpoint=run.checkpoint,
         kind=run.similarity,
         protocol="".join(f"    {line}\n" for line in lines),
         format=format,

@@ -1,0 +1,1 @@
+"""The web page over an index: `waver serve`. Needs FastAPI and uvicorn, the extra `serve`."""

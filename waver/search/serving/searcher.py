@@ -1,0 +1,200 @@
+"""Searches one index for the page: answers under filters, the moments of a film, and explanations, one query at a time."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from waver.model.embeddings import Embeddings
+from waver.search.answers import Answer
+from waver.search.calibration import Calibration
+from waver.search.index import thumbnail_path
+from waver.search.search import Index, open_index
+from waver.search.serving.explanation import Explanation, explain
+from waver.search.serving.judgements import Judged
+from waver.search.serving.videos import Span
+from waver.tools.errors import WaverError
+from waver.training.build import build_tokenizer
+
+_CACHED_QUERIES = 32
+_MOMENTS = 5
+_MAX_FOLDERS = 1000
+MAX_CHARACTERS = 2000
+
+
+class QueryError(WaverError):
+    """A query or its filters cannot be used."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which windows may be found."""
+
+    folder: str = ""
+    """Folder, or film, of the indexed videos; empty for all."""
+    min_s: float | None = None
+    """Shortest length of a video, seconds."""
+    max_s: float | None = None
+
+
+@dataclass(frozen=True)
+class _Query:
+    text: Embeddings
+    scores: Float[Tensor, " windows"]
+
+
+class Searcher:
+    """An open index with its model; thread-safe, since one query is computed at a time.
+
+    Args:
+        folder: of the index.
+
+    Attributes:
+        index: the index.
+
+    Raises:
+        SearchError: see `waver.search.Index`.
+    """
+
+    def __init__(self, folder: Path):
+        self.index: Index = open_index(folder)
+        self._lock = threading.Lock()
+        self._queries: OrderedDict[str, _Query] = OrderedDict()
+
+    @cached_property
+    def run(self) -> str:
+        """Name of the run whose model the index has."""
+        checkpoint = Path(self.index.settings.checkpoint)
+        return checkpoint.parent.name if checkpoint.name.startswith("checkpoint_") else checkpoint.name
+
+    @cached_property
+    def folders(self) -> list[str]:
+        """Folders of the indexed videos, with their parents; the first 1,000."""
+        names = {
+            parent.as_posix()
+            for video in pc.unique(self.index.windows["video_id"]).to_pylist()
+            for parent in PurePosixPath(video).parents
+        }
+        return sorted(names - {"."})[:_MAX_FOLDERS]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return build_tokenizer(self.index.model.config)
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[str, float | None, float | None], int]:
+        return {(row["path"], row["start_s"], row["end_s"]): number for number, row in enumerate(self.index.rows)}
+
+    def load(self) -> None:
+        """Loads the model and the embeddings, by a first query."""
+        self._compute("a video")
+
+    def span(self, window: int) -> Span:
+        """Returns the span of a window, given its number.
+
+        Raises:
+            QueryError: if there is no such window.
+        """
+        if not 0 <= window < len(self.index):
+            raise QueryError("There is no such window.")
+        row = self.index.rows[window]
+        return Span(Path(row["path"]), row["source"], row["start_s"], row["end_s"])
+
+    def thumbnail(self, window: int) -> Path:
+        """Returns the path of the picture of a window; see `span`."""
+        self.span(window)
+        row = self.index.rows[window]
+        return thumbnail_path(self.index.path, row["window_id"], row["source"])
+
+    def number_of(self, judged: Judged) -> int | None:
+        """Returns the number of the window that a verdict is on; None if the index does not have it."""
+        return self._numbers.get((judged.path, judged.start_s, judged.end_s))
+
+    def answers(self, query: str, top: int, filters: Filters, *, distinct: bool) -> list[Answer]:
+        """Returns the best windows for a query among those that pass the filters."""
+        among = self._among(filters)
+        if not among.any():
+            return []
+        return self.index.rank(self._compute(query).scores, top, distinct=distinct, among=among)
+
+    def describe_cut(self, query: str) -> str | None:
+        """Says how much of a long query the model reads; None if it reads all."""
+        config = self.index.model.config
+        (tokens,) = self._tokenizer.encode([query], prompt=config.text.prompt)
+        if not self._tokenizer.is_cut(tokens, max_words=config.text.max_words):
+            return None
+        special = len(self._tokenizer.before) + len(self._tokenizer.after)
+        return (
+            f"The query is too long: the model reads its first {config.text.max_words - special} words and parts of words, "
+            f"and not the other {len(tokens) + special - config.text.max_words}."
+        )
+
+    def doubts(self, best: float | None) -> dict[str, Any]:
+        """Says whether probably nothing fits a query, given its best score, and how sure that is."""
+        calibration = self.index.calibration
+        if not isinstance(calibration, Calibration):
+            return {"nothing_fits": None, "sentence": str(calibration)}
+        nothing = best is not None and calibration.nothing_fits(best)
+        return {"nothing_fits": nothing, "sentence": str(calibration)}
+
+    def moments(self, query: str, window: int) -> dict[str, Any]:
+        """Returns the score of every window of the film that a window is from, and the best ones that do not overlap."""
+        self.span(window)
+        rows = self.index.rows
+        video_id = rows[window]["video_id"]
+        among = np.array([row["video_id"] == video_id for row in rows])
+        scores = self._compute(query).scores
+        best = self.index.rank(scores, _MOMENTS, distinct=True, among=among)
+        windows = [
+            {"window": number, "score": scores[number].item()}
+            | {name: rows[number][name] for name in ("start_s", "end_s", "video_s")}
+            for number in np.flatnonzero(among).tolist()
+        ]
+        return {"windows": windows, "best": [answer.window for answer in best]}
+
+    def explain(self, query: str, window: int) -> tuple[Explanation, int]:
+        """Explains the score of a window; also returns the number of its frames."""
+        self.span(window)
+        computed = self._compute(query)
+        with self._lock:
+            video = self.index.embeddings([window])
+            number = int(video.mask.sum())
+            return explain(self.index.model, self._tokenizer, query, computed.text, video), number
+
+    def _among(self, filters: Filters) -> Bool[np.ndarray, " windows"]:
+        videos, lengths = self.index.windows["video_id"], self.index.windows["video_s"]
+        among = pa.chunked_array([pa.array(np.ones(len(self.index), bool))])
+        if folder := filters.folder.strip("/"):
+            among = pc.or_(pc.equal(videos, folder), pc.starts_with(videos, f"{folder}/"))
+        for limit, passes in ((filters.min_s, pc.greater_equal), (filters.max_s, pc.less_equal)):
+            if limit is not None:
+                among = pc.and_(among, passes(lengths, limit).fill_null(False))
+        return among.combine_chunks().to_numpy(zero_copy_only=False)
+
+    def _compute(self, query: str) -> _Query:
+        """Embeds a query and compares it with every window; the last queries are kept.
+
+        Raises:
+            QueryError: if the query is empty or very long.
+        """
+        if not query.strip():
+            raise QueryError("The query is empty: write a sentence that describes what to find.")
+        if len(query) > MAX_CHARACTERS:
+            raise QueryError(f"The query is longer than {MAX_CHARACTERS:,} characters: shorten it.")
+        with self._lock, torch.inference_mode():
+            if query not in self._queries:
+                text = self.index.model.embed_texts([query])
+                self._queries[query] = _Query(text, self.index.scores(text)[0])
+                if len(self._queries) > _CACHED_QUERIES:
+                    self._queries.popitem(last=False)
+            self._queries.move_to_end(query)
+            return self._queries[query]
