@@ -126,7 +126,7 @@ def test_a_file_that_has_changed_keeps_its_picture_and_says_so(
     page.goto(server.url)
     search(page)
     page.locator(".screen").click()
-    assert "has changed since it was indexed" in page.locator(".trouble").inner_text(timeout=WAIT_MS)
+    page.locator(".trouble", has_text="has changed since it was indexed").wait_for(timeout=WAIT_MS)
     assert page.locator("video").count() == 0
     page.close()
 

@@ -11,7 +11,7 @@ from waver.config import ExperimentConfig
 from waver.evaluation.evaluate import EvaluationOptions
 from waver.evaluation.gallery import build_gallery
 from waver.evaluation.top_clips import TopClips
-from waver.on_ray.stages.evaluate import evaluate_checkpoint, find_split_duplicates
+from waver.on_ray.stages.evaluate import duplicates_of_split, evaluate_checkpoint
 from waver.on_ray.stages.start import open_evaluations
 from waver.search.calibration import Calibration, Uncalibrated, calibrate, write_calibration
 from waver.tools.errors import WaverError
@@ -47,7 +47,7 @@ def _calibrate(checkpoint: Path, config: ExperimentConfig, index: Path) -> Calib
     assert inputs.captions is not None, "an evaluation cannot start without captions"
     assert inputs.store is not None, "an evaluation cannot start without clip store"
     queries = build_gallery(inputs.captions, "validation")
-    _, excused = find_split_duplicates(inputs.captions, inputs.store, queries, "validation")
+    _, excused = duplicates_of_split(inputs.captions, inputs.store, queries, "validation")
     options = EvaluationOptions(top_k=min(len(queries.clip_ids), _MAX_CLIPS))
     evaluation, _ = evaluate_checkpoint(
         checkpoint, config, inputs.captions, inputs.store, split="validation", options=options

@@ -240,7 +240,7 @@ def _evaluate_and_write(
     assert store is not None, "an evaluation cannot start without clip store"
     logger.info(f"the activation of the backbone is {stored_activation(checkpoint)}")
     queries = build_gallery(captions, split)
-    duplicates, excused = find_split_duplicates(captions, store, queries, split)
+    duplicates, excused = duplicates_of_split(captions, store, queries, split)
     top_k = min(files.trec_depth, len(queries.clip_ids)) if trec else 0
     options = EvaluationOptions(top_k=top_k, excused=excused, rescore=True)
     evaluation, knowledge = evaluate_checkpoint(checkpoint, config, captions, store, split=split, options=options)
@@ -279,7 +279,7 @@ def _write_rankings(folder: Path, evaluation: Evaluation, *, tag: str) -> None:
     )
 
 
-def find_split_duplicates(
+def duplicates_of_split(
     captions: pa.Table, store: ClipStore, queries: Gallery, split: str
 ) -> tuple[Duplicates, Int[Tensor, "pairs 2"] | None]:
     """Finds the duplicates of a split, and the (text, clip) pairs that they excuse, see `EvaluationOptions.excused`."""

@@ -7,7 +7,7 @@ from waver.config import ExperimentConfig
 from waver.evaluation.evaluate import EvaluationOptions
 from waver.evaluation.gallery import build_gallery
 from waver.on_ray.stages.embed import embed
-from waver.on_ray.stages.evaluate import evaluate_in_process, evaluation_knowledge, find_split_duplicates
+from waver.on_ray.stages.evaluate import duplicates_of_split, evaluate_in_process, evaluation_knowledge
 from waver.on_ray.stages.start import open_evaluations
 from waver.runs.embeddings import evaluation_needs
 from waver.runs.inputs import LEAKY
@@ -47,7 +47,7 @@ def export_run(
     assert captions is not None, "an export cannot start without captions"
     assert store is not None, "an export cannot start without clip store"
     queries = build_gallery(captions, split)
-    _, excused = find_split_duplicates(captions, store, queries, split)
+    _, excused = duplicates_of_split(captions, store, queries, split)
     knowledge = evaluation_knowledge(checkpoint, config, captions, store, split)
     logger.info(f"embedding the {split} split with {display_path(checkpoint)}")
     needs = evaluation_needs(config, captions, store, split, checkpoint=checkpoint)

@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Bool
 
 from waver.model.embeddings import Embeddings
 from waver.search.answers import Answer
@@ -46,12 +45,6 @@ class Filters:
     max_s: float | None = None
 
 
-@dataclass(frozen=True)
-class _Query:
-    text: Embeddings
-    scores: Float[Tensor, " windows"]
-
-
 class Searcher:
     """An open index with its model; thread-safe, since one query is computed at a time.
 
@@ -68,7 +61,7 @@ class Searcher:
     def __init__(self, folder: Path):
         self.index: Index = open_index(folder)
         self._lock = threading.Lock()
-        self._queries: OrderedDict[str, _Query] = OrderedDict()
+        self._texts: OrderedDict[str, Embeddings] = OrderedDict()  # the query that was used last is last
 
     @cached_property
     def run(self) -> str:
@@ -96,7 +89,7 @@ class Searcher:
 
     def load(self) -> None:
         """Loads the model and the embeddings, by a first query."""
-        self._compute("a video")
+        self.answers("a video", 1, Filters(), distinct=True)
 
     def span(self, window: int) -> Span:
         """Returns the span of a window, given its number.
@@ -121,10 +114,12 @@ class Searcher:
 
     def answers(self, query: str, top: int, filters: Filters, *, distinct: bool) -> list[Answer]:
         """Returns the best windows for a query among those that pass the filters."""
+        _check(query)
         among = self._among(filters)
         if not among.any():
             return []
-        return self.index.rank(self._compute(query).scores, top, distinct=distinct, among=among)
+        with self._lock:
+            return self.index.search(query, top, distinct=distinct, among=among)
 
     def describe_cut(self, query: str) -> str | None:
         """Says how much of a long query the model reads; None if it reads all."""
@@ -150,25 +145,26 @@ class Searcher:
         """Returns the score of every window of the film that a window is from, and the best ones that do not overlap."""
         self.span(window)
         rows = self.index.rows
-        video_id = rows[window]["video_id"]
-        among = np.array([row["video_id"] == video_id for row in rows])
-        scores = self._compute(query).scores
-        best = self.index.rank(scores, _MOMENTS, distinct=True, among=among)
+        film = pc.equal(self.index.windows["video_id"], rows[window]["video_id"])
+        among = film.combine_chunks().to_numpy(zero_copy_only=False)
+        numbers = np.flatnonzero(among).tolist()
+        with self._lock:
+            of_film = self.index.model.similarity(self._embed(query), self.index.embeddings(numbers))[0].cpu()
+            scores = torch.full((len(rows),), -torch.inf)
+            scores[numbers] = of_film
+            best = self.index.rank(scores, _MOMENTS, distinct=True, among=among)
         windows = [
-            {"window": number, "score": scores[number].item()}
-            | {name: rows[number][name] for name in ("start_s", "end_s", "video_s")}
-            for number in np.flatnonzero(among).tolist()
+            {"window": number, "score": score} | {name: rows[number][name] for name in ("start_s", "end_s", "video_s")}
+            for number, score in zip(numbers, of_film.tolist(), strict=True)
         ]
         return {"windows": windows, "best": [answer.window for answer in best]}
 
     def explain(self, query: str, window: int) -> tuple[Explanation, int]:
         """Explains the score of a window; also returns the number of its frames."""
         self.span(window)
-        computed = self._compute(query)
         with self._lock:
-            video = self.index.embeddings([window])
-            number = int(video.mask.sum())
-            return explain(self.index.model, self._tokenizer, query, computed.text, video), number
+            text, video = self._embed(query), self.index.embeddings([window])
+            return explain(self.index.model, self._tokenizer, query, text, video), int(video.mask.sum())
 
     def _among(self, filters: Filters) -> Bool[np.ndarray, " windows"]:
         videos, lengths = self.index.windows["video_id"], self.index.windows["video_s"]
@@ -180,21 +176,19 @@ class Searcher:
                 among = pc.and_(among, passes(lengths, limit).fill_null(False))
         return among.combine_chunks().to_numpy(zero_copy_only=False)
 
-    def _compute(self, query: str) -> _Query:
-        """Embeds a query and compares it with every window; the last queries are kept.
+    def _embed(self, query: str) -> Embeddings:
+        """Embeds a query; the last ones are kept."""
+        _check(query)
+        if query not in self._texts:
+            self._texts[query] = self.index.model.embed_texts([query])
+            if len(self._texts) > _CACHED_QUERIES:
+                self._texts.popitem(last=False)
+        self._texts.move_to_end(query)
+        return self._texts[query]
 
-        Raises:
-            QueryError: if the query is empty or very long.
-        """
-        if not query.strip():
-            raise QueryError("The query is empty: write a sentence that describes what to find.")
-        if len(query) > MAX_CHARACTERS:
-            raise QueryError(f"The query is longer than {MAX_CHARACTERS:,} characters: shorten it.")
-        with self._lock, torch.inference_mode():
-            if query not in self._queries:
-                text = self.index.model.embed_texts([query])
-                self._queries[query] = _Query(text, self.index.scores(text)[0])
-                if len(self._queries) > _CACHED_QUERIES:
-                    self._queries.popitem(last=False)
-            self._queries.move_to_end(query)
-            return self._queries[query]
+
+def _check(query: str) -> None:
+    if not query.strip():
+        raise QueryError("The query is empty: write a sentence that describes what to find.")
+    if len(query) > MAX_CHARACTERS:
+        raise QueryError(f"The query is longer than {MAX_CHARACTERS:,} characters: shorten it.")

@@ -1,11 +1,12 @@
 // Plays the span of a window in a loop. A file that the browser cannot play is replaced by a preview, then by the picture.
 
-import { films, sentence } from "./api.js";
+import { element, films, sentence } from "./api.js";
 
 let playing = null;
 
 /** Stops what plays. */
 export function stop() {
+  playing?.parentElement.querySelector(".trouble")?.remove();
   playing?.remove();
   playing = null;
 }
@@ -26,11 +27,13 @@ export function play(screen, result, { controls = false } = {}) {
   const fall = () => {
     if (fell) return explain(screen, video, preview);
     fell = true;
+    tell(screen, "Making a preview …");
     Object.assign(loop, { start: 0, end: Infinity }); // a preview has the span alone
     video.src = preview;
     return start_(video);
   };
   video.addEventListener("error", fall);
+  video.addEventListener("playing", () => screen.querySelector(".trouble")?.remove());
   video.addEventListener("loadedmetadata", () => {
     if (video.videoWidth === 0) fall(); // the browser plays the sound alone
     else if (video.currentTime < loop.start) video.currentTime = loop.start;
@@ -42,7 +45,7 @@ export function play(screen, result, { controls = false } = {}) {
     video.currentTime = loop.start;
     start_(video);
   });
-  video.src = result.start_s === null ? address : `${address}#t=${start},${result.end_s ?? ""}`.replace(/,$/, "");
+  video.src = `${address}#t=${start}`; // without the end, at which browsers would pause
   screen.append(video);
   playing = video;
   start_(video);
@@ -65,9 +68,10 @@ async function explain(screen, video, preview) {
   } catch {
     reason = "The server does not answer: has it ended?";
   }
-  const trouble = document.createElement("p");
-  trouble.className = "trouble";
-  trouble.textContent = reason;
+  tell(screen, reason);
+}
+
+function tell(screen, text) {
   screen.querySelector(".trouble")?.remove();
-  screen.append(trouble);
+  screen.append(element("p", { className: "trouble" }, text));
 }
