@@ -11,6 +11,7 @@ from waver.evaluation.gallery import build_gallery
 from waver.runs.inputs import load_captions
 from waver.search.candidates import Candidacy, exact_limit, has_faiss, open_candidates
 from waver.search.candidates_writer import Queries, build_candidates
+from waver.search.index import found_windows
 from waver.search.scoring import WindowScores
 from waver.search.search import Index
 from waver.search.vectors import Vectors, move_embeddings, windows_digest
@@ -40,6 +41,8 @@ def refresh(folder: Path, *, exact_up_to: int | None = None, progress: bool = Tr
         SearchError, EmbeddingError: if a file of the index is damaged.
         OSError: if a file cannot be written.
     """
+    if not len(found_windows(folder)):
+        return None
     index = Index(folder)
     move_embeddings(folder, index.settings.embeddings, index.windows, index.model.config.video.max_frames)
     limit = exact_limit(index.model.student.interaction) if exact_up_to is None else exact_up_to

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
 from waver.data.embedding_store import EmbeddingSettings, EmbeddingStore, decode, encode
-from waver.search.index import SearchError
+from waver.search.index import SearchError, found_windows
 from waver.tools.files import atomic_write, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -155,6 +155,17 @@ class Vectors:
                 raise _damaged(self._folder / "vectors", "the values of a window have changed")
             self._checked[place] = True
             values[position, : row["length"]] = decode(data, self.settings.precision).reshape(row["length"], -1)
+
+
+def lost_windows(folder: Path, settings: EmbeddingSettings) -> set[str]:
+    """Returns the ids of windows whose embeddings are gone, since somebody deleted files that were damaged.
+
+    Raises:
+        SearchError: if the files are damaged.
+    """
+    windows = found_windows(folder)
+    numbers = Vectors(folder, settings, windows).missing()
+    return set(windows["window_id"].take(pa.array(numbers, pa.int64())).to_pylist())
 
 
 def move_embeddings(folder: Path, settings: EmbeddingSettings, windows: pa.Table, max_length: int) -> None:

@@ -36,7 +36,6 @@ from waver.search.index import (
     IndexSettings,
     checkpoint_digest,
     create_index,
-    found_windows,
     read_windows,
     thumbnail_path,
     window_id,
@@ -44,7 +43,7 @@ from waver.search.index import (
     write_windows,
 )
 from waver.search.refresh import refresh
-from waver.search.vectors import Vectors
+from waver.search.vectors import lost_windows
 from waver.search.windows import VideoFile, Windows, find_videos
 from waver.tools.lock import hold_lock
 from waver.tools.names import counted
@@ -126,8 +125,7 @@ def run_index(
         create_embeddings(folder / "embeddings", settings.embeddings)
         indexing = _Indexing(checkpoint, config, folder, settings, videos, progress=progress)
         indexing.run()
-        if indexing.num_found:
-            refresh(folder, exact_up_to=exact_up_to, progress=progress)
+        refresh(folder, exact_up_to=exact_up_to, progress=progress)
         if not isinstance(calibration := read_calibration(folder), Calibration):
             calibration = calibrate_index(checkpoint, config, folder)
     return indexing.report(calibration)
@@ -169,7 +167,7 @@ class _Indexing:
             self._sources = {
                 video.video_id: stamp.digest if stamp else "" for video, stamp in zip(videos, stamps, strict=True)
             }
-        lost = self._lost()
+        lost = lost_windows(self._folder, settings.embeddings)
         before = [row for row in read_windows(folder).to_pylist() if row["window_id"] not in lost]
         self._rows: dict[str, _Row] = {row["window_id"]: row for row in before if self._stays(row)}
         gone = [row for row in before if row["window_id"] not in self._rows]
@@ -180,17 +178,6 @@ class _Indexing:
                 row["path"] = str(self._videos[row["video_id"]].path)
         for row in gone:
             thumbnail_path(folder, row["window_id"], row["source"]).unlink(missing_ok=True)
-
-    def _lost(self) -> set[str]:
-        """Returns the ids of windows whose embeddings are gone, since somebody deleted files that were damaged."""
-        found = found_windows(self._folder)
-        numbers = Vectors(self._folder, self._settings.embeddings, found).missing()
-        return set(found["window_id"].take(pa.array(numbers, pa.int64())).to_pylist())
-
-    @property
-    def num_found(self) -> int:
-        """Number of windows that can be found."""
-        return sum(row["status"] == "ok" for row in self._rows.values())
 
     def _stays(self, row: _Row) -> bool:
         """Returns whether a window that was indexed before is still valid."""
