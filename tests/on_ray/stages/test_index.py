@@ -141,9 +141,10 @@ def test_an_indexing_that_was_stopped_resumes(checkpoint, videos, tmp_path, monk
     assert len(open_index(folder)) == resumed.num_windows
 
 
-def test_candidates_are_found_among_many_windows_and_ranked_as_all_windows_are(checkpoint, videos, tmp_path):
+def test_candidates_are_found_among_many_windows_and_ranked_as_all_windows_are(checkpoint, tmp_path):
     copy, folder = tmp_path / "videos", tmp_path / "index"
-    shutil.copytree(videos, copy)
+    for seed, seconds in enumerate((3, 4, 3)):
+        write_video(copy / f"{seed}.mp4", seconds, seed)
     config = checkpoint_config(checkpoint)
     arguments = (checkpoint, config, [copy], folder, Windows(1.0, 0.25))
     run_index(*arguments, progress=False)
@@ -152,7 +153,7 @@ def test_candidates_are_found_among_many_windows_and_ranked_as_all_windows_are(c
     exact = every.search("a red ball", top=3)
     assert not list((folder / "embeddings" / "items").iterdir())
 
-    run_index(*arguments, exact_up_to=30, progress=False)
+    run_index(*arguments, exact_up_to=8, progress=False)
     few = open_index(folder)
     assert few.candidates is not None
     assert few.candidates.candidacy.recall == 1, "there are fewer windows than candidates"
@@ -161,11 +162,11 @@ def test_candidates_are_found_among_many_windows_and_ranked_as_all_windows_are(c
     assert few.search("a red ball", top=5, among=among) == every.search("a red ball", top=5, among=among)
     assert few.like(0, top=3) == every.like(0, top=3)
     before = sorted((folder / "candidates").iterdir())
-    run_index(*arguments, exact_up_to=30, progress=False)
+    run_index(*arguments, exact_up_to=8, progress=False)
     assert sorted((folder / "candidates").iterdir()) == before, "nothing changed"
 
     write_video(copy / "new.mp4", 2, seed=10)
-    run_index(*arguments, exact_up_to=30, progress=False)
+    run_index(*arguments, exact_up_to=8, progress=False)
     changed = open_index(folder)
     assert changed.candidates.candidacy.num_windows == len(changed) > len(few)
     assert "new.mp4" in {answer.video_id for answer in changed.search("a red ball", top=100)}

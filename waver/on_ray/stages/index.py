@@ -8,12 +8,10 @@ import contextlib
 import logging
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -21,7 +19,6 @@ import torch
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.data.embedding_store import EmbeddingSettings, EmbeddingStore, create_embeddings
-from waver.data.ledger import FileStamp, group_failures
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import connect, runs_in_process
@@ -36,15 +33,11 @@ from waver.search.index import (
     IndexSettings,
     checkpoint_digest,
     create_index,
-    read_windows,
-    thumbnail_path,
-    window_id,
     write_complete,
-    write_windows,
 )
+from waver.search.inventory import Inventory, Row
 from waver.search.refresh import refresh
-from waver.search.vectors import lost_windows
-from waver.search.windows import VideoFile, Windows, find_videos
+from waver.search.windows import Windows, find_videos
 from waver.tools.lock import hold_lock
 from waver.tools.names import counted
 from waver.tools.object_store import display_path
@@ -58,11 +51,6 @@ _CHUNK_BYTES = 2 * 2**30
 _WINDOWS_PER_BLOCK = 64
 _FEW_WINDOWS = 32
 """Windows that one process decodes in about the time that Ray takes to start."""
-_TRIED_AGAIN = ("timeout", "killed", "missing")
-"""Statuses of windows that are tried again: the outcome may differ although the video has not changed."""
-
-_Row = dict[str, Any]
-"""A window: a row of `WINDOWS_SCHEMA`."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +107,12 @@ def run_index(
     check_weights(checkpoint, config)
     if config.informed_at_inference:
         check_dictionary(Knowledge(config.knowledge_store), checkpoint)
-    settings = _settings(checkpoint, config, windows)
+    folder, settings = folder.absolute(), _settings(checkpoint, config, windows)
     with hold_lock(folder, "indexing"):
         create_index(folder, settings)
         create_embeddings(folder / "embeddings", settings.embeddings)
-        indexing = _Indexing(checkpoint, config, folder, settings, videos, progress=progress)
+        inventory = Inventory(folder, settings, videos)
+        indexing = _Indexing(checkpoint, config, folder, settings, inventory, progress=progress)
         indexing.run()
         refresh(folder, exact_up_to=exact_up_to, progress=progress)
         if not isinstance(calibration := read_calibration(folder), Calibration):
@@ -140,12 +129,13 @@ def _settings(checkpoint: Path, config: ExperimentConfig, windows: Windows) -> I
 
 
 class _Indexing:
-    """The windows of an index while it is brought up to date.
+    """Brings an index up to date.
 
     Args:
-        checkpoint, config, folder: see `run_index`.
+        checkpoint, config: see `run_index`.
+        folder: absolute path of the index.
         settings: of the index.
-        videos: all videos of the places.
+        inventory: its windows.
         progress: whether to show progress.
     """
 
@@ -155,41 +145,17 @@ class _Indexing:
         config: ExperimentConfig,
         folder: Path,
         settings: IndexSettings,
-        videos: Sequence[VideoFile],
+        inventory: Inventory,
         *,
         progress: bool,
     ):
-        self._checkpoint, self._config, self._folder, self._settings = checkpoint, config, folder.absolute(), settings
-        self._videos, self._progress = {video.video_id: video for video in videos}, progress
+        self._checkpoint, self._config, self._folder, self._settings = checkpoint, config, folder, settings
+        self._inventory, self._progress = inventory, progress
         self._num_embedded, self._on_ray = 0, False
-        with ThreadPoolExecutor(32) as pool:  # perhaps on a network disk: latency dominates
-            stamps = pool.map(FileStamp.of, [video.path for video in videos])
-            self._sources = {
-                video.video_id: stamp.digest if stamp else "" for video, stamp in zip(videos, stamps, strict=True)
-            }
-        lost = lost_windows(self._folder, settings.embeddings)
-        before = [row for row in read_windows(folder).to_pylist() if row["window_id"] not in lost]
-        self._rows: dict[str, _Row] = {row["window_id"]: row for row in before if self._stays(row)}
-        gone = [row for row in before if row["window_id"] not in self._rows]
-        kept = {row["video_id"] for row in self._rows.values()}
-        self._num_forgotten = len({row["video_id"] for row in gone} - kept - self._videos.keys())
-        for row in self._rows.values():
-            if row["video_id"] in self._videos:  # the folder may have been moved
-                row["path"] = str(self._videos[row["video_id"]].path)
-        for row in gone:
-            thumbnail_path(folder, row["window_id"], row["source"]).unlink(missing_ok=True)
-
-    def _stays(self, row: _Row) -> bool:
-        """Returns whether a window that was indexed before is still valid."""
-        if row["video_id"] not in self._videos:
-            return Path(row["path"]).exists()
-        segments, times = self._videos[row["video_id"]].segments, (row["start_s"], row["end_s"])
-        is_asked = times in segments if segments else self._settings.windows.has(*times)
-        return is_asked and row["source"] == self._sources[row["video_id"]]
 
     def run(self) -> None:
         """Decodes and embeds all windows that are missing."""
-        queue = deque(self._missing())
+        queue = deque(self._inventory.missing())
         if not queue:
             self._write(complete=True)
             return
@@ -203,8 +169,8 @@ class _Indexing:
                 self._connect_for(len(queue), resources)
                 chunk = [queue.popleft() for _ in range(min(size, len(queue)))]
                 for row in self._index(chunk):
-                    self._rows[row["window_id"]] = row
-                    queue.extend(self._later(row))
+                    self._inventory.add(row)
+                    queue.extend(self._inventory.later(row))
                 self._write(complete=not queue)
 
     def _connect_for(self, num_windows: int, resources: contextlib.ExitStack) -> None:
@@ -214,41 +180,7 @@ class _Indexing:
         logger.info(resources.enter_context(connect(num_cpus=local_cpus(self._config))))
         self._on_ray = True
 
-    def _missing(self) -> Iterator[_Row]:
-        """Yields the windows to index that are known now; later ones are known when the length of the video is."""
-        first = self._settings.windows.first()
-        for video_id, video in self._videos.items():
-            for times in video.segments or [first]:
-                window = self._window(video_id, *times)
-                known = self._rows.get(window["window_id"])
-                if known is None or known["status"] in _TRIED_AGAIN:
-                    yield window
-                else:
-                    yield from self._later(known)
-
-    def _later(self, row: _Row) -> Iterator[_Row]:
-        """Yields the other windows of a video, given its first one, that are not indexed yet."""
-        if row["status"] != "ok" or (row["start_s"], row["end_s"]) != self._settings.windows.first():
-            return
-        if self._videos[row["video_id"]].segments:
-            return
-        for times in self._settings.windows.later(row["video_s"]):
-            window = self._window(row["video_id"], *times)
-            known = self._rows.get(window["window_id"])
-            if known is None or known["status"] in _TRIED_AGAIN:
-                yield window
-
-    def _window(self, video_id: str, start_s: float | None, end_s: float | None) -> _Row:
-        return {
-            "window_id": window_id(video_id, start_s, end_s),
-            "video_id": video_id,
-            "path": str(self._videos[video_id].path),
-            "start_s": start_s,
-            "end_s": end_s,
-            "source": self._sources[video_id],
-        }
-
-    def _index(self, chunk: list[_Row]) -> list[_Row]:
+    def _index(self, chunk: list[Row]) -> list[Row]:
         """Decodes and embeds a chunk of windows; returns them with their outcome."""
         decoding = self._folder / "decoding"
         columns = {name: [row[name] for row in chunk] for name in ("path", "start_s", "end_s")}
@@ -264,7 +196,7 @@ class _Indexing:
         names = ("status", "error", "video_s")
         return [row | {name: outcomes[row["window_id"]][name] for name in names} for row in chunk]
 
-    def _embed(self, windows: Sequence[_Row], store: ClipStore) -> None:
+    def _embed(self, windows: Sequence[Row], store: ClipStore) -> None:
         """Embeds those windows of a clip store that have no embedding yet."""
         sources: Mapping[str, str] = {row["window_id"]: row["source"] for row in windows}
         todo = EmbeddingStore(self._folder / "embeddings").missing(sources)
@@ -281,21 +213,18 @@ class _Indexing:
                 self._num_embedded += number
 
     def _write(self, *, complete: bool) -> None:
-        write_windows(self._folder, list(self._rows.values()))
+        self._inventory.write()
         write_complete(self._folder, self._settings, complete=complete)
 
     def report(self, calibration: Calibration | Uncalibrated) -> IndexReport:
         """Returns what the index has now, and what this command did."""
-        found = [row for row in self._rows.values() if row["status"] == "ok"]
-        failed = [
-            (row["window_id"], row["status"], row["error"]) for row in self._rows.values() if row["status"] != "ok"
-        ]
+        found = self._inventory.found
         return IndexReport(
             self._folder,
             len({row["video_id"] for row in found}),
             len(found),
             self._num_embedded,
-            self._num_forgotten,
-            group_failures(failed),
+            self._inventory.num_forgotten,
+            self._inventory.failures,
             calibration,
         )
