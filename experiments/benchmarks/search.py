@@ -63,7 +63,7 @@ def lance_ways(number: int) -> dict[str, tuple[dict[str, Any], dict[str, int]]]:
     return {
         "lancedb IVF_PQ, 64 lists": (pq, {"nprobes": 64}),
         "lancedb IVF_PQ, 64 lists, refined x 2": (pq, {"nprobes": 64, "refine_factor": 2}),
-        "lancedb IVF_HNSW_SQ, 1024": (
+        "lancedb IVF_HNSW_SQ, 3000": (
             {"index_type": "IVF_HNSW_SQ", "num_partitions": max(1, number // 100_000)},
             {"nprobes": 16, "ef": 3000},
         ),

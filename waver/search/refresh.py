@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from waver.evaluation.gallery import build_gallery
+from waver.model.interaction import INTERACTIONS
+from waver.runs.checkpoint import checkpoint_config
 from waver.runs.inputs import load_captions
 from waver.search.candidates import Candidacy, exact_limit, has_faiss, open_candidates
 from waver.search.candidates_writer import Queries, build_candidates
@@ -44,8 +46,9 @@ def refresh(folder: Path, *, exact_up_to: int | None = None, progress: bool = Tr
     if not len(found_windows(folder)):
         return None
     index = Index(folder)
-    move_embeddings(folder, index.settings.embeddings, index.windows, index.model.config.video.max_frames)
-    limit = exact_limit(index.model.student.interaction) if exact_up_to is None else exact_up_to
+    config = checkpoint_config(Path(index.settings.checkpoint))  # not `index.model`: its weights may not be needed
+    move_embeddings(folder, index.settings.embeddings, index.windows, config.video.max_frames)
+    limit = exact_limit(INTERACTIONS[config.similarity.kind]) if exact_up_to is None else exact_up_to
     if len(index) <= limit:
         shutil.rmtree(folder / "candidates", ignore_errors=True)
         return None

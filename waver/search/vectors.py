@@ -8,7 +8,7 @@ of videos that have changed or are gone are not moved.
     vectors/<name>.values        all frames of all windows, (frames, D) in the precision of the embedding store
     vectors/<name>.rows.npy      one row per window, `_ROW`
 
-The values are mapped into memory: opening reads the rows only, 20 bytes per window. A reader that has the files open keeps
+The values are mapped into memory: opening reads the rows only, 24 bytes per window. A reader that has the files open keeps
 them when they are replaced. Windows that came later are read from their blocks, so an index can be searched while it grows.
 """
 
