@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import torch
 
@@ -16,16 +17,17 @@ from waver.benchmarks.context import Context
 from waver.benchmarks.films import WINDOWS_PER_FILM, World
 from waver.benchmarks.table import Row, not_measured
 from waver.data.embedding_store import EmbeddingSettings
-from waver.evaluation.token_wise import token_wise
+from waver.evaluation.token_wise import PreparedClips, prepare_clips, token_wise
 from waver.model.embeddings import Embeddings
 from waver.model.interaction import INTERACTIONS
 from waver.search.candidates import Candidates, has_faiss, open_candidates, pool_texts
 from waver.search.candidates_writer import Queries, build_candidates
+from waver.search.scoring import CACHED_FRACTION
 from waver.search.vectors import Vectors, windows_digest, write_vectors
 from waver.tools.memory import peak_rss
 
 _CHUNK = 4096
-_NUM_QUERIES, _NUM_EXACT = 64, 3
+_NUM_QUERIES, _NUM_EXACT = 64, 1
 _NUM_ROWS = 16
 """Words of one matrix product, as search takes them for one short caption; captions with more take more."""
 _WTI = INTERACTIONS["wti"]
@@ -54,6 +56,9 @@ def measure_search(context: Context) -> list[Row]:
         "query, candidates ranked exactly": (lambda one: films.rank(candidates, one), _NUM_QUERIES),
         "query, all windows from the disk": (films.scores, _NUM_EXACT),
     }
+    if films.fits_memory:
+        films.prepare()
+        ways["query, all windows in memory"] = (films.scores_in_memory, _NUM_QUERIES)
     for way, (answer, num_queries) in ways.items():
         times = tuple(_seconds(partial(answer, text[i : i + 1])) for i in range(min(num_queries, len(text))))
         rows.append(Row(work, way, "s", times, note=f"p95 {1000 * np.percentile(times, 95):,.1f} ms"))
@@ -70,6 +75,7 @@ class _Films:
         self.windows = pa.table({"window_id": names, "source": ["a digest"] * number})
         self.digest = windows_digest(self.windows)
         self.vectors: Vectors | None = None
+        self._prepared: list[PreparedClips] = []
 
     def write(self) -> None:
         """Writes the embeddings of all windows."""
@@ -107,8 +113,22 @@ class _Films:
             token_wise(text, self.read(self.candidates_of(candidates, text)), _NUM_ROWS).sort(descending=True).indices
         )
 
+    @property
+    def fits_memory(self) -> bool:
+        """Whether search keeps all windows in memory, see `waver.search.scoring`."""
+        num_bytes = len(self.windows) * self.world.num_frames * self.world.width * 4
+        return num_bytes <= CACHED_FRACTION * psutil.virtual_memory().available
+
+    def prepare(self) -> None:
+        """Reads all windows, as the first search does."""
+        self._prepared = [prepare_clips(windows) for windows in self.chunks()]
+
+    def scores_in_memory(self, text: Embeddings) -> torch.Tensor:
+        """Compares a caption with all windows, which were read before."""
+        return torch.cat([token_wise(text, windows, _NUM_ROWS) for windows in self._prepared], dim=1)
+
     def scores(self, text: Embeddings) -> torch.Tensor:
-        """Compares a caption with all windows."""
+        """Reads all windows, and compares a caption with them."""
         return torch.cat([token_wise(text, windows, _NUM_ROWS) for windows in self.chunks()], dim=1)
 
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 4096
 """Windows that are read and compared at a time."""
-_CACHED_FRACTION = 0.25
+CACHED_FRACTION = 0.25
 """Part of the available memory up to which the windows of an index are kept in memory."""
 _CLIPS = 64
 _ROWS_STEP, _MAX_ROWS = 16, 256
@@ -119,7 +119,7 @@ class WindowScores:
         frames = 1 if self._kind is dp else self._model.config.video.max_frames
         num_bytes = len(self._vectors) * frames * self._vectors.settings.width * 4
         available = psutil.virtual_memory().available
-        if num_bytes <= _CACHED_FRACTION * available:
+        if num_bytes <= CACHED_FRACTION * available:
             return True
         logger.warning(
             f"the windows need {num_bytes / 2**30:.1f} GiB of memory, more than a quarter of the "
