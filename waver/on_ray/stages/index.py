@@ -7,6 +7,7 @@ The same command resumes an indexing that was stopped. A later one indexes only 
 import contextlib
 import logging
 import shutil
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -51,6 +52,8 @@ _CHUNK_BYTES = 2 * 2**30
 _WINDOWS_PER_BLOCK = 64
 _FEW_WINDOWS = 32
 """Windows that one process decodes in about the time that Ray takes to start."""
+_WRITING_FRACTION = 0.02
+"""Part of the time that is spent on writing the table of windows, which grows while it is written again and again."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class _Indexing:
     ):
         self._checkpoint, self._config, self._folder, self._settings = checkpoint, config, folder, settings
         self._inventory, self._progress = inventory, progress
-        self._num_embedded, self._on_ray = 0, False
+        self._num_embedded, self._on_ray, self._next_write = 0, False, 0.0
 
     def run(self) -> None:
         """Decodes and embeds all windows that are missing."""
@@ -164,14 +167,18 @@ class _Indexing:
         logger.info(f"indexing {counted(num_videos, 'video')} into {display_path(self._folder)}")
         frames = store_settings(self._config)
         size = max(1, _CHUNK_BYTES // (frames.max_frames * frames.size**2 * 3))
-        with contextlib.ExitStack() as resources:
-            while queue:
-                self._connect_for(len(queue), resources)
-                chunk = [queue.popleft() for _ in range(min(size, len(queue)))]
-                for row in self._index(chunk):
-                    self._inventory.add(row)
-                    queue.extend(self._inventory.later(row))
-                self._write(complete=not queue)
+        try:
+            with contextlib.ExitStack() as resources:
+                while queue:
+                    self._connect_for(len(queue), resources)
+                    chunk = [queue.popleft() for _ in range(min(size, len(queue)))]
+                    for row in self._index(chunk):
+                        self._inventory.add(row)
+                        queue.extend(self._inventory.later(row))
+                    self._write(complete=not queue)
+        except BaseException:  # also on Ctrl-C: what is done is kept
+            self._inventory.write()
+            raise
 
     def _connect_for(self, num_windows: int, resources: contextlib.ExitStack) -> None:
         """Connects to Ray, unless it was done before, or this process indexes few windows before Ray has started."""
@@ -213,8 +220,14 @@ class _Indexing:
                 self._num_embedded += number
 
     def _write(self, *, complete: bool) -> None:
+        """Writes the windows; of unfinished ones only so often that it takes a small part of the time."""
+        started = time.monotonic()
+        if not complete and started < self._next_write:
+            return
         self._inventory.write()
         write_complete(self._folder, self._settings, complete=complete)
+        finished = time.monotonic()
+        self._next_write = finished + (finished - started) / _WRITING_FRACTION
 
     def report(self, calibration: Calibration | Uncalibrated) -> IndexReport:
         """Returns what the index has now, and what this command did."""
