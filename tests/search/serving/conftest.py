@@ -87,7 +87,7 @@ def decode(path: Path, clips: list[dict[str, Any]], config: Any) -> ClipStore:
     settings = store_settings(config)
     create_store(path, settings)
     arguments = {"frames_per_second": settings.frames_per_second, "max_frames": settings.max_frames}
-    with Decoder(60) as decoder:
+    with Decoder(60.0) as decoder:
         results = [
             DecodedClip(
                 clip["clip_id"],
