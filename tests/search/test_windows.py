@@ -1,4 +1,5 @@
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,19 @@ def test_everything_that_cannot_be_listed_is_told_at_once(tmp_path):
     assert "c has no videos" in message
     assert "d does not exist" in message
     assert "1 videos have names that occur in several of these places (x.mp4)" in message
+
+
+def test_links_that_lead_back_are_followed_once(tmp_path):
+    films, other = tmp_path / "films", tmp_path / "other"
+    touch(films / "a.mp4", films / "deep" / "b.mp4", other / "c.mp4")
+    (films / "deep" / "self").symlink_to(films / "deep")
+    (films / "deep" / "above").symlink_to(tmp_path)
+    (films / "beside").symlink_to(other)
+    (other / "back").symlink_to(films)
+    assert [video.video_id for video in find_videos([films])] == ["a.mp4", "beside/c.mp4", "deep/b.mp4"]
+
+
+def test_names_that_are_not_unicode_are_reported(tmp_path):
+    touch(tmp_path / "a.mp4", Path(os.fsdecode(bytes(tmp_path) + b"/bad\xff.mp4")))
+    with pytest.raises(VideosError, match=r"1 videos of .* not UTF-8 \('bad\\udcff.mp4'\): rename them"):
+        find_videos([tmp_path])

@@ -21,8 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Text-video retrieval that does not depend on the writing style of the query, distributed with Ray.",
 )
-stdout = Console()
-"""Receives results; messages go to standard error through `logging`."""
+stdout = Console(markup=False, emoji=False)
+"""Receives results; messages go to standard error through `logging`. Names and sentences of users are shown as they are: the
+brackets of `film [1080p].mp4` are no markup."""
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Config = Annotated[Path, typer.Argument(help="YAML file of the experiment, as in experiments/.", show_default=False)]

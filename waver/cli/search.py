@@ -133,6 +133,9 @@ def search(
     opened = open_index(index_folder)
     if opened.candidates:
         logger.info(f"search is {opened.candidates.candidacy}")
+    for number, query in enumerate(asked, start=1):
+        if cut := opened.model.describe_cut(query):
+            logger.warning(f"query {number}: {cut}")
     moment = opened.moment(like) if like else None
     if moment is not None and against:
         _print_matches(str(like), opened.against(moment, asked), as_json=as_json)

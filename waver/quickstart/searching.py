@@ -73,7 +73,7 @@ def found_table(found: Found, descriptions: Mapping[Path, str]) -> Table:
         found: the query and its answers.
         descriptions: path of a video -> what is in it.
     """
-    table = Table(title=f"[{found.writer}] {found.query}".replace("[", r"\["), title_justify="left")
+    table = Table(title=f"[{found.writer}] {found.query}", title_justify="left")
     for name, justify in (("score", "right"), ("in the video", "left"), ("seconds", "right"), ("video", "left")):
         table.add_column(name, justify=justify, overflow="fold")
     for answer in found.answers:

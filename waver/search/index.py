@@ -14,6 +14,7 @@ read.
 
 import dataclasses
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,11 @@ def found_windows(folder: Path) -> pa.Table:
 
 def write_windows(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Replaces the table of windows; they are sorted by video and time."""
-    ordered = sorted(rows, key=lambda row: (row["video_id"], row["start_s"] or 0.0))
+    # By the end as well: an indexing that was stopped and resumed has the order of one in one go.
+    ordered = sorted(
+        rows,
+        key=lambda row: (row["video_id"], row["start_s"] or 0.0, math.inf if row["end_s"] is None else row["end_s"]),
+    )
     with atomic_write(folder / "windows.parquet") as file:
         pq.write_table(pa.Table.from_pylist(ordered, schema=WINDOWS_SCHEMA), file)
 

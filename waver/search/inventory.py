@@ -8,7 +8,8 @@ from typing import Any
 from waver.data.ledger import FileStamp, group_failures
 from waver.search.index import IndexSettings, read_windows, thumbnail_path, window_id, write_windows
 from waver.search.vectors import lost_windows
-from waver.search.windows import VideoFile
+from waver.search.windows import VideoFile, VideosError
+from waver.tools.names import abbreviate
 
 _TRIED_AGAIN = ("timeout", "killed", "missing")
 """Statuses of windows that are tried again: the outcome may differ although the video has not changed."""
@@ -30,6 +31,9 @@ class Inventory:
 
     Attributes:
         num_forgotten: number of videos that are gone.
+
+    Raises:
+        VideosError: if a video has the name of another one that the index has from another folder.
     """
 
     def __init__(self, folder: Path, settings: IndexSettings, videos: Sequence[VideoFile]):
@@ -42,6 +46,7 @@ class Inventory:
             }
         lost = lost_windows(folder, settings.embeddings)
         before = [row for row in read_windows(folder).to_pylist() if row["window_id"] not in lost]
+        self._check_names(before)
         self._rows: dict[str, Row] = {row["window_id"]: row for row in before if self._stays(row)}
         gone = [row for row in before if row["window_id"] not in self._rows]
         kept = {row["video_id"] for row in self._rows.values()}
@@ -51,6 +56,23 @@ class Inventory:
                 row["path"] = str(self._videos[row["video_id"]].path)
         for row in gone:
             thumbnail_path(folder, row["window_id"], row["source"]).unlink(missing_ok=True)
+
+    def _check_names(self, before: Sequence[Row]) -> None:
+        """Checks that no video takes the name of another one that was indexed from another place, and would be lost."""
+        taken = sorted({row["video_id"] for row in before if self._is_of_another_file(row)})
+        if taken:
+            there = next(row["path"] for row in before if row["video_id"] == taken[0])
+            raise VideosError(
+                f"{len(taken)} videos have the names of other videos that {self._folder} has from another folder "
+                f"({abbreviate(taken)}; {there} still exists): name a folder above both, or choose another index "
+                "(--to FOLDER)"
+            )
+
+    def _is_of_another_file(self, row: Row) -> bool:
+        video, there = self._videos.get(row["video_id"]), Path(row["path"])
+        if video is None or video.path == there or row["source"] == self._sources[row["video_id"]]:
+            return False
+        return there.exists() and video.path.exists() and not there.samefile(video.path)
 
     def _stays(self, row: Row) -> bool:
         """Returns whether a window that was indexed before is still valid."""

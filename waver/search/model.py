@@ -74,6 +74,18 @@ class Model:
         tokens = tokenize_texts(texts, self.config, self._tokenizer)
         return embed_tokens(self.student, *tokens, self.config, batch_size=min(len(texts), TEXTS_PER_BATCH))
 
+    def describe_cut(self, text: str) -> str | None:
+        """Says how much of a long text the model reads; None if it reads all."""
+        max_words = self.config.text.max_words
+        (tokens,) = self._tokenizer.encode([text], prompt=self.config.text.prompt)
+        if not self._tokenizer.is_cut(tokens, max_words=max_words):
+            return None
+        room = max_words - len(self._tokenizer.before) - len(self._tokenizer.after)
+        return (
+            f"The query is too long: the model reads its first {room} words and parts of words, and not the other "
+            f"{len(tokens) - room}."
+        )
+
     @torch.no_grad()
     def embed_frames(self, frames: UInt8[np.ndarray, "B F H W 3"], num_frames: Int[np.ndarray, " B"]) -> Embeddings:
         """Embeds clips from their pixels, in batches of equal size, so that a clip's bits do not depend on the others.

@@ -1,6 +1,7 @@
 """Searches an index: for a sentence, or for the video most like another; compares by the model's own interaction."""
 
 import logging
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from waver.data.clip import ClipError
 from waver.model.embeddings import Embeddings
 from waver.runs.checkpoint import checkpoint_config
 from waver.search.answers import Answer, Match, best_windows, describe_window, span_of
@@ -160,8 +162,8 @@ class Index:
         A file that is not in the index is cut to a window around the time; without a time it is taken whole.
 
         Raises:
-            SearchError: if there is no such video or time, or the video has several windows and no time is given.
-            ClipError: if the file cannot be decoded.
+            SearchError: if there is no such video or time, or the video has several windows and no time is given;
+                or if the file cannot be decoded.
         """
         for moment in reversed(parse_moments(text)):
             if moment.video in self._of_video:
@@ -233,10 +235,13 @@ class Index:
         """Returns the windows to compare with each query; all of `among` if they are few."""
         assert self.candidates is not None, "asked before"
         number = max(self.candidates.candidacy.num_candidates, _CANDIDATES_PER_ANSWER * top)
-        chosen = None if among is None else np.flatnonzero(among)
-        if chosen is not None and len(chosen) <= number:
+        chosen = np.arange(len(self)) if among is None else np.flatnonzero(among)
+        if len(chosen) <= number:
             return [chosen.tolist()] * len(queries)
-        found = self.candidates.find(queries.cpu().numpy(), number, among=chosen)
+        candidacy = self.candidates.candidacy
+        num_searched = math.ceil(candidacy.num_searched * number / candidacy.num_candidates)  # more answers, more lists
+        some = None if among is None else chosen
+        found = self.candidates.find(queries.cpu().numpy(), number, num_searched=num_searched, among=some)
         return [numbers.tolist() for numbers in found]
 
     @cached_property
@@ -279,11 +284,15 @@ class Index:
 
     def _embed(self, moment: Moment) -> Embeddings:
         """Embeds a moment of a file that is not in the index."""
-        window_s = self.settings.windows.window_s
-        if moment.time_s is None or window_s is None:
-            return self.model.embed_videos([moment.video])
-        start_s = max(0.0, moment.time_s - window_s / 2)
-        return self.model.embed_videos([moment.video], [(start_s, start_s + window_s)])
+        window_s, spans = self.settings.windows.window_s, None
+        if moment.time_s is not None and window_s is not None:
+            start_s = max(0.0, moment.time_s - window_s / 2)
+            spans = [(start_s, start_s + window_s)]
+        try:
+            return self.model.embed_videos([moment.video], spans)
+        except ClipError as error:
+            length = "" if error.video_s is None else f"; the video has {error.video_s:g} s"
+            raise SearchError(f"{moment.video} cannot be compared: {error.reason}{length}") from error
 
 
 def open_index(folder: Path | str) -> Index:

@@ -86,6 +86,10 @@ def find_videos(places: Sequence[Path]) -> list[VideoFile]:
             problems.append(f"{place} does not exist")
             continue
         videos = list(_videos_of(place))
+        if odd := [ascii(video.video_id) for video in videos if not _is_unicode(str(video.path))]:
+            problems.append(
+                f"{len(odd)} videos of {place} have names that are not UTF-8 ({abbreviate(odd)}): rename them"
+            )
         if not videos:
             problems.append(
                 f"{place} has no videos (no files that end in {', '.join(sorted(VIDEO_SUFFIXES)[:4])}, ...)"
@@ -116,12 +120,29 @@ def _videos_of(place: Path) -> Iterator[VideoFile]:
         yield VideoFile(place.name, _absolute(place))
 
 
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100  keeps links
 
 
 def _video_names(folder: Path) -> Iterator[str]:
-    for path, _, files in os.walk(folder, followlinks=True):
+    for path, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not _leads_back(Path(path, name), folder)]
         for file in files:
             if Path(file).suffix.lower() in VIDEO_SUFFIXES:
                 yield (Path(path) / file).relative_to(folder).as_posix()
+
+
+def _leads_back(path: Path, folder: Path) -> bool:
+    """Returns whether a path below `folder` is a link to a folder that it lies in, whose videos would be listed again."""
+    if not path.is_symlink():
+        return False
+    target, inside = path.resolve(), path.relative_to(folder).parents  # of a/b/link: a/b, a, and `folder` itself
+    return any((folder / above).resolve().is_relative_to(target) for above in inside)

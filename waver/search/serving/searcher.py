@@ -123,15 +123,7 @@ class Searcher:
 
     def describe_cut(self, query: str) -> str | None:
         """Says how much of a long query the model reads; None if it reads all."""
-        config = self.index.model.config
-        (tokens,) = self._tokenizer.encode([query], prompt=config.text.prompt)
-        if not self._tokenizer.is_cut(tokens, max_words=config.text.max_words):
-            return None
-        special = len(self._tokenizer.before) + len(self._tokenizer.after)
-        return (
-            f"The query is too long: the model reads its first {config.text.max_words - special} words and parts of words, "
-            f"and not the other {len(tokens) + special - config.text.max_words}."
-        )
+        return self.index.model.describe_cut(query)
 
     def doubts(self, best: float | None) -> dict[str, Any]:
         """Says whether probably nothing fits a query, given its best score, and how sure that is."""
