@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -50,6 +51,29 @@ class Match:
     def as_json(self) -> dict[str, Any]:
         """Returns the fields."""
         return asdict(self)
+
+
+class WindowRows(Sequence[dict[str, Any]]):
+    """The rows of a table of windows as dictionaries, made when they are asked for: of a million, few are."""
+
+    def __init__(self, windows: pa.Table):
+        self._windows = windows.combine_chunks()
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    @overload
+    def __getitem__(self, number: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, number: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        """Returns the row with a number, from 0, or several rows."""
+        if isinstance(number, slice):
+            start, stop, step = number.indices(len(self))
+            return self._windows.take(pa.array(range(start, stop, step), pa.int64())).to_pylist()
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return self._windows.slice(number, 1).to_pylist()[0]
 
 
 def best_windows(

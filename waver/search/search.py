@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -15,7 +14,7 @@ from torch import Tensor
 from waver.data.clip import ClipError
 from waver.model.embeddings import Embeddings
 from waver.runs.checkpoint import checkpoint_config
-from waver.search.answers import Answer, Match, best_windows, describe_window, span_of
+from waver.search.answers import Answer, Match, WindowRows, best_windows, describe_window, span_of
 from waver.search.calibration import Calibration, Uncalibrated, read_calibration
 from waver.search.candidates import Candidates, exact_limit, open_candidates, pool_texts, pool_windows
 from waver.search.index import SearchError, checkpoint_digest, found_windows, read_settings
@@ -225,9 +224,9 @@ class Index:
         return isinstance(self.calibration, Calibration) and self.calibration.nothing_fits(best_score)
 
     @cached_property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> WindowRows:
         """`windows` as dictionaries."""
-        return self.windows.to_pylist()
+        return WindowRows(self.windows)
 
     def _candidates_of(
         self, queries: Float[Tensor, "Q D"], top: int, among: Bool[np.ndarray, " windows"] | None
@@ -257,8 +256,8 @@ class Index:
     def _of_video(self) -> dict[str, list[int]]:
         """Id of a video -> its windows."""
         windows: dict[str, list[int]] = {}
-        for number, row in enumerate(self.rows):
-            windows.setdefault(row["video_id"], []).append(number)
+        for number, video in enumerate(self.windows["video_id"].to_pylist()):
+            windows.setdefault(video, []).append(number)
         return windows
 
     def _window_at(self, moment: Moment) -> int:

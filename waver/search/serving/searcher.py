@@ -85,7 +85,8 @@ class Searcher:
 
     @cached_property
     def _numbers(self) -> dict[tuple[str, float | None, float | None], int]:
-        return {(row["path"], row["start_s"], row["end_s"]): number for number, row in enumerate(self.index.rows)}
+        names = (self.index.windows[name].to_pylist() for name in ("path", "start_s", "end_s"))
+        return {name: number for number, name in enumerate(zip(*names, strict=True))}
 
     def load(self) -> None:
         """Loads the model and the embeddings, by a first query."""
