@@ -171,7 +171,7 @@ def lost_windows(folder: Path, settings: EmbeddingSettings) -> set[str]:
 def move_embeddings(folder: Path, settings: EmbeddingSettings, windows: pa.Table, max_length: int) -> None:
     """Moves the embeddings of all windows from their blocks to the file; few new windows stay in their blocks.
 
-    A command that was stopped here is continued by the next one: the blocks are deleted when the file is complete.
+    A command that was stopped here is continued by the next one, which deletes the blocks and the files that are left over.
 
     Args:
         folder: folder of the index, whose lock the caller holds.
@@ -183,12 +183,15 @@ def move_embeddings(folder: Path, settings: EmbeddingSettings, windows: pa.Table
         EmbeddingError, SearchError: if an embedding is missing or damaged.
         OSError: if the file cannot be written; the blocks are still there.
     """
+    _delete_left_over(folder, settings)
     vectors = Vectors(folder, settings, windows)
-    if not len(windows) or vectors.num_changed <= _REWRITTEN_FRACTION * len(windows):
+    num_changed = vectors.num_changed
+    if not len(windows) or 0 < num_changed <= _REWRITTEN_FRACTION * len(windows):
         return
-    logger.info(f"moving the embeddings of {len(windows):,} windows into one file")
     blocks = sorted((folder / "embeddings" / "items").glob("*.parquet"))
-    write_vectors(folder, settings, windows, _all_values(vectors, len(windows), max_length))
+    if num_changed:
+        logger.info(f"moving the embeddings of {len(windows):,} windows into one file")
+        write_vectors(folder, settings, windows, _all_values(vectors, len(windows), max_length))
     for block in blocks:
         block.unlink()
 
@@ -220,6 +223,14 @@ def write_vectors(
     write_json(folder / "vectors" / "manifest.json", {"files": names, "windows": windows_digest(windows)})
     for old in before:
         (folder / "vectors" / old).unlink()
+
+
+def _delete_left_over(folder: Path, settings: EmbeddingSettings) -> None:
+    """Deletes files of commands that were stopped while they wrote the file, or before they deleted the one before."""
+    kept = {"manifest.json", *_open(folder, settings).names}
+    for path in (folder / "vectors").glob("*"):
+        if path.name not in kept:
+            path.unlink()
 
 
 def window_keys(windows: pa.Table) -> UInt64[np.ndarray, " windows"]:
