@@ -212,3 +212,13 @@ def test_a_query_that_is_cut_and_a_file_that_cannot_be_compared_are_told(index, 
     (tmp_path / "bad.mp4").write_bytes(b"")
     with pytest.raises(SearchError, match=r"bad.mp4 cannot be compared: the file has 0 bytes"):
         found.moment(str(tmp_path / "bad.mp4"))
+
+
+def test_an_index_whose_embeddings_are_gone_says_what_to_do(index, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(index, copy)
+    opened = open_index(copy)
+    for block in (copy / "embeddings" / "items").iterdir():
+        block.unlink()
+    with pytest.raises(SearchError, match=r"copy cannot be read: search again if `waver index` was at work meanwhile"):
+        opened.search("a red ball")

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
-from waver.data.embedding_store import EmbeddingSettings, EmbeddingStore, decode, encode
+from waver.data.embedding_store import EmbeddingError, EmbeddingSettings, EmbeddingStore, decode, encode
 from waver.search.index import SearchError, found_windows
 from waver.tools.files import atomic_write, read_json, write_json
 
@@ -124,8 +124,7 @@ class Vectors:
             values, zero after the last frame of each window; length, the number of frames of each window.
 
         Raises:
-            EmbeddingError: if the embedding of a window is missing from the blocks, or damaged there.
-            SearchError: if it is damaged in the file.
+            SearchError: if the embedding of a window is missing or damaged.
         """
         chosen = np.asarray(numbers, np.int64)
         places = self._places[chosen]
@@ -137,7 +136,13 @@ class Vectors:
         if not moved.all():
             rows = self._windows.take(pa.array(chosen[~moved]))
             items = list(zip(rows["window_id"].to_pylist(), rows["source"].to_pylist(), strict=True))
-            values[~moved], lengths[~moved] = self._blocks.read(items, max_length)
+            try:
+                values[~moved], lengths[~moved] = self._blocks.read(items, max_length)
+            except EmbeddingError as error:  # its remedy is that of an embedding store of an experiment
+                raise SearchError(
+                    f"embeddings of {self._folder} cannot be read: search again if `waver index` was at work meanwhile; "
+                    f"otherwise run it again, which embeds what is missing ({str(error).partition(':')[0]})"
+                ) from error
         return values, lengths
 
     def _read_file(
@@ -180,7 +185,7 @@ def move_embeddings(folder: Path, settings: EmbeddingSettings, windows: pa.Table
         max_length: most frames of a window.
 
     Raises:
-        EmbeddingError, SearchError: if an embedding is missing or damaged.
+        SearchError: if an embedding is missing or damaged.
         OSError: if the file cannot be written; the blocks are still there.
     """
     _delete_left_over(folder, settings)
