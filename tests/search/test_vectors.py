@@ -135,7 +135,7 @@ def test_what_a_command_that_was_killed_leaves_is_deleted_by_the_next_one(tmp_pa
     move_embeddings(tmp_path, SETTINGS, windows, FRAMES)
     block.write_bytes(content)  # killed before it deleted the blocks
     expected = set((tmp_path / "vectors").iterdir())
-    for name in ("old.values", "old.rows.npy", "new.values.1234.part"):
+    for name in ("old.values", "old.rows", "new.values.1234.part"):
         (tmp_path / "vectors" / name).write_bytes(b"left over")
     move_embeddings(tmp_path, SETTINGS, windows, FRAMES)
     assert blocks(tmp_path) == []

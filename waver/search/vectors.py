@@ -6,7 +6,7 @@ of videos that have changed or are gone are not moved.
 
     vectors/manifest.json        names the two files, and the windows that they have
     vectors/<name>.values        all frames of all windows, (frames, D) in the precision of the embedding store
-    vectors/<name>.rows.npy      one row per window, `_ROW`
+    vectors/<name>.rows      one row per window, `_ROW`
 
 The values are mapped into memory: opening reads the rows only, 24 bytes per window. A reader that has the files open keeps
 them when they are replaced. Windows that came later are read from their blocks, so an index can be searched while it grows.
@@ -213,7 +213,7 @@ def write_vectors(
         values: unpadded frames of a window each.
     """
     before, name = _open(folder, settings).names, uuid.uuid4().hex[:12]
-    names = (f"{name}.values", f"{name}.rows.npy")
+    names = (f"{name}.values", f"{name}.rows")
     rows = np.zeros(len(windows), _ROW)
     rows["key"] = window_keys(windows)
     start = 0
@@ -224,7 +224,7 @@ def write_vectors(
             start += len(of_window)
             file.write(data)
     with atomic_write(folder / "vectors" / names[1]) as file:
-        np.save(file, rows)
+        file.write(rows.tobytes())
     write_json(folder / "vectors" / "manifest.json", {"files": names, "windows": windows_digest(windows)})
     for old in before:
         (folder / "vectors" / old).unlink()
@@ -282,9 +282,9 @@ def _open(folder: Path, settings: EmbeddingSettings) -> _File:
     try:
         manifest = read_json(place / "manifest.json")
         names = tuple(manifest["files"])
-        rows = np.load(place / names[1])
+        rows = np.fromfile(place / names[1], _ROW)
         values = np.memmap(place / names[0], np.uint8, mode="r")
-        if rows.dtype != _ROW or _span(rows[-1], settings).stop != len(values):
+        if not len(rows) or _span(rows[-1], settings).stop != len(values):
             raise ValueError("it is cut off")
         return _File(values, rows, names, manifest["windows"])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:

@@ -1,7 +1,7 @@
 """Searches one index for the page: answers under filters, the moments of a film, and explanations, one query at a time."""
 
-import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from waver.model.embeddings import Embeddings
 from waver.search.answers import Answer
@@ -24,6 +25,9 @@ from waver.search.serving.videos import Span
 from waver.tools.errors import WaverError
 from waver.training.build import build_tokenizer
 
+_MODEL = ThreadPoolExecutor(1, thread_name_prefix="model")
+"""The thread in which all models compute. With OpenMP, each thread that computes has worker threads of its own; those of two
+threads compete for the cores, which doubles the time of a query even if only one computes."""
 _CACHED_QUERIES = 32
 _MOMENTS = 5
 _MAX_FOLDERS = 1000
@@ -60,7 +64,6 @@ class Searcher:
 
     def __init__(self, folder: Path):
         self.index: Index = open_index(folder)
-        self._lock = threading.Lock()
         self._texts: OrderedDict[str, Embeddings] = OrderedDict()  # the query that was used last is last
 
     @cached_property
@@ -119,8 +122,7 @@ class Searcher:
         among = self._among(filters)
         if not among.any():
             return []
-        with self._lock:
-            return self.index.search(query, top, distinct=distinct, among=among)
+        return _MODEL.submit(self.index.search, query, top, distinct=distinct, among=among).result()
 
     def describe_cut(self, query: str) -> str | None:
         """Says how much of a long query the model reads; None if it reads all."""
@@ -141,11 +143,10 @@ class Searcher:
         film = pc.equal(self.index.windows["video_id"], rows[window]["video_id"])
         among = film.combine_chunks().to_numpy(zero_copy_only=False)
         numbers = np.flatnonzero(among).tolist()
-        with self._lock:
-            of_film = self.index.model.similarity(self._embed(query), self.index.embeddings(numbers))[0].cpu()
-            scores = torch.full((len(rows),), -torch.inf)
-            scores[numbers] = of_film
-            best = self.index.rank(scores, _MOMENTS, distinct=True, among=among)
+        of_film = _MODEL.submit(self._compare, query, numbers).result()
+        scores = torch.full((len(rows),), -torch.inf)
+        scores[numbers] = of_film
+        best = self.index.rank(scores, _MOMENTS, distinct=True, among=among)
         windows = [
             {"window": number, "score": score} | {name: rows[number][name] for name in ("start_s", "end_s", "video_s")}
             for number, score in zip(numbers, of_film.tolist(), strict=True)
@@ -155,9 +156,15 @@ class Searcher:
     def explain(self, query: str, window: int) -> tuple[Explanation, int]:
         """Explains the score of a window; also returns the number of its frames."""
         self.span(window)
-        with self._lock:
-            text, video = self._embed(query), self.index.embeddings([window])
-            return explain(self.index.model, self._tokenizer, query, text, video), int(video.mask.sum())
+        return _MODEL.submit(self._explain, query, window).result()
+
+    def _explain(self, query: str, window: int) -> tuple[Explanation, int]:
+        text, video = self._embed(query), self.index.embeddings([window])
+        return explain(self.index.model, self._tokenizer, query, text, video), int(video.mask.sum())
+
+    def _compare(self, query: str, numbers: list[int]) -> Float[Tensor, " some"]:
+        """Returns the scores of some windows."""
+        return self.index.model.similarity(self._embed(query), self.index.embeddings(numbers))[0].cpu()
 
     def _among(self, filters: Filters) -> Bool[np.ndarray, " windows"]:
         videos, lengths = self.index.windows["video_id"], self.index.windows["video_s"]
