@@ -77,7 +77,7 @@ def test_results_are_those_of_the_index(start, index, open_page):
     assert cards.locator(".score").all_inner_texts() == [f"{answer['score']:.3f}" for answer in found]
     assert "0:0" in cards.first.locator(".times").inner_text()
     assert page.evaluate("() => [...document.images].every(image => image.complete && image.naturalWidth === 16)")
-    assert page.locator(".doubts").inner_text().startswith("Whether anything fits cannot be told: ")
+    assert page.locator(".doubts").inner_text().startswith("Whether anything fits a query is unknown: ")
 
 
 def test_a_result_plays_its_span_in_a_loop(start, index, open_page):
