@@ -179,7 +179,7 @@ def move_embeddings(folder: Path, settings: EmbeddingSettings, windows: pa.Table
     Args:
         folder: folder of the index, whose lock the caller holds.
         settings: of its embeddings.
-        windows: the windows that can be found.
+        windows: the windows that a search can return.
         max_length: most frames of a window.
 
     Raises:

@@ -309,5 +309,5 @@ def test_a_server_that_has_ended_is_told(make_server, index, tmp_path, browser):
         search(page)
     page.locator("#query").fill("another")
     page.keyboard.press("Enter")
-    page.get_by_text("The server does not answer: has it ended?").wait_for(timeout=WAIT_MS)
+    page.get_by_text("The server does not answer: is waver serve still running?").wait_for(timeout=WAIT_MS)
     page.close()
