@@ -1,5 +1,7 @@
 """Search in an index that this process makes from a clip store, compared with `waver evaluate`."""
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +16,7 @@ from waver.runs.checkpoint import save_checkpoint
 from waver.search import SearchError, load, open_index
 from waver.search.embedder import WindowEmbedder
 from waver.search.index import IndexSettings, checkpoint_digest, create_index, thumbnail_path, window_id, write_windows
+from waver.search.refresh import refresh
 from waver.search.windows import Windows
 from waver.training.build import build_training
 
@@ -186,3 +189,36 @@ def test_ids_of_windows_say_when(index):
     assert window_id("film.mp4", None, None) == "film.mp4"
     assert pc.all(pc.equal(open_index(index).windows["status"], "ok")).as_py()
     assert thumbnail_path(index, "a", "b") != thumbnail_path(index, "a", "c")
+
+
+def test_a_search_for_all_windows_compares_all_although_there_are_candidates(index, tmp_path):
+    folder = shutil.copytree(index, tmp_path / "index")
+    refresh(folder, exact_up_to=0, progress=False)
+    found, everything = open_index(folder), open_index(index).search("a dog", top=10**6)
+    assert found.candidates is not None
+    assert len(everything) == len(found)
+    assert [answer.window_id for answer in found.search("a dog", top=10**6)] == [
+        answer.window_id for answer in everything
+    ]
+
+
+def test_a_query_that_is_cut_and_a_file_that_cannot_be_compared_are_told(index, tmp_path):
+    found = open_index(index)
+    assert found.model.describe_cut("a dog") is None
+    room = found.model.config.text.max_words - 2
+    assert found.model.describe_cut("dog " * (room + 3)).endswith(
+        f"reads its first {room} words and parts of words, and not the other 3."
+    )
+    (tmp_path / "bad.mp4").write_bytes(b"")
+    with pytest.raises(SearchError, match=r"bad.mp4 cannot be compared: the file has 0 bytes"):
+        found.moment(str(tmp_path / "bad.mp4"))
+
+
+def test_an_index_whose_embeddings_are_gone_says_what_to_do(index, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(index, copy)
+    opened = open_index(copy)
+    for block in (copy / "embeddings" / "items").iterdir():
+        block.unlink()
+    with pytest.raises(SearchError, match=r"copy cannot be read: search again if `waver index` was at work meanwhile"):
+        opened.search("a red ball")

@@ -127,6 +127,22 @@ def test_a_command_that_was_stopped_before_the_blocks_were_deleted_is_continued(
     check(tmp_path, windows_of([*range(11)]))
 
 
+def test_what_a_command_that_was_killed_leaves_is_deleted_by_the_next_one(tmp_path):
+    windows = windows_of([*range(20)])
+    embed(tmp_path, windows)
+    (block,) = blocks(tmp_path)
+    content = block.read_bytes()
+    move_embeddings(tmp_path, SETTINGS, windows, FRAMES)
+    block.write_bytes(content)  # killed before it deleted the blocks
+    expected = set((tmp_path / "vectors").iterdir())
+    for name in ("old.values", "old.rows.npy", "new.values.1234.part"):
+        (tmp_path / "vectors" / name).write_bytes(b"left over")
+    move_embeddings(tmp_path, SETTINGS, windows, FRAMES)
+    assert blocks(tmp_path) == []
+    assert set((tmp_path / "vectors").iterdir()) == expected
+    check(tmp_path, windows)
+
+
 def test_damage_is_told(tmp_path):
     windows = windows_of([*range(10)])
     embed(tmp_path, windows)

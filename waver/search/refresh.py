@@ -40,7 +40,7 @@ def refresh(folder: Path, *, exact_up_to: int | None = None, progress: bool = Tr
         How approximate search finds candidates; None if search is exact, over all windows.
 
     Raises:
-        SearchError, EmbeddingError: if a file of the index is damaged.
+        SearchError: if a file of the index is damaged.
         OSError: if a file cannot be written.
     """
     if not len(found_windows(folder)):

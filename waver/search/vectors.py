@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 
-from waver.data.embedding_store import EmbeddingSettings, EmbeddingStore, decode, encode
+from waver.data.embedding_store import EmbeddingError, EmbeddingSettings, EmbeddingStore, decode, encode
 from waver.search.index import SearchError, found_windows
 from waver.tools.files import atomic_write, read_json, write_json
 
@@ -126,8 +126,7 @@ class Vectors:
             The embeddings, zero after the last frame of each window, and the number of frames of each window.
 
         Raises:
-            EmbeddingError: if the embeddings of a window are missing from the blocks, or are damaged there.
-            SearchError: if they are damaged in the file.
+            SearchError: if the embeddings of a window are missing or damaged.
         """
         chosen = np.asarray(numbers, np.int64)
         places = self._places[chosen]
@@ -139,7 +138,13 @@ class Vectors:
         if not moved.all():
             rows = self._windows.take(pa.array(chosen[~moved]))
             items = list(zip(rows["window_id"].to_pylist(), rows["source"].to_pylist(), strict=True))
-            values[~moved], lengths[~moved] = self._blocks.read(items, max_length)
+            try:
+                values[~moved], lengths[~moved] = self._blocks.read(items, max_length)
+            except EmbeddingError as error:  # its remedy is that of an embedding store of an experiment
+                raise SearchError(
+                    f"embeddings of {self._folder} cannot be read: search again if `waver index` was at work meanwhile; "
+                    f"otherwise run it again, which embeds what is missing ({str(error).partition(':')[0]})"
+                ) from error
         return values, lengths
 
     def _read_file(
@@ -174,7 +179,7 @@ def move_embeddings(folder: Path, settings: EmbeddingSettings, windows: pa.Table
     """Moves the embeddings of all windows from their blocks to the file.
 
     If few windows have changed, it moves nothing: these windows stay in their blocks. Blocks are deleted only when the file
-    is complete, so an interruption loses nothing.
+    is complete, so an interruption loses nothing. The next command then deletes the blocks and files that are left over.
 
     Args:
         folder: folder of the index, whose lock the caller holds.
@@ -183,15 +188,18 @@ def move_embeddings(folder: Path, settings: EmbeddingSettings, windows: pa.Table
         max_length: most frames of a window.
 
     Raises:
-        EmbeddingError, SearchError: if an embedding is missing or damaged.
+        SearchError: if an embedding is missing or damaged.
         OSError: if the file cannot be written; the blocks are still there.
     """
+    _delete_left_over(folder, settings)
     vectors = Vectors(folder, settings, windows)
-    if not len(windows) or vectors.num_changed <= _REWRITTEN_FRACTION * len(windows):
+    num_changed = vectors.num_changed
+    if not len(windows) or 0 < num_changed <= _REWRITTEN_FRACTION * len(windows):
         return
-    logger.info(f"moving the embeddings of {len(windows):,} windows into one file")
     blocks = sorted((folder / "embeddings" / "items").glob("*.parquet"))
-    write_vectors(folder, settings, windows, _all_values(vectors, len(windows), max_length))
+    if num_changed:
+        logger.info(f"moving the embeddings of {len(windows):,} windows into one file")
+        write_vectors(folder, settings, windows, _all_values(vectors, len(windows), max_length))
     for block in blocks:
         block.unlink()
 
@@ -223,6 +231,14 @@ def write_vectors(
     write_json(folder / "vectors" / "manifest.json", {"files": names, "windows": windows_digest(windows)})
     for old in before:
         (folder / "vectors" / old).unlink()
+
+
+def _delete_left_over(folder: Path, settings: EmbeddingSettings) -> None:
+    """Deletes files that are left over from commands that were stopped while they replaced the file."""
+    kept = {"manifest.json", *_open(folder, settings).names}
+    for path in (folder / "vectors").glob("*"):
+        if path.name not in kept:
+            path.unlink()
 
 
 def window_keys(windows: pa.Table) -> UInt64[np.ndarray, " windows"]:
