@@ -41,7 +41,7 @@ def test_a_caption_whose_own_score_is_unknown_counts_as_low():
 def test_too_few_captions_give_no_threshold():
     found = calibrate(torch.ones(MIN_QUERIES - 1), torch.zeros(MIN_QUERIES - 1), num_clips=9)
     assert found == Uncalibrated("the validation split has 99 captions, and an error rate of 5% needs 100")
-    assert str(found).startswith("whether anything fits cannot be told: the validation split has 99 captions")
+    assert str(found).startswith("whether anything fits a query is unknown: the validation split has 99 captions")
 
 
 def test_a_calibration_is_stored_with_the_index(tmp_path):

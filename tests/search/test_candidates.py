@@ -56,8 +56,8 @@ def test_the_best_windows_are_among_the_candidates_and_the_recall_is_what_was_me
     assert all(len(of_query) <= found.candidacy.num_candidates < NUM_WINDOWS for of_query in numbers)
     assert all((np.diff(of_query) > 0).all() for of_query in numbers)
     assert str(found.candidacy) == (
-        f"approximate: ranks 1,000 candidates of 3,000 windows exactly, and finds {measured:.1%} of the ten best windows, "
-        "measured on 32 captions"
+        f"approximate: the model ranks 1,000 candidates of 3,000 windows; {measured:.1%} of the ten best windows are among "
+        "them, measured on 32 captions"
     )
 
 
@@ -126,7 +126,7 @@ def test_without_queries_the_recall_is_unknown(tmp_path, windows):
     candidacy = build_candidates(
         tmp_path, "d", 700, [windows[:700]], INTERACTIONS["wti"], Queries(None, "it takes hours"), token_wise
     )
-    assert str(candidacy).endswith("how many of the best windows it finds was not measured: it takes hours")
+    assert str(candidacy).endswith("; their recall was not measured: it takes hours")
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "content", "manifest"])

@@ -1,11 +1,11 @@
 """Synthetic embeddings of long films and of captions that describe them, with the structure of real ones.
 
-What makes search hard is kept:
+They keep what makes search hard:
 
-- All frames share a direction, and so do all words (the cones of a two-tower model): two frames of any films have a cosine
-  of 0.5 or so, and a caption has about 0.15 with most windows.
+- All frames share a direction, and so do all words (the cone effect of two-tower models). Frames of different films have
+  cosines of about 0.5, and words have cosines of about 0.15 with most frames.
 - Few directions have most of the variance: that of direction i is proportional to 1 / (i + 10).
-- A film has one topic of many, and a few topics are those of most films.
+- A film has one of many topics. Their frequencies follow Zipf's law, so a few topics are those of most films.
 - A film is a sequence of scenes. The frames of a scene have cosines of 0.9. Neighbouring windows share half of their frames.
 - A caption has a few words that describe its window and many that do not. Its weights are peaked on the former.
 
@@ -28,13 +28,14 @@ WINDOWS_PER_FILM = 250
 _TOPICS, _AREAS = 5000, 60
 _SCENE_FRAMES = (6, 60)
 _CONE = 0.5
-"""Share of a frame's or a word's squared length that all of them have in common."""
+"""Share of the squared length of a frame or a word that lies in the common direction."""
 _CONES_COSINE = 0.3
+"""Cosine of the common direction of words with that of frames."""
 _TOPIC, _FILM, _SCENE, _FRAME = 0.3, 0.25, 0.25, 0.2
-"""Shares of variance of the rest of a frame."""
+"""Shares of the topic, the film, the scene and the frame itself in the variance of the rest of a frame."""
 _WORDS = (8, 18)
 _TELLING, _OTHER = (0.45, 0.75), (0.0, 0.25)
-"""Cosines, within the rest, of a word that tells something, and of one that does not, with what the window shows."""
+"""Cosines, without the common directions, with what the window shows: of words that describe it, and of other words."""
 _SHARPNESS = 4.0
 
 
@@ -59,11 +60,11 @@ class World:
             yield self._film(film, base)[: num_windows - first]
 
     def captions(self, number: int, num_windows: int) -> Embeddings:
-        """Draws captions of random windows; the first frame that is not shared with the window before is described.
+        """Draws captions of random windows. A caption describes the first frame that the window before does not have.
 
         Args:
             number: number of captions.
-            num_windows: number of windows that there are.
+            num_windows: number of windows to choose from.
         """
         base, random = self._base(), np.random.default_rng([self.seed, 1])
         values = np.zeros((number, _WORDS[1], self.width), np.float32)
@@ -87,7 +88,7 @@ class World:
         return Embeddings(torch.from_numpy(values), torch.from_numpy(mask), weights)
 
     def weigh(self, values: Float[Tensor, "M F D"]) -> Embeddings:
-        """Weighs frames by a fixed direction, as the head of a trained model does."""
+        """Computes the weights of frames from their cosines with a fixed direction, like the weight head of a model."""
         head = np.random.default_rng([self.seed, 2]).normal(size=self.width).astype(np.float32)
         logits = F.normalize(values, dim=-1) @ torch.from_numpy(head) * _SHARPNESS
         mask = torch.ones(values.shape[:2], dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Search among many windows: what an index takes, and what candidates find of the exact answers.
+"""Measures search among many windows: time, memory and disk of an index, and the recall of its candidates.
 
 Windows and captions are those of `waver.benchmarks.films`; the files are those that `waver index` writes, in fp16.
 """
@@ -29,12 +29,12 @@ from waver.tools.memory import peak_rss
 _CHUNK = 4096
 _NUM_QUERIES, _NUM_EXACT = 64, 1
 _NUM_ROWS = 16
-"""Words of one matrix product, as search takes them for one short caption; captions with more take more."""
+"""Words of one matrix product, as many as search takes for one short caption; it takes more for longer captions."""
 _WTI = INTERACTIONS["wti"]
 
 
 def measure_search(context: Context) -> list[Row]:
-    """Measures each part once, and each query once; the median and range are over queries."""
+    """Measures each step once, and each query once; medians and ranges are over queries."""
     number = context.sizes.search_windows
     work = f"search, {number:,} windows"
     if not has_faiss():
@@ -66,7 +66,7 @@ def measure_search(context: Context) -> list[Row]:
 
 
 class _Films:
-    """The index of synthetic films that is measured."""
+    """An index of synthetic films, on which search is measured."""
 
     def __init__(self, folder: Path, world: World, number: int):
         self.folder, self.world = folder, world
@@ -83,12 +83,12 @@ class _Films:
         write_vectors(self.folder, self.settings, self.windows, every)
 
     def open(self) -> None:
-        """Opens them, and reads the last window."""
+        """Opens the embeddings, and reads the last window."""
         self.vectors = Vectors(self.folder, self.settings, self.windows)
         self.read([len(self.windows) - 1])
 
     def read(self, numbers: Sequence[int]) -> Embeddings:
-        """Reads and weighs the embeddings of some windows."""
+        """Reads the embeddings of some windows, and computes the weights of their frames."""
         assert self.vectors is not None, "opened before"
         values, _ = self.vectors.read(numbers, self.world.num_frames)
         return self.world.weigh(torch.from_numpy(values))
@@ -120,15 +120,15 @@ class _Films:
         return num_bytes <= CACHED_FRACTION * psutil.virtual_memory().available
 
     def prepare(self) -> None:
-        """Reads all windows, as the first search does."""
+        """Reads all windows into memory, as the first search does."""
         self._prepared = [prepare_clips(windows) for windows in self.chunks()]
 
     def scores_in_memory(self, text: Embeddings) -> torch.Tensor:
-        """Compares a caption with all windows, which were read before."""
+        """Compares a caption with all windows in memory."""
         return torch.cat([token_wise(text, windows, _NUM_ROWS) for windows in self._prepared], dim=1)
 
     def scores(self, text: Embeddings) -> torch.Tensor:
-        """Reads all windows, and compares a caption with them."""
+        """Reads all windows from the disk, and compares a caption with them."""
         return torch.cat([token_wise(text, windows, _NUM_ROWS) for windows in self.chunks()], dim=1)
 
 

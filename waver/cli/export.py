@@ -23,24 +23,30 @@ def export(
         str,
         typer.Argument(
             metavar="RUN_OR_INDEX",
-            help="Folder or URL of a run (its best checkpoint) or of a checkpoint; the YAML file of an experiment, for its "
-            "pre-trained backbone; or the folder of an index.",
+            help="Folder or URL of a run (its best checkpoint is used) or of a checkpoint; the YAML file of an experiment, "
+            "for its pre-trained backbone; or the folder of an index.",
             show_default=False,
         ),
     ],
     to: Annotated[
-        Path, typer.Option(help="Folder for the files, new, empty or from the same command.", show_default=False)
+        Path,
+        typer.Option(
+            help="Folder for the files: new, empty, or an earlier export by the same command, which is replaced.",
+            show_default=False,
+        ),
     ],
     format: Annotated[Literal["npz", "parquet", "safetensors"], typer.Option(help="Format of the files.")] = "npz",
     split: Annotated[Split | None, typer.Option(help="Split of a run.", show_default="test")] = None,
     overrides: Set = [],  # noqa: B006
 ) -> None:
-    """Write the embeddings of a split, or of an index, for other programs, with a README that says how to use them."""
+    """Write the embeddings of a split or of an index for other programs, with a README that says how to use them."""
     if (Path(run_or_config) / "windows.parquet").exists():
         _export_index(Path(run_or_config), to, format, split, overrides)
     else:
         _export_run(run_or_config, to, format, split or "test", overrides)
-    logger.info(f"README.md says what the files hold, and computes scores from them: {display_path(to / 'README.md')}")
+    logger.info(
+        f"next: {display_path(to / 'README.md')} describes the files, and has Python code that computes scores from them"
+    )
 
 
 def _export_index(index: Path, to: Path, format: "Format", split: Split | None, overrides: list[str]) -> None:

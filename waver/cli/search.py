@@ -33,29 +33,31 @@ def index(
     videos: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders of videos, videos, and tables (CSV, JSONL, ...) with the columns video and, for segments, "
-            "start_s and end_s.",
+            help="Folders of videos, video files, and tables (CSV, JSONL, ...) with the columns video and, for segments, "
+            "start_s and end_s. Paths in a table are relative to its folder.",
             show_default=False,
         ),
     ],
     to: Annotated[
         Path | None, typer.Option(help="Folder of the index.", show_default="storage.path/indexes/NAME")
     ] = None,
-    window: Annotated[float, typer.Option(min=0.1, help="Length of a window of a film, in seconds.")] = 10.0,
-    stride: Annotated[float, typer.Option(min=0.1, help="Seconds from one window to the next.")] = 5.0,
+    window: Annotated[float, typer.Option(min=0.1, help="Length of a window, in seconds.")] = 10.0,
+    stride: Annotated[
+        float, typer.Option(min=0.1, help="Seconds from the start of a window to that of the next.")
+    ] = 5.0,
     whole: Annotated[bool, typer.Option("--whole", help="Make one window of each video, of any length.")] = False,
     exact_up_to: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Windows up to which a search compares all of them with a query; of more it compares candidates.",
+            help="Number of windows up to which search is exact; with more, FAISS finds candidates, which alone are ranked.",
             show_default="100,000; 2,000 for xti",
         ),
     ] = None,
     workers: Workers = None,
     overrides: Set = [],  # noqa: B006
 ) -> None:
-    """Index videos for search; a later call adds those that are new or have changed, and removes those that are gone."""
+    """Index videos for search; run again, it indexes what is new or has changed, and removes videos that are gone."""
     from waver.data.ledger import describe_failures
     from waver.on_ray.stages.index import run_index
     from waver.search.windows import Windows
@@ -63,7 +65,8 @@ def index(
     checkpoint, experiment = model_of(run_or_config, overrides, workers)
     if to is None and is_url(str(experiment.storage.path)):
         raise ConfigError(
-            f"storage.path is {experiment.storage.path}: name a folder of this machine for the index (--to)"
+            f"storage.path is {experiment.storage.path}, but an index must be in a folder of this machine: name one "
+            "(--to FOLDER)"
         )
     folder = to or experiment.storage.folder / "indexes" / experiment.name
     windows = Windows(None if whole else window, stride)
@@ -73,7 +76,8 @@ def index(
     if report.failures:
         logger.warning("\n  ".join(["windows that could not be decoded:", *describe_failures(report.failures)]))
     logger.info(
-        f"{report.num_windows} windows of {report.num_videos} videos can be found; {report.num_embedded} were embedded now"
+        f"the index has {report.num_windows} windows of {report.num_videos} videos; this command embedded "
+        f"{report.num_embedded} of them"
     )
     logger.info(str(report.calibration))
     logger.info(f'next: waver search {shlex.quote(display_path(folder))} "a sentence"')
@@ -111,20 +115,20 @@ def search(
         str | None,
         typer.Option(
             metavar="VIDEO@TIME",
-            help="Find the moments most like this one. VIDEO is a video of the index, by its id, or a file; TIME is in "
-            "seconds, or minutes:seconds.",
+            help="Find the moments most like this one. VIDEO is the id of an indexed video, or a file; TIME is in seconds, "
+            "minutes:seconds or hours:minutes:seconds.",
             show_default=False,
         ),
     ] = None,
     against: Annotated[
-        bool, typer.Option("--against", help="Compare the moment of --like with the queries, in place of a search.")
+        bool, typer.Option("--against", help="Do not search; compare the moment of --like with the queries.")
     ] = False,
     overlapping: Annotated[
         bool, typer.Option("--overlapping", help="Also list windows that overlap a better one of the same video.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per query.")] = False,
 ) -> None:
-    """Find the moments of indexed videos that fit a sentence, or are like another moment, best."""
+    """Find the moments of indexed videos that best fit a sentence, or that are most like another moment."""
     from waver.search import open_index
     from waver.search.calibration import Calibration
 
@@ -150,11 +154,13 @@ def search(
 def _check_questions(queries: list[str], like: str | None, *, against: bool) -> None:
     if against and not (like and queries):
         raise ConfigError(
-            "--against compares a moment with sentences: waver search INDEX --like VIDEO@TIME --against SENTENCE SENTENCE"
+            "--against compares a moment with sentences, so it needs both: waver search INDEX --like VIDEO@TIME --against "
+            '"a sentence" "another sentence"'
         )
     if like and queries and not against:
         raise ConfigError(
-            "--like searches for a moment, so it takes no query; to compare the moment with these sentences, add --against"
+            "--like searches with a moment in place of a query: leave out the sentences, or add --against to compare them "
+            "with the moment"
         )
     if not (like or queries):
         raise ConfigError('there is no query: write one, as in waver search INDEX "a man folds a paper plane"')

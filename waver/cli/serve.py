@@ -12,7 +12,10 @@ def serve(
         typer.Argument(metavar="INDEX [INDEX2]", help="Folder of an index, or of two to compare.", show_default=False),
     ],
     host: Annotated[
-        str, typer.Option(help="Interface to listen on; beyond this machine (0.0.0.0) the page needs a token.")
+        str,
+        typer.Option(
+            help="Address to listen on. With 0.0.0.0, other machines can use the page with the token that is printed."
+        ),
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
@@ -21,12 +24,14 @@ def serve(
     judgements: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="JSONL file for good and bad answers.", show_default="judgements.jsonl in INDEX"
+            metavar="FILE",
+            help="JSONL file for the results that you judge good; all verdicts are in NAME.verdicts.jsonl beside it.",
+            show_default="judgements.jsonl in INDEX",
         ),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Search indexed videos in a web page: watch, explain, compare and judge answers, until Ctrl-C."""
+    """Search indexed videos in a web page: watch, explain, compare and judge the results. Ctrl-C ends it."""
     from waver.search import SearchError
 
     try:

@@ -121,7 +121,7 @@ def run_quickstart(output: Path, *, workers: int, show_table: Callable[[object],
 
 
 def _show_search(config: ExperimentConfig, found: Sequence[Found], show_table: Callable[[object], None]) -> None:
-    logger.info("the run with knowledge searches the test videos in the words of three writers:")
+    logger.info("the run with knowledge searches the test videos with captions by three writers:")
     descriptions = describe_videos(config)
     for query in found:
         show_table(found_table(query, descriptions))

@@ -1,4 +1,4 @@
-"""The last step of the quickstart: an index of its test videos, searched in the words of three writers."""
+"""The last step of the quickstart: indexes its test videos, and searches them with captions by three writers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from waver.search.windows import Windows
 WRITERS = ("plain", "terse", "synonyms")
 """Styles of the queries; training has seen the first two."""
 DESCRIBED_BY = "plain"
-"""Style of the captions that say what is in the videos found."""
+"""Style of the captions that describe the videos found."""
 _WINDOW_S, _STRIDE_S = 10.0, 5.0
-"""Those of `waver index`, so that its next call can add videos."""
+"""The defaults of `waver index`: with other windows, a later `waver index` would refuse this index."""
 _NUM_ANSWERS = 3
 
 
@@ -36,7 +36,7 @@ class Found:
 
 
 def index_folder(config: ExperimentConfig) -> Path:
-    """Returns the folder of the index of a run, that of `waver index` without --to."""
+    """Returns the folder of the index of a run; `waver index` has the same default."""
     return config.storage.folder / "indexes" / config.name
 
 
@@ -47,6 +47,9 @@ def search_test_videos(config: ExperimentConfig) -> list[Found]:
 
     Args:
         config: configuration of the run.
+
+    Returns:
+        The queries with their best answers.
     """
     captions = load_captions(config)
     test = captions.filter(pc.equal(captions["split"], "test"))
@@ -71,7 +74,7 @@ def found_table(found: Found, descriptions: Mapping[Path, str]) -> Table:
 
     Args:
         found: the query and its answers.
-        descriptions: path of a video -> what is in it.
+        descriptions: path of a video -> a caption that describes it.
     """
     table = Table(title=f"[{found.writer}] {found.query}", title_justify="left")
     for name, justify in (("score", "right"), ("in the video", "left"), ("seconds", "right"), ("video", "left")):

@@ -1,4 +1,7 @@
-"""Searches the videos of a user: model of a run, windows of films, index of their embeddings. Imports no Ray."""
+"""Searches the videos of a user: the model of a run, an index of windows of videos, exact and approximate search.
+
+Nothing here imports Ray: `waver.on_ray.stages.index` builds an index, and this package reads it.
+"""
 
 from waver.search.answers import Answer
 from waver.search.index import SearchError

@@ -54,7 +54,7 @@ class Match:
 
 
 class WindowRows(Sequence[dict[str, Any]]):
-    """The rows of a table of windows as dictionaries, made when they are asked for: of a million, few are."""
+    """The rows of a table of windows as dictionaries, each made when it is read: of a million rows, few are."""
 
     def __init__(self, windows: pa.Table):
         self._windows = windows.combine_chunks()
@@ -85,15 +85,15 @@ def best_windows(
     among: Bool[np.ndarray, " rows"] | None = None,
     taken: Sequence[int] = (),
 ) -> Iterator[int]:
-    """Yields positions in `scores`, best first; equal scores in the order of `numbers`.
+    """Yields the positions in `scores` of the windows to return, best first; equal scores in the order of `numbers`.
 
     Args:
-        scores: of some windows.
-        numbers: row of each of these windows, ascending.
+        scores: scores of some windows.
+        numbers: row of each of these windows in `rows`, ascending.
         rows: all windows of the index.
         distinct: whether to leave out windows that overlap a better one of the same video.
         among: which windows may be returned; None for all.
-        taken: windows that are never returned; with `distinct`, neither are those that overlap one of them.
+        taken: rows of windows that are never returned; with `distinct`, windows that overlap them are not either.
     """
     chosen: dict[str, list[int]] = {}
     for number in taken:

@@ -1,13 +1,20 @@
-"""Says whether anything in an index fits a query, with an error rate that was measured on the validation split.
+"""Chooses the score below which probably nothing in an index fits a query, on the validation split of the model's run.
 
-A threshold is chosen such that a share `error_rate` of the validation captions score their own clip below it. If the best
-window of a query scores below the threshold, probably nothing fits. If a window fits, the best score is not below that of
-this window. So at most a share `error_rate` of the queries that have an answer are told so wrongly, in an index of any size,
-as long as queries and videos are like those of the validation split (split conformal prediction, Vovk et al., "Algorithmic
-Learning in a Random World", 2005).
+The threshold is chosen such that at most a share `ERROR_RATE` of the validation captions score their own clip below it
+(split conformal prediction, Vovk et al., "Algorithmic Learning in a Random World", 2005). If the best window of a query
+scores below the threshold, probably nothing fits.
 
-How many queries without an answer are recognised depends on the number of clips they are compared with, since the best of
-more wrong clips scores higher.
+This verdict is wrong for at most a share `ERROR_RATE` of the queries that have an answer, in an index of any size: if a
+window fits, the best score of the query is at least the score of this window. It assumes that
+
+- queries and videos are like those of the validation split,
+- the search is exact. Approximate search can also miss the window that fits, see `waver.search.candidates`.
+
+The best checkpoint of a run is chosen on the same split. This makes its scores look slightly better than those of new
+queries.
+
+How many queries without an answer score below the threshold depends on the number of clips that they are compared with: the
+best of more wrong clips scores higher.
 """
 
 import dataclasses
@@ -23,31 +30,31 @@ from waver.tools.files import read_json, write_json
 
 ERROR_RATE = 0.05
 MIN_QUERIES = 100
-"""Captions that validation must have: with fewer, the share `ERROR_RATE` rests on less than five captions."""
+"""Captions that the validation split must have: of 100 captions, the fifth lowest score is the threshold."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold of scores, and how often it is wrong on the validation split."""
+    """The score below which probably nothing fits, and how reliable it is on the validation split."""
 
     threshold: float
-    """If the best score of a query is below, probably nothing fits."""
+    """If the best score of a query is below it, probably nothing fits."""
     error_rate: float
-    """Share of the queries with an answer that score it below the threshold, at most."""
+    """Share of the queries with an answer that score this answer below the threshold, at most."""
     detection_rate: float
-    """Share of the queries whose best wrong clip scores below the threshold."""
+    """Share of the validation captions that would score below the threshold if their own clip were missing."""
     num_queries: int
-    """Captions of the validation split."""
+    """Number of captions of the validation split."""
     num_clips: int
-    """Clips that each of them was compared with."""
+    """Number of clips that each of them was compared with."""
 
     def nothing_fits(self, best_score: float) -> bool:
-        """Returns whether a query with this best score probably has no answer."""
+        """Returns whether probably nothing fits a query with this best score."""
         return best_score < self.threshold
 
     @property
     def verdict(self) -> str:
-        """What a user is told of such a query."""
+        """What a user is told if nothing fits a query."""
         return (
             f"Probably nothing fits: no score reaches {self.threshold:.3f}. This is wrong for at most "
             f"{self.error_rate:.0%} of the queries that have an answer, measured on {self.num_queries} validation captions."
@@ -55,8 +62,8 @@ class Calibration:
 
     def __str__(self) -> str:
         return (
-            f'below a score of {self.threshold:.3f}, "probably nothing fits": on {self.num_queries} validation captions '
-            f"this is wrong for at most {self.error_rate:.0%} of the queries that have an answer, and recognises "
+            f'if the best score is below {self.threshold:.3f}, "probably nothing fits": on {self.num_queries} validation '
+            f"captions, this is wrong for at most {self.error_rate:.0%} of the queries that have an answer, and right for "
             f"{self.detection_rate:.0%} of those that have none among {self.num_clips} clips (other videos and queries can "
             "differ)"
         )
@@ -64,23 +71,23 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Uncalibrated:
-    """Says why there is no threshold."""
+    """Why an index has no threshold."""
 
     reason: str
 
     def __str__(self) -> str:
-        return f"whether anything fits cannot be told: {self.reason}"
+        return f"whether anything fits a query is unknown: {self.reason}"
 
 
 def calibrate(
     own: Float[Tensor, " texts"], others: Float[Tensor, " texts"], num_clips: int
 ) -> Calibration | Uncalibrated:
-    """Chooses the threshold.
+    """Chooses the threshold; returns why there is none if the validation split has fewer than `MIN_QUERIES` captions.
 
     Args:
         own: score of each validation caption with its own clip; -inf if it is not known.
-        others: best score of each with another clip that does not fit as well.
-        num_clips: clips that each caption was compared with.
+        others: best score of each caption with a wrong clip; duplicates of its own clip are not wrong.
+        num_clips: number of clips that each caption was compared with.
     """
     if len(own) < MIN_QUERIES:
         return Uncalibrated(

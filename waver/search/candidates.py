@@ -1,15 +1,19 @@
-"""Finds the windows that may fit a query among millions, by approximate search of one vector per window.
+"""Finds candidates for a query among millions of windows, by approximate vector search with FAISS.
 
-The vector of a window is the weighted sum of its unit frames, that of a text the weighted sum of its unit words. Their inner
-product is the weighted mean of all cosines of words with frames: at most the token-wise similarity, which takes maxima in
-place of means, and close to it where the frames of a window are alike. For interactions that compare the sentence, it is the
-cosine of the end token with the mean frame, which is `dp`. The best windows by this product are candidates; the model's own
-interaction then ranks the candidates.
+The search compares one vector per window with one vector per query. The windows with the largest inner products are the
+candidates, and the model's own interaction then ranks them.
 
-FAISS searches an inverted file: each vector is in the list of its nearest centroid, and a search reads the lists of the
-centroids nearest to the query. Values are stored in 8 bits. The file is mapped into memory.
+- For interactions that compare words with frames, the vector of a window is the weighted sum of its unit frames, and that of
+  a text the weighted sum of its unit words. Their inner product is the weighted mean of all cosines of words with frames.
+  The token-wise similarity takes maxima in place of means, so it is never smaller. The two are close if the frames of a
+  window are alike.
+- For interactions that compare the whole sentence (`dp`, `xti`), the vectors are the end token and the mean frame, and their
+  inner product is the similarity of `dp`.
 
-    candidates/manifest.json     `Candidacy`, the name of the file, and the windows that it has
+FAISS searches an inverted file (IVF): each vector is in the list of its nearest centroid, and a search reads the lists of
+the centroids nearest to the query. Values are quantised to 8 bits (SQ8). The file is mapped into memory.
+
+    candidates/manifest.json     `Candidacy`, the name of the file, its size, and the digest of its windows
     candidates/<name>.faiss      the inverted file; its ids are the numbers of the windows
 """
 
@@ -33,9 +37,8 @@ from waver.tools.files import read_json
 
 _INSTALL = "pip install -e '.[search]'"
 
-
 _EXACT, _EXACT_CROSS_ENCODER = 100_000, 2_000
-"""Windows that a query is compared with in about a second on 2 cores."""
+"""Numbers of windows that can be compared with a query in about a second on 2 cores."""
 
 
 def exact_limit(interaction: Interaction) -> int:
@@ -45,7 +48,7 @@ def exact_limit(interaction: Interaction) -> int:
 
 @dataclass(frozen=True)
 class Candidacy:
-    """How candidates are chosen, and how many of the right answers they have."""
+    """How approximate search finds candidates, and their recall."""
 
     num_windows: int
     num_lists: int
@@ -55,22 +58,22 @@ class Candidacy:
     num_candidates: int
     """Candidates of a query."""
     recall: float | None
-    """Share of the exact ten best windows that are found among the candidates; None if it was not measured."""
+    """Share of the ten best windows of the exact search that are among the candidates; None if it was not measured."""
     queries: str
     """What the recall was measured on, as in "64 validation captions"; or why it was not measured."""
 
     def __str__(self) -> str:
-        ranked = f"approximate: ranks {self.num_candidates:,} candidates of {self.num_windows:,} windows exactly"
+        ranked = f"approximate: the model ranks {self.num_candidates:,} candidates of {self.num_windows:,} windows"
         if self.recall is None:
-            return f"{ranked}; how many of the best windows it finds was not measured: {self.queries}"
-        return f"{ranked}, and finds {self.recall:.1%} of the ten best windows, measured on {self.queries}"
+            return f"{ranked}; their recall was not measured: {self.queries}"
+        return f"{ranked}; {self.recall:.1%} of the ten best windows are among them, measured on {self.queries}"
 
 
 class Candidates:
     """The inverted file of an index, open for search. Threads may share it.
 
     Attributes:
-        candidacy: how candidates are chosen.
+        candidacy: how candidates are found.
     """
 
     def __init__(self, index: Any, candidacy: Candidacy):
@@ -87,9 +90,11 @@ class Candidates:
         """Returns the numbers of the candidates of each query, ascending.
 
         Args:
-            queries: see `pool_texts`.
-            number: candidates of a query; there are fewer if the lists have fewer.
-            num_searched: lists to read; proportionally more of them if `among` has few windows.
+            queries: vectors of the queries, see `pool_texts`.
+            number: number of candidates of a query; fewer are returned if the lists that are read have fewer. None for that
+                of `candidacy`.
+            num_searched: number of lists to read, None for that of `candidacy`; proportionally more are read if `among`
+                has few windows.
             among: numbers of the windows that may be returned, at least one; None for all.
         """
         faiss = import_faiss()
@@ -102,12 +107,12 @@ class Candidates:
 
 
 def pool_windows(interaction: Interaction, video: Embeddings) -> Float[Tensor, "V D"]:
-    """Returns the vector of each window, see above."""
+    """Returns the vector that approximate search has of each window."""
     return mean_frame(video) if interaction.compares_sentence else _weighted_sum(video)
 
 
 def pool_texts(interaction: Interaction, text: Embeddings) -> Float[Tensor, "T D"]:
-    """Returns the vector of each text, see above."""
+    """Returns the vector that approximate search compares for each text."""
     return sentence(text) if interaction.compares_sentence else _weighted_sum(text)
 
 
@@ -117,7 +122,7 @@ def _weighted_sum(items: Embeddings) -> Float[Tensor, "M D"]:
 
 
 def open_candidates(folder: Path, windows: str) -> Candidates | None:
-    """Opens the candidates of an index; returns None if it has none, or those of other windows.
+    """Opens the inverted file of an index; returns None if there is none, or it was built from other windows.
 
     Args:
         folder: folder of the index.
@@ -143,7 +148,7 @@ def open_candidates(folder: Path, windows: str) -> Candidates | None:
 
 
 def manifest_of(path: Path, windows: str, candidacy: Candidacy) -> dict[str, Any]:
-    """Returns the content of the manifest."""
+    """Returns the content of `candidates/manifest.json`."""
     return {
         "file": path.name,
         "num_bytes": path.stat().st_size,
@@ -166,5 +171,5 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise SearchError(f"search in so many windows needs FAISS, which is not installed: {_INSTALL}") from None
+        raise SearchError(f"approximate search needs FAISS, which is not installed: {_INSTALL}") from None
     return faiss

@@ -1,4 +1,4 @@
-"""Builds the candidates of an index, and measures how many of the right answers they have; see `waver.search.candidates`."""
+"""Builds the inverted file that finds candidates, and measures their recall; see `waver.search.candidates`."""
 
 import logging
 import uuid
@@ -20,23 +20,23 @@ from waver.tools.files import write_json
 logger = logging.getLogger(__name__)
 
 TARGET = 0.99
-"""Recall at which no more candidates are tried."""
+"""Recall that is good enough: no more candidates or lists are tried."""
 _NUM_CANDIDATES = (1000, 3000)
 _NUM_SEARCHED = (16, 64, 256)
-"""Numbers of candidates and of lists that are tried, the cheapest first."""
+"""Numbers of candidates and of lists to read that are tried, the cheapest first."""
 _TOP = 10
 _VECTORS_PER_LIST = 40
-"""Vectors that the centroids are trained on, for each list; FAISS asks for 39 or more."""
+"""Vectors per list that the centroids are trained on; FAISS warns below 39."""
 _ADDED = 65_536
 """Vectors that are added to the file at a time."""
 
 
 @dataclass(frozen=True)
 class Queries:
-    """Queries that the recall is measured on."""
+    """Queries that the recall is measured with."""
 
     text: Embeddings | None
-    """None to measure nothing."""
+    """None if the recall is not measured."""
     about: str
     """See `Candidacy.queries`."""
 
@@ -50,19 +50,23 @@ def build_candidates(
     queries: Queries,
     similarity: Callable[[Embeddings, Embeddings], Float[Tensor, "T V"]],
 ) -> Candidacy:
-    """Builds the candidates of an index from the embeddings of its windows, which are read once.
+    """Builds the inverted file of an index from the embeddings of its windows, which are read once.
 
-    The numbers of lists and of candidates are the smallest whose recall reaches `TARGET`. Meanwhile the vectors of all
-    windows are in a temporary file, 2 bytes a value. A command that is killed leaves the candidates before.
+    It chooses the smallest numbers of candidates and of lists to read whose recall reaches `TARGET`, or the largest ones if
+    none does. While it builds, the vectors of all windows are in a temporary file, 2 bytes per value. If the command is
+    killed, the former inverted file stays in use.
 
     Args:
         folder: folder of the index.
         windows: see `waver.search.vectors.windows_digest`.
         num_windows: number of windows.
-        chunks: embeddings of the windows, in their order.
-        interaction: that of the model.
-        queries: to measure the recall with.
+        chunks: embeddings of the windows, in the order of their numbers.
+        interaction: interaction of the model.
+        queries: queries to measure the recall with.
         similarity: computes the exact similarity of texts and windows.
+
+    Returns:
+        How candidates are found, with their recall.
 
     Raises:
         SearchError: if FAISS is not installed.
@@ -89,7 +93,7 @@ def build_candidates(
 
 
 class _BestWindows:
-    """Keeps the exact best windows of some queries, while windows pass by."""
+    """Finds the best windows of some queries by exact search, while the windows are read chunk by chunk."""
 
     def __init__(self, text: Embeddings | None, similarity: Callable[[Embeddings, Embeddings], Tensor]):
         self._text, self._similarity = text, similarity
@@ -97,7 +101,7 @@ class _BestWindows:
         self._scores, self._numbers, self._seen = torch.empty(size), torch.empty(size, dtype=torch.int64), 0
 
     def see(self, video: Embeddings) -> None:
-        """Compares the next windows with the queries."""
+        """Compares the next chunk of windows with the queries."""
         if self._text is not None:
             scores = torch.cat([self._scores, self._similarity(self._text, video).cpu()], dim=1)
             new = torch.arange(self._seen, self._seen + len(video)).expand(len(scores), -1)
@@ -108,7 +112,7 @@ class _BestWindows:
 
     @property
     def numbers(self) -> Int64[np.ndarray, "Q top"]:
-        """The best windows of each query so far."""
+        """Numbers of the best windows of each query so far."""
         return self._numbers.numpy()
 
 
@@ -130,11 +134,11 @@ def _pool(
 
 
 def _fill(vectors: np.ndarray) -> Any:
-    """Returns an inverted file of all vectors."""
+    """Returns an inverted file of all vectors, in memory."""
     faiss = import_faiss()
     number, width = vectors.shape
     num_lists = max(1, min(2 ** round(np.log2(4 * number**0.5)), number // _VECTORS_PER_LIST))
-    logger.info(f"sorting {number:,} windows into {num_lists:,} lists of candidates")
+    logger.info(f"building the inverted file for approximate search: {number:,} windows in {num_lists:,} lists")
     index = faiss.index_factory(width, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     sample = np.random.default_rng(0).choice(number, min(number, num_lists * _VECTORS_PER_LIST), replace=False)
     index.train(vectors[np.sort(sample)].astype(np.float32))
@@ -144,7 +148,7 @@ def _fill(vectors: np.ndarray) -> Any:
 
 
 def _tune(candidates: Candidates, queries: Float32[np.ndarray, "Q D"], best: Int64[np.ndarray, "Q top"]) -> Candidacy:
-    """Chooses how many candidates are taken, and from how many lists."""
+    """Chooses the number of candidates, and the number of lists to read."""
     candidacy = candidates.candidacy
     for num_candidates in _NUM_CANDIDATES:
         for num_searched in _NUM_SEARCHED:
@@ -157,12 +161,12 @@ def _tune(candidates: Candidates, queries: Float32[np.ndarray, "Q D"], best: Int
 
 
 def recall(found: Sequence[Int64[np.ndarray, " _"]], best: Int64[np.ndarray, "Q top"]) -> float:
-    """Returns the share of the best windows of queries that are among their candidates."""
+    """Returns the share of the best windows (`best`) of each query that are among its candidates (`found`), on average."""
     return float(np.mean([np.isin(right, numbers).mean() for numbers, right in zip(found, best, strict=True)]))
 
 
 def _write(place: Path, name: str, index: Any, windows: str, candidacy: Candidacy) -> None:
-    """Replaces the candidates of an index; those before stay until the manifest names the new ones."""
+    """Replaces the inverted file of an index; the former one stays in use until the manifest names the new one."""
     before = list(place.glob("*.faiss"))
     path = place / f"{name}.faiss"
     part = place / f"{name}.faiss.part"

@@ -1,4 +1,4 @@
-"""Embeds decoded windows into an index; runs in this process or in actors."""
+"""Embeds decoded windows, and writes their embeddings to an index; runs in this process or in Ray actors."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class WindowEmbedder:
         items = [(window, source, of_window[:number]) for window, source, of_window, number in rows]
         for window, source, of_window, number in zip(windows, sources, frames, num_frames.tolist(), strict=True):
             self._write_thumbnail(thumbnail_path(self._index, window, source), of_window[number // 2])
-        # Last: a window whose embedding is stored counts as done, also by a command that resumes.
+        # Last: a window whose embedding is stored counts as done, also after an interruption.
         write_items(self._index / "embeddings", self._settings, items)
         return len(windows)
 

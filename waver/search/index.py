@@ -1,15 +1,16 @@
 """Reads and writes the folder of an index: the windows of videos, and their embeddings.
 
     manifest.json      the settings (`IndexSettings`), and whether the last indexing was finished
-    windows.parquet    one row per window, WINDOWS_SCHEMA; bad videos have rows too
+    windows.parquet    one row per window, WINDOWS_SCHEMA; windows that could not be decoded have rows too
     vectors/           the embeddings of all windows in one file (`waver.search.vectors`)
-    candidates/        finds candidates of a query, if there are many windows (`waver.search.candidates`)
+    candidates/        the FAISS index of an index with many windows (`waver.search.candidates`)
     embeddings/        an embedding store (`waver.data.embedding_store`): windows that are not in `vectors` yet
     thumbnails/        one JPEG per window
+    calibration.json   the score below which probably nothing fits a query (`waver.search.calibration`)
     decoding/          the clip store of the windows that are being indexed; deleted when they are embedded
 
-The source of an item is the digest of its video file. A video that changes gets new items; the old ones are never
-read.
+The source of a window is the digest of its video file. If a video changes, its windows get new embeddings under the new
+digest, and nothing reads the old ones.
 """
 
 import dataclasses
@@ -43,8 +44,8 @@ WINDOWS_SCHEMA = pa.schema(
         "source": pa.string(),
     }
 )
-"""start_s, end_s: null for the whole video, end_s alone for a segment up to its end; video_s: length of the video, null if
-it is not known; status, error: as in the ledger of a clip store; source: digest of the video file."""
+"""start_s, end_s: both null for the whole video, end_s alone null for a segment up to its end; video_s: length of the
+video, null if it is not known; status, error: as in the ledger of a clip store; source: digest of the video file."""
 
 
 class SearchError(WaverError):
@@ -53,7 +54,7 @@ class SearchError(WaverError):
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """What the content of an index depends on, besides the videos."""
+    """The model and the settings that an index was made with."""
 
     checkpoint: str
     """Absolute path of the checkpoint."""
@@ -123,7 +124,7 @@ def read_settings(folder: Path) -> IndexSettings:
 
 
 def read_windows(folder: Path) -> pa.Table:
-    """Returns the windows of an index, WINDOWS_SCHEMA; none if it has none yet.
+    """Returns all windows of an index, WINDOWS_SCHEMA; an empty table if it has none yet.
 
     Raises:
         SearchError: if the table is damaged.
@@ -138,7 +139,7 @@ def read_windows(folder: Path) -> pa.Table:
 
 
 def found_windows(folder: Path) -> pa.Table:
-    """Returns the windows of an index that can be found: those that could be decoded.
+    """Returns the windows that a search can return: those that could be decoded.
 
     Raises:
         SearchError: if the table is damaged.
@@ -149,7 +150,7 @@ def found_windows(folder: Path) -> pa.Table:
 
 def write_windows(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Replaces the table of windows; they are sorted by video and time."""
-    # By the end as well: an indexing that was stopped and resumed has the order of one in one go.
+    # By the end as well: the order must not depend on whether indexing was stopped and resumed.
     ordered = sorted(
         rows,
         key=lambda row: (row["video_id"], row["start_s"] or 0.0, math.inf if row["end_s"] is None else row["end_s"]),
@@ -169,6 +170,6 @@ def window_id(video_id: str, start_s: float | None, end_s: float | None) -> str:
 
 
 def thumbnail_path(folder: Path, window: str, source: str) -> Path:
-    """Returns the path of the picture of a window in the index in `folder`."""
+    """Returns the path of the thumbnail of a window in the index in `folder`."""
     name = hashlib.sha256(f"{window}\0{source}".encode()).hexdigest()[:24]
     return folder / "thumbnails" / name[:2] / f"{name}.jpg"

@@ -1,4 +1,4 @@
-"""The windows of an index while it is brought up to date: which it has, which it lacks, and which it must forget."""
+"""Compares an index with the videos to index: which windows to keep, which to add, and which to remove."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +19,10 @@ Row = dict[str, Any]
 
 
 class Inventory:
-    """The windows of an index and of the videos that are to be in it.
+    """The windows of an index while `waver index` updates it.
 
-    Windows of videos that have changed or are gone are left out, and their thumbnails are deleted. Windows of other places,
-    indexed earlier, stay as long as their files exist.
+    It keeps the windows of videos that have not changed. It removes the windows of videos that have changed or are gone, and
+    deletes their thumbnails. Videos that were indexed earlier and are not among `videos` stay as long as their files exist.
 
     Args:
         folder: folder of the index.
@@ -30,10 +30,10 @@ class Inventory:
         videos: all videos of the places to index.
 
     Attributes:
-        num_forgotten: number of videos that are gone.
+        num_forgotten: number of videos that are gone, and were removed.
 
     Raises:
-        VideosError: if a video has the name of another one that the index has from another folder.
+        VideosError: if a video has the name of another video, which was indexed from another folder.
     """
 
     def __init__(self, folder: Path, settings: IndexSettings, videos: Sequence[VideoFile]):
@@ -58,13 +58,13 @@ class Inventory:
             thumbnail_path(folder, row["window_id"], row["source"]).unlink(missing_ok=True)
 
     def _check_names(self, before: Sequence[Row]) -> None:
-        """Checks that no video takes the name of another one that was indexed from another place, and would be lost."""
+        """Checks that no video would replace another one of the same name, which was indexed from another folder."""
         taken = sorted({row["video_id"] for row in before if self._is_of_another_file(row)})
         if taken:
             there = next(row["path"] for row in before if row["video_id"] == taken[0])
             raise VideosError(
                 f"{len(taken)} videos have the names of other videos that {self._folder} has from another folder "
-                f"({abbreviate(taken)}; {there} still exists): name a folder above both, or choose another index "
+                f"({abbreviate(taken)}; {there} still exists): name a folder that contains both, or choose another index "
                 "(--to FOLDER)"
             )
 
@@ -83,7 +83,7 @@ class Inventory:
         return is_asked and row["source"] == self._sources[row["video_id"]]
 
     def missing(self) -> Iterator[Row]:
-        """Yields the windows to index that are known now; `later` has those that the length of a video tells."""
+        """Yields the windows that are not indexed yet, as far as they are known: see `later` for new videos."""
         first = self._windows.first()
         for video_id, video in self._videos.items():
             for times in video.segments or [first]:
@@ -95,7 +95,7 @@ class Inventory:
                     yield from self.later(known)
 
     def later(self, row: Row) -> Iterator[Row]:
-        """Yields the other windows of a video, given its first one, that are not indexed yet."""
+        """Yields the other windows of a video that are not indexed yet, once its first one tells how long the video is."""
         if row["status"] != "ok" or (row["start_s"], row["end_s"]) != self._windows.first():
             return
         if self._videos[row["video_id"]].segments:
@@ -117,7 +117,7 @@ class Inventory:
         }
 
     def add(self, row: Row) -> None:
-        """Adds a window with its outcome, or replaces it."""
+        """Adds a window that was decoded or has failed, or replaces it."""
         self._rows[row["window_id"]] = row
 
     def write(self) -> None:
@@ -126,7 +126,7 @@ class Inventory:
 
     @property
     def found(self) -> list[Row]:
-        """The windows that can be found."""
+        """The windows that a search can return."""
         return [row for row in self._rows.values() if row["status"] == "ok"]
 
     @property

@@ -70,12 +70,15 @@ class Model:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Embeddings:
-        """Embeds the tokens of each text; embed texts together if you compare their scores with each other."""
+        """Embeds the tokens of each text.
+
+        Scores of texts that are embedded in different calls may differ by rounding.
+        """
         tokens = tokenize_texts(texts, self.config, self._tokenizer)
         return embed_tokens(self.student, *tokens, self.config, batch_size=min(len(texts), TEXTS_PER_BATCH))
 
     def describe_cut(self, text: str) -> str | None:
-        """Says how much of a long text the model reads; None if it reads all."""
+        """Returns a sentence that says how much of a long text the model reads; None if it reads all of it."""
         max_words = self.config.text.max_words
         (tokens,) = self._tokenizer.encode([text], prompt=self.config.text.prompt)
         if not self._tokenizer.is_cut(tokens, max_words=max_words):
@@ -88,7 +91,9 @@ class Model:
 
     @torch.no_grad()
     def embed_frames(self, frames: UInt8[np.ndarray, "B F H W 3"], num_frames: Int[np.ndarray, " B"]) -> Embeddings:
-        """Embeds clips from their pixels, in batches of equal size, so that a clip's bits do not depend on the others.
+        """Embeds clips from their pixels.
+
+        All batches have the same size, so the embedding of a clip does not depend on the other clips, to the last bit.
 
         Args:
             frames: see `waver.data.clip_store.ClipStore.read`.
@@ -109,14 +114,14 @@ class Model:
     def embed_videos(
         self, videos: Sequence[Path | str], spans: Sequence[tuple[float, float]] | None = None
     ) -> Embeddings:
-        """Embeds videos, each as one clip; a separate process decodes them one after the other.
+        """Embeds videos, each as one clip. A child process decodes them, one after the other.
 
         Args:
             videos: files.
             spans: start and end, in seconds, of the part of each to embed; None for whole videos.
 
         Raises:
-            ClipError: if one cannot be decoded.
+            ClipError: if a video cannot be decoded.
         """
         settings = store_settings(self.config)
         with Decoder(_TIMEOUT_S) as decoder:
@@ -135,7 +140,7 @@ class Model:
 
     @torch.no_grad()
     def similarity(self, text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
-        """Computes the similarity of every text with every video, without the logit scale."""
+        """Computes the similarity of every text with every video, as `waver evaluate` does; without the logit scale."""
         return similarity_in_blocks(self.student, text, video)
 
 
@@ -162,7 +167,7 @@ def _stack(clips: Sequence[Clip], max_frames: int) -> tuple[np.ndarray, np.ndarr
 
 
 class _Phrases:
-    """Finds phrases for clips that no knowledge folder has, with the frozen teacher of an experiment."""
+    """Matches clips with phrases of the dictionary, by the frozen teacher, since no knowledge folder has these clips."""
 
     def __init__(self, checkpoint: Path, config: ExperimentConfig):
         knowledge = Knowledge(config.knowledge_store)

@@ -1,4 +1,4 @@
-"""Names a moment of a video: `kitchen/0001.mp4@12.5` or `kitchen/0001.mp4@1:02:03.5`."""
+"""Parses the name of a moment of a video: `kitchen/0001.mp4@12.5` or `kitchen/0001.mp4@1:02:03.5`."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ class Moment:
 
 
 def parse_moments(text: str) -> list[Moment]:
-    """Returns what `VIDEO` or `VIDEO@TIME` can mean, the most probable first: names of videos may contain an @.
+    """Returns the moments that `VIDEO` or `VIDEO@TIME` can mean: a name of a video may itself end in @ and a number.
+
+    The whole text as the name of a video comes first.
 
     A time is a number of seconds, or `minutes:seconds` or `hours:minutes:seconds`.
     """

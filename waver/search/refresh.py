@@ -1,4 +1,4 @@
-"""Brings the files that make an index quick to search up to date, after its windows have changed."""
+"""Prepares an index for search after its windows have changed: one file of embeddings, and candidates if there are many."""
 
 import logging
 import shutil
@@ -26,9 +26,9 @@ _NUM_QUERIES = 64
 
 
 def refresh(folder: Path, *, exact_up_to: int | None = None, progress: bool = True) -> Candidacy | None:
-    """Moves the embeddings of an index into one file, and builds its candidates if it has many windows.
+    """Moves the embeddings of an index into one file, and prepares approximate search if it has many windows.
 
-    What is up to date already stays.
+    It does nothing if both are up to date.
 
     Args:
         folder: folder of the index, whose lock the caller holds.
@@ -37,7 +37,7 @@ def refresh(folder: Path, *, exact_up_to: int | None = None, progress: bool = Tr
         progress: whether to show progress on standard error.
 
     Returns:
-        How candidates are chosen; None if each query is compared with all windows.
+        How approximate search finds candidates; None if search is exact, over all windows.
 
     Raises:
         SearchError: if a file of the index is damaged.
@@ -54,8 +54,8 @@ def refresh(folder: Path, *, exact_up_to: int | None = None, progress: bool = Tr
         return None
     if not has_faiss():
         logger.warning(
-            f"each search will compare all {len(index):,} windows, which takes long: install FAISS to find candidates "
-            "(pip install -e '.[search]'), and run `waver index` again"
+            f"each search will compare the query with all {len(index):,} windows, which takes long: install FAISS for "
+            "approximate search (pip install -e '.[search]'), and run `waver index` again"
         )
         return None
     if there := open_candidates(folder, windows_digest(index.windows)):
@@ -82,17 +82,20 @@ def _build(index: Index, *, progress: bool) -> Candidacy:
 
 
 def _choose_queries(index: Index) -> Queries:
-    """Returns validation captions of the model's run; if they cannot be read, windows take their place."""
+    """Returns queries to measure the recall of candidates: validation captions of the model's run.
+
+    If the captions cannot be read, windows of the index serve as queries. For `xti` there are no queries.
+    """
     if index.model.student.interaction.build_module is not None:
-        return Queries(None, "its model would compare all windows with a query for hours")
+        return Queries(None, "the model would need hours for the exact search that it is compared with")
     random = np.random.default_rng(0)
     try:
         texts = build_gallery(load_captions(index.model.config), "validation").texts
     except (WaverError, OSError) as error:
         logger.info(
-            f"the validation captions cannot be read ({error}): windows are the queries that measure candidates"
+            f"the validation captions cannot be read ({error}): the recall of candidates is measured with windows as queries"
         )
         numbers = random.choice(len(index), min(_NUM_QUERIES, len(index)), replace=False)
-        return Queries(index.embeddings(numbers.tolist()), f"{len(numbers)} windows in place of captions")
+        return Queries(index.embeddings(numbers.tolist()), f"{len(numbers)} windows as queries, in place of captions")
     chosen = random.choice(len(texts), min(_NUM_QUERIES, len(texts)), replace=False)
     return Queries(index.model.embed_texts([texts[i] for i in chosen]), f"{len(chosen)} validation captions")

@@ -1,7 +1,7 @@
-"""Scores texts and videos against the windows of an index, by the model's own interaction.
+"""Computes the similarity of texts and videos with the windows of an index, by the model's own interaction.
 
-Windows are compared in chunks. A chunk is kept in memory in the form in which it is compared, as long as all chunks of the
-index need a small part of the memory.
+Windows are compared in chunks. If all chunks of the index need at most a quarter of the free memory, they stay there, in the
+form in which they are compared.
 """
 
 import logging
@@ -26,17 +26,17 @@ logger = logging.getLogger(__name__)
 _CHUNK = 4096
 """Windows that are read and compared at a time."""
 CACHED_FRACTION = 0.25
-"""Part of the available memory up to which the windows of an index are kept in memory."""
+"""The windows of an index are kept in memory if they need at most this share of the available memory."""
 _CLIPS = 64
 _ROWS_STEP, _MAX_ROWS = 16, 256
-"""Words of a matrix product: a multiple of the first, at most the second, which `waver evaluate` uses."""
+"""A matrix product has a multiple of 16 words, and at most 256, as many as in `waver evaluate`."""
 
 _Prepared = PreparedClips | Tensor | Embeddings
 """Windows as they are compared: `PreparedClips` for `ti` and `wti`, mean frames (V, D) for `dp`, otherwise as they are."""
 
 
 class WindowScores:
-    """The windows of an index, ready to be compared.
+    """Compares texts and videos with the windows of an index.
 
     Args:
         vectors: embeddings of the windows.
@@ -49,7 +49,7 @@ class WindowScores:
 
     @torch.no_grad()
     def embeddings(self, numbers: Sequence[int]) -> Embeddings:
-        """Reads the embeddings of some windows, given by their rows, and weighs their frames."""
+        """Reads the embeddings of some windows, given by their numbers, and computes the weights of their frames."""
         length = self._model.config.video.max_frames
         read = self._vectors.read(numbers, length)
         values, lengths = (torch.from_numpy(array).to(self._model.device) for array in read)
@@ -57,20 +57,20 @@ class WindowScores:
         return self._model.student.weigh_frames(values, mask)
 
     def all_embeddings(self) -> Iterator[Embeddings]:
-        """Yields the embeddings of all windows in chunks, and keeps none."""
+        """Yields the embeddings of all windows in chunks; keeps none of them in memory."""
         return map(self.embeddings, self._parts())
 
     @torch.no_grad()
     def of_texts(self, text: Embeddings, numbers: Sequence[int] | None = None) -> Float[Tensor, "T V"]:
-        """Computes the similarity of texts with some windows, given by their rows, or with all."""
+        """Computes the similarity of texts with some windows, given by their numbers; None for all windows."""
         return self._compare(numbers, lambda windows: self._similarity(text, windows))
 
     @torch.no_grad()
     def of_video(self, video: Embeddings, numbers: Sequence[int] | None = None) -> Float[Tensor, "1 V"]:
-        """Compares a video with some windows, or with all, from frames alone.
+        """Computes the similarity of a video with some windows, given by their numbers; None for all windows.
 
-        For `ti` and `wti`, the frames of the video take the place of the words. For other interactions, which compare
-        sentences, the score is the cosine of the mean frames.
+        For `ti` and `wti`, the frames of the video take the place of the words. The other interactions need an embedding of
+        a whole sentence, which a video does not have: for them, the similarity is the cosine of the mean frames.
         """
         if self._kind is wti:
             return self._compare(numbers, lambda windows: token_wise(video, windows, _num_rows(video)))
@@ -110,7 +110,7 @@ class WindowScores:
             yield chunk
 
     def _parts(self) -> Iterator[range]:
-        """Yields the numbers of the windows of each chunk."""
+        """Yields the numbers of the windows in each chunk."""
         for start in range(0, len(self._vectors), _CHUNK):
             yield range(start, min(start + _CHUNK, len(self._vectors)))
 
@@ -123,13 +123,13 @@ class WindowScores:
             return True
         logger.warning(
             f"the windows need {num_bytes / 2**30:.1f} GiB of memory, more than a quarter of the "
-            f"{available / 2**30:.1f} GiB that are free: each search reads them from disk"
+            f"{available / 2**30:.1f} GiB that are free, so each search reads them from disk"
         )
         return False
 
 
 def _num_rows(text: Embeddings) -> int:
-    """Returns the number of rows of the matrix products that compare so many words."""
+    """Returns the number of rows of the matrix products that compare the words of these texts."""
     num_words = int(text.mask.sum())
     return min(_MAX_ROWS, -(-num_words // _ROWS_STEP) * _ROWS_STEP)
 

@@ -1,4 +1,4 @@
-"""Searches an index: for a sentence, or for the video most like another; compares by the model's own interaction."""
+"""Searches an index with a sentence or with a moment of a video, by the model's own interaction."""
 
 import logging
 import math
@@ -26,20 +26,20 @@ from waver.search.vectors import Vectors, windows_digest
 logger = logging.getLogger(__name__)
 
 _CANDIDATES_PER_ANSWER = 20
-"""Candidates for each answer that is asked for, at least: windows that overlap a better one are left out."""
+"""Candidates for each requested answer, at least: many of them may overlap a better one, and are then left out."""
 
 
 class Index:
-    """An index that is open for search; it has the windows that existed when it was opened.
+    """An index that is open for search. Windows that are added later are not seen.
 
     Attributes:
         path: folder of the index.
         settings: see `IndexSettings`.
-        windows: the windows that can be found, WINDOWS_SCHEMA. A window is named by its row in this table.
-        calibration: when to say that nothing fits a query, or why that cannot be said.
+        windows: the windows that a search can return, WINDOWS_SCHEMA. The number of a window is its row in this table.
+        calibration: the score below which probably nothing fits a query, or why there is none.
 
     Raises:
-        SearchError: if there is no index, it is damaged or empty, or its model has changed.
+        SearchError: if there is no index, or it is damaged or empty, or its checkpoint has changed or is gone.
     """
 
     def __init__(self, path: Path | str):
@@ -51,7 +51,8 @@ class Index:
         checkpoint = Path(self.settings.checkpoint)
         if not checkpoint.is_dir() or checkpoint_digest(checkpoint) != self.settings.weights:
             raise SearchError(
-                f"the model of {self.path} has changed or is gone ({checkpoint}): index again, into another folder"
+                f"the model of {self.path} has changed or is gone ({checkpoint}): index again, into another folder "
+                "(--to FOLDER)"
             )
         self.calibration: Calibration | Uncalibrated = read_calibration(self.path)
 
@@ -66,7 +67,7 @@ class Index:
 
     @cached_property
     def candidates(self) -> Candidates | None:
-        """Finds candidates of a query, which alone are compared with it; None if all windows are compared.
+        """Finds candidates of a query for approximate search; None if search is exact, over all windows.
 
         Raises:
             SearchError: if the candidates are damaged, or FAISS is not installed.
@@ -74,8 +75,8 @@ class Index:
         found = open_candidates(self.path, windows_digest(self.windows))
         if found is None and len(self) > exact_limit(self.model.student.interaction):
             logger.warning(
-                f"each query is compared with all {len(self):,} windows, which takes long: run `waver index` again to find "
-                "candidates"
+                f"each query is compared with all {len(self):,} windows, which takes long: run `waver index` again, which "
+                "prepares approximate search"
             )
         return found
 
@@ -95,13 +96,13 @@ class Index:
     ) -> list[list[Answer]]:
         """Returns, for each sentence, the windows that fit it best.
 
-        Windows with equal scores are sorted by video and time.
+        If the index has `candidates`, only these are ranked. Windows with equal scores are sorted by video and time.
 
         Args:
             queries: the sentences.
-            top: number of windows to return for each.
+            top: number of windows to return for each, at most.
             distinct: whether to leave out windows that overlap a better one of the same video.
-            among: which windows may be returned; None for all.
+            among: True for the windows that may be returned; None for all.
 
         Raises:
             SearchError: if a query is empty, or a score is NaN.
@@ -124,7 +125,9 @@ class Index:
         distinct: bool = True,
         among: Bool[np.ndarray, " windows"] | None = None,
     ) -> list[Answer]:
-        """Returns the windows most like another one, which is not returned itself; see `WindowScores.of_video`.
+        """Returns the windows most like another window or video, from frames alone; see `WindowScores.of_video`.
+
+        With `distinct`, neither the window itself nor windows that overlap it are returned.
 
         Args:
             query: a window of the index, or the embeddings of one video, see `moment`.
@@ -142,7 +145,7 @@ class Index:
         return self._rank_some(scores, numbers, top, distinct=distinct, among=among, taken=taken)
 
     def against(self, video: int | Embeddings, sentences: Sequence[str]) -> list[Match]:
-        """Compares one moment of a video with some sentences; returns them in their order.
+        """Compares one moment of a video with some sentences; returns a match for each, in their order.
 
         Args:
             video: a window of the index, or the embeddings of one video, see `moment`.
@@ -156,13 +159,14 @@ class Index:
         return [Match(sentence, score, share) for sentence, score, share in rows]
 
     def moment(self, text: str) -> int | Embeddings:
-        """Finds the window of a moment such as `kitchen/0001.mp4@12.5`; embeds it if the file is not in the index.
+        """Returns the number of the window at a moment such as `kitchen/0001.mp4@12.5`, or the embeddings of a file.
 
-        A file that is not in the index is cut to a window around the time; without a time it is taken whole.
+        If the video is indexed, the window is the one whose middle is nearest to the time. A file that is not indexed is
+        decoded and embedded: a window around the time, or the whole video if there is no time.
 
         Raises:
-            SearchError: if there is no such video or time, or the video has several windows and no time is given;
-                or if the file cannot be decoded.
+            SearchError: if there is no such video or time, or the video has several windows and no time is given,
+                or the file cannot be decoded.
         """
         for moment in reversed(parse_moments(text)):
             if moment.video in self._of_video:
@@ -220,25 +224,26 @@ class Index:
         return self._scores.embeddings(numbers)
 
     def nothing_fits(self, best_score: float) -> bool:
-        """Returns whether a query with this best score probably has no answer; False if the index is not calibrated."""
+        """Returns whether probably nothing fits a query with this best score; False if the index is not calibrated."""
         return isinstance(self.calibration, Calibration) and self.calibration.nothing_fits(best_score)
 
     @cached_property
     def rows(self) -> WindowRows:
-        """`windows` as dictionaries."""
+        """The rows of `windows` as dictionaries."""
         return WindowRows(self.windows)
 
     def _candidates_of(
         self, queries: Float[Tensor, "Q D"], top: int, among: Bool[np.ndarray, " windows"] | None
     ) -> list[list[int]]:
-        """Returns the windows to compare with each query; all of `among` if they are few."""
+        """Returns the numbers of the windows to compare with each query; all of `among` if they are few."""
         assert self.candidates is not None, "asked before"
         number = max(self.candidates.candidacy.num_candidates, _CANDIDATES_PER_ANSWER * top)
         chosen = np.arange(len(self)) if among is None else np.flatnonzero(among)
         if len(chosen) <= number:
             return [chosen.tolist()] * len(queries)
         candidacy = self.candidates.candidacy
-        num_searched = math.ceil(candidacy.num_searched * number / candidacy.num_candidates)  # more answers, more lists
+        # More candidates than the recall was measured with come from proportionally more lists.
+        num_searched = math.ceil(candidacy.num_searched * number / candidacy.num_candidates)
         some = None if among is None else chosen
         found = self.candidates.find(queries.cpu().numpy(), number, num_searched=num_searched, among=some)
         return [numbers.tolist() for numbers in found]
@@ -250,7 +255,10 @@ class Index:
     def _check(self, scores: Float[Tensor, " some"], numbers: Sequence[int]) -> None:
         if scores.isnan().any():
             window = self.rows[numbers[int(scores.isnan().int().argmax())]]["window_id"]
-            raise SearchError(f"the score of {window} is NaN: look for a diverged checkpoint or damaged weights")
+            raise SearchError(
+                f"the score of {window} is NaN: the training of the model has diverged, or its weights are damaged; index "
+                "with another checkpoint"
+            )
 
     @cached_property
     def _of_video(self) -> dict[str, list[int]]:

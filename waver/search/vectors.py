@@ -1,15 +1,16 @@
-"""The embeddings of the windows of an index in one file, in the order of its windows.
+"""Stores the embeddings of the windows of an index in one file, in the order of its windows.
 
-`waver index` writes embeddings in blocks, as they are computed. A million windows are 15,000 files, which take long to open.
-At its end it therefore moves the embeddings of all windows to this folder of the index, and deletes the blocks. Embeddings
-of videos that have changed or are gone are not moved.
+While `waver index` computes embeddings, it writes them in blocks of 64 windows. A million windows are 15,625 blocks, which
+take long to open. At its end, `waver index` therefore moves the embeddings of all windows to one file, and deletes the
+blocks. It does not move embeddings of videos that have changed or are gone.
 
-    vectors/manifest.json        names the two files, and the windows that they have
+    vectors/manifest.json        the names of the two files, and the digest of their windows
     vectors/<name>.values        all frames of all windows, (frames, D) in the precision of the embedding store
     vectors/<name>.rows      one row per window, `_ROW`
 
-The values are mapped into memory: opening reads the rows only, 24 bytes per window. A reader that has the files open keeps
-them when they are replaced. Windows that came later are read from their blocks, so an index can be searched while it grows.
+The values are mapped into memory, so opening reads only the rows: 24 bytes per window. A process that has the files open
+keeps reading them when they are replaced. Windows that were added later are read from their blocks, so an index can be
+searched while it grows.
 """
 
 import hashlib
@@ -33,11 +34,12 @@ from waver.tools.files import atomic_write, read_json, write_json
 logger = logging.getLogger(__name__)
 
 _ROW = np.dtype([("key", "<u8"), ("start", "<i8"), ("length", "<i4"), ("crc32", "<u4")])
-"""key: see `window_keys`; start: first frame; length: number of frames; crc32: checksum of the stored values."""
+"""key: see `window_keys`; start: place of its first frame among all frames; length: number of its frames; crc32: checksum
+of its stored values."""
 _CHUNK = 1024
 """Windows that are copied at a time."""
 _REWRITTEN_FRACTION = 0.05
-"""Part of the windows that may be new or gone before the file is written again."""
+"""Share of the windows that may be new or gone before the file is written again."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Vectors:
     Args:
         folder: folder of the index.
         settings: of its embeddings.
-        windows: the windows that can be found; their rows are their numbers.
+        windows: the windows that a search can return; the number of a window is its row.
 
     Attributes:
         settings: as given.
@@ -78,7 +80,7 @@ class Vectors:
 
     @cached_property
     def _places(self) -> Int64[np.ndarray, " windows"]:
-        """The row of each window in the files; -1 for windows that are in a block."""
+        """The row of each window in the file; -1 for windows that are still in a block."""
         if self._in_order:
             return np.arange(len(self._windows))
         stored, keys = self._file.rows["key"], window_keys(self._windows)
@@ -99,7 +101,7 @@ class Vectors:
         return len(self._windows) - num_moved + len(self._file.rows) - num_moved
 
     def missing(self) -> list[int]:
-        """Returns the numbers of windows whose embeddings are nowhere, since files were damaged or deleted."""
+        """Returns the numbers of windows whose embeddings are neither in the file nor in a block."""
         elsewhere = np.flatnonzero(self._places < 0)
         if not len(elsewhere):
             return []
@@ -121,10 +123,10 @@ class Vectors:
             max_length: L, the number of positions of the result.
 
         Returns:
-            values, zero after the last frame of each window; length, the number of frames of each window.
+            The embeddings, zero after the last frame of each window, and the number of frames of each window.
 
         Raises:
-            SearchError: if the embedding of a window is missing or damaged.
+            SearchError: if the embeddings of a window are missing or damaged.
         """
         chosen = np.asarray(numbers, np.int64)
         places = self._places[chosen]
@@ -163,7 +165,7 @@ class Vectors:
 
 
 def lost_windows(folder: Path, settings: EmbeddingSettings) -> set[str]:
-    """Returns the ids of windows whose embeddings are gone, since somebody deleted files that were damaged.
+    """Returns the ids of windows whose embeddings are gone, for example because damaged files were deleted.
 
     Raises:
         SearchError: if the files are damaged.
@@ -174,14 +176,15 @@ def lost_windows(folder: Path, settings: EmbeddingSettings) -> set[str]:
 
 
 def move_embeddings(folder: Path, settings: EmbeddingSettings, windows: pa.Table, max_length: int) -> None:
-    """Moves the embeddings of all windows from their blocks to the file; few new windows stay in their blocks.
+    """Moves the embeddings of all windows from their blocks to the file.
 
-    A command that was stopped here is continued by the next one, which deletes the blocks and the files that are left over.
+    If few windows have changed, it moves nothing: these windows stay in their blocks. Blocks are deleted only when the file
+    is complete, so an interruption loses nothing. The next command then deletes the blocks and files that are left over.
 
     Args:
         folder: folder of the index, whose lock the caller holds.
         settings: of its embeddings.
-        windows: the windows that can be found.
+        windows: the windows that a search can return.
         max_length: most frames of a window.
 
     Raises:
@@ -204,7 +207,7 @@ def move_embeddings(folder: Path, settings: EmbeddingSettings, windows: pa.Table
 def write_vectors(
     folder: Path, settings: EmbeddingSettings, windows: pa.Table, values: Iterable[Float32[np.ndarray, "L D"]]
 ) -> None:
-    """Writes the file from the frames of each window, and deletes the one before.
+    """Writes the file from the embeddings of the frames of each window, and deletes the former one.
 
     Args:
         folder: folder of the index.
@@ -231,7 +234,7 @@ def write_vectors(
 
 
 def _delete_left_over(folder: Path, settings: EmbeddingSettings) -> None:
-    """Deletes files of commands that were stopped while they wrote the file, or before they deleted the one before."""
+    """Deletes files that are left over from commands that were stopped while they replaced the file."""
     kept = {"manifest.json", *_open(folder, settings).names}
     for path in (folder / "vectors").glob("*"):
         if path.name not in kept:
@@ -239,14 +242,17 @@ def _delete_left_over(folder: Path, settings: EmbeddingSettings) -> None:
 
 
 def window_keys(windows: pa.Table) -> UInt64[np.ndarray, " windows"]:
-    """Returns a number that stands for the id and the source of each window; two of 10 million are equal in one of 10^5."""
+    """Returns a 64-bit hash of the id and the source of each window.
+
+    Two of 10 million windows have the same hash with a probability below 10^-5.
+    """
     joined = _joined(windows).to_pylist()
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in joined)
     return np.frombuffer(digests, "<u8")
 
 
 def windows_digest(windows: pa.Table) -> str:
-    """Returns a digest of the ids and sources of windows, and of their order."""
+    """Returns a digest of windows: it changes with their ids, their sources or their order."""
     digest = hashlib.sha256()
     for chunk in _joined(windows).chunks:
         digest.update(pc.binary_length(chunk).to_numpy(zero_copy_only=False).tobytes())

@@ -1,4 +1,4 @@
-"""Lists the videos to index, or the segments of videos, and cuts films into windows of time."""
+"""Lists the videos to index, or segments of them, and cuts videos into windows of time."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -22,18 +22,18 @@ class VideoFile:
     """A video to index."""
 
     video_id: str
-    """Path relative to the folder that the user named, with slashes; for a file that the user named, its name; for one that
-    a table names, as it stands there."""
+    """Its path relative to the folder that the user named, with slashes. If the user named the file itself, its name. If a
+    table lists it, the path as the table has it."""
     path: Path
     """Absolute."""
     segments: tuple[tuple[float, float | None], ...] = ()
-    """Start and end, in seconds, of the segments that a table names; an end of None is the end of the video. Each is one
-    window. If there are none, the video is cut into windows."""
+    """Start and end, in seconds, of the segments that a table lists; an end of None is the end of the video. Each segment
+    is one window. If there are none, the video is cut into windows."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """How films are cut into windows, which overlap if the stride is shorter than the window."""
+    """How videos are cut into windows, which overlap if the stride is shorter than the window."""
 
     window_s: float | None
     """Length of a window, seconds; None for one window per video, of any length."""
@@ -41,7 +41,7 @@ class Windows:
     """Seconds from the start of a window to that of the next."""
 
     def has(self, start_s: float | None, end_s: float | None) -> bool:
-        """Returns whether some video has a window with this start and end."""
+        """Returns whether a long enough video has a window with this start and end."""
         if self.window_s is None or start_s is None or end_s is None:
             return (start_s, end_s) == self.first()
         number = round(start_s / self.stride_s)
@@ -50,13 +50,14 @@ class Windows:
         )
 
     def first(self) -> tuple[float | None, float | None]:
-        """Returns start and end of the first window of a video whose length is not known yet; None for no limit."""
+        """Returns start and end, in seconds, of the first window of any video; (None, None) for the whole video."""
         return (None, None) if self.window_s is None else (0.0, self.window_s)
 
     def later(self, video_s: float | None) -> Iterator[tuple[float, float]]:
-        """Yields start and end of the other windows of a video.
+        """Yields start and end, in seconds, of the windows of a video after the first one.
 
-        A window starts every `stride_s` until one reaches the end. A video that is not longer than a window has one window.
+        A window starts every `stride_s` seconds, until one reaches the end of the video. A video that is not longer than a
+        window has only the first one.
 
         Args:
             video_s: length of the video, seconds; None if it is not known.
@@ -71,14 +72,17 @@ class Windows:
 
 
 def find_videos(places: Sequence[Path]) -> list[VideoFile]:
-    """Lists videos, by the endings of their files, in folders and their subfolders; links are followed.
+    """Lists the videos to index, sorted by name.
+
+    In folders and their subfolders, videos are known by the endings of their files, and links are followed. A file that is
+    named itself counts as a video, whatever its ending is, unless it is a table.
 
     Args:
-        places: folders, tables (see `load_video_list`), and files; any other file counts as a video, whatever its ending is.
+        places: folders, files, and tables of videos (see `load_video_list`).
 
     Raises:
-        VideosError: if a place does not exist or holds no video, or two places have videos of the same name.
-        AnnotationError: if a table is wrong.
+        VideosError: if a place does not exist or has no videos, if two videos have the same name, or if a name is not UTF-8.
+        AnnotationError: if a table has mistakes.
     """
     problems, found = [], {}
     for place in places:
@@ -97,14 +101,16 @@ def find_videos(places: Sequence[Path]) -> list[VideoFile]:
         for video in videos:
             other = found.setdefault(video.video_id, {}).setdefault(video.path, video)
             if other.segments != video.segments:
-                problems.append(f"{video.video_id} is named whole and in segments, or in different segments")
+                problems.append(
+                    f"{video.video_id} is named twice, whole and in segments, or in different segments: name it once"
+                )
     if doubles := [name for name, videos in found.items() if len(videos) > 1]:
         problems.append(
             f"{len(doubles)} videos have names that occur in several of these places ({abbreviate(doubles)}): name a "
-            "folder above them"
+            "folder that contains these places"
         )
     if problems:
-        raise VideosError("these videos cannot be indexed:\n  " + "\n  ".join(problems))
+        raise VideosError("the videos to index cannot be listed:\n  " + "\n  ".join(problems))
     return [next(iter(videos.values())) for _, videos in sorted(found.items())]
 
 

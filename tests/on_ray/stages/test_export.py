@@ -182,7 +182,7 @@ def test_only_the_same_export_is_replaced(checkpoint, tmp_path):
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.txt").touch()
-    with pytest.raises(ExportError, match="mine is not empty, and not an export: choose another folder"):
+    with pytest.raises(ExportError, match="mine is not empty, and not an export by waver: choose another folder"):
         export(checkpoint("dp"), other, "npz")
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
 

@@ -94,12 +94,12 @@ def test_what_no_table_can_hold_is_refused(path, query):
 
 def test_files_of_others_are_left_alone(path, tmp_path):
     path.write_text("mine\n")
-    with pytest.raises(JudgementError, match=r"exists and has no judgements\.verdicts\.jsonl: name another file"):
+    with pytest.raises(JudgementError, match=r"exists, but not judgements\.verdicts\.jsonl .*: name another file"):
         Judgements(path)
     assert path.read_text() == "mine\n"
     with pytest.raises(JudgementError, match=r"name a file that ends in \.jsonl"):
         Judgements(tmp_path / "judgements.csv")
-    with pytest.raises(JudgementError, match="name a file in a folder that can"):
+    with pytest.raises(JudgementError, match="name a file in another folder"):
         Judgements(tmp_path / "nothing" / "judgements.jsonl")
 
 

@@ -77,7 +77,7 @@ def test_results_are_those_of_the_index(start, index, open_page):
     assert cards.locator(".score").all_inner_texts() == [f"{answer['score']:.3f}" for answer in found]
     assert "0:0" in cards.first.locator(".times").inner_text()
     assert page.evaluate("() => [...document.images].every(image => image.complete && image.naturalWidth === 16)")
-    assert page.locator(".doubts").inner_text().startswith("Whether anything fits cannot be told: ")
+    assert page.locator(".doubts").inner_text().startswith("Whether anything fits a query is unknown: ")
 
 
 def test_a_result_plays_its_span_in_a_loop(start, index, open_page):
@@ -309,5 +309,5 @@ def test_a_server_that_has_ended_is_told(make_server, index, tmp_path, browser):
         search(page)
     page.locator("#query").fill("another")
     page.keyboard.press("Enter")
-    page.get_by_text("The server does not answer: has it ended?").wait_for(timeout=WAIT_MS)
+    page.get_by_text("The server does not answer: is waver serve still running?").wait_for(timeout=WAIT_MS)
     page.close()

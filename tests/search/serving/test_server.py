@@ -50,7 +50,7 @@ def get(url: str, path: str) -> int:
 def test_it_serves_until_a_signal_and_ends_cleanly(index, tmp_path, ending, code):
     with command(index, "--port", 0, "--judgements", tmp_path / "judged.jsonl") as (child, url, printed):
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url)
-        assert f"verdicts are kept in {tmp_path / 'judged.jsonl'}" in printed
+        assert f"results that you judge good are written to {tmp_path / 'judged.jsonl'}" in printed
         assert get(url, "/") == get(url, "/api/search?query=a") == 200
         child.send_signal(ending)
         rest = child.stderr.read()
@@ -88,7 +88,7 @@ def test_without_a_port_the_next_free_one_is_taken_and_said(index, tmp_path):
         with command(index, "--judgements", tmp_path / "judged.jsonl") as (_, url, printed):
             port = int(re.search(r":(\d+)/", url)[1])
             assert 8080 < port < 8100
-            assert f"port 8080 is taken: this is port {port}" in printed
+            assert f"port 8080 is taken, so the page is on port {port}" in printed
 
 
 def test_what_cannot_be_served_is_told(index, tmp_path):
@@ -96,7 +96,7 @@ def test_what_cannot_be_served_is_told(index, tmp_path):
         serve([index] * 3, host="127.0.0.1", port=0, judgements=None)
     with pytest.raises(SearchError, match=r"there is no index in .*run `waver index RUN VIDEOS` first"):
         serve([tmp_path], host="127.0.0.1", port=0, judgements=None)
-    with pytest.raises(JudgementError, match="in a folder that can"):
+    with pytest.raises(JudgementError, match="name a file in another folder"):
         serve([index], host="127.0.0.1", port=0, judgements=tmp_path / "nothing" / "judged.jsonl")
 
 

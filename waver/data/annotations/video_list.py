@@ -1,4 +1,4 @@
-"""A list of videos, or of segments of videos, in a table; it needs no captions, and ignores those that it has."""
+"""Reads a table that lists videos, or segments of videos; it needs no captions, and captions are ignored."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,14 @@ TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".
 
 @dataclass(frozen=True)
 class ListedVideo:
-    """A video of a list."""
+    """A video that a table lists."""
 
     video: str
-    """As the table names it."""
+    """Its path as the table has it."""
     path: Path
     segments: tuple[tuple[float, float | None], ...]
-    """Start and end of each segment that is listed, in seconds, ascending; an end of None is the end of the video. Empty if
-    the whole video is listed."""
+    """Start and end of each segment that is listed, in seconds, sorted; an end of None is the end of the video. Empty if the
+    whole video is listed."""
 
 
 def load_video_list(table: Path) -> list[ListedVideo]:
@@ -30,7 +30,7 @@ def load_video_list(table: Path) -> list[ListedVideo]:
             relative to its folder.
 
     Raises:
-        AnnotationError: with every problem.
+        AnnotationError: with all mistakes in the table.
     """
     problems = Problems()
     columns, rows = read_table_file(table, problems, required=("video",))

@@ -1,4 +1,4 @@
-"""Calibrates the scores of an index on the validation split of the model's run, see `waver.search.calibration`."""
+"""Evaluates the validation split of a model's run to calibrate the scores of an index, see `waver.search.calibration`."""
 
 import logging
 from pathlib import Path
@@ -19,13 +19,13 @@ from waver.tools.errors import WaverError
 logger = logging.getLogger(__name__)
 
 _MAX_CLIPS = 1000
-"""Best clips of a caption among which its own is looked for."""
+"""Best clips of a caption among which its own clip is looked for; its score is -inf if it is not there."""
 
 
 def calibrate_index(checkpoint: Path, config: ExperimentConfig, index: Path) -> Calibration | Uncalibrated:
-    """Chooses and stores the score below which probably nothing fits a query.
+    """Chooses the score below which probably nothing fits a query, and stores it in the index.
 
-    If the validation split cannot be evaluated, for example because its videos are gone, stores the reason.
+    If the validation split cannot be evaluated, for example because its videos are gone, it stores the reason instead.
 
     Args:
         checkpoint: checkpoint of the model.
@@ -59,7 +59,7 @@ def _calibrate(checkpoint: Path, config: ExperimentConfig, index: Path) -> Calib
 def _own_and_others(
     top: TopClips, clip_of_text: Int[Tensor, " texts"], excused: Int[Tensor, "pairs 2"] | None
 ) -> tuple[Float[Tensor, " texts"], Float[Tensor, " texts"]]:
-    """Returns, for each caption, the score of its own clip and the best score of a wrong one; -inf if it has none."""
+    """Returns, for each caption, the score of its own clip and the best score of a wrong clip; -inf if there is none."""
     is_own = top.clips == clip_of_text[:, None]
     fits = is_own.clone()
     if excused is not None:

@@ -1,4 +1,4 @@
-"""Exports the embeddings of a run for other programs, as `waver evaluate` computes them."""
+"""Evaluates a split of a run, and exports its embeddings for other programs."""
 
 import logging
 from pathlib import Path
@@ -32,11 +32,12 @@ def export_run(
         folder: receives the files; an earlier export of the same run, split and format is replaced.
         format: format of the files.
         split: train, validation or test.
-        of_run: whether a run was named, whose best checkpoint this is, and not the checkpoint.
+        of_run: whether the user named a run, whose best checkpoint this is; False if the user named the checkpoint itself.
 
     Raises:
         ExportError: if the folder holds something else, or the disk is full.
-        WaverError: `StartError` with everything that is missing or does not fit the checkpoint; or if the evaluation fails.
+        StartError: with everything that is missing or does not fit the checkpoint.
+        WaverError: if the evaluation fails.
     """
     named = checkpoint.parent if of_run else checkpoint
     source = Source(display_path(named.absolute()), split, format)

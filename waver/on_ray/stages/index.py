@@ -1,7 +1,7 @@
 """Indexes the videos of a user for search: decodes windows with Ray Data, and embeds them with the model of a run.
 
 Windows are processed in chunks. The frames of a chunk are deleted once they are embedded, so an index keeps no frames.
-The same command resumes an indexing that was stopped. A later one indexes only videos that are new or have changed.
+After an interruption the same command continues. Later, it indexes only videos that are new or have changed.
 """
 
 import contextlib
@@ -48,12 +48,12 @@ from waver.training.build import build_student
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 2 * 2**30
-"""Size of the frames of the windows of a chunk, at most."""
+"""Size of the decoded frames of a chunk of windows, at most."""
 _WINDOWS_PER_BLOCK = 64
 _FEW_WINDOWS = 32
 """Windows that one process decodes in about the time that Ray takes to start."""
 _WRITING_FRACTION = 0.02
-"""Part of the time that is spent on writing the table of windows, which grows while it is written again and again."""
+"""Share of the time that may be spent on writing the table of windows, which is written as a whole each time."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class IndexReport:
 
     folder: Path
     num_videos: int
-    """Videos with at least one window that can be found."""
+    """Videos with at least one window that a search can return."""
     num_windows: int
-    """Windows that can be found."""
+    """Windows that a search can return."""
     num_embedded: int
     """Windows that this command embedded."""
     num_forgotten: int
@@ -72,7 +72,7 @@ class IndexReport:
     failures: dict[str, list[str]]
     """`status: error` -> the windows that failed with it; the most frequent failure first."""
     calibration: Calibration | Uncalibrated
-    """When to say that nothing fits a query, or why that cannot be said."""
+    """The score below which probably nothing fits a query, or why there is none."""
 
 
 def run_index(
@@ -85,21 +85,21 @@ def run_index(
     exact_up_to: int | None = None,
     progress: bool = True,
 ) -> IndexReport:
-    """Indexes the videos in some places that are new or have changed; removes from the index videos that are gone.
+    """Indexes the videos in some places that are new or have changed, and removes from the index videos that are gone.
 
-    Videos of other places, indexed earlier, stay in the index as long as their files exist.
+    Videos of other places that were indexed earlier stay in the index as long as their files exist.
 
     Args:
         checkpoint: checkpoint of the model.
         config: its configuration; paths and resources may differ.
-        places: folders of videos, and videos.
+        places: folders of videos, videos, and tables of videos; see `waver.search.windows.find_videos`.
         folder: folder of the index; created if it does not exist.
-        windows: how films are cut.
+        windows: how videos are cut into windows.
         exact_up_to: see `waver.search.refresh.refresh`.
         progress: whether to show progress on standard error.
 
     Raises:
-        VideosError: if the places have no videos.
+        VideosError, AnnotationError: if the videos cannot be listed, or two have the same name.
         SearchError: if the index has another model or other windows.
         CheckpointError, KnowledgeError: if the model cannot be used.
         IngestError: if frames cannot be written.
@@ -181,14 +181,14 @@ class _Indexing:
             raise
 
     def _connect_for(self, num_windows: int, resources: contextlib.ExitStack) -> None:
-        """Connects to Ray, unless it was done before, or this process indexes few windows before Ray has started."""
+        """Connects to Ray, unless it is connected, or this process indexes the windows sooner than Ray starts."""
         if self._on_ray or (num_windows <= _FEW_WINDOWS and runs_in_process(self._config.resources)):
             return
         logger.info(resources.enter_context(connect(num_cpus=local_cpus(self._config))))
         self._on_ray = True
 
     def _index(self, chunk: list[Row]) -> list[Row]:
-        """Decodes and embeds a chunk of windows; returns them with their outcome."""
+        """Decodes and embeds a chunk of windows; returns them with status, error and length of the video."""
         decoding = self._folder / "decoding"
         columns = {name: [row[name] for row in chunk] for name in ("path", "start_s", "end_s")}
         times = {name: pa.array(columns[name], pa.float64()) for name in ("start_s", "end_s")}
@@ -220,7 +220,7 @@ class _Indexing:
                 self._num_embedded += number
 
     def _write(self, *, complete: bool) -> None:
-        """Writes the windows; of unfinished ones only so often that it takes a small part of the time."""
+        """Writes the table of windows; while indexing, only so often that it takes a small part of the time."""
         started = time.monotonic()
         if not complete and started < self._next_write:
             return
@@ -230,7 +230,7 @@ class _Indexing:
         self._next_write = finished + (finished - started) / _WRITING_FRACTION
 
     def report(self, calibration: Calibration | Uncalibrated) -> IndexReport:
-        """Returns what the index has now, and what this command did."""
+        """Describes the index, and what this command did."""
         found = self._inventory.found
         return IndexReport(
             self._folder,

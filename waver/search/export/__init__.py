@@ -1,4 +1,4 @@
-"""Exports embeddings of a run or an index for other programs: `waver export`."""
+"""Writes the embeddings of a run or of an index into files for other programs: `waver export`."""
 
 from waver.search.export.folder import ExportError
 from waver.search.export.formats import FORMATS, Format

@@ -1,4 +1,4 @@
-"""The folder of an export: written beside its place and renamed, so that it is never there in part."""
+"""Replaces the folder of an export as a whole: it is written under another name and then renamed."""
 
 import contextlib
 import dataclasses
@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "export.json"
 _ROOM = 1.02
-"""Free space that an export needs, relative to the size of its embeddings."""
+"""Free disk space that an export needs, relative to the size of its embeddings."""
 
 
 class ExportError(WaverError):
-    """Embeddings cannot be exported; the message has the cause and the remedy."""
+    """The embeddings cannot be exported."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What was exported, and how: the same command may replace its own export."""
+    """What was exported, and how. A command may replace an export of the same source."""
 
     path: str
     """Absolute path of the run, the checkpoint or the index that was named."""
@@ -52,7 +52,9 @@ def check_folder(folder: Path, source: Source) -> None:
     try:
         there = read_json(folder / MANIFEST)["source"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise ExportError(f"{folder} is not empty, and not an export: choose another folder (--to FOLDER)") from None
+        raise ExportError(
+            f"{folder} is not empty, and not an export by waver: choose another folder (--to FOLDER)"
+        ) from None
     asked = dataclasses.asdict(source)
     different = [name for name in asked if there.get(name) != asked[name]]
     if different:
@@ -73,19 +75,19 @@ def check_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(there).free
     if free < _ROOM * num_bytes:
         raise ExportError(
-            f"{folder} needs {num_bytes / 2**20:,.0f} MiB, and the disk has {free / 2**20:,.0f} MiB: choose another disk "
-            "(--to FOLDER)"
+            f"the export needs {_ROOM * num_bytes / 2**20:,.0f} MiB, and the disk of {folder} has {free / 2**20:,.0f} MiB: "
+            "choose a folder on another disk (--to FOLDER)"
         )
 
 
 @contextlib.contextmanager
 def replace_folder(folder: Path, source: Source, content: dict[str, Any]) -> Iterator[Path]:
-    """Yields a new folder that takes the place of `folder` when the body ends without error.
+    """Yields a new folder, which replaces `folder` and all that is in it when the body ends without an error.
 
     Args:
-        folder: an earlier export, an empty folder, or nothing; see `check_folder`.
+        folder: an earlier export, an empty folder, or a path where nothing is; see `check_folder`.
         source: what is exported.
-        content: further entries of export.json, which is written last; the body may add some.
+        content: further entries of export.json, which is written last; the body may add more.
     """
     folder = folder.absolute()
     part, former = (folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.{end}") for end in ("part", "former"))

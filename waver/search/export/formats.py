@@ -1,7 +1,8 @@
 """Writes embeddings into files for other programs: NumPy (npz), Parquet or safetensors.
 
-A file has one row per item: its names, its token embeddings with mask and weights, and one pooled vector. The token
-embeddings are written part by part. Memory holds one part, and the weights, masks and pooled vectors of all items.
+A file has one row per item: its names, its token embeddings with mask and weights, and one pooled vector. Token embeddings
+are those of the words of a text or of the frames of a video. They are written part by part: memory holds one part, and the
+weights, masks and pooled vectors of all items.
 """
 
 import json
@@ -43,13 +44,13 @@ class Items:
     """The items of one file."""
 
     names: pa.Table
-    """Names, times and the like: a row per item, columns of text, int64 or float64."""
+    """One row per item: its names, times and the like, in columns of text, int64 or float64."""
     num_tokens: int
     """L, the number of positions of each item."""
     width: int
     """D, dimension of an embedding."""
     parts: Iterable[Part]
-    """All items, in order; read once."""
+    """All items, in order; they can be read only once."""
 
     @property
     def num_bytes(self) -> int:
@@ -62,8 +63,8 @@ def write_items(folder: Path, name: str, items: Items, format: Format) -> list[s
 
     Args:
         folder: folder of the files.
-        name: name of the file, without its ending. For safetensors, which holds numbers only, the names of the items are
-            in a second file, `<name>.jsonl`.
+        name: name of the file, without its ending. A safetensors file can hold only numbers, so a second file,
+            `<name>.jsonl`, has the names of the items.
         items: the items.
         format: one of `FORMATS`.
     """
@@ -92,7 +93,7 @@ def _write_npz(file: BinaryIO, items: Items) -> None:
 
 
 def _write_safetensors(file: BinaryIO, items: Items) -> None:
-    """Writes the arrays in the order of their alignment: numbers of 8 bytes, of 4 bytes, of 1 byte."""
+    """Writes the arrays in the order of their alignment: first those of 8 bytes, then of 4 bytes, then of 1 byte."""
     number, length, width = len(items.names), items.num_tokens, items.width
     numbers = {name: array for name, array in _to_numpy(items.names).items() if array.dtype.kind in "if"}
     shapes = {
@@ -119,7 +120,7 @@ def _write_safetensors(file: BinaryIO, items: Items) -> None:
 
 
 def _write_parquet(file: BinaryIO, items: Items) -> None:
-    """Writes a row group per part. Lists have fixed sizes, as vector databases want them; those of a matrix are flat."""
+    """Writes a row group per part. Lists have fixed sizes, which vector databases need, and a matrix is one flat list."""
     sizes = {
         "values": (pa.float32(), items.num_tokens * items.width),
         "mask": (pa.bool_(), items.num_tokens),
@@ -150,7 +151,7 @@ class _Rest:
         self._parts: dict[str, list[np.ndarray]] = {"weights": [], "pooled": [], "mask": []}
 
     def collect(self, parts: Iterable[Part]) -> Iterator[np.ndarray]:
-        """Yields the token embeddings of each part, and keeps the rest of it."""
+        """Yields the token embeddings of each part, and keeps its other arrays."""
         for part in parts:
             for name, kept in self._parts.items():
                 kept.append(getattr(part, name))
@@ -162,7 +163,7 @@ class _Rest:
 
 
 def _to_numpy(names: pa.Table) -> dict[str, np.ndarray]:
-    """Returns columns as arrays without objects, which NumPy would pickle: no text is "", no number is NaN."""
+    """Returns columns as arrays without objects, which NumPy would pickle: a missing text is "", a missing number NaN."""
     return {
         field.name: np.array(names[field.name].fill_null("").to_pylist(), dtype=str)
         if pa.types.is_string(field.type)

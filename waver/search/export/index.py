@@ -15,20 +15,21 @@ _NAMES = ("window_id", "video_id", "path", "start_s", "end_s")
 _README = """\
 # Embeddings of the windows of an index
 
-`waver export` wrote them from {index}.
-The model is {checkpoint}.
-Its interaction of text and video is `{kind}`.
+`waver export` wrote these files from the index {index}.
+The model is the checkpoint {checkpoint}.
+It compares text and video by the interaction `{kind}`.
 
-`windows.{format}` has {number} windows, in the order of the index. `export.json` says the same for programs.
+`windows.{format}` has the embeddings of {number} windows, in the order of the index. `export.json` has the checkpoint, the
+interaction and the number of windows in a form for programs.
 
 | field | shape | |
 |---|---|---|
 | `window_id`, `video_id`, `path` | ({number},) | text: names of the window and its video, path of the video{beside} |
-| `start_s`, `end_s` | ({number},) | start and end in the video, seconds; {none} for the whole video |
+| `start_s`, `end_s` | ({number},) | start and end in the video, seconds; {none} for the start or the end of the video |
 {arrays}
 ## Search
 
-Only the model can embed a query. With waver installed:
+Only the model can embed a query, so this needs waver:
 
 ```python
 import waver
@@ -39,7 +40,7 @@ texts = {{"values": text.values.numpy(), "mask": text.mask.numpy(), "weights": t
 texts["pooled"] = sentence(text).numpy()
 ```
 
-The windows:
+This loads the windows:
 
 ```python
 {load}```
@@ -47,7 +48,7 @@ The windows:
 {scores}
 {databases}"""
 _SCORES = """\
-The scores of the model, as `waver search` shows them:
+This computes the scores of the model, which `waver search` shows:
 
 ```python
 {code}best = np.argsort(-scores[0])[:10]  # rows of `windows`
@@ -58,7 +59,7 @@ The scores of the model, as `waver search` shows them:
 def export_index(path: Path, folder: Path, format: Format) -> int:
     """Writes the windows of an index into `windows.<format>`, with a README.md; returns their number.
 
-    Memory holds 1,024 windows at a time, and the weights and pooled vectors of all.
+    Memory holds the embeddings of 1,024 windows at a time, and the weights and pooled vectors of all windows.
 
     Args:
         path: folder of the index.

@@ -1,4 +1,4 @@
-"""Turns embeddings into the items of an export."""
+"""Turns embeddings into the items of an export, each with a pooled vector."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -17,12 +17,12 @@ PART_SIZE = 1024
 
 
 def items_of(embeddings: Embeddings, names: pa.Table, kind: Kind) -> Items:
-    """Returns the items of embeddings in memory.
+    """Returns the items of embeddings that are in memory.
 
     Args:
-        embeddings: of all items.
+        embeddings: embeddings of all items.
         names: a row per item, see `Items.names`.
-        kind: `texts` or `videos`, which are pooled in different ways.
+        kind: `texts` or `videos`: a text is pooled to its last token, a video to the mean of its frames.
     """
     length, width = embeddings.values.shape[1:]
     return streamed_items(lambda rows: embeddings[rows], names, kind, length, width)

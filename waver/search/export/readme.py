@@ -1,4 +1,4 @@
-"""The README.md of an export: its files, and Python that computes the model's scores from them without waver."""
+"""Writes parts of the README.md of an export: tables of its files, and Python that computes scores without waver."""
 
 from collections.abc import Mapping, Sequence
 
@@ -77,8 +77,8 @@ TEXT_POOLING = "the last token, normalised"
 VIDEO_POOLING = "the mean of the normalised frames, normalised"
 
 XTI = (
-    "No product of embeddings gives the score of this model (`xti`): a transformer reads each pair of text and video, and "
-    "only waver has it."
+    "No product of embeddings gives the score of this model (`xti`): a transformer reads each pair of text and video, so "
+    "only waver can compute it."
 )
 
 
@@ -105,7 +105,7 @@ def load_code(format: Format, files: Sequence[str]) -> str:
 
 
 def arrays_table(number: int, tokens: int, width: int, *, texts: bool, format: Format) -> str:
-    """Returns a table in Markdown that says what the arrays of a file are."""
+    """Returns the rows of a Markdown table that describe the arrays of a file."""
     return _ARRAYS.format(
         number=number,
         tokens=tokens,
@@ -118,28 +118,30 @@ def arrays_table(number: int, tokens: int, width: int, *, texts: bool, format: F
 
 
 def databases(queries: str, videos: str, *, exact: bool) -> str:
-    """Returns the section on vector databases; `exact` says that the model compares pooled vectors itself (`dp`)."""
+    """Returns the section on vector databases; `exact`: whether the model itself compares the pooled vectors (`dp`)."""
     said = (
-        "The model itself compares the pooled vectors, so an exact search returns its own ranking."
+        "The model itself compares the pooled vectors, so an exact search for them returns the ranking of the model."
         if exact
-        else "The model compares tokens, so this is an approximation: let a database find some hundred candidates, and sort "
-        "them by the scores of the model."
+        else "A vector database compares only the pooled vectors, and the model compares tokens, so this search is an "
+        "approximation. Let the database find some hundred candidates, and sort them by the scores of the model."
     )
     lance = _LANCE.format(queries=queries, videos=videos)
     return f"""\
 ## Vector databases
 
-{said} FAISS, then LanceDB:
+{said} With FAISS:
 
 ```python
 import faiss; found, rows = faiss.knn({queries}["pooled"], {videos}["pooled"], 10, faiss.METRIC_INNER_PRODUCT)
 ```
 
+With LanceDB:
+
 ```python
 {lance}
 ```
 
-`rows`, and `row` of LanceDB, are rows of `{videos}`.
+`rows` of FAISS and `row` of LanceDB are rows of `{videos}`.
 """
 
 
@@ -149,5 +151,5 @@ def recall_code() -> str:
 
 
 def beside(file: str, format: Format) -> str:
-    """Says, for a format that holds numbers only, where the text of a file is."""
+    """Returns where the text of a file is, for a format that can hold only numbers; empty for the others."""
     return f"; in `{file}.jsonl`, a line per row" if format == "safetensors" else ""

@@ -1,4 +1,4 @@
-"""Exports the captions and clips of a split of a run, as an evaluation embedded them."""
+"""Exports the embeddings of the captions and clips of a split, which an evaluation of a run has computed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,17 +25,18 @@ from waver.tools.files import write_text
 _README = """\
 # Embeddings of {name}, {split} split
 
-`waver export` wrote them from {checkpoint}.
-The interaction of text and video is `{kind}`. `export.json` has all metrics, and what is said here, for programs.
+`waver export` wrote these files from the checkpoint {checkpoint}.
+The model compares text and video by the interaction `{kind}`. `export.json` has all metrics and the protocol in a form for
+programs. The protocol of the evaluation:
 
 {protocol}
-`videos.{format}` has the decoded clips of the gallery, sorted by id: {clips} of {gallery}.{missing}
+`videos.{format}` has the embeddings of {clips} clips, sorted by id. The gallery has {gallery} clips.{missing}
 
 | field | shape | |
 |---|---|---|
 | `id` | ({clips},) | text: id of the clip{beside_videos} |
 {videos}
-`texts.{format}` has the {captions} captions of the gallery, sorted by clip.
+`texts.{format}` has the embeddings of the {captions} captions of the gallery, sorted by clip.
 
 | field | shape | |
 |---|---|---|
@@ -48,28 +49,30 @@ The interaction of text and video is `{kind}`. `export.json` has all metrics, an
 
 {scores}{databases}"""
 _SCORES = """\
-The files:
+This loads the files:
 
 ```python
 {load}```
 
-Every caption against every clip, as `waver evaluate` compares them:
+This computes the score of every caption with every clip, as `waver evaluate` does:
 
 ```python
 {code}```
 
-R@1 from text to video, in percent; `waver evaluate` says {recall!r}. Scores that differ by less than 1e-7 count as equal:
-waver computes in float32, which tells no smaller difference. A caption whose clip could not be decoded is a miss.
+This prints the R@1 from text to video, in percent; `waver evaluate` has {recall!r}. Scores that differ by at most 1e-7
+count as equal, since waver computes in float32, which has no finer resolution. A caption whose clip could not be decoded is
+a miss.
 
 ```python
 {recall_code}```
 
-{excused}The pooled vectors alone, compared by their cosines, give {pooled:.1f} instead of {recall:.1f}.
+{excused}If only the pooled vectors are compared, by their cosines, the R@1 is {pooled:.1f} instead of {recall:.1f}.
 
 """
 _EXCUSED = """\
-Duplicates of clips and captions are excused in the variant `excused`, whose R@1 is {recall:.1f}. `excused.csv` lists the
-pairs (rows of `texts` and `videos`) that do not count as wrong. Run this line before the R@1:
+The split has duplicates: clips or captions that occur twice. `excused.csv` lists the pairs (rows of `texts` and `videos`)
+that are right because of them, although the clip is not that of the caption. If these pairs do not count as wrong, the R@1
+is {recall:.1f}, the variant `excused` of `waver evaluate`. To compute it, run this line before the R@1:
 
 ```python
 scores[tuple(np.loadtxt("excused.csv", int, delimiter=",", skiprows=1, ndmin=2).T)] = -np.inf
@@ -77,9 +80,11 @@ scores[tuple(np.loadtxt("excused.csv", int, delimiter=",", skiprows=1, ndmin=2).
 
 """
 _NO_SCORES = """\
-{xti} R@1 from text to video is {recall:.1f}; the pooled vectors alone, compared by their cosines, give {pooled:.1f}.
+{xti}
 
-The files:
+The R@1 from text to video is {recall:.1f}. If only the pooled vectors are compared, by their cosines, it is {pooled:.1f}.
+
+This loads the files:
 
 ```python
 {load}```
@@ -97,9 +102,9 @@ class EvaluatedRun:
     similarity: str
     """Name of the interaction."""
     evaluation: Evaluation
-    """With the embeddings of captions and clips."""
+    """The evaluation, with the embeddings of captions and clips."""
     queries: Gallery
-    """The split."""
+    """Captions and clips of the split."""
     result: Mapping[str, Any]
     """See `waver.runs.results.result_of`."""
     excused: Int[torch.Tensor, "pairs 2"] | None
@@ -216,7 +221,7 @@ def _readme(run: EvaluatedRun, source: Source, texts: Items, videos: Items, scor
         protocol="".join(f"    {line}\n" for line in lines),
         format=format,
         clips=len(videos.names),
-        missing=" `export.json` names the others." if missing else "",
+        missing=" `export.json` names those that could not be decoded (`missing_clips`)." if missing else "",
         gallery=run.evaluation.gallery_size,
         captions=len(texts.names),
         beside_videos=readme.beside("videos", format),

@@ -1,1 +1,1 @@
-"""The web page over an index: `waver serve`. Needs FastAPI and uvicorn, the extra `serve`."""
+"""Serves a web page that searches an index: `waver serve`. Needs FastAPI and uvicorn (the extra `serve`)."""

@@ -1,4 +1,4 @@
-"""The routes of the page. Files are named by numbers of indexes and windows, never by paths."""
+"""Answers the requests of the page. A URL names a file by the numbers of an index and a window, never by its path."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -44,20 +44,20 @@ _STATUS: dict[type[WaverError], int] = {
     ChangedVideoError: 410,
     VideoError: 501,
 }
-"""Error -> status of the response, which has its message; 500 for others."""
+"""Error -> status of the response, whose text is the message of the error; other errors have 500."""
 
 Text = Annotated[str, Query(max_length=MAX_CHARACTERS)]
 Seconds = Annotated[float | None, Query(ge=0)]
 
 
 class VerdictRequest(BaseModel):
-    """What the buttons good and bad send."""
+    """What the buttons Good and Bad send."""
 
     query: Annotated[str, Field(max_length=MAX_CHARACTERS)]
     index: int
     window: int
     verdict: Verdict | None
-    """None to withdraw an earlier one."""
+    """None withdraws an earlier verdict."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Site:
         return self.searcher(index).span(window)
 
     def verdicts(self, query: str) -> list[dict[int, Verdict]]:
-        """Returns the verdicts on a query: for each index, number of a window -> verdict."""
+        """Returns the verdicts on a query: one mapping per index, from the number of a window to its verdict."""
         judged = self.judgements.of_query(query.strip())
         return [
             {number: verdict for pair, verdict in judged.items() if (number := searcher.number_of(pair)) is not None}
@@ -208,7 +208,7 @@ def _add_files(app: FastAPI, site: Site) -> None:
         try:
             content = searcher.thumbnail(window).read_bytes()
         except OSError:
-            raise HTTPException(404, "The picture is gone: run `waver index` again.") from None
+            raise HTTPException(404, "The thumbnail is missing: only a new index would have it.") from None
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
@@ -221,4 +221,4 @@ def _answer_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:])
-    return JSONResponse({"detail": f"The request cannot be understood: {place}: {first['msg']}."}, 422)
+    return JSONResponse({"detail": f"The request is not valid: {place}: {first['msg']}."}, 422)

@@ -1,4 +1,4 @@
-"""Explains the score of a window: the cosines of words with frames, and how much each of them counts."""
+"""Explains the score of a window: the cosine of each word with each frame, and the weights of words and frames."""
 
 import base64
 from dataclasses import dataclass
@@ -17,23 +17,23 @@ from waver.search.serving.videos import Span, SpanReader, VideoError, jpeg
 _PICTURE_SIZE = 128
 _END_OF_WORD = "</w>"
 _SENTENCES = {
-    "dp": "This model (interaction dp) compares one embedding of the whole query with the mean of the frames, so no word "
-    "and no frame has a share of the score that could be shown.",
-    "xti": "This model (interaction xti) scores the query and all frames together in a transformer, so no word and no frame "
-    "has a share of the score that could be shown.",
-    "ti": "The score is the mean of each word's best frame and of each frame's best word. All words count the same, and all "
-    "frames do.",
-    "wti": "The score is the mean of each word's best frame and of each frame's best word, by weights that the model has "
-    "learned.",
-    "xclip": "The score is the mean of four cosines, of query or words with the video or its frames. It follows the largest "
-    "cosines of this table most.",
+    "dp": "This model (interaction dp) compares one embedding of the whole query with the mean of the frames. It does not "
+    "compare single words with single frames.",
+    "xti": "This model (interaction xti) reads the query and all frames together in a transformer. It does not compare "
+    "single words with single frames.",
+    "ti": "The model takes the cosine of each word with its best frame, and of each frame with its best word. It averages "
+    "over words and over frames, and the score is the mean of both averages. All words count the same, and all frames do.",
+    "wti": "The model takes the cosine of each word with its best frame, and of each frame with its best word. It averages "
+    "over words and over frames, by weights that the model has learned, and the score is the mean of both averages.",
+    "xclip": "The score is the mean of four similarities: of the query with the video, of the words with the video, of the "
+    "query with the frames, and of the words with the frames. In the last three, large cosines count more than small ones.",
 }
 """Interaction -> how it computes a score."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a window has its score."""
+    """Explanation of the score of a window."""
 
     interaction: str
     """Name of the interaction of the model."""
@@ -45,8 +45,9 @@ class Explanation:
     cosines: list[list[float]] | None
     """Of each word (row) with each frame (column)."""
     word_weights: list[float] | None
-    """None if all count the same."""
+    """One per word; None if all words count the same."""
     frame_weights: list[float] | None
+    """One per frame; None if all frames count the same."""
 
 
 def explain(model: Model, tokenizer: Tokenizer, query: str, text: Embeddings, video: Embeddings) -> Explanation:
@@ -80,10 +81,11 @@ def explain(model: Model, tokenizer: Tokenizer, query: str, text: Embeddings, vi
 
 
 def pictures_of(reader: SpanReader, model: Model, span: Span, num_frames: int) -> dict[str, Any]:
-    """Decodes the frames that the model saw of a window, for display above the columns of the table.
+    """Decodes the frames of a window that the model has seen, for display above the columns of the table.
 
     Returns:
-        `frames`: time (seconds in the video) and picture (data URL) of each, or null; `note`: why there are none, or null.
+        `frames`: time (seconds in the video) and picture (data URL) of each frame, or None; `note`: why there are no
+        frames, or None.
     """
     try:
         clip = reader.frames(span, store_settings(model.config))

@@ -1,11 +1,10 @@
-"""Records which answers people found good or bad, and derives a test set that `waver evaluate` reads.
+"""Records which results people judge good or bad, and turns the good ones into a test set for `waver evaluate`.
 
-    judgements.jsonl            the test set: one row per query and window that is good now, see `load_table`
+    judgements.jsonl            the test set: one row per query and window whose last verdict is good, see `load_table`
     judgements.verdicts.jsonl   all verdicts in their order; the last one on a query and a window holds
 
-A verdict is appended and synced to disk before it is acknowledged, so neither a crash nor a second server loses one. Bad
-answers are in the second file alone: a row of a table says what is right, and the other windows of a test set are wrong
-answers to its queries anyway.
+A verdict is appended and synced to disk before the server confirms it, so neither a crash nor a second server loses one.
+Bad results are in the second file only: a test set lists right answers, and counts all other windows as wrong.
 """
 
 import fcntl
@@ -34,7 +33,7 @@ class JudgementError(WaverError):
 
 @dataclass(frozen=True)
 class Judged:
-    """What a verdict is on: a query and a window, the same in each index that has this window."""
+    """The query and the window that a verdict is about. The window has the same path and times in each index."""
 
     query: str
     path: str
@@ -54,10 +53,10 @@ class _Entry:
 
     @classmethod
     def parse(cls, line: bytes) -> "_Entry":
-        """Parses a line.
+        """Parses a line of the file of verdicts.
 
         Raises:
-            ValueError: if it is none.
+            ValueError: if the line is not a verdict.
         """
         try:
             row = json.loads(line)
@@ -70,17 +69,17 @@ class _Entry:
 
 
 class Judgements:
-    """The verdicts in a file, which several threads and servers may use at the same time.
+    """The files of verdicts; several threads and servers may use them at the same time.
 
     Args:
-        path: of the test set, a JSON lines file; a file that exists must be one that a server made.
+        path: path of the test set, a JSON lines file. If it exists, `waver serve` must have made it.
 
     Attributes:
-        path: of the test set.
-        verdicts_path: of the file with all verdicts.
+        path: path of the test set.
+        verdicts_path: path of the file with all verdicts.
 
     Raises:
-        JudgementError: if the file is another one, or its folder cannot be written.
+        JudgementError: if another program made the file, or its folder cannot be written.
     """
 
     def __init__(self, path: Path):
@@ -90,10 +89,14 @@ class Judgements:
         if self.path.suffix != ".jsonl":
             raise JudgementError(f"--judgements {path}: name a file that ends in .jsonl, such as judgements.jsonl")
         if self.path.exists() and not self.verdicts_path.exists():
-            raise JudgementError(f"--judgements {path} exists and has no {self.verdicts_path.name}: name another file")
+            raise JudgementError(
+                f"--judgements {path} exists, but not {self.verdicts_path.name} beside it, so waver serve has not made it: "
+                "name another file"
+            )
         if not self.path.parent.is_dir() or not can_write(self.path.parent):
             raise JudgementError(
-                f"verdicts cannot be written to {self.path.parent}: name a file in a folder that can, with --judgements FILE"
+                f"verdicts cannot be written to the folder {self.path.parent}: name a file in another folder "
+                "(--judgements FILE)"
             )
         if self.verdicts_path.exists():  # perhaps the last server was killed between the two files
             self.record(None)
@@ -102,7 +105,8 @@ class Judgements:
         """Records a verdict, and brings the test set up to date.
 
         Args:
-            entry: query and window, id of the video, and the verdict, None to withdraw it; None for no new verdict.
+            entry: query and window, id of the video, and the verdict; a verdict of None withdraws the earlier one. An entry
+                of None only brings the test set up to date.
 
         Raises:
             JudgementError: if the query cannot be a caption of a test set.
@@ -134,7 +138,7 @@ class Judgements:
         for number, line in enumerate(file, 1):
             try:
                 yield _Entry.parse(line)
-            except ValueError as error:  # of a crash; it was never acknowledged
+            except ValueError as error:  # the server was killed while it wrote this verdict, and never confirmed it
                 logger.warning(f"{self.verdicts_path}, line {number}: damaged, and left out ({error})")
 
 
@@ -154,7 +158,7 @@ def _latest(entries: Iterator[_Entry]) -> dict[Judged, _Entry]:
 
 
 def _test_set(entries: Iterator[_Entry]) -> Iterator[dict[str, Any]]:
-    """Yields the rows of the table for `waver evaluate`: the pairs that are good, in the order of the first verdict."""
+    """Yields the rows of the test set: query and window of each good result, in the order of their first verdicts."""
     names: dict[str, str] = {}  # path -> id; two indexes may have the same name for different files
     for judged, entry in _latest(entries).items():
         if entry.verdict == "good":

@@ -1,4 +1,4 @@
-"""Answers requests for files, or for a range of their bytes (RFC 9110, section 14), from files that are open already."""
+"""Answers requests for a file or for a range of its bytes (RFC 9110, section 14), from a file that is already open."""
 
 import os
 import re
@@ -19,16 +19,16 @@ class UnsatisfiableRangeError(Exception):
 
 
 def parse_range(header: str | None, size: int) -> range | None:
-    """Returns the bytes that a Range header asks for; None for the whole file.
+    """Returns the bytes that a Range header requests; None for the whole file.
 
-    A header of another form, or with several ranges, counts as none, as the standard allows.
+    A header of another form, or with several ranges, is ignored, as the standard allows.
 
     Args:
         header: such as `bytes=0-99`, `bytes=100-` or `bytes=-100`; None if there is none.
-        size: of the file, bytes.
+        size: size of the file, bytes.
 
     Raises:
-        UnsatisfiableRangeError: if the file has none of the bytes.
+        UnsatisfiableRangeError: if the range begins after the end of the file.
     """
     match = _RANGE.fullmatch(header or "")
     if not match or match[1] == match[2] == "":
@@ -44,19 +44,19 @@ def parse_range(header: str | None, size: int) -> range | None:
 
 
 def _number(text: str) -> int | None:
-    """Returns a number, at most 10^18 - 1: no file is longer, and Python refuses to read very long numbers."""
+    """Parses a number, None if it is empty; larger ones become 10^18 - 1: Python refuses to parse very long numbers."""
     digits = text.lstrip("0")
     return None if text == "" else int("9" * _MAX_DIGITS) if len(digits) > _MAX_DIGITS else int(digits or "0")
 
 
 def file_response(request: Request, file: BinaryIO, *, media_type: str, etag: str) -> Response:
-    """Returns an open file, or the range of it that a request asks for; the response closes the file.
+    """Returns a response with an open file, or with the range of it that is requested; the response closes the file.
 
     Args:
         request: GET or HEAD.
         file: open for reading.
         media_type: such as `video/mp4`.
-        etag: of this content, without quotes.
+        etag: identifies this content; without quotes.
     """
     size = os.fstat(file.fileno()).st_size
     headers = {"Accept-Ranges": "bytes", "ETag": f'"{etag}"', "Cache-Control": "private, no-cache"}
@@ -80,7 +80,7 @@ def file_response(request: Request, file: BinaryIO, *, media_type: str, etag: st
 
 
 async def _read(file: BinaryIO, part: range) -> AsyncIterator[bytes]:
-    """Yields the bytes of a part; fewer if the file has shrunk since, at which the server ends the connection."""
+    """Yields the bytes of a part. If the file has shrunk since, they are fewer, and the server ends the connection."""
     with file:
         await anyio.to_thread.run_sync(file.seek, part.start)
         missing = len(part)

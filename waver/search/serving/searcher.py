@@ -1,4 +1,4 @@
-"""Searches one index for the page: answers under filters, the moments of a film, and explanations, one query at a time."""
+"""Searches one index for the page: filtered results, the scores of a whole video, and explanations."""
 
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -40,20 +40,21 @@ class QueryError(WaverError):
 
 @dataclass(frozen=True)
 class Filters:
-    """Which windows may be found."""
+    """Which windows a search may return."""
 
     folder: str = ""
-    """Folder, or film, of the indexed videos; empty for all."""
+    """Folder of videos, or id of one video; empty for all."""
     min_s: float | None = None
     """Shortest length of a video, seconds."""
     max_s: float | None = None
+    """Greatest length of a video, seconds."""
 
 
 class Searcher:
-    """An open index with its model; thread-safe, since one query is computed at a time.
+    """An open index with its model. It computes one query at a time, so threads may share it.
 
     Args:
-        folder: of the index.
+        folder: folder of the index.
 
     Attributes:
         index: the index.
@@ -68,13 +69,13 @@ class Searcher:
 
     @cached_property
     def run(self) -> str:
-        """Name of the run whose model the index has."""
+        """Name of the run whose model made the index."""
         checkpoint = Path(self.index.settings.checkpoint)
         return checkpoint.parent.name if checkpoint.name.startswith("checkpoint_") else checkpoint.name
 
     @cached_property
     def folders(self) -> list[str]:
-        """Folders of the indexed videos, with their parents; the first 1,000."""
+        """Folders of the indexed videos and their parent folders, by name; at most 1,000."""
         names = {
             parent.as_posix()
             for video in pc.unique(self.index.windows["video_id"]).to_pylist()
@@ -92,11 +93,11 @@ class Searcher:
         return {name: number for number, name in enumerate(zip(*names, strict=True))}
 
     def load(self) -> None:
-        """Loads the model and the embeddings, by a first query."""
+        """Loads the model and the embeddings, so that the first query of a user is not slow."""
         self.answers("a video", 1, Filters(), distinct=True)
 
     def span(self, window: int) -> Span:
-        """Returns the span of a window, given its number.
+        """Returns video and times of a window, given its number.
 
         Raises:
             QueryError: if there is no such window.
@@ -107,13 +108,13 @@ class Searcher:
         return Span(Path(row["path"]), row["source"], row["start_s"], row["end_s"])
 
     def thumbnail(self, window: int) -> Path:
-        """Returns the path of the picture of a window; see `span`."""
+        """Returns the path of the thumbnail of a window; see `span`."""
         self.span(window)
         row = self.index.rows[window]
         return thumbnail_path(self.index.path, row["window_id"], row["source"])
 
     def number_of(self, judged: Judged) -> int | None:
-        """Returns the number of the window that a verdict is on; None if the index does not have it."""
+        """Returns the number of the window that a verdict is about; None if the index does not have it."""
         return self._numbers.get((judged.path, judged.start_s, judged.end_s))
 
     def answers(self, query: str, top: int, filters: Filters, *, distinct: bool) -> list[Answer]:
@@ -125,11 +126,15 @@ class Searcher:
         return _MODEL.submit(self.index.search, query, top, distinct=distinct, among=among).result()
 
     def describe_cut(self, query: str) -> str | None:
-        """Says how much of a long query the model reads; None if it reads all."""
+        """Returns a sentence that says how much of a long query the model reads; None if it reads all of it."""
         return self.index.model.describe_cut(query)
 
     def doubts(self, best: float | None) -> dict[str, Any]:
-        """Says whether probably nothing fits a query, given its best score, and how sure that is."""
+        """Says whether probably nothing fits a query, given its best score.
+
+        Returns:
+            `nothing_fits`: None if the index has no threshold; `sentence`: how reliable this is, or why there is none.
+        """
         calibration = self.index.calibration
         if not isinstance(calibration, Calibration):
             return {"nothing_fits": None, "sentence": str(calibration)}
@@ -137,7 +142,11 @@ class Searcher:
         return {"nothing_fits": nothing, "sentence": str(calibration)}
 
     def moments(self, query: str, window: int) -> dict[str, Any]:
-        """Returns the score of every window of the film that a window is from, and the best ones that do not overlap."""
+        """Computes the scores of all windows of one video, namely the video that a window is from.
+
+        Returns:
+            `windows`: number, score and times of each; `best`: numbers of the best ones that do not overlap.
+        """
         self.span(window)
         rows = self.index.rows
         film = pc.equal(self.index.windows["video_id"], rows[window]["video_id"])
@@ -177,7 +186,7 @@ class Searcher:
         return among.combine_chunks().to_numpy(zero_copy_only=False)
 
     def _embed(self, query: str) -> Embeddings:
-        """Embeds a query; the last ones are kept."""
+        """Embeds a query; keeps the embeddings of the last queries."""
         _check(query)
         if query not in self._texts:
             self._texts[query] = self.index.model.embed_texts([query])

@@ -1,8 +1,9 @@
-"""Decides who may talk to the server, and what the page may do in the browser.
+"""Decides which requests the server answers, and what the page may do in the browser.
 
-On the loopback interface there is usually no token, so the danger is other pages in the user's browser: a page whose name
-was rebound to 127.0.0.1 is known by its Host header, one that sends a form by its Origin. Beyond loopback every route needs
-a token, which the browser receives in the URL once and then keeps in a cookie.
+On the loopback interface there is usually no token. The danger is then a page of another site in the user's browser. The
+Host header reveals a page whose name was rebound to 127.0.0.1 (DNS rebinding). The Origin header reveals a page that sends a
+form (CSRF). On other interfaces every request needs a token. The browser receives it once, in the URL, and keeps it in a
+cookie.
 """
 
 import hmac
@@ -41,7 +42,7 @@ class Access:
     host: str
     port: int
     token: str | None
-    """None if everybody who can reach the port may search."""
+    """None if no token is required."""
 
     @property
     def url(self) -> str:
@@ -51,22 +52,22 @@ class Access:
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie: servers on other ports of this host get the same cookies."""
+        """Name of the cookie. It has the port, since browsers send cookies to all ports of a host."""
         return f"waver_token_{self.port}"
 
 
 def choose_token(host: str) -> str | None:
-    """Returns the token that a server on an interface requires: WAVER_TOKEN, or a random one beyond loopback.
+    """Returns the token that a server on an interface requires: WAVER_TOKEN, or else a random one if it is not loopback.
 
     Raises:
-        SearchError: if WAVER_TOKEN is too short or cannot stand in a URL.
+        SearchError: if WAVER_TOKEN is too short, or has characters that a URL cannot have.
     """
     given = os.environ.get("WAVER_TOKEN")
     if given:
         if len(given) < _MIN_TOKEN or not (given.isascii() and given.replace("-", "").replace("_", "").isalnum()):
             raise SearchError(
-                f"WAVER_TOKEN is no token: set it to {_MIN_TOKEN} or more letters, digits, - and _, or unset it to get a "
-                "random one"
+                f"WAVER_TOKEN is too short, or has other characters than letters, digits, - and _: set it to {_MIN_TOKEN} "
+                "or more of them, or unset it to get a random token"
             )
         return given
     return None if is_loopback(host) else secrets.token_urlsafe(_TOKEN_BYTES)
@@ -81,13 +82,13 @@ def is_loopback(host: str) -> bool:
 
 
 def refusal(access: Access, method: str, headers: Mapping[str, str], tokens: tuple[str, ...]) -> tuple[int, str] | None:
-    """Returns status and sentence with which a request is refused; None if it is allowed.
+    """Returns the status and the sentence that refuse a request; None if it is allowed.
 
     Args:
-        access: of the server.
-        method: of the request, in capitals.
-        headers: of the request; names in small letters.
-        tokens: that the request brought, in its URL or its cookie.
+        access: what the server requires.
+        method: method of the request, in capitals.
+        headers: headers of the request; their names are in small letters.
+        tokens: tokens in the URL and in the cookie of the request.
     """
     host = headers.get("host", "")
     if is_loopback(access.host) and not is_loopback(_name_of(host)):
@@ -106,7 +107,7 @@ def refusal(access: Access, method: str, headers: Mapping[str, str], tokens: tup
 
 
 def _name_of(host: str) -> str:
-    """Returns the name in a Host header, without the port; empty if it is none."""
+    """Returns the name in a Host header, without the port; empty if there is none."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -114,13 +115,13 @@ def _name_of(host: str) -> str:
 
 
 class Guard:
-    """ASGI middleware that refuses requests by `refusal`, and adds headers of security to every response."""
+    """ASGI middleware that refuses requests by `refusal`, and adds security headers to every response."""
 
     def __init__(self, app: ASGIApp, access: Access):
         self._app, self._access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request."""
+        """Refuses a request, or passes it on to the application."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return

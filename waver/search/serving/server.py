@@ -23,19 +23,19 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8080
 _OTHER_PORTS = 20
-"""Ports after the default one that are tried if it is taken."""
+"""Number of ports that are tried, the default one and those after it."""
 _END_S = 2
 
 
 def serve(
     folders: Sequence[Path], *, host: str, port: int | None, judgements: Path | None, open_browser: bool = False
 ) -> None:
-    """Serves the page over one index, or over two beside each other, until Ctrl-C or SIGTERM.
+    """Serves the page that searches one index, or two side by side, until Ctrl-C or SIGTERM.
 
     Args:
-        folders: of the indexes.
+        folders: folders of the indexes.
         host: name or address of the interface to listen on.
-        port: to listen on; 0 for any free one; None for 8080, or the next free one.
+        port: port to listen on; 0 for any free one; None for 8080, or the next free one.
         judgements: file for the verdicts; None for `judgements.jsonl` in the first index.
         open_browser: whether to open the page in a browser.
 
@@ -44,7 +44,7 @@ def serve(
         JudgementError: if verdicts cannot be written.
     """
     if len(folders) > 2:
-        raise SearchError(f"{len(folders)} indexes: the page shows one, or two beside each other")
+        raise SearchError(f"{len(folders)} indexes: the page shows one, or two side by side; name fewer")
     token = choose_token(host)
     with contextlib.ExitStack() as resources:
         listener = resources.enter_context(_listen(host, port))
@@ -76,7 +76,7 @@ def _listen(host: str, port: int | None) -> socket.socket:
             reason = error
             continue
         if number and number != asked[0]:
-            logger.info(f"port {asked[0]} is taken: this is port {number}")
+            logger.info(f"port {asked[0]} is taken, so the page is on port {number}")
         return listener
     where = f"{host} port {port}" if port is not None else f"{host} ports {asked[0]} to {asked[-1]}"
     raise SearchError(
@@ -90,11 +90,11 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def _describe(access: Access, judgements: Judgements) -> None:
-    logger.info(f"verdicts are kept in {display_path(judgements.path)}")
+    logger.info(f"results that you judge good are written to {display_path(judgements.path)}")
     if not is_loopback(access.host):
         logger.warning(
             "everybody who has the address below can search and watch these videos; the connection is not encrypted, so use "
-            "it in a network that you trust"
+            "it only in a network that you trust"
         )
     logger.info(f"ready at {access.url}  (Ctrl-C ends it)")
 

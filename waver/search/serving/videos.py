@@ -1,4 +1,4 @@
-"""Opens the videos of an index, decodes spans of them, and makes small copies for browsers that cannot play a file."""
+"""Opens the videos of an index, decodes windows of them, and makes previews of files that a browser cannot play."""
 
 import contextlib
 import io
@@ -27,9 +27,9 @@ _PREVIEW_SIZE = 320
 """Longer side of a preview, pixels."""
 _PREVIEW_FPS = 12.0
 _PREVIEW_FRAMES = 240
-"""Frames of a preview, at most: of a longer span, evenly spaced ones are shown, each at its own time."""
+"""Frames of a preview, at most. A longer window is shown by this many evenly spaced frames, each at its own time."""
 _PREVIEW_BYTES = 2**29
-"""Size of all previews that are kept."""
+"""Size of all previews that are kept, at most."""
 _CLOCK = Fraction(1, 1000)
 MEDIA_TYPES = {
     ".mp4": "video/mp4",
@@ -44,7 +44,7 @@ MEDIA_TYPES = {
     ".mpeg": "video/mpeg",
     ".ts": "video/mp2t",
 }
-"""Ending of a file -> its media type; `video/*`, so that a browser never takes a file for a page."""
+"""Ending of a file -> its media type: always `video/*`, so that a browser never shows a file as a page."""
 
 
 class VideoError(WaverError):
@@ -67,7 +67,9 @@ class Span:
 
 
 def open_indexed(span: Span) -> BinaryIO:
-    """Opens the video of a window. The digest is that of the open file, so a later swap of its name changes nothing.
+    """Opens the video of a window, if it is still the file that was indexed.
+
+    The digest is computed from the open file, so it does not matter if the file is replaced later.
 
     Raises:
         ChangedVideoError: if the file is gone, is no regular file, or has another digest than the one that was indexed.
@@ -81,19 +83,21 @@ def open_indexed(span: Span) -> BinaryIO:
                 resources.pop_all()
                 return file
         except (OSError, ValueError) as error:
-            raise ChangedVideoError("The video is gone since it was indexed: run `waver index` again.") from error
+            raise ChangedVideoError(
+                "The video is gone or was moved since it was indexed: run `waver index` again."
+            ) from error
     raise ChangedVideoError("The video has changed since it was indexed: run `waver index` again.")
 
 
 @dataclass
 class SpanReader:
-    """Decodes spans in a child process, one at a time, with the limits of time and memory that indexing has."""
+    """Decodes windows in a child process, one at a time, with the same limits of time and memory as indexing."""
 
     _decoder: Decoder = field(default_factory=lambda: Decoder(_TIMEOUT_S))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def frames(self, span: Span, settings: StoreSettings) -> Clip:
-        """Returns the frames that the model saw of a window.
+        """Returns the frames of a window that the model has seen.
 
         Raises:
             ChangedVideoError: if the file has changed.
@@ -103,7 +107,7 @@ class SpanReader:
         return self._read(span, target=settings.target, **arguments)
 
     def preview(self, span: Span) -> bytes:
-        """Returns a window as a small H.264 film in MP4, which all browsers play; it has no sound.
+        """Returns a window as a small H.264 video in MP4, without sound, which all browsers play.
 
         Raises:
             ChangedVideoError: if the file has changed.
@@ -129,14 +133,14 @@ class SpanReader:
 
 
 def _encode(clip: Clip) -> bytes:
-    """Encodes frames at their own times, counted from the first, in the shape of the video."""
+    """Encodes frames in the shape of the video, each at its time after the first frame."""
     import av
 
     scale = _PREVIEW_SIZE / max(clip.height, clip.width)
     # H.264 needs even sides.
     height, width = (max(2, 2 * round(side * scale / 2)) for side in (clip.height, clip.width))
     times = [round((time_s - clip.times_s[0]) / _CLOCK) for time_s in clip.times_s]
-    # The last frame is repeated, so that it is shown for a while: a film of one frame has a length as well.
+    # The last frame is repeated, so that it is shown for a while: a preview of one frame needs a length as well.
     times.append(times[-1] + round(1000 / _PREVIEW_FPS))
     pictures = [*clip.frames, clip.frames[-1]]
     file = io.BytesIO()
@@ -158,10 +162,10 @@ def _encode(clip: Clip) -> bytes:
 
 
 class Previews:
-    """Makes previews on demand and keeps them in a temporary folder of bounded size; thread-safe.
+    """Makes previews when they are requested, and keeps them in a temporary folder of bounded size; thread-safe.
 
     Args:
-        reader: decodes the spans.
+        reader: decodes the windows.
     """
 
     def __init__(self, reader: SpanReader):
@@ -170,11 +174,11 @@ class Previews:
         self._sizes: OrderedDict[Path, int] = OrderedDict()  # the one that was used last is last
 
     def open(self, span: Span, name: str) -> BinaryIO:
-        """Opens the preview of a window, which is made if it is not there.
+        """Opens the preview of a window; makes it first if it is not there.
 
         Args:
             span: the window.
-            name: of the file to keep, different for each window.
+            name: name of the file to keep, different for each window.
 
         Raises:
             ChangedVideoError, VideoError: see `SpanReader.preview`.
@@ -198,7 +202,7 @@ class Previews:
 
 
 def jpeg(frame: np.ndarray, size: int) -> bytes:
-    """Returns a frame, uint8 (height, width, 3), as a JPEG whose sides are `size` at most."""
+    """Encodes a frame, uint8 (height, width, 3), as a JPEG whose sides are at most `size` pixels."""
     image = Image.fromarray(frame)
     image.thumbnail((size, size))
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Reads the times of a row of a user's own table."""
+"""Reads the start and the end of a segment from a row of a user's own table."""
 
 import datetime
 import math
@@ -11,7 +11,7 @@ from waver.data.annotations.table_files.read import Row
 
 _CLOCK = re.compile(r"(?:([0-9]+):)?([0-9]{1,2}):([0-9]{1,2}(?:[.,][0-9]+)?)")
 _THOUSANDS = re.compile(r"[1-9][0-9]{0,2},[0-9]{3}\b.*")
-"""A number whose comma may stand before thousands or before decimals."""
+"""A number such as 1,500, whose comma may separate thousands or decimals."""
 _WITH_UNIT = re.compile(r"([0-9]+(?:[.,][0-9]+)?) ?(?:s|sec|secs|seconds?)?")
 
 
@@ -21,10 +21,10 @@ def parse_segment(
     """Reads `start_s` and `end_s` of a row.
 
     Args:
-        row: its values by column.
+        row: values of the row by column.
         columns: columns of the table.
-        where: place of the row in the file.
-        problems: receives what is wrong with the times.
+        where: place of the row in the file, for messages.
+        problems: receives the mistakes in the times.
 
     Returns:
         Start and end in seconds; (None, None) for the whole video, and an end of None for the end of the video.

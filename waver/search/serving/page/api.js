@@ -1,4 +1,4 @@
-// Requests to the server, and how times are written.
+// Sends requests to the server, formats times, and creates elements.
 
 export const films = (index, window) => ({
   video: `/videos/${index}/${window}`,
@@ -6,7 +6,7 @@ export const films = (index, window) => ({
   thumbnail: `/thumbnails/${index}/${window}.jpg`,
 });
 
-/** Returns the JSON of an address; throws an Error with a sentence for people. */
+/** Requests JSON; throws an Error whose message is a sentence for the user. */
 export async function request(address, parameters = {}, options = {}) {
   const given = Object.entries(parameters).filter(([, value]) => value !== "" && value !== null && value !== false);
   let response;
@@ -14,7 +14,7 @@ export async function request(address, parameters = {}, options = {}) {
     response = await fetch(`${address}?${new URLSearchParams(given)}`, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer: has it ended?");
+    throw new Error("The server does not answer: is waver serve still running?");
   }
   if (!response.ok) throw new Error(await sentence(response));
   return response.json();
@@ -26,7 +26,7 @@ export const judge = (query, result, verdict) => request("/api/verdicts", {}, {
   body: JSON.stringify({ query, index: result.index, window: result.window, verdict }),
 });
 
-/** Returns why a request failed. */
+/** Returns a sentence that says why a request failed. */
 export async function sentence(response) {
   const text = await response.text();
   try {
@@ -49,7 +49,7 @@ export function clock(seconds) {
 export const span = ({ start_s, end_s }) =>
   start_s === null ? "whole video" : `${clock(start_s)} – ${end_s === null ? "end" : clock(end_s)}`;
 
-/** Returns a new element. */
+/** Creates an element with properties and children. */
 export function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
   made.append(...children);

@@ -7,7 +7,7 @@ const HOVER_MS = 150;
 const moves = matchMedia("(prefers-reduced-motion: no-preference)");
 const hovers = matchMedia("(hover: hover)");
 
-/** Returns the section of an index: its title, what is to be said about the answers, and their cards. */
+/** Builds the section of an index: its title, notices about the query, and a card for each result. */
 export function column(index, about, found, actions, compared) {
   const { nothing_fits: nothing, sentence } = found.doubts;
   const section = element("section", { className: "column" });
@@ -41,17 +41,17 @@ function card(result, actions) {
     return made;
   };
   item.append(element("div", { className: "actions" },
-    button("Film", "Time line of the film (t)", actions.film),
-    button("Why?", "Why this one? (w)", actions.why),
-    button("Good", "Good answer (g)", (it) => actions.judge(it, "good"), "good"),
-    button("Bad", "Bad answer (b)", (it) => actions.judge(it, "bad"), "bad")));
+    button("Film", "Scores of the whole film over time (t)", actions.film),
+    button("Why?", "Why this score? (w)", actions.why),
+    button("Good", "Judge as good (g)", (it) => actions.judge(it, "good"), "good"),
+    button("Bad", "Judge as bad (b)", (it) => actions.judge(it, "bad"), "bad")));
   show(item, null);
   playOnHover(screen, result);
   screen.addEventListener("click", () => toggle(item));
   return item;
 }
 
-/** Plays a card until it is stopped; stops it if it plays. */
+/** Starts a card, which then plays until it is stopped; stops it if it was started. */
 export function toggle(item) {
   const screen = item.querySelector(".screen");
   if (plays(screen) && screen.pinned) {

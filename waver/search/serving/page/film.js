@@ -1,11 +1,11 @@
-// The time line of a film: the score of every window, and the best moments.
+// The scores of a whole video over time, and its best moments.
 
 import { clock, element, request, span } from "./api.js";
 import { play, stop } from "./player.js";
 
 const part = (name) => document.getElementById(`film${name}`);
 
-/** Opens the time line of the film that a result is from. */
+/** Opens the scores of the video that a result is from. */
 export async function openFilm(query, result) {
   const { windows, best } = await request(`/api/moments/${result.index}/${result.window}`, { query });
   const dialog = part("");
@@ -22,7 +22,7 @@ export async function openFilm(query, result) {
   part("-start").textContent = clock(0);
   part("-end").textContent = end === null ? "" : clock(end);
   part("-note").textContent = windows.length > 1
-    ? "The height of a bar is the score of the window that starts there, from the lowest to the highest of this film."
+    ? "Each bar is a window. Its height is the score, from the lowest to the highest of this film."
     : "This film has one window, so there is no score over time.";
   part("-best").replaceChildren(...best.map((window) => row(windows.find((moment) => moment.window === window), start)));
   dialog.showModal();

@@ -2,7 +2,7 @@
 
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-/** Handles keys: `actions` has a function of a card for each of Enter, t, w, g, b, and `help` and `query` without one. */
+/** Handles keys. `actions` has a function that takes a card for each of Enter, t, w, g and b, and `help` and `query`. */
 export function listen(actions) {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
@@ -19,7 +19,7 @@ function done(event) {
   event.preventDefault();
 }
 
-/** From the query, the arrow down goes to the first card. */
+/** Leaves the query for the first card, with the down arrow. */
 function leave(field, event) {
   const first = document.querySelector(".card");
   if (field.id === "query" && event.key === "ArrowDown" && first) done(event, first.focus());

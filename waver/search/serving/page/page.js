@@ -34,7 +34,7 @@ function say(text, isError = false) {
   part("status").classList.toggle("error", isError);
 }
 
-/** Searches for what the form says; a search that still runs is given up. */
+/** Searches with the query and the filters of the form; cancels a search that still runs. */
 async function search(top = STEP) {
   const query = part("query").value.trim();
   if (!query) return say("Write a sentence that describes what to find.");
@@ -84,7 +84,7 @@ function readAddress() {
   part("query").value ||= address.get("query") ?? "";
 }
 
-/** Asks what there is to search; the user may write meanwhile. */
+/** Reads which indexes and folders there are; the user can write a query meanwhile. */
 async function readIndexes() {
   const { indexes, judgements } = await request("/api/indexes");
   state.indexes = indexes;

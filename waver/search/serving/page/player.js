@@ -1,10 +1,10 @@
-// Plays the span of a window in a loop. A file that the browser cannot play is replaced by a preview, then by the picture.
+// Plays a window in a loop. If the browser cannot play the file, it plays a preview; if there is none, it shows the reason.
 
 import { element, films, sentence } from "./api.js";
 
 let playing = null;
 
-/** Stops what plays. */
+/** Stops the window that plays. */
 export function stop() {
   playing?.parentElement.querySelector(".trouble")?.remove();
   playing?.remove();
@@ -66,7 +66,7 @@ async function explain(screen, video, preview) {
     const response = await fetch(preview);
     if (!response.ok) reason = await sentence(response);
   } catch {
-    reason = "The server does not answer: has it ended?";
+    reason = "The server does not answer: is waver serve still running?";
   }
   tell(screen, reason);
 }

@@ -1,4 +1,4 @@
-// Why a window has its score: the cosines of words and frames as a heat map, with the weights of both.
+// Explains the score of a window: the cosines of words and frames as a heat map, with the weights of both.
 
 import { clock, element, request, span } from "./api.js";
 
@@ -19,7 +19,7 @@ function heatMap({ words, cosines, word_weights: ofWords, frame_weights: ofFrame
   const all = cosines.flat();
   const [low, high] = [Math.min(...all), Math.max(...all)];
   const table = element("table", { className: "heat" },
-    element("caption", { className: "note" }, "Cosine of each word (row) with each frame (column); framed: the best frame of a word"));
+    element("caption", { className: "note" }, "Cosine of each word (row) with each frame (column); outlined: the best frame of each word"));
   const head = element("tr", {}, element("td"), ...cosines[0].map((_, column) => frameHead(frames?.[column], column)));
   if (ofWords) head.append(element("th", { scope: "col" }, "weight"));
   const body = words.map((word, row) => {
