@@ -185,6 +185,9 @@ def test_only_the_same_export_is_replaced(checkpoint, tmp_path):
     with pytest.raises(ExportError, match="mine is not empty, and not an export by waver: choose another folder"):
         export(checkpoint("dp"), other, "npz")
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
+    (folder / "lancedb").mkdir()
+    with pytest.raises(ExportError, match=r"export and other files, which would be deleted \(lancedb\): move them"):
+        export(checkpoint("dp"), folder, "npz")
 
 
 def test_the_command_writes_the_test_split_of_a_run_and_says_its_recall(checkpoint, tmp_path, said):

@@ -14,6 +14,7 @@ import waver
 from waver.search.export.formats import Format
 from waver.tools.errors import WaverError
 from waver.tools.files import read_json, write_json
+from waver.tools.names import abbreviate
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def check_folder(folder: Path, source: Source) -> None:
     if not any(folder.iterdir()):
         return
     try:
-        there = read_json(folder / MANIFEST)["source"]
+        manifest = read_json(folder / MANIFEST)
+        there, files = manifest["source"], {MANIFEST, *manifest["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         raise ExportError(
             f"{folder} is not empty, and not an export by waver: choose another folder (--to FOLDER)"
@@ -61,6 +63,11 @@ def check_folder(folder: Path, source: Source) -> None:
         said = "; ".join(f"{name}: {there.get(name)} there, {asked[name]} requested" for name in different)
         raise ExportError(
             f"{folder} holds another export ({said}): choose another folder (--to FOLDER), or delete this one"
+        )
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in files):
+        raise ExportError(
+            f"{folder} holds an export and other files, which would be deleted ({abbreviate(foreign)}): move them, or "
+            "choose another folder (--to FOLDER)"
         )
 
 
@@ -94,7 +101,9 @@ def replace_folder(folder: Path, source: Source, content: dict[str, Any]) -> Ite
     part.mkdir(parents=True)
     try:
         yield part
-        write_json(part / MANIFEST, {"waver": waver.__version__, "source": dataclasses.asdict(source)} | content)
+        files = sorted(path.name for path in part.iterdir())
+        said = {"waver": waver.__version__, "source": dataclasses.asdict(source), "files": files}
+        write_json(part / MANIFEST, said | content)
         check_folder(folder, source)  # again: somebody may have written there meanwhile
         if folder.exists():
             folder.rename(former)
