@@ -220,5 +220,5 @@ def test_an_index_whose_embeddings_are_gone_says_what_to_do(index, tmp_path):
     opened = open_index(copy)
     for block in (copy / "embeddings" / "items").iterdir():
         block.unlink()
-    with pytest.raises(SearchError, match=r"copy cannot be read: search again if `waver index` was at work meanwhile"):
+    with pytest.raises(SearchError, match=r"copy cannot be read: search again if `waver index` was running"):
         opened.search("a red ball")

@@ -142,7 +142,7 @@ class Vectors:
                 values[~moved], lengths[~moved] = self._blocks.read(items, max_length)
             except EmbeddingError as error:  # its remedy is that of an embedding store of an experiment
                 raise SearchError(
-                    f"embeddings of {self._folder} cannot be read: search again if `waver index` was at work meanwhile; "
+                    f"embeddings of {self._folder} cannot be read: search again if `waver index` was running; "
                     f"otherwise run it again, which embeds what is missing ({str(error).partition(':')[0]})"
                 ) from error
         return values, lengths
