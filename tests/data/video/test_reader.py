@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from waver.data.clip import READ_IN_PART, Clip, ClipError
+from waver.data.video import reader
 from waver.data.video.reader import read_clip, read_with_decord, read_with_pyav
 from waver.data.video.resizing import Resizing, resize_frames
 from waver.data.video.timeline import read_timeline, sample_frames, sample_positions
@@ -341,3 +342,15 @@ def test_an_animation_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ClipError, match="an animation, which FFmpeg does not read in WebP") as caught:
         read_clip(path, **ONE_A_SECOND)
     assert caught.value.status == "no_video"
+
+
+def test_segments_of_a_film_share_its_timeline_until_the_file_is_replaced(tmp_path, monkeypatch):
+    film, reads = render(tmp_path / "film.mp4", 30), []
+    monkeypatch.setattr(reader, "read_timeline", lambda container: reads.append(1) or read_timeline(container))
+    first, second = (read_clip(film, start_s=start, end_s=start + 1.0, **ONE_A_SECOND) for start in (0.0, 2.0))
+    assert len(reads) == 1
+    assert first.frames[0].mean() < second.frames[0].mean()
+    render(tmp_path / "other.mp4", 10).replace(film)
+    with pytest.raises(ClipError, match="the segment begins after the end of the video"):
+        read_clip(film, start_s=2.0, end_s=3.0, **ONE_A_SECOND)
+    assert len(reads) == 2

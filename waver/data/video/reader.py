@@ -10,6 +10,7 @@ import re
 import stat
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,7 @@ def read_clip(
     _check_file(path)
     announce("pyav")
     try:
-        with av.open(str(path)) as container:
-            timeline = read_timeline(container)
+        timeline = _timeline_of(path, *_identity(path))
     except av.FFmpegError as error:
         raise ClipError("corrupt", _describe_damage(path) or _one_line(error, path)) from None
     indices = sample_frames(timeline, frames_per_second, max_frames, start_s, end_s)
@@ -76,6 +76,24 @@ def read_clip(
         return clip
     part = describe_part(timeline.end_s, timeline.claimed_s)
     return replace(clip, video_s=timeline.claimed_s, note="; ".join(filter(None, (clip.note, part))))
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Returns what differs between two files that have the same name, one after the other."""
+    try:
+        status = path.stat()
+    except OSError:  # opening it says why
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=1)
+def _timeline_of(path: Path, *identity: int) -> Timeline:
+    """Reads the timeline of a file; keeps it for the next segment of the same file, since it takes long for long films."""
+    import av
+
+    with av.open(str(path)) as container:
+        return read_timeline(container)
 
 
 def _read_indices(
