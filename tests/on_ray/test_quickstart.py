@@ -66,7 +66,7 @@ def test_the_index_is_the_one_that_waver_index_would_add_to(config, found):
 def test_the_table_says_what_is_in_the_videos(config, found, monkeypatch):
     monkeypatch.chdir(config.storage.folder)
     descriptions = describe_videos(config)
-    console = Console(width=200, record=True)
+    console = Console(width=200, record=True, markup=False)  # as `waver.cli.options.stdout`
     console.print(found_table(found[0], descriptions))
     text = console.export_text()
     assert text.startswith(f"[plain] {found[0].query}")

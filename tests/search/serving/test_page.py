@@ -76,7 +76,7 @@ def test_results_are_those_of_the_index(start, index, open_page):
     assert cards.locator(".video").all_inner_texts() == [answer["video_id"] for answer in found]
     assert cards.locator(".score").all_inner_texts() == [f"{answer['score']:.3f}" for answer in found]
     assert "0:0" in cards.first.locator(".times").inner_text()
-    assert page.evaluate("() => [...document.images].every(image => image.complete && image.naturalWidth === 16)")
+    page.wait_for_function("() => [...document.images].every(image => image.complete && image.naturalWidth === 16)")
     assert page.locator(".doubts").inner_text().startswith("Whether anything fits a query is unknown: ")
 
 
@@ -160,7 +160,7 @@ def test_why_shows_words_frames_and_weights(start, index, open_page):
     table.wait_for()
     assert table.locator("tbody th").all_inner_texts() == ["<start>", "a", "red", "ball", "moves", "<end>", "weight"]
     assert table.locator("td.weight").count() == 6 + table.locator("thead img").count()
-    assert page.evaluate("() => [...document.querySelectorAll('#why img')].every(image => image.naturalWidth === 16)")
+    page.wait_for_function("() => [...document.querySelectorAll('#why img')].every(image => image.naturalWidth === 16)")
     assert "by weights that the model has learned" in page.locator("#why-sentence").inner_text()
 
 
