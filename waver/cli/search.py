@@ -13,6 +13,7 @@ from rich.table import Table
 from waver.cli.options import EVALUATION_SECTIONS, Set, Workers, load_experiment, local_folder, stdout
 from waver.config import ConfigError, ExperimentConfig, parse_overrides
 from waver.runs.places import names_experiment
+from waver.tools.names import counted
 from waver.tools.object_store import display_path, is_url
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def index(
     if report.failures:
         logger.warning("\n  ".join(["windows that could not be decoded:", *describe_failures(report.failures)]))
     logger.info(
-        f"the index has {report.num_windows} windows of {report.num_videos} videos; this command embedded "
-        f"{report.num_embedded} of them"
+        f"the index has {counted(report.num_windows, 'window')} of {counted(report.num_videos, 'video')}; this command "
+        f"embedded {report.num_embedded} of them"
     )
     logger.info(str(report.calibration))
     logger.info(f'next: waver search {shlex.quote(display_path(folder))} "a sentence"')
