@@ -15,10 +15,11 @@ def test_ways_take_turns_after_a_turn_that_is_not_measured():
 
 
 def test_sleep_takes_wall_time_and_no_processor_time():
-    found = take_turns({"sleep": lambda: time.sleep(0.05), "work": lambda: sum(range(10**6))}, 1)
+    found = take_turns({"sleep": lambda: time.sleep(0.05), "work": lambda: sum(range(10**6))}, 5)
     assert found["sleep"].wall_s[0] >= 0.05 > 10 * found["sleep"].cpu_s[0]
-    # Others may use the cores meanwhile: then the work waits, but not nearly as long as sleep does.
-    assert found["work"].cpu_s[0] > 0.1 * found["work"].wall_s[0]
+    # In some turns others may use the cores, and the work waits.
+    shares = [cpu / wall for cpu, wall in zip(found["work"].cpu_s, found["work"].wall_s, strict=True)]
+    assert max(shares) > 0.5 or min(found["work"].wall_s) > 0.05
 
 
 def test_ratios_are_within_turns():

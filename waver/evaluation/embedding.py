@@ -32,8 +32,8 @@ from waver.training import parallel
 from waver.training.build import build_tokenizer
 from waver.training.step import autocast
 
-TEXTS_PER_BATCH, _CLIPS = 32, 64
-"""Size of a batch of captions, and with it of a block of similarities."""
+TEXTS_PER_BATCH, CLIPS_PER_BLOCK = 32, 64
+"""Captions of a batch, and captions and clips of a block of similarities."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def similarity_in_blocks(student: Student, text: Embeddings, video: Embeddings) 
     """Computes the similarity of every text with every video in blocks of one size."""
     if student.interaction.similarity is wti:
         return token_wise(text, video)
-    columns = list(_blocks(video, _CLIPS))
+    columns = list(_blocks(video, CLIPS_PER_BLOCK))
     blocks = [[student.similarity(texts, clips) for clips in columns] for texts in _blocks(text, TEXTS_PER_BATCH)]
     return torch.cat([torch.cat(row, dim=1) for row in blocks])[: len(text), : len(video)]
 

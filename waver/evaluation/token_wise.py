@@ -2,8 +2,9 @@
 
 Equal captions and equal clips get scores that are equal to the last bit, wherever they stand:
 
-- All cosines come from matrix products of one shape: `_ROWS` words with the frames of `_CLIPS` clips. The place of a word or
-  a frame in a product has no influence. Captions are sorted by length, and the words of several fill the rows of a product.
+- All cosines come from matrix products of one shape: `WORDS_PER_PRODUCT` words with the frames of `_CLIPS` clips. The place
+  of a word or a frame in a product has no influence. Captions are sorted by length, and the words of several fill the rows
+  of a product.
 - Maxima are exact in any order.
 - A weighted sum runs over the words of one caption, or over the frames of one clip. Its rounding depends only on the number
   of its terms. That is the length of the caption, or the number of frames, which is the same for all clips. The other
@@ -22,7 +23,7 @@ from torch import Tensor
 from waver.model.embeddings import Embeddings
 from waver.model.interaction import repeat_valid
 
-_ROWS, _CLIPS = 256, 64
+WORDS_PER_PRODUCT, _CLIPS = 256, 64
 """Words and clips of one matrix product."""
 
 
@@ -44,7 +45,9 @@ def prepare_clips(video: Embeddings) -> PreparedClips:
     return PreparedClips(list(_clip_blocks(video)), len(video))
 
 
-def token_wise(text: Embeddings, video: Embeddings | PreparedClips, num_rows: int = _ROWS) -> Float[Tensor, "T V"]:
+def token_wise(
+    text: Embeddings, video: Embeddings | PreparedClips, num_rows: int = WORDS_PER_PRODUCT
+) -> Float[Tensor, "T V"]:
     """Computes `waver.model.interaction.wti`, without gradients.
 
     Args:

@@ -88,11 +88,10 @@ class Inventory:
         for video_id, video in self._videos.items():
             for times in video.segments or [first]:
                 window = self._window(video_id, *times)
-                known = self._rows.get(window["window_id"])
-                if known is None or known["status"] in _TRIED_AGAIN:
+                if self._is_missing(window):
                     yield window
                 else:
-                    yield from self.later(known)
+                    yield from self.later(self._rows[window["window_id"]])
 
     def later(self, row: Row) -> Iterator[Row]:
         """Yields the other windows of a video that are not indexed yet, once its first one tells how long the video is."""
@@ -102,9 +101,13 @@ class Inventory:
             return
         for times in self._windows.later(row["video_s"]):
             window = self._window(row["video_id"], *times)
-            known = self._rows.get(window["window_id"])
-            if known is None or known["status"] in _TRIED_AGAIN:
+            if self._is_missing(window):
                 yield window
+
+    def _is_missing(self, window: Row) -> bool:
+        """Returns whether a window is not indexed yet, or is to be tried again."""
+        known = self._rows.get(window["window_id"])
+        return known is None or known["status"] in _TRIED_AGAIN
 
     def _window(self, video_id: str, start_s: float | None, end_s: float | None) -> Row:
         return {

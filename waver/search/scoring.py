@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from waver.evaluation.embedding import TEXTS_PER_BATCH, similarity_in_blocks
-from waver.evaluation.token_wise import PreparedClips, prepare_clips, token_wise
+from waver.evaluation.embedding import CLIPS_PER_BLOCK, TEXTS_PER_BATCH, similarity_in_blocks
+from waver.evaluation.token_wise import WORDS_PER_PRODUCT, PreparedClips, prepare_clips, token_wise
 from waver.model.embeddings import Embeddings
 from waver.model.interaction import dp, mean_frame, sentence, wti
 from waver.search.model import Model
@@ -27,9 +27,8 @@ _CHUNK = 4096
 """Windows that are read and compared at a time."""
 CACHED_FRACTION = 0.25
 """The windows of an index are kept in memory if they need at most this share of the available memory."""
-_CLIPS = 64
-_ROWS_STEP, _MAX_ROWS = 16, 256
-"""A matrix product has a multiple of 16 words, and at most 256, as many as in `waver evaluate`."""
+_WORDS_STEP = 16
+"""A matrix product has a multiple of this number of words, and at most as many as in `waver evaluate`."""
 
 _Prepared = PreparedClips | Tensor | Embeddings
 """Windows as they are compared: `PreparedClips` for `ti` and `wti`, mean frames (V, D) for `dp`, otherwise as they are."""
@@ -131,7 +130,7 @@ class WindowScores:
 def _num_rows(text: Embeddings) -> int:
     """Returns the number of rows of the matrix products that compare the words of these texts."""
     num_words = int(text.mask.sum())
-    return min(_MAX_ROWS, -(-num_words // _ROWS_STEP) * _ROWS_STEP)
+    return min(WORDS_PER_PRODUCT, -(-num_words // _WORDS_STEP) * _WORDS_STEP)
 
 
 def _means(windows: _Prepared) -> Float[Tensor, "V D"]:
@@ -142,6 +141,6 @@ def _means(windows: _Prepared) -> Float[Tensor, "V D"]:
 def _in_blocks(left: Float[Tensor, "T D"], right: Float[Tensor, "V D"]) -> Float[Tensor, "T V"]:
     """Multiplies in blocks of the size that `waver evaluate` uses, so that equal windows get equal scores."""
     rows = F.pad(left, (0, 0, 0, -len(left) % TEXTS_PER_BATCH)).split(TEXTS_PER_BATCH)
-    columns = F.pad(right, (0, 0, 0, -len(right) % _CLIPS)).split(_CLIPS)
+    columns = F.pad(right, (0, 0, 0, -len(right) % CLIPS_PER_BLOCK)).split(CLIPS_PER_BLOCK)
     product = torch.cat([torch.cat([row @ column.T for column in columns], dim=1) for row in rows])
     return product[: len(left), : len(right)]

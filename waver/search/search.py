@@ -185,10 +185,9 @@ class Index:
         *,
         distinct: bool = True,
         among: Bool[np.ndarray, " windows"] | None = None,
-        taken: Sequence[int] = (),
     ) -> list[Answer]:
-        """Returns the best windows, given the scores of all; see `search_all` and `best_windows`."""
-        return self._rank_some(scores, range(len(self)), top, distinct=distinct, among=among, taken=taken)
+        """Returns the best windows, given the scores of all; see `search_all`."""
+        return self._rank_some(scores, range(len(self)), top, distinct=distinct, among=among)
 
     def _rank_some(
         self,
