@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,12 +9,14 @@ import torch
 
 from waver.config.model import ModelConfig, SimilarityConfig
 from waver.data.batch import Batch
+from waver.model.backbone import Backbone
 from waver.model.errors import BackboneError
 from waver.model.fusion import KnowledgeFusion
 from waver.model.interaction import INTERACTIONS
-from waver.model.student import Student
+from waver.model.lora import adapter_parameters
+from waver.model.student import Student, StudentParts
 from waver.model.temporal import TEMPORAL_AGGREGATORS
-from waver.training.build import build_student
+from waver.training.build import build_backbone, build_student
 
 FRAMES = torch.randint(0, 256, (4, 3, 3, 16, 16), dtype=torch.uint8)
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool()
@@ -262,3 +265,76 @@ def test_the_configuration_offers_what_the_tables_have():
     """The configuration does not import torch, so its names are written out."""
     assert get_args(SimilarityConfig.model_fields["kind"].annotation) == tuple(INTERACTIONS)
     assert get_args(ModelConfig.model_fields["temporal"].annotation) == tuple(TEMPORAL_AGGREGATORS)
+
+
+def parts_of(student: Student) -> dict[str, dict[str, torch.Tensor]]:
+    """Name of each part -> its weights."""
+    names = ("backbone", "fusion", "temporal", "text_weights", "video_weights", "cross")
+    return {name: part.state_dict() for name in names if (part := getattr(student, name)) is not None}
+
+
+def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_parts_start_from_the_same_weights_whichever_other_parts_a_student_has(load_tiny):
+    # Of a random backbone, whose text tower is wider: seqTransf draws its blocks.
+    backbone = load_tiny().model.backbone | {"embed_dim": 48}
+    found = {
+        (kind, temporal, fusion): parts_of(
+            Student(
+                build_backbone(load_tiny(**{"model.backbone": backbone}), None),
+                StudentParts(temporal=temporal, similarity=kind, wti_layers=2, fusion=fusion),
+                seed=5,
+            )
+        )
+        for kind in INTERACTIONS
+        for temporal in TEMPORAL_AGGREGATORS
+        for fusion in (False, True)
+    }
+    compared = 0
+    for (of_one, one), (of_other, other) in itertools.combinations(found.items(), 2):
+        for name in one.keys() & other.keys():
+            if name in ("temporal", "cross") and of_one[1] != of_other[1]:
+                continue  # aggregators of two kinds, of which seqTransf initialises the cross-encoder
+            assert same_weights(one[name], other[name]), (of_one, of_other, name)
+            compared += name != "backbone"
+    assert compared > 100
+    whole = found["wti", "seqLSTM", True]
+    assert not torch.equal(whole["text_weights"]["0.weight"], whole["video_weights"]["0.weight"])
+
+
+def test_other_seeds_draw_other_weights_in_every_part(load_tiny, load_knowing):
+    kinds = [{"similarity.kind": "wti", "model.temporal": "seqLSTM"}, {"similarity.kind": "xti"}]
+    for kind in kinds:
+        for load in (load_tiny, load_knowing):
+            one, again, other = (parts_of(build_student(load(**kind, seed=seed))) for seed in (0, 0, 1))
+            for name in one:
+                assert same_weights(one[name], again[name])
+                initialised = name == "temporal" and "model.temporal" not in kind  # from the text tower
+                if not initialised:
+                    assert not same_weights(one[name], other[name]), name
+
+
+def test_adapters_start_from_the_same_weights_with_and_without_fusion(load_knowing):
+    students = [build_student(load_knowing(**{"model.lora.rank": 2, "knowledge.top_k": k})) for k in (0, 3)]
+    plain, informed = ([p.detach() for p in adapter_parameters(student)] for student in students)
+    assert plain
+    assert all(torch.equal(one, other) for one, other in zip(plain, informed, strict=True))
+
+
+def test_building_a_student_leaves_the_generator_of_torch(load_knowing):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    build_student(load_knowing(**{"model.lora.rank": 2}))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_towers_are_drawn_from_the_seed_itself(load_tiny):
+    """Stored embeddings of random towers, also those of earlier versions, are made by the towers of the student."""
+    config = load_tiny(seed=6)
+    student = build_student(config)
+    torch.manual_seed(6)
+    towers = Backbone(config.model.backbone, config.preprocessing.size)
+    for other in (towers, build_backbone(config, None)):
+        assert same_weights(other.state_dict(), student.backbone.state_dict())

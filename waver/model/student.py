@@ -28,6 +28,7 @@ from waver.model.backbone import Backbone
 from waver.model.embeddings import Embeddings
 from waver.model.fusion import KnowledgeFusion
 from waver.model.interaction import INTERACTIONS, WeightHead, uniform_weights
+from waver.model.random_streams import derive_seed, random_stream
 from waver.model.temporal import TEMPORAL_AGGREGATORS
 
 MAX_LOGIT_SCALE = 100.0
@@ -49,6 +50,24 @@ _PER_WORKER = (
 
 
 @dataclass(frozen=True)
+class StudentParts:
+    """What a student has beside its backbone; by default nothing that is learned."""
+
+    temporal: str = "none"
+    """Name of a temporal aggregator, see `TEMPORAL_AGGREGATORS`."""
+    temporal_layers: int = 1
+    """Number of transformer blocks of seqTransf."""
+    similarity: str = "dp"
+    """Name of an interaction, see `INTERACTIONS`."""
+    wti_layers: int = 1
+    """Number of linear layers of wti's weight heads."""
+    fusion: bool = False
+    """Whether clips can be informed by phrases."""
+    sigmoid: bool = False
+    """Whether the loss is the sigmoid loss, which learns a bias: that of the backbone, or a new one."""
+
+
+@dataclass(frozen=True)
 class Encoded:
     """A batch after the towers."""
 
@@ -67,14 +86,12 @@ class Student(nn.Module):
     The towers (`encode_text`, `encode_video`) embed single items; `similarity` compares every text with every video. They
     are separate, since workers exchange embeddings, and evaluation embeds once and compares in tiles.
 
+    Each part draws its random weights from a stream of its own: they do not depend on the other parts.
+
     Args:
         backbone: the two towers.
-        temporal: name of a temporal aggregator, see `TEMPORAL_AGGREGATORS`.
-        temporal_layers: number of transformer blocks of seqTransf.
-        similarity: name of an interaction, see `INTERACTIONS`.
-        wti_layers: number of linear layers of wti's weight heads.
-        fusion: whether clips can be informed by phrases.
-        sigmoid: whether the loss is the sigmoid loss, which learns a bias: that of the backbone, or a new one.
+        parts: what is built beside them.
+        seed: determines the random weights.
 
     Attributes:
         interaction: the row of `INTERACTIONS`.
@@ -82,31 +99,27 @@ class Student(nn.Module):
         cross: module of the interaction; None if it has none. Checkpoints keep its parameters under this name.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        temporal: str,
-        temporal_layers: int,
-        similarity: str,
-        wti_layers: int,
-        fusion: bool = False,
-        sigmoid: bool = False,
-    ):
+    def __init__(self, backbone: Backbone, parts: StudentParts, *, seed: int = 0):
         super().__init__()
+        width = backbone.width
         self.backbone = backbone
-        self.interaction = INTERACTIONS[similarity]
-        self.fusion = KnowledgeFusion(backbone.width) if fusion else None
-        self.temporal = TEMPORAL_AGGREGATORS[temporal](backbone, temporal_layers)
+        self.interaction = INTERACTIONS[parts.similarity]
         learns_weights, build_module = self.interaction.learns_weights, self.interaction.build_module
-        self.text_weights = WeightHead(backbone.width, wti_layers) if learns_weights else None
-        self.video_weights = WeightHead(backbone.width, wti_layers) if learns_weights else None
-        self.cross = build_module(backbone.width, backbone.num_positions, self.temporal) if build_module else None
-        of_backbone = getattr(backbone.clip, "logit_bias", None) if sigmoid else None
+        with random_stream(derive_seed(seed, "fusion")):
+            self.fusion = KnowledgeFusion(width) if parts.fusion else None
+        with random_stream(derive_seed(seed, "temporal")):
+            self.temporal = TEMPORAL_AGGREGATORS[parts.temporal](backbone, parts.temporal_layers)
+        with random_stream(derive_seed(seed, "text_weights")):
+            self.text_weights = WeightHead(width, parts.wti_layers) if learns_weights else None
+        with random_stream(derive_seed(seed, "video_weights")):
+            self.video_weights = WeightHead(width, parts.wti_layers) if learns_weights else None
+        with random_stream(derive_seed(seed, "cross")):
+            self.cross = build_module(width, backbone.num_positions, self.temporal) if build_module else None
+        of_backbone = getattr(backbone.clip, "logit_bias", None) if parts.sigmoid else None
         if of_backbone is not None:
             of_backbone.requires_grad_(True)
         self._logit_bias_of_backbone = of_backbone is not None
-        self.new_logit_bias = nn.Parameter(torch.tensor(LOGIT_BIAS)) if sigmoid and of_backbone is None else None
+        self.new_logit_bias = nn.Parameter(torch.tensor(LOGIT_BIAS)) if parts.sigmoid and of_backbone is None else None
 
     @property
     def logit_scale(self) -> nn.Parameter:
