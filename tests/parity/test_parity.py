@@ -36,7 +36,7 @@ def build(case: str) -> Student:
             temporal_layers=found.temporal_layers,
             similarity=found.similarity,
             wti_layers=found.wti_layers,
-            fusion=found.fusion,
+            fusion="published" if found.fusion else "none",
         ),
     )
     student.load_state_dict({name: value.float() for name, value in found.state.items()})

@@ -16,6 +16,7 @@ Source: WAVER (arXiv 2312.09507), with the temporal aggregators of CLIP4Clip (ar
 # (open_clip has no stubs.)
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -33,6 +34,9 @@ from waver.model.temporal import TEMPORAL_AGGREGATORS
 
 MAX_LOGIT_SCALE = 100.0
 """Upper bound of exp(logit_scale), as in CLIP (arXiv 2103.00020)."""
+FRAME_NORM = 10.0
+"""Norm of a frame after the layer norm of `frame_norm: layer`, at the start: about that of CLIP ViT-B/32's frames, on which
+the published recipes train their aggregators."""
 LOGIT_BIAS = -10.0
 """Bias of the sigmoid loss at the start, unless the backbone has one: nearly all pairs are negative (arXiv 2303.15343)."""
 
@@ -61,8 +65,10 @@ class StudentParts:
     """Name of an interaction, see `INTERACTIONS`."""
     wti_layers: int = 1
     """Number of linear layers of wti's weight heads."""
-    fusion: bool = False
-    """Whether clips can be informed by phrases."""
+    frame_norm: Literal["none", "layer"] = "none"
+    """layer: a layer norm on the embeddings of frames, before fusion and aggregator."""
+    fusion: Literal["none", "gated", "published"] = "none"
+    """How clips are informed by phrases, see `KnowledgeFusion`; none if they cannot be."""
     sigmoid: bool = False
     """Whether the loss is the sigmoid loss, which learns a bias: that of the backbone, or a new one."""
 
@@ -105,8 +111,11 @@ class Student(nn.Module):
         self.backbone = backbone
         self.interaction = INTERACTIONS[parts.similarity]
         learns_weights, build_module = self.interaction.learns_weights, self.interaction.build_module
+        self.frame_norm = nn.LayerNorm(width) if parts.frame_norm == "layer" else None
+        if self.frame_norm is not None:
+            nn.init.constant_(self.frame_norm.weight, FRAME_NORM / width**0.5)
         with random_stream(derive_seed(seed, "fusion")):
-            self.fusion = KnowledgeFusion(width) if parts.fusion else None
+            self.fusion = None if parts.fusion == "none" else KnowledgeFusion(width, parts.fusion)
         with random_stream(derive_seed(seed, "temporal")):
             self.temporal = TEMPORAL_AGGREGATORS[parts.temporal](backbone, parts.temporal_layers)
         with random_stream(derive_seed(seed, "text_weights")):
@@ -154,11 +163,21 @@ class Student(nn.Module):
 
         The clips are informed if phrases are given, else plain.
         """
-        values = self._frame_values(frames, mask)
+        values = self.encode_frames(frames, mask)
         return self.aggregate(values if phrases is None else self._fuse(values, phrases), mask)
 
+    def encode_frames(
+        self, frames: UInt8[Tensor, "B F 3 H W"] | Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]
+    ) -> Float[Tensor, "B F D"]:
+        """Embeds each frame on its own, from pixels or from what the vision tower made of them; the input of fusion."""
+        values = frames
+        if frames.ndim == 5:
+            values = self.backbone.encode_frames(self.backbone.pixels(frames), mask)
+        assert values.shape[-1] == self.backbone.width, "embeddings of frames are those of this backbone"
+        return values if self.frame_norm is None else self.frame_norm(values)
+
     def aggregate(self, frames: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]) -> Embeddings:
-        """Applies the temporal aggregator to frame embeddings, plain or fused with phrases, and weighs the frames."""
+        """Applies the temporal aggregator to frames by `encode_frames`, plain or fused with phrases, and weighs them."""
         return self.weigh_frames(frames if self.temporal is None else self.temporal(frames, mask), mask)
 
     def weigh_frames(self, values: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]) -> Embeddings:
@@ -184,7 +203,7 @@ class Student(nn.Module):
         """
         tokens, mask = batch.tokens, batch.token_mask
         text = self.encode_text(batch.token_ids, mask) if tokens is None else self.weigh_tokens(tokens, mask)
-        frames = self._frame_values(batch.frames, batch.frame_mask)
+        frames = self.encode_frames(batch.frames, batch.frame_mask)
         attention = None
         if self.fusion is not None and informed and phrases.shape[1] > 1:
             with torch.no_grad():
@@ -208,14 +227,6 @@ class Student(nn.Module):
             if isinstance(module, _PER_WORKER):
                 module.eval()
         return self
-
-    def _frame_values(
-        self, frames: UInt8[Tensor, "B F 3 H W"] | Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]
-    ) -> Float[Tensor, "B F D"]:
-        if frames.ndim == 3:
-            assert frames.shape[-1] == self.backbone.width, "embeddings of frames are those of this backbone"
-            return frames
-        return self.backbone.encode_frames(self.backbone.pixels(frames), mask)
 
     def _fuse(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B F D"]:
         assert self.fusion is not None, "only a student with a fusion embeds informed videos"

@@ -133,7 +133,8 @@ def student_parts(config: ExperimentConfig) -> StudentParts:
         temporal_layers=config.model.temporal_layers,
         similarity=config.similarity.kind,
         wti_layers=config.similarity.wti_layers,
-        fusion=config.uses_fusion,
+        frame_norm=config.model.frame_norm,
+        fusion=config.fusion_kind,
         sigmoid=config.loss.kind == "sigmoid",
     )
 
