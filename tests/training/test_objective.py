@@ -176,13 +176,13 @@ CONFIGURATIONS = [
     {"knowledge.at_inference": at_inference, "knowledge.top_k": top_k, "knowledge.fusion": fusion, **weights}
     for at_inference in RETRIEVED
     for top_k, fusion, weights in (
-        (1, "attention", {}),
-        (3, "attention", {}),
+        (1, "published", {}),
+        (3, "gated", {}),
         (3, "none", {}),
         (3, "none", {"loss.knowledge": 1}),
-        (3, "attention", {"loss.knowledge": 1}),
-        (3, "attention", {"loss.distill": 1}),
-        (1, "attention", {"loss.distill": 1, "loss.knowledge": 1}),
+        (3, "published", {"loss.knowledge": 1}),
+        (3, "gated", {"loss.distill": 1}),
+        (1, "gated", {"loss.distill": 1, "loss.knowledge": 1}),
     )
 ] + [
     {"loss.kind": "sigmoid", "loss.knowledge": 1},

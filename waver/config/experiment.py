@@ -94,7 +94,7 @@ class ExperimentConfig(Section):
         if loss.distill and knowledge.fusion == "none":
             yield (
                 f"loss.distill = {loss.distill:g} needs videos with fused phrases, but knowledge.fusion = none: set "
-                "knowledge.fusion to attention"
+                "knowledge.fusion to gated"
             )
         if loss.distill and not knowledge.at_inference and not loss.informed:
             yield (
@@ -176,11 +176,16 @@ class ExperimentConfig(Section):
         return replace(found, **asked)
 
     @property
+    def fusion_kind(self) -> Literal["none", "gated", "published"]:
+        """How frames attend to phrases: `knowledge.fusion`, or none where nothing reads informed videos."""
+        knowledge = self.knowledge
+        is_read = knowledge.top_k > 0 and (knowledge.at_inference or self.loss.distill > 0)
+        return knowledge.fusion if is_read else "none"
+
+    @property
     def uses_fusion(self) -> bool:
         """Whether frames attend to phrases, at inference or as the target of distillation."""
-        knowledge = self.knowledge
-        attends = knowledge.top_k > 0 and knowledge.fusion == "attention"
-        return attends and (knowledge.at_inference or self.loss.distill > 0)
+        return self.fusion_kind != "none"
 
     @property
     def uses_knowledge(self) -> bool:
@@ -285,6 +290,7 @@ class ExperimentConfig(Section):
             "data": _hashed(settings["data"]),
             "video": _without_usual(settings["video"] | _of_frames(frames)),
             "model": _without_usual(settings["model"] | statistics),
+            "knowledge": settings["knowledge"] | {"fusion": self._hashed_fusion()},
             "train": {
                 name: value
                 for name, value in settings["train"].items()
@@ -293,6 +299,12 @@ class ExperimentConfig(Section):
             },
             "ingest": {"frame_format": self.ingest.frame_format, "jpeg_quality": self.ingest.jpeg_quality},
         }
+
+    def _hashed_fusion(self) -> str:
+        """Returns knowledge.fusion as it is hashed: earlier versions knew the published block only, as `attention`."""
+        fusion = self.knowledge.fusion
+        known = fusion == "published" or (fusion == "gated" and not self.uses_fusion)
+        return "attention" if known else fusion
 
     def digest(self) -> str:
         """Returns a short hash of `identity`."""
@@ -314,6 +326,7 @@ _USUAL = {
     "interpolation": Preprocessing.interpolation,
     "pixel_mean": list(Preprocessing.mean),
     "pixel_std": list(Preprocessing.std),
+    "frame_norm": "none",
 }
 """Settings that earlier versions of waver did not have -> the value that these versions used; this value is not hashed, so
 that hashes stay the same."""

@@ -49,6 +49,9 @@ class ModelConfig(Section):
     of the weights."""
     pixel_std: tuple[Positive, Positive, Positive] | None = None
     """Standard deviation of red, green and blue for the same; null for that of the training of the weights."""
+    frame_norm: Literal["none", "layer"] = "none"
+    """layer: a layer norm makes the embeddings of frames, plain and informed, comparable in scale before fusion and temporal
+    aggregator. none: they have the norm that the backbone gives them."""
     # Names of waver.model.temporal.TEMPORAL_AGGREGATORS.
     temporal: Literal["none", "seqTransf", "seqLSTM"] = "seqTransf"
     """Temporal aggregator of the frame embeddings: none, seqTransf (transformer) or seqLSTM."""
@@ -111,8 +114,10 @@ class KnowledgeConfig(Section):
 
     top_k: Annotated[int, Field(ge=0)] = 0
     """Number of best-matching phrases per clip that the student uses; 0 to use no phrases."""
-    fusion: Literal["none", "attention"] = "attention"
-    """attention: frames attend to the phrases of their clip. none: phrases do not change the frames."""
+    fusion: Literal["none", "gated", "published"] = "gated"
+    """How frames attend to the phrases of their clip. gated: by a block that changes nothing at first, and keeps the norm of
+    the frames. published: by the block of the released code, which ends in a layer norm; `attention` is an old name of it.
+    none: phrases do not change the frames."""
     at_inference: bool = True
     """true: phrases are fused into the videos in evaluation and search too. false: only in training; inference uses frames
     alone."""
@@ -123,6 +128,11 @@ class KnowledgeConfig(Section):
     released: tuple[AnyPath, ...] = ()
     """JSON files with the matched phrases that the authors released, to import instead of running the teacher. They also
     come from test captions, so results are marked as leaky."""
+
+    @field_validator("fusion", mode="before")
+    @classmethod
+    def _attention_was_the_published_block(cls, fusion: Any) -> Any:
+        return "published" if fusion == "attention" else fusion
 
     @field_validator("prompt")
     @classmethod

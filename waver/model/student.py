@@ -16,6 +16,7 @@ Source: WAVER (arXiv 2312.09507), with the temporal aggregators of CLIP4Clip (ar
 # (open_clip has no stubs.)
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -28,10 +29,14 @@ from waver.model.backbone import Backbone
 from waver.model.embeddings import Embeddings
 from waver.model.fusion import KnowledgeFusion
 from waver.model.interaction import INTERACTIONS, WeightHead, uniform_weights
+from waver.model.random_streams import derive_seed, random_stream
 from waver.model.temporal import TEMPORAL_AGGREGATORS
 
 MAX_LOGIT_SCALE = 100.0
 """Upper bound of exp(logit_scale), as in CLIP (arXiv 2103.00020)."""
+FRAME_NORM = 10.0
+"""Norm of a frame after the layer norm of `frame_norm: layer`, at the start: about that of CLIP ViT-B/32's frames, on which
+the published recipes train their aggregators."""
 LOGIT_BIAS = -10.0
 """Bias of the sigmoid loss at the start, unless the backbone has one: nearly all pairs are negative (arXiv 2303.15343)."""
 
@@ -46,6 +51,26 @@ _PER_WORKER = (
     HFTextEncoder,
 )
 """Modules whose results in training mode depend on how a batch is divided among workers."""
+
+
+@dataclass(frozen=True)
+class StudentParts:
+    """What a student has beside its backbone; by default nothing that is learned."""
+
+    temporal: str = "none"
+    """Name of a temporal aggregator, see `TEMPORAL_AGGREGATORS`."""
+    temporal_layers: int = 1
+    """Number of transformer blocks of seqTransf."""
+    similarity: str = "dp"
+    """Name of an interaction, see `INTERACTIONS`."""
+    wti_layers: int = 1
+    """Number of linear layers of wti's weight heads."""
+    frame_norm: Literal["none", "layer"] = "none"
+    """layer: a layer norm on the embeddings of frames, before fusion and aggregator."""
+    fusion: Literal["none", "gated", "published"] = "none"
+    """How clips are informed by phrases, see `KnowledgeFusion`; none if they cannot be."""
+    sigmoid: bool = False
+    """Whether the loss is the sigmoid loss, which learns a bias: that of the backbone, or a new one."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +92,12 @@ class Student(nn.Module):
     The towers (`encode_text`, `encode_video`) embed single items; `similarity` compares every text with every video. They
     are separate, since workers exchange embeddings, and evaluation embeds once and compares in tiles.
 
+    Each part draws its random weights from a stream of its own: they do not depend on the other parts.
+
     Args:
         backbone: the two towers.
-        temporal: name of a temporal aggregator, see `TEMPORAL_AGGREGATORS`.
-        temporal_layers: number of transformer blocks of seqTransf.
-        similarity: name of an interaction, see `INTERACTIONS`.
-        wti_layers: number of linear layers of wti's weight heads.
-        fusion: whether clips can be informed by phrases.
-        sigmoid: whether the loss is the sigmoid loss, which learns a bias: that of the backbone, or a new one.
+        parts: what is built beside them.
+        seed: determines the random weights.
 
     Attributes:
         interaction: the row of `INTERACTIONS`.
@@ -82,31 +105,30 @@ class Student(nn.Module):
         cross: module of the interaction; None if it has none. Checkpoints keep its parameters under this name.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        temporal: str,
-        temporal_layers: int,
-        similarity: str,
-        wti_layers: int,
-        fusion: bool = False,
-        sigmoid: bool = False,
-    ):
+    def __init__(self, backbone: Backbone, parts: StudentParts, *, seed: int = 0):
         super().__init__()
+        width = backbone.width
         self.backbone = backbone
-        self.interaction = INTERACTIONS[similarity]
-        self.fusion = KnowledgeFusion(backbone.width) if fusion else None
-        self.temporal = TEMPORAL_AGGREGATORS[temporal](backbone, temporal_layers)
+        self.interaction = INTERACTIONS[parts.similarity]
         learns_weights, build_module = self.interaction.learns_weights, self.interaction.build_module
-        self.text_weights = WeightHead(backbone.width, wti_layers) if learns_weights else None
-        self.video_weights = WeightHead(backbone.width, wti_layers) if learns_weights else None
-        self.cross = build_module(backbone.width, backbone.num_positions, self.temporal) if build_module else None
-        of_backbone = getattr(backbone.clip, "logit_bias", None) if sigmoid else None
+        self.frame_norm = nn.LayerNorm(width) if parts.frame_norm == "layer" else None
+        if self.frame_norm is not None:
+            nn.init.constant_(self.frame_norm.weight, FRAME_NORM / width**0.5)
+        with random_stream(derive_seed(seed, "fusion")):
+            self.fusion = None if parts.fusion == "none" else KnowledgeFusion(width, parts.fusion)
+        with random_stream(derive_seed(seed, "temporal")):
+            self.temporal = TEMPORAL_AGGREGATORS[parts.temporal](backbone, parts.temporal_layers)
+        with random_stream(derive_seed(seed, "text_weights")):
+            self.text_weights = WeightHead(width, parts.wti_layers) if learns_weights else None
+        with random_stream(derive_seed(seed, "video_weights")):
+            self.video_weights = WeightHead(width, parts.wti_layers) if learns_weights else None
+        with random_stream(derive_seed(seed, "cross")):
+            self.cross = build_module(width, backbone.num_positions, self.temporal) if build_module else None
+        of_backbone = getattr(backbone.clip, "logit_bias", None) if parts.sigmoid else None
         if of_backbone is not None:
             of_backbone.requires_grad_(True)
         self._logit_bias_of_backbone = of_backbone is not None
-        self.new_logit_bias = nn.Parameter(torch.tensor(LOGIT_BIAS)) if sigmoid and of_backbone is None else None
+        self.new_logit_bias = nn.Parameter(torch.tensor(LOGIT_BIAS)) if parts.sigmoid and of_backbone is None else None
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -141,11 +163,21 @@ class Student(nn.Module):
 
         The clips are informed if phrases are given, else plain.
         """
-        values = self._frame_values(frames, mask)
+        values = self.encode_frames(frames, mask)
         return self.aggregate(values if phrases is None else self._fuse(values, phrases), mask)
 
+    def encode_frames(
+        self, frames: UInt8[Tensor, "B F 3 H W"] | Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]
+    ) -> Float[Tensor, "B F D"]:
+        """Embeds each frame on its own, from pixels or from what the vision tower made of them; the input of fusion."""
+        values = frames
+        if frames.ndim == 5:
+            values = self.backbone.encode_frames(self.backbone.pixels(frames), mask)
+        assert values.shape[-1] == self.backbone.width, "embeddings of frames are those of this backbone"
+        return values if self.frame_norm is None else self.frame_norm(values)
+
     def aggregate(self, frames: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]) -> Embeddings:
-        """Applies the temporal aggregator to frame embeddings, plain or fused with phrases, and weighs the frames."""
+        """Applies the temporal aggregator to frames by `encode_frames`, plain or fused with phrases, and weighs them."""
         return self.weigh_frames(frames if self.temporal is None else self.temporal(frames, mask), mask)
 
     def weigh_frames(self, values: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]) -> Embeddings:
@@ -171,7 +203,7 @@ class Student(nn.Module):
         """
         tokens, mask = batch.tokens, batch.token_mask
         text = self.encode_text(batch.token_ids, mask) if tokens is None else self.weigh_tokens(tokens, mask)
-        frames = self._frame_values(batch.frames, batch.frame_mask)
+        frames = self.encode_frames(batch.frames, batch.frame_mask)
         attention = None
         if self.fusion is not None and informed and phrases.shape[1] > 1:
             with torch.no_grad():
@@ -195,14 +227,6 @@ class Student(nn.Module):
             if isinstance(module, _PER_WORKER):
                 module.eval()
         return self
-
-    def _frame_values(
-        self, frames: UInt8[Tensor, "B F 3 H W"] | Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]
-    ) -> Float[Tensor, "B F D"]:
-        if frames.ndim == 3:
-            assert frames.shape[-1] == self.backbone.width, "embeddings of frames are those of this backbone"
-            return frames
-        return self.backbone.encode_frames(self.backbone.pixels(frames), mask)
 
     def _fuse(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B F D"]:
         assert self.fusion is not None, "only a student with a fusion embeds informed videos"
