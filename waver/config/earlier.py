@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 BEFORE: dict[str, dict[str, Any]] = {
-    "knowledge": {"control": "none"},
+    "vocabulary": {"file": None, "leaky": False},
+    "loss": {"phrases_video": 0.0, "phrases_text": 0.0, "phrases_text_target": "caption", "keep": 0.0},
+    "knowledge": {"control": "none", "effective_phrases": 10.0},
 }
 """Section -> setting that earlier versions did not have -> the value with which they computed.
 

@@ -86,7 +86,11 @@ class KnowledgeFusion(nn.Module):
         return fused * (norm / fused.norm(dim=-1, keepdim=True).clamp_min(_TINY))  # by exactly 1 while gates are closed
 
     def _attend(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B F D"]:
-        query, key, value = self._heads(self.query(frames)), self._heads(self.key(phrases)), self._heads(self.value(phrases))
+        query, key, value = (
+            self._heads(self.query(frames)),
+            self._heads(self.key(phrases)),
+            self._heads(self.value(phrases)),
+        )
         seen = F.scaled_dot_product_attention(query, key, value)
         return self.attended(seen.transpose(1, 2).flatten(2))
 

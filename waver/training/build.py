@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from waver.config import ExperimentConfig
+from waver.knowledge.soft_targets import Spaces
 from waver.knowledge.teacher import Teacher
 from waver.model.backbone import Backbone
 from waver.model.errors import BackboneError
@@ -35,6 +36,8 @@ class Training:
     """The teacher's embeddings of all P phrases, a table without gradient; P = 0 without knowledge."""
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
+    spaces: Spaces | None = None
+    """The phrases in the spaces of teacher and student; None if no term of the loss reads them."""
     epoch: int = 0
     """Epochs completed."""
     step: int = 0

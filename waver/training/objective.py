@@ -205,7 +205,7 @@ def _phrases_video(batch: GlobalBatch) -> Float[Tensor, ""]:
 
 
 def _phrases_text(batch: GlobalBatch) -> Float[Tensor, ""]:
-    """Distributions of captions over the phrases of the batch learn from the teacher's of the captions, or of their clips."""
+    """Distributions of captions over the phrases of the batch learn from those of the captions, or of their clips."""
     student = batch.spaces.student.of_captions(batch.sentences, batch.pool)
     teacher = batch.spaces.teacher
     if batch.objective.text_target == "clip":
@@ -220,9 +220,7 @@ def _keep(batch: GlobalBatch) -> Float[Tensor, ""]:
     num_pairs, clips, captions = batch.share.num_pairs, batch.teacher_clips, batch.teacher_captions
     all_clips, all_captions = (parallel.all_gather(items, num_pairs) for items in (clips, captions))
     teacher = (captions @ all_clips.T, clips @ all_captions.T)
-    return distillation(
-        batch.retrieved.both, teacher, batch.logit_scale, temperature=batch.objective.temperature
-    )
+    return distillation(batch.retrieved.both, teacher, batch.logit_scale, temperature=batch.objective.temperature)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch.profiler import record_function
 
 from waver.config import ExperimentConfig
 from waver.data.batch import Batch, frames_to_tensor
+from waver.knowledge.soft_targets import FrozenEmbeddings
 from waver.knowledge.store import Knowledge
 from waver.model.pretrained.weights import count_non_finite
 from waver.model.student import Encoded
@@ -42,6 +43,7 @@ def make_batch(
     num_pairs: int,
     knowledge: Knowledge | None = None,
     tokens: Float[np.ndarray, "B N D"] | None = None,
+    teacher: FrozenEmbeddings | None = None,
 ) -> Batch:
     """Builds a worker's share of a global batch: captions with the frames, and the phrases, of their clips.
 
@@ -56,6 +58,7 @@ def make_batch(
         num_pairs: number of pairs in the global batch.
         knowledge: phrases of the clips; None for none.
         tokens: embeddings of the captions, see `EmbeddedClips.read_tokens`; None if the text tower is to embed them.
+        teacher: the frozen teacher's embeddings, for terms that learn from them; None for none.
     """
     chosen = captions.take(rows)
     texts = chosen["caption"].to_pylist()
@@ -69,7 +72,11 @@ def make_batch(
         assert knowledge.control_kind == config.knowledge.control, "knowledge is under the control of the run"
         phrase_ids = knowledge.phrase_ids(clip_ids, config.knowledge.top_k)
     values = None if tokens is None else torch.from_numpy(tokens[:, : token_mask.shape[1]])
-    return Batch(token_ids, token_mask, frames, frame_mask, phrase_ids, clip_ids, tuple(texts), num_pairs, values)
+    batch = Batch(token_ids, token_mask, frames, frame_mask, phrase_ids, clip_ids, tuple(texts), num_pairs, values)
+    if teacher is None:
+        return batch
+    of_clips = knowledge.described(clip_ids) if knowledge else clip_ids
+    return replace(batch, teacher_clips=teacher.clips(of_clips), teacher_captions=teacher.captions(texts))
 
 
 def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> dict[str, float]:
@@ -200,9 +207,9 @@ def _terms_of(training: Training, encoded: Encoded, batch: Batch, config: Experi
     if parallel.world_size() > 1:
         encoded = replace(encoded, text=encoded.text.pad(config.text.max_words))
     loss = config.loss
-    objective = Objective(loss.weights, loss.temperature, _retrieved(config), loss.kind)
+    objective = Objective(loss.weights, loss.temperature, _retrieved(config), loss.kind, loss.phrases_text_target)
     with record_function(LOSS):
-        return loss_terms(training.student, encoded, batch, training.phrases, objective)
+        return loss_terms(training.student, encoded, batch, training.phrases, objective, training.spaces)
 
 
 def _retrieved(config: ExperimentConfig) -> Videos:

@@ -12,7 +12,10 @@ import yaml
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("worker.py")
 SIZES = (1, 2, 3)
-STEPS = ["wti seqTransf", "dp", "ti seqLSTM", "xclip", "xti", "informed", "distilled", "sigmoid", "adapters", "frozen"]
+STEPS = [
+    *("wti seqTransf", "dp", "ti seqLSTM", "xclip", "xti", "informed", "distilled", "sigmoid"),
+    *("soft targets", "adapters", "frozen"),
+]
 
 
 @pytest.fixture(scope="module")
