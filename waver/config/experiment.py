@@ -290,7 +290,7 @@ class ExperimentConfig(Section):
             "data": _hashed(settings["data"]),
             "video": _without_usual(settings["video"] | _of_frames(frames)),
             "model": _without_usual(settings["model"] | statistics),
-            "knowledge": settings["knowledge"] | {"fusion": self._hashed_fusion()},
+            "knowledge": _without_usual(settings["knowledge"] | {"fusion": self._hashed_fusion()}),
             "train": {
                 name: value
                 for name, value in settings["train"].items()
@@ -327,6 +327,8 @@ _USUAL = {
     "pixel_mean": list(Preprocessing.mean),
     "pixel_std": list(Preprocessing.std),
     "frame_norm": "none",
+    "initialisation": "torch",
+    "dropout": 0.0,
 }
 """Settings that earlier versions of waver did not have -> the value that these versions used; this value is not hashed, so
 that hashes stay the same."""

@@ -42,12 +42,15 @@ class Batch:
     num_pairs: int
     tokens: Float[Tensor, "B N D"] | None = None
     """Embeddings of a frozen text tower; None if the tower reads `token_ids`."""
+    first: int = 0
+    """Place of the first pair in the share of its worker; above 0 in a part of a share."""
 
     def __getitem__(self, pairs: slice) -> "Batch":
         """Returns some of the pairs, as a share of the same global batch."""
         names = ("token_ids", "token_mask", "frames", "frame_mask", "phrase_ids", "clip_ids", "captions")
         tokens = None if self.tokens is None else self.tokens[pairs]
-        return replace(self, **{name: getattr(self, name)[pairs] for name in names}, tokens=tokens)
+        first = self.first + range(len(self.clip_ids))[pairs].start
+        return replace(self, **{name: getattr(self, name)[pairs] for name in names}, tokens=tokens, first=first)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copies the batch to a device."""
