@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from waver.config.earlier import without_settings_before
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig, TextConfig, VocabularyConfig
 from waver.config.preprocessing import Preprocessing, PreprocessingError, find_preprocessing
 from waver.config.resources import EmbeddingsConfig, ResourcesConfig, StorageConfig
@@ -113,6 +114,11 @@ class ExperimentConfig(Section):
             yield (
                 f"knowledge.top_k = {knowledge.top_k} is more than knowledge.num_matches = {knowledge.num_matches}, the "
                 "number of stored phrases per clip: raise knowledge.num_matches"
+            )
+        if knowledge.control != "none" and not self.uses_knowledge:
+            yield (
+                f"knowledge.control = {knowledge.control} controls what phrases say, but the experiment uses no phrases: "
+                "set knowledge.control to none, or use phrases (knowledge.top_k)"
             )
         if self.uses_knowledge and self.model.weights is None:
             yield (
@@ -289,8 +295,8 @@ class ExperimentConfig(Section):
         return settings | {
             "data": _hashed(settings["data"]),
             "video": _without_usual(settings["video"] | _of_frames(frames)),
-            "model": _without_usual(settings["model"] | statistics),
-            "knowledge": _without_usual(settings["knowledge"] | {"fusion": self._hashed_fusion()}),
+            "model": _without_usual(without_settings_before("model", settings["model"]) | statistics),
+            "knowledge": without_settings_before("knowledge", settings["knowledge"]) | {"fusion": self._hashed_fusion()},
             "train": {
                 name: value
                 for name, value in settings["train"].items()
@@ -326,9 +332,6 @@ _USUAL = {
     "interpolation": Preprocessing.interpolation,
     "pixel_mean": list(Preprocessing.mean),
     "pixel_std": list(Preprocessing.std),
-    "frame_norm": "none",
-    "initialisation": "torch",
-    "dropout": 0.0,
 }
 """Settings that earlier versions of waver did not have -> the value that these versions used; this value is not hashed, so
 that hashes stay the same."""

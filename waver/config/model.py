@@ -126,6 +126,10 @@ class KnowledgeConfig(Section):
     at_inference: bool = True
     """true: phrases are fused into the videos in evaluation and search too. false: only in training; inference uses frames
     alone."""
+    # Kinds of waver.knowledge.control.
+    control: Literal["none", "shuffled", "constant"] = "none"
+    """Control experiment, in training, evaluation and search alike. none: clips get their own phrases. shuffled: each clip
+    gets the phrases of another clip of its split, drawn with `seed`. constant: all clips get those of one training clip."""
     num_matches: Count = 30
     """Number of phrases per clip that `waver match` stores; top_k must not exceed it."""
     prompt: str = "This is a video about {}."

@@ -118,8 +118,8 @@ def train(
         record_start(folder, start)
     elif config.model.weights:
         logger.info(weights_text(config.model.backbone, config.model.weights))
-    knowledge_path = knowledge.path if knowledge else None
-    job = TrainingJob(config, plan.rows, store.path, knowledge_path, folder, group, start_from=start)
+    knowledge_path, control = (knowledge.path, knowledge.control) if knowledge else (None, None)
+    job = TrainingJob(config, plan.rows, store.path, knowledge_path, folder, group, control, start_from=start)
     outcome = launch(job, captions, plan.num_steps)
     if isinstance(outcome, Interrupted):
         raise Terminated(
@@ -211,6 +211,7 @@ def _run_result(
         "cut_captions": {split: asdict(truncation) for split, truncation in plan.truncations.items()},
         "knowledge": {
             "at_inference": config.informed_at_inference,
+            "control": config.knowledge.control,
             "learned_from": knowledge.summary() if knowledge else None,
         },
         "leaky": leaky,

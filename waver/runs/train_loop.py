@@ -21,6 +21,7 @@ from waver.data.batch import Batch, ReadClips, read_ahead
 from waver.data.clip_store import ClipStore
 from waver.data.embedded_clips import EmbeddedClips, EmbeddingPaths
 from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
+from waver.knowledge.control import Control
 from waver.knowledge.store import Knowledge
 from waver.runs.checkpoint import CheckpointError, restore_training, restore_weights, save_checkpoint
 from waver.runs.control import Command, Interrupted, NextCommand
@@ -49,6 +50,8 @@ class TrainingJob:
     run_folder: Path
     group: str
     """Name shared by runs that differ only in their seed; empty for none."""
+    control: Control | None = None
+    """Whose phrases clips get; None for their own."""
     embeddings: EmbeddingPaths = field(default_factory=EmbeddingPaths)
     """Folders of the embedding stores to read; by default pixels and words are read."""
     start_from: Path | None = None
@@ -139,7 +142,7 @@ def train_job(
     """
     start = time.perf_counter()
     config, store = job.config, ClipStore(job.store)
-    knowledge = Knowledge(job.knowledge) if job.knowledge else None
+    knowledge = Knowledge(job.knowledge, job.control) if job.knowledge else None
     plans = [plan_epoch(config, captions, job.rows, epoch=epoch) for epoch in range(config.train.epochs)]
     steps = [batch for plan in plans for batch in plan]
     training = _start_or_resume(job, knowledge, steps, device)

@@ -67,6 +67,7 @@ def make_batch(
     clip_ids = tuple(chosen["clip_id"].to_pylist())
     phrase_ids = torch.zeros(len(rows), 0, dtype=torch.int64)
     if knowledge:
+        assert knowledge.control_kind == config.knowledge.control, "knowledge is under the control of the run"
         phrase_ids = knowledge.phrase_ids(clip_ids, config.knowledge.top_k)
     values = None if tokens is None else torch.from_numpy(tokens[:, : token_mask.shape[1]])
     return Batch(token_ids, token_mask, frames, frame_mask, phrase_ids, clip_ids, tuple(texts), num_pairs, values)

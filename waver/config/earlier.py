@@ -1,0 +1,29 @@
+"""What the configurations of earlier versions of waver mean, which lack the settings that were added since."""
+
+from collections.abc import Mapping
+from typing import Any
+
+BEFORE: dict[str, dict[str, Any]] = {
+    "model": {"frame_norm": "none", "initialisation": "torch"},
+    "knowledge": {"fusion": "published", "control": "none", "dropout": 0.0},
+}
+"""Section -> setting that earlier versions did not have -> the value with which they computed.
+
+The configuration of a run that lacks a setting is read with this value. The value is not hashed, so that hashes stay the
+same."""
+
+
+def with_settings_before(stored: Mapping[str, Any], before: Mapping[str, Mapping[str, Any]] = BEFORE) -> dict[str, Any]:
+    """Adds the settings that the configuration of a run lacks.
+
+    Args:
+        stored: the content of its file.
+        before: section -> setting -> value.
+    """
+    return {**stored, **{section: {**values, **(stored.get(section) or {})} for section, values in before.items()}}
+
+
+def without_settings_before(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a section as they are hashed: without those that mean what earlier versions computed."""
+    before = BEFORE.get(section, {})
+    return {name: value for name, value in settings.items() if name not in before or value != before[name]}
