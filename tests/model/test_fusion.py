@@ -239,3 +239,11 @@ def test_dropout_stands_where_bert_has_it(kind):
     assert not torch.allclose(fusion(frames, phrases), expected)
     fusion.dropout = 0.0
     assert torch.equal(fusion(frames, phrases, seeds), fusion(frames, phrases))
+
+
+def test_the_published_block_keeps_the_order_of_its_parameters():
+    """Checkpoints have the state of the optimizer in this order."""
+    names = [name.removesuffix(".weight") for name, _ in KnowledgeFusion(32, "published").named_parameters()]
+    layers = ["query", "key", "value", "attended", "attended_norm", "hidden", "output", "output_norm"]
+    assert names[::2] == layers
+    assert names[1::2] == [f"{name}.bias" for name in layers]

@@ -296,7 +296,8 @@ class ExperimentConfig(Section):
             "data": _hashed(settings["data"]),
             "video": _without_usual(settings["video"] | _of_frames(frames)),
             "model": _without_usual(without_settings_before("model", settings["model"]) | statistics),
-            "knowledge": without_settings_before("knowledge", settings["knowledge"]) | {"fusion": self._hashed_fusion()},
+            "knowledge": without_settings_before("knowledge", settings["knowledge"])
+            | {"fusion": self._hashed_fusion()},
             "train": {
                 name: value
                 for name, value in settings["train"].items()

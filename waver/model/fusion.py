@@ -53,12 +53,13 @@ class KnowledgeFusion(nn.Module):
         self.gated, self.dropout = kind == "gated", dropout
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.attended = nn.Linear(width, width)
+        # Checkpoints have the state of the optimizer by the order of the parameters: the published block's has to stay.
+        self.attended_norm = None if self.gated else nn.LayerNorm(width, eps=1e-12)
         self.hidden, self.output = nn.Linear(width, width), nn.Linear(width, width)
+        self.output_norm = None if self.gated else nn.LayerNorm(width, eps=1e-12)
         if self.gated:
             self.query_norm, self.phrase_norm, self.hidden_norm = (nn.LayerNorm(width) for _ in range(3))
             self.attended_gate, self.output_gate = (nn.Parameter(torch.zeros(())) for _ in range(2))
-        else:
-            self.attended_norm, self.output_norm = (nn.LayerNorm(width, eps=1e-12) for _ in range(2))
         # Gated, a layer keeps the scale of its input. Published: as in BERT; the block changes frames little at first.
         draw_linear(self, std=width**-0.5 if self.gated else BERT_STD)
 

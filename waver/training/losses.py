@@ -77,9 +77,7 @@ def shared_phrases(rows: Int[Tensor, "m K"], columns: Int[Tensor, "M K"]) -> Boo
     return (rows[:, None, :, None] == columns[None, :, None, :]).any(dim=(2, 3))
 
 
-def soft_targets(
-    student: Float[Tensor, "m S"], teacher: Float[Tensor, "m S"], *, num_pairs: int
-) -> Float[Tensor, ""]:
+def soft_targets(student: Float[Tensor, "m S"], teacher: Float[Tensor, "m S"], *, num_pairs: int) -> Float[Tensor, ""]:
     """Computes the KL divergence of a student's distribution over S candidates from a teacher's.
 
     Args:

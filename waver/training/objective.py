@@ -220,9 +220,7 @@ def _keep(batch: GlobalBatch) -> Float[Tensor, ""]:
     num_pairs, clips, captions = batch.share.num_pairs, batch.teacher_clips, batch.teacher_captions
     all_clips, all_captions = (parallel.all_gather(items, num_pairs) for items in (clips, captions))
     teacher = (captions @ all_clips.T, clips @ all_captions.T)
-    return distillation(
-        batch.retrieved.both, teacher, batch.logit_scale, temperature=batch.objective.temperature
-    )
+    return distillation(batch.retrieved.both, teacher, batch.logit_scale, temperature=batch.objective.temperature)
 
 
 @dataclass(frozen=True)
