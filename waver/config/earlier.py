@@ -27,3 +27,13 @@ def without_settings_before(section: str, settings: Mapping[str, Any]) -> dict[s
     """Returns the settings of a section as they are hashed: without those that mean what earlier versions computed."""
     before = BEFORE.get(section, {})
     return {name: value for name, value in settings.items() if name not in before or value != before[name]}
+
+
+def hashed_fusion(fusion: str, *, is_used: bool) -> str:
+    """Returns knowledge.fusion as it is hashed: earlier versions had one block, which they called `attention`.
+
+    Args:
+        fusion: the setting.
+        is_used: whether anything reads informed videos; which block would inform them is meaningless otherwise.
+    """
+    return "attention" if fusion == "published" or (fusion == "gated" and not is_used) else fusion

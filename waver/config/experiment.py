@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from waver.config.earlier import without_settings_before
+from waver.config.earlier import hashed_fusion, without_settings_before
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig, TextConfig, VocabularyConfig
 from waver.config.preprocessing import Preprocessing, PreprocessingError, find_preprocessing
 from waver.config.resources import EmbeddingsConfig, ResourcesConfig, StorageConfig
@@ -297,7 +297,7 @@ class ExperimentConfig(Section):
             "video": _without_usual(settings["video"] | _of_frames(frames)),
             "model": _without_usual(without_settings_before("model", settings["model"]) | statistics),
             "knowledge": without_settings_before("knowledge", settings["knowledge"])
-            | {"fusion": self._hashed_fusion()},
+            | {"fusion": hashed_fusion(self.knowledge.fusion, is_used=self.uses_fusion)},
             "train": {
                 name: value
                 for name, value in settings["train"].items()
@@ -306,12 +306,6 @@ class ExperimentConfig(Section):
             },
             "ingest": {"frame_format": self.ingest.frame_format, "jpeg_quality": self.ingest.jpeg_quality},
         }
-
-    def _hashed_fusion(self) -> str:
-        """Returns knowledge.fusion as it is hashed: earlier versions knew the published block only, as `attention`."""
-        fusion = self.knowledge.fusion
-        known = fusion == "published" or (fusion == "gated" and not self.uses_fusion)
-        return "attention" if known else fusion
 
     def digest(self) -> str:
         """Returns a short hash of `identity`."""
