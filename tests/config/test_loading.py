@@ -282,7 +282,7 @@ def test_the_experiments_on_msrvtt_differ_only_in_what_they_say(repository: Path
     assert different == {
         "msrvtt": set(),
         "msrvtt_wti": set(),
-        "msrvtt_waver": {"knowledge"},
+        "msrvtt_waver": {"knowledge", "model"},
         "msrvtt_waver_distilled": {"knowledge", "loss"},
     }
 
@@ -375,6 +375,9 @@ KNOWS = {"knowledge.top_k": 3}
         ({"knowledge.prompt": "A video."}, r"knowledge.prompt: 'A video.': it must contain \{\} exactly once"),
         ({"knowledge.prompt": "{} or {}"}, r"it must contain \{\} exactly once"),
         ({"knowledge.fusion": "concat"}, r"knowledge.fusion: 'concat': .*'none', 'gated' or 'published'"),
+        ({"knowledge.dropout": 1}, r"knowledge.dropout: 1: .*less than 1"),
+        ({"model.initialisation": "bert"}, r"model.initialisation: 'bert': .*'torch' or 'published'"),
+        ({"model.frame_norm": "batch"}, r"model.frame_norm: 'batch': .*'none' or 'layer'"),
         ({"vocabulary.splits": []}, r"vocabulary.splits: \[\]"),
         ({"vocabulary.splits": ["val"]}, r"vocabulary.splits.0: 'val'"),
         ({"vocabulary.min_count": 0}, r"vocabulary.min_count: 0"),
@@ -439,6 +442,17 @@ def test_the_old_name_of_the_published_fusion_is_read_and_hashed_as_before(tmp_p
     assert "attention" not in old.to_yaml()
     assert gated.digest() != published.digest()
     assert load_config(path).knowledge.fusion == "gated"
+
+
+def test_settings_that_earlier_versions_lacked_are_hashed_only_if_they_change_something(tmp_path):
+    path = write(tmp_path, SMALL)
+    changes = {"model.frame_norm": "layer", "model.initialisation": "published", "knowledge.dropout": 0.1}
+    base = load_config(path, KNOWS)
+    hashed = base.identity()
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        assert name not in hashed[section]
+        assert load_config(path, KNOWS | {key: value}).digest() != base.digest()
 
 
 def test_a_fusion_that_nothing_reads_does_not_make_another_run(tmp_path):

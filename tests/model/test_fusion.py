@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from waver.model.dropout import dropout_of_pairs
 from waver.model.errors import BackboneError
 from waver.model.fusion import KnowledgeFusion
 
@@ -213,3 +214,36 @@ def test_gates_open_first_and_then_all_learns():
         optimizer.step()
     moved = {name for name, p in fusion.named_parameters() if not torch.equal(p, before[name])}
     assert before.keys() - moved <= {"key.bias"}  # attention cannot see it
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_dropout_stands_where_bert_has_it(kind):
+    """On the attention, after the layer that follows it, and after the feed-forward layer."""
+    fusion, frames, phrases = strong_fusion(kind), torch.randn(4, 3, 32).double(), PHRASES.double()
+    fusion.dropout, seeds = 0.3, [3, 1, 4, 1]
+    drop = dropout_of_pairs(0.3, seeds)
+    gated = kind == "gated"
+    known = fusion.phrase_norm(phrases) if gated else phrases
+    attention = drop(fusion.attention(frames, phrases))[:, 0]  # of the only head
+    attended = drop(fusion.attended(attention @ fusion.value(known)))
+    if gated:
+        scale = frames.norm(dim=-1, keepdim=True) / 32**0.5
+        fused = frames + 0.5 * scale * attended
+        fused = fused - 0.3 * scale * drop(fusion.output(F.gelu(fusion.hidden(fusion.hidden_norm(fused)))))
+        expected = F.normalize(fused, dim=-1) * frames.norm(dim=-1, keepdim=True)
+    else:
+        fused = fusion.attended_norm(frames + attended)
+        expected = fusion.output_norm(fused + drop(fusion.output(F.gelu(fusion.hidden(fused)))))
+    torch.testing.assert_close(fusion(frames, phrases, seeds), expected)
+    assert not torch.allclose(fusion(frames, phrases), expected)
+    fusion.dropout = 0.0
+    assert torch.equal(fusion(frames, phrases, seeds), fusion(frames, phrases))
+
+
+def test_the_published_block_keeps_the_order_of_its_parameters():
+    """Checkpoints have the state of the optimizer in this order."""
+    names = [name.removesuffix(".weight") for name, _ in KnowledgeFusion(32, "published").named_parameters()]
+    layers = ["query", "key", "value", "attended", "attended_norm", "hidden", "output", "output_norm"]
+    assert names[::2] == layers
+    assert names[1::2] == [f"{name}.bias" for name in layers]

@@ -278,3 +278,22 @@ def test_informed_videos_are_the_plain_ones_until_the_gates_open(load_knowing):
         assert torch.equal(plain.values, informed.values)
         student.fusion.attended_gate.fill_(0.3)
         assert not torch.allclose(plain.values, student.encode_video(FRAMES, MASK, PHRASES).values)
+
+
+@pytest.mark.parametrize("fusion", KNOWLEDGE_FUSIONS)
+def test_published_initialisation_of_heads_and_fusion(load_knowing, fusion):
+    settings = {"knowledge.fusion": fusion, "model.temporal": "seqLSTM"}
+    drawn, published = (
+        build_student(load_knowing(**settings, **{"model.initialisation": how})) for how in ("torch", "published")
+    )
+    for part in (published.text_weights, published.video_weights, published.fusion):
+        layers = [module for module in part.modules() if isinstance(module, nn.Linear)]
+        weights = torch.cat([layer.weight.flatten() for layer in layers])
+        assert weights.std().item() == pytest.approx(0.02, rel=0.1)
+        assert abs(weights.mean().item()) < 0.003
+        assert all(torch.count_nonzero(layer.bias) == 0 for layer in layers)
+    assert drawn.text_weights[0].weight.abs().max() <= 32**-0.5
+    assert drawn.text_weights[0].bias.abs().max() > 0
+    assert same_weights(drawn.temporal.state_dict(), published.temporal.state_dict())
+    std = torch.cat([p.flatten() for p in drawn.fusion.parameters() if p.ndim == 2]).std().item()
+    assert std == pytest.approx(0.02 if fusion == "published" else 32**-0.5, rel=0.1)

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 BEFORE: dict[str, dict[str, Any]] = {
+    "model": {"frame_norm": "none", "initialisation": "torch"},
     "vocabulary": {"file": None, "leaky": False},
+    "knowledge": {"fusion": "published", "control": "none", "dropout": 0.0, "effective_phrases": 10.0},
     "loss": {"phrases_video": 0.0, "phrases_text": 0.0, "phrases_text_target": "caption", "keep": 0.0},
-    "knowledge": {"control": "none", "effective_phrases": 10.0},
 }
 """Section -> setting that earlier versions did not have -> the value with which they computed.
 
@@ -28,3 +29,13 @@ def without_settings_before(section: str, settings: Mapping[str, Any]) -> dict[s
     """Returns the settings of a section as they are hashed: without those that mean what earlier versions computed."""
     before = BEFORE.get(section, {})
     return {name: value for name, value in settings.items() if name not in before or value != before[name]}
+
+
+def hashed_fusion(fusion: str, *, is_used: bool) -> str:
+    """Returns knowledge.fusion as it is hashed: earlier versions had one block, which they called `attention`.
+
+    Args:
+        fusion: the setting.
+        is_used: whether anything reads informed videos; which block would inform them is meaningless otherwise.
+    """
+    return "attention" if fusion == "published" or (fusion == "gated" and not is_used) else fusion

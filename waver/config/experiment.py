@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from waver.config.earlier import without_settings_before
+from waver.config.earlier import hashed_fusion, without_settings_before
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig, TextConfig, VocabularyConfig
 from waver.config.preprocessing import Preprocessing, PreprocessingError, find_preprocessing
 from waver.config.resources import EmbeddingsConfig, ResourcesConfig, StorageConfig
@@ -316,10 +316,10 @@ class ExperimentConfig(Section):
         return settings | {
             "data": _hashed(settings["data"]),
             "video": _without_usual(settings["video"] | _of_frames(frames)),
-            "model": _without_usual(settings["model"] | statistics),
-            "knowledge": without_settings_before("knowledge", settings["knowledge"])
-            | {"fusion": self._hashed_fusion()},
+            "model": _without_usual(without_settings_before("model", settings["model"]) | statistics),
             "vocabulary": without_settings_before("vocabulary", settings["vocabulary"]),
+            "knowledge": without_settings_before("knowledge", settings["knowledge"])
+            | {"fusion": hashed_fusion(self.knowledge.fusion, is_used=self.uses_fusion)},
             "loss": without_settings_before("loss", settings["loss"]),
             "train": {
                 name: value
@@ -329,12 +329,6 @@ class ExperimentConfig(Section):
             },
             "ingest": {"frame_format": self.ingest.frame_format, "jpeg_quality": self.ingest.jpeg_quality},
         }
-
-    def _hashed_fusion(self) -> str:
-        """Returns knowledge.fusion as it is hashed: earlier versions knew the published block only, as `attention`."""
-        fusion = self.knowledge.fusion
-        known = fusion == "published" or (fusion == "gated" and not self.uses_fusion)
-        return "attention" if known else fusion
 
     def digest(self) -> str:
         """Returns a short hash of `identity`."""
@@ -356,7 +350,6 @@ _USUAL = {
     "interpolation": Preprocessing.interpolation,
     "pixel_mean": list(Preprocessing.mean),
     "pixel_std": list(Preprocessing.std),
-    "frame_norm": "none",
 }
 """Settings that earlier versions of waver did not have -> the value that these versions used; this value is not hashed, so
 that hashes stay the same."""

@@ -57,7 +57,9 @@ class ModelConfig(Section):
     """Temporal aggregator of the frame embeddings: none, seqTransf (transformer) or seqLSTM."""
     temporal_layers: Count = 4
     """Number of layers of the temporal aggregator."""
-
+    initialisation: Literal["torch", "published"] = "torch"
+    """Initial weights of the heads of wti and of fusion. torch: heads as torch draws linear layers. published: both from a
+    normal distribution with standard deviation 0.02 and with zero bias, as in the released code."""
     lora: LoraConfig | None = None
     """LoRA (rank, alpha, where): train low-rank additions to the frozen towers, with learning rate train.lr; null to train
     the towers. Checkpoints with LoRA do not contain the pre-trained weights: keep the file or tag of model.weights."""
@@ -122,6 +124,9 @@ class KnowledgeConfig(Section):
     """How frames attend to the phrases of their clip. gated: by a block that changes nothing at first, and keeps the norm of
     the frames. published: by the block of the released code, which ends in a layer norm; `attention` is an old name of it.
     none: phrases do not change the frames."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout of the fusion in training: of its attention, and of what both of its layers add to the frames; 0.1 in the
+    released code. What is dropped depends on seed, step and pair, not on the number of workers."""
     at_inference: bool = True
     """true: phrases are fused into the videos in evaluation and search too. false: only in training; inference uses frames
     alone."""

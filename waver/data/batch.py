@@ -46,11 +46,15 @@ class Batch:
     """The frozen teacher's embeddings of the clips, unit vectors of its width E; None if no loss reads them."""
     teacher_captions: Float[Tensor, "B E"] | None = None
     """The same of the captions."""
+    first: int = 0
+    """Place of the first pair in the share of its worker; above 0 in a part of a share."""
 
     def __getitem__(self, pairs: slice) -> "Batch":
         """Returns some of the pairs, as a share of the same global batch."""
         of_pairs = {name: getattr(self, name) for name in (*_TENSORS, "clip_ids", "captions")}
-        return replace(self, **{name: value[pairs] for name, value in of_pairs.items() if value is not None})
+        first = self.first + range(len(self.clip_ids))[pairs].start
+        chosen = {name: value[pairs] for name, value in of_pairs.items() if value is not None}
+        return replace(self, **chosen, first=first)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copies the batch to a device."""

@@ -1,5 +1,7 @@
 """Knowledge fusion: the frames of a clip attend to the phrases that describe it."""
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -7,7 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from waver.model.dropout import Drop, dropout_of_pairs, keep_all
 from waver.model.errors import BackboneError
+from waver.model.random_streams import BERT_STD, draw_linear
 
 _TINY = 1e-12
 """Lower bound of the norm of a frame in a quotient: the frames of padding are 0."""
@@ -32,70 +36,91 @@ class KnowledgeFusion(nn.Module):
     Args:
         width: D.
         kind: `gated` or `published`.
+        dropout: share of the values that training drops where BERT does: of the attention to phrases, of what attention
+            computes and of what the feed-forward layer computes. The released code drops 0.1.
 
     Raises:
         BackboneError: if the number of attention heads does not divide the width.
     """
 
-    def __init__(self, width: int, kind: Literal["gated", "published"] = "gated"):
+    def __init__(self, width: int, kind: Literal["gated", "published"] = "gated", *, dropout: float = 0.0):
         super().__init__()
         self.num_heads = max(1, width // 64)
         if width % self.num_heads:
             raise BackboneError(
                 f"knowledge.fusion: attention needs an embed_dim that {self.num_heads} heads divide, not {width}"
             )
-        self.gated = kind == "gated"
+        self.gated, self.dropout = kind == "gated", dropout
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.attended = nn.Linear(width, width)
+        # Checkpoints have the state of the optimizer by the order of the parameters: the published block's has to stay.
+        self.attended_norm = None if self.gated else nn.LayerNorm(width, eps=1e-12)
         self.hidden, self.output = nn.Linear(width, width), nn.Linear(width, width)
+        self.output_norm = None if self.gated else nn.LayerNorm(width, eps=1e-12)
         if self.gated:
             self.query_norm, self.phrase_norm, self.hidden_norm = (nn.LayerNorm(width) for _ in range(3))
             self.attended_gate, self.output_gate = (nn.Parameter(torch.zeros(())) for _ in range(2))
-        else:
-            self.attended_norm, self.output_norm = (nn.LayerNorm(width, eps=1e-12) for _ in range(2))
         # Gated, a layer keeps the scale of its input. Published: as in BERT; the block changes frames little at first.
-        std = width**-0.5 if self.gated else 0.02
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=std)
-                nn.init.zeros_(module.bias)
+        draw_linear(self, std=width**-0.5 if self.gated else BERT_STD)
 
-    def forward(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B F D"]:
-        """Lets each frame attend to the K phrases of its clip."""
+    def forward(
+        self,
+        frames: Float[Tensor, "B F D"],
+        phrases: Float[Tensor, "B K D"],
+        seeds: Sequence[int] | None = None,
+    ) -> Float[Tensor, "B F D"]:
+        """Lets each frame attend to the K phrases of its clip.
+
+        Args:
+            frames: frames of the clips.
+            phrases: phrases of the clips.
+            seeds: of the dropout of each clip, in training; None to drop nothing, in evaluation.
+        """
         phrases = phrases.to(frames.dtype)
+        drop = dropout_of_pairs(self.dropout, seeds) if self.dropout and seeds is not None else keep_all
         if self.gated:
-            return self._add_gated(frames, phrases)
-        frames = self.attended_norm(frames + self._attend(frames, phrases))
-        return self.output_norm(frames + self._feed_forward(frames))
+            return self._add_gated(frames, phrases, drop)
+        frames = self.attended_norm(frames + self._attend(frames, phrases, drop))
+        return self.output_norm(frames + self._feed_forward(frames, drop))
 
     def attention(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B H F K"]:
         """Returns the attention weights of each head, which sum to 1 over the phrases; for plots and diagnostics."""
         phrases = phrases.to(frames.dtype)
         if self.gated:
             frames, phrases = self.query_norm(frames), self.phrase_norm(phrases)
-        query, key = self._heads(self.query(frames)), self._heads(self.key(phrases))
-        return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+        return _attention_weights(self._heads(self.query(frames)), self._heads(self.key(phrases)))
 
-    def _add_gated(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B F D"]:
+    def _add_gated(
+        self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"], drop: Drop
+    ) -> Float[Tensor, "B F D"]:
         """Adds what each layer computes, on the scale of the frames, and returns frames of the norm that they had."""
         norm = frames.norm(dim=-1, keepdim=True)
-        scale = norm / frames.shape[-1] ** 0.5
-        attended = self._attend(self.query_norm(frames), self.phrase_norm(phrases))
+        scale = norm / math.sqrt(frames.shape[-1])
+        attended = self._attend(self.query_norm(frames), self.phrase_norm(phrases), drop)
         fused = frames + self.attended_gate * scale * attended
-        fused = fused + self.output_gate * scale * self._feed_forward(self.hidden_norm(fused))
+        fused = fused + self.output_gate * scale * self._feed_forward(self.hidden_norm(fused), drop)
         return fused * (norm / fused.norm(dim=-1, keepdim=True).clamp_min(_TINY))  # by exactly 1 while gates are closed
 
-    def _attend(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B F D"]:
+    def _attend(
+        self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"], drop: Drop
+    ) -> Float[Tensor, "B F D"]:
         query, key, value = (
             self._heads(self.query(frames)),
             self._heads(self.key(phrases)),
             self._heads(self.value(phrases)),
         )
-        seen = F.scaled_dot_product_attention(query, key, value)
-        return self.attended(seen.transpose(1, 2).flatten(2))
+        if drop is keep_all:
+            seen = F.scaled_dot_product_attention(query, key, value)
+        else:
+            seen = drop(_attention_weights(query, key)) @ value
+        return drop(self.attended(seen.transpose(1, 2).flatten(2)))
 
-    def _feed_forward(self, frames: Float[Tensor, "B F D"]) -> Float[Tensor, "B F D"]:
-        return self.output(F.gelu(self.hidden(frames)))
+    def _feed_forward(self, frames: Float[Tensor, "B F D"], drop: Drop) -> Float[Tensor, "B F D"]:
+        return drop(self.output(F.gelu(self.hidden(frames))))
 
     def _heads(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B H L d"]:
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _attention_weights(query: Float[Tensor, "B H F d"], key: Float[Tensor, "B H K d"]) -> Float[Tensor, "B H F K"]:
+    return (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""Streams of random numbers: each part of a model draws from one of its own.
+"""Random initial weights: each part of a model draws from a stream of random numbers of its own.
 
 A part then draws the same numbers, whichever other parts a model has: two models that differ in one part start from equal
 weights in all others, so that a comparison of the two is one of this part.
@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
+
+BERT_STD = 0.02
+"""Standard deviation of the initial weights of BERT, and of the linear layers of the released code of WAVER."""
 
 
 def derive_seed(*key: int | str) -> int:
@@ -31,3 +35,11 @@ def random_stream(seed: int) -> Iterator[None]:
         yield
     finally:
         generator.set_state(state)
+
+
+def draw_linear(module: nn.Module, *, std: float) -> None:
+    """Draws the weights of all linear layers of a module from a normal distribution of mean 0, and sets biases to 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=std)
+            nn.init.zeros_(part.bias)

@@ -15,6 +15,8 @@ Source: WAVER (arXiv 2312.09507), with the temporal aggregators of CLIP4Clip (ar
 # pyright: reportMissingTypeStubs=false
 # (open_clip has no stubs.)
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +31,7 @@ from waver.model.backbone import Backbone
 from waver.model.embeddings import Embeddings
 from waver.model.fusion import KnowledgeFusion
 from waver.model.interaction import INTERACTIONS, WeightHead, uniform_weights
-from waver.model.random_streams import derive_seed, random_stream
+from waver.model.random_streams import BERT_STD, derive_seed, draw_linear, random_stream
 from waver.model.temporal import TEMPORAL_AGGREGATORS
 
 MAX_LOGIT_SCALE = 100.0
@@ -69,6 +71,12 @@ class StudentParts:
     """layer: a layer norm on the embeddings of frames, before fusion and aggregator."""
     fusion: Literal["none", "gated", "published"] = "none"
     """How clips are informed by phrases, see `KnowledgeFusion`; none if they cannot be."""
+    dropout: float = 0.0
+    """Share of the values that the fusion drops in training."""
+    initialisation: Literal["torch", "published"] = "torch"
+    """How linear layers of weight heads and fusion start. torch: heads as torch draws linear layers, the fusion so that a
+    layer keeps the scale of its input (gated) or as published. published: from N(0, 0.02) with bias 0, as in the released
+    code of WAVER."""
     sigmoid: bool = False
     """Whether the loss is the sigmoid loss, which learns a bias: that of the backbone, or a new one."""
 
@@ -114,15 +122,19 @@ class Student(nn.Module):
         self.frame_norm = nn.LayerNorm(width) if parts.frame_norm == "layer" else None
         if self.frame_norm is not None:
             nn.init.constant_(self.frame_norm.weight, FRAME_NORM / width**0.5)
-        with random_stream(derive_seed(seed, "fusion")):
-            self.fusion = None if parts.fusion == "none" else KnowledgeFusion(width, parts.fusion)
-        with random_stream(derive_seed(seed, "temporal")):
+
+        def drawn(part: str) -> AbstractContextManager[None]:
+            return random_stream(derive_seed(seed, part))
+
+        with drawn("fusion"):
+            self.fusion = _build_fusion(width, parts)
+        with drawn("temporal"):
             self.temporal = TEMPORAL_AGGREGATORS[parts.temporal](backbone, parts.temporal_layers)
-        with random_stream(derive_seed(seed, "text_weights")):
-            self.text_weights = WeightHead(width, parts.wti_layers) if learns_weights else None
-        with random_stream(derive_seed(seed, "video_weights")):
-            self.video_weights = WeightHead(width, parts.wti_layers) if learns_weights else None
-        with random_stream(derive_seed(seed, "cross")):
+        with drawn("text_weights"):
+            self.text_weights = _build_head(width, parts) if learns_weights else None
+        with drawn("video_weights"):
+            self.video_weights = _build_head(width, parts) if learns_weights else None
+        with drawn("cross"):
             self.cross = build_module(width, backbone.num_positions, self.temporal) if build_module else None
         of_backbone = getattr(backbone.clip, "logit_bias", None) if parts.sigmoid else None
         if of_backbone is not None:
@@ -190,7 +202,15 @@ class Student(nn.Module):
         assert compute is not None, "an interaction has a function or a module"
         return compute(text, video)
 
-    def forward(self, batch: Batch, phrases: Float[Tensor, "B K D"], *, plain: bool, informed: bool) -> Encoded:
+    def forward(
+        self,
+        batch: Batch,
+        phrases: Float[Tensor, "B K D"],
+        *,
+        plain: bool,
+        informed: bool,
+        dropout_seeds: Sequence[int] | None = None,
+    ) -> Encoded:
         """Embeds the captions and clips of a batch; frames pass the backbone once, even for both ways.
 
         Stored embeddings in the batch do not pass their frozen tower again.
@@ -200,6 +220,7 @@ class Student(nn.Module):
             phrases: the teacher's embeddings of batch.phrase_ids.
             plain: whether to embed the clips from their frames alone.
             informed: whether to embed them with their phrases.
+            dropout_seeds: of the fusion's dropout of each pair; None to drop nothing.
         """
         tokens, mask = batch.tokens, batch.token_mask
         text = self.encode_text(batch.token_ids, mask) if tokens is None else self.weigh_tokens(tokens, mask)
@@ -211,7 +232,7 @@ class Student(nn.Module):
         return Encoded(
             text,
             self.aggregate(frames, batch.frame_mask) if plain else None,
-            self.aggregate(self._fuse(frames, phrases), batch.frame_mask) if informed else None,
+            self.aggregate(self._fuse(frames, phrases, dropout_seeds), batch.frame_mask) if informed else None,
             attention,
         )
 
@@ -220,7 +241,7 @@ class Student(nn.Module):
 
         The statistics of a batch norm would otherwise be those of each worker's share of the batch, and dropout (also that
         of whole blocks, as in ConvNeXt and ViTamin) would draw other values for each number of workers, so that the loss
-        would depend on it.
+        would depend on it. The fusion's dropout draws for each pair and does not depend on the mode, see `forward`.
         """
         super().train(mode)
         for module in self.modules():
@@ -228,12 +249,33 @@ class Student(nn.Module):
                 module.eval()
         return self
 
-    def _fuse(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B F D"]:
+    def _fuse(
+        self,
+        frames: Float[Tensor, "B F D"],
+        phrases: Float[Tensor, "B K D"],
+        dropout_seeds: Sequence[int] | None = None,
+    ) -> Float[Tensor, "B F D"]:
         assert self.fusion is not None, "only a student with a fusion embeds informed videos"
-        return self.fusion(frames, phrases)
+        return self.fusion(frames, phrases, dropout_seeds)
 
     @staticmethod
     def _weights(head: WeightHead | None, values: Tensor, mask: Tensor) -> Tensor:
         if head is not None:
             return head.weights(values, mask)
         return uniform_weights(mask).to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _build_fusion(width: int, parts: StudentParts) -> KnowledgeFusion | None:
+    if parts.fusion == "none":
+        return None
+    fusion = KnowledgeFusion(width, parts.fusion, dropout=parts.dropout)
+    if parts.initialisation == "published":
+        draw_linear(fusion, std=BERT_STD)
+    return fusion
+
+
+def _build_head(width: int, parts: StudentParts) -> WeightHead:
+    head = WeightHead(width, parts.wti_layers)
+    if parts.initialisation == "published":
+        draw_linear(head, std=BERT_STD)
+    return head

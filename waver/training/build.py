@@ -138,6 +138,8 @@ def student_parts(config: ExperimentConfig) -> StudentParts:
         wti_layers=config.similarity.wti_layers,
         frame_norm=config.model.frame_norm,
         fusion=config.fusion_kind,
+        dropout=config.knowledge.dropout,
+        initialisation=config.model.initialisation,
         sigmoid=config.loss.kind == "sigmoid",
     )
 

@@ -20,6 +20,7 @@ from waver.data.batch import Batch, frames_to_tensor
 from waver.knowledge.soft_targets import FrozenEmbeddings
 from waver.knowledge.store import Knowledge
 from waver.model.pretrained.weights import count_non_finite
+from waver.model.random_streams import derive_seed
 from waver.model.student import Encoded
 from waver.training import parallel
 from waver.training.build import Training, build_tokenizer
@@ -199,7 +200,22 @@ def _embed(forward: Callable[..., Encoded], training: Training, batch: Batch, co
     """
     plain = needs_plain(config.loss.weights, _retrieved(config))
     with autocast(config, batch.frames.device):
-        return forward(batch, training.phrases[batch.phrase_ids], plain=plain, informed=config.uses_fusion)
+        return forward(
+            batch,
+            training.phrases[batch.phrase_ids],
+            plain=plain,
+            informed=config.uses_fusion,
+            dropout_seeds=_dropout_seeds(training, batch, config),
+        )
+
+
+def _dropout_seeds(training: Training, batch: Batch, config: ExperimentConfig) -> list[int] | None:
+    """Returns a seed for each pair, from the step and its place in the global batch; None without dropout."""
+    if not config.knowledge.dropout:
+        return None
+    first = parallel.shard(batch.num_pairs, parallel.rank(), parallel.world_size()).start + batch.first
+    places = range(first, first + len(batch.clip_ids))
+    return [derive_seed(config.seed, "dropout", training.step, place) for place in places]
 
 
 def _terms_of(training: Training, encoded: Encoded, batch: Batch, config: ExperimentConfig) -> tuple[Scalars, Scalars]:

@@ -30,6 +30,8 @@ STEPS = {
     "xclip": {"similarity.kind": "xclip", "model.temporal": "none"},
     "xti": {"similarity.kind": "xti", "model.temporal": "none"},
     "informed": {"knowledge.top_k": 2, "loss.knowledge": 0.5},
+    "gated": {"knowledge.top_k": 2, "knowledge.fusion": "gated", "model.frame_norm": "layer"},
+    "dropout": {"knowledge.top_k": 2, "knowledge.dropout": 0.5, "loss.distill": 1.0},
     "distilled": {
         "knowledge.top_k": 1,
         "knowledge.at_inference": False,
@@ -111,6 +113,9 @@ def step(
     batch = replace(batch, teacher_clips=clips[mine], teacher_captions=words[mine])
     student = build_student(config).to(dtype)
     freeze_student(student, config)
+    if student.fusion is not None and student.fusion.gated:
+        torch.nn.init.constant_(student.fusion.attended_gate, 0.7)
+        torch.nn.init.constant_(student.fusion.output_gate, 0.7)
     if config.train.grad_checkpointing:
         recompute_activations(student.backbone)
     forward = DistributedDataParallel(student) if parallel.world_size() > 1 else student
