@@ -5,6 +5,7 @@ from typing import Any
 
 BEFORE: dict[str, dict[str, Any]] = {
     "knowledge": {"control": "none"},
+    "loss": {"knowledge_temperature": None, "distill_warmup": 0.0, "shared_captions": "negative"},
 }
 """Section -> setting that earlier versions did not have -> the value with which they computed.
 
@@ -26,3 +27,18 @@ def without_settings_before(section: str, settings: Mapping[str, Any]) -> dict[s
     """Returns the settings of a section as they are hashed: without those that mean what earlier versions computed."""
     before = BEFORE.get(section, {})
     return {name: value for name, value in settings.items() if name not in before or value != before[name]}
+
+
+def hashed_loss(loss: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of the section `loss` as they are hashed; those of terms without weight count for nothing."""
+    hashed = without_settings_before("loss", loss)
+    if not loss["distill"]:
+        hashed.pop("distill_warmup", None)
+        hashed["temperature"] = _USUAL_TEMPERATURE
+    if not loss["knowledge"]:
+        hashed.pop("knowledge_temperature", None)
+    return hashed
+
+
+_USUAL_TEMPERATURE = 1.0
+"""The default of earlier versions, which hashed `loss.temperature` of every experiment."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from waver.config.earlier import without_settings_before
+from waver.config.earlier import hashed_loss, without_settings_before
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig, TextConfig, VocabularyConfig
 from waver.config.preprocessing import Preprocessing, PreprocessingError, find_preprocessing
 from waver.config.resources import EmbeddingsConfig, ResourcesConfig, StorageConfig
@@ -292,6 +292,7 @@ class ExperimentConfig(Section):
             "video": _without_usual(settings["video"] | _of_frames(frames)),
             "model": _without_usual(settings["model"] | statistics),
             "knowledge": without_settings_before("knowledge", settings["knowledge"]),
+            "loss": hashed_loss(settings["loss"]),
             "train": {
                 name: value
                 for name, value in settings["train"].items()

@@ -23,13 +23,23 @@ class LossConfig(Section):
     informed: NotNegative = 1.0
     """Weight of the contrastive loss between captions and videos with fused phrases, which trains the target of `distill`.
     Only used if distill is above 0 and knowledge.at_inference is false."""
-    temperature: Positive = 1.0
-    """Temperature of both distributions in the distillation loss; higher is softer."""
+    temperature: Positive = 8.0
+    """Temperature of both distributions in the distillation loss; higher is softer. At CLIP's scale of 100, similarities at
+    temperature 1 are nearly hard labels. TensorBoard shows how many candidates the targets have (`distill/candidates`)."""
+    distill_warmup: Fraction = 0.1
+    """Fraction of all steps in which the weight of the distillation loss rises linearly to `distill`, since its teacher
+    learns too; 0 for the whole weight from the start."""
+    knowledge_temperature: Positive | None = 0.01
+    """Temperature of the loss `knowledge`: its logits are cosines divided by it, and it trains neither logit scale nor bias.
+    0.01 is that of CLIP's published weights. null: it shares the learned scale and trains it, as in earlier versions."""
+    shared_captions: Literal["negative", "ignored"] = "negative"
+    """What a caption and the clip of an equal caption in the batch are to each other, in the contrastive, informed and
+    knowledge losses. negative: a negative pair, as published. ignored: neither a positive nor a negative pair."""
 
     @property
     def weights(self) -> dict[str, float]:
         """Term -> weight."""
-        return self.model_dump(exclude={"temperature", "kind"})
+        return self.model_dump(include={"contrastive", "knowledge", "distill", "informed"})
 
 
 class TrainConfig(Section):
