@@ -13,7 +13,7 @@ from waver.config import ExperimentConfig
 from waver.data.annotations.captions import SPLITS
 from waver.data.clip_store import ClipStore
 from waver.data.epochs import epoch_batches
-from waver.model.tokenizer import Truncation
+from waver.model.tokenizer import Tokens, Truncation
 from waver.tools.errors import WaverError
 from waver.tools.object_store import display_path
 from waver.training.build import build_tokenizer
@@ -81,6 +81,40 @@ def measure_truncations(
         for split, part in texts.items()
         if part
     }
+
+
+def count_shared_captions(config: ExperimentConfig, captions: pa.Table, rows: np.ndarray) -> int:
+    """Returns how many captions stand on more than one clip.
+
+    Captions are equal if they have the same tokens once they are cut: the model cannot tell them apart.
+
+    Args:
+        config: configuration of the experiment.
+        captions: caption table.
+        rows: rows of the captions that are trained on.
+    """
+    chosen, tokenizer = captions.take(rows), build_tokenizer(config)
+    tokens = tokenizer.encode(chosen["caption"].to_pylist(), prompt=config.text.prompt)
+    read = [tokenizer.cut(ids, max_words=config.text.max_words) for ids in tokens]
+    clips_of: dict[Tokens, set[str]] = {}
+    for ids, clip_id in zip(read, chosen["clip_id"].to_pylist(), strict=True):
+        clips_of.setdefault(ids, set()).add(clip_id)
+    return sum(len(clips_of[ids]) > 1 for ids in read)
+
+
+def describe_shared_captions(config: ExperimentConfig, num_shared: int, num_captions: int) -> str:
+    """Says how many captions stand on more than one clip, and what the loss makes of them; empty if there are none."""
+    if not num_shared:
+        return ""
+    treated = (
+        "the caption counts as wrong for the other clips, unless loss.shared_captions = ignored leaves these pairs out"
+        if config.loss.shared_captions == "negative"
+        else "these pairs are left out of the negatives (loss.shared_captions = ignored)"
+    )
+    return (
+        f"{num_shared:,} of {num_captions:,} training captions stand on more than one clip; where such clips meet in a "
+        f"batch, {treated}"
+    )
 
 
 def check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
