@@ -315,7 +315,7 @@ def batches(captions, store, knowledge, load_knowing):
     config = load_knowing()
 
     def plan(epoch: int):
-        for chosen in epoch_batches(clips, epoch=epoch, seed=0, global_batch_size=6):
+        for chosen in epoch_batches(clips, epoch=epoch, seed=0, global_batch_size=6, captions_per_clip=1):
             share = rows[chosen]
             frames = store.read([names[row] for row in share])
             yield make_batch(captions, share, frames, config, len(share), knowledge)

@@ -31,7 +31,7 @@ def batches(captions, store, tiny_config):
     _, clips = np.unique(captions["clip_id"].take(rows).to_numpy(), return_inverse=True)
 
     def plan(epoch: int):
-        for chosen in epoch_batches(clips, epoch=epoch, seed=0, global_batch_size=6):
+        for chosen in epoch_batches(clips, epoch=epoch, seed=0, global_batch_size=6, captions_per_clip=1):
             share = rows[chosen]
             yield make_batch(
                 captions, share, store.read(captions["clip_id"].take(share).to_pylist()), tiny_config, len(share)

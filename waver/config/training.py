@@ -1,7 +1,7 @@
 """The sections `loss`, `train`, `evaluate`, `tracking`, `profile` and `checkpoint`."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -49,8 +49,9 @@ class TrainConfig(Section):
     """Number of epochs."""
     global_batch_size: Annotated[int, Field(ge=2)] = 128
     """Number of caption-clip pairs per optimizer step, summed over all workers."""
-    captions_per_clip: Count = 1
-    """Number of visits of each clip per epoch, each with the next of its captions."""
+    captions_per_clip: Count | None = None
+    """Number of visits of each clip per epoch, each with the next of its captions. null or all: an epoch visits each caption
+    once, also where clips have different numbers of captions."""
     lr: Positive = 1e-4
     """Peak learning rate of all parameters outside of the backbone."""
     backbone_lr_scale: NotNegative = 1e-3
@@ -76,6 +77,11 @@ class TrainConfig(Section):
     start_from: AnyPath | None = None
     """Folder of a run, whose best checkpoint is taken, or of a checkpoint: training starts from its weights, with a new
     optimizer and schedule. null: the backbone starts from model.weights, and all other parts at random."""
+
+    @field_validator("captions_per_clip", mode="before")
+    @classmethod
+    def _all_is_no_number(cls, number: Any) -> Any:
+        return None if number == "all" else number
 
     @field_validator("freeze")
     @classmethod

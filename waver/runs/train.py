@@ -40,6 +40,7 @@ from waver.tools.object_store import display_path
 from waver.tools.termination import Terminated
 from waver.training.plan import (
     batch_size_of,
+    captions_of_clips,
     check_split,
     count_shared_captions,
     describe_data,
@@ -139,7 +140,7 @@ def _log_warnings(config: ExperimentConfig, captions: pa.Table, plan: RunPlan) -
     """Warns of a small validation split, a lowered batch and cut captions; counts captions that several clips share."""
     if small := find_small_validation(captions):
         logger.warning("; ".join(small))
-    if lowered := describe_lowered_batch(config, plan.data["num_train_clips"]):
+    if lowered := describe_lowered_batch(config, captions_of_clips(captions, plan.rows)):
         logger.warning(lowered)
     for split, truncation in plan.truncations.items():
         if truncation.num_cut:
@@ -159,7 +160,7 @@ def plan_run(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> 
         check_split(captions, store, split)
     rows = training_rows(captions, store)
     data = describe_data(captions, rows, store)
-    batch_size = batch_size_of(config, data["num_train_clips"])
+    batch_size = batch_size_of(config, captions_of_clips(captions, rows))
     steps_per_epoch = len(plan_epoch(config, captions, rows, epoch=0))
     return RunPlan(
         rows,
