@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+from world import split_scenes
+from writers import COLOUR_WORDS, COLOURS, MOTION_WORDS, MOTIONS, SHAPE_WORDS, SHAPES, SIZES, VOCABULARIES
 
 from waver.config import load_config
 from waver.model.backbone import Backbone
@@ -27,9 +27,6 @@ from waver.quickstart.alt_text import AltText
 from waver.quickstart.captions import with_articles
 from waver.quickstart.pretrain import contrastive_loss, embed_frames, embed_texts, positives, stills
 from waver.quickstart.scenes import BACKGROUNDS, Scene
-from waver.quickstart.weights import write_backbone
-from world import split_scenes
-from writers import COLOUR_WORDS, COLOURS, MOTION_WORDS, MOTIONS, SHAPE_WORDS, SHAPES, SIZES, VOCABULARIES
 
 STEPS, PEAK_LR = 2400, 2e-3
 TEXT_STEPS, TEXT_PEAK_LR = 2000, 2e-3
@@ -163,7 +160,10 @@ def _codes(items: Sequence[Scene | AltText]) -> Int[Tensor, "M 4"]:
     """Returns the attributes as indices into their values; -1 for those that a text leaves out."""
     return torch.tensor(
         [
-            [-1 if (value := getattr(item, name)) is None else values.index(value) for name, values in _ATTRIBUTES.items()]
+            [
+                -1 if (value := getattr(item, name)) is None else values.index(value)
+                for name, values in _ATTRIBUTES.items()
+            ]
             for item in items
         ]
     )

@@ -11,10 +11,11 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from writers import COLOURS, MOTIONS, SHAPES, SIZES, WRITERS, caption
+
 from waver.quickstart.drawing import draw
 from waver.quickstart.scenes import BACKGROUNDS, Scene
 from waver.quickstart.video_files import encode
-from writers import COLOURS, MOTIONS, SHAPES, SIZES, WRITERS, caption
 
 NUM_TRIPLES = {"test": 520, "validation": 60}
 """Split -> number of its triples of colour, shape and motion; train has all others."""

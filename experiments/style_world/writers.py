@@ -70,7 +70,9 @@ WRITERS: dict[str, Writer] = {
             "we see a {colour} {shape}, {size}, and it {motion}",
         ),
     ),
-    "terse": Writer("common", ("{colour} {shape} {motion}", "{shape}, {colour}, {motion}", "{motion}: {colour} {shape}")),
+    "terse": Writer(
+        "common", ("{colour} {shape} {motion}", "{shape}, {colour}, {motion}", "{motion}: {colour} {shape}")
+    ),
     "wordy": Writer(
         "exact",
         (

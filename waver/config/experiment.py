@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from waver.config.earlier import hashed_fusion, without_settings_before
+from waver.config.earlier import hashed_fusion, hashed_loss, without_settings_before
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig, TextConfig, VocabularyConfig
 from waver.config.preprocessing import Preprocessing, PreprocessingError, find_preprocessing
 from waver.config.resources import EmbeddingsConfig, ResourcesConfig, StorageConfig
@@ -320,7 +320,7 @@ class ExperimentConfig(Section):
             "vocabulary": without_settings_before("vocabulary", settings["vocabulary"]),
             "knowledge": without_settings_before("knowledge", settings["knowledge"])
             | {"fusion": hashed_fusion(self.knowledge.fusion, is_used=self.uses_fusion)},
-            "loss": without_settings_before("loss", settings["loss"]),
+            "loss": hashed_loss(settings["loss"]),
             "train": {
                 name: value
                 for name, value in settings["train"].items()

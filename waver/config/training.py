@@ -1,7 +1,7 @@
 """The sections `loss`, `train`, `evaluate`, `tracking`, `profile` and `checkpoint`."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -39,8 +39,18 @@ class LossConfig(Section):
     keep: NotNegative = 0.0
     """Weight of the loss that keeps the similarities of the captions and videos of a batch near those of the frozen teacher
     (learning without forgetting). It needs no phrases."""
-    temperature: Positive = 1.0
-    """Temperature of both distributions in `distill` and `keep`; higher is softer."""
+    temperature: Positive = 8.0
+    """Temperature of both distributions in `distill` and `keep`; higher is softer. At CLIP's scale of 100, similarities at
+    temperature 1 are nearly hard labels. TensorBoard shows how many candidates the targets have (`distill/candidates`)."""
+    distill_warmup: Fraction = 0.1
+    """Fraction of all steps in which the weight of the distillation loss rises linearly to `distill`, since its teacher
+    learns too; 0 for the whole weight from the start."""
+    knowledge_temperature: Positive | None = 0.01
+    """Temperature of the loss `knowledge`: its logits are cosines divided by it, and it trains neither logit scale nor bias.
+    0.01 is that of CLIP's published weights. null: it shares the learned scale and trains it, as in earlier versions."""
+    shared_captions: Literal["negative", "ignored"] = "negative"
+    """What a caption and the clip of an equal caption in the batch are to each other, in the contrastive, informed and
+    knowledge losses. negative: a negative pair, as published. ignored: neither a positive nor a negative pair."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -55,8 +65,9 @@ class TrainConfig(Section):
     """Number of epochs."""
     global_batch_size: Annotated[int, Field(ge=2)] = 128
     """Number of caption-clip pairs per optimizer step, summed over all workers."""
-    captions_per_clip: Count = 1
-    """Number of visits of each clip per epoch, each with the next of its captions."""
+    captions_per_clip: Count | None = None
+    """Number of visits of each clip per epoch, each with the next of its captions. null or all: an epoch visits each caption
+    once, also where clips have different numbers of captions."""
     lr: Positive = 1e-4
     """Peak learning rate of all parameters outside of the backbone."""
     backbone_lr_scale: NotNegative = 1e-3
@@ -82,6 +93,11 @@ class TrainConfig(Section):
     start_from: AnyPath | None = None
     """Folder of a run, whose best checkpoint is taken, or of a checkpoint: training starts from its weights, with a new
     optimizer and schedule. null: the backbone starts from model.weights, and all other parts at random."""
+
+    @field_validator("captions_per_clip", mode="before")
+    @classmethod
+    def _all_is_no_number(cls, number: Any) -> Any:
+        return None if number == "all" else number
 
     @field_validator("freeze")
     @classmethod

@@ -10,8 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Int
 
 from waver.config import ConfigError, ExperimentConfig
 from waver.data.clip_store import ClipStore
@@ -45,9 +47,11 @@ from waver.tools.lock import describe_lock
 from waver.tools.object_store import display_path, exists
 from waver.training.plan import (
     batch_size_of,
+    captions_of_clips,
     check_split,
     describe_data,
     describe_lowered_batch,
+    pairs_per_epoch,
     plan_epoch,
     training_rows,
 )
@@ -249,8 +253,8 @@ def check_training(
     """
     folder, level = run_folder, "error" if needed else "info"
     if store is None:
-        clips = pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], "train")))
-        yield from _check_batch(config, len(clips), level)
+        train = np.flatnonzero(pc.equal(captions["split"], "train").to_numpy())
+        yield from _check_batch(config, captions_of_clips(captions, train), level)
         if folder:
             found = f"{display_path(folder)} was not compared with the training data: there is no clip store"
             yield Finding("info", "run", found)
@@ -264,9 +268,11 @@ def check_training(
     if len(rows) == 0:
         return
     data = describe_data(captions, rows, store)
-    yield from _check_batch(config, data["num_train_clips"], level)
+    num_captions = captions_of_clips(captions, rows)
+    yield from _check_batch(config, num_captions, level)
     steps = len(plan_epoch(config, captions, rows, epoch=0))
-    yield Finding("ok", "steps", f"{config.train.epochs} epochs of {steps} steps")
+    pairs = pairs_per_epoch(config, len(num_captions), len(rows))
+    yield Finding("ok", "steps", f"{config.train.epochs} epochs of {steps} steps, with {pairs:,} pairs each")
     if folder:
         yield from _check_run_folder(folder, config, data, level)
 
@@ -327,16 +333,19 @@ def check_writers(folder: Path) -> Iterator[Finding]:
         yield Finding("error", "lock", in_use)
 
 
-def _check_batch(config: ExperimentConfig, num_clips: int, level: Level) -> Iterator[Finding]:
-    """Checks whether batches and workers fit the number of training clips; none is reported elsewhere."""
+def _check_batch(config: ExperimentConfig, num_captions: Int[np.ndarray, " clips"], level: Level) -> Iterator[Finding]:
+    """Checks whether batches and workers fit the captions of the training clips; if there are none, others report it."""
+    if not len(num_captions):
+        return
     try:
-        if num_clips:
-            batch_size_of(config, num_clips)
+        size = batch_size_of(config, num_captions)
     except WaverError as error:
         yield Finding(level, "batch", str(error))
         return
-    if num_clips and (lowered := describe_lowered_batch(config, num_clips)):
-        yield Finding("warning", "batch", lowered, f"set it to {num_clips} to say so in the configuration")
+    if lowered := describe_lowered_batch(config, num_captions):
+        yield Finding(
+            "warning", "batch", lowered, f"set train.global_batch_size to {size} to say so in the configuration"
+        )
 
 
 def check_evaluated_split(captions: pa.Table, split: str) -> Iterator[Finding]:

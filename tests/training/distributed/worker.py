@@ -20,7 +20,7 @@ from waver.knowledge.store import Knowledge
 from waver.model.towers import recompute_activations
 from waver.training import parallel
 from waver.training.build import Training, build_student, freeze_student
-from waver.training.step import compute_gradients, make_batch, weighted_sum
+from waver.training.step import compute_gradients, loss_weights, make_batch, weighted_sum
 
 # Overrides of each step: every interaction and aggregator, and every use of knowledge.
 STEPS = {
@@ -47,6 +47,7 @@ STEPS = {
         "loss.phrases_text": 0.3,
         "loss.keep": 0.2,
     },
+    "shared captions": {"loss.shared_captions": "ignored", "knowledge.top_k": 2, "loss.knowledge": 0.5},
     "adapters": {"model.lora.rank": 2},
     "frozen": {"train.freeze": ["vision", "text.1"]},
 }
@@ -68,6 +69,7 @@ def compute(rank: int, world_size: int, folder: Path) -> None:
     captions, store, knowledge = pickle.loads((folder / "experiment.pickle").read_bytes())
     # Of different lengths: the longest captions of the workers' shares differ.
     texts = [f"{text}{' again' * (row % 4)}" for row, text in enumerate(captions["caption"].to_pylist())]
+    texts[captions["clip_id"].to_pylist().index("v06")] = texts[0]  # v00 and v06, of different workers
     captions = captions.set_column(captions.schema.get_field_index("caption"), "caption", pa.array(texts))
     results = {}
     for name, overrides in STEPS.items():
@@ -119,11 +121,11 @@ def step(
     if config.train.grad_checkpointing:
         recompute_activations(student.backbone)
     forward = DistributedDataParallel(student) if parallel.world_size() > 1 else student
-    training = Training(student, forward, knowledge.phrase_embeddings().to(dtype), optimizer=None, schedule=None)
+    training = Training(student, forward, knowledge.phrase_embeddings().to(dtype), None, None, num_steps=9)
     training.spaces = spaces
     terms, _ = compute_gradients(training, batch, config)
     gradients = {name: p.grad for name, p in student.named_parameters() if p.requires_grad}
-    return parallel.all_reduce(weighted_sum(terms, config), "sum"), gradients
+    return parallel.all_reduce(weighted_sum(terms, loss_weights(training, config)), "sum"), gradients
 
 
 def teaching(knowledge: Knowledge, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, Spaces]:
