@@ -153,7 +153,9 @@ def _print_metrics(title: str, name: str, result: Mapping[str, Any]) -> None:
     num_clips = result["gallery_size"]
     stdout.print(metrics_table(title, rows_of(result), num_clips=num_clips))
     if result["styles"]:
-        stdout.print(styles_table("by style of the caption", {name: result["styles"]}, num_clips=num_clips))
+        of_run, train_styles = {name: result["styles"]}, result["train_styles"] or ()
+        table = styles_table("by style of the caption", of_run, num_clips=num_clips, train_styles=train_styles)
+        stdout.print(table)
 
 
 def robustness(

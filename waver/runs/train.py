@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from waver.config import ExperimentConfig
 from waver.data.annotations import validation_source
+from waver.data.annotations.captions import describe_left_out
 from waver.data.clip_store import ClipStore
 from waver.evaluation.confidence import find_small_validation
 from waver.evaluation.gallery import build_gallery
@@ -132,7 +133,9 @@ def train(
 
 
 def _log_warnings(config: ExperimentConfig, captions: pa.Table, plan: RunPlan) -> None:
-    """Warns of a small validation split, a lowered batch and cut captions."""
+    """Warns of a small validation split, a lowered batch and cut captions; says which clips are left out by style."""
+    if left_out := describe_left_out(captions):
+        logger.info(left_out)
     if small := find_small_validation(captions):
         logger.warning("; ".join(small))
     if lowered := describe_lowered_batch(config, plan.data["num_train_clips"]):
