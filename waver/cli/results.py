@@ -174,7 +174,7 @@ def robustness(
     overrides: Set = [],  # noqa: B006
 ) -> None:
     """Measure how much retrieval depends on the wording of the query: by style, and for the worst style."""
-    from waver.evaluation.robustness.tables import headline_table, styles_table
+    from waver.evaluation.robustness.tables import families_table, headline_table, styles_table
     from waver.on_ray.stages.robustness import run_robustness
 
     changed = parse_overrides(overrides)
@@ -185,6 +185,7 @@ def robustness(
     folders = [local_folder(run, of_runs) for run in runs]
     report, folder = run_robustness(folders, settings, of_runs, output=output)
     stdout.print(headline_table(report))
+    stdout.print(families_table(report))
     stdout.print(styles_table(report))
     logger.info(f"report with all metrics and their definitions: {display_path(folder / 'report.html')}")
 
