@@ -1,4 +1,4 @@
-"""Pre-trains the backbone of the experiment on stills with short texts from all vocabularies, as CLIP read all kinds of text.
+"""Pre-trains the backbone of the experiment on stills with short texts of all vocabularies, as CLIP reads wide text.
 
 It continues from the small CLIP of the quickstart, which knows fewer colours and shapes. The texts name one to four of
 colour, shape, motion and size, each attribute in the words of some vocabulary, so that no vocabulary is tied to a writer's

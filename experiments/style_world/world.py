@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from writers import COLOURS, MOTIONS, SHAPES, SIZES, WRITERS, caption
+from writers import COLOURS, MOTIONS, SHAPES, SIZES, VOCABULARIES, caption, writers_of
 
 from waver.quickstart.drawing import draw
 from waver.quickstart.scenes import BACKGROUNDS, Scene
@@ -45,12 +45,25 @@ def split_scenes(seed: int = 0) -> dict[str, list[Scene]]:
     }
 
 
-def caption_rows(scene: Scene, split: str) -> list[dict[str, str]]:
-    """Returns the captions of a scene: two by each writer in train, one elsewhere."""
+def caption_rows(scene: Scene, split: str, number: int) -> list[dict[str, str]]:
+    """Returns the captions of a scene: in train two by each writer, else one by a writer of each vocabulary.
+
+    Args:
+        scene: what is described.
+        split: of the scene.
+        number: of the clip in its split, which chooses the writers: each describes half of the clips.
+    """
     turns = range(TRAIN_WORDINGS if split == "train" else 1)
-    return [
-        {"caption": caption(scene, name, turn), "split": split, "style": name} for name in WRITERS for turn in turns
+    names = [
+        name
+        for index, vocabulary in enumerate(VOCABULARIES)
+        for name in _chosen(writers_of((vocabulary,)), split, (number // 2 + index) % 2)
     ]
+    return [{"caption": caption(scene, name, turn), "split": split, "style": name} for name in names for turn in turns]
+
+
+def _chosen(writers: tuple[str, ...], split: str, turn: int) -> tuple[str, ...]:
+    return writers if split == "train" else (writers[turn],)
 
 
 def render_world(folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -65,14 +78,14 @@ def render_world(folder: Path, *, progress: Callable[[int, int], None] = lambda 
         return
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     clips = [
-        (f"videos/{split}-{number:04d}.mp4", scene, split)
+        (f"videos/{split}-{number:04d}.mp4", scene, split, number)
         for split, scenes in split_scenes().items()
         for number, scene in enumerate(scenes)
     ]
     rows = []
-    for done, (path, scene, split) in enumerate(clips, 1):
+    for done, (path, scene, split, number) in enumerate(clips, 1):
         encode(folder / path, draw(scene))
-        rows += [{"video": path, **row} for row in caption_rows(scene, split)]
+        rows += [{"video": path, **row} for row in caption_rows(scene, split, number)]
         progress(done, len(clips))
     unfinished = captions.with_suffix(".part")
     unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
