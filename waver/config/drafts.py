@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from waver.config.earlier import BEFORE, with_settings_before
 from waver.config.experiment import ALLOW_CONTRADICTIONS, STORED, ExperimentConfig
 from waver.config.mistakes import describe_mistakes, location_of, meant_key
 from waver.config.preprocessing import Preprocessing
@@ -63,13 +64,16 @@ def draft_experiment(raw: dict[str, Any], *, stored: bool = False) -> Draft:
 
 
 def _as_stored(raw: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a run with CLIP's preprocessing where it has none: older versions of waver had no other."""
+    """Returns the settings of a run with what older versions of waver computed where it has none.
+
+    They knew no preprocessing but CLIP's.
+    """
     usual = Preprocessing()
-    before = {
+    preprocessing = {
         "video": {"size": usual.size, "resize": usual.resize, "interpolation": usual.interpolation},
         "model": {"pixel_mean": usual.mean, "pixel_std": usual.std},
     }
-    return raw | {section: values | (raw.get(section) or {}) for section, values in before.items()}
+    return with_settings_before(with_settings_before(raw, preprocessing), BEFORE)
 
 
 def _without(problems: Iterable[Mapping[str, Any]], raw: dict[str, Any]) -> dict[str, Any]:

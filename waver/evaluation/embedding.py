@@ -134,6 +134,9 @@ def embed_clips(
         knowledge: phrases of the clips, for informed videos; None for plain ones.
         on_progress: called with (batches embedded, batches to embed) of this worker.
     """
+    assert not knowledge or knowledge.control_kind == config.knowledge.control, (
+        "knowledge is under the control of the run"
+    )
     device = student.logit_scale.device
     phrase_table = knowledge.phrase_embeddings().to(device) if knowledge else None
     num_frames, width = config.video.max_frames, student.backbone.width

@@ -10,6 +10,7 @@ from typing import Any
 
 from waver.data.annotations import published_split
 from waver.data.annotations.published import PublishedPart, split_digest
+from waver.knowledge.control import control_text
 
 OWN = "own data"
 """Name of the protocol of data that is not published."""
@@ -42,6 +43,8 @@ class EvaluatedSplit:
     """Whether videos were informed by phrases."""
     leaky: bool
     """Whether the model or its phrases used captions of validation or test."""
+    control: str = "none"
+    """Whose phrases clips had, see `waver.knowledge.control`."""
     variants: Sequence[str] = ()
     """Names of the metrics beside the plain ones, see `VARIANTS`."""
     origin: str | None = None
@@ -77,6 +80,8 @@ class Protocol:
     """Names of the metrics beside the plain ones."""
     origin: str | None = None
     """Where a model comes from that waver did not train; None if it did, and in results of earlier versions."""
+    control: str = "none"
+    """Whose phrases clips had, see `waver.knowledge.control`; `none` in results of earlier versions."""
 
     def as_json(self) -> dict[str, Any]:
         """Returns the protocol as part of a result."""
@@ -91,13 +96,14 @@ class Protocol:
         """Describes the protocol, line by line."""
         least, average, most = self.captions_per_clip
         each = f"{least}" if least == most else f"{least} to {most} (mean {average:.1f})"
+        control = control_text(self.control)
         status = "exactly as published" if self.published else "not as published" if self.name != OWN else "no protocol"
         return [
             f"protocol: {self.name}, {self.split} split ({status})",
             *(f"  differs: {difference}" for difference in self.differences),
             f"  {self.num_queries} captions against {self.gallery_size} clips, {each} per clip; {self.ties}",
             f"  model {self._chosen()}; validation: {self.validation}; "
-            f"phrases at inference: {'yes' if self.knowledge_at_inference else 'no'}"
+            f"phrases at inference: {'yes' if self.knowledge_at_inference else 'no'}{f'; {control}' if control else ''}"
             f"{'; leaky dictionary' if self.leaky else ''}",
             *(f"  {VARIANTS[name]}" for name in self.variants),
         ]
@@ -136,6 +142,7 @@ def identify_protocol(evaluated: EvaluatedSplit) -> Protocol:
         ties=TIES,
         variants=tuple(evaluated.variants),
         origin=evaluated.origin,
+        control=evaluated.control,
     )
 
 
@@ -151,6 +158,8 @@ def _differences(published: Mapping[str, PublishedPart], evaluated: EvaluatedSpl
         )
     if evaluated.leaky:
         differences.append("captions of validation or test went into the dictionary (leaky)")
+    if control := control_text(evaluated.control):
+        differences.append(f"clips had phrases that do not describe them ({control})")
     return differences
 
 

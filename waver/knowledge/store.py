@@ -14,6 +14,7 @@ the folder (`waver.tools.lock`).
 A dictionary is `leaky` if captions of other splits than train went into it; every result that uses it is labelled so.
 """
 
+import copy
 import hashlib
 import time
 import uuid
@@ -33,6 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from waver.knowledge.control import Control, ControlKind
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.tools.errors import WaverError
 from waver.tools.files import atomic_write, read_manifest, write_json
@@ -110,16 +112,20 @@ def read_dictionary(folder: Path) -> Dictionary:
 class Knowledge:
     """The phrases of each clip and the embeddings of all phrases, read from their folder as it is now.
 
-    Attributes:
+    Args:
         path: the folder.
+        control: gives clips the phrases of other clips; None for their own.
+
+    Attributes:
+        path, control: as given.
         manifest: content of manifest.json.
 
     Raises:
         KnowledgeError: if there is no knowledge in the folder, or it is damaged.
     """
 
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
+    def __init__(self, path: Path | str, control: Control | None = None):
+        self.path, self.control = Path(path), control
         self.manifest = read_manifest(self.path, what="knowledge", command="waver match CONFIG", error=KnowledgeError)
 
     @property
@@ -131,6 +137,11 @@ class Knowledge:
     def leaky(self) -> bool:
         """Whether the dictionary is leaky, see `Dictionary.leaky`."""
         return self.manifest["dictionary"]["leaky"]
+
+    @property
+    def control_kind(self) -> ControlKind:
+        """Kind of the control."""
+        return self.control.kind if self.control else "none"
 
     @cached_property
     def phrases(self) -> list[str]:
@@ -166,13 +177,23 @@ class Knowledge:
     def _phrase_ids(self) -> Int[np.ndarray, "clips num_matches"]:
         return np.array(self.matches["phrase_ids"].to_pylist(), np.int64).reshape(len(self.matches), -1)
 
+    def controlled(self, control: Control | None) -> "Knowledge":
+        """Returns the same knowledge under a control; None for none."""
+        knowledge = copy.copy(self)
+        knowledge.control = control
+        return knowledge
+
     def unmatched_clips(self, clip_ids: Sequence[str]) -> list[str]:
         """Returns the clips that have no phrases."""
         return [clip_id for clip_id in clip_ids if clip_id not in self._row_of_clip]
 
+    def described(self, clip_ids: Sequence[str]) -> list[str]:
+        """Returns the clips whose phrases these clips get: themselves, or under a control others."""
+        return [self.control.phrases_of[clip_id] for clip_id in clip_ids] if self.control else list(clip_ids)
+
     def phrase_ids(self, clip_ids: Sequence[str], top_k: int) -> Int[Tensor, "B K"]:
-        """Returns the best K = top_k phrases of each clip, in the order of clip_ids."""
-        rows = [self._row_of_clip[clip_id] for clip_id in clip_ids]
+        """Returns the best K = top_k phrases of each clip, in the order of clip_ids; under a control, those of others."""
+        rows = [self._row_of_clip[clip_id] for clip_id in self.described(clip_ids)]
         return torch.from_numpy(self._phrase_ids[rows, :top_k])
 
     def embedded_parts(self) -> set[int]:
@@ -211,7 +232,8 @@ class Knowledge:
     def summary(self) -> dict[str, Any]:
         """Returns the entries about this knowledge that results and checkpoints store."""
         names = ("num_phrases", "leaky", "digest")
-        return {name: self.manifest["dictionary"][name] for name in names} | {"source": self.manifest["source"]}
+        summary = {name: self.manifest["dictionary"][name] for name in names} | {"source": self.manifest["source"]}
+        return summary | (self.control.summary() if self.control else {})
 
     def check_same_dictionary(self, checkpoint: Path, learned_from: dict[str, Any] | None) -> None:
         """Checks that a model was trained with the dictionary of this knowledge.

@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from waver.config import ExperimentConfig
+from waver.data.annotations.captions import SPLITS
 from waver.data.clip_store import ClipStore, StoreSettings
 from waver.data.ledger import StoreError, replaced_videos
+from waver.knowledge.control import build_control
 from waver.knowledge.store import Dictionary, Knowledge, KnowledgeError, TooFewPhrasesError, read_dictionary
 from waver.tools.object_store import display_path
 
@@ -87,7 +89,11 @@ def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStor
         store: its clip store.
         splits: splits whose clips need phrases.
 
+    Returns:
+        The knowledge, under the control of `knowledge.control`.
+
     Raises:
+        ControlError: if a split has too few clips for it.
         KnowledgeError: if it does not exist, is incomplete, was built from captions that have changed since, or lacks clips
             of `splits`.
         TooFewPhrasesError: if it has fewer than `knowledge.top_k` phrases per clip.
@@ -114,7 +120,18 @@ def open_knowledge(config: ExperimentConfig, captions: pa.Table, store: ClipStor
                 f"{', ...' if len(unknown) > 3 else ''}) have no phrases in {display_path(knowledge.path)}: {remedy}"
             )
     check_top_k(config, knowledge)
-    return knowledge
+    return _under_control(knowledge, config, captions)
+
+
+def _under_control(knowledge: Knowledge, config: ExperimentConfig, captions: pa.Table) -> Knowledge:
+    """Applies `knowledge.control` to all matched clips: what each gets does not depend on the stage that opens them."""
+    if config.knowledge.control == "none":
+        return knowledge
+    clips_of_split = {}
+    for split in SPLITS:
+        clips = pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], split))).to_pylist()
+        clips_of_split[split] = sorted(set(clips) - set(knowledge.unmatched_clips(clips)))
+    return knowledge.controlled(build_control(config.knowledge.control, clips_of_split, seed=config.seed))
 
 
 def check_top_k(config: ExperimentConfig, knowledge: Knowledge) -> None:

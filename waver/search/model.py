@@ -1,5 +1,6 @@
 """Loads the model of a run, to embed and compare texts and videos: `waver.load`."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +23,11 @@ from waver.evaluation.embedding import (
     similarity_in_blocks,
     tokenize_texts,
 )
+from waver.knowledge.control import draw
 from waver.knowledge.store import Knowledge
 from waver.knowledge.teacher import match_clips
 from waver.model.embeddings import Embeddings
-from waver.runs.checkpoint import check_dictionary, checkpoint_config, load_student
+from waver.runs.checkpoint import check_dictionary, checkpoint_config, checkpoint_knowledge, load_student
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import store_settings
 from waver.training.build import build_teacher, build_tokenizer, local_device
@@ -167,18 +169,42 @@ def _stack(clips: Sequence[Clip], max_frames: int) -> tuple[np.ndarray, np.ndarr
 
 
 class _Phrases:
-    """Matches clips with phrases of the dictionary, by the frozen teacher, since no knowledge folder has these clips."""
+    """Matches clips with phrases of the dictionary, by the frozen teacher, since no knowledge folder has these clips.
+
+    Under a control of the run (`knowledge.control`), clips get phrases of matched clips instead: for `constant` those of the
+    clip that the model was trained with; for `shuffled` those of a clip drawn by the pixels, and never the best phrases of
+    the clip itself.
+    """
 
     def __init__(self, checkpoint: Path, config: ExperimentConfig):
         knowledge = Knowledge(config.knowledge_store)
         check_dictionary(knowledge, checkpoint)
+        self._knowledge, self._control, self._seed = knowledge, config.knowledge.control, config.seed
+        self._learned = checkpoint_knowledge(checkpoint) or {}
         self._teacher = build_teacher(config)
         self._top_k = config.knowledge.top_k
         self._embeddings = knowledge.phrase_embeddings().to(self._teacher.device)
         self._unit = F.normalize(self._embeddings, dim=-1)
 
     def of(self, frames: UInt8[np.ndarray, "B F H W 3"], num_frames: Int[np.ndarray, " B"]) -> Float[Tensor, "B K D"]:
-        """Returns the embeddings of the best phrases of each clip."""
+        """Returns the embeddings of the phrases of each clip, best first."""
+        if self._control == "constant":
+            clip = self._learned["constant_clip"]
+            return self._embeddings[self._knowledge.phrase_ids([clip] * len(frames), self._top_k)]
         clips = self._teacher.embed_clips(frames, num_frames).to(self._teacher.device)
         ids, _ = match_clips(clips, self._unit, self._top_k)
-        return self._embeddings[torch.as_tensor(np.asarray(ids), device=self._embeddings.device)]
+        if self._control == "shuffled":
+            ids = self._shuffled(ids.cpu(), frames, num_frames)
+        return self._embeddings[ids.to(self._embeddings.device)]
+
+    def _shuffled(
+        self, own: Int[Tensor, "B K"], frames: UInt8[np.ndarray, "B F H W 3"], num_frames: Int[np.ndarray, " B"]
+    ) -> Int[Tensor, "B K"]:
+        """Returns the phrases of a matched clip for each clip, the next one if they are its own."""
+        matched = self._knowledge.phrase_ids(self._knowledge.matches["clip_id"].to_pylist(), self._top_k)
+        chosen = []
+        for phrases, pixels, number in zip(own, frames, num_frames, strict=True):
+            row = draw(self._seed, hashlib.sha256(pixels[:number].tobytes()).hexdigest()) % len(matched)
+            others = torch.cat([matched[row:], matched[:row]])
+            chosen.append(others[(others != phrases).any(1).int().argmax()])
+        return torch.stack(chosen)

@@ -20,12 +20,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from waver.data.batch import Batch
+from waver.knowledge.soft_targets import Spaces
 from waver.model.embeddings import Embeddings
-from waver.model.interaction import uniform_weights, wti
+from waver.model.interaction import mean_frame, sentence, uniform_weights, wti
 from waver.model.student import Encoded, Student
 from waver.training import parallel
-from waver.training.diagnostics import batch_diagnostics, top1_agreement
-from waver.training.losses import contrastive, distillation, shared_phrases, sigmoid
+from waver.training.diagnostics import (
+    batch_diagnostics,
+    effective_candidates,
+    shared_caption_share,
+    top1_accuracy,
+    top1_agreement,
+)
+from waver.training.losses import contrastive, distillation, equal_pairs, shared_phrases, sigmoid, soft_targets
 
 Videos = Literal["plain", "informed"]
 """How clips are embedded: from their frames alone, or with their phrases."""
@@ -43,6 +50,12 @@ class Objective:
     """Which videos captions retrieve at inference."""
     kind: Literal["softmax", "sigmoid"] = "softmax"
     """How terms contrast positive with negative pairs: `contrastive` or `sigmoid` of `waver.training.losses`."""
+    text_target: Literal["caption", "clip"] = "caption"
+    """Whose distribution over phrases captions learn in `phrases_text`."""
+    knowledge_temperature: float | None = None
+    """Temperature of the term `knowledge`; None for the learned scale and bias, which the term then trains."""
+    ignores_shared_captions: bool = False
+    """Whether a caption and the clip of an equal caption are left out of the negative pairs."""
 
 
 class Similarities:
@@ -89,12 +102,19 @@ class GlobalBatch:
         batch: this worker's share, on the device of the model.
         phrases: the teacher's embeddings of all phrases.
         objective: how the loss is computed.
+        spaces: the phrases in the spaces of teacher and student; None if no term reads them.
     """
 
     def __init__(
-        self, student: Student, encoded: Encoded, batch: Batch, phrases: Float[Tensor, "P D"], objective: Objective
+        self,
+        student: Student,
+        encoded: Encoded,
+        batch: Batch,
+        phrases: Float[Tensor, "P D"],
+        objective: Objective,
+        spaces: Spaces | None,
     ):
-        self.share, self.phrases, self.objective = batch, phrases, objective
+        self.share, self.phrases, self.objective, self._spaces = batch, phrases, objective, spaces
         self.logit_scale, self.logit_bias = student.logit_scale.exp(), student.logit_bias
         self.offset = parallel.shard(batch.num_pairs, parallel.rank(), parallel.world_size()).start
         """Column, in the global batch, of this worker's first pair."""
@@ -113,26 +133,74 @@ class GlobalBatch:
         """Similarities of captions and informed videos."""
         return Similarities(self._similarity, self._text, self.videos["informed"])
 
+    @property
+    def retrieved(self) -> Similarities:
+        """Similarities of captions and the videos that they retrieve at inference."""
+        return self.plain if self.objective.retrieved == "plain" else self.informed
+
+    @property
+    def sentences(self) -> Float[Tensor, "m D"]:
+        """The normalised end token of each of this worker's captions."""
+        return sentence(self._text[0])
+
+    @functools.cached_property
+    def pool(self) -> Int[Tensor, " S"]:
+        """Ids of the phrases of all clips of the batch, each once; the same on every worker."""
+        return parallel.all_gather(self.share.phrase_ids, self.share.num_pairs).unique()
+
+    @property
+    def spaces(self) -> Spaces:
+        """The phrases in the spaces of teacher and student."""
+        assert self._spaces is not None, "a term that learns distributions over phrases has their spaces"
+        return self._spaces
+
+    @property
+    def teacher_clips(self) -> Float[Tensor, "m E"]:
+        """The teacher's embeddings of this worker's clips."""
+        assert self.share.teacher_clips is not None, "a term that learns from the teacher has its embeddings"
+        return self.share.teacher_clips
+
+    @property
+    def teacher_captions(self) -> Float[Tensor, "m E"]:
+        """The teacher's embeddings of this worker's captions."""
+        assert self.share.teacher_captions is not None, "a term that learns from the teacher has its embeddings"
+        return self.share.teacher_captions
+
+    @functools.cached_property
+    def same_caption(self) -> Bool[Tensor, "m M"]:
+        """Whether this worker's pairs have the same caption as each pair of the batch; a pair has its own."""
+        keys = self.share.caption_keys
+        return equal_pairs(keys, parallel.all_gather(keys, self.share.num_pairs))
+
     def contrast(
-        self, similarities: Similarities, not_negative: Bool[Tensor, "m M"] | None = None
+        self,
+        similarities: Similarities,
+        not_negative: Bool[Tensor, "m M"] | None = None,
+        *,
+        temperature: float | None = None,
     ) -> Float[Tensor, ""]:
         """Computes the loss that contrasts the pairs of the batch with all other combinations of its texts and videos.
 
         Args:
             similarities: of texts and videos.
-            not_negative: pairs left out of the negatives; None for none.
+            not_negative: pairs left out of the negatives, beside those with the same caption if the objective ignores these;
+                None for none.
+            temperature: divides the similarities in place of the learned scale; scale and bias then have no gradient.
         """
+        if self.objective.ignores_shared_captions:
+            not_negative = self.same_caption if not_negative is None else not_negative | self.same_caption
+        scale, bias = self.logit_scale, self.logit_bias
+        if temperature is not None:
+            scale, bias = scale.new_tensor(1 / temperature), None if bias is None else bias.detach()
         if self.objective.kind == "softmax":
-            return contrastive(*similarities.both, self.logit_scale, offset=self.offset, not_negative=not_negative)
-        assert self.logit_bias is not None, "a student that learns with the sigmoid loss has a bias"
-        return sigmoid(
-            similarities.t2v, self.logit_scale, self.logit_bias, offset=self.offset, not_negative=not_negative
-        )
+            return contrastive(*similarities.both, scale, offset=self.offset, not_negative=not_negative)
+        assert bias is not None, "a student that learns with the sigmoid loss has a bias"
+        return sigmoid(similarities.t2v, scale, bias, offset=self.offset, not_negative=not_negative)
 
 
 def _contrastive(batch: GlobalBatch) -> Float[Tensor, ""]:
     """Captions against the videos that are retrieved."""
-    return batch.contrast(batch.plain if batch.objective.retrieved == "plain" else batch.informed)
+    return batch.contrast(batch.retrieved)
 
 
 def _distill(batch: GlobalBatch) -> Float[Tensor, ""]:
@@ -147,11 +215,45 @@ def _informed(batch: GlobalBatch) -> Float[Tensor, ""]:
 
 
 def _knowledge(batch: GlobalBatch) -> Float[Tensor, ""]:
-    """Phrases of the teacher against plain videos; clips that share a phrase are not each other's negatives."""
+    """Phrases of the teacher against plain videos; clips that share a phrase are not each other's negatives.
+
+    With a temperature of its own the term leaves the scale of captions and videos alone. Phrases are short and alike, and a
+    clip has several: a scale that it trains would fall, and soften the contrast of captions.
+    """
     ids = batch.share.phrase_ids
     all_ids = parallel.all_gather(ids, batch.share.num_pairs)  # not their embeddings, which every worker has
     known = (_phrase_tokens(batch.phrases, ids), _phrase_tokens(batch.phrases, all_ids))
-    return batch.contrast(Similarities(wti, known, batch.videos["plain"]), shared_phrases(ids, all_ids))
+    return batch.contrast(
+        Similarities(wti, known, batch.videos["plain"]),
+        shared_phrases(ids, all_ids),
+        temperature=batch.objective.knowledge_temperature,
+    )
+
+
+def _phrases_video(batch: GlobalBatch) -> Float[Tensor, ""]:
+    """Distributions of plain videos over the phrases of the batch learn from the teacher's of the clips."""
+    student = batch.spaces.student.of_clips(mean_frame(batch.videos["plain"][0]), batch.pool)
+    teacher = batch.spaces.teacher.of_clips(batch.teacher_clips, batch.pool)
+    return soft_targets(student, teacher, num_pairs=batch.share.num_pairs)
+
+
+def _phrases_text(batch: GlobalBatch) -> Float[Tensor, ""]:
+    """Distributions of captions over the phrases of the batch learn from those of the captions, or of their clips."""
+    student = batch.spaces.student.of_captions(batch.sentences, batch.pool)
+    teacher = batch.spaces.teacher
+    if batch.objective.text_target == "clip":
+        target = teacher.of_clips(batch.teacher_clips, batch.pool)
+    else:
+        target = teacher.of_captions(batch.teacher_captions, batch.pool)
+    return soft_targets(student, target, num_pairs=batch.share.num_pairs)
+
+
+def _keep(batch: GlobalBatch) -> Float[Tensor, ""]:
+    """Similarities of captions and videos stay near those of the frozen teacher (Li and Hoiem, arXiv 1606.09282)."""
+    num_pairs, clips, captions = batch.share.num_pairs, batch.teacher_clips, batch.teacher_captions
+    all_clips, all_captions = (parallel.all_gather(items, num_pairs) for items in (clips, captions))
+    teacher = (captions @ all_clips.T, clips @ all_captions.T)
+    return distillation(batch.retrieved.both, teacher, batch.logit_scale, temperature=batch.objective.temperature)
 
 
 @dataclass(frozen=True)
@@ -165,6 +267,10 @@ class LossTerm:
     teaches: bool = False
     """Whether it only trains the teacher of `distill`. Such a term is computed if `distill` has a weight and plain videos
     are retrieved."""
+    reads_teacher: bool = False
+    """Whether it reads the frozen teacher's embeddings of clips and captions."""
+    reads_phrases: bool = False
+    """Whether it compares clips or captions with the phrases of the batch, in the spaces of teacher and student."""
 
 
 LOSS_TERMS: Mapping[str, LossTerm] = {
@@ -172,6 +278,9 @@ LOSS_TERMS: Mapping[str, LossTerm] = {
     "distill": LossTerm(_distill, needs_plain=True),
     "informed": LossTerm(_informed, teaches=True),
     "knowledge": LossTerm(_knowledge, needs_plain=True),
+    "phrases_video": LossTerm(_phrases_video, needs_plain=True, reads_teacher=True, reads_phrases=True),
+    "phrases_text": LossTerm(_phrases_text, reads_teacher=True, reads_phrases=True),
+    "keep": LossTerm(_keep, reads_teacher=True),
 }
 """Name (`loss.<name>`, its weight) -> the term; terms are computed and summed in this order."""
 
@@ -188,7 +297,12 @@ def needs_plain(weights: Mapping[str, float], retrieved: Videos) -> bool:
 
 
 def loss_terms(
-    student: Student, encoded: Encoded, batch: Batch, phrases: Float[Tensor, "P D"], objective: Objective
+    student: Student,
+    encoded: Encoded,
+    batch: Batch,
+    phrases: Float[Tensor, "P D"],
+    objective: Objective,
+    spaces: Spaces | None = None,
 ) -> tuple[dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]:
     """Computes this worker's shares of the loss terms and of the diagnostics; their sums are those of the global batch.
 
@@ -198,16 +312,23 @@ def loss_terms(
         batch: this worker's share, on the device of the model.
         phrases: the teacher's embeddings of all phrases.
         objective: how the loss is computed.
+        spaces: the phrases in the spaces of teacher and student, for terms that read them.
 
     Returns:
         (name -> loss term, name -> diagnostic, see `waver.training.diagnostics`).
     """
-    whole = GlobalBatch(student, encoded, batch, phrases, objective)
+    whole = GlobalBatch(student, encoded, batch, phrases, objective, spaces)
     learns_weights = student.interaction.learns_weights
     diagnostics = batch_diagnostics(encoded, num_pairs=batch.num_pairs, learned_weights=learns_weights)
+    diagnostics |= shared_caption_share(whole.same_caption, num_pairs=batch.num_pairs)
     terms = {name: LOSS_TERMS[name].compute(whole) for name in active_terms(objective.weights, objective.retrieved)}
     if "distill" in terms:
         diagnostics |= top1_agreement(whole.plain.t2v, whole.informed.t2v, num_pairs=batch.num_pairs)
+        for name, videos in (("plain", whole.plain), ("informed", whole.informed)):
+            diagnostics[f"accuracy/{name}"] = top1_accuracy(videos.t2v, offset=whole.offset, num_pairs=batch.num_pairs)
+        diagnostics["distill/candidates"] = effective_candidates(
+            whole.informed.both, whole.logit_scale / objective.temperature, num_pairs=batch.num_pairs
+        )
     return terms, diagnostics
 
 

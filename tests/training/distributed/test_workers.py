@@ -12,7 +12,10 @@ import yaml
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("worker.py")
 SIZES = (1, 2, 3)
-STEPS = ["wti seqTransf", "dp", "ti seqLSTM", "xclip", "xti", "informed", "distilled", "sigmoid", "adapters", "frozen"]
+STEPS = [
+    *("wti seqTransf", "dp", "ti seqLSTM", "xclip", "xti"),
+    *("informed", "gated", "dropout", "distilled", "sigmoid", "shared captions", "soft targets", "adapters", "frozen"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +24,7 @@ def results(tmp_path_factory, captions, store, knowledge, teacher_weights, tiny_
     folder = tmp_path_factory.mktemp("workers")
     raw = tiny_config.model_dump(mode="json")
     raw["model"]["weights"], raw["knowledge"]["num_matches"] = str(teacher_weights), 6
+    raw["knowledge"]["fusion"] = "published"
     (folder / "experiment.yaml").write_text(yaml.safe_dump(raw))
     (folder / "experiment.pickle").write_bytes(pickle.dumps((captions, store, knowledge)))
     # Each process takes part in every group it has a rank in: to start one costs more than all that it computes.
@@ -50,6 +54,10 @@ def test_same_loss_and_gradient(results, step, dtype, world_size, how):
             difference = (their_gradients[name] - gradient).norm()
             # Some biases have no effect (a softmax does not see them): their gradient is rounding alone.
             assert difference <= tolerance * max(gradient.norm(), 0.01 * whole), name
+
+
+def test_shared_captions_of_different_workers_are_left_out(results):
+    assert results[1, 0]["shared captions", torch.float64][0] < results[1, 0]["informed", torch.float64][0]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

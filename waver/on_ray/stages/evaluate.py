@@ -24,6 +24,7 @@ from waver.doctor.preflight import Inputs
 from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
 from waver.evaluation.gallery import Gallery, build_gallery
 from waver.evaluation.trec import TREC_DEPTH, write_trec
+from waver.knowledge.control import Control
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import cluster_address, connect
@@ -56,6 +57,7 @@ class _EvaluationJob:
     split: str
     options: EvaluationOptions
     embeddings: EmbeddingPaths
+    control: Control | None
 
 
 def evaluate_in_process(
@@ -131,6 +133,7 @@ def evaluate_on_workers(
         split,
         options,
         EmbeddingPaths.of(store),
+        knowledge.control if knowledge else None,
     )
     with signal_actor() as actor:
         return run_on_workers(_evaluate_on_worker, job, config.resources, signals=actor)
@@ -138,7 +141,7 @@ def evaluate_on_workers(
 
 def _evaluate_on_worker(job: _EvaluationJob) -> Evaluation:
     student = load_student(job.checkpoint, job.config).to(get_device())
-    knowledge = Knowledge(job.knowledge) if job.knowledge else None
+    knowledge = Knowledge(job.knowledge, job.control) if job.knowledge else None
     clips = job.embeddings.open(ClipStore(job.store))
     check_embeddings(job.config, student.backbone, clips)
     evaluation = evaluate(

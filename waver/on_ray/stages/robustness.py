@@ -39,6 +39,7 @@ from waver.evaluation.robustness.rewriting import (
     read_rewrites,
     rewrite,
 )
+from waver.knowledge.control import control_text
 from waver.knowledge.phrases import VocabularyError, load_parser
 from waver.on_ray.stages.evaluate import evaluate_checkpoint
 from waver.on_ray.stages.start import open_evaluations
@@ -99,7 +100,7 @@ def run_robustness(
     table = queries_to_captions(queries, references)
     evaluated = [_evaluate_source(source, queries, table, settings.split, overrides) for source in sources]
     metrics = [metrics for metrics, _ in evaluated]
-    notes += [note for source, run in zip(sources, metrics, strict=True) for note in _describe_cuts(source, run)]
+    notes += [note for source, run in zip(sources, metrics, strict=True) for note in _notes_on(source, run)]
     about = {
         "split": settings.split,
         "reference": settings.reference or "the first caption of each clip",
@@ -273,6 +274,12 @@ def _to_answers(evaluation: Evaluation) -> Answers:
         ties=ranks.t2v_ties.numpy(),
         cut=evaluation.cut.numpy(),
     )
+
+
+def _notes_on(source: _Source, run: RunMetrics) -> list[str]:
+    """Returns what must be known to read the figures of a run: the control of its phrases, and queries that are cut."""
+    control = control_text(source.config.knowledge.control)
+    return [*([f"{source.name}: {control}"] if control else []), *_describe_cuts(source, run)]
 
 
 def _describe_cuts(source: _Source, run: RunMetrics) -> list[str]:

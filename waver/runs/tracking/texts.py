@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch import nn
 
+from waver.knowledge.control import control_text
+
 _SPLITS = ("train", "validation", "test")
 _PARTS = {
     "backbone.clip.visual.": "backbone: visual tower",
@@ -21,6 +23,7 @@ _PARTS = {
     "backbone.clip.logit_bias": "logit bias",
     "new_logit_bias": "logit bias",
     "backbone.": "backbone: text tower",
+    "frame_norm.": "frame norm",
     "temporal.": "temporal aggregator",
     "fusion.": "knowledge fusion",
     "text_weights.": "interaction",
@@ -121,6 +124,8 @@ def data_text(
             if knowledge["leaky"]
             else "not leaky"
         )
+        if control := control_text(knowledge.get("control", "none")):
+            leaky += f"; **{control}**"
         parts.append(f"knowledge ({leaky}):\n\n{markdown_table(('', 'value'), knowledge.items())}")
     return "\n".join(parts)
 
