@@ -138,7 +138,10 @@ def train(
 
 
 def _log_warnings(config: ExperimentConfig, captions: pa.Table, plan: RunPlan) -> None:
-    """Warns of a small validation split, a lowered batch and cut captions; says what is left out, or shared by clips."""
+    """Warns of a small validation split, a lowered batch and cut captions.
+
+    Counts captions that several clips share, and says which clips are left out by style.
+    """
     if left_out := describe_left_out(captions):
         logger.info(left_out)
     if small := find_small_validation(captions):
