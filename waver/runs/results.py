@@ -39,7 +39,7 @@ def result_of(
         chosen_on: split on which the checkpoint was the best of its run; None if the user named the checkpoint. Ignored for
             a model that waver did not train.
     """
-    learned, origin = checkpoint_knowledge(checkpoint), read_origin(checkpoint)
+    learned, origin, control = checkpoint_knowledge(checkpoint), read_origin(checkpoint), config.knowledge.control
     chosen_on = None if origin else chosen_on  # nothing was chosen among the epochs of a run
     leaky = bool((learned and learned["leaky"]) or (knowledge and knowledge.leaky))
     evaluated = evaluated_split(
@@ -70,11 +70,7 @@ def result_of(
         "validation": evaluation.validation,
         "styles": evaluation.styles,
         "train_styles": None if origin else list(styles_of(captions, "train")),
-        "knowledge": {
-            "at_inference": config.informed_at_inference,
-            "control": config.knowledge.control,
-            "learned_from": learned,
-        },
+        "knowledge": {"at_inference": config.informed_at_inference, "control": control, "learned_from": learned},
         "leaky": leaky,
         "device": evaluation.device,
         "precision": evaluation.precision,
