@@ -54,7 +54,7 @@ data: {{format: table, annotations: captions.jsonl, videos: videos}}
 video: {{max_frames: 3, size: 16}}
 text: {{max_words: 12, prompt: null}}
 model: {{backbone: {BACKBONE}, weights: null, temporal_layers: 1}}
-train: {{epochs: 2, global_batch_size: 6, lr: 1e-3, backbone_lr_scale: 1, precision: fp32}}
+train: {{epochs: 2, global_batch_size: 6, captions_per_clip: 1, lr: 1e-3, backbone_lr_scale: 1, precision: fp32}}
 evaluate: {{batch_size: 4, chunk_size: 5}}
 """
 COLOURS, THINGS = ("red", "green", "blue", "white"), ("ball", "box", "bird", "boat")

@@ -10,6 +10,7 @@ from waver.config import (
     load_unresolved,
     parse_overrides,
 )
+from waver.config.training import LOSS_TERM_NAMES
 from waver.tools.object_store import remote_of
 
 SMALL = "name: x\ndata: {format: table, annotations: a.jsonl, videos: v}\n"
@@ -69,7 +70,7 @@ def test_published_recipe_of_msrvtt(repository: Path):
 
 @pytest.mark.parametrize(
     ("name", "captions_per_clip", "max_words", "max_frames"),
-    [("msvd", 41, 32, 12), ("vatex", 10, 32, 12), ("didemo", 1, 64, 64)],
+    [("msvd", None, 32, 12), ("vatex", 10, 32, 12), ("didemo", 1, 64, 64)],
 )
 def test_other_recipes_differ_from_msrvtt_only_in_the_settings_they_name(
     repository: Path, name, captions_per_clip, max_words, max_frames
@@ -397,7 +398,7 @@ def test_consistent_loss_weights_are_accepted(tmp_path):
         KNOWS | {"model.weights": None, "knowledge.at_inference": False},  # nobody would look at a phrase
     ):
         config = load_config(write(tmp_path, SMALL), overrides)
-        assert config.loss.weights.keys() == {"contrastive", "knowledge", "distill", "informed"}
+        assert tuple(config.loss.weights) == LOSS_TERM_NAMES
 
 
 @pytest.mark.parametrize(
@@ -504,6 +505,28 @@ def test_the_usual_fraction_is_hashed_as_in_earlier_versions(tmp_path):
     assert (now.digest(), now.identity()) == (before.digest(), before.identity())
     assert (now.dictionary, now.knowledge_store) == (before.dictionary, before.knowledge_store)
     assert load_config(write(tmp_path, now.to_yaml())).data.validation_fraction is None
+
+
+def test_styles_of_training_change_dictionary_and_digest_and_none_does_not(tmp_path):
+    """Earlier versions trained on all styles, and their runs have no such key."""
+    path = write(tmp_path, SMALL)
+    all_styles, some = load_config(path, KNOWS), load_config(path, KNOWS | {"data.train_styles": ["plain", "terse"]})
+    assert "train_styles" not in all_styles.identity()["data"]
+    assert some.identity()["data"]["train_styles"] == ["plain", "terse"]
+    assert some.digest() != all_styles.digest()
+    assert some.dictionary != all_styles.dictionary
+    assert some.knowledge_store != all_styles.knowledge_store
+    assert some.clip_store == all_styles.clip_store, "clips are decoded once for all choices of styles"
+    stored = all_styles.to_yaml().replace("  train_styles: null\n", "")
+    assert "train_styles" not in stored
+    assert load_config(write(tmp_path, stored), stored=True).digest() == all_styles.digest()
+
+
+def test_styles_of_training_are_a_setting_of_tables_only(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.train_styles"):
+        load_config(
+            write(tmp_path, SMALL), {"data.format": "msrvtt", "data.train_styles": ["plain"], "data.annotations": "a"}
+        )
 
 
 def test_released_knowledge_does_not_depend_on_the_vocabulary_settings(tmp_path):

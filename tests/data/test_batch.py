@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from waver.data.batch import Buffers, frames_to_tensor, read_ahead
+from waver.data.batch import Buffers, caption_keys, frames_to_tensor, read_ahead
 from waver.data.clip import Clip
 from waver.data.clip_store import ClipStore, StoreSettings
 from waver.data.clip_store_writer import create_store, write_block
@@ -14,6 +14,17 @@ from waver.tools.object_store import local_copy
 
 def address(frames: np.ndarray) -> int:
     return frames.__array_interface__["data"][0]
+
+
+def test_keys_of_captions_are_those_of_the_tokens_that_are_read():
+    ids = torch.tensor([[5, 7, 9, 0], [5, 7, 9, 3], [5, 7, 0, 0], [7, 5, 9, 0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 1]]).bool()
+    keys = caption_keys(ids, mask)
+    assert keys[0] == keys[1]
+    assert len(set(keys.tolist())) == 3
+    assert torch.equal(caption_keys(ids[:, :3], mask), keys)
+    wider = torch.cat([ids, torch.full((4, 5), 8)], 1)
+    assert torch.equal(caption_keys(wider, torch.cat([mask, torch.zeros(4, 4).bool()], 1)), keys)
 
 
 def test_memory_is_used_again_when_nothing_refers_to_it():

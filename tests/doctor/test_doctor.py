@@ -195,7 +195,7 @@ def test_a_ready_experiment_has_no_errors_and_doctor_writes_nothing(project):
     assert "GFLOP for 14 pairs of a caption and a clip" in found["cost of training"][0].found
     assert "11 of 12 clips have frames" in found["clip store"][0].found
     assert "7 clips" in found["split train"][0].found
-    assert (found["steps"][0].found, level(found, "run")) == ("2 epochs of 2 steps", "ok")
+    assert (found["steps"][0].found, level(found, "run")) == ("2 epochs of 2 steps, with 7 pairs each", "ok")
     assert sorted(project.rglob("*")) == before
 
 

@@ -137,7 +137,7 @@ def test_embeddings_take_the_place_of_pixels_and_words(load_knowing, kind, tempo
         torch.tensor([[1] * n + [0] * (6 - n) for n in (6, 2, 4, 6)]).bool(),
     )
     phrase_ids = torch.arange(12).reshape(4, 3)
-    batch = Batch(tokens, token_mask, FRAMES, MASK, phrase_ids, tuple("abcd"), tuple("abcd"), 4)
+    batch = Batch(tokens, token_mask, FRAMES, MASK, phrase_ids, tuple("abcd"), tuple("abcd"), torch.arange(4), 4)
     frames = student.backbone.encode_frames(student.backbone.pixels(FRAMES), MASK)
     embedded = replace(batch, frames=frames, tokens=student.backbone.encode_tokens(tokens, token_mask)).to("cpu")
     expected, found = (student(b, PHRASES, plain=True, informed=True) for b in (batch, embedded))

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,30 @@ def test_drawing_error_is_a_warning(tmp_path, record_run, tiny_config, monkeypat
         training = record_run(tmp_path, tiny_config, epochs=1)
     assert training.step == STEPS
     assert [row["step"] for row in read_metrics(tmp_path) if "split" in row] == [STEPS]
+
+
+@pytest.mark.slow
+def test_a_teacher_that_knows_no_more_than_its_student_is_named_once_an_epoch(
+    tmp_path, record_run, load_knowing, knowledge
+):
+    config = load_knowing(**{"loss.distill": 1, "knowledge.at_inference": False, "tracking.images": False})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        record_run(tmp_path, config, knowledge, epochs=4)
+    said = [str(warning.message) for warning in caught if "find no more" in str(warning.message)]
+    expected = []
+    for epoch in range(1, 5):
+        rows = [row for row in read_metrics(tmp_path) if row["epoch"] == epoch and "split" not in row]
+        plain, informed = (sum(row[f"accuracy/{way}"] for row in rows) / len(rows) for way in ("plain", "informed"))
+        if informed <= plain:
+            expected.append(f"epoch {epoch}: ")
+    assert [text[:9] for text in said] == expected
+    assert len(expected) > 0
+
+
+def test_a_weak_teacher_in_words():
+    text = module.describe_weak_teacher([(0.5, 0.25), (0.25, 0.25)])
+    assert (
+        "25.0% of the captions find their clip among videos with fused phrases, and 37.5% among videos without" in text
+    )
+    assert module.describe_weak_teacher([(0.5, 0.75), (0.25, 0.25)]) == module.describe_weak_teacher([]) == ""

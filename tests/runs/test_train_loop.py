@@ -24,6 +24,7 @@ from waver.runs.tracking import read_metrics
 from waver.runs.train import Launch, train
 from waver.runs.train_loop import TrainingJob, train_job
 from waver.tools.termination import TERMINATED, Terminated, sigterm_event
+from waver.training.plan import training_rows
 
 ONE_WORKER = {"resources.workers": 1, "resources.loaders_per_worker": 0, "tracking.images": False, "train.epochs": 2}
 
@@ -114,6 +115,23 @@ def test_a_run_that_ends_during_an_evaluation_resumes_there_and_has_the_same_met
     result = run(killed)
     assert metrics_by_step(killed.run_folder) == metrics_by_step(whole.run_folder)
     assert result["validation"] == expected["validation"]
+
+
+@pytest.mark.slow
+def test_an_epoch_of_all_captions_resumes_within_it(project):
+    settings = {"train.captions_per_clip": "all", "train.global_batch_size": 5}
+    whole, stopped = experiment(project, "whole-all", **settings), experiment(project, "stopped-all", **settings)
+    expected = run(whole)
+    captions = load_captions(whole)
+    num_captions = len(training_rows(captions, open_store(whole, captions)))
+    assert num_captions == expected["data"]["num_train_captions"] > expected["data"]["num_train_clips"]
+    assert expected["steps"] == 2 * -(-num_captions // 5)
+    steps = iter(range(100))
+    with pytest.raises(Terminated):
+        run(stopped, stop_when(lambda: next(steps) == 1))
+    assert newest_checkpoint(stopped.run_folder).name == "checkpoint_epoch_0000_step_00000002"
+    assert run(stopped)["validation"] == expected["validation"]
+    assert metrics_by_step(stopped.run_folder) == metrics_by_step(whole.run_folder)
 
 
 KILLED_BETWEEN_FILES = """

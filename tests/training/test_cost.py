@@ -34,6 +34,7 @@ def random_batch(config, num_pairs: int) -> Batch:
         phrase_ids=torch.randint(0, 9, (num_pairs, config.knowledge.top_k)),
         clip_ids=tuple(map(str, range(num_pairs))),
         captions=tuple(map(str, range(num_pairs))),
+        caption_keys=torch.arange(num_pairs),
         num_pairs=num_pairs,
     )
 

@@ -5,7 +5,14 @@ import torch
 
 from waver.model.embeddings import Embeddings
 from waver.model.student import Encoded
-from waver.training.diagnostics import batch_diagnostics, normalised_entropy, top1_agreement
+from waver.training.diagnostics import (
+    batch_diagnostics,
+    effective_candidates,
+    normalised_entropy,
+    shared_caption_share,
+    top1_accuracy,
+    top1_agreement,
+)
 
 
 def embeddings(weights, mask):
@@ -58,3 +65,30 @@ def test_top1_agreement_is_the_share_of_equal_first_answers():
     plain = torch.tensor([[3.0, 1, 0], [0, 1, 2], [0, 5, 1]])
     informed = torch.tensor([[9.0, 1, 0], [4, 1, 2], [0, 5, 1]])
     assert top1_agreement(plain, informed, num_pairs=4)["agreement/first_answer"].item() == pytest.approx(2 / 4)
+
+
+def test_accuracy_counts_own_clips_of_both_workers():
+    similarity = torch.tensor([[3.0, 1, 0], [0, 1, 2], [0, 5, 6]])
+    assert top1_accuracy(similarity, offset=0, num_pairs=3).item() == pytest.approx(2 / 3)
+    parts = [top1_accuracy(similarity[:1], offset=0, num_pairs=3), top1_accuracy(similarity[1:], offset=1, num_pairs=3)]
+    assert sum(parts).item() == pytest.approx(2 / 3)
+
+
+def test_effective_candidates_are_one_for_hard_labels_and_all_for_equal_ones():
+    def candidates(similarity, scale=1.0):
+        both = (similarity, similarity.T)
+        return effective_candidates(both, torch.tensor(scale), num_pairs=len(similarity)).item()
+
+    assert candidates(torch.zeros(5, 5)) == pytest.approx(5)
+    assert candidates(torch.eye(5), scale=100.0) == pytest.approx(1)
+    assert candidates(torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)), scale=100.0) == pytest.approx(2)
+    assert 1 < candidates(torch.eye(5), scale=2.0) < candidates(torch.eye(5), scale=1.0) < 5
+
+
+def test_the_share_of_shared_captions_counts_no_pair_twice():
+    same = torch.eye(4, dtype=torch.bool)
+    same[0, 3] = same[3, 0] = True
+    (share,) = shared_caption_share(same, num_pairs=4).values()
+    assert share.item() == pytest.approx(2 / 12)
+    parts = [next(iter(shared_caption_share(rows, num_pairs=4).values())) for rows in (same[:1], same[1:])]
+    assert sum(parts).item() == pytest.approx(2 / 12)

@@ -25,6 +25,7 @@ STEPS = {
     "gated": {"knowledge.fusion": "gated", "model.frame_norm": "layer"},
     "dropout": {"knowledge.dropout": 0.5, "loss.distill": 1},
     "distilled": {"knowledge.at_inference": False, "loss.knowledge": 0.3, "loss.distill": 2, "loss.temperature": 2},
+    "shared captions": {"loss.shared_captions": "ignored", "knowledge.top_k": 2, "loss.knowledge": 0.5},
 }
 """Every interaction and aggregator, and every use of knowledge."""
 
@@ -135,7 +136,7 @@ def test_dropped_patches_are_the_same_in_both_passes(make, start, load_knowing, 
         whole([part.text for part in drawn]), whole([part.plain for part in drawn]), None, None
     )
     expected_terms, _ = batch_terms(training, batch, config)
-    weighted_sum(expected_terms, config).backward()
+    weighted_sum(expected_terms, config.loss.weights).backward()
     torch.testing.assert_close(terms, expected_terms)
     assert_same(found, gradients_of(training), 1e-6)
     # Other patches give another loss, so the comparison above can fail.

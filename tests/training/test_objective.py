@@ -15,10 +15,11 @@ from waver.model.errors import BackboneError
 from waver.runs.checkpoint import load_student, save_checkpoint
 from waver.training.build import Training, build_training
 from waver.training.objective import LOSS_TERMS
-from waver.training.step import batch_terms, make_batch, train_epoch, train_step
+from waver.training.step import batch_terms, loss_weights, make_batch, train_epoch, train_step
 
 CPU = torch.device("cpu")
 ALL = {"loss.contrastive": 0.7, "loss.knowledge": 0.3, "loss.distill": 0.9, "loss.informed": 0.4, "loss.temperature": 2}
+ALL |= {"loss.knowledge_temperature": 0.05, "loss.distill_warmup": 0}
 RETRIEVED = [True, False]
 
 
@@ -65,7 +66,7 @@ def matrices(training: Training, batch) -> dict[str, torch.Tensor]:
             )  # K x frames
             weights = video.weights[j, batch.frame_mask[j]]
             phrases[i, j] = (cosines.amax(1).mean() + (weights * cosines.amax(0)).sum()) / 2
-    return found | {"phrases": scale * phrases}
+    return found | {"phrases": phrases}
 
 
 def symmetric_cross_entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -85,13 +86,14 @@ def decisions(logits: torch.Tensor) -> torch.Tensor:
     return -(sign * logits).sigmoid().log().sum() / len(logits)
 
 
+@pytest.mark.parametrize("temperature", [0.05, None])
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("at_inference", RETRIEVED)
 @pytest.mark.parametrize("kind", ["dp", "wti"])
 @torch.no_grad()
-def test_each_term_equals_its_formula(batch, start, load_knowing, kind, at_inference, loss):
+def test_each_term_equals_its_formula(batch, start, load_knowing, kind, at_inference, loss, temperature):
     settings = {"knowledge.at_inference": at_inference, "similarity.kind": kind, "loss.kind": loss}
-    config = load_knowing(**ALL, **settings)
+    config = load_knowing(**ALL | settings | {"loss.knowledge_temperature": temperature})
     training = start(config)
     terms = batch_terms(training, batch, config)[0]
     full = matrices(training, batch)
@@ -100,6 +102,7 @@ def test_each_term_equals_its_formula(batch, start, load_knowing, kind, at_infer
     phrases = [set(ids) for ids in batch.phrase_ids.tolist()]
     left_out = torch.tensor([[i != j and bool(phrases[i] & phrases[j]) for j in range(6)] for i in range(6)])
     assert 0 < left_out.sum() < 30
+    factor = 1 / temperature if temperature else training.student.logit_scale.exp()
     contrast, bias = symmetric_cross_entropy, 0.0
     if loss == "sigmoid":
         contrast, bias = decisions, -4.0
@@ -108,7 +111,7 @@ def test_each_term_equals_its_formula(batch, start, load_knowing, kind, at_infer
     expected = {
         "contrastive": contrast((informed if at_inference else plain) + bias),
         "distill": 4 * (divergence(plain / 2, informed / 2) + divergence(plain.T / 2, informed.T / 2)) / 2,
-        "knowledge": contrast((full["phrases"] + bias).masked_fill(left_out, -torch.inf)),
+        "knowledge": contrast((factor * full["phrases"] + bias).masked_fill(left_out, -torch.inf)),
     }
     if not at_inference:
         expected["informed"] = contrast(informed + bias)
@@ -116,6 +119,77 @@ def test_each_term_equals_its_formula(batch, start, load_knowing, kind, at_infer
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, msg=lambda text, name=name: f"{name}: {text}")
     assert not torch.isclose(symmetric_cross_entropy(plain), symmetric_cross_entropy(informed), rtol=0.01)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_phrases_with_a_temperature_train_neither_scale_nor_bias(batch, start, load_knowing, loss):
+    for temperature, trains in ((0.05, False), (None, True)):
+        config = load_knowing(**ALL | {"loss.kind": loss, "loss.knowledge_temperature": temperature})
+        training = start(config)
+        if loss == "sigmoid":
+            torch.nn.init.constant_(training.student.new_logit_bias, -4.0)
+        batch_terms(training, batch, config)[0]["knowledge"].backward()
+        shared = [p for p in (training.student.logit_scale, training.student.logit_bias) if p is not None]
+        assert [p.grad is not None and bool(p.grad != 0) for p in shared] == [trains] * len(shared)
+        assert training.student.backbone.clip.visual.proj.grad.norm() > 0
+
+
+@pytest.fixture
+def repeated(batch, captions, store, knowledge, load_knowing):
+    """The six pairs of `batch`, of which the first, third and fourth have equal captions once they are cut."""
+    texts = captions["caption"].to_pylist()
+    clips = list(batch.clip_ids)
+    rows = np.array([captions["clip_id"].to_pylist().index(clip) for clip in clips])
+    long = "a b c d e f g h i j k l m"
+    for row, text in zip(rows[[0, 2, 3]], (f"{long} one", f"{long.upper()}  two", long), strict=True):
+        texts[row] = text
+    changed = captions.set_column(captions.schema.get_field_index("caption"), "caption", [texts])
+    return make_batch(changed, rows, store.read(clips), load_knowing(), 6, knowledge)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@torch.no_grad()
+def test_shared_captions_are_left_out_of_the_contrast_and_of_nothing_else(repeated, start, load_knowing, loss):
+    settings = ALL | {"loss.kind": loss, "knowledge.at_inference": False}
+    training = start(load_knowing(**settings))
+    if loss == "sigmoid":
+        training.student.new_logit_bias.fill_(-4.0)
+    negative, diagnostics = batch_terms(training, repeated, load_knowing(**settings))
+    ignored, _ = batch_terms(training, repeated, load_knowing(**settings, **{"loss.shared_captions": "ignored"}))
+    same = torch.zeros(6, 6, dtype=torch.bool)
+    for i, j in ((0, 2), (0, 3), (2, 3)):
+        same[i, j] = same[j, i] = True
+    assert diagnostics["batch/shared_captions"].item() == pytest.approx(6 / 30)
+    full = matrices(training, repeated)
+    contrast, bias = (decisions, -4.0) if loss == "sigmoid" else (symmetric_cross_entropy, 0.0)
+    phrases = [set(ids) for ids in repeated.phrase_ids.tolist()]
+    left_out = same | torch.tensor([[i != j and bool(phrases[i] & phrases[j]) for j in range(6)] for i in range(6)])
+    expected = {
+        "contrastive": contrast((full["plain"] + bias).masked_fill(same, -torch.inf)),
+        "informed": contrast((full["informed"] + bias).masked_fill(same, -torch.inf)),
+        "knowledge": contrast((full["phrases"] / 0.05 + bias).masked_fill(left_out, -torch.inf)),
+        "distill": negative["distill"],
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(ignored[name], value, msg=lambda text, name=name: f"{name}: {text}")
+    for name in ("contrastive", "informed"):
+        assert ignored[name] < negative[name]
+
+
+@torch.no_grad()
+def test_diagnostics_of_the_distillation(batch, start, load_knowing):
+    config = load_knowing(**ALL, **{"knowledge.at_inference": False})
+    training = start(config)
+    diagnostics = batch_terms(training, batch, config)[1]
+    full = matrices(training, batch)
+    for way in ("plain", "informed"):
+        right = (full[way].argmax(1) == torch.arange(6)).float().mean()
+        assert diagnostics[f"accuracy/{way}"].item() == pytest.approx(right.item())
+    targets = torch.cat([(full["informed"] / 2).softmax(1), (full["informed"].T / 2).softmax(1)])
+    candidates = (-(targets * targets.log()).sum(1)).exp().mean()
+    assert 1 < candidates < 6
+    assert diagnostics["distill/candidates"].item() == pytest.approx(candidates.item(), rel=1e-5)
+    assert "accuracy/plain" not in batch_terms(training, batch, load_knowing(**ALL | {"loss.distill": 0}))[1]
 
 
 def test_every_term_has_a_weight_in_the_configuration(load_tiny):
@@ -139,8 +213,7 @@ def test_every_term_has_a_weight_in_the_configuration(load_tiny):
 def test_a_term_without_weight_is_absent_and_the_others_are_as_they_were(
     batch, start, load_knowing, weights, at_inference, expected
 ):
-    mode = {"knowledge.at_inference": at_inference}
-    mode = {"knowledge.at_inference": at_inference, "loss.temperature": 2}
+    mode = {"knowledge.at_inference": at_inference, "loss.temperature": 2, "loss.knowledge_temperature": 0.05}
     config = load_knowing(**{f"loss.{name}": weight for name, weight in weights.items()}, **mode)
     everything = load_knowing(**(ALL | mode))
     training = start(everything)
@@ -217,6 +290,23 @@ def test_logged_terms_sum_with_their_weights_to_the_total(batch, start, load_kno
     assert total == pytest.approx(sum(weights[name] * value for name, value in terms.items()))
 
 
+def test_the_weight_of_the_distillation_rises_with_the_step(batch, start, load_knowing):
+    config = load_knowing(**ALL | {"loss.distill_warmup": 0.1})  # of 60 steps
+    training = start(config)
+    totals = []
+    for step, factor in ((0, 1 / 6), (2, 0.5), (5, 1.0), (40, 1.0)):
+        training.step = step  # as in a run that resumes there
+        assert loss_weights(training, config) == config.loss.weights | {"distill": pytest.approx(0.9 * factor)}
+        terms = batch_terms(training, batch, config)[0]
+        logs = train_step(training, batch, config)
+        assert logs["distill/weight"] == pytest.approx(0.9 * factor)
+        expected = sum(config.loss.weights[name] * term for name, term in terms.items() if name != "distill")
+        assert logs["loss/total"] == pytest.approx((expected + 0.9 * factor * terms["distill"]).item(), rel=1e-5)
+        totals.append(logs["loss/total"])
+    training.step = 0
+    assert loss_weights(training, load_knowing(**ALL))["distill"] == 0.9
+
+
 @pytest.fixture
 def batches(captions, store, knowledge, load_knowing):
     names = captions["clip_id"].to_pylist()
@@ -225,7 +315,7 @@ def batches(captions, store, knowledge, load_knowing):
     config = load_knowing()
 
     def plan(epoch: int):
-        for chosen in epoch_batches(clips, epoch=epoch, seed=0, global_batch_size=6):
+        for chosen in epoch_batches(clips, epoch=epoch, seed=0, global_batch_size=6, captions_per_clip=1):
             share = rows[chosen]
             frames = store.read([names[row] for row in share])
             yield make_batch(captions, share, frames, config, len(share), knowledge)

@@ -31,7 +31,7 @@ def batches(captions, store, tiny_config):
     _, clips = np.unique(captions["clip_id"].take(rows).to_numpy(), return_inverse=True)
 
     def plan(epoch: int):
-        for chosen in epoch_batches(clips, epoch=epoch, seed=0, global_batch_size=6):
+        for chosen in epoch_batches(clips, epoch=epoch, seed=0, global_batch_size=6, captions_per_clip=1):
             share = rows[chosen]
             yield make_batch(
                 captions, share, store.read(captions["clip_id"].take(share).to_pylist()), tiny_config, len(share)
@@ -83,7 +83,7 @@ def test_padding_changes_neither_loss_nor_gradient(captions, store, load_tiny, k
         training.student.double()
         terms, _ = compute_gradients(training, batch, config)
         gradients = {n: p.grad for n, p in training.student.named_parameters() if p.grad is not None}
-        found.append((weighted_sum(terms, config), gradients))
+        found.append((weighted_sum(terms, config.loss.weights), gradients))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-12)
     assert found[0][1].keys() == found[1][1].keys()
     for name, gradient in found[0][1].items():

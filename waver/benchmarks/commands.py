@@ -12,6 +12,7 @@ from waver.benchmarks.context import Context
 from waver.benchmarks.table import Row, not_measured
 from waver.config import load_config
 from waver.tools.errors import WaverError
+from waver.training.plan import pairs_per_epoch
 
 SWEEP = Path("experiments") / "sweeps" / "quickstart.yaml"
 _TARGETS = {"quickstart": "90 s", "sweep": "40 s", "train": "15 s beside its steps"}
@@ -77,7 +78,7 @@ def seconds_of_steps(run: Path) -> float:
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     speeds = [row["clips_per_s"] for row in rows if "clips_per_s" in row]
-    visits = load_config(run / "config.yaml", stored=True).train.captions_per_clip
-    pairs = result["data"]["num_train_clips"] * visits * result["epochs"]
-    # The batches of a pass differ in size by one pair at most.
+    config, data = load_config(run / "config.yaml", stored=True), result["data"]
+    pairs = pairs_per_epoch(config, data["num_train_clips"], data["num_train_captions"]) * result["epochs"]
+    # The batches of an epoch or a pass differ in size by one pair at most.
     return sum(pairs / len(speeds) / speed for speed in speeds)

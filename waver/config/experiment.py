@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from waver.config.earlier import hashed_fusion, without_settings_before
+from waver.config.earlier import hashed_fusion, hashed_loss, without_settings_before
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig, TextConfig, VocabularyConfig
 from waver.config.preprocessing import Preprocessing, PreprocessingError, find_preprocessing
 from waver.config.resources import EmbeddingsConfig, ResourcesConfig, StorageConfig
 from waver.config.training import (
+    PHRASE_TERMS,
     CheckpointConfig,
     EvaluateConfig,
     LossConfig,
@@ -86,7 +87,7 @@ class ExperimentConfig(Section):
             stored: whether the settings are those of a run, which an older version trained without the newest checks.
         """
         loss, knowledge = self.loss, self.knowledge
-        for term in ("knowledge", "distill"):
+        for term in ("knowledge", "distill", *PHRASE_TERMS):
             if getattr(loss, term) and not knowledge.top_k:
                 yield (
                     f"loss.{term} = {getattr(loss, term):g} needs phrases, but knowledge.top_k = 0: set knowledge.top_k to "
@@ -124,6 +125,16 @@ class ExperimentConfig(Section):
             yield (
                 "model.weights = null gives the teacher random weights, so its phrases would be meaningless: name a file or "
                 "a pretrained tag, or set knowledge.top_k to 0"
+            )
+        elif loss.keep and self.model.weights is None:
+            yield (
+                f"loss.keep = {loss.keep:g} keeps what the pre-trained backbone knows, but model.weights = null: name a "
+                "file or a pretrained tag, or set loss.keep to 0"
+            )
+        if self.uses_teacher and self.embeddings.use == "never":
+            yield (
+                "loss.phrases_video, loss.phrases_text and loss.keep read the frozen teacher's stored embeddings, but "
+                "embeddings.use = never: set it to auto"
             )
         if self.model.lora and self.model.weights is None:
             yield (
@@ -196,7 +207,17 @@ class ExperimentConfig(Section):
     @property
     def uses_knowledge(self) -> bool:
         """Whether training needs the phrases of clips."""
-        return self.uses_fusion or self.loss.knowledge > 0
+        return self.uses_fusion or self.loss.knowledge > 0 or self.uses_soft_targets
+
+    @property
+    def uses_soft_targets(self) -> bool:
+        """Whether training compares clips or captions with phrases as the frozen teacher does."""
+        return any(self.loss.weights[term] > 0 for term in PHRASE_TERMS)
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether training reads the frozen teacher's embeddings of clips and captions."""
+        return self.uses_soft_targets or self.loss.keep > 0
 
     @property
     def informed_at_inference(self) -> bool:
@@ -259,7 +280,7 @@ class ExperimentConfig(Section):
                 self.data.model_dump(mode="json", exclude={"annotations", "videos", "allow_missing_videos"})
             ),
             "annotations": str(self.data.annotations),
-            "vocabulary": self.vocabulary.model_dump(mode="json"),
+            "vocabulary": without_settings_before("vocabulary", self.vocabulary.model_dump(mode="json")),
         }
         return self.storage.folder / "dictionaries" / f"{self.data.annotations.stem}-{_short_hash(key)}"
 
@@ -296,8 +317,10 @@ class ExperimentConfig(Section):
             "data": _hashed(settings["data"]),
             "video": _without_usual(settings["video"] | _of_frames(frames)),
             "model": _without_usual(without_settings_before("model", settings["model"]) | statistics),
+            "vocabulary": without_settings_before("vocabulary", settings["vocabulary"]),
             "knowledge": without_settings_before("knowledge", settings["knowledge"])
             | {"fusion": hashed_fusion(self.knowledge.fusion, is_used=self.uses_fusion)},
+            "loss": hashed_loss(settings["loss"]),
             "train": {
                 name: value
                 for name, value in settings["train"].items()
@@ -317,8 +340,12 @@ class ExperimentConfig(Section):
 
 
 def _hashed(data: dict[str, Any]) -> dict[str, Any]:
-    """Returns the section `data` as it is hashed: the fraction of a large data set is that of earlier versions of waver."""
+    """Returns the section `data` as it is hashed: what is as in earlier versions of waver has their hash.
+
+    They wrote the fraction of a large data set down, and trained on all styles.
+    """
     usual = data.get("validation_fraction", 0.0) is None
+    data = {key: value for key, value in data.items() if (key, value) != ("train_styles", None)}
     return data | {"validation_fraction": USUAL_FRACTION} if usual else data
 
 

@@ -109,6 +109,10 @@ class VocabularyConfig(Section):
     leaky."""
     min_count: Count = 1
     """Minimal number of occurrences of a phrase; rarer phrases are dropped."""
+    file: AnyPath | None = None
+    """Text file with a phrase on each line, which is the dictionary in place of phrases from captions; null for captions."""
+    leaky: bool = False
+    """Whether the phrases of `file` may come from captions of validation or test: results are then marked as leaky."""
 
 
 class KnowledgeConfig(Section):
@@ -130,6 +134,9 @@ class KnowledgeConfig(Section):
     control: Literal["none", "shuffled", "constant"] = "none"
     """Control experiment, in training, evaluation and search alike. none: clips get their own phrases. shuffled: each clip
     gets the phrases of another clip of its split, drawn with `seed`. constant: all clips get those of one training clip."""
+    effective_phrases: Annotated[float, Field(gt=1)] = 10.0
+    """Number of phrases that share the probability in the frozen teacher's distributions, exp(entropy) on average over
+    training clips and captions: it decides the temperatures of `loss.phrases_video` and `loss.phrases_text`."""
     num_matches: Count = 30
     """Number of phrases per clip that `waver match` stores; top_k must not exceed it."""
     prompt: str = "This is a video about {}."

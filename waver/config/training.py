@@ -1,11 +1,16 @@
 """The sections `loss`, `train`, `evaluate`, `tracking`, `profile` and `checkpoint`."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from waver.tools.section import AnyPath, Count, Fraction, NotNegative, Positive, Section
+
+# Names of waver.training.objective.LOSS_TERMS.
+LOSS_TERM_NAMES = ("contrastive", "distill", "informed", "knowledge", "phrases_video", "phrases_text", "keep")
+PHRASE_TERMS = ("phrases_video", "phrases_text")
+"""Terms that compare clips or captions with the phrases of a batch."""
 
 
 class LossConfig(Section):
@@ -23,13 +28,34 @@ class LossConfig(Section):
     informed: NotNegative = 1.0
     """Weight of the contrastive loss between captions and videos with fused phrases, which trains the target of `distill`.
     Only used if distill is above 0 and knowledge.at_inference is false."""
-    temperature: Positive = 1.0
-    """Temperature of both distributions in the distillation loss; higher is softer."""
+    phrases_video: NotNegative = 0.0
+    """Weight of the loss by which each video, from its frames alone, learns the frozen teacher's distribution over the
+    phrases of the batch."""
+    phrases_text: NotNegative = 0.0
+    """Weight of the loss by which each caption learns the frozen teacher's distribution over the phrases of the batch."""
+    phrases_text_target: Literal["caption", "clip"] = "caption"
+    """What the teacher reads for `phrases_text`. caption: the caption itself, so that the text tower keeps the words that
+    other writers use. clip: its clip, so that captions of a clip by different writers learn one description."""
+    keep: NotNegative = 0.0
+    """Weight of the loss that keeps the similarities of the captions and videos of a batch near those of the frozen teacher
+    (learning without forgetting). It needs no phrases."""
+    temperature: Positive = 8.0
+    """Temperature of both distributions in `distill` and `keep`; higher is softer. At CLIP's scale of 100, similarities at
+    temperature 1 are nearly hard labels. TensorBoard shows how many candidates the targets have (`distill/candidates`)."""
+    distill_warmup: Fraction = 0.1
+    """Fraction of all steps in which the weight of the distillation loss rises linearly to `distill`, since its teacher
+    learns too; 0 for the whole weight from the start."""
+    knowledge_temperature: Positive | None = 0.01
+    """Temperature of the loss `knowledge`: its logits are cosines divided by it, and it trains neither logit scale nor bias.
+    0.01 is that of CLIP's published weights. null: it shares the learned scale and trains it, as in earlier versions."""
+    shared_captions: Literal["negative", "ignored"] = "negative"
+    """What a caption and the clip of an equal caption in the batch are to each other, in the contrastive, informed and
+    knowledge losses. negative: a negative pair, as published. ignored: neither a positive nor a negative pair."""
 
     @property
     def weights(self) -> dict[str, float]:
         """Term -> weight."""
-        return self.model_dump(exclude={"temperature", "kind"})
+        return {term: getattr(self, term) for term in LOSS_TERM_NAMES}
 
 
 class TrainConfig(Section):
@@ -39,8 +65,9 @@ class TrainConfig(Section):
     """Number of epochs."""
     global_batch_size: Annotated[int, Field(ge=2)] = 128
     """Number of caption-clip pairs per optimizer step, summed over all workers."""
-    captions_per_clip: Count = 1
-    """Number of visits of each clip per epoch, each with the next of its captions."""
+    captions_per_clip: Count | None = None
+    """Number of visits of each clip per epoch, each with the next of its captions. null or all: an epoch visits each caption
+    once, also where clips have different numbers of captions."""
     lr: Positive = 1e-4
     """Peak learning rate of all parameters outside of the backbone."""
     backbone_lr_scale: NotNegative = 1e-3
@@ -66,6 +93,11 @@ class TrainConfig(Section):
     start_from: AnyPath | None = None
     """Folder of a run, whose best checkpoint is taken, or of a checkpoint: training starts from its weights, with a new
     optimizer and schedule. null: the backbone starts from model.weights, and all other parts at random."""
+
+    @field_validator("captions_per_clip", mode="before")
+    @classmethod
+    def _all_is_no_number(cls, number: Any) -> Any:
+        return None if number == "all" else number
 
     @field_validator("freeze")
     @classmethod

@@ -4,6 +4,7 @@ Masks are bool, True = valid. Pixels are uint8 and are normalised on the device.
 in place of pixels and words.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,8 @@ class Batch:
     """Phrases of each clip, best first; K = 0 without knowledge."""
     clip_ids: tuple[str, ...]
     captions: tuple[str, ...]
+    caption_keys: Int[Tensor, " B"]
+    """Equal for captions that are the same text for the model, see `caption_keys`."""
     num_pairs: int
     tokens: Float[Tensor, "B N D"] | None = None
     """Embeddings of a frozen text tower; None if the tower reads `token_ids`."""
@@ -69,11 +72,24 @@ _TENSORS = (
     "frames",
     "frame_mask",
     "phrase_ids",
+    "caption_keys",
     "tokens",
     "teacher_clips",
     "teacher_captions",
 )
 """Fields of a batch with a row per pair that are on the device of the model."""
+
+
+def caption_keys(token_ids: Int[Tensor, "B T"], token_mask: Bool[Tensor, "B N"]) -> Int[Tensor, " B"]:
+    """Hashes the valid tokens of each caption; captions that differ only in what the model does not read have equal keys.
+
+    Args:
+        token_ids: on the CPU; padding has no effect.
+        token_mask: True for valid tokens, which come first.
+    """
+    rows = [ids[:number].numpy().tobytes() for ids, number in zip(token_ids, token_mask.sum(1).tolist(), strict=True)]
+    keys = [int.from_bytes(hashlib.sha256(row).digest()[:8], signed=True) for row in rows]
+    return torch.tensor(keys, dtype=torch.int64)
 
 
 def frames_to_tensor(

@@ -4,7 +4,6 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
@@ -13,7 +12,7 @@ import pyarrow.compute as pc
 
 from waver.config import ExperimentConfig
 from waver.data.annotations import AnnotationError, published_split, validation_source
-from waver.data.annotations.captions import SPLITS, unique_clips
+from waver.data.annotations.captions import SPLITS, describe_left_out, unique_clips
 from waver.data.annotations.published import split_digest
 from waver.data.annotations.reading import Problems
 from waver.data.annotations.videos import describe_similar, index_videos
@@ -25,10 +24,8 @@ from waver.data.segments import describe_segments
 from waver.data.video.decoder import Decoder
 from waver.doctor.findings import Finding, Level, format_bytes
 from waver.evaluation.confidence import beside, find_small_validation
-from waver.model.errors import BackboneError
 from waver.runs.inputs import load_captions, store_settings
 from waver.tools.names import abbreviate
-from waver.training.plan import measure_truncations
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +83,8 @@ def check_splits(config: ExperimentConfig, captions: pa.Table) -> Iterator[Findi
         if split != "train":
             found += f"; R@1: {beside(len(clips))}"
         yield Finding("ok", f"split {split}", found, details=details)
+    if left_out := describe_left_out(captions):
+        yield Finding("info", "styles of train", left_out)
     if small := find_small_validation(captions):
         yield Finding("warning", "size of validation", *small)
     yield from _compare_with_published(config, captions, held_out=held_out)
@@ -117,21 +116,6 @@ def _compare_with_published(config: ExperimentConfig, captions: pa.Table, *, hel
                 name,
                 f"the clips and the number of captions are those of the published {config.data.format} split",
             )
-
-
-def check_caption_lengths(config: ExperimentConfig, captions: pa.Table) -> Iterator[Finding]:
-    """Counts the captions that are longer than the model reads."""
-    try:
-        truncations = measure_truncations(config, captions)
-    except BackboneError:  # the check of the model reports it
-        return
-    for split, truncation in truncations.items():
-        name = f"captions of {split}"
-        if not truncation.num_cut:
-            yield Finding("ok", name, f"all have at most text.max_words = {config.text.max_words} tokens")
-            continue
-        remedy = "raise text.max_words" if truncation.longest <= truncation.max_positions else "shorten the captions"
-        yield Finding("warning", name, truncation.describe(config.text.max_words), remedy, details=asdict(truncation))
 
 
 def check_videos(config: ExperimentConfig, captions: pa.Table, *, decoded: bool = False) -> Iterator[Finding]:

@@ -10,8 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Int
 
 from waver.config import ConfigError, ExperimentConfig
 from waver.data.clip_store import ClipStore
@@ -19,6 +21,7 @@ from waver.data.ledger import StoreError, describe_failures, describe_parts, gro
 from waver.doctor.findings import Finding, Level, Stage
 from waver.doctor.machine import ModelSize
 from waver.evaluation.gallery import build_gallery
+from waver.knowledge.phrase_file import read_phrases
 from waver.knowledge.phrases import install_command, installed_parser
 from waver.knowledge.store import Knowledge, KnowledgeError
 from waver.runs.checkpoint import (
@@ -44,9 +47,11 @@ from waver.tools.lock import describe_lock
 from waver.tools.object_store import display_path, exists
 from waver.training.plan import (
     batch_size_of,
+    captions_of_clips,
     check_split,
     describe_data,
     describe_lowered_batch,
+    pairs_per_epoch,
     plan_epoch,
     training_rows,
 )
@@ -153,11 +158,24 @@ def _check_dictionary(config: ExperimentConfig, captions: pa.Table, *, before: S
         # If `waver vocabulary` cannot run, the stage cannot be reached.
         matched = exists(config.knowledge_store / "manifest.json")
         reached = before == "ingest" or (before in ("train", "tune") and matched)
-        yield from _check_parser(config.vocabulary.parser, "warning" if reached else "error")
+        level: Level = "warning" if reached else "error"
+        yield from (
+            _check_phrase_file(config, level)
+            if config.vocabulary.file
+            else _check_parser(config.vocabulary.parser, level)
+        )
         return
     yield Finding("ok", name, f"{len(dictionary.phrases)} phrases in {display_path(config.dictionary)}")
     if dictionary.leaky:
         yield Finding("warning", name, LEAKY)
+
+
+def _check_phrase_file(config: ExperimentConfig, level: Level) -> Iterator[Finding]:
+    assert config.vocabulary.file is not None, "the dictionary comes from a file"
+    try:
+        read_phrases(config.vocabulary.file)
+    except KnowledgeError as error:
+        yield Finding(level, "dictionary", str(error), "set vocabulary.file to a text file with a phrase on each line")
 
 
 def _check_parser(parser: str, level: Level) -> Iterator[Finding]:
@@ -235,8 +253,8 @@ def check_training(
     """
     folder, level = run_folder, "error" if needed else "info"
     if store is None:
-        clips = pc.unique(captions["clip_id"].filter(pc.equal(captions["split"], "train")))
-        yield from _check_batch(config, len(clips), level)
+        train = np.flatnonzero(pc.equal(captions["split"], "train").to_numpy())
+        yield from _check_batch(config, captions_of_clips(captions, train), level)
         if folder:
             found = f"{display_path(folder)} was not compared with the training data: there is no clip store"
             yield Finding("info", "run", found)
@@ -250,9 +268,11 @@ def check_training(
     if len(rows) == 0:
         return
     data = describe_data(captions, rows, store)
-    yield from _check_batch(config, data["num_train_clips"], level)
+    num_captions = captions_of_clips(captions, rows)
+    yield from _check_batch(config, num_captions, level)
     steps = len(plan_epoch(config, captions, rows, epoch=0))
-    yield Finding("ok", "steps", f"{config.train.epochs} epochs of {steps} steps")
+    pairs = pairs_per_epoch(config, len(num_captions), len(rows))
+    yield Finding("ok", "steps", f"{config.train.epochs} epochs of {steps} steps, with {pairs:,} pairs each")
     if folder:
         yield from _check_run_folder(folder, config, data, level)
 
@@ -313,16 +333,19 @@ def check_writers(folder: Path) -> Iterator[Finding]:
         yield Finding("error", "lock", in_use)
 
 
-def _check_batch(config: ExperimentConfig, num_clips: int, level: Level) -> Iterator[Finding]:
-    """Checks whether batches and workers fit the number of training clips; none is reported elsewhere."""
+def _check_batch(config: ExperimentConfig, num_captions: Int[np.ndarray, " clips"], level: Level) -> Iterator[Finding]:
+    """Checks whether batches and workers fit the captions of the training clips; if there are none, others report it."""
+    if not len(num_captions):
+        return
     try:
-        if num_clips:
-            batch_size_of(config, num_clips)
+        size = batch_size_of(config, num_captions)
     except WaverError as error:
         yield Finding(level, "batch", str(error))
         return
-    if num_clips and (lowered := describe_lowered_batch(config, num_clips)):
-        yield Finding("warning", "batch", lowered, f"set it to {num_clips} to say so in the configuration")
+    if lowered := describe_lowered_batch(config, num_captions):
+        yield Finding(
+            "warning", "batch", lowered, f"set train.global_batch_size to {size} to say so in the configuration"
+        )
 
 
 def check_evaluated_split(captions: pa.Table, split: str) -> Iterator[Finding]:

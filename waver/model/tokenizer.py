@@ -105,6 +105,10 @@ class Tokenizer:
         longest = int(mask.sum(1).max())
         return token_ids if self.fills_context else token_ids[:, :longest], mask[:, :longest]
 
+    def cut(self, tokens: Tokens, *, max_words: int) -> Tokens:
+        """Returns the tokens of a text that `pad` keeps."""
+        return tokens[: self._room(max_words)]
+
     def is_cut(self, tokens: Tokens, *, max_words: int) -> bool:
         """Returns whether `pad` truncates a text."""
         return len(tokens) > self._room(max_words)

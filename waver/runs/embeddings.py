@@ -34,6 +34,7 @@ from waver.tools.lock import hold_lock
 from waver.tools.object_store import display_path, exists
 from waver.tools.progress import track_progress
 from waver.training.build import build_backbone, build_tokenizer, local_device
+from waver.training.plan import pairs_per_epoch
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def training_needs(config: ExperimentConfig, captions: pa.Table, clips: ClipStor
     validation = captions.filter(pc.equal(captions["split"], "validation"))
     train = captions.take(rows)
     num_clips = len(pc.unique(train["clip_id"]))
-    visits = config.train.epochs * config.train.captions_per_clip * num_clips
+    visits = config.train.epochs * pairs_per_epoch(config, num_clips, len(train))
     return _needs(
         config, clips, pa.concat_tables([train, validation]), config.frozen_towers, rereads=visits > len(train)
     )

@@ -71,6 +71,8 @@ class Recording:
         self._tracker = Tracker(folder, resume_step=step, resume_pairs=int(self._pairs[step]))
         self._profiler = Profiler(folder / "profile", config.profile.steps) if config.profile.steps else None
         self._num_failed = self._count_failed()
+        self._accuracies: list[tuple[float, float]] = []
+        """Accuracy within each batch since the last evaluation, of plain videos and of informed ones that teach them."""
         self._tracker.write_events(lambda events: self._introduce(events, training, group))
 
     def __enter__(self) -> "Recording":
@@ -101,6 +103,8 @@ class Recording:
         """Logs an optimizer step."""
         pairs = int(self._pairs[training.step])
         self._tracker.log(training.step, {**logs, **_gpu(training)}, pairs=pairs, epoch=training.epoch + 1)
+        if "accuracy/informed" in logs:
+            self._accuracies.append((logs["accuracy/plain"], logs["accuracy/informed"]))
 
     @property
     def has_zero_shot(self) -> bool:
@@ -142,6 +146,9 @@ class Recording:
             self._tracker.write_events(lambda events: write_best(events, training.step, metrics))
         if self._config.tracking.images:
             self._draw_or_warn(training, evaluation)
+        if weak := describe_weak_teacher(self._accuracies):
+            warnings.warn(f"epoch {training.epoch}: {weak}", stacklevel=2)
+        self._accuracies.clear()
         self._tracker.flush()
 
     def flush(self) -> None:
@@ -200,6 +207,24 @@ class Recording:
         ledger = self._store.ledger
         failed = ledger["clip_id"].filter(pc.not_equal(ledger["status"], "ok"))
         return pc.sum(pc.is_in(pc.unique(self._captions["clip_id"]), value_set=failed)).as_py() or 0
+
+
+def describe_weak_teacher(accuracies: Sequence[tuple[float, float]]) -> str:
+    """Says that the teacher of the distillation finds no more clips than its student; empty if it does, or nothing is known.
+
+    Args:
+        accuracies: for each batch, share of captions whose clip is the first answer, among plain and among informed videos.
+    """
+    if not accuracies:
+        return ""
+    plain, informed = (100 * float(share) for share in np.mean(accuracies, axis=0))
+    if informed > plain:
+        return ""
+    return (
+        "loss.distill teaches with videos that find no more than those that learn: in the batches of the epoch, "
+        f"{informed:.1f}% of the captions find their clip among videos with fused phrases, and {plain:.1f}% among videos "
+        "without. Lower loss.distill, raise loss.distill_warmup, or look at the phrases of `waver match`"
+    )
 
 
 def _of_styles(evaluation: Evaluation) -> dict[str, float]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from waver.config import ExperimentConfig
 from waver.data.annotations import validation_source
+from waver.data.annotations.captions import describe_left_out
 from waver.data.clip_store import ClipStore
 from waver.evaluation.confidence import find_small_validation
 from waver.evaluation.gallery import build_gallery
@@ -40,9 +41,12 @@ from waver.tools.object_store import display_path
 from waver.tools.termination import Terminated
 from waver.training.plan import (
     batch_size_of,
+    captions_of_clips,
     check_split,
+    count_shared_captions,
     describe_data,
     describe_lowered_batch,
+    describe_shared_captions,
     measure_truncations,
     plan_epoch,
     training_rows,
@@ -70,6 +74,8 @@ class RunPlan:
     """Counts and hashes of the data, see `describe_data`."""
     truncations: dict[str, Truncation]
     """Split -> captions that are longer than the model reads, of train and validation."""
+    num_shared_captions: int
+    """Training captions that stand on more than one clip."""
 
 
 def train(
@@ -132,14 +138,21 @@ def train(
 
 
 def _log_warnings(config: ExperimentConfig, captions: pa.Table, plan: RunPlan) -> None:
-    """Warns of a small validation split, a lowered batch and cut captions."""
+    """Warns of a small validation split, a lowered batch and cut captions.
+
+    Counts captions that several clips share, and says which clips are left out by style.
+    """
+    if left_out := describe_left_out(captions):
+        logger.info(left_out)
     if small := find_small_validation(captions):
         logger.warning("; ".join(small))
-    if lowered := describe_lowered_batch(config, plan.data["num_train_clips"]):
+    if lowered := describe_lowered_batch(config, captions_of_clips(captions, plan.rows)):
         logger.warning(lowered)
     for split, truncation in plan.truncations.items():
         if truncation.num_cut:
             logger.warning(f"{split}: {truncation.describe(config.text.max_words)}")
+    if shared := describe_shared_captions(config, plan.num_shared_captions, plan.data["num_train_captions"]):
+        logger.info(shared)
 
 
 def plan_run(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> RunPlan:
@@ -153,7 +166,7 @@ def plan_run(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> 
         check_split(captions, store, split)
     rows = training_rows(captions, store)
     data = describe_data(captions, rows, store)
-    batch_size = batch_size_of(config, data["num_train_clips"])
+    batch_size = batch_size_of(config, captions_of_clips(captions, rows))
     steps_per_epoch = len(plan_epoch(config, captions, rows, epoch=0))
     return RunPlan(
         rows,
@@ -162,6 +175,7 @@ def plan_run(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> 
         config.train.epochs * steps_per_epoch,
         data,
         measure_truncations(config, captions, ("train", "validation")),
+        count_shared_captions(config, captions, rows),
     )
 
 
@@ -208,6 +222,7 @@ def _run_result(
         "rivals": rivals_of_best([row for row in read_metrics(folder) if row.get("split") == "validation"]),
         "validation_split": validation_source(captions),
         "data": plan.data,
+        "shared_captions": plan.num_shared_captions,
         "cut_captions": {split: asdict(truncation) for split, truncation in plan.truncations.items()},
         "knowledge": {
             "at_inference": config.informed_at_inference,

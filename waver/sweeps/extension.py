@@ -49,7 +49,9 @@ def check_sweep(folder: Path, sweep: SweepConfig, base: ExperimentConfig) -> Non
     there, asked = load_sweep(folder / "sweep.yaml"), sweep
     kept = [key for key in SweepConfig.model_fields if key not in (*_EXTENDING, *_IN_THE_BASE)]
     different = describe_differences(there.model_dump(include=set(kept)), asked.model_dump(include=set(kept)))
-    different += describe_differences(_meaning(load_config(folder / "base.yaml"), sweep), _meaning(base, sweep))
+    different += describe_differences(
+        _meaning(load_config(folder / "base.yaml", stored=True), sweep), _meaning(base, sweep)
+    )
     before = sample_counts(folder, there)[-1]
     if sweep.search != "grid" and sweep.num_samples < before:
         different.append(f"num_samples: {before} in the folder, {sweep.num_samples} now, which can only grow")
@@ -82,6 +84,8 @@ def _meaning(base: ExperimentConfig, sweep: SweepConfig) -> dict[str, Any]:
     """Returns the settings of the base experiment that decide what its trials mean."""
     settings = base.identity()
     del settings["name"]  # trials are named after the sweep
+    if any(key.startswith("loss.") for key in sweep.space):  # settings of a term count where trials give it a weight
+        settings["loss"] = base.loss.model_dump(mode="json")
     if sweep.search == "optuna":  # Tune resumes its trials with the resources that they began with
         settings["resources"] = base.resources.model_dump(mode="json")
     return flatten(settings)

@@ -67,7 +67,7 @@ def best_config(
     if searched is None:
         return None
     overrides = searched.point | named | {"seed": searched.runs[0].seed}
-    return searched, load_config(folder / "base.yaml", overrides)
+    return searched, load_config(folder / "base.yaml", overrides, stored=True)
 
 
 def write_results(

@@ -61,7 +61,7 @@ def fine_tuned_config(folder: Path, sweep: SweepConfig, trial: TrialState, seed:
     name = f"{sweep.name}-then-{trial.number:04d}-seed{seed}"
     start = start_of(folder, trial.number, seed)
     overrides = {**trial.point, **sweep.then.changes, "name": name, "seed": seed, "train.start_from": str(start)}
-    return load_config(folder / "base.yaml", overrides)
+    return load_config(folder / "base.yaml", overrides, stored=True)
 
 
 def start_of(folder: Path, number: int, seed: int) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from waver.config import ExperimentConfig
+from waver.knowledge.soft_targets import Spaces
 from waver.knowledge.teacher import Teacher
 from waver.model.backbone import Backbone
 from waver.model.errors import BackboneError
@@ -35,6 +36,10 @@ class Training:
     """The teacher's embeddings of all P phrases, a table without gradient; P = 0 without knowledge."""
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
+    num_steps: int
+    """Optimizer steps of the whole run."""
+    spaces: Spaces | None = None
+    """The phrases in the spaces of teacher and student; None if no term of the loss reads them."""
     epoch: int = 0
     """Epochs completed."""
     step: int = 0
@@ -194,7 +199,7 @@ def build_training(
             f"the teacher's phrases have width {phrases.shape[1]}, model.backbone {student.backbone.width}: run "
             "`waver match CONFIG` again"
         )
-    return Training(student, forward, phrases.to(device), optimizer, schedule)
+    return Training(student, forward, phrases.to(device), optimizer, schedule, num_steps)
 
 
 def warmup_cosine(step: int, *, num_steps: int, warmup: float) -> float:
@@ -207,8 +212,20 @@ def warmup_cosine(step: int, *, num_steps: int, warmup: float) -> float:
     """
     num_warmup = warmup * num_steps
     if step < num_warmup:
-        return min(1.0, (step + 1) / num_warmup)
+        return linear_warmup(step, num_steps=num_steps, warmup=warmup)
     return 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / max(1, num_steps - num_warmup)))
+
+
+def linear_warmup(step: int, *, num_steps: int, warmup: float) -> float:
+    """Returns a factor that rises linearly from above 0 to 1, and stays there.
+
+    Args:
+        step: optimizer step, from 0.
+        num_steps: optimizer steps of the whole run.
+        warmup: fraction of the steps in which the factor rises; 0 for 1 from the start.
+    """
+    num_warmup = warmup * num_steps
+    return min(1.0, (step + 1) / num_warmup) if num_warmup else 1.0
 
 
 def parameter_groups(student: Student, config: ExperimentConfig) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from waver.model.towers import Tower, tower_blocks
 from waver.tools.errors import WaverError
 from waver.training.build import build_student, empty_text
 from waver.training.objective import needs_plain
+from waver.training.plan import pairs_per_epoch
 
 SUSTAINED_TFLOPS = 40.0
 """Speed at which GPU-hours are estimated, TFLOP/s: assumed, not measured, for an A100 in bf16, whose peak is 312."""
@@ -153,7 +154,7 @@ def training_cost(config: ExperimentConfig, captions: pa.Table, forward: Forward
     towers += max_frames * frame * (again + _tower_passes(config, "vision", forward.vision_blocks))
     embedding = ways * forward.clip + forward.fusion
     heads = (_BACKWARD + again) * embedding + _BACKWARD * ways * compared * forward.comparison
-    num_pairs = train.epochs * train.captions_per_clip * num_train
+    num_pairs = train.epochs * pairs_per_epoch(config, num_train, num_texts)
     clip = max_frames * frame + forward.clip + (forward.fusion if config.informed_at_inference else 0)
     validation = num_clips * clip + num_captions * (tower + forward.words + num_clips * forward.comparison)
     return TrainingCost(
@@ -173,7 +174,7 @@ def _embedded_towers(config: ExperimentConfig, num_clips: int, num_captions: int
         num_clips: number of training clips.
         num_captions: number of their captions.
     """
-    settings, visits = config.embeddings, config.train.epochs * config.train.captions_per_clip * num_clips
+    settings, visits = config.embeddings, config.train.epochs * pairs_per_epoch(config, num_clips, num_captions)
     if settings.use == "never":
         return ()
     reads_tokens = settings.captions is True or (settings.captions == "auto" and visits > num_captions)

@@ -49,6 +49,48 @@ def top1_agreement(
     return {"agreement/first_answer": (plain.argmax(1) == informed.argmax(1)).sum() / num_pairs}
 
 
+@torch.no_grad()
+def top1_accuracy(t2v: Float[Tensor, "m M"], *, offset: int, num_pairs: int) -> Float[Tensor, ""]:
+    """Computes the share of captions whose own clip is the first answer within the batch.
+
+    Args:
+        t2v: similarities of this worker's m captions with all M videos.
+        offset: column of this worker's first pair.
+        num_pairs: number of pairs in the global batch.
+    """
+    own = torch.arange(offset, offset + len(t2v), device=t2v.device)
+    return (t2v.argmax(1) == own).sum() / num_pairs
+
+
+@torch.no_grad()
+def effective_candidates(
+    similarities: tuple[Float[Tensor, "m M"], Float[Tensor, "m M"]], scale: Float[Tensor, ""], *, num_pairs: int
+) -> Float[Tensor, ""]:
+    """Computes how many candidates a target of the distillation has: exp(H) of its softmax, the mean over rows.
+
+    It is 1 for hard labels, and the size of the batch for equal probabilities.
+
+    Args:
+        similarities: (t2v, v2t) of the teacher: this worker's m rows against all M columns.
+        scale: factor on the similarities in the softmax.
+        num_pairs: number of pairs in the global batch.
+    """
+    rows = torch.cat([(scale * each).softmax(1) for each in similarities])
+    return (-torch.xlogy(rows, rows).sum(1)).exp().sum() / (2 * num_pairs)
+
+
+@torch.no_grad()
+def shared_caption_share(same_caption: Bool[Tensor, "m M"], *, num_pairs: int) -> dict[str, Float[Tensor, ""]]:
+    """Computes `batch/shared_captions`: share of combinations of two pairs of the batch that have the same caption.
+
+    Args:
+        same_caption: whether this worker's m pairs have the same caption as each of the M pairs; a pair has its own.
+        num_pairs: number of pairs in the global batch.
+    """
+    others = same_caption.sum() - len(same_caption)
+    return {"batch/shared_captions": others / max(1, num_pairs * (num_pairs - 1))}
+
+
 def normalised_entropy(weights: Float[Tensor, "*items L"], mask: Bool[Tensor, "*items L"]) -> Float[Tensor, "*items"]:
     """Computes the entropy of weights that sum to 1 over the valid tokens, divided by that of equal weights.
 

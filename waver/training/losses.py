@@ -77,6 +77,11 @@ def shared_phrases(rows: Int[Tensor, "m K"], columns: Int[Tensor, "M K"]) -> Boo
     return (rows[:, None, :, None] == columns[None, :, None, :]).any(dim=(2, 3))
 
 
+def equal_pairs(rows: Int[Tensor, " m"], columns: Int[Tensor, " M"]) -> Bool[Tensor, "m M"]:
+    """Returns which rows and columns have equal keys, such as those of equal captions."""
+    return rows[:, None] == columns[None, :]
+
+
 def soft_targets(student: Float[Tensor, "m S"], teacher: Float[Tensor, "m S"], *, num_pairs: int) -> Float[Tensor, ""]:
     """Computes the KL divergence of a student's distribution over S candidates from a teacher's.
 

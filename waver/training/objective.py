@@ -25,8 +25,14 @@ from waver.model.embeddings import Embeddings
 from waver.model.interaction import mean_frame, sentence, uniform_weights, wti
 from waver.model.student import Encoded, Student
 from waver.training import parallel
-from waver.training.diagnostics import batch_diagnostics, top1_agreement
-from waver.training.losses import contrastive, distillation, shared_phrases, sigmoid, soft_targets
+from waver.training.diagnostics import (
+    batch_diagnostics,
+    effective_candidates,
+    shared_caption_share,
+    top1_accuracy,
+    top1_agreement,
+)
+from waver.training.losses import contrastive, distillation, equal_pairs, shared_phrases, sigmoid, soft_targets
 
 Videos = Literal["plain", "informed"]
 """How clips are embedded: from their frames alone, or with their phrases."""
@@ -46,6 +52,10 @@ class Objective:
     """How terms contrast positive with negative pairs: `contrastive` or `sigmoid` of `waver.training.losses`."""
     text_target: Literal["caption", "clip"] = "caption"
     """Whose distribution over phrases captions learn in `phrases_text`."""
+    knowledge_temperature: float | None = None
+    """Temperature of the term `knowledge`; None for the learned scale and bias, which the term then trains."""
+    ignores_shared_captions: bool = False
+    """Whether a caption and the clip of an equal caption are left out of the negative pairs."""
 
 
 class Similarities:
@@ -156,21 +166,36 @@ class GlobalBatch:
         assert self.share.teacher_captions is not None, "a term that learns from the teacher has its embeddings"
         return self.share.teacher_captions
 
+    @functools.cached_property
+    def same_caption(self) -> Bool[Tensor, "m M"]:
+        """Whether this worker's pairs have the same caption as each pair of the batch; a pair has its own."""
+        keys = self.share.caption_keys
+        return equal_pairs(keys, parallel.all_gather(keys, self.share.num_pairs))
+
     def contrast(
-        self, similarities: Similarities, not_negative: Bool[Tensor, "m M"] | None = None
+        self,
+        similarities: Similarities,
+        not_negative: Bool[Tensor, "m M"] | None = None,
+        *,
+        temperature: float | None = None,
     ) -> Float[Tensor, ""]:
         """Computes the loss that contrasts the pairs of the batch with all other combinations of its texts and videos.
 
         Args:
             similarities: of texts and videos.
-            not_negative: pairs left out of the negatives; None for none.
+            not_negative: pairs left out of the negatives, beside those with the same caption if the objective ignores these;
+                None for none.
+            temperature: divides the similarities in place of the learned scale; scale and bias then have no gradient.
         """
+        if self.objective.ignores_shared_captions:
+            not_negative = self.same_caption if not_negative is None else not_negative | self.same_caption
+        scale, bias = self.logit_scale, self.logit_bias
+        if temperature is not None:
+            scale, bias = scale.new_tensor(1 / temperature), None if bias is None else bias.detach()
         if self.objective.kind == "softmax":
-            return contrastive(*similarities.both, self.logit_scale, offset=self.offset, not_negative=not_negative)
-        assert self.logit_bias is not None, "a student that learns with the sigmoid loss has a bias"
-        return sigmoid(
-            similarities.t2v, self.logit_scale, self.logit_bias, offset=self.offset, not_negative=not_negative
-        )
+            return contrastive(*similarities.both, scale, offset=self.offset, not_negative=not_negative)
+        assert bias is not None, "a student that learns with the sigmoid loss has a bias"
+        return sigmoid(similarities.t2v, scale, bias, offset=self.offset, not_negative=not_negative)
 
 
 def _contrastive(batch: GlobalBatch) -> Float[Tensor, ""]:
@@ -190,11 +215,19 @@ def _informed(batch: GlobalBatch) -> Float[Tensor, ""]:
 
 
 def _knowledge(batch: GlobalBatch) -> Float[Tensor, ""]:
-    """Phrases of the teacher against plain videos; clips that share a phrase are not each other's negatives."""
+    """Phrases of the teacher against plain videos; clips that share a phrase are not each other's negatives.
+
+    With a temperature of its own the term leaves the scale of captions and videos alone. Phrases are short and alike, and a
+    clip has several: a scale that it trains would fall, and soften the contrast of captions.
+    """
     ids = batch.share.phrase_ids
     all_ids = parallel.all_gather(ids, batch.share.num_pairs)  # not their embeddings, which every worker has
     known = (_phrase_tokens(batch.phrases, ids), _phrase_tokens(batch.phrases, all_ids))
-    return batch.contrast(Similarities(wti, known, batch.videos["plain"]), shared_phrases(ids, all_ids))
+    return batch.contrast(
+        Similarities(wti, known, batch.videos["plain"]),
+        shared_phrases(ids, all_ids),
+        temperature=batch.objective.knowledge_temperature,
+    )
 
 
 def _phrases_video(batch: GlobalBatch) -> Float[Tensor, ""]:
@@ -205,7 +238,7 @@ def _phrases_video(batch: GlobalBatch) -> Float[Tensor, ""]:
 
 
 def _phrases_text(batch: GlobalBatch) -> Float[Tensor, ""]:
-    """Distributions of captions over the phrases of the batch learn from the teacher's of the captions, or of their clips."""
+    """Distributions of captions over the phrases of the batch learn from those of the captions, or of their clips."""
     student = batch.spaces.student.of_captions(batch.sentences, batch.pool)
     teacher = batch.spaces.teacher
     if batch.objective.text_target == "clip":
@@ -287,9 +320,15 @@ def loss_terms(
     whole = GlobalBatch(student, encoded, batch, phrases, objective, spaces)
     learns_weights = student.interaction.learns_weights
     diagnostics = batch_diagnostics(encoded, num_pairs=batch.num_pairs, learned_weights=learns_weights)
+    diagnostics |= shared_caption_share(whole.same_caption, num_pairs=batch.num_pairs)
     terms = {name: LOSS_TERMS[name].compute(whole) for name in active_terms(objective.weights, objective.retrieved)}
     if "distill" in terms:
         diagnostics |= top1_agreement(whole.plain.t2v, whole.informed.t2v, num_pairs=batch.num_pairs)
+        for name, videos in (("plain", whole.plain), ("informed", whole.informed)):
+            diagnostics[f"accuracy/{name}"] = top1_accuracy(videos.t2v, offset=whole.offset, num_pairs=batch.num_pairs)
+        diagnostics["distill/candidates"] = effective_candidates(
+            whole.informed.both, whole.logit_scale / objective.temperature, num_pairs=batch.num_pairs
+        )
     return terms, diagnostics
 
 

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Int
 
 from waver.config import ExperimentConfig
 from waver.data.annotations.captions import SPLITS
 from waver.data.clip_store import ClipStore
-from waver.data.epochs import epoch_batches
-from waver.model.tokenizer import Truncation
+from waver.data.epochs import epoch_batches, num_batches
+from waver.model.tokenizer import Tokens, Truncation
 from waver.tools.errors import WaverError
+from waver.tools.names import counted
 from waver.tools.object_store import display_path
 from waver.training.build import build_tokenizer
 
@@ -83,6 +85,40 @@ def measure_truncations(
     }
 
 
+def count_shared_captions(config: ExperimentConfig, captions: pa.Table, rows: np.ndarray) -> int:
+    """Returns how many captions stand on more than one clip.
+
+    Captions are equal if they have the same tokens once they are cut: the model cannot tell them apart.
+
+    Args:
+        config: configuration of the experiment.
+        captions: caption table.
+        rows: rows of the captions that are trained on.
+    """
+    chosen, tokenizer = captions.take(rows), build_tokenizer(config)
+    tokens = tokenizer.encode(chosen["caption"].to_pylist(), prompt=config.text.prompt)
+    read = [tokenizer.cut(ids, max_words=config.text.max_words) for ids in tokens]
+    clips_of: dict[Tokens, set[str]] = {}
+    for ids, clip_id in zip(read, chosen["clip_id"].to_pylist(), strict=True):
+        clips_of.setdefault(ids, set()).add(clip_id)
+    return sum(len(clips_of[ids]) > 1 for ids in read)
+
+
+def describe_shared_captions(config: ExperimentConfig, num_shared: int, num_captions: int) -> str:
+    """Says how many captions stand on more than one clip, and what the loss makes of them; empty if there are none."""
+    if not num_shared:
+        return ""
+    treated = (
+        "the caption counts as wrong for the other clips, unless loss.shared_captions = ignored leaves these pairs out"
+        if config.loss.shared_captions == "negative"
+        else "these pairs are left out of the negatives (loss.shared_captions = ignored)"
+    )
+    return (
+        f"{num_shared:,} of {num_captions:,} training captions stand on more than one clip; where such clips meet in a "
+        f"batch, {treated}"
+    )
+
+
 def check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
     """Checks that a split can be trained on or evaluated.
 
@@ -98,18 +134,36 @@ def check_split(captions: pa.Table, store: ClipStore, split: str) -> None:
         )
 
 
-def batch_size_of(config: ExperimentConfig, num_clips: int) -> int:
-    """Returns the largest number of pairs in a batch: `train.global_batch_size`, or all training clips if they are fewer.
+def captions_of_clips(captions: pa.Table, rows: np.ndarray) -> Int[np.ndarray, " clips"]:
+    """Returns the number of captions of each clip among some rows of the caption table."""
+    return np.unique(captions["clip_id"].take(rows).to_numpy(), return_counts=True)[1]
+
+
+def pairs_per_epoch(config: ExperimentConfig, num_clips: int, num_captions: int) -> int:
+    """Returns the number of pairs of a caption and a clip in an epoch.
+
+    Args:
+        config: configuration of the experiment.
+        num_clips: number of training clips.
+        num_captions: number of their captions.
+    """
+    visits = config.train.captions_per_clip
+    return num_captions if visits is None else visits * num_clips
+
+
+def batch_size_of(config: ExperimentConfig, num_captions: Int[np.ndarray, " clips"]) -> int:
+    """Returns the largest number of pairs in a batch: `train.global_batch_size`, or less if there are too few clips for it.
 
     A batch never has a clip twice.
 
     Args:
         config: configuration of the experiment.
-        num_clips: number of training clips.
+        num_captions: number of captions of each training clip.
 
     Raises:
         BatchSizeError: if a batch would have no two clips, or some worker would have none of them.
     """
+    num_clips = len(num_captions)
     if num_clips < 2:
         raise BatchSizeError(
             f"there are too few training clips ({num_clips}): a clip is learned by its contrast with others in its batch, "
@@ -120,16 +174,46 @@ def batch_size_of(config: ExperimentConfig, num_clips: int) -> int:
             f"resources.workers = {config.resources.max_workers} is more than the {num_clips} training clips, so that some "
             f"workers would have none: set it to {num_clips} at most"
         )
-    return min(config.train.global_batch_size, num_clips)
+    largest, smallest = _batch_sizes(config, num_captions)
+    if smallest < max(2, config.resources.max_workers):
+        raise BatchSizeError(
+            f"a clip has {num_captions.max()} of the {num_captions.sum()} training captions, and an epoch of all captions "
+            f"has them in different batches, of which some would have {counted(smallest, 'pair')}: set "
+            f"train.captions_per_clip to a number, such as {int(np.median(num_captions))}"
+        )
+    return largest
 
 
-def describe_lowered_batch(config: ExperimentConfig, num_clips: int) -> str:
-    """Says that batches are smaller than configured, and why; empty if they are not."""
-    if num_clips >= config.train.global_batch_size:
+def _batch_sizes(config: ExperimentConfig, num_captions: Int[np.ndarray, " clips"]) -> tuple[int, int]:
+    """Returns bounds on the number of pairs in a batch: the largest and, where captions limit it, the smallest."""
+    size, total = min(config.train.global_batch_size, len(num_captions)), int(num_captions.sum())
+    number = num_batches(num_captions, config.train.global_batch_size)
+    if config.train.captions_per_clip is not None or number * size == total:
+        return size, size
+    is_limited = number > -(-total // config.train.global_batch_size)
+    return -(-total // number) if is_limited else size, total // number
+
+
+def describe_lowered_batch(config: ExperimentConfig, num_captions: Int[np.ndarray, " clips"]) -> str:
+    """Says that batches are smaller than configured, and why; empty if they are not.
+
+    Args:
+        config: configuration of the experiment.
+        num_captions: number of captions of each training clip.
+    """
+    asked, num_clips = config.train.global_batch_size, len(num_captions)
+    largest, _ = _batch_sizes(config, num_captions)
+    if largest == asked:
         return ""
+    if largest == num_clips:
+        return (
+            f"train.global_batch_size = {asked} is more than the {num_clips} training clips, and a batch has no clip twice: "
+            f"it is lowered to {num_clips}"
+        )
     return (
-        f"train.global_batch_size = {config.train.global_batch_size} is more than the {num_clips} training clips, and a "
-        f"batch has no clip twice: it is lowered to {num_clips}"
+        f"a clip has {num_captions.max()} captions, and a batch has no clip twice, so that an epoch of all "
+        f"{num_captions.sum():,} captions has as many batches: train.global_batch_size = {asked} is lowered to {largest}. "
+        "For larger batches, set train.captions_per_clip to a number"
     )
 
 

@@ -3,7 +3,7 @@
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import reduce
@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from waver.config import ExperimentConfig
-from waver.data.batch import Batch, frames_to_tensor
+from waver.data.batch import Batch, caption_keys, frames_to_tensor
+from waver.knowledge.soft_targets import FrozenEmbeddings
 from waver.knowledge.store import Knowledge
 from waver.model.pretrained.weights import count_non_finite
 from waver.model.random_streams import derive_seed
 from waver.model.student import Encoded
 from waver.training import parallel
-from waver.training.build import Training, build_tokenizer
+from waver.training.build import Training, build_tokenizer, linear_warmup
 from waver.training.micro_batches import backward_by_parts, split_batch
 from waver.training.objective import Objective, Videos, loss_terms, needs_plain
 from waver.training.profiling import BACKWARD, FORWARD, LOSS, OPTIMIZER
@@ -43,6 +44,7 @@ def make_batch(
     num_pairs: int,
     knowledge: Knowledge | None = None,
     tokens: Float[np.ndarray, "B N D"] | None = None,
+    teacher: FrozenEmbeddings | None = None,
 ) -> Batch:
     """Builds a worker's share of a global batch: captions with the frames, and the phrases, of their clips.
 
@@ -57,6 +59,7 @@ def make_batch(
         num_pairs: number of pairs in the global batch.
         knowledge: phrases of the clips; None for none.
         tokens: embeddings of the captions, see `EmbeddedClips.read_tokens`; None if the text tower is to embed them.
+        teacher: the frozen teacher's embeddings, for terms that learn from them; None for none.
     """
     chosen = captions.take(rows)
     texts = chosen["caption"].to_pylist()
@@ -70,7 +73,22 @@ def make_batch(
         assert knowledge.control_kind == config.knowledge.control, "knowledge is under the control of the run"
         phrase_ids = knowledge.phrase_ids(clip_ids, config.knowledge.top_k)
     values = None if tokens is None else torch.from_numpy(tokens[:, : token_mask.shape[1]])
-    return Batch(token_ids, token_mask, frames, frame_mask, phrase_ids, clip_ids, tuple(texts), num_pairs, values)
+    batch = Batch(
+        token_ids,
+        token_mask,
+        frames,
+        frame_mask,
+        phrase_ids,
+        clip_ids,
+        tuple(texts),
+        caption_keys(token_ids, token_mask),
+        num_pairs,
+        values,
+    )
+    if teacher is None:
+        return batch
+    of_clips = knowledge.described(clip_ids) if knowledge else clip_ids
+    return replace(batch, teacher_clips=teacher.clips(of_clips), teacher_captions=teacher.captions(texts))
 
 
 def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> dict[str, float]:
@@ -87,11 +105,14 @@ def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> di
     student.train()
     training.optimizer.zero_grad(set_to_none=True)
     terms, diagnostics = compute_gradients(training, batch, config)
-    loss = weighted_sum(terms, config)
+    weights = loss_weights(training, config)
+    loss = weighted_sum(terms, weights)
     norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.train.clip_grad_norm)
 
     sums = {f"loss/{name}": term for name, term in terms.items()} | {"loss/total": loss} | diagnostics
     values = {"grad_norm": norm, "logit_scale": student.logit_scale.exp()}
+    if "distill" in terms:
+        values["distill/weight"] = torch.tensor(weights["distill"], device=norm.device)
     if student.logit_bias is not None:
         values["logit_bias"] = student.logit_bias
     summed = parallel.all_reduce(torch.stack([value.detach() for value in sums.values()]), "sum")
@@ -144,14 +165,14 @@ def compute_gradients(training: Training, batch: Batch, config: ExperimentConfig
     if size is None or parallel.shard(batch.num_pairs, 0, parallel.world_size()).stop <= size:
         terms, diagnostics = batch_terms(training, batch, config)
         with record_function(BACKWARD):
-            _worker_loss(terms, config).backward()
+            _worker_loss(terms, training, config).backward()
         return terms, diagnostics
     batch = batch.to(training.student.logit_scale.device)
     found: list[tuple[Scalars, Scalars]] = []
 
     def loss(encoded: Encoded) -> Tensor:
         found.append(_terms_of(training, encoded, batch, config))
-        return _worker_loss(found[0][0], config)
+        return _worker_loss(found[0][0], training, config)
 
     backward_by_parts(
         split_batch(batch, size),
@@ -164,14 +185,21 @@ def compute_gradients(training: Training, batch: Batch, config: ExperimentConfig
     return found[0]
 
 
-def weighted_sum(terms: Scalars, config: ExperimentConfig) -> Float[Tensor, ""]:
+def loss_weights(training: Training, config: ExperimentConfig) -> dict[str, float]:
+    """Returns the weights of the loss terms in the next step: that of `distill` rises, see `loss.distill_warmup`."""
+    weights = config.loss.weights
+    factor = linear_warmup(training.step, num_steps=training.num_steps, warmup=config.loss.distill_warmup)
+    return weights | {"distill": weights["distill"] * factor}
+
+
+def weighted_sum(terms: Scalars, weights: Mapping[str, float]) -> Float[Tensor, ""]:
     """Returns the sum of loss terms with their weights."""
-    return reduce(operator.add, (config.loss.weights[name] * term for name, term in terms.items()))
+    return reduce(operator.add, (weights[name] * term for name, term in terms.items()))
 
 
-def _worker_loss(terms: Scalars, config: ExperimentConfig) -> Float[Tensor, ""]:
+def _worker_loss(terms: Scalars, training: Training, config: ExperimentConfig) -> Float[Tensor, ""]:
     """Returns the loss whose gradient a worker computes: DDP averages gradients, but a worker's loss is a share of a sum."""
-    return weighted_sum(terms, config) * parallel.world_size()
+    return weighted_sum(terms, loss_weights(training, config)) * parallel.world_size()
 
 
 def batch_terms(training: Training, batch: Batch, config: ExperimentConfig) -> tuple[Scalars, Scalars]:
@@ -216,9 +244,17 @@ def _terms_of(training: Training, encoded: Encoded, batch: Batch, config: Experi
     if parallel.world_size() > 1:
         encoded = replace(encoded, text=encoded.text.pad(config.text.max_words))
     loss = config.loss
-    objective = Objective(loss.weights, loss.temperature, _retrieved(config), loss.kind)
+    objective = Objective(
+        loss.weights,
+        loss.temperature,
+        _retrieved(config),
+        loss.kind,
+        knowledge_temperature=loss.knowledge_temperature,
+        ignores_shared_captions=loss.shared_captions == "ignored",
+        text_target=loss.phrases_text_target,
+    )
     with record_function(LOSS):
-        return loss_terms(training.student, encoded, batch, training.phrases, objective)
+        return loss_terms(training.student, encoded, batch, training.phrases, objective, training.spaces)
 
 
 def _retrieved(config: ExperimentConfig) -> Videos:

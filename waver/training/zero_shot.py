@@ -25,7 +25,8 @@ def zero_shot_config(config: ExperimentConfig) -> ExperimentConfig:
             "similarity": SimilarityConfig(kind="dp"),
             "knowledge": KnowledgeConfig(),
             "loss": LossConfig(),
-            "train": TrainConfig(precision=precision, global_batch_size=batch_size),
+            # One caption per clip was the default of earlier versions: their zero-shot runs are found again.
+            "train": TrainConfig(precision=precision, global_batch_size=batch_size, captions_per_clip=1),
         }
     )
 

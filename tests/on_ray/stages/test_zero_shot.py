@@ -112,7 +112,7 @@ def test_the_result_says_zero_shot(made):
     )
     assert "prompt 'a video of {}', nothing trained, from clip.safetensors (SHA-256 " in said
     assert json.loads((config.run_folder / "evaluation_test.json").read_text()) == result
-    assert result["knowledge"] == {"at_inference": False, "learned_from": None}
+    assert result["knowledge"] == {"at_inference": False, "control": "none", "learned_from": None}
 
 
 def test_the_run_is_evaluated_again_as_any_run(made):

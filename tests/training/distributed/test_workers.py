@@ -14,7 +14,7 @@ WORKER = Path(__file__).with_name("worker.py")
 SIZES = (1, 2, 3)
 STEPS = [
     *("wti seqTransf", "dp", "ti seqLSTM", "xclip", "xti"),
-    *("informed", "gated", "dropout", "distilled", "sigmoid", "adapters", "frozen"),
+    *("informed", "gated", "dropout", "distilled", "sigmoid", "shared captions", "soft targets", "adapters", "frozen"),
 ]
 
 
@@ -54,6 +54,10 @@ def test_same_loss_and_gradient(results, step, dtype, world_size, how):
             difference = (their_gradients[name] - gradient).norm()
             # Some biases have no effect (a softmax does not see them): their gradient is rounding alone.
             assert difference <= tolerance * max(gradient.norm(), 0.01 * whole), name
+
+
+def test_shared_captions_of_different_workers_are_left_out(results):
+    assert results[1, 0]["shared captions", torch.float64][0] < results[1, 0]["informed", torch.float64][0]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -11,6 +11,7 @@ import ray
 
 from waver.config import ConfigError, ExperimentConfig, config_error, load_draft
 from waver.doctor import data
+from waver.doctor.captions import check_caption_lengths, check_shared_captions
 from waver.doctor.drafts import check_draft
 from waver.doctor.findings import CheckedStage, Checks, Finding, as_json, can_start, count_levels
 from waver.doctor.preflight import NOTHING_ELSE, check_inputs
@@ -113,7 +114,8 @@ def examine(config: ExperimentConfig, *, before: CheckedStage) -> list[Finding]:
         checks.findings.append(Finding("info", "not checked", f"{skipped}: they need a caption table"))
     else:
         checks.run("splits", data.check_splits, config, captions)
-        checks.run("captions", data.check_caption_lengths, config, captions)
+        checks.run("captions", check_caption_lengths, config, captions)
+        checks.run("shared captions", check_shared_captions, config, captions)
         level = "error" if before == "ingest" else "warning"
         checks.run("decoding", data.check_decoding, config, captions, level=level)
         if inputs.store:

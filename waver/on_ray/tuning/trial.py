@@ -138,10 +138,10 @@ def run_trial(config: dict[str, Any], job: SweepJob) -> None:
 
 def _config(job: SweepJob, trial: Path, point: Point, repeat: int) -> ExperimentConfig:
     base = job.sweep_folder / "base.yaml"
-    seed = load_config(base).seed + repeat
+    seed = load_config(base, stored=True).seed + repeat
     if job.searched:
         return fine_tuned_config(job.searched, job.sweep, read_trial(job.searched / "trials" / trial.name), seed)
-    return load_config(base, point | {"name": f"{job.sweep.name}-{trial.name}-seed{seed}", "seed": seed})
+    return load_config(base, point | {"name": f"{job.sweep.name}-{trial.name}-seed{seed}", "seed": seed}, stored=True)
 
 
 def _train(config: ExperimentConfig, trial: Path, progress: TrialProgress, *, group: str) -> None:

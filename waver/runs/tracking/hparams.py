@@ -42,6 +42,8 @@ _COMPARED_KEYS = (
     "vocabulary.min_count",
     "vocabulary.splits",
 )
+_NUMBERS = ("data.validation_fraction", "train.captions_per_clip", "loss.knowledge_temperature")
+"""Numbers that may be null, which must not make them strings."""
 _STATUS = {
     "finished": api_pb2.STATUS_SUCCESS,
     "failed": api_pb2.STATUS_FAILURE,
@@ -63,9 +65,8 @@ def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Value]:
     return {
         key: hparam_value(value)
         for key, value in flat.items()
-        if key.partition(".")[0] in _COMPARED_SECTIONS
-        # A fraction is a number: null must not make it a string.
-        or (key in _COMPARED_KEYS and not (key == "data.validation_fraction" and value is None))
+        if (key.partition(".")[0] in _COMPARED_SECTIONS or key in _COMPARED_KEYS)
+        and not (key in _NUMBERS and value is None)
     }
 
 

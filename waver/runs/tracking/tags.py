@@ -7,10 +7,10 @@ _GROUPS = (
     ("retrieval", ("t2v/", "v2t/")),
     ("styles", ("styles/",)),
     ("loss", ("loss/",)),
-    ("model", ("logit_scale", "logit_bias", "entropy/", "agreement/")),
+    ("model", ("logit_scale", "logit_bias", "entropy/", "agreement/", "accuracy/", "distill/")),
     ("optimizer", ("lr/", "grad_norm")),
     ("speed", ("clips_per_s", "data_wait_share", "gpu", "memory")),
-    ("data", ("clips/",)),
+    ("data", ("clips/", "batch/")),
 )
 """(group, prefixes of the names of its scalars), in display order. TensorBoard sorts by name, so tags number the groups."""
 PAIRS_SEEN = f"{len(_GROUPS) + 1} by pairs seen"
@@ -56,6 +56,10 @@ def layout(names: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
             "loss and its terms": chart("loss/"),
             "entropy of weights and attention (1: all alike)": chart("entropy/"),
             "plain and informed agree": chart("agreement/"),
+            "first answers in the batch that are right": chart("accuracy/"),
+            "candidates of a distillation target": chart("distill/candidates"),
+            "weight of the distillation": chart("distill/weight"),
+            "pairs of the batch with equal captions": chart("batch/shared_captions"),
             "learning rates": chart("lr/"),
             "gradient norm before clipping": chart("grad_norm"),
             "scale and bias of similarities": chart("logit_scale", "logit_bias"),
