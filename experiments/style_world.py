@@ -7,8 +7,8 @@ each entry of WAYS and each seed, as Ray tasks with one CPU each, and evaluates 
 and the order of batches, and is the same for all ways, so that differences are paired. Results are appended to
 OUTPUT/runs.jsonl, from which an interrupted experiment resumes.
 
-Intervals of a difference are percentiles of 10,000 bootstrap resamples: over seeds and test clips together (variance between
-data sets), and over seeds alone (variance of training).
+Intervals of a difference are 95 % intervals of Student's t (`pip install -e '.[robustness]'` for scipy): over seeds and test
+clips together (variance between data sets), and over seeds alone (variance of training).
 """
 
 import json
@@ -30,6 +30,7 @@ from waver.config import ExperimentConfig, load_config, parse_overrides
 from waver.data.batch import Batch
 from waver.data.clip_store import ClipStore
 from waver.evaluation.evaluate import evaluate
+from waver.evaluation.intervals import MeanInterval, crossed_interval, t_interval
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.connection import connect
 from waver.on_ray.stages.ingest import run_ingest
@@ -56,7 +57,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "(e) all losses, vision only": {**_VISION_ONLY, **_DISTILL, "loss.knowledge": 0.2},
 }
 """Row of the table -> settings that it changes in style_world.yaml."""
-_DRAWS = 10_000
 
 
 def main(
@@ -196,12 +196,16 @@ def table(results: dict[str, list[dict]]) -> str:
             if ours is first[name]:
                 cells.append("")
             else:
-                (low, high), (lower, upper) = (interval(ours - first[name], clips=clips) for clips in (True, False))
-                difference = by_seed.mean() - 100 * first[name].mean()
-                cells.append(f"{difference:+.1f} ({low:+.1f} to {high:+.1f}; {lower:+.1f} to {upper:+.1f})")
+                differences = 100 * (ours - first[name])
+                both, seeds_alone = crossed_interval(differences), t_interval(differences.mean(axis=1))
+                cells.append(f"{both.mean:+.1f} ({_ends(both)}; {_ends(seeds_alone)})")
         v2t = np.array([run["metrics"]["v2t/R@1"] for run in results[way]])
         lines.append(f"| {way} | {' | '.join(cells)} | {v2t.mean():.1f} ± {v2t.std(ddof=1):.1f} |")
     return "\n".join(lines)
+
+
+def _ends(interval: MeanInterval) -> str:
+    return f"{interval.low:+.1f} to {interval.high:+.1f}"
 
 
 def _hits(runs: list[dict], styles: tuple[str, ...]) -> np.ndarray:
@@ -225,18 +229,6 @@ def shared_misses(runs: list[dict]) -> str:
         shared += (missed_in_seen[clip[missed & ~seen]] >= len(SEEN_STYLES) - 1).sum()
     share = 100 * shared / misses
     return f"{misses / len(runs):.0f} misses in unseen styles, {share:.0f} % of them missed by seen styles too"
-
-
-def interval(differences: np.ndarray, *, clips: bool) -> tuple[float, float]:
-    """Returns the 95 % bootstrap interval, in percent, of the mean of (seeds, clips); resamples seeds, and clips if set."""
-    rng = np.random.default_rng(0)
-    num_seeds, num_clips = differences.shape
-    means = []
-    for _ in range(_DRAWS):
-        drawn = differences[rng.integers(0, num_seeds, num_seeds)]
-        means.append(drawn[:, rng.integers(0, num_clips, num_clips)].mean() if clips else drawn.mean())
-    low, high = np.percentile(means, [2.5, 97.5])
-    return 100 * low, 100 * high
 
 
 if __name__ == "__main__":

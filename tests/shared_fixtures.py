@@ -178,7 +178,7 @@ def build_project(tiny_config, store):
 
 
 NUM_PHRASES, NUM_MATCHES = 12, 6
-KNOWS = {"knowledge.top_k": 3, "knowledge.num_matches": NUM_MATCHES}
+KNOWS = {"knowledge.top_k": 3, "knowledge.num_matches": NUM_MATCHES, "knowledge.fusion": "published"}
 """Overrides that let an experiment use `knowledge`."""
 
 

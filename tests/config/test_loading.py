@@ -10,6 +10,7 @@ from waver.config import (
     load_unresolved,
     parse_overrides,
 )
+from waver.config.training import LOSS_TERM_NAMES
 from waver.tools.object_store import remote_of
 
 SMALL = "name: x\ndata: {format: table, annotations: a.jsonl, videos: v}\n"
@@ -281,7 +282,7 @@ def test_the_experiments_on_msrvtt_differ_only_in_what_they_say(repository: Path
     assert different == {
         "msrvtt": set(),
         "msrvtt_wti": set(),
-        "msrvtt_waver": {"knowledge"},
+        "msrvtt_waver": {"knowledge", "model"},
         "msrvtt_waver_distilled": {"knowledge", "loss"},
     }
 
@@ -342,7 +343,7 @@ KNOWS = {"knowledge.top_k": 3}
         ({"loss.distill": 2}, r"loss.distill = 2 needs phrases, but knowledge.top_k = 0"),
         (
             KNOWS | {"loss.distill": 1, "knowledge.fusion": "none"},
-            r"loss.distill = 1 .*knowledge.fusion = none: set knowledge.fusion to attention",
+            r"loss.distill = 1 .*knowledge.fusion = none: set knowledge.fusion to gated",
         ),
         (
             KNOWS | {"loss.distill": 1, "loss.informed": 0, "knowledge.at_inference": False},
@@ -373,7 +374,10 @@ KNOWS = {"knowledge.top_k": 3}
         ({"knowledge.num_matches": 0}, r"knowledge.num_matches: 0"),
         ({"knowledge.prompt": "A video."}, r"knowledge.prompt: 'A video.': it must contain \{\} exactly once"),
         ({"knowledge.prompt": "{} or {}"}, r"it must contain \{\} exactly once"),
-        ({"knowledge.fusion": "concat"}, r"knowledge.fusion: 'concat': .*'none' or 'attention'"),
+        ({"knowledge.fusion": "concat"}, r"knowledge.fusion: 'concat': .*'none', 'gated' or 'published'"),
+        ({"knowledge.dropout": 1}, r"knowledge.dropout: 1: .*less than 1"),
+        ({"model.initialisation": "bert"}, r"model.initialisation: 'bert': .*'torch' or 'published'"),
+        ({"model.frame_norm": "batch"}, r"model.frame_norm: 'batch': .*'none' or 'layer'"),
         ({"vocabulary.splits": []}, r"vocabulary.splits: \[\]"),
         ({"vocabulary.splits": ["val"]}, r"vocabulary.splits.0: 'val'"),
         ({"vocabulary.min_count": 0}, r"vocabulary.min_count: 0"),
@@ -394,21 +398,21 @@ def test_consistent_loss_weights_are_accepted(tmp_path):
         KNOWS | {"model.weights": None, "knowledge.at_inference": False},  # nobody would look at a phrase
     ):
         config = load_config(write(tmp_path, SMALL), overrides)
-        assert config.loss.weights.keys() == {"contrastive", "knowledge", "distill", "informed"}
+        assert tuple(config.loss.weights) == LOSS_TERM_NAMES
 
 
 @pytest.mark.parametrize(
     ("top_k", "fusion", "at_inference", "knowledge", "distill", "expected"),
     [  # expected: fusion, knowledge, informed at inference
-        (0, "attention", True, 0, 0, (False, False, False)),
+        (0, "gated", True, 0, 0, (False, False, False)),
         (0, "none", False, 0, 0, (False, False, False)),
-        (3, "attention", True, 0, 0, (True, True, True)),
-        (3, "attention", True, 1, 0, (True, True, True)),
-        (3, "attention", True, 0, 1, (True, True, True)),
-        (3, "attention", False, 0, 0, (False, False, False)),
-        (3, "attention", False, 1, 0, (False, True, False)),
-        (3, "attention", False, 0, 1, (True, True, False)),
-        (3, "attention", False, 1, 1, (True, True, False)),
+        (3, "published", True, 0, 0, (True, True, True)),
+        (3, "gated", True, 1, 0, (True, True, True)),
+        (3, "gated", True, 0, 1, (True, True, True)),
+        (3, "gated", False, 0, 0, (False, False, False)),
+        (3, "gated", False, 1, 0, (False, True, False)),
+        (3, "gated", False, 0, 1, (True, True, False)),
+        (3, "gated", False, 1, 1, (True, True, False)),
         (3, "none", True, 0, 0, (False, False, False)),
         (3, "none", True, 1, 0, (False, True, False)),
         (3, "none", False, 1, 0, (False, True, False)),
@@ -424,6 +428,40 @@ def test_when_phrases_are_needed(tmp_path, top_k, fusion, at_inference, knowledg
     }
     config = load_config(write(tmp_path, SMALL), overrides)
     assert (config.uses_fusion, config.uses_knowledge, config.informed_at_inference) == expected
+    assert config.fusion_kind == (fusion if expected[0] else "none")
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_old_name_of_the_published_fusion_is_read_and_hashed_as_before(tmp_path, stored):
+    path = write(tmp_path, SMALL)
+    old = load_config(path, KNOWS | {"knowledge.fusion": "attention"}, stored=stored)
+    published, gated = (load_config(path, KNOWS | {"knowledge.fusion": kind}) for kind in ("published", "gated"))
+    assert old.knowledge == published.knowledge
+    assert old.knowledge.fusion == "published"
+    assert old.identity()["knowledge"]["fusion"] == "attention"
+    assert "attention" not in old.to_yaml()
+    assert gated.digest() != published.digest()
+    assert load_config(path).knowledge.fusion == "gated"
+
+
+def test_settings_that_earlier_versions_lacked_are_hashed_only_if_they_change_something(tmp_path):
+    path = write(tmp_path, SMALL)
+    changes = {"model.frame_norm": "layer", "model.initialisation": "published", "knowledge.dropout": 0.1}
+    base = load_config(path, KNOWS)
+    hashed = base.identity()
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        assert name not in hashed[section]
+        assert load_config(path, KNOWS | {key: value}).digest() != base.digest()
+
+
+def test_a_fusion_that_nothing_reads_does_not_make_another_run(tmp_path):
+    path = write(tmp_path, SMALL)
+    now, before = load_config(path), load_config(path, {"knowledge.fusion": "attention"})
+    assert now.identity() == before.identity()
+    vision_only = KNOWS | {"knowledge.at_inference": False, "loss.knowledge": 1}
+    now, before = (load_config(path, vision_only | {"knowledge.fusion": kind}) for kind in ("gated", "attention"))
+    assert now.digest() == before.digest()
 
 
 @pytest.mark.parametrize(

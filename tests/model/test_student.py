@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -5,18 +6,20 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import nn
 
 from waver.config.model import ModelConfig, SimilarityConfig
 from waver.data.batch import Batch
-from waver.model.errors import BackboneError
-from waver.model.fusion import KnowledgeFusion
+from waver.model.backbone import Backbone
 from waver.model.interaction import INTERACTIONS
-from waver.model.student import Student
+from waver.model.lora import adapter_parameters
+from waver.model.student import Student, StudentParts
 from waver.model.temporal import TEMPORAL_AGGREGATORS
-from waver.training.build import build_student
+from waver.training.build import build_backbone, build_student
 
 FRAMES = torch.randint(0, 256, (4, 3, 3, 16, 16), dtype=torch.uint8)
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool()
+KNOWLEDGE_FUSIONS = ["gated", "published"]
 KINDS = [(kind, temporal) for kind in INTERACTIONS for temporal in TEMPORAL_AGGREGATORS]
 
 
@@ -89,107 +92,6 @@ def test_logit_scale_is_clamped_at_100(load_tiny):
 PHRASES = torch.randn(4, 5, 32, generator=torch.Generator().manual_seed(3))
 
 
-def strong_fusion(width: int = 32) -> KnowledgeFusion:
-    """As it might be after training, in float64: what it adds to frames is of their size."""
-    fusion = KnowledgeFusion(width).double()
-    with torch.no_grad():
-        for module in fusion.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.weight.mul_(20)
-                module.bias.normal_()
-    return fusion
-
-
-@torch.no_grad()
-def test_fusion_equals_its_formula():
-    """Two heads of 64; frame by frame, head by head."""
-    fusion = strong_fusion(128)
-    frames, phrases = torch.randn(3, 128, dtype=torch.float64), torch.randn(5, 128, dtype=torch.float64)
-    expected = []
-    for frame in frames:
-        seen = []
-        for head in (slice(0, 64), slice(64, 128)):
-            query, keys, values = (
-                fusion.query(frame)[head],
-                fusion.key(phrases)[:, head],
-                fusion.value(phrases)[:, head],
-            )
-            seen.append((keys @ query / 8).softmax(0) @ values)
-        attended = fusion.attended_norm(frame + fusion.attended(torch.cat(seen)))
-        hidden = torch.nn.functional.gelu(fusion.hidden(attended))
-        expected.append(fusion.output_norm(attended + fusion.output(hidden)))
-    torch.testing.assert_close(fusion(frames[None], phrases[None])[0], torch.stack(expected))
-
-
-@pytest.mark.parametrize("width", [32, 128])
-@torch.no_grad()
-def test_returned_attention_is_the_one_used(width, monkeypatch):
-    fusion = strong_fusion(width)
-    frames, phrases = torch.randn(4, 3, width).double(), torch.randn(4, 5, width).double()
-    used = []
-    original = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(
-        torch.nn.functional,
-        "scaled_dot_product_attention",
-        lambda query, key, value: used.append((value, original(query, key, value))) or used[-1][1],
-    )
-    fusion(frames, phrases)
-    attention, (value, seen) = fusion.attention(frames, phrases), used[0]
-    assert attention.shape == (4, fusion.num_heads, 3, 5)
-    torch.testing.assert_close(attention.sum(-1), torch.ones(4, fusion.num_heads, 3).double())
-    torch.testing.assert_close(attention @ value, seen)
-
-
-@torch.no_grad()
-def test_fusion_ignores_the_order_of_phrases():
-    fusion, frames, phrases = strong_fusion(), torch.randn(4, 3, 32).double(), PHRASES.double()
-    fused = fusion(frames, phrases)
-    for order in (torch.tensor([4, 3, 2, 1, 0]), torch.tensor([1, 0, 2, 4, 3])):
-        torch.testing.assert_close(fusion(frames, phrases[:, order]), fused)
-    other = phrases.clone()
-    other[2, 4] = torch.randn(32)
-    changed = (fusion(frames, other) - fused).abs().amax(dim=(1, 2)) > 1e-3
-    assert changed.tolist() == [False, False, True, False]
-    assert not torch.allclose(fusion(frames, phrases[:, :4]), fused)
-
-
-@torch.no_grad()
-def test_fusion_treats_frames_independently():
-    fusion, frames, phrases = strong_fusion(), torch.randn(4, 3, 32).double(), PHRASES.double()
-    fused = fusion(frames, phrases)
-    for number in range(3):
-        torch.testing.assert_close(fusion(frames[:, [number]], phrases), fused[:, [number]])
-    torch.testing.assert_close(fusion(frames[:, [2, 0, 1]], phrases), fused[:, [2, 0, 1]])
-
-
-@torch.no_grad()
-def test_query_and_key_have_no_effect_with_one_phrase():
-    fusion, frames, phrases = strong_fusion(), torch.randn(4, 3, 32).double(), PHRASES.double()
-    one, several = fusion(frames, phrases[:, :1]), fusion(frames, phrases)
-    for module in (fusion.query, fusion.key):
-        module.weight.normal_()
-        module.bias.normal_()
-    torch.testing.assert_close(fusion(frames, phrases[:, :1]), one)
-    assert not torch.allclose(fusion(frames, phrases), several)
-
-
-@torch.no_grad()
-def test_fusion_starts_small():
-    """Frames are normalised by it, and else nearly as they were."""
-    frames = torch.randn(4, 3, 512)
-    fused = KnowledgeFusion(512)(frames, torch.randn(4, 5, 512))
-    assert torch.nn.functional.cosine_similarity(fused, frames, dim=-1).min() > 0.9
-
-
-def test_fusion_needs_a_width_that_its_heads_divide():
-    assert KnowledgeFusion(100).num_heads == 1
-    assert KnowledgeFusion(512).num_heads == 8
-    with pytest.raises(
-        BackboneError, match=r"knowledge.fusion: attention needs an embed_dim that 2 heads divide, not 129"
-    ):
-        KnowledgeFusion(129)
-
-
 @pytest.mark.parametrize(("kind", "temporal"), KINDS)
 @torch.no_grad()
 def test_informed_clip_ignores_padding_and_other_clips(load_knowing, kind, temporal):
@@ -210,9 +112,14 @@ def informed_and_plain(student: Student) -> torch.Tensor:
     return torch.stack([student.similarity(text, video) for video in videos])
 
 
+@pytest.mark.parametrize("fusion", KNOWLEDGE_FUSIONS)
 @pytest.mark.parametrize(("kind", "temporal"), KINDS)
-def test_every_parameter_learns_with_fusion(load_knowing, kind, temporal):
-    student = build_student(load_knowing(**{"similarity.kind": kind, "model.temporal": temporal}))
+def test_every_parameter_learns_with_fusion(load_knowing, kind, temporal, fusion):
+    settings = {"knowledge.fusion": fusion, "model.frame_norm": "layer"}
+    student = build_student(load_knowing(**settings, **{"similarity.kind": kind, "model.temporal": temporal}))
+    if fusion == "gated":
+        nn.init.ones_(student.fusion.attended_gate)
+        nn.init.ones_(student.fusion.output_gate)
     (student.logit_scale.exp() * informed_and_plain(student)).square().sum().backward()
     assert [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None] == []
     # A key's bias adds the same to every phrase of a frame: attention cannot see it, so it is the one that never moves.
@@ -262,3 +169,131 @@ def test_the_configuration_offers_what_the_tables_have():
     """The configuration does not import torch, so its names are written out."""
     assert get_args(SimilarityConfig.model_fields["kind"].annotation) == tuple(INTERACTIONS)
     assert get_args(ModelConfig.model_fields["temporal"].annotation) == tuple(TEMPORAL_AGGREGATORS)
+
+
+def parts_of(student: Student) -> dict[str, dict[str, torch.Tensor]]:
+    """Name of each part -> its weights."""
+    names = ("backbone", "fusion", "temporal", "text_weights", "video_weights", "cross")
+    return {name: part.state_dict() for name in names if (part := getattr(student, name)) is not None}
+
+
+def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_parts_start_from_the_same_weights_whichever_other_parts_a_student_has(load_tiny):
+    # Of a random backbone, whose text tower is wider: seqTransf draws its blocks.
+    backbone = load_tiny().model.backbone | {"embed_dim": 48}
+    found = {
+        (kind, temporal, fusion): parts_of(
+            Student(
+                build_backbone(load_tiny(**{"model.backbone": backbone}), None),
+                StudentParts(temporal=temporal, similarity=kind, wti_layers=2, fusion=fusion),
+                seed=5,
+            )
+        )
+        for kind in INTERACTIONS
+        for temporal in TEMPORAL_AGGREGATORS
+        for fusion in ("none", "gated")
+    }
+    compared = 0
+    for (of_one, one), (of_other, other) in itertools.combinations(found.items(), 2):
+        for name in one.keys() & other.keys():
+            if name in ("temporal", "cross") and of_one[1] != of_other[1]:
+                continue  # aggregators of two kinds, of which seqTransf initialises the cross-encoder
+            assert same_weights(one[name], other[name]), (of_one, of_other, name)
+            compared += name != "backbone"
+    assert compared > 100
+    whole = found["wti", "seqLSTM", "gated"]
+    assert not torch.equal(whole["text_weights"]["0.weight"], whole["video_weights"]["0.weight"])
+
+
+def test_other_seeds_draw_other_weights_in_every_part(load_tiny, load_knowing):
+    kinds = [{"similarity.kind": "wti", "model.temporal": "seqLSTM"}, {"similarity.kind": "xti"}]
+    for kind in kinds:
+        for load in (load_tiny, load_knowing):
+            one, again, other = (parts_of(build_student(load(**kind, seed=seed))) for seed in (0, 0, 1))
+            for name in one:
+                assert same_weights(one[name], again[name])
+                initialised = name == "temporal" and "model.temporal" not in kind  # from the text tower
+                if not initialised:
+                    assert not same_weights(one[name], other[name]), name
+
+
+def test_adapters_start_from_the_same_weights_with_and_without_fusion(load_knowing):
+    students = [build_student(load_knowing(**{"model.lora.rank": 2, "knowledge.top_k": k})) for k in (0, 3)]
+    plain, informed = ([p.detach() for p in adapter_parameters(student)] for student in students)
+    assert plain
+    assert all(torch.equal(one, other) for one, other in zip(plain, informed, strict=True))
+
+
+def test_building_a_student_leaves_the_generator_of_torch(load_knowing):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    build_student(load_knowing(**{"model.lora.rank": 2}))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_towers_are_drawn_from_the_seed_itself(load_tiny):
+    """Stored embeddings of random towers, also those of earlier versions, are made by the towers of the student."""
+    config = load_tiny(seed=6)
+    student = build_student(config)
+    torch.manual_seed(6)
+    towers = Backbone(config.model.backbone, config.preprocessing.size)
+    for other in (towers, build_backbone(config, None)):
+        assert same_weights(other.state_dict(), student.backbone.state_dict())
+
+
+@pytest.mark.parametrize("kind", KNOWLEDGE_FUSIONS)
+@torch.no_grad()
+def test_frame_norm_applies_to_pixels_and_stored_frames_in_both_ways(load_knowing, kind):
+    settings = {"knowledge.fusion": kind, "model.temporal": "seqLSTM"}
+    bare, normed = (build_student(load_knowing(**settings, **{"model.frame_norm": n})) for n in ("none", "layer"))
+    normed.frame_norm.bias.normal_()
+    frames = bare.backbone.encode_frames(bare.backbone.pixels(FRAMES), MASK)
+    expected = normed.frame_norm(frames)
+    for phrases in (None, PHRASES):
+        by_hand = bare.encode_video(expected, MASK, phrases)
+        for given in (FRAMES, frames):
+            found = normed.encode_video(given, MASK, phrases)
+            assert torch.equal(found.values[MASK], by_hand.values[MASK])
+            assert torch.equal(found.weights, by_hand.weights)
+    assert not torch.allclose(normed.encode_video(FRAMES, MASK).values, bare.encode_video(FRAMES, MASK).values)
+
+
+@torch.no_grad()
+def test_normed_frames_start_at_the_scale_of_clip_whatever_the_backbone_gives(load_tiny):
+    student = build_student(load_tiny(**{"model.frame_norm": "layer"}))
+    frames = torch.randn(4, 3, 32)
+    for scale in (1, 55):
+        norms = student.encode_frames(scale * frames, MASK).norm(dim=-1)
+        torch.testing.assert_close(norms, torch.full((4, 3), 10.0), rtol=1e-3, atol=0)
+
+
+@torch.no_grad()
+def test_informed_videos_are_the_plain_ones_until_the_gates_open(load_knowing):
+    for settings in ({}, {"model.frame_norm": "layer"}):
+        student = build_student(load_knowing(**settings, **{"knowledge.fusion": "gated"}))
+        plain, informed = (student.encode_video(FRAMES, MASK, phrases) for phrases in (None, PHRASES))
+        assert torch.equal(plain.values, informed.values)
+        student.fusion.attended_gate.fill_(0.3)
+        assert not torch.allclose(plain.values, student.encode_video(FRAMES, MASK, PHRASES).values)
+
+
+@pytest.mark.parametrize("fusion", KNOWLEDGE_FUSIONS)
+def test_published_initialisation_of_heads_and_fusion(load_knowing, fusion):
+    settings = {"knowledge.fusion": fusion, "model.temporal": "seqLSTM"}
+    drawn, published = (
+        build_student(load_knowing(**settings, **{"model.initialisation": how})) for how in ("torch", "published")
+    )
+    for part in (published.text_weights, published.video_weights, published.fusion):
+        layers = [module for module in part.modules() if isinstance(module, nn.Linear)]
+        weights = torch.cat([layer.weight.flatten() for layer in layers])
+        assert weights.std().item() == pytest.approx(0.02, rel=0.1)
+        assert abs(weights.mean().item()) < 0.003
+        assert all(torch.count_nonzero(layer.bias) == 0 for layer in layers)
+    assert drawn.text_weights[0].weight.abs().max() <= 32**-0.5
+    assert drawn.text_weights[0].bias.abs().max() > 0
+    assert same_weights(drawn.temporal.state_dict(), published.temporal.state_dict())
+    std = torch.cat([p.flatten() for p in drawn.fusion.parameters() if p.ndim == 2]).std().item()
+    assert std == pytest.approx(0.02 if fusion == "published" else 32**-0.5, rel=0.1)

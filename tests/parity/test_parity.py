@@ -16,7 +16,7 @@ from waver.evaluation.ranking import rank_similarity
 from waver.model.backbone import Backbone
 from waver.model.interaction import last_token
 from waver.model.pretrained.field_checkpoints import PREFIXES, read_field_checkpoint
-from waver.model.student import Student
+from waver.model.student import Student, StudentParts
 from waver.model.tokenizer import find_tokenizer
 from waver.training.losses import contrastive
 
@@ -31,11 +31,13 @@ def build(case: str) -> Student:
     assert kind != "wti" or found.wti_layers == num_layers
     student = Student(
         Backbone(found.backbone, found.image_size),
-        temporal=found.temporal,
-        temporal_layers=found.temporal_layers,
-        similarity=found.similarity,
-        wti_layers=found.wti_layers,
-        fusion=found.fusion,
+        StudentParts(
+            temporal=found.temporal,
+            temporal_layers=found.temporal_layers,
+            similarity=found.similarity,
+            wti_layers=found.wti_layers,
+            fusion="published" if found.fusion else "none",
+        ),
     )
     student.load_state_dict({name: value.float() for name, value in found.state.items()})
     return student.eval()

@@ -249,13 +249,13 @@ CONFIGURATIONS = [
     {"knowledge.at_inference": at_inference, "knowledge.top_k": top_k, "knowledge.fusion": fusion, **weights}
     for at_inference in RETRIEVED
     for top_k, fusion, weights in (
-        (1, "attention", {}),
-        (3, "attention", {}),
+        (1, "published", {}),
+        (3, "gated", {}),
         (3, "none", {}),
         (3, "none", {"loss.knowledge": 1}),
-        (3, "attention", {"loss.knowledge": 1}),
-        (3, "attention", {"loss.distill": 1}),
-        (1, "attention", {"loss.distill": 1, "loss.knowledge": 1}),
+        (3, "published", {"loss.knowledge": 1}),
+        (3, "gated", {"loss.distill": 1}),
+        (1, "gated", {"loss.distill": 1, "loss.knowledge": 1}),
     )
 ] + [
     {"loss.kind": "sigmoid", "loss.knowledge": 1},
@@ -422,3 +422,32 @@ def test_what_the_objective_embeds_are_embeddings(batch, start, load_knowing):
         torch.testing.assert_close(way.weights, alone.weights)
     assert training.forward(batch, phrases, plain=False, informed=True).plain is None
     assert training.forward(batch, phrases, plain=True, informed=False).informed is None
+
+
+@torch.no_grad()
+def test_dropout_changes_with_seed_and_step_and_not_by_itself(batch, start, load_knowing):
+    config = load_knowing(**{"knowledge.dropout": 0.5})
+    training = start(config)
+    whole = batch_terms(training, batch, load_knowing())[0]["contrastive"]
+    values = {}
+    for name, step, seed in (("first", 0, 0), ("again", 0, 0), ("next", 1, 0), ("seed", 0, 1)):
+        training.step = step
+        values[name] = batch_terms(training, batch, config.model_copy(update={"seed": seed}))[0]["contrastive"].item()
+    assert values.pop("again") == values["first"]
+    assert len({whole.item(), *values.values()}) == 4
+
+
+def test_parts_of_a_batch_know_their_place(batch):
+    assert [part.first for part in (batch, batch[:2], batch[2:], batch[1:][3:5], batch[-1:])] == [0, 0, 2, 4, 5]
+
+
+@torch.no_grad()
+def test_dropout_is_not_in_evaluation(batch, start, load_knowing):
+    config = load_knowing(**{"knowledge.dropout": 0.5})
+    training = start(config)
+    phrases = training.phrases[batch.phrase_ids]
+    student = training.student.train()
+    whole = student.encode_video(batch.frames, batch.frame_mask, phrases)
+    student.fusion.dropout = 0.0
+    without = student.eval().encode_video(batch.frames, batch.frame_mask, phrases)
+    torch.testing.assert_close(without.values, whole.values, rtol=1e-4, atol=1e-4)

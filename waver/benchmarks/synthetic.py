@@ -72,7 +72,7 @@ def experiment(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> Exper
         "text": {"max_words": 32, "prompt": PROMPT},
         "model": {"backbone": "ViT-B-32-quickgelu", "weights": None, "temporal": "seqTransf", "temporal_layers": 4},
         "similarity": {"kind": "wti", "wti_layers": 2},
-        "knowledge": {"top_k": 1, "fusion": "attention", "at_inference": True},
+        "knowledge": {"top_k": 1, "fusion": "published", "at_inference": True},
         "train": {"precision": "fp32"},
         "storage": {"path": str(folder)},
     }

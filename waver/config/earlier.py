@@ -4,8 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 BEFORE: dict[str, dict[str, Any]] = {
-    "knowledge": {"control": "none"},
-    "loss": {"knowledge_temperature": None, "distill_warmup": 0.0, "shared_captions": "negative"},
+    "model": {"frame_norm": "none", "initialisation": "torch"},
+    "vocabulary": {"file": None, "leaky": False},
+    "knowledge": {"fusion": "published", "control": "none", "dropout": 0.0, "effective_phrases": 10.0},
+    "loss": {
+        **{"phrases_video": 0.0, "phrases_text": 0.0, "phrases_text_target": "caption", "keep": 0.0},
+        **{"knowledge_temperature": None, "distill_warmup": 0.0, "shared_captions": "negative"},
+    },
 }
 """Section -> setting that earlier versions did not have -> the value with which they computed.
 
@@ -29,11 +34,22 @@ def without_settings_before(section: str, settings: Mapping[str, Any]) -> dict[s
     return {name: value for name, value in settings.items() if name not in before or value != before[name]}
 
 
+def hashed_fusion(fusion: str, *, is_used: bool) -> str:
+    """Returns knowledge.fusion as it is hashed: earlier versions had one block, which they called `attention`.
+
+    Args:
+        fusion: the setting.
+        is_used: whether anything reads informed videos; which block would inform them is meaningless otherwise.
+    """
+    return "attention" if fusion == "published" or (fusion == "gated" and not is_used) else fusion
+
+
 def hashed_loss(loss: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of the section `loss` as they are hashed; those of terms without weight count for nothing."""
     hashed = without_settings_before("loss", loss)
     if not loss["distill"]:
         hashed.pop("distill_warmup", None)
+    if not loss["distill"] and not loss["keep"]:
         hashed["temperature"] = _USUAL_TEMPERATURE
     if not loss["knowledge"]:
         hashed.pop("knowledge_temperature", None)

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from waver.config.earlier import hashed_loss, without_settings_before
+from waver.config.earlier import hashed_fusion, hashed_loss, without_settings_before
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig, TextConfig, VocabularyConfig
 from waver.config.preprocessing import Preprocessing, PreprocessingError, find_preprocessing
 from waver.config.resources import EmbeddingsConfig, ResourcesConfig, StorageConfig
 from waver.config.training import (
+    PHRASE_TERMS,
     CheckpointConfig,
     EvaluateConfig,
     LossConfig,
@@ -86,7 +87,7 @@ class ExperimentConfig(Section):
             stored: whether the settings are those of a run, which an older version trained without the newest checks.
         """
         loss, knowledge = self.loss, self.knowledge
-        for term in ("knowledge", "distill"):
+        for term in ("knowledge", "distill", *PHRASE_TERMS):
             if getattr(loss, term) and not knowledge.top_k:
                 yield (
                     f"loss.{term} = {getattr(loss, term):g} needs phrases, but knowledge.top_k = 0: set knowledge.top_k to "
@@ -95,7 +96,7 @@ class ExperimentConfig(Section):
         if loss.distill and knowledge.fusion == "none":
             yield (
                 f"loss.distill = {loss.distill:g} needs videos with fused phrases, but knowledge.fusion = none: set "
-                "knowledge.fusion to attention"
+                "knowledge.fusion to gated"
             )
         if loss.distill and not knowledge.at_inference and not loss.informed:
             yield (
@@ -124,6 +125,16 @@ class ExperimentConfig(Section):
             yield (
                 "model.weights = null gives the teacher random weights, so its phrases would be meaningless: name a file or "
                 "a pretrained tag, or set knowledge.top_k to 0"
+            )
+        elif loss.keep and self.model.weights is None:
+            yield (
+                f"loss.keep = {loss.keep:g} keeps what the pre-trained backbone knows, but model.weights = null: name a "
+                "file or a pretrained tag, or set loss.keep to 0"
+            )
+        if self.uses_teacher and self.embeddings.use == "never":
+            yield (
+                "loss.phrases_video, loss.phrases_text and loss.keep read the frozen teacher's stored embeddings, but "
+                "embeddings.use = never: set it to auto"
             )
         if self.model.lora and self.model.weights is None:
             yield (
@@ -182,16 +193,31 @@ class ExperimentConfig(Section):
         return replace(found, **asked)
 
     @property
+    def fusion_kind(self) -> Literal["none", "gated", "published"]:
+        """How frames attend to phrases: `knowledge.fusion`, or none where nothing reads informed videos."""
+        knowledge = self.knowledge
+        is_read = knowledge.top_k > 0 and (knowledge.at_inference or self.loss.distill > 0)
+        return knowledge.fusion if is_read else "none"
+
+    @property
     def uses_fusion(self) -> bool:
         """Whether frames attend to phrases, at inference or as the target of distillation."""
-        knowledge = self.knowledge
-        attends = knowledge.top_k > 0 and knowledge.fusion == "attention"
-        return attends and (knowledge.at_inference or self.loss.distill > 0)
+        return self.fusion_kind != "none"
 
     @property
     def uses_knowledge(self) -> bool:
         """Whether training needs the phrases of clips."""
-        return self.uses_fusion or self.loss.knowledge > 0
+        return self.uses_fusion or self.loss.knowledge > 0 or self.uses_soft_targets
+
+    @property
+    def uses_soft_targets(self) -> bool:
+        """Whether training compares clips or captions with phrases as the frozen teacher does."""
+        return any(self.loss.weights[term] > 0 for term in PHRASE_TERMS)
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether training reads the frozen teacher's embeddings of clips and captions."""
+        return self.uses_soft_targets or self.loss.keep > 0
 
     @property
     def informed_at_inference(self) -> bool:
@@ -254,7 +280,7 @@ class ExperimentConfig(Section):
                 self.data.model_dump(mode="json", exclude={"annotations", "videos", "allow_missing_videos"})
             ),
             "annotations": str(self.data.annotations),
-            "vocabulary": self.vocabulary.model_dump(mode="json"),
+            "vocabulary": without_settings_before("vocabulary", self.vocabulary.model_dump(mode="json")),
         }
         return self.storage.folder / "dictionaries" / f"{self.data.annotations.stem}-{_short_hash(key)}"
 
@@ -290,8 +316,10 @@ class ExperimentConfig(Section):
         return settings | {
             "data": _hashed(settings["data"]),
             "video": _without_usual(settings["video"] | _of_frames(frames)),
-            "model": _without_usual(settings["model"] | statistics),
-            "knowledge": without_settings_before("knowledge", settings["knowledge"]),
+            "model": _without_usual(without_settings_before("model", settings["model"]) | statistics),
+            "vocabulary": without_settings_before("vocabulary", settings["vocabulary"]),
+            "knowledge": without_settings_before("knowledge", settings["knowledge"])
+            | {"fusion": hashed_fusion(self.knowledge.fusion, is_used=self.uses_fusion)},
             "loss": hashed_loss(settings["loss"]),
             "train": {
                 name: value

@@ -49,12 +49,17 @@ class ModelConfig(Section):
     of the weights."""
     pixel_std: tuple[Positive, Positive, Positive] | None = None
     """Standard deviation of red, green and blue for the same; null for that of the training of the weights."""
+    frame_norm: Literal["none", "layer"] = "none"
+    """layer: a layer norm makes the embeddings of frames, plain and informed, comparable in scale before fusion and temporal
+    aggregator. none: they have the norm that the backbone gives them."""
     # Names of waver.model.temporal.TEMPORAL_AGGREGATORS.
     temporal: Literal["none", "seqTransf", "seqLSTM"] = "seqTransf"
     """Temporal aggregator of the frame embeddings: none, seqTransf (transformer) or seqLSTM."""
     temporal_layers: Count = 4
     """Number of layers of the temporal aggregator."""
-
+    initialisation: Literal["torch", "published"] = "torch"
+    """Initial weights of the heads of wti and of fusion. torch: heads as torch draws linear layers. published: both from a
+    normal distribution with standard deviation 0.02 and with zero bias, as in the released code."""
     lora: LoraConfig | None = None
     """LoRA (rank, alpha, where): train low-rank additions to the frozen towers, with learning rate train.lr; null to train
     the towers. Checkpoints with LoRA do not contain the pre-trained weights: keep the file or tag of model.weights."""
@@ -104,6 +109,10 @@ class VocabularyConfig(Section):
     leaky."""
     min_count: Count = 1
     """Minimal number of occurrences of a phrase; rarer phrases are dropped."""
+    file: AnyPath | None = None
+    """Text file with a phrase on each line, which is the dictionary in place of phrases from captions; null for captions."""
+    leaky: bool = False
+    """Whether the phrases of `file` may come from captions of validation or test: results are then marked as leaky."""
 
 
 class KnowledgeConfig(Section):
@@ -111,8 +120,13 @@ class KnowledgeConfig(Section):
 
     top_k: Annotated[int, Field(ge=0)] = 0
     """Number of best-matching phrases per clip that the student uses; 0 to use no phrases."""
-    fusion: Literal["none", "attention"] = "attention"
-    """attention: frames attend to the phrases of their clip. none: phrases do not change the frames."""
+    fusion: Literal["none", "gated", "published"] = "gated"
+    """How frames attend to the phrases of their clip. gated: by a block that changes nothing at first, and keeps the norm of
+    the frames. published: by the block of the released code, which ends in a layer norm; `attention` is an old name of it.
+    none: phrases do not change the frames."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout of the fusion in training: of its attention, and of what both of its layers add to the frames; 0.1 in the
+    released code. What is dropped depends on seed, step and pair, not on the number of workers."""
     at_inference: bool = True
     """true: phrases are fused into the videos in evaluation and search too. false: only in training; inference uses frames
     alone."""
@@ -120,6 +134,9 @@ class KnowledgeConfig(Section):
     control: Literal["none", "shuffled", "constant"] = "none"
     """Control experiment, in training, evaluation and search alike. none: clips get their own phrases. shuffled: each clip
     gets the phrases of another clip of its split, drawn with `seed`. constant: all clips get those of one training clip."""
+    effective_phrases: Annotated[float, Field(gt=1)] = 10.0
+    """Number of phrases that share the probability in the frozen teacher's distributions, exp(entropy) on average over
+    training clips and captions: it decides the temperatures of `loss.phrases_video` and `loss.phrases_text`."""
     num_matches: Count = 30
     """Number of phrases per clip that `waver match` stores; top_k must not exceed it."""
     prompt: str = "This is a video about {}."
@@ -127,6 +144,11 @@ class KnowledgeConfig(Section):
     released: tuple[AnyPath, ...] = ()
     """JSON files with the matched phrases that the authors released, to import instead of running the teacher. They also
     come from test captions, so results are marked as leaky."""
+
+    @field_validator("fusion", mode="before")
+    @classmethod
+    def _attention_was_the_published_block(cls, fusion: Any) -> Any:
+        return "published" if fusion == "attention" else fusion
 
     @field_validator("prompt")
     @classmethod

@@ -7,6 +7,11 @@ from pydantic import Field, field_validator
 
 from waver.tools.section import AnyPath, Count, Fraction, NotNegative, Positive, Section
 
+# Names of waver.training.objective.LOSS_TERMS.
+LOSS_TERM_NAMES = ("contrastive", "distill", "informed", "knowledge", "phrases_video", "phrases_text", "keep")
+PHRASE_TERMS = ("phrases_video", "phrases_text")
+"""Terms that compare clips or captions with the phrases of a batch."""
+
 
 class LossConfig(Section):
     """The kind of the loss, and the weights of its terms; a weight of 0 switches a term off."""
@@ -24,8 +29,19 @@ class LossConfig(Section):
     informed: NotNegative = 1.0
     """Weight of the contrastive loss between captions and videos with fused phrases, which trains the target of `distill`.
     Only used if distill is above 0 and knowledge.at_inference is false."""
+    phrases_video: NotNegative = 0.0
+    """Weight of the loss by which each video, from its frames alone, learns the frozen teacher's distribution over the
+    phrases of the batch."""
+    phrases_text: NotNegative = 0.0
+    """Weight of the loss by which each caption learns the frozen teacher's distribution over the phrases of the batch."""
+    phrases_text_target: Literal["caption", "clip"] = "caption"
+    """What the teacher reads for `phrases_text`. caption: the caption itself, so that the text tower keeps the words that
+    other writers use. clip: its clip, so that captions of a clip by different writers learn one description."""
+    keep: NotNegative = 0.0
+    """Weight of the loss that keeps the similarities of the captions and videos of a batch near those of the frozen teacher
+    (learning without forgetting). It needs no phrases."""
     temperature: Positive = 8.0
-    """Temperature of both distributions in the distillation loss; higher is softer. At CLIP's scale of 100, similarities at
+    """Temperature of both distributions in `distill` and `keep`; higher is softer. At CLIP's scale of 100, similarities at
     temperature 1 are nearly hard labels. TensorBoard shows how many candidates the targets have (`distill/candidates`)."""
     distill_warmup: Fraction = 0.1
     """Fraction of all steps in which the weight of the distillation loss rises linearly to `distill`, since its teacher
@@ -40,7 +56,7 @@ class LossConfig(Section):
     @property
     def weights(self) -> dict[str, float]:
         """Term -> weight."""
-        return self.model_dump(include={"contrastive", "knowledge", "distill", "informed"})
+        return {term: getattr(self, term) for term in LOSS_TERM_NAMES}
 
 
 class TrainConfig(Section):

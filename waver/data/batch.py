@@ -45,34 +45,39 @@ class Batch:
     num_pairs: int
     tokens: Float[Tensor, "B N D"] | None = None
     """Embeddings of a frozen text tower; None if the tower reads `token_ids`."""
+    teacher_clips: Float[Tensor, "B E"] | None = None
+    """The frozen teacher's embeddings of the clips, unit vectors of its width E; None if no loss reads them."""
+    teacher_captions: Float[Tensor, "B E"] | None = None
+    """The same of the captions."""
+    first: int = 0
+    """Place of the first pair in the share of its worker; above 0 in a part of a share."""
 
     def __getitem__(self, pairs: slice) -> "Batch":
         """Returns some of the pairs, as a share of the same global batch."""
-        names = (
-            "token_ids",
-            "token_mask",
-            "frames",
-            "frame_mask",
-            "phrase_ids",
-            "clip_ids",
-            "captions",
-            "caption_keys",
-        )
-        tokens = None if self.tokens is None else self.tokens[pairs]
-        return replace(self, **{name: getattr(self, name)[pairs] for name in names}, tokens=tokens)
+        of_pairs = {name: getattr(self, name) for name in (*_TENSORS, "clip_ids", "captions")}
+        first = self.first + range(len(self.clip_ids))[pairs].start
+        chosen = {name: value[pairs] for name, value in of_pairs.items() if value is not None}
+        return replace(self, **chosen, first=first)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Copies the batch to a device."""
-        return replace(
-            self,
-            token_ids=self.token_ids.to(device, non_blocking=True),
-            token_mask=self.token_mask.to(device, non_blocking=True),
-            frames=self.frames.to(device, non_blocking=True),
-            frame_mask=self.frame_mask.to(device, non_blocking=True),
-            phrase_ids=self.phrase_ids.to(device, non_blocking=True),
-            caption_keys=self.caption_keys.to(device, non_blocking=True),
-            tokens=None if self.tokens is None else self.tokens.to(device, non_blocking=True),
-        )
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items() if tensor is not None}
+        return replace(self, **moved)
+
+
+_TENSORS = (
+    "token_ids",
+    "token_mask",
+    "frames",
+    "frame_mask",
+    "phrase_ids",
+    "caption_keys",
+    "tokens",
+    "teacher_clips",
+    "teacher_captions",
+)
+"""Fields of a batch with a row per pair that are on the device of the model."""
 
 
 def caption_keys(token_ids: Int[Tensor, "B T"], token_mask: Bool[Tensor, "B N"]) -> Int[Tensor, " B"]:

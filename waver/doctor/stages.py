@@ -21,6 +21,7 @@ from waver.data.ledger import StoreError, describe_failures, describe_parts, gro
 from waver.doctor.findings import Finding, Level, Stage
 from waver.doctor.machine import ModelSize
 from waver.evaluation.gallery import build_gallery
+from waver.knowledge.phrase_file import read_phrases
 from waver.knowledge.phrases import install_command, installed_parser
 from waver.knowledge.store import Knowledge, KnowledgeError
 from waver.runs.checkpoint import (
@@ -157,11 +158,24 @@ def _check_dictionary(config: ExperimentConfig, captions: pa.Table, *, before: S
         # If `waver vocabulary` cannot run, the stage cannot be reached.
         matched = exists(config.knowledge_store / "manifest.json")
         reached = before == "ingest" or (before in ("train", "tune") and matched)
-        yield from _check_parser(config.vocabulary.parser, "warning" if reached else "error")
+        level: Level = "warning" if reached else "error"
+        yield from (
+            _check_phrase_file(config, level)
+            if config.vocabulary.file
+            else _check_parser(config.vocabulary.parser, level)
+        )
         return
     yield Finding("ok", name, f"{len(dictionary.phrases)} phrases in {display_path(config.dictionary)}")
     if dictionary.leaky:
         yield Finding("warning", name, LEAKY)
+
+
+def _check_phrase_file(config: ExperimentConfig, level: Level) -> Iterator[Finding]:
+    assert config.vocabulary.file is not None, "the dictionary comes from a file"
+    try:
+        read_phrases(config.vocabulary.file)
+    except KnowledgeError as error:
+        yield Finding(level, "dictionary", str(error), "set vocabulary.file to a text file with a phrase on each line")
 
 
 def _check_parser(parser: str, level: Level) -> Iterator[Finding]:

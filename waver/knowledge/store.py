@@ -187,11 +187,13 @@ class Knowledge:
         """Returns the clips that have no phrases."""
         return [clip_id for clip_id in clip_ids if clip_id not in self._row_of_clip]
 
+    def described(self, clip_ids: Sequence[str]) -> list[str]:
+        """Returns the clips whose phrases these clips get: themselves, or under a control others."""
+        return [self.control.phrases_of[clip_id] for clip_id in clip_ids] if self.control else list(clip_ids)
+
     def phrase_ids(self, clip_ids: Sequence[str], top_k: int) -> Int[Tensor, "B K"]:
         """Returns the best K = top_k phrases of each clip, in the order of clip_ids; under a control, those of others."""
-        if self.control:
-            clip_ids = [self.control.phrases_of[clip_id] for clip_id in clip_ids]
-        rows = [self._row_of_clip[clip_id] for clip_id in clip_ids]
+        rows = [self._row_of_clip[clip_id] for clip_id in self.described(clip_ids)]
         return torch.from_numpy(self._phrase_ids[rows, :top_k])
 
     def embedded_parts(self) -> set[int]:

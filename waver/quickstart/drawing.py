@@ -20,6 +20,11 @@ _RGB = {
     "blue": (30, 60, 235),
     "purple": (125, 30, 165),
     "pink": (255, 120, 190),
+    # Not in the quickstart, which has eight colours and six shapes.
+    "brown": (125, 75, 30),
+    "lime": (150, 240, 60),
+    "beige": (245, 220, 170),
+    "maroon": (110, 10, 40),
 }
 _TRAIL = 8
 """Number of frames after which the trail of a shape has faded."""
@@ -94,6 +99,11 @@ def _star(num_points: int, *radii: float) -> list[complex]:
     return [radius * complex(math.sin(i * step), -math.cos(i * step)) for i, radius in enumerate(radii)]
 
 
+def _steps(first: float, last: float) -> list[float]:
+    """Returns 21 numbers at equal distances."""
+    return [first + (last - first) * step / 20 for step in range(21)]
+
+
 _CORNERS = {
     "square": [complex(x, y) for x, y in ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9))],
     "triangle": _star(3, 1.2),
@@ -102,6 +112,22 @@ _CORNERS = {
         corner * 1j**quarter
         for quarter in range(4)
         for corner in (complex(-0.3, -1.1), complex(0.3, -1.1), complex(0.3, -0.3))
+    ],
+    "diamond": [complex(x, y) for x, y in ((0, -1.25), (0.75, 0), (0, 1.25), (-0.75, 0))],
+    "arrow": [
+        complex(x, y)
+        for x, y in ((0, -1.25), (0.9, -0.2), (0.35, -0.2), (0.35, 1.1), (-0.35, 1.1), (-0.35, -0.2), (-0.9, -0.2))
+    ],
+    "heart": [
+        complex(
+            1.15 * math.sin(angle) ** 3,
+            -(13 * math.cos(angle) - 5 * math.cos(2 * angle) - 2 * math.cos(3 * angle) - math.cos(4 * angle)) / 14,
+        )
+        for angle in (2 * math.pi * corner / 40 for corner in range(40))
+    ],
+    "crescent": [
+        *(1.15 * complex(math.cos(angle), math.sin(angle)) for angle in _steps(math.pi / 3, 5 * math.pi / 3)),
+        *(0.58 + complex(math.cos(angle), math.sin(angle)) for angle in _steps(5 * math.pi / 3, math.pi / 3)),
     ],
 }
 

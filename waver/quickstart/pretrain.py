@@ -119,7 +119,7 @@ def pretrain(
             logits = (
                 backbone.logit_scale.exp() * embed_texts(backbone, words[:, :longest], mask[:, :longest]) @ images.T
             )
-            loss = _contrastive_loss(logits, _positives(text_codes[lesson, chosen, turn], scene_codes[chosen]))
+            loss = contrastive_loss(logits, positives(text_codes[lesson, chosen, turn], scene_codes[chosen]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -139,13 +139,13 @@ def _small_vocabulary_backbone(config: ExperimentConfig, num_tokens: int) -> Bac
     return Backbone(architecture, config.preprocessing.size)
 
 
-def _positives(text_codes: Int[Tensor, "B 5"], scene_codes: Int[Tensor, "B 5"]) -> Bool[Tensor, "B B"]:
+def positives(text_codes: Int[Tensor, "B 5"], scene_codes: Int[Tensor, "B 5"]) -> Bool[Tensor, "B B"]:
     """Returns whether a text (row) describes a scene (column): they agree in all attributes that the text mentions."""
     texts = text_codes[:, None]
     return ((texts == scene_codes) | (texts < 0)).all(-1)
 
 
-def _contrastive_loss(logits: Float[Tensor, "B B"], positives: Bool[Tensor, "B B"]) -> Float[Tensor, ""]:
+def contrastive_loss(logits: Float[Tensor, "B B"], positives: Bool[Tensor, "B B"]) -> Float[Tensor, ""]:
     """Returns the symmetric cross entropy, with the targets spread equally over the positives of each query."""
     targets = positives.float()
     t2v = functional.cross_entropy(logits, targets / targets.sum(1, keepdim=True))

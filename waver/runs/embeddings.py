@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
@@ -269,7 +268,6 @@ def _token_settings(config: ExperimentConfig, backbone: Backbone) -> EmbeddingSe
 def _load_towers(config: ExperimentConfig, checkpoint: Path | None) -> Backbone:
     if checkpoint:
         return load_student(checkpoint, config).backbone.eval().requires_grad_(False).to(local_device(config))
-    torch.manual_seed(config.seed)  # random weights are then those that `build_student` draws
     backbone = build_backbone(config, config.model.weights)
     return backbone.eval().requires_grad_(False).to(local_device(config))
 

@@ -145,7 +145,7 @@ def imported_experiment(
     weights = given.model.weights if known else "openai" if isinstance(backbone, str) else None
     knowledge = KnowledgeConfig()
     if found.fusion:
-        used = {"top_k": max(1, given.knowledge.top_k), "fusion": "attention", "at_inference": True}
+        used = {"top_k": max(1, given.knowledge.top_k), "fusion": "published", "at_inference": True}
         knowledge = given.knowledge.model_copy(update=used)
     training = {"precision": given.train.precision, "global_batch_size": given.train.global_batch_size}
     settings = {

@@ -22,12 +22,14 @@ from waver.data.clip_store import ClipStore
 from waver.data.embedded_clips import EmbeddedClips, EmbeddingPaths
 from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
 from waver.knowledge.control import Control
+from waver.knowledge.soft_targets import FrozenEmbeddings
 from waver.knowledge.store import Knowledge
 from waver.runs.checkpoint import CheckpointError, restore_training, restore_weights, save_checkpoint
 from waver.runs.control import Command, Interrupted, NextCommand
 from waver.runs.embeddings import RunBlocks, check_embeddings, embed_missing, run_in_process, training_needs
 from waver.runs.folder import checkpoint_name, completed_epochs, keep_checkpoint, newest_checkpoint
 from waver.runs.recording import NUM_TOP_ANSWERS, Recording
+from waver.runs.soft_targets import build_spaces, embed_for_teacher, open_teacher
 from waver.tools.lock import check_lock, find_lock
 from waver.tools.memory import peak_rss
 from waver.training import parallel
@@ -54,6 +56,8 @@ class TrainingJob:
     """Whose phrases clips get; None for their own."""
     embeddings: EmbeddingPaths = field(default_factory=EmbeddingPaths)
     """Folders of the embedding stores to read; by default pixels and words are read."""
+    teacher: EmbeddingPaths | None = None
+    """Folders of the frozen teacher's embeddings of what is trained on; None if no term of the loss reads them."""
     start_from: Path | None = None
     """Checkpoint from whose weights a new run starts; None for pre-trained or random weights."""
 
@@ -75,7 +79,10 @@ def embed_inputs(job: TrainingJob, captions: pa.Table, *, run: RunBlocks = run_i
     store = ClipStore(job.store)
     needs = training_needs(job.config, captions, store, job.rows)
     newest = newest_checkpoint(job.run_folder)
-    return replace(job, embeddings=embed_missing(job.config, store, needs, checkpoint=newest, run=run))
+    job = replace(job, embeddings=embed_missing(job.config, store, needs, checkpoint=newest, run=run))
+    if not job.config.uses_teacher:
+        return job
+    return replace(job, teacher=embed_for_teacher(job.config, captions, store, job.rows, run=run))
 
 
 def worker_batches(
@@ -84,6 +91,7 @@ def worker_batches(
     store: ClipStore | EmbeddedClips,
     config: ExperimentConfig,
     knowledge: Knowledge | None = None,
+    teacher: FrozenEmbeddings | None = None,
     *,
     read_clips: ReadClips = read_ahead,
 ) -> Iterator[Batch]:
@@ -97,6 +105,7 @@ def worker_batches(
         store: clip store, or embeddings of clips and captions (`EmbeddedClips`).
         config: configuration of the experiment.
         knowledge: phrases of the clips; None for none.
+        teacher: the frozen teacher's embeddings; None if no term of the loss reads them.
         read_clips: reads pixels.
     """
     rank, world_size = parallel.rank(), parallel.world_size()
@@ -109,7 +118,7 @@ def worker_batches(
         tokens = None
         if embedded and embedded.tokens:
             tokens = embedded.read_tokens(captions["caption"].take(share).to_pylist(), config.text.max_words)
-        yield make_batch(captions, share, frames, config, len(rows), knowledge, tokens)
+        yield make_batch(captions, share, frames, config, len(rows), knowledge, tokens, teacher)
 
 
 def train_job(
@@ -146,12 +155,17 @@ def train_job(
     plans = [plan_epoch(config, captions, job.rows, epoch=epoch) for epoch in range(config.train.epochs)]
     steps = [batch for plan in plans for batch in plan]
     training = _start_or_resume(job, knowledge, steps, device)
+    teacher = open_teacher(config, job.teacher, store) if job.teacher else None
+    if config.uses_soft_targets:
+        assert knowledge is not None, "distributions over phrases need knowledge"
+        assert teacher is not None, "distributions over phrases need the teacher's embeddings"
+        training.spaces = build_spaces(config, captions, job.rows, knowledge, teacher).to(device)
     clips = job.embeddings.open(store)
     check_embeddings(config, training.student.backbone, clips)
     recording = None
     if parallel.rank() == 0:
         recording = Recording(job.run_folder, config, captions, store, knowledge, training, steps, group=job.group)
-    batches = worker_batches(steps[training.step :], captions, clips, config, knowledge, read_clips=read_clips)
+    batches = worker_batches(steps[training.step :], captions, clips, config, knowledge, teacher, read_clips=read_clips)
     saver = _CheckpointSaver(job, training, knowledge, recording)
     with recording or nullcontext():
         if job.zero_shot and training.step == 0:

@@ -233,8 +233,10 @@ def _misfits(searched: ExperimentConfig, config: ExperimentConfig) -> Iterator[s
     """Says why a fine-tuning cannot start from the weights of its trial, or reads what that did not."""
     if config.loss.kind != searched.loss.kind:
         yield f"loss.kind = {config.loss.kind}, but the trial is trained with {searched.loss.kind}: remove it from `then`"
-    if config.uses_fusion != searched.uses_fusion:
+    if config.fusion_kind != searched.fusion_kind:
         have = "no weights of fusion, which the trial has" if searched.uses_fusion else "weights of fusion"
+        if config.uses_fusion and searched.uses_fusion:
+            have = f"weights of {config.fusion_kind} fusion, but the trial those of {searched.fusion_kind}"
         yield (
             f"the model would have {have}: loss.distill, knowledge.top_k, knowledge.fusion and knowledge.at_inference must "
             "leave it as in the search"

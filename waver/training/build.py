@@ -11,13 +11,15 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from waver.config import ExperimentConfig
+from waver.knowledge.soft_targets import Spaces
 from waver.knowledge.teacher import Teacher
 from waver.model.backbone import Backbone
 from waver.model.errors import BackboneError
 from waver.model.interaction import INTERACTIONS
 from waver.model.lora import adapter_parameters, add_adapters
 from waver.model.pretrained.weights import load_backbone
-from waver.model.student import Encoded, Student
+from waver.model.random_streams import derive_seed, random_stream
+from waver.model.student import Encoded, Student, StudentParts
 from waver.model.tokenizer import Tokenizer, find_tokenizer
 from waver.model.towers import TOWERS, freeze_towers, recompute_activations
 from waver.training import parallel
@@ -36,6 +38,8 @@ class Training:
     schedule: torch.optim.lr_scheduler.LRScheduler
     num_steps: int
     """Optimizer steps of the whole run."""
+    spaces: Spaces | None = None
+    """The phrases in the spaces of teacher and student; None if no term of the loss reads them."""
     epoch: int = 0
     """Epochs completed."""
     step: int = 0
@@ -65,7 +69,7 @@ def empty_text(config: ExperimentConfig) -> tuple[Int[Tensor, "1 T"], Bool[Tenso
 
 
 def build_backbone(config: ExperimentConfig, weights: str | None) -> Backbone:
-    """Builds the backbone of an experiment, with its preprocessing.
+    """Builds the backbone of an experiment, with its preprocessing; the seed determines its random weights.
 
     Args:
         config: configuration of the experiment.
@@ -75,7 +79,8 @@ def build_backbone(config: ExperimentConfig, weights: str | None) -> Backbone:
         BackboneError: see `load_backbone`.
     """
     frames = config.preprocessing
-    return load_backbone(config.model.backbone, weights, image_size=frames.size, mean=frames.mean, std=frames.std)
+    with random_stream(config.seed):
+        return load_backbone(config.model.backbone, weights, image_size=frames.size, mean=frames.mean, std=frames.std)
 
 
 def build_teacher(config: ExperimentConfig) -> Teacher:
@@ -94,7 +99,6 @@ def build_student(config: ExperimentConfig, weights: str | None = None) -> Stude
     Raises:
         BackboneError: if the backbone cannot be built, or captions or clips of the configured length do not fit into it.
     """
-    torch.manual_seed(config.seed)
     backbone = build_backbone(config, weights)
     num_positions = backbone.num_positions
     needed = config.video.max_frames + INTERACTIONS[config.similarity.kind].num_extra_positions
@@ -115,23 +119,31 @@ def build_student(config: ExperimentConfig, weights: str | None = None) -> Stude
             f"similarity.kind = {config.similarity.kind} compares each word with each frame, but the text tower of "
             f"model.backbone gives one embedding for a whole text: set similarity.kind to {' or '.join(kinds)}"
         )
-    student = Student(
-        backbone,
+    student = Student(backbone, student_parts(config), seed=config.seed)
+    if lora := config.model.lora:  # last: the aggregator copies weights of the text tower
+        with random_stream(derive_seed(config.seed, "adapters")):
+            add_adapters(
+                student.backbone,
+                TOWERS if lora.where == "both" else (lora.where,),
+                rank=lora.rank,
+                alpha=lora.alpha,
+            )
+    return student
+
+
+def student_parts(config: ExperimentConfig) -> StudentParts:
+    """Returns what the student of an experiment has beside its backbone."""
+    return StudentParts(
         temporal=config.model.temporal,
         temporal_layers=config.model.temporal_layers,
         similarity=config.similarity.kind,
         wti_layers=config.similarity.wti_layers,
-        fusion=config.uses_fusion,
+        frame_norm=config.model.frame_norm,
+        fusion=config.fusion_kind,
+        dropout=config.knowledge.dropout,
+        initialisation=config.model.initialisation,
         sigmoid=config.loss.kind == "sigmoid",
     )
-    if lora := config.model.lora:  # last: the aggregator copies weights of the text tower, and all others stay as drawn
-        add_adapters(
-            student.backbone,
-            TOWERS if lora.where == "both" else (lora.where,),
-            rank=lora.rank,
-            alpha=lora.alpha,
-        )
-    return student
 
 
 def freeze_student(student: Student, config: ExperimentConfig) -> None:
@@ -168,6 +180,7 @@ def build_training(
         BackboneError: as `build_student` and `freeze_student`; if the phrases have another width, no parameter would be
             trained, or a tower has no gradient checkpointing.
     """
+    torch.manual_seed(config.seed)  # of what training draws: the patches that a tower with patch_dropout leaves out
     student = build_student(config, config.model.weights if pretrained or config.model.lora else None).to(device)
     freeze_student(student, config)
     if config.train.grad_checkpointing:

@@ -82,6 +82,21 @@ def equal_pairs(rows: Int[Tensor, " m"], columns: Int[Tensor, " M"]) -> Bool[Ten
     return rows[:, None] == columns[None, :]
 
 
+def soft_targets(student: Float[Tensor, "m S"], teacher: Float[Tensor, "m S"], *, num_pairs: int) -> Float[Tensor, ""]:
+    """Computes the KL divergence of a student's distribution over S candidates from a teacher's.
+
+    Args:
+        student: logits of this worker's m items.
+        teacher: the same of the teacher, which gets no gradient.
+        num_pairs: number of items in the global batch.
+
+    Returns:
+        Sum over this worker's items of KL(teacher || student), divided by num_pairs.
+    """
+    targets = teacher.detach().log_softmax(1)
+    return F.kl_div(student.log_softmax(1), targets, reduction="sum", log_target=True) / num_pairs
+
+
 def distillation(
     student: tuple[Float[Tensor, "m M"], Float[Tensor, "m M"]],
     teacher: tuple[Float[Tensor, "m M"], Float[Tensor, "m M"]],

@@ -21,8 +21,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from waver.data.batch import Batch
+from waver.knowledge.soft_targets import Spaces
 from waver.model.embeddings import Embeddings
-from waver.model.interaction import uniform_weights, wti
+from waver.model.interaction import mean_frame, sentence, uniform_weights, wti
 from waver.model.student import Encoded, Student
 from waver.training import parallel
 from waver.training.diagnostics import (
@@ -32,7 +33,7 @@ from waver.training.diagnostics import (
     top1_accuracy,
     top1_agreement,
 )
-from waver.training.losses import contrastive, distillation, equal_pairs, shared_phrases, sigmoid
+from waver.training.losses import contrastive, distillation, equal_pairs, shared_phrases, sigmoid, soft_targets
 
 Videos = Literal["plain", "informed"]
 """How clips are embedded: from their frames alone, or with their phrases."""
@@ -50,6 +51,8 @@ class Objective:
     """Which videos captions retrieve at inference."""
     kind: Literal["softmax", "sigmoid"] = "softmax"
     """How terms contrast positive with negative pairs: `contrastive` or `sigmoid` of `waver.training.losses`."""
+    text_target: Literal["caption", "clip"] = "caption"
+    """Whose distribution over phrases captions learn in `phrases_text`."""
     knowledge_temperature: float | None = None
     """Temperature of the term `knowledge`; None for the learned scale and bias, which the term then trains."""
     ignores_shared_captions: bool = False
@@ -100,12 +103,19 @@ class GlobalBatch:
         batch: this worker's share, on the device of the model.
         phrases: the teacher's embeddings of all phrases.
         objective: how the loss is computed.
+        spaces: the phrases in the spaces of teacher and student; None if no term reads them.
     """
 
     def __init__(
-        self, student: Student, encoded: Encoded, batch: Batch, phrases: Float[Tensor, "P D"], objective: Objective
+        self,
+        student: Student,
+        encoded: Encoded,
+        batch: Batch,
+        phrases: Float[Tensor, "P D"],
+        objective: Objective,
+        spaces: Spaces | None,
     ):
-        self.share, self.phrases, self.objective = batch, phrases, objective
+        self.share, self.phrases, self.objective, self._spaces = batch, phrases, objective, spaces
         self.logit_scale, self.logit_bias = student.logit_scale.exp(), student.logit_bias
         self.offset = parallel.shard(batch.num_pairs, parallel.rank(), parallel.world_size()).start
         """Column, in the global batch, of this worker's first pair."""
@@ -123,6 +133,39 @@ class GlobalBatch:
     def informed(self) -> Similarities:
         """Similarities of captions and informed videos."""
         return Similarities(self._similarity, self._text, self.videos["informed"])
+
+    @property
+    def retrieved(self) -> Similarities:
+        """Similarities of captions and the videos that they retrieve at inference."""
+        return self.plain if self.objective.retrieved == "plain" else self.informed
+
+    @property
+    def sentences(self) -> Float[Tensor, "m D"]:
+        """The normalised end token of each of this worker's captions."""
+        return sentence(self._text[0])
+
+    @functools.cached_property
+    def pool(self) -> Int[Tensor, " S"]:
+        """Ids of the phrases of all clips of the batch, each once; the same on every worker."""
+        return parallel.all_gather(self.share.phrase_ids, self.share.num_pairs).unique()
+
+    @property
+    def spaces(self) -> Spaces:
+        """The phrases in the spaces of teacher and student."""
+        assert self._spaces is not None, "a term that learns distributions over phrases has their spaces"
+        return self._spaces
+
+    @property
+    def teacher_clips(self) -> Float[Tensor, "m E"]:
+        """The teacher's embeddings of this worker's clips."""
+        assert self.share.teacher_clips is not None, "a term that learns from the teacher has its embeddings"
+        return self.share.teacher_clips
+
+    @property
+    def teacher_captions(self) -> Float[Tensor, "m E"]:
+        """The teacher's embeddings of this worker's captions."""
+        assert self.share.teacher_captions is not None, "a term that learns from the teacher has its embeddings"
+        return self.share.teacher_captions
 
     @functools.cached_property
     def same_caption(self) -> Bool[Tensor, "m M"]:
@@ -158,7 +201,7 @@ class GlobalBatch:
 
 def _contrastive(batch: GlobalBatch) -> Float[Tensor, ""]:
     """Captions against the videos that are retrieved."""
-    return batch.contrast(batch.plain if batch.objective.retrieved == "plain" else batch.informed)
+    return batch.contrast(batch.retrieved)
 
 
 def _distill(batch: GlobalBatch) -> Float[Tensor, ""]:
@@ -188,6 +231,32 @@ def _knowledge(batch: GlobalBatch) -> Float[Tensor, ""]:
     )
 
 
+def _phrases_video(batch: GlobalBatch) -> Float[Tensor, ""]:
+    """Distributions of plain videos over the phrases of the batch learn from the teacher's of the clips."""
+    student = batch.spaces.student.of_clips(mean_frame(batch.videos["plain"][0]), batch.pool)
+    teacher = batch.spaces.teacher.of_clips(batch.teacher_clips, batch.pool)
+    return soft_targets(student, teacher, num_pairs=batch.share.num_pairs)
+
+
+def _phrases_text(batch: GlobalBatch) -> Float[Tensor, ""]:
+    """Distributions of captions over the phrases of the batch learn from those of the captions, or of their clips."""
+    student = batch.spaces.student.of_captions(batch.sentences, batch.pool)
+    teacher = batch.spaces.teacher
+    if batch.objective.text_target == "clip":
+        target = teacher.of_clips(batch.teacher_clips, batch.pool)
+    else:
+        target = teacher.of_captions(batch.teacher_captions, batch.pool)
+    return soft_targets(student, target, num_pairs=batch.share.num_pairs)
+
+
+def _keep(batch: GlobalBatch) -> Float[Tensor, ""]:
+    """Similarities of captions and videos stay near those of the frozen teacher (Li and Hoiem, arXiv 1606.09282)."""
+    num_pairs, clips, captions = batch.share.num_pairs, batch.teacher_clips, batch.teacher_captions
+    all_clips, all_captions = (parallel.all_gather(items, num_pairs) for items in (clips, captions))
+    teacher = (captions @ all_clips.T, clips @ all_captions.T)
+    return distillation(batch.retrieved.both, teacher, batch.logit_scale, temperature=batch.objective.temperature)
+
+
 @dataclass(frozen=True)
 class LossTerm:
     """One row of `LOSS_TERMS`."""
@@ -199,6 +268,10 @@ class LossTerm:
     teaches: bool = False
     """Whether it only trains the teacher of `distill`. Such a term is computed if `distill` has a weight and plain videos
     are retrieved."""
+    reads_teacher: bool = False
+    """Whether it reads the frozen teacher's embeddings of clips and captions."""
+    reads_phrases: bool = False
+    """Whether it compares clips or captions with the phrases of the batch, in the spaces of teacher and student."""
 
 
 LOSS_TERMS: Mapping[str, LossTerm] = {
@@ -206,6 +279,9 @@ LOSS_TERMS: Mapping[str, LossTerm] = {
     "distill": LossTerm(_distill, needs_plain=True),
     "informed": LossTerm(_informed, teaches=True),
     "knowledge": LossTerm(_knowledge, needs_plain=True),
+    "phrases_video": LossTerm(_phrases_video, needs_plain=True, reads_teacher=True, reads_phrases=True),
+    "phrases_text": LossTerm(_phrases_text, reads_teacher=True, reads_phrases=True),
+    "keep": LossTerm(_keep, reads_teacher=True),
 }
 """Name (`loss.<name>`, its weight) -> the term; terms are computed and summed in this order."""
 
@@ -222,7 +298,12 @@ def needs_plain(weights: Mapping[str, float], retrieved: Videos) -> bool:
 
 
 def loss_terms(
-    student: Student, encoded: Encoded, batch: Batch, phrases: Float[Tensor, "P D"], objective: Objective
+    student: Student,
+    encoded: Encoded,
+    batch: Batch,
+    phrases: Float[Tensor, "P D"],
+    objective: Objective,
+    spaces: Spaces | None = None,
 ) -> tuple[dict[str, Float[Tensor, ""]], dict[str, Float[Tensor, ""]]]:
     """Computes this worker's shares of the loss terms and of the diagnostics; their sums are those of the global batch.
 
@@ -232,11 +313,12 @@ def loss_terms(
         batch: this worker's share, on the device of the model.
         phrases: the teacher's embeddings of all phrases.
         objective: how the loss is computed.
+        spaces: the phrases in the spaces of teacher and student, for terms that read them.
 
     Returns:
         (name -> loss term, name -> diagnostic, see `waver.training.diagnostics`).
     """
-    whole = GlobalBatch(student, encoded, batch, phrases, objective)
+    whole = GlobalBatch(student, encoded, batch, phrases, objective, spaces)
     learns_weights = student.interaction.learns_weights
     diagnostics = batch_diagnostics(encoded, num_pairs=batch.num_pairs, learned_weights=learns_weights)
     diagnostics |= shared_caption_share(whole.same_caption, num_pairs=batch.num_pairs)

@@ -17,8 +17,10 @@ from torch.profiler import record_function
 
 from waver.config import ExperimentConfig
 from waver.data.batch import Batch, caption_keys, frames_to_tensor
+from waver.knowledge.soft_targets import FrozenEmbeddings
 from waver.knowledge.store import Knowledge
 from waver.model.pretrained.weights import count_non_finite
+from waver.model.random_streams import derive_seed
 from waver.model.student import Encoded
 from waver.training import parallel
 from waver.training.build import Training, build_tokenizer, linear_warmup
@@ -42,6 +44,7 @@ def make_batch(
     num_pairs: int,
     knowledge: Knowledge | None = None,
     tokens: Float[np.ndarray, "B N D"] | None = None,
+    teacher: FrozenEmbeddings | None = None,
 ) -> Batch:
     """Builds a worker's share of a global batch: captions with the frames, and the phrases, of their clips.
 
@@ -56,6 +59,7 @@ def make_batch(
         num_pairs: number of pairs in the global batch.
         knowledge: phrases of the clips; None for none.
         tokens: embeddings of the captions, see `EmbeddedClips.read_tokens`; None if the text tower is to embed them.
+        teacher: the frozen teacher's embeddings, for terms that learn from them; None for none.
     """
     chosen = captions.take(rows)
     texts = chosen["caption"].to_pylist()
@@ -69,7 +73,7 @@ def make_batch(
         assert knowledge.control_kind == config.knowledge.control, "knowledge is under the control of the run"
         phrase_ids = knowledge.phrase_ids(clip_ids, config.knowledge.top_k)
     values = None if tokens is None else torch.from_numpy(tokens[:, : token_mask.shape[1]])
-    return Batch(
+    batch = Batch(
         token_ids,
         token_mask,
         frames,
@@ -81,6 +85,10 @@ def make_batch(
         num_pairs,
         values,
     )
+    if teacher is None:
+        return batch
+    of_clips = knowledge.described(clip_ids) if knowledge else clip_ids
+    return replace(batch, teacher_clips=teacher.clips(of_clips), teacher_captions=teacher.captions(texts))
 
 
 def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> dict[str, float]:
@@ -213,7 +221,22 @@ def _embed(forward: Callable[..., Encoded], training: Training, batch: Batch, co
     """
     plain = needs_plain(config.loss.weights, _retrieved(config))
     with autocast(config, batch.frames.device):
-        return forward(batch, training.phrases[batch.phrase_ids], plain=plain, informed=config.uses_fusion)
+        return forward(
+            batch,
+            training.phrases[batch.phrase_ids],
+            plain=plain,
+            informed=config.uses_fusion,
+            dropout_seeds=_dropout_seeds(training, batch, config),
+        )
+
+
+def _dropout_seeds(training: Training, batch: Batch, config: ExperimentConfig) -> list[int] | None:
+    """Returns a seed for each pair, from the step and its place in the global batch; None without dropout."""
+    if not config.knowledge.dropout:
+        return None
+    first = parallel.shard(batch.num_pairs, parallel.rank(), parallel.world_size()).start + batch.first
+    places = range(first, first + len(batch.clip_ids))
+    return [derive_seed(config.seed, "dropout", training.step, place) for place in places]
 
 
 def _terms_of(training: Training, encoded: Encoded, batch: Batch, config: ExperimentConfig) -> tuple[Scalars, Scalars]:
@@ -228,9 +251,10 @@ def _terms_of(training: Training, encoded: Encoded, batch: Batch, config: Experi
         loss.kind,
         knowledge_temperature=loss.knowledge_temperature,
         ignores_shared_captions=loss.shared_captions == "ignored",
+        text_target=loss.phrases_text_target,
     )
     with record_function(LOSS):
-        return loss_terms(training.student, encoded, batch, training.phrases, objective)
+        return loss_terms(training.student, encoded, batch, training.phrases, objective, training.spaces)
 
 
 def _retrieved(config: ExperimentConfig) -> Videos:

@@ -7,7 +7,7 @@ CLIP4Clip (arXiv 2104.08860) calls meanP, before training.
 from waver.config import ExperimentConfig
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig
 from waver.config.training import LossConfig, TrainConfig
-from waver.model.student import Student
+from waver.model.student import Student, StudentParts
 
 
 def zero_shot_config(config: ExperimentConfig) -> ExperimentConfig:
@@ -33,4 +33,4 @@ def zero_shot_config(config: ExperimentConfig) -> ExperimentConfig:
 
 def zero_shot_student(student: Student) -> Student:
     """Returns the model of `zero_shot_config`; it shares the backbone of the student."""
-    return Student(student.backbone, temporal="none", temporal_layers=1, similarity="dp", wti_layers=1)
+    return Student(student.backbone, StudentParts(temporal="none", similarity="dp"))

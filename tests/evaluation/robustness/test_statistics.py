@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, sem, t
 
 from waver.evaluation.robustness.measures import Ratio, mean_ratio
-from waver.evaluation.robustness.statistics import difference_interval, draw_bootstrap, holm, interval, permutation_p
+from waver.evaluation.robustness.statistics import difference_interval, draw_bootstrap, interval, permutation_p
 
 
 def of(values):
@@ -44,9 +44,39 @@ def test_difference_is_paired():
     assert difference_interval(of(hard), of(hard + 0.1), bootstrap) == pytest.approx((0.1, 0.1))
 
 
-def test_a_figure_of_nothing_has_no_interval():
-    rare = Ratio(np.zeros(5), np.array([1.0, 0, 0, 0, 0]))
-    assert all(np.isnan(end) for end in interval(rare, draw_bootstrap(5, resamples=200, seed=0)))
+def test_a_metric_of_one_video_or_of_few_equal_ones_has_no_interval():
+    bootstrap = draw_bootstrap(120, resamples=200, seed=0)
+    for numerator, videos in ((1.0, 1), (0.0, 5), (1.0, 5)):
+        inside = np.arange(120) < videos
+        rare = Ratio(numerator * inside, inside.astype(float))
+        assert all(np.isnan(end) for end in interval(rare, bootstrap))
+    nothing = Ratio(np.zeros(120), np.zeros(120))
+    assert all(np.isnan(end) for end in interval(nothing, bootstrap))
+
+
+def test_a_style_of_few_videos_has_the_interval_of_their_mean():
+    """5 videos of 120: a bootstrap would draw none of them in some resample."""
+    found, inside = np.array([1.0, 0, 1, 1, 0]), np.arange(120) < 5
+    rare = Ratio(np.pad(found, (0, 115)), inside.astype(float))
+    expected = t.interval(0.95, 4, loc=found.mean(), scale=sem(found))
+    assert interval(rare, draw_bootstrap(120, resamples=200, seed=0)) == pytest.approx(expected)
+
+
+def test_difference_of_few_videos_is_paired():
+    first, change, inside = np.array([0.2, 0.9, 0.4, 0.7]), np.array([0.1, 0.0, 0.2, 0.1]), np.arange(60) < 4
+    one, other = (Ratio(np.pad(v, (0, 56)), inside.astype(float)) for v in (first, first + change))
+    expected = t.interval(0.95, 3, loc=change.mean(), scale=sem(change))
+    assert difference_interval(one, other, draw_bootstrap(60, resamples=200, seed=0)) == pytest.approx(expected)
+
+
+def test_interval_of_few_videos_covers_as_often_as_it_says():
+    """Videos with one to three queries each; the metric is the mean over queries."""
+    rng, covered, bootstrap = np.random.default_rng(0), 0, draw_bootstrap(8, resamples=100, seed=0)
+    for _ in range(600):
+        sizes = rng.integers(1, 4, 8).astype(float)
+        low, high = interval(Ratio(sizes * (0.5 + 0.1 * rng.standard_normal(8)), sizes), bootstrap)
+        covered += low <= 0.5 <= high
+    assert 0.91 < covered / 600 < 0.98
 
 
 def test_permutation_test_is_the_sign_test_where_differences_are_alike():
@@ -75,9 +105,3 @@ def test_permutation_test_finds_a_clear_difference_and_does_not_find_noise():
 def test_different_units_are_not_compared():
     with pytest.raises(AssertionError, match="units"):
         permutation_p(Ratio(np.ones(2), np.ones(2)), Ratio(np.ones(2), np.array([1.0, 2.0])), resamples=99, seed=0)
-
-
-def test_holm_by_hand():
-    assert holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm(np.array([0.9, 0.8])) == pytest.approx([1, 1])
-    assert holm(np.array([0.02])) == pytest.approx([0.02])

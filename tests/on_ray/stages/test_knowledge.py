@@ -194,6 +194,23 @@ def test_a_dictionary_from_test_captions_is_leaky(project):
     assert config.dictionary != experiment(project).dictionary
 
 
+def test_a_dictionary_from_a_file_needs_no_parser(project, tmp_path):
+    path = tmp_path / "phrases.txt"
+    path.write_text("rides a horse\nreads a book\nrides a horse\n")
+    asked = {"vocabulary.file": str(path), "vocabulary.parser": "no such model", "knowledge.num_matches": 2}
+    config = experiment(project, **asked, **{"knowledge.top_k": 2})
+    dictionary = run_vocabulary(config, progress=False)
+    assert dictionary.phrases["phrase"].to_pylist() == ["rides a horse", "reads a book"]
+    assert not dictionary.leaky
+    assert config.dictionary != experiment(project).dictionary
+    knowledge = run_match(config, progress=False)
+    assert knowledge.phrases == ["rides a horse", "reads a book"]
+    path.write_text("reads a book\n")
+    assert len(run_vocabulary(config, progress=False).phrases) == 1
+    leaky = experiment(project, **asked, **{"vocabulary.leaky": True})
+    assert run_vocabulary(leaky, progress=False).leaky
+
+
 def test_a_random_teacher_is_an_error(project):
     config = experiment(project)
     random = config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})

@@ -13,17 +13,8 @@ pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("worker.py")
 SIZES = (1, 2, 3)
 STEPS = [
-    "wti seqTransf",
-    "dp",
-    "ti seqLSTM",
-    "xclip",
-    "xti",
-    "informed",
-    "distilled",
-    "sigmoid",
-    "shared captions",
-    "adapters",
-    "frozen",
+    *("wti seqTransf", "dp", "ti seqLSTM", "xclip", "xti"),
+    *("informed", "gated", "dropout", "distilled", "sigmoid", "shared captions", "soft targets", "adapters", "frozen"),
 ]
 
 
@@ -33,6 +24,7 @@ def results(tmp_path_factory, captions, store, knowledge, teacher_weights, tiny_
     folder = tmp_path_factory.mktemp("workers")
     raw = tiny_config.model_dump(mode="json")
     raw["model"]["weights"], raw["knowledge"]["num_matches"] = str(teacher_weights), 6
+    raw["knowledge"]["fusion"] = "published"
     (folder / "experiment.yaml").write_text(yaml.safe_dump(raw))
     (folder / "experiment.pickle").write_bytes(pickle.dumps((captions, store, knowledge)))
     # Each process takes part in every group it has a rank in: to start one costs more than all that it computes.

@@ -2,17 +2,20 @@
 
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip_store import ClipStore
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
+from waver.knowledge.soft_targets import PhraseSpace, Spaces
 from waver.knowledge.store import Knowledge
 from waver.model.towers import recompute_activations
 from waver.training import parallel
@@ -27,6 +30,8 @@ STEPS = {
     "xclip": {"similarity.kind": "xclip", "model.temporal": "none"},
     "xti": {"similarity.kind": "xti", "model.temporal": "none"},
     "informed": {"knowledge.top_k": 2, "loss.knowledge": 0.5},
+    "gated": {"knowledge.top_k": 2, "knowledge.fusion": "gated", "model.frame_norm": "layer"},
+    "dropout": {"knowledge.top_k": 2, "knowledge.dropout": 0.5, "loss.distill": 1.0},
     "distilled": {
         "knowledge.top_k": 1,
         "knowledge.at_inference": False,
@@ -35,6 +40,13 @@ STEPS = {
         "loss.temperature": 2.0,
     },
     "sigmoid": {"loss.kind": "sigmoid", "knowledge.top_k": 2, "loss.knowledge": 0.5},
+    "soft targets": {
+        "knowledge.top_k": 2,
+        "knowledge.at_inference": False,
+        "loss.phrases_video": 0.4,
+        "loss.phrases_text": 0.3,
+        "loss.keep": 0.2,
+    },
     "shared captions": {"loss.shared_captions": "ignored", "knowledge.top_k": 2, "loss.knowledge": 0.5},
     "adapters": {"model.lora.rank": 2},
     "frozen": {"train.freeze": ["vision", "text.1"]},
@@ -99,15 +111,39 @@ def step(
     mine = parallel.shard(7, parallel.rank(), parallel.world_size())
     batch = make_batch(captions, rows[mine], store.read(clip_ids[mine]), config, num_pairs=7, knowledge=knowledge)
     assert batch.token_mask.shape[1] < config.text.max_words, "captions are cut to the longest of the share"
+    clips, words, spaces = teaching(knowledge, dtype)
+    batch = replace(batch, teacher_clips=clips[mine], teacher_captions=words[mine])
     student = build_student(config).to(dtype)
     freeze_student(student, config)
+    if student.fusion is not None and student.fusion.gated:
+        torch.nn.init.constant_(student.fusion.attended_gate, 0.7)
+        torch.nn.init.constant_(student.fusion.output_gate, 0.7)
     if config.train.grad_checkpointing:
         recompute_activations(student.backbone)
     forward = DistributedDataParallel(student) if parallel.world_size() > 1 else student
     training = Training(student, forward, knowledge.phrase_embeddings().to(dtype), None, None, num_steps=9)
+    training.spaces = spaces
     terms, _ = compute_gradients(training, batch, config)
     gradients = {name: p.grad for name, p in student.named_parameters() if p.requires_grad}
     return parallel.all_reduce(weighted_sum(terms, loss_weights(training, config)), "sum"), gradients
+
+
+def teaching(knowledge: Knowledge, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, Spaces]:
+    """Unit vectors of a teacher of width 5 for seven clips and their captions, and the phrases in both spaces."""
+    draw = torch.Generator().manual_seed(3)
+
+    def unit(*shape: int) -> torch.Tensor:
+        return F.normalize(torch.randn(*shape, generator=draw, dtype=torch.float64), dim=-1).to(dtype)
+
+    clips, words, theirs, ours = unit(7, 5), unit(7, 5), unit(knowledge.num_phrases, 5), unit(knowledge.num_phrases, 32)
+    return (
+        clips,
+        words,
+        Spaces(
+            PhraseSpace(theirs, clips.mean(0), words.mean(0), 0.1, 0.2),
+            PhraseSpace(ours, unit(4, 32).mean(0), unit(4, 32).mean(0), 0.3, 0.4),
+        ),
+    )
 
 
 if __name__ == "__main__":

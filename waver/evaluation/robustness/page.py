@@ -10,6 +10,7 @@ from waver.evaluation.robustness.measures import CUTOFFS
 from waver.evaluation.robustness.plots import dispersion_histogram, style_bars
 from waver.evaluation.robustness.queries import TRACKS
 from waver.evaluation.robustness.report import ALL
+from waver.evaluation.robustness.statistics import FEW_VIDEOS
 from waver.tools.files import write_text
 from waver.tools.html import html_table, write_html
 
@@ -42,8 +43,9 @@ DEFINITIONS: Mapping[str, str] = {
     "retrieved for most queries",
     "controls": "queries whose words changed so that they no longer describe their clip. A model that uses the meaning "
     "has a low R@1 on them and retrieves another top clip. They are not part of any mean",
-    "intervals": "95 %, percentile bootstrap over videos, with the same draws for all metrics; p: two-sided paired "
-    "permutation test over videos; p, Holm: corrected for all tests of a table",
+    "intervals": "95 %, percentile bootstrap over videos, with the same draws for all metrics; for a metric of fewer than "
+    f"{FEW_VIDEOS} videos, Student's t, which can reach beyond 0 and 100; none for few videos that all have the same value; "
+    "p: two-sided paired permutation test over videos; p, Holm: corrected for all tests of a table",
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from waver.evaluation.intervals import holm
 from waver.evaluation.robustness.measures import (
     CUTOFFS,
     Answers,
@@ -19,7 +20,7 @@ from waver.evaluation.robustness.measures import (
     mean_ratio,
 )
 from waver.evaluation.robustness.queries import TRACKS, Queries
-from waver.evaluation.robustness.statistics import difference_interval, draw_bootstrap, holm, interval, permutation_p
+from waver.evaluation.robustness.statistics import difference_interval, draw_bootstrap, interval, permutation_p
 
 ALL = "all"
 """Name of the union of all tracks."""

@@ -1,11 +1,17 @@
-"""Bootstrap intervals and permutation tests that resample whole videos, because queries of one video are correlated."""
+"""Intervals and permutation tests over whole videos, because queries of one video are correlated.
+
+Intervals are percentiles of a bootstrap. Metrics of few videos, such as those of a rare style, have Student's t interval of
+the linearised metric instead: the bootstrap would be too narrow, and some of its resamples would have none of the videos.
+"""
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
+from waver.evaluation.intervals import LEVEL, t_interval
 from waver.evaluation.robustness.measures import Ratio
 
-LEVEL = 0.95
+FEW_VIDEOS = 30
+"""Number of videos below which the interval of a metric is not a bootstrap's."""
 
 
 def draw_bootstrap(num_videos: int, *, resamples: int, seed: int) -> Int[np.ndarray, "resamples videos"]:
@@ -15,14 +21,19 @@ def draw_bootstrap(num_videos: int, *, resamples: int, seed: int) -> Int[np.ndar
 
 
 def interval(ratio: Ratio, bootstrap: Int[np.ndarray, "resamples videos"]) -> tuple[float, float]:
-    """Returns the 95 % percentile interval of a metric; NaN if its denominator is 0 in some resample."""
+    """Returns the 95 % interval of a metric; NaN if it has one video, or few videos that all have the same value."""
+    if _num_videos(ratio) < FEW_VIDEOS:
+        return _t_interval(ratio.value, _influences(ratio)[ratio.denominator > 0])
     return _percentiles(_resampled(ratio, bootstrap))
 
 
 def difference_interval(
     first: Ratio, second: Ratio, bootstrap: Int[np.ndarray, "resamples videos"]
 ) -> tuple[float, float]:
-    """Returns the 95 % percentile interval of `second - first`, two metrics of the same videos."""
+    """Returns the 95 % interval of `second - first`, two metrics of the same videos; NaN as in `interval`."""
+    if _num_videos(first) < FEW_VIDEOS:
+        influences = _influences(second) - _influences(first)
+        return _t_interval(second.value - first.value, influences[first.denominator > 0])
     return _percentiles(_resampled(second, bootstrap) - _resampled(first, bootstrap))
 
 
@@ -52,16 +63,28 @@ def permutation_p(first: Ratio, second: Ratio, *, resamples: int, seed: int) -> 
     return float(result.pvalue)
 
 
-def holm(p_values: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
-    """Returns p-values corrected for multiple tests, which control the family-wise error rate.
+def _num_videos(ratio: Ratio) -> int:
+    """Returns the number of videos that a metric depends on."""
+    return int(np.count_nonzero(ratio.denominator))
 
-    Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6(2), 1979.
+
+def _influences(ratio: Ratio) -> np.ndarray:
+    """Returns each video's share in the error of a metric: the first-order term of its Taylor series, which sums to 0."""
+    total = ratio.denominator.sum()
+    return (ratio.numerator - ratio.value * ratio.denominator) / total if total else np.zeros_like(ratio.denominator)
+
+
+def _t_interval(value: float, influences: np.ndarray) -> tuple[float, float]:
+    """Returns the t interval of a metric from the influences of its videos.
+
+    Few equal videos do not tell how much others vary, so they have no interval. An interval can reach beyond 0 and 100 %.
+
+    Source: Cochran, "Sampling Techniques", 3rd edition, 1977, section 6.3.
     """
-    order = np.argsort(p_values, kind="stable")
-    scaled = p_values[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty_like(p_values)
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
-    return adjusted
+    if len(influences) < 2 or np.allclose(influences, 0, atol=1e-12):
+        return float("nan"), float("nan")
+    found = t_interval(value + len(influences) * influences)
+    return found.low, found.high
 
 
 def _resampled(ratio: Ratio, bootstrap: np.ndarray) -> np.ndarray:

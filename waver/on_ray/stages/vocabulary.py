@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from waver.config import ExperimentConfig
+from waver.knowledge.phrase_file import read_phrases
 from waver.knowledge.phrases import count_phrases, installed_parser, is_same_parser, load_parser, merge_counts
 from waver.knowledge.store import Dictionary, KnowledgeError, build_dictionary, read_dictionary, write_dictionary
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
@@ -86,6 +87,8 @@ class _Counter:
 def run_vocabulary(config: ExperimentConfig, *, progress: bool = True) -> Dictionary:
     """Builds the dictionary of an experiment, or opens it if it was already built from the same captions.
 
+    With `vocabulary.file` the phrases are the lines of that file.
+
     Args:
         config: configuration of the experiment.
         progress: whether to show progress on standard error.
@@ -93,8 +96,10 @@ def run_vocabulary(config: ExperimentConfig, *, progress: bool = True) -> Dictio
     Raises:
         StartError: with everything that prevents the stage, such as a missing parser, before Ray starts.
         LockedError: if another process builds the dictionary.
-        KnowledgeError: if the captions have no phrases.
+        KnowledgeError: if the captions have no phrases, or `vocabulary.file` cannot be read.
     """
+    if config.vocabulary.file:
+        return _read_file(config)
     settings, table = config.vocabulary, open_inputs(config, "vocabulary").captions
     assert table is not None, "a dictionary cannot be built without captions"
     captions = captions_of_splits(table, settings.splits)
@@ -129,4 +134,20 @@ def run_vocabulary(config: ExperimentConfig, *, progress: bool = True) -> Dictio
         source["parser"] = installed_parser(settings.parser)
         dictionary = build_dictionary(phrases, leaky=any(split != "train" for split in settings.splits), **source)
         write_dictionary(config.dictionary, dictionary)
+    return dictionary
+
+
+def _read_file(config: ExperimentConfig) -> Dictionary:
+    """Builds the dictionary from the lines of `vocabulary.file`; an equal line counts once more."""
+    settings = config.vocabulary
+    assert settings.file is not None, "the dictionary comes from a file"
+    phrases = read_phrases(settings.file)
+    dictionary = build_dictionary(phrases, leaky=settings.leaky, file=settings.file.name)
+    if (
+        not exists(config.dictionary / "manifest.json")
+        or read_dictionary(config.dictionary).manifest != dictionary.manifest
+    ):
+        with hold_lock(config.dictionary, "writing the dictionary"):
+            write_dictionary(config.dictionary, dictionary)
+    logger.info(f"{display_path(config.dictionary)} has the {len(phrases)} phrases of {display_path(settings.file)}")
     return dictionary

@@ -188,7 +188,7 @@ def _different(configs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:
     def key(config: ExperimentConfig) -> str:
         sections = config.model_dump_json(include={"model", "video", "text", "similarity", "resources"})
         train = config.train.model_dump_json(include={"global_batch_size", "freeze"})
-        return f"{sections} {train} {config.frozen_towers} {config.uses_fusion} {config.loss.kind}"
+        return f"{sections} {train} {config.frozen_towers} {config.fusion_kind} {config.loss.kind}"
 
     return list({key(config): config for config in configs}.values())
 
@@ -257,7 +257,7 @@ def _costs(
     costs: list[TrainingCost] = []
     for config in configs:
         model = config.model_dump_json(include={"model", "video", "text", "similarity", "knowledge"})
-        key = f"{config.uses_fusion} {model}"
+        key = f"{config.fusion_kind} {model}"
         if key not in forward:
             forward[key] = count_forward(config)
         costs.append(training_cost(config, captions, forward[key]))

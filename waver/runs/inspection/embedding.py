@@ -158,7 +158,7 @@ def embed_clips(
         if not needed:
             continue
         frames, mask = (tensor.to(device) for tensor in frames_to_tensor(pixels[:needed], lengths[:needed]))
-        values = student.backbone.encode_frames(student.backbone.pixels(frames), mask)
+        values = student.encode_frames(frames, mask)
         count = needed if settings.informed else mapped
         if knowledge and count:
             assert table is not None

@@ -23,6 +23,7 @@ _PARTS = {
     "backbone.clip.logit_bias": "logit bias",
     "new_logit_bias": "logit bias",
     "backbone.": "backbone: text tower",
+    "frame_norm.": "frame norm",
     "temporal.": "temporal aggregator",
     "fusion.": "knowledge fusion",
     "text_weights.": "interaction",

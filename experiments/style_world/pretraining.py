@@ -1,0 +1,169 @@
+"""Pre-trains the backbone of the experiment on stills with short texts from all vocabularies, as CLIP read all kinds of text.
+
+It continues from the small CLIP of the quickstart, which knows fewer colours and shapes. The texts name one to four of
+colour, shape, motion and size, each attribute in the words of some vocabulary, so that no vocabulary is tied to a writer's
+sentences. No triple of validation or test is shown.
+
+A backbone that has not read some vocabularies has the same vision tower; its text tower is trained anew without their words.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from world import split_scenes
+from writers import COLOUR_WORDS, COLOURS, MOTION_WORDS, MOTIONS, SHAPE_WORDS, SHAPES, SIZES, VOCABULARIES
+
+from waver.config import load_config
+from waver.model.backbone import Backbone
+from waver.model.pretrained.weights import load_backbone
+from waver.model.tokenizer import find_tokenizer
+from waver.quickstart.alt_text import AltText
+from waver.quickstart.captions import with_articles
+from waver.quickstart.pretrain import contrastive_loss, embed_frames, embed_texts, positives, stills
+from waver.quickstart.scenes import BACKGROUNDS, Scene
+
+STEPS, PEAK_LR = 2400, 2e-3
+TEXT_STEPS, TEXT_PEAK_LR = 2000, 2e-3
+_BATCH_SIZE, _FRAMES_PER_SCENE, _TEXTS_PER_SCENE = 64, 4, 24
+_FRAMES = {
+    "common": ("{}", "the video shows {}", "we see {}", "a photo of {}"),
+    "exact": ("{}", "in this recording the camera shows {}", "we can observe {}", "the footage documents how {}"),
+    "friendly": ("{}", "haha i see {}", "omg look at {}!!", "lol so {}"),
+    "rare": ("{}", "someone painted {}", "one spots {}", "note that {}"),
+    "image": ("{}", "behold {}", "o {}", "sing of {}"),
+}
+"""Vocabulary -> what its texts begin with."""
+_NOUNS = ("thing", "one", "something", "figure")
+_ATTRIBUTES = {"colour": COLOURS, "shape": SHAPES, "motion": MOTIONS, "size": SIZES}
+
+
+def pretraining_scenes(seed: int = 0) -> list[Scene]:
+    """Returns a scene for each triple of train with each size and background."""
+    triples = sorted({(scene.colour, scene.shape, scene.motion) for scene in split_scenes()["train"]})
+    rng = random.Random(f"pre-training/{seed}")
+    return [
+        Scene(*triple, background, size, seed=rng.getrandbits(32))
+        for triple, background, size in itertools.product(triples, BACKGROUNDS, SIZES)
+    ]
+
+
+def alt_text(scene: Scene, rng: random.Random, vocabularies: Sequence[str]) -> AltText:
+    """Returns a text that names some attributes of a scene, in the words of some vocabularies."""
+    names = rng.sample(tuple(_ATTRIBUTES), rng.choice((1, 1, 2, 3, 4, 4)))
+    if names == ["size"]:
+        names.append(rng.choice(("colour", "shape", "motion")))
+    tables = {"colour": COLOUR_WORDS, "shape": SHAPE_WORDS, "motion": MOTION_WORDS, "size": {}}
+
+    def say(name: str) -> str:
+        value = getattr(scene, name)
+        if name not in names or name == "size":
+            return value if name in names else ""
+        return rng.choice(tables[name][rng.choice(vocabularies)][value])
+
+    colour, shape, motion, size = (say(name) for name in ("colour", "shape", "motion", "size"))
+    thing = shape or rng.choice(_NOUNS)
+    if colour and rng.random() < 0.4:
+        parts = [rng.choice(("a", "the")), size, thing, rng.choice(("of", "in", "with")), colour]
+    else:
+        parts = [rng.choice(("a", "the", "this")), size, colour, thing]
+    if motion:
+        parts = [*parts, rng.choice(("", "that", "and it", "as it", "she")), motion]
+    if names == ["motion"]:
+        parts = [rng.choice(("it", "she", "")), motion]
+    text = rng.choice(_FRAMES[rng.choice(vocabularies)]).format(" ".join(part for part in parts if part))
+    values = {name: getattr(scene, name) if name in names else None for name in _ATTRIBUTES}
+    return AltText(with_articles(text), background=None, **values)
+
+
+class Lessons:
+    """Stills of scenes, and texts about each, as tokens.
+
+    Args:
+        scenes: to be drawn and described.
+        vocabularies: whose words the texts use.
+        seed: of stills and texts.
+    """
+
+    def __init__(self, scenes: list[Scene], vocabularies: Sequence[str], seed: int = 0):
+        rng = random.Random(f"texts/{seed}/{vocabularies}")
+        texts = [alt_text(scene, rng, vocabularies) for scene in scenes for _ in range(_TEXTS_PER_SCENE)]
+        ids, masks = find_tokenizer("ViT-B-32")([text.text for text in texts], max_words=32)
+        shape = (len(scenes), _TEXTS_PER_SCENE, -1)
+        self.token_ids, self.masks = ids.view(shape), masks.view(shape)
+        self.text_codes, self.scene_codes = _codes(texts).view(shape), _codes(scenes)
+
+    def draw(self) -> tuple[Int[Tensor, " B"], Int[Tensor, "B N"], Bool[Tensor, "B N"], Bool[Tensor, "B B"]]:
+        """Draws scenes and a text of each: (scenes, token ids, mask, whether each text describes each scene)."""
+        chosen = torch.randperm(len(self.scene_codes))[:_BATCH_SIZE]
+        turn = torch.randint(_TEXTS_PER_SCENE, chosen.shape)
+        mask = self.masks[chosen, turn]
+        longest = int(mask.sum(1).max())
+        described = positives(self.text_codes[chosen, turn], self.scene_codes[chosen])
+        return chosen, self.token_ids[chosen, turn, :longest], mask[:, :longest], described
+
+
+def pretrain(weights: Path, seed: int = 0) -> Backbone:
+    """Trains both towers, from the weights of the quickstart's backbone."""
+    torch.manual_seed(seed)
+    backbone = _load(weights)
+    scenes = pretraining_scenes(seed)
+    lessons = Lessons(scenes, VOCABULARIES, seed)
+    _draw_new_embeddings(backbone, lessons.token_ids)
+    frames = stills(scenes, 64, num_frames=_FRAMES_PER_SCENE, seed=seed)
+
+    def images(chosen: Int[Tensor, " B"]) -> Tensor:
+        return embed_frames(backbone, frames[chosen, torch.randint(_FRAMES_PER_SCENE, chosen.shape)][:, None])
+
+    _train(backbone, list(backbone.parameters()), images, lessons, STEPS, PEAK_LR)
+    return backbone
+
+
+def _train(backbone, parameters, images, lessons: Lessons, steps: int, peak_lr: float, report_every: int = 100) -> None:
+    """Takes steps of AdamW on CLIP's loss, in which each scene that a text describes is a positive of it."""
+    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.1)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = peak_lr * min((step + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+        chosen, token_ids, mask, described = lessons.draw()
+        logits = backbone.logit_scale.exp() * embed_texts(backbone, token_ids, mask) @ images(chosen).T
+        loss = contrastive_loss(logits, described)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            backbone.logit_scale.clamp_(max=math.log(100))
+        if (step + 1) % report_every == 0:
+            print(f"step {step + 1} of {steps}, loss {loss.item():.3f}", flush=True)
+
+
+def _load(weights: Path) -> Backbone:
+    config = load_config(Path(__file__).with_name("experiment.yaml"))
+    return load_backbone(config.model.backbone, str(weights), image_size=64)
+
+
+def _draw_new_embeddings(backbone: Backbone, token_ids: Tensor) -> None:
+    """Draws embeddings of word pieces that the quickstart's backbone does not know: they are zero there."""
+    with torch.no_grad():
+        table = backbone.text.token_embedding.weight
+        used = token_ids.unique()
+        new = used[(table[used] == 0).all(dim=1)]
+        table[new] = torch.randn(len(new), table.shape[1]) * table[table.abs().sum(1) > 0].std()
+
+
+def _codes(items: Sequence[Scene | AltText]) -> Int[Tensor, "M 4"]:
+    """Returns the attributes as indices into their values; -1 for those that a text leaves out."""
+    return torch.tensor(
+        [
+            [
+                -1 if (value := getattr(item, name)) is None else values.index(value)
+                for name, values in _ATTRIBUTES.items()
+            ]
+            for item in items
+        ]
+    )
