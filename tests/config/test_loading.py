@@ -507,6 +507,28 @@ def test_the_usual_fraction_is_hashed_as_in_earlier_versions(tmp_path):
     assert load_config(write(tmp_path, now.to_yaml())).data.validation_fraction is None
 
 
+def test_styles_of_training_change_dictionary_and_digest_and_none_does_not(tmp_path):
+    """Earlier versions trained on all styles, and their runs have no such key."""
+    path = write(tmp_path, SMALL)
+    all_styles, some = load_config(path, KNOWS), load_config(path, KNOWS | {"data.train_styles": ["plain", "terse"]})
+    assert "train_styles" not in all_styles.identity()["data"]
+    assert some.identity()["data"]["train_styles"] == ["plain", "terse"]
+    assert some.digest() != all_styles.digest()
+    assert some.dictionary != all_styles.dictionary
+    assert some.knowledge_store != all_styles.knowledge_store
+    assert some.clip_store == all_styles.clip_store, "clips are decoded once for all choices of styles"
+    stored = all_styles.to_yaml().replace("  train_styles: null\n", "")
+    assert "train_styles" not in stored
+    assert load_config(write(tmp_path, stored), stored=True).digest() == all_styles.digest()
+
+
+def test_styles_of_training_are_a_setting_of_tables_only(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.train_styles"):
+        load_config(
+            write(tmp_path, SMALL), {"data.format": "msrvtt", "data.train_styles": ["plain"], "data.annotations": "a"}
+        )
+
+
 def test_released_knowledge_does_not_depend_on_the_vocabulary_settings(tmp_path):
     path, released = write(tmp_path, SMALL), {"knowledge.released": ["a.json", "b.json"]}
     base = load_config(path, released)

@@ -28,6 +28,31 @@ def test_table_of_styles_has_a_line_for_each():
     assert rows == [["plain", "50.0", "0.0"], ["chatty", "12.3", "0.0"]]
 
 
+def test_table_of_styles_says_which_were_seen_and_has_their_means():
+    console = Console(width=80, record=True, file=io.StringIO())
+    styles = {
+        name: {"t2v/R@1": value} for name, value in (("odd", 10.0), ("plain", 50.0), ("chatty", 20.0), ("new", 30.0))
+    }
+    console.print(styles_table("by style", {"a": styles}, train_styles=("chatty", "plain", "wordy")))
+    lines = [line for line in console.export_text().splitlines() if "│" in line]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+    assert rows == [
+        ["plain", "seen", "50.0"],
+        ["chatty", "seen", "20.0"],
+        ["odd", "unseen", "10.0"],
+        ["new", "unseen", "30.0"],
+        ["mean", "seen", "35.0"],
+        ["mean", "unseen", "20.0"],
+    ]
+
+
+def test_table_of_seen_styles_alone_has_no_means():
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(styles_table("by style", {"a": {"plain": {"t2v/R@1": 50.0}}}, train_styles=("plain",)))
+    assert "seen" in console.export_text()
+    assert "mean" not in console.export_text()
+
+
 def test_titles_give_chance_and_the_size_of_the_gallery():
     assert metrics_table("title", {"": chance(23)}, num_clips=23).title == "title (R@1: chance 4.3, 23 clips)"
     assert (

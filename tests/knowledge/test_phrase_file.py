@@ -8,16 +8,16 @@ from waver.knowledge.store import KnowledgeError
 
 def test_each_phrase_is_read_once_with_the_number_of_its_lines(tmp_path):
     path = tmp_path / "phrases.txt"
-    path.write_text("\ufeffriding a horse\n\n  chopping onions \nriding a horse\r\nжарит рыбу", encoding="utf-8")
+    path.write_text("\ufeffriding a horse\n\n  chopping onions \nriding a horse\r\npêche à la ligne", encoding="utf-8")
     phrases = read_phrases(path)
-    assert phrases["phrase"].to_pylist() == ["riding a horse", "chopping onions", "жарит рыбу"]
+    assert phrases["phrase"].to_pylist() == ["riding a horse", "chopping onions", "pêche à la ligne"]
     assert phrases["count"].to_pylist() == [2, 1, 1]
     assert phrases["phrase_id"].to_pylist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(None, "does not exist"), (b" \n\n", "has no phrase"), ("жарит".encode("utf-16"), "cannot be read as UTF-8")],
+    [(None, "does not exist"), (b" \n\n", "has no phrase"), ("pêche".encode("utf-16"), "cannot be read as UTF-8")],
 )
 def test_a_file_without_phrases_is_refused(tmp_path, content, expected):
     path = tmp_path / "phrases.txt"

@@ -153,7 +153,9 @@ def _print_metrics(title: str, name: str, result: Mapping[str, Any]) -> None:
     num_clips = result["gallery_size"]
     stdout.print(metrics_table(title, rows_of(result), num_clips=num_clips))
     if result["styles"]:
-        stdout.print(styles_table("by style of the caption", {name: result["styles"]}, num_clips=num_clips))
+        of_run, train_styles = {name: result["styles"]}, result["train_styles"] or ()
+        table = styles_table("by style of the caption", of_run, num_clips=num_clips, train_styles=train_styles)
+        stdout.print(table)
 
 
 def robustness(
@@ -172,7 +174,7 @@ def robustness(
     overrides: Set = [],  # noqa: B006
 ) -> None:
     """Measure how much retrieval depends on the wording of the query: by style, and for the worst style."""
-    from waver.evaluation.robustness.tables import headline_table, styles_table
+    from waver.evaluation.robustness.tables import families_table, headline_table, styles_table
     from waver.on_ray.stages.robustness import run_robustness
 
     changed = parse_overrides(overrides)
@@ -183,6 +185,7 @@ def robustness(
     folders = [local_folder(run, of_runs) for run in runs]
     report, folder = run_robustness(folders, settings, of_runs, output=output)
     stdout.print(headline_table(report))
+    stdout.print(families_table(report))
     stdout.print(styles_table(report))
     logger.info(f"report with all metrics and their definitions: {display_path(folder / 'report.html')}")
 

@@ -340,8 +340,12 @@ class ExperimentConfig(Section):
 
 
 def _hashed(data: dict[str, Any]) -> dict[str, Any]:
-    """Returns the section `data` as it is hashed: the fraction of a large data set is that of earlier versions of waver."""
+    """Returns the section `data` as it is hashed: what is as in earlier versions of waver has their hash.
+
+    They wrote the fraction of a large data set down, and trained on all styles.
+    """
     usual = data.get("validation_fraction", 0.0) is None
+    data = {key: value for key, value in data.items() if (key, value) != ("train_styles", None)}
     return data | {"validation_fraction": USUAL_FRACTION} if usual else data
 
 

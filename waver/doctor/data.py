@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from waver.config import ExperimentConfig
 from waver.data.annotations import AnnotationError, published_split, validation_source
-from waver.data.annotations.captions import SPLITS, unique_clips
+from waver.data.annotations.captions import SPLITS, describe_left_out, unique_clips
 from waver.data.annotations.published import split_digest
 from waver.data.annotations.reading import Problems
 from waver.data.annotations.videos import describe_similar, index_videos
@@ -83,6 +83,8 @@ def check_splits(config: ExperimentConfig, captions: pa.Table) -> Iterator[Findi
         if split != "train":
             found += f"; R@1: {beside(len(clips))}"
         yield Finding("ok", f"split {split}", found, details=details)
+    if left_out := describe_left_out(captions):
+        yield Finding("info", "styles of train", left_out)
     if small := find_small_validation(captions):
         yield Finding("warning", "size of validation", *small)
     yield from _compare_with_published(config, captions, held_out=held_out)

@@ -9,7 +9,6 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +18,7 @@ from waver.config import ExperimentConfig
 from waver.data.ledger import describe_failures
 from waver.evaluation.metrics import chance
 from waver.evaluation.protocols import Protocol
-from waver.evaluation.tables import metrics_table, styles_table
+from waver.evaluation.tables import mean_recall, metrics_table, styles_table
 from waver.knowledge.store import Knowledge
 from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import connect
@@ -169,18 +168,13 @@ def _summarize(results: dict[str, dict]) -> dict[str, Any]:
         "metrics_of_runs": {name: result["metrics"] for name, result in results.items()},
         "chance": chance(main["gallery_size"]),
         "styles": {name: result["styles"] for name, result in results.items()},
-        "seen_styles": {name: _mean_recall(result, SEEN_STYLES) for name, result in results.items()},
-        "unseen_styles": {name: _mean_recall(result, UNSEEN_STYLES) for name, result in results.items()},
+        "seen_styles": {name: mean_recall(result["styles"], SEEN_STYLES) for name, result in results.items()},
+        "unseen_styles": {name: mean_recall(result["styles"], UNSEEN_STYLES) for name, result in results.items()},
         "gallery_size": main["gallery_size"],
         "num_queries": main["num_queries"],
         "num_missing_clips": main["num_missing_clips"],
         "leaky": main["leaky"],
     }
-
-
-def _mean_recall(result: dict, styles: tuple[str, ...]) -> float:
-    """Returns the mean t2v/R@1 over styles."""
-    return mean(result["styles"][style]["t2v/R@1"] for style in styles)
 
 
 def _show_tables(content: dict, results: dict[str, dict], show_table: Callable[[object], None]) -> None:
@@ -189,14 +183,11 @@ def _show_tables(content: dict, results: dict[str, dict], show_table: Callable[[
     title = f"{content['num_queries']} captions in {content['gallery_size']} clips never seen in training"
     rows = {name: result["metrics"] for name, result in results.items()}
     show_table(metrics_table(title, rows | {"chance": content["chance"]}))
-    columns = {
-        name: {
-            **{f"{style}, seen in training": result["styles"][style] for style in SEEN_STYLES},
-            **{f"{style}, never seen": result["styles"][style] for style in UNSEEN_STYLES},
-            "mean of the seen": {"t2v/R@1": content["seen_styles"][name]},
-            "mean of the unseen": {"t2v/R@1": content["unseen_styles"][name]},
-        }
-        for name, result in results.items()
-    }
-    show_table(styles_table("by style of the caption", columns, num_clips=content["gallery_size"]))
+    table = styles_table(
+        "by style of the caption",
+        content["styles"],
+        num_clips=content["gallery_size"],
+        train_styles=results[MAIN_RUN]["train_styles"],
+    )
+    show_table(table)
     logger.info(REMARK)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from waver.config import ExperimentConfig
 from waver.data.annotations import validation_source
+from waver.data.annotations.captions import styles_of
 from waver.evaluation.evaluate import Evaluation
 from waver.evaluation.protocols import EvaluatedSplit, identify_protocol
 from waver.knowledge.store import Knowledge
@@ -68,6 +69,7 @@ def result_of(
         "chosen_on": chosen_on,
         "validation": evaluation.validation,
         "styles": evaluation.styles,
+        "train_styles": None if origin else list(styles_of(captions, "train")),
         "knowledge": {
             "at_inference": config.informed_at_inference,
             "control": config.knowledge.control,

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from waver.config import ExperimentConfig
 from waver.data.annotations import validation_source
+from waver.data.annotations.captions import describe_left_out
 from waver.data.clip_store import ClipStore
 from waver.evaluation.confidence import find_small_validation
 from waver.evaluation.gallery import build_gallery
@@ -137,7 +138,12 @@ def train(
 
 
 def _log_warnings(config: ExperimentConfig, captions: pa.Table, plan: RunPlan) -> None:
-    """Warns of a small validation split, a lowered batch and cut captions; counts captions that several clips share."""
+    """Warns of a small validation split, a lowered batch and cut captions.
+
+    Counts captions that several clips share, and says which clips are left out by style.
+    """
+    if left_out := describe_left_out(captions):
+        logger.info(left_out)
     if small := find_small_validation(captions):
         logger.warning("; ".join(small))
     if lowered := describe_lowered_batch(config, captions_of_clips(captions, plan.rows)):

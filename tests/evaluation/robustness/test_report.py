@@ -133,7 +133,7 @@ def test_controls_are_part_of_no_mean(report, runs, queries):
     before = report["runs"][0]
     assert again["controls"] != before["controls"]
     assert again["controls"][0]["R@1"]["value"] == 1
-    for part in ("headline", "tracks", "styles", "overall", "lost"):
+    for part in ("headline", "tracks", "styles", "families", "overall", "lost"):
         assert again[part] == before[part]
 
 
@@ -149,7 +149,7 @@ def test_styles_are_compared_with_the_references_of_their_own_clips(report, runs
 def test_the_better_run_is_found_to_be_better(report):
     (comparison,) = report["comparisons"]
     assert (comparison["first"], comparison["second"]) == ("a", "b & c")
-    assert len(comparison["tests"]) == 3 + 4
+    assert len(comparison["tests"]) == 3 + 3 + 4  # headline, families, styles
     for test in comparison["tests"]:
         assert test["p"] <= test["p_holm"] <= 1
         if test["what"] != "AO@10":
@@ -216,7 +216,8 @@ def test_the_page_says_what_a_reader_needs(report, tmp_path):
     ):
         assert word in parsed.text, word
     num_clips = report["num_clips"]
-    assert parsed.text.count(f"R@1 (chance {100 / num_clips:.1f}, {num_clips} clips)") == 1 + len(report["runs"])
+    assert parsed.text.count(f"R@1 (chance {100 / num_clips:.1f}, {num_clips} clips)") == 1 + 2 * len(report["runs"])
+    assert "worst-case R@1, all (3.5 versions a clip)" in parsed.text
     assert f"(R@1: chance {100 / num_clips:.1f}, {num_clips} clips)" in headline_table(report).title
     assert f"R@1 (chance {100 / num_clips:.1f}, {num_clips} clips)" in styles_table(report).title
     assert "<b>" not in page, "what users write is text, not HTML"

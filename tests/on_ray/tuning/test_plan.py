@@ -1,8 +1,10 @@
 """Plans of sweeps and what a dry run says of them, which need no Ray."""
 
+import json
 import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +16,7 @@ from waver.on_ray.cluster.capacity import count_fitting_workers
 from waver.on_ray.tuning.describe import asha_share, cost_estimate, describe_plan
 from waver.on_ray.tuning.plan import Plan, plan_fine_tuning, plan_sweep, trials_at_once
 from waver.on_ray.tuning.shared import check_shared, find_shared
+from waver.quickstart.world import SEEN_STYLES
 from waver.sweeps.folder import SweepError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -55,6 +58,19 @@ def test_the_sweep_of_the_quickstart_covers_the_losses_and_top_k():
     assert {"loss.distill", "loss.knowledge", "knowledge.top_k", "similarity.wti_layers"} <= plan.sweep.space.keys()
     assert trials_at_once(plan, [{"CPU": 2.0}], 0.0) == 2
     assert all(config.resources.loaders_per_worker == 0 for config in plan.configs)
+
+
+def test_the_sweep_over_writers_leaves_each_out_once_and_keeps_all_runs():
+    plan = plan_sweep(REPOSITORY / "experiments" / "sweeps" / "leave_one_writer_out.yaml")
+    left_out = Counter(
+        writer
+        for config in plan.configs
+        for writer in set(SEEN_STYLES) - set(config.data.train_styles)  # pyright: ignore[reportAttributeAccessIssue]
+    )
+    assert left_out == dict.fromkeys(SEEN_STYLES, 2), "without and with knowledge"
+    assert len({config.dictionary for config in plan.configs}) == 4
+    assert len({config.clip_store for config in plan.configs}) == 1
+    assert plan.sweep.keep_best == plan.num_trials
 
 
 @pytest.mark.parametrize(
@@ -257,6 +273,24 @@ def test_a_clip_store_whose_frames_are_gone_is_made_again_for_fine_tuning(tmp_pa
         file.unlink()
     (store, _) = find_shared(plan.configs, fine_tuned=plan.fine_tuned)
     assert not store.there
+
+
+def test_what_trials_share_is_there_only_if_it_has_the_clips_of_all_of_them(tmp_path, build_project, captions):
+    """Trials that train on different styles share a clip store, but need different clips."""
+    build_project(tmp_path, captions)
+    rows = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+    (tmp_path / "videos" / "later.mp4").touch()
+    rows = [row | {"style": "old"} for row in rows]
+    rows.append({"video": "later.mp4", "caption": "a later ball", "split": "train", "style": "new"})
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(
+        "{name: s, base: experiment.yaml, space: {data.train_styles: {grid: [[old], [new, old]]}}, search: grid}"
+    )
+    configs = plan_sweep(sweep, {"resources.workers": 1}).configs
+    assert find_shared(configs[:1])[0].there, "it has all clips of the old style"
+    (store,) = find_shared(configs)
+    assert (store.what, store.trials, store.there) == ("clip store", 2, False)
 
 
 def test_a_dictionary_with_too_few_phrases_for_a_trial_is_an_error_before_the_trials(load_knowing, knowledge):

@@ -120,6 +120,13 @@ def test_metrics_on_other_data_are_not_comparable(make):
     assert all("data.annotations" in metrics.not_comparable[0] for metrics in comparison.metrics)
 
 
+def test_validation_in_other_styles_is_not_comparable_but_test_is(make):
+    a, b = make("a", evaluation={}), make("b", evaluation={}, **{"data.train_styles": ["plain"]})
+    validation, test = compare_runs(a, b).metrics
+    assert "data.train_styles = None and ['plain']" in validation.not_comparable[0]
+    assert test.not_comparable == ()
+
+
 def test_validation_on_other_held_out_videos_is_not_comparable(make):
     a, b = make("a"), make("b", **{"data.validation_seed": 1})
     assert compare_runs(a, b).metrics[0].not_comparable == ()  # the data set has a split of its own

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from waver.tools.names import counted
+
 SPLITS = ("train", "validation", "test")
 USUAL_FRACTION = 0.05
 """Share of the training videos that is held out for validation if the configuration gives none."""
@@ -55,12 +57,15 @@ def choose_validation_videos(video_ids: Iterable[str], fraction: float | None, s
     return set(ranked[: max(1, at_least, round((fraction or USUAL_FRACTION) * len(ranked)))])
 
 
-def caption_table(captions: Iterable[Caption], *, validation: Literal["own", "held out of train"]) -> pa.Table:
+def caption_table(
+    captions: Iterable[Caption], *, validation: Literal["own", "held out of train"], left_out: int = 0
+) -> pa.Table:
     """Builds the caption table.
 
     Args:
         captions: all captions of the data set.
         validation: origin of the validation split, see `validation_source`.
+        left_out: number of clips without a caption in the styles that training reads, see `count_left_out`.
 
     Returns:
         A table of `CAPTIONS_SCHEMA`, in which (clip_id, caption_index) is unique. It is ordered by split (train, validation,
@@ -73,7 +78,8 @@ def caption_table(captions: Iterable[Caption], *, validation: Literal["own", "he
     rows = [caption for clip in ordered for caption in clip]
     columns = {name: [getattr(row, name) for row in rows] for name in Caption.__slots__}
     columns["caption_index"] = [index for clip in ordered for index in range(len(clip))]
-    schema = CAPTIONS_SCHEMA.with_metadata({"validation": validation})
+    counts = {"left_out": str(left_out)} if left_out else {}
+    schema = CAPTIONS_SCHEMA.with_metadata({"validation": validation, **counts})
     table = pa.table({name: columns[name] for name in CAPTIONS_SCHEMA.names}, schema=schema)
 
     nullable = {"start_s", "end_s", "style"}
@@ -98,3 +104,27 @@ def unique_clips(captions: pa.Table) -> pa.Table:
 def validation_source(captions: pa.Table) -> str:
     """Returns the origin of the validation split: `own` (the data set has one) or `held out of train`."""
     return (captions.schema.metadata or {}).get(b"validation", b"own").decode()
+
+
+def count_left_out(captions: pa.Table) -> int:
+    """Returns the number of clips of train and validation that the table lacks, since no caption has a style to read."""
+    return int((captions.schema.metadata or {}).get(b"left_out", b"0"))
+
+
+def describe_left_out(captions: pa.Table) -> str:
+    """Says how many clips are left out of training by their styles; empty if none is."""
+    number, styles = count_left_out(captions), ", ".join(styles_of(captions, "train"))
+    if not number:
+        return ""
+    verb = "is" if number == 1 else "are"
+    return (
+        f"{counted(number, 'clip')} of train and validation {verb} left out: none of their captions is in a style of "
+        f"data.train_styles ({styles})"
+    )
+
+
+def styles_of(captions: pa.Table, split: str) -> tuple[str, ...]:
+    """Returns the writing styles of the captions of a split, sorted; those without style do not count."""
+    return tuple(
+        sorted(pc.unique(captions["style"].filter(pc.equal(captions["split"], split)).drop_null()).to_pylist())
+    )

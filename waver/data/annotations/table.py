@@ -5,13 +5,15 @@ import re
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pyarrow as pa
+from pydantic import Field, field_validator
 
 from waver.data.annotations.captions import Caption, caption_table, choose_validation_videos
 from waver.data.annotations.options import HeldOutData
 from waver.data.annotations.reading import Problems, caption_defect, excerpt, is_text
+from waver.data.annotations.styles import keep_styles
 from waver.data.annotations.table_files.read import Row, read_table_file
 from waver.data.annotations.table_files.times import parse_segment
 from waver.data.annotations.videos import VideoFolder, index_videos, report_missing, warn_of_similar
@@ -66,6 +68,15 @@ class TableData(HeldOutData):
     """The user's own data: a table with one row per caption, in JSONL, CSV, TSV or Parquet."""
 
     format: Literal["table"]
+    train_styles: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Writing styles that training reads: train and validation keep their captions in these styles only, and so does the
+    dictionary. Clips without such a caption are not trained on. Test keeps all captions, and tables say which styles were
+    seen in training. null: all styles."""
+
+    @field_validator("train_styles")
+    @classmethod
+    def _in_one_order(cls, styles: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if styles is None else tuple(sorted(set(styles)))
 
     def load(self) -> pa.Table:
         """See `load_table`."""
@@ -75,6 +86,7 @@ class TableData(HeldOutData):
             validation_fraction=self.validation_fraction,
             validation_seed=self.validation_seed,
             allow_missing_videos=self.allow_missing_videos,
+            train_styles=self.train_styles,
         )
 
 
@@ -85,6 +97,7 @@ def load_table(
     validation_fraction: float | None,
     validation_seed: int,
     allow_missing_videos: bool,
+    train_styles: Collection[str] | None = None,
 ) -> pa.Table:
     """Reads a user's own data from a file that `read_table_file` understands.
 
@@ -107,6 +120,8 @@ def load_table(
             that split; None for the usual one, see `choose_validation_videos`.
         validation_seed: seed for choosing them; the order of the rows does not matter.
         allow_missing_videos: whether a relative path without a file is allowed.
+        train_styles: styles whose captions train and validation keep; None for all. The choice of the videos held out for
+            validation does not depend on it.
 
     Returns:
         A table of `CAPTIONS_SCHEMA` in the order of the file; paths are absolute.
@@ -126,17 +141,28 @@ def load_table(
         _check_train_size(rows, file_of, problems)
     problems.raise_if_any(annotations)
 
-    result = [row.caption() for row in parsed if row]
-    validation = "own"
-    if not any(caption.split == "validation" for caption in result):
-        validation = "held out of train"
-        train = (caption.video_id for caption in result if caption.split == "train")
-        chosen = choose_validation_videos(train, validation_fraction, validation_seed)
-        result = [
-            replace(caption, split="validation") if caption.split == "train" and caption.video_id in chosen else caption
-            for caption in result
-        ]
-    return caption_table(result, validation=validation)
+    result, validation = _hold_out([row.caption() for row in parsed if row], validation_fraction, validation_seed)
+    if train_styles is None:
+        return caption_table(result, validation=validation)
+    kept = keep_styles(result, train_styles, problems)
+    problems.raise_if_any(annotations)
+    left_out = len({caption.clip_id for caption in result}) - len({caption.clip_id for caption in kept})
+    return caption_table(kept, validation=validation, left_out=left_out)
+
+
+def _hold_out(
+    captions: list[Caption], fraction: float | None, seed: int
+) -> tuple[list[Caption], Literal["own", "held out of train"]]:
+    """Returns the captions with a validation split, and its origin: videos of train are held out if the table has none."""
+    if any(caption.split == "validation" for caption in captions):
+        return captions, "own"
+    train = (caption.video_id for caption in captions if caption.split == "train")
+    chosen = choose_validation_videos(train, fraction, seed)
+    held_out = [
+        replace(caption, split="validation") if caption.split == "train" and caption.video_id in chosen else caption
+        for caption in captions
+    ]
+    return held_out, "held out of train"
 
 
 def _locate_videos(

@@ -1,5 +1,6 @@
 """Writes the robustness report as one self-contained HTML page."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,6 +12,7 @@ from waver.evaluation.robustness.plots import dispersion_histogram, style_bars
 from waver.evaluation.robustness.queries import TRACKS
 from waver.evaluation.robustness.report import ALL
 from waver.evaluation.robustness.statistics import FEW_VIDEOS
+from waver.evaluation.robustness.tables import versions_per_clip
 from waver.tools.files import write_text
 from waver.tools.html import html_table, write_html
 
@@ -28,6 +30,9 @@ DEFINITIONS: Mapping[str, str] = {
     "chance": "R@1 of random scores, 100 / number of clips in the gallery",
     "worst-case R@K": "share of clips that are among the first K for EVERY version of their caption, including the "
     "reference; best-case R@K: for at least one version",
+    "kind of version": "versions by rules of one kind, or by people. The worst case falls with the number of versions: "
+    "compare it between runs, or between kinds with equally many. Not every rule applies to every caption: of each kind, "
+    "those clips count that have its most frequent set of versions",
     "change": "R@K of a style minus R@K of the reference captions of the same clips, in percentage points",
     "relative robustness": "R@1 of a style / R@1 of the reference captions of the same clips, "
     "= 1 - (R_reference - R_style) / R_reference (Schiappa et al., NeurIPS 2022)",
@@ -76,6 +81,8 @@ def write_page(path: Path, report: Mapping[str, Any]) -> list[str]:
         _headline(runs, beside(report["num_clips"])),
         "</div>",
         "".join(f"<p>{escape(sentence)}</p>" for sentence in missing),
+        "<h2>Worst case by kind of version</h2>",
+        *(_families(run, beside(report["num_clips"])) for run in runs),
         "<h2>Metrics by style</h2>",
         plots.get("styles", ""),
         *(_styles(run, beside(report["num_clips"])) for run in runs),
@@ -114,9 +121,28 @@ def _headline(runs: Sequence[Mapping[str, Any]], chance: str) -> str:
         ]
         for run in runs
     ]
-    return html_table(
-        ["run", f"clean R@1 ({chance})", *(f"worst-case R@1, {track}" for track in tracks), "AO@10"], rows
-    )
+    worst = (f"worst-case R@1, {track} ({versions_per_clip(runs[0], track)})" for track in tracks)
+    return html_table(["run", f"clean R@1 ({chance})", *worst, "AO@10"], rows)
+
+
+def _families(run: Mapping[str, Any], chance: str) -> str:
+    head = ["kind", "versions", "clips", f"clean R@1 ({chance})", "mean R@1 of the versions", "worst-case R@1"]
+    rows = [
+        [
+            entry["family"],
+            f"{len(entry['versions'])}: {_listed(entry['versions'])}",
+            entry["num_clips"],
+            *(_percent(entry[key]) for key in ("clean_R@1", "mean_R@1", "worst_case_R@1")),
+        ]
+        for entry in run["families"]
+    ]
+    return f"<h3>{escape(run['name'])}</h3>{html_table(head, rows)}"
+
+
+def _listed(styles: Sequence[str]) -> str:
+    """Returns styles in words; one that occurs several times with its number."""
+    counts = Counter(styles)
+    return ", ".join(style if number == 1 else f"{number} x {style}" for style, number in counts.items())
 
 
 def _styles(run: Mapping[str, Any], chance: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from waver.evaluation.intervals import holm
+from waver.evaluation.robustness.families import FamilyMetrics, compute_families
 from waver.evaluation.robustness.measures import (
     CUTOFFS,
     Answers,
@@ -42,6 +43,8 @@ class RunMetrics:
     """`reference`, track or `all` -> metrics of all its queries, of any style."""
     styles: dict[tuple[str, str], StyleMetrics]
     """(track, style) -> metrics of its queries."""
+    families: dict[str, FamilyMetrics]
+    """Kind of version, such as typing mistakes -> metrics of clips that have the same versions of it."""
     controls: dict[str, StyleMetrics]
     """Name of a control -> metrics of its queries, which no longer describe their clip."""
 
@@ -70,6 +73,7 @@ def compute_run_metrics(name: str, answers: Answers, queries: Queries) -> RunMet
             (track, style): of(queries.of_style(track, style), compute_style_metrics)
             for track, style in queries.styles(*TRACKS)
         },
+        families=compute_families(answers, queries),
         controls={
             style: of(queries.of_style("control", style), compute_style_metrics)
             for _, style in queries.styles("control")
@@ -91,8 +95,15 @@ def headline_metrics(run: RunMetrics) -> dict[str, Ratio]:
 def compare_with_baseline(
     first: RunMetrics, second: RunMetrics, bootstrap: np.ndarray, *, permutations: int, seed: int
 ) -> dict[str, Any]:
-    """Tests for differences of two runs in the headline metrics and in R@1 of each style, with Holm's correction."""
+    """Tests for differences of two runs in the headline metrics, the worst case of each family and R@1 of each style.
+
+    p-values are corrected by Holm.
+    """
     pairs = {name: (ratio, headline_metrics(second)[name]) for name, ratio in headline_metrics(first).items()}
+    pairs |= {
+        f"worst-case R@1, {family}": (metrics.worst_case, second.families[family].worst_case)
+        for family, metrics in first.families.items()
+    }
     pairs |= {
         f"R@1 {track}/{style}": (metrics.recall[1], second.styles[track, style].recall[1])
         for (track, style), metrics in first.styles.items()
@@ -163,6 +174,7 @@ def _run(run: RunMetrics, queries: Queries, bootstrap: np.ndarray) -> dict[str, 
             {"track": track, "style": style, **_style(metrics, num_clips, bootstrap)}
             for (track, style), metrics in run.styles.items()
         ],
+        "families": [_family(name, metrics, bootstrap) for name, metrics in run.families.items()],
         "controls": [
             {"control": name, **_style(metrics, num_clips, bootstrap)} for name, metrics in run.controls.items()
         ],
@@ -206,6 +218,17 @@ def _versions(metrics: VersionMetrics, bootstrap: np.ndarray) -> dict[str, Any]:
         "Jaccard@10": _ratio(metrics.jaccard, bootstrap),
         **{f"correct_and_consistent@{k}": _ratio(metrics.consistent[k], bootstrap) for k in CUTOFFS},
         "spread_of_clips": [round(float(value), 4) for value in metrics.spread],
+    }
+
+
+def _family(name: str, metrics: FamilyMetrics, bootstrap: np.ndarray) -> dict[str, Any]:
+    return {
+        "family": name,
+        "versions": list(metrics.versions),
+        "num_clips": metrics.sets.num_clips,
+        "clean_R@1": _ratio(metrics.sets.clean[1], bootstrap),
+        "mean_R@1": _ratio(metrics.queries.recall[1], bootstrap),
+        "worst_case_R@1": _ratio(metrics.worst_case, bootstrap),
     }
 
 

@@ -14,13 +14,37 @@ def headline_table(report: Mapping[str, Any]) -> Table:
     tracks = list(runs[0]["tracks"])
     title = f"{report['split']} split (R@1: {beside(report['num_clips'])}); in brackets: 95 % interval over videos"
     table = Table(title=title, title_justify="left", title_style="bold")
-    for name in ("", "clean R@1", *(f"worst case, {track}" for track in tracks), "AO@10"):
+    for name in (
+        "",
+        "clean R@1",
+        *(f"worst case, {track} ({versions_per_clip(runs[0], track)})" for track in tracks),
+        "AO@10",
+    ):
         table.add_column(name, justify="right" if name else "left")
     for run in runs:
         headline = run["headline"]
         metrics = [headline["clean R@1"], *(run["tracks"][t]["worst_case_R@1"] for t in tracks), headline["AO@10"]]
         table.add_row(run["name"], *map(_percent, metrics))
     return table
+
+
+def families_table(report: Mapping[str, Any]) -> Table:
+    """Makes a table of the worst case of each kind of version: number of versions and clips, then one column per run."""
+    runs = report["runs"]
+    title = "worst-case R@1 by kind of version; of clips that have the same versions, whose number stands beside"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("", "versions", "clips", *(run["name"] for run in runs)):
+        table.add_column(name, justify="right" if name else "left")
+    for number, entry in enumerate(runs[0]["families"]):
+        cells = (_percent(run["families"][number]["worst_case_R@1"]) for run in runs)
+        table.add_row(entry["family"], str(len(entry["versions"])), str(entry["num_clips"]), *cells)
+    return table
+
+
+def versions_per_clip(run: Mapping[str, Any], track: str) -> str:
+    """Returns the mean number of versions of a clip, on which the worst case depends, in words."""
+    entry = run["tracks"][track]
+    return f"{entry['num_versions'] / entry['num_clips']:.1f} versions a clip"
 
 
 def styles_table(report: Mapping[str, Any]) -> Table:

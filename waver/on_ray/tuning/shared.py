@@ -47,7 +47,7 @@ def find_shared(
         count: whether to count the trials that read each artifact.
     """
     return [
-        SharedArtifact(what, path, _num_trials(users, configs) if count else 0, _exists(what, users[0]))
+        SharedArtifact(what, path, _num_trials(users, configs) if count else 0, not _lacking(what, users))
         for (what, path), users in _users([*configs, *fine_tuned]).items()
     ]
 
@@ -70,13 +70,13 @@ def make_shared(
     """
     made = []
     for (what, path), users in _users([*configs, *fine_tuned]).items():
-        exists_already, start = _exists(what, users[0]), time.perf_counter()
+        lacking, start = _lacking(what, users), time.perf_counter()
         number = _num_trials(users, configs) if count else 0
-        logger.info(f"{what} of {number or 'the'} trials: {'found' if exists_already else 'making'} {path}")
-        if not exists_already:
-            _make(what, users[0])
+        logger.info(f"{what} of {number or 'the'} trials: {'making' if lacking else 'found'} {path}")
+        for config in lacking:
+            _make(what, config)
         check_shared(users)
-        made.append(SharedArtifact(what, path, number, exists_already, time.perf_counter() - start))
+        made.append(SharedArtifact(what, path, number, not lacking, time.perf_counter() - start))
     return made
 
 
@@ -100,6 +100,14 @@ def _users(configs: Iterable[ExperimentConfig]) -> dict[tuple[str, Path], list[E
     for users in knowledge.values():
         users.sort(key=lambda config: not config.informed_at_inference)
     return clips | embeddings | knowledge
+
+
+def _lacking(what: str, users: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:
+    """Returns experiments for which an artifact must still be made: of those with the same clips and captions, the first."""
+    first_of: dict[str, ExperimentConfig] = {}
+    for config in users:
+        first_of.setdefault(config.data.model_dump_json(), config)
+    return [config for config in first_of.values() if not _exists(what, config)]
 
 
 def _exists(what: str, config: ExperimentConfig) -> bool:

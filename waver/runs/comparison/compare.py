@@ -13,7 +13,10 @@ from waver.runs.origin import kind_of
 from waver.tools.object_store import display_path
 from waver.tools.section import flatten
 
-_DATA_KEYS = ("data.format", "data.split", "data.annotations", "data.videos")
+_TEST_KEYS = ("data.format", "data.split", "data.annotations")
+"""Settings on which the queries and clips of test depend."""
+_DATA_KEYS = (*_TEST_KEYS, "data.videos", "data.train_styles")
+"""Settings on which those of validation depend."""
 _OF_TRAINING = ("seed", "loss", "train", "checkpoint", "tracking", "profile")
 """Settings that say nothing of a model that waver did not train."""
 _HELD_OUT_KEYS = ("data.validation_fraction", "data.validation_seed")
@@ -192,7 +195,7 @@ def _evaluations(a: ReadRun, b: ReadRun, config: tuple[ComparisonRow, ...]) -> l
             for key, what in _PROTOCOL.items()
             if left.get(key) != right.get(key)
         ]
-        if different := _different(config, _DATA_KEYS[:3]):
+        if different := _different(config, _TEST_KEYS):
             not_comparable.append(f"other data: {'; '.join(different)}")
         cautions = [
             f"{what}: {_in_words(left.get(key))} and {_in_words(right.get(key))}"

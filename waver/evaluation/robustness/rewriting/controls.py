@@ -94,9 +94,24 @@ def swapped_object(text: str, key: str, doc: object) -> str | None:
     return None
 
 
+_CHANGED = "changed meaning"
 CONTROLS = rules_by_key(
-    Rule("negation", None, True, "the verb of the sentence negated", negation),
-    Rule("swapped_object", None, False, "a thing or person replaced by another of its kind", swapped_object),
-    Rule("swapped_direction", None, False, "a direction, place or change replaced by its opposite", swapped_direction),
+    Rule(_CHANGED, "negation", None, True, "the verb of the sentence negated", negation),
+    Rule(
+        "changed meaning",
+        "swapped_object",
+        None,
+        False,
+        "a thing or person replaced by another of its kind",
+        swapped_object,
+    ),
+    Rule(
+        "changed meaning",
+        "swapped_direction",
+        None,
+        False,
+        "a direction, place or change replaced by its opposite",
+        swapped_direction,
+    ),
 )
 """Key -> rule."""

@@ -22,6 +22,8 @@ class Rule:
     Rules of the same name differ in severity only; a higher severity includes the changes of a lower one.
     """
 
+    family: str
+    """Kind of change, such as typing mistakes, in words of a report."""
     name: str
     severity: str | None
     """Name of the severity; None for a rule without severities."""
