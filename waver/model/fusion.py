@@ -78,7 +78,7 @@ class KnowledgeFusion(nn.Module):
         """
         phrases = phrases.to(frames.dtype)
         drop = dropout_of_pairs(self.dropout, seeds) if self.dropout and seeds is not None else keep_all
-        if self.gated:
+        if self.attended_norm is None or self.output_norm is None:
             return self._add_gated(frames, phrases, drop)
         frames = self.attended_norm(frames + self._attend(frames, phrases, drop))
         return self.output_norm(frames + self._feed_forward(frames, drop))
@@ -86,7 +86,7 @@ class KnowledgeFusion(nn.Module):
     def attention(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B H F K"]:
         """Returns the attention weights of each head, which sum to 1 over the phrases; for plots and diagnostics."""
         phrases = phrases.to(frames.dtype)
-        if self.gated:
+        if self.query_norm is not None and self.phrase_norm is not None:
             frames, phrases = self.query_norm(frames), self.phrase_norm(phrases)
         return _attention_weights(self._heads(self.query(frames)), self._heads(self.key(phrases)))
 

@@ -155,11 +155,7 @@ def train_job(
     plans = [plan_epoch(config, captions, job.rows, epoch=epoch) for epoch in range(config.train.epochs)]
     steps = [batch for plan in plans for batch in plan]
     training = _start_or_resume(job, knowledge, steps, device)
-    teacher = open_teacher(config, job.teacher, store) if job.teacher else None
-    if config.uses_soft_targets:
-        assert knowledge is not None, "distributions over phrases need knowledge"
-        assert teacher is not None, "distributions over phrases need the teacher's embeddings"
-        training.spaces = build_spaces(config, captions, job.rows, knowledge, teacher).to(device)
+    teacher = _open_teacher(job, captions, store, knowledge, training)
     clips = job.embeddings.open(store)
     check_embeddings(config, training.student.backbone, clips)
     recording = None
@@ -184,6 +180,19 @@ def train_job(
         "seconds": time.perf_counter() - start,  # without the time spent waiting for capacity
         "peak_memory_bytes_of_worker": max(parallel.gather_objects(peak_rss())),
     }
+
+
+def _open_teacher(
+    job: TrainingJob, captions: pa.Table, store: ClipStore, knowledge: Knowledge | None, training: Training
+) -> FrozenEmbeddings | None:
+    """Opens the frozen teacher's embeddings, and gives the run the spaces in which it compares with phrases, if it does."""
+    if job.teacher is None:
+        return None
+    teacher = open_teacher(job.config, job.teacher, store)
+    if knowledge and job.config.uses_soft_targets:
+        spaces = build_spaces(job.config, captions, job.rows, knowledge, teacher)
+        training.spaces = spaces.to(training.student.logit_scale.device)
+    return teacher
 
 
 def _evaluate_zero_shot(
