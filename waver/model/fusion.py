@@ -86,7 +86,7 @@ class KnowledgeFusion(nn.Module):
     def attention(self, frames: Float[Tensor, "B F D"], phrases: Float[Tensor, "B K D"]) -> Float[Tensor, "B H F K"]:
         """Returns the attention weights of each head, which sum to 1 over the phrases; for plots and diagnostics."""
         phrases = phrases.to(frames.dtype)
-        if self.query_norm is not None and self.phrase_norm is not None:
+        if self.gated:
             frames, phrases = self.query_norm(frames), self.phrase_norm(phrases)
         return _attention_weights(self._heads(self.query(frames)), self._heads(self.key(phrases)))
 
