@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from runs import test_queries
-from study import seen_vocabularies
-from ways import BASELINE, WAYS, Way
-from writers import VOCABULARIES, WRITERS
 
+from experiments.style_world.runs import test_queries
+from experiments.style_world.study import seen_vocabularies
+from experiments.style_world.ways import BASELINE, WAYS, Way
+from experiments.style_world.writers import VOCABULARIES, WRITERS
 from waver.evaluation.intervals import MeanInterval, crossed_interval, holm
 from waver.tools.html import new_figure, svg
 
