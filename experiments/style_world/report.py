@@ -146,7 +146,7 @@ def gap_text(results: Results) -> str:
         f"Gap between seen and unseen writers that {BASELINE} opens in 8 epochs: {_points(opened)} points of R@1 "
         f"({len(results.rotations)} rotations x {len(results.seeds)} seeds x {results.num_clips} clips).",
         "The comparison is informative."
-        if opened.low > 0.05
+        if opened.mean > 0.05
         else "The comparison is UNINFORMATIVE: less than 5 points.",
     ]
     return "\n".join(lines)
