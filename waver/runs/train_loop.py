@@ -29,7 +29,7 @@ from waver.runs.control import Command, Interrupted, NextCommand
 from waver.runs.embeddings import RunBlocks, check_embeddings, embed_missing, run_in_process, training_needs
 from waver.runs.folder import checkpoint_name, completed_epochs, keep_checkpoint, newest_checkpoint
 from waver.runs.recording import NUM_TOP_ANSWERS, Recording
-from waver.runs.soft_targets import build_spaces, embed_for_teacher, open_teacher
+from waver.runs.soft_targets import FrozenPaths, build_spaces, embed_for_teacher, open_teacher
 from waver.tools.lock import check_lock, find_lock
 from waver.tools.memory import peak_rss
 from waver.training import parallel
@@ -56,8 +56,8 @@ class TrainingJob:
     """Whose phrases clips get; None for their own."""
     embeddings: EmbeddingPaths = field(default_factory=EmbeddingPaths)
     """Folders of the embedding stores to read; by default pixels and words are read."""
-    teacher: EmbeddingPaths | None = None
-    """Folders of the frozen teacher's embeddings of what is trained on; None if no term of the loss reads them."""
+    frozen: FrozenPaths | None = None
+    """Folders of what frozen backbones make of what is trained on; None if no term of the loss reads them."""
     start_from: Path | None = None
     """Checkpoint from whose weights a new run starts; None for pre-trained or random weights."""
 
@@ -82,7 +82,7 @@ def embed_inputs(job: TrainingJob, captions: pa.Table, *, run: RunBlocks = run_i
     job = replace(job, embeddings=embed_missing(job.config, store, needs, checkpoint=newest, run=run))
     if not job.config.uses_teacher:
         return job
-    return replace(job, teacher=embed_for_teacher(job.config, captions, store, job.rows, run=run))
+    return replace(job, frozen=embed_for_teacher(job.config, captions, store, job.rows, run=run))
 
 
 def worker_batches(
@@ -155,11 +155,11 @@ def train_job(
     plans = [plan_epoch(config, captions, job.rows, epoch=epoch) for epoch in range(config.train.epochs)]
     steps = [batch for plan in plans for batch in plan]
     training = _start_or_resume(job, knowledge, steps, device)
-    teacher = open_teacher(config, job.teacher, store) if job.teacher else None
+    teacher = open_teacher(config, job.frozen, store) if job.frozen else None
     if config.uses_soft_targets:
         assert knowledge is not None, "distributions over phrases need knowledge"
-        assert teacher is not None, "distributions over phrases need the teacher's embeddings"
-        training.spaces = build_spaces(config, captions, job.rows, knowledge, teacher).to(device)
+        assert job.frozen is not None, "distributions over phrases need the teacher's embeddings"
+        training.spaces = build_spaces(config, captions, job.rows, knowledge, job.frozen, store).to(device)
     clips = job.embeddings.open(store)
     check_embeddings(config, training.student.backbone, clips)
     recording = None
