@@ -41,7 +41,9 @@ def test_the_experiment_is_that_of_waver_on_msrvtt(repository, tmp_path):
     published = load_config(repository / "experiments/msrvtt_waver.yaml").model_dump()
     for section in ("video", "text", "similarity", "knowledge", "loss"):
         differing = {key for key, value in ours[section].items() if value != published[section][key]}
-        assert differing <= {"size"}, section  # null is the size of the backbone
+        assert differing <= {"size", "dropout"}, (
+            section
+        )  # null is the size of the backbone; the benchmarks drop nothing
     assert ours["model"] == published["model"] | {"weights": None}
 
 

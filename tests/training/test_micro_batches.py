@@ -23,7 +23,7 @@ STEPS = {
     "informed": {"loss.knowledge": 0.5},
     "sigmoid": {"loss.knowledge": 0.5, "loss.kind": "sigmoid"},
     "gated": {"knowledge.fusion": "gated", "model.frame_norm": "layer"},
-    "dropout": {"knowledge.dropout": 0.5, "loss.distill": 1},
+    "dropout": {"knowledge.dropout": 0.5, "loss.distill": 1, "loss.temperature": 2},
     "distilled": {"knowledge.at_inference": False, "loss.knowledge": 0.3, "loss.distill": 2, "loss.temperature": 2},
     "shared captions": {"loss.shared_captions": "ignored", "knowledge.top_k": 2, "loss.knowledge": 0.5},
 }

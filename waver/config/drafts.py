@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from waver.config.contradictions import contradictions
 from waver.config.earlier import BEFORE, with_settings_before
 from waver.config.experiment import ALLOW_CONTRADICTIONS, STORED, ExperimentConfig
 from waver.config.mistakes import describe_mistakes, location_of, meant_key
@@ -59,7 +60,7 @@ def draft_experiment(raw: dict[str, Any], *, stored: bool = False) -> Draft:
     draft = Draft(config, mistakes, frozenset(_uncertain_keys(problems, raw)))
     if all(problem["loc"] for problem in problems):  # then pydantic has not compared the settings with each other
         key = re.compile(r"\b[a-z]+\.[a-z_]+\b")
-        mistakes += [sentence for sentence in config.contradictions() if draft.is_certain(*key.findall(sentence))]
+        mistakes += [sentence for sentence in contradictions(config) if draft.is_certain(*key.findall(sentence))]
     return draft
 
 

@@ -7,7 +7,7 @@ BEFORE: dict[str, dict[str, Any]] = {
     "model": {"frame_norm": "none", "initialisation": "torch"},
     "vocabulary": {"file": None, "leaky": False},
     "knowledge": {
-        **{"fusion": "published", "control": "none", "dropout": 0.0, "effective_phrases": 10.0},
+        **{"control": "none", "dropout": 0.0, "effective_phrases": 10.0},
         **{"teacher": None, "matching": "cosine"},
     },
     "loss": {

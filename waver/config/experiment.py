@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,11 +9,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from waver.config.contradictions import contradictions
 from waver.config.earlier import hashed_fusion, hashed_loss, without_settings_before
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig, TextConfig, VocabularyConfig
 from waver.config.preprocessing import Preprocessing, PreprocessingError, find_preprocessing
 from waver.config.resources import EmbeddingsConfig, ResourcesConfig, StorageConfig
-from waver.config.teacher import contradictions_of_teacher, experiment_of_teacher
+from waver.config.teacher import experiment_of_teacher
 from waver.config.training import (
     PHRASE_TERMS,
     CheckpointConfig,
@@ -77,101 +77,11 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self, info: Any) -> "ExperimentConfig":
-        if info.context != ALLOW_CONTRADICTIONS and (found := list(self.contradictions(info.context == STORED))):
+        if info.context != ALLOW_CONTRADICTIONS and (
+            found := list(contradictions(self, stored=info.context == STORED))
+        ):
             raise ValueError("\n".join(found))
         return self
-
-    def contradictions(self, stored: bool = False) -> Iterator[str]:
-        """Yields a sentence for each combination of settings that cannot work; it names their dotted keys.
-
-        Args:
-            stored: whether the settings are those of a run, which an older version trained without the newest checks.
-        """
-        loss, knowledge = self.loss, self.knowledge
-        for term in ("knowledge", "distill", *PHRASE_TERMS):
-            if getattr(loss, term) and not knowledge.top_k:
-                yield (
-                    f"loss.{term} = {getattr(loss, term):g} needs phrases, but knowledge.top_k = 0: set knowledge.top_k to "
-                    "1 or more"
-                )
-        if loss.distill and knowledge.fusion == "none":
-            yield (
-                f"loss.distill = {loss.distill:g} needs videos with fused phrases, but knowledge.fusion = none: set "
-                "knowledge.fusion to gated"
-            )
-        if loss.distill and not knowledge.at_inference and not loss.informed:
-            yield (
-                f"loss.distill = {loss.distill:g} learns from videos with fused phrases, which nothing trains if "
-                "loss.informed = 0: set loss.informed to 1"
-            )
-        if not any((loss.contrastive, loss.knowledge, loss.distill)):
-            yield "loss: all weights are 0, so nothing would be learned; set loss.contrastive to 1"
-        elif not loss.contrastive and (not loss.distill or knowledge.at_inference):
-            # Some parameters would have no gradient, for which DDP would wait.
-            yield (
-                "loss.contrastive = 0: no loss would train the retrieval of videos with captions; set it above 0, or set "
-                "knowledge.at_inference to false and loss.distill above 0"
-            )
-        if knowledge.top_k > knowledge.num_matches:
-            yield (
-                f"knowledge.top_k = {knowledge.top_k} is more than knowledge.num_matches = {knowledge.num_matches}, the "
-                "number of stored phrases per clip: raise knowledge.num_matches"
-            )
-        if knowledge.control != "none" and not self.uses_knowledge:
-            yield (
-                f"knowledge.control = {knowledge.control} controls what phrases say, but the experiment uses no phrases: "
-                "set knowledge.control to none, or use phrases (knowledge.top_k)"
-            )
-        if self.uses_knowledge and self.model.weights is None:
-            yield (
-                "model.weights = null gives the teacher random weights, so its phrases would be meaningless: name a file or "
-                "a pretrained tag, or set knowledge.top_k to 0"
-            )
-        elif loss.keep and self.teacher.model.weights is None:
-            yield (
-                f"loss.keep = {loss.keep:g} keeps what the pre-trained backbone knows, but model.weights = null: name a "
-                "file or a pretrained tag, or set loss.keep to 0"
-            )
-        yield from contradictions_of_teacher(self)
-        if self.uses_teacher and self.embeddings.use == "never":
-            yield (
-                "loss.phrases_video, loss.phrases_text and loss.keep read the frozen teacher's stored embeddings, but "
-                "embeddings.use = never: set it to auto"
-            )
-        if self.model.lora and self.model.weights is None:
-            yield (
-                "model.lora adds to pre-trained weights, but model.weights = null: name a file or a pretrained tag, or set "
-                "model.lora to null"
-            )
-        if self.model.lora and self.train.freeze:
-            yield (
-                f"train.freeze = [{', '.join(self.train.freeze)}]: model.lora freezes the pre-trained weights of both "
-                "towers already: set train.freeze to [], and model.lora.where to the tower that gets additions"
-            )
-        yield from self._contradictions_of_sizes(stored)
-
-    def _contradictions_of_sizes(self, stored: bool) -> Iterator[str]:
-        """Yields the contradictions between numbers of workers, pairs and pixels."""
-        resources = self.resources
-        if 0 < (resources.gpus_per_worker or 0) < 1 and resources.max_workers > 1:
-            yield (
-                f"resources.gpus_per_worker = {resources.gpus_per_worker:g} would put several workers of a run on one "
-                "GPU, which NCCL does not support: use 1 GPU per worker, or 1 worker"
-            )
-        if 2 * resources.max_workers > self.train.global_batch_size:
-            yield (
-                f"resources.workers = {resources.max_workers} is more than half of train.global_batch_size = "
-                f"{self.train.global_batch_size}: in a small batch some workers would have no pair; lower resources.workers"
-            )
-        backbone, size = self.model.backbone, self.video.size
-        vision = backbone.get("vision_cfg") if isinstance(backbone, dict) else None
-        asked = vision.get("image_size", size) if isinstance(vision, dict) else size
-        if isinstance(asked, list | tuple) and len(set(asked)) > 1:
-            yield f"model.backbone: its vision_cfg has image_size = {list(asked)}, but waver's frames are squares"
-        elif size and asked not in (size, [size, size]) and not stored:
-            yield (
-                f"model.backbone: its vision_cfg has image_size = {asked}, but video.size = {size}: remove one of them"
-            )
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -1,6 +1,5 @@
 """The section `knowledge.teacher`: a frozen teacher other than the student's own backbone."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
@@ -53,35 +52,3 @@ def experiment_of_teacher(config: "ExperimentConfig") -> "ExperimentConfig":
         frames |= {"size": None, "resize": None, "interpolation": None}
     sections = {"model": model.model_copy(update=teacher), "video": video.model_copy(update=frames)}
     return config.model_copy(update=sections | {"knowledge": config.knowledge.model_copy(update={"teacher": None})})
-
-
-def contradictions_of_teacher(config: "ExperimentConfig") -> Iterator[str]:
-    """Yields a sentence for each way in which the teacher cannot work or is not used."""
-    knowledge, asked = config.knowledge, config.knowledge.teacher
-    if knowledge.matching == "centred" and knowledge.released:
-        yield (
-            "knowledge.matching = centred, but knowledge.released names phrases that are matched already: set "
-            "knowledge.matching to cosine"
-        )
-    if knowledge.matching == "centred" and config.embeddings.use == "never":
-        yield (
-            "knowledge.matching = centred reads the stored embeddings of the training clips, but embeddings.use = never: "
-            "set it to auto"
-        )
-    if asked is None:
-        return
-    if asked.backbone not in (None, config.model.backbone) and asked.weights is None:
-        yield (
-            "knowledge.teacher.backbone is another than model.backbone, but knowledge.teacher.weights is not set: name a "
-            "file of its weights or a pretrained tag"
-        )
-    if knowledge.released:
-        yield (
-            "knowledge.released names phrases that another teacher has matched, so that knowledge.teacher would match "
-            "nothing: remove one of them"
-        )
-    elif not config.uses_knowledge and not config.uses_teacher:
-        yield (
-            "knowledge.teacher is set, but the experiment uses no phrases and no loss learns from the teacher: remove it, "
-            "or use phrases (knowledge.top_k), loss.phrases_video, loss.phrases_text or loss.keep"
-        )

@@ -22,7 +22,8 @@ class LossConfig(Section):
     contrastive: NotNegative = 1.0
     """Weight of the contrastive loss between captions and videos (with fused phrases if knowledge.at_inference is true)."""
     knowledge: NotNegative = 0.0
-    """Weight of the contrastive loss between the phrases of a clip and its video without fused phrases."""
+    """Weight of the contrastive loss between the phrases of a clip and its video without fused phrases. Like all terms but
+    contrastive, which is the one loss of the released code of WAVER, it is an extension of waver."""
     distill: NotNegative = 0.0
     """Weight of the distillation loss: similarities of videos without fused phrases learn from those with fused phrases."""
     informed: NotNegative = 1.0

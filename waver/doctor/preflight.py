@@ -10,15 +10,12 @@ from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.doctor import data, machine
 from waver.doctor.findings import Checks, Finding, Stage
+from waver.doctor.run import check_resumed_checkpoint, check_started_from, check_training, check_writers
 from waver.doctor.stages import (
     check_checkpoint,
     check_evaluated_knowledge,
     check_evaluated_split,
     check_phrases,
-    check_resumed_checkpoint,
-    check_started_from,
-    check_training,
-    check_writers,
     find_knowledge,
     find_store,
 )

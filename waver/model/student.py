@@ -9,7 +9,8 @@
 
 The same weights embed a clip in two ways: plain, from its frames alone, and informed by its K phrases.
 
-Source: WAVER (arXiv 2312.09507), with the temporal aggregators of CLIP4Clip (arXiv 2104.08860).
+Source: WAVER (arXiv 2312.09507), with the temporal aggregators of CLIP4Clip (arXiv 2104.08860). The released code of WAVER
+embeds informed videos alone; a student that retrieves plain ones is an extension of waver.
 """
 
 # pyright: reportMissingTypeStubs=false

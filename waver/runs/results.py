@@ -70,12 +70,17 @@ def result_of(
         "validation": evaluation.validation,
         "styles": evaluation.styles,
         "train_styles": None if origin else list(styles_of(captions, "train")),
-        "knowledge": {"at_inference": config.informed_at_inference, "control": control, "learned_from": learned},
+        "knowledge": _describe_knowledge(config, learned),
         "leaky": leaky,
         "device": evaluation.device,
         "precision": evaluation.precision,
         "config": config.digest(),
     }
+
+
+def _describe_knowledge(config: ExperimentConfig, learned: dict[str, Any] | None) -> dict[str, Any]:
+    at_inference, control = config.informed_at_inference, config.knowledge.control
+    return {"at_inference": at_inference, "control": control, "learned_from": learned}
 
 
 def evaluated_split(

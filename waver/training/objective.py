@@ -7,7 +7,8 @@ To add a loss term: write its function and a row of `LOSS_TERMS`, and add its we
 `waver/config/training.py`. A term that reads phrases or informed videos also needs `ExperimentConfig` to require them (its
 validator, `uses_fusion` and `uses_knowledge` in `waver/config/experiment.py`). Other terms need nothing else.
 
-Source: WAVER (arXiv 2312.09507).
+Source: `contrastive` with informed videos is the one loss of the released code of WAVER (arXiv 2312.09507). `distill`,
+`informed` and `knowledge`, and the retrieval of plain videos, are extensions of waver.
 """
 
 import functools
