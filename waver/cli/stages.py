@@ -102,7 +102,7 @@ def match(config: Config, workers: Workers = None, overrides: Set = [], print_co
     if print_config:
         print_resolved_config(experiment)
         return
-    from waver.knowledge.store import TooFewPhrasesError
+    from waver.knowledge.errors import TooFewPhrasesError
     from waver.on_ray.stages.match import run_match
     from waver.runs.inputs import LEAKY, check_top_k
 

@@ -33,13 +33,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from waver.knowledge.control import Control, ControlKind
+from waver.knowledge.errors import KnowledgeError
+from waver.knowledge.phrase_table import load_tensor, read_phrase_table
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
-from waver.tools.errors import WaverError
 from waver.tools.files import atomic_write, read_manifest, write_json
 from waver.tools.object_store import display_path, exists, fetch, fetch_folder, list_names
 
@@ -54,14 +54,6 @@ the teacher is the student's own backbone."""
 
 
 MEAN_FILE = "clip_mean.safetensors"
-
-
-class KnowledgeError(WaverError):
-    """A dictionary or knowledge is missing, damaged, or belongs to other data or settings."""
-
-
-class TooFewPhrasesError(KnowledgeError):
-    """Each clip has fewer phrases than `knowledge.top_k`; matching again would not change that."""
 
 
 @dataclass(frozen=True)
@@ -226,22 +218,7 @@ class Knowledge:
         Raises:
             KnowledgeError: if some are missing or damaged, or a value is NaN or infinite.
         """
-        folder = self.embeddings_folder(space)
-        files = fetch_folder(folder, "*.safetensors")
-        parts = [_load(file, "embeddings", "embeds its phrases") for file in files]
-        if sum(map(len, parts)) != self.num_phrases:
-            raise KnowledgeError(
-                f"{display_path(folder)} has embeddings of {sum(map(len, parts))} of {self.num_phrases} phrases: run "
-                "`waver match CONFIG`, which computes what is missing"
-            )
-        for file, part in zip(files, parts, strict=True):
-            if len(bad := (~part.isfinite().all(dim=1)).nonzero()):
-                phrase = self.phrases[int(Path(file).stem) + int(bad[0])]
-                raise KnowledgeError(
-                    f"{display_path(file)} has values that are NaN or infinite, for {len(bad)} of {len(part)} phrases "
-                    f"(the first: {phrase!r}): delete the file and run `waver match CONFIG`, which embeds its phrases again"
-                )
-        return torch.cat(parts)
+        return read_phrase_table(self.embeddings_folder(space), self.phrases)
 
     def clip_mean(self) -> Float[Tensor, " D"] | None:
         """Reads the teacher's mean training clip, which matching subtracts from clips; None if matches are cosines.
@@ -256,7 +233,7 @@ class Knowledge:
                 f"{display_path(self.path / MEAN_FILE)} is missing: delete {display_path(self.path)} and run "
                 "`waver match CONFIG`, since other matches than those with this mean cannot be compared"
             )
-        return _load(fetch(self.path / MEAN_FILE), "clip_mean", "computes it")
+        return load_tensor(fetch(self.path / MEAN_FILE), "clip_mean", "computes it")
 
     def summary(self) -> dict[str, Any]:
         """Returns the entries about this knowledge that results and checkpoints store."""
@@ -348,14 +325,3 @@ def mark_complete(folder: Path) -> Knowledge:
     knowledge = Knowledge(folder)
     write_json(folder / "manifest.json", {**knowledge.manifest, "complete": True, "num_clips": len(knowledge.matches)})
     return Knowledge(folder)
-
-
-def _load(file: Path, name: str, again: str) -> Tensor:
-    """Reads a tensor of a file; `again` says what `waver match` does if the file is deleted."""
-    try:
-        return load_file(file)[name]
-    except (SafetensorError, OSError) as error:
-        raise KnowledgeError(
-            f"{display_path(file.parent)} has a file that cannot be read ({file.name}: {error}): delete the file and run "
-            f"`waver match CONFIG`, which {again} again"
-        ) from error

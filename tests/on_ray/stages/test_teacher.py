@@ -16,7 +16,8 @@ from shared_fixtures import BACKBONE, TINY
 from waver.config import ExperimentConfig, load_config
 from waver.data.clip_store import ClipStore
 from waver.doctor.findings import StartError
-from waver.knowledge.store import Knowledge, KnowledgeError
+from waver.knowledge.errors import KnowledgeError
+from waver.knowledge.store import Knowledge
 from waver.model.interaction import last_token
 from waver.model.pretrained.weights import load_backbone
 from waver.on_ray.stages.embed import run_embed

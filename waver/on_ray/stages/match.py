@@ -22,12 +22,12 @@ from torch import Tensor
 from waver.config import ExperimentConfig
 from waver.data.clip_store import ClipStore
 from waver.data.embedded_clips import EmbeddingPaths
+from waver.knowledge.errors import KnowledgeError
 from waver.knowledge.released import read_released
 from waver.knowledge.store import (
     MEAN_FILE,
     Dictionary,
     Knowledge,
-    KnowledgeError,
     Space,
     create_knowledge,
     mark_complete,

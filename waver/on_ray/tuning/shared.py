@@ -9,7 +9,8 @@ from pathlib import Path
 from waver.config import ExperimentConfig
 from waver.data.embedding_store import EmbeddingError
 from waver.data.ledger import StoreError
-from waver.knowledge.store import Knowledge, KnowledgeError, TooFewPhrasesError
+from waver.knowledge.errors import KnowledgeError, TooFewPhrasesError
+from waver.knowledge.store import Knowledge
 from waver.on_ray.stages.embed import choose_runner, embed
 from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
