@@ -84,10 +84,7 @@ def match(
         ClusterTooSmallError: if the cluster is too small for the minimum of resources.workers.
     """
     knowledge = open_knowledge_folder(config, dictionary, imported=released is not None)
-    embed_dictionary(knowledge, config, progress=progress)
-    if released is not None:
-        return import_matches(knowledge, released)
-    return _fill(knowledge, config, clip_ids, store, train_ids, progress=progress)
+    return _fill(knowledge, config, clip_ids, store, released, train_ids, progress=progress)
 
 
 def open_knowledge_folder(config: ExperimentConfig, dictionary: Dictionary, *, imported: bool) -> Knowledge:
@@ -109,7 +106,7 @@ def open_knowledge_folder(config: ExperimentConfig, dictionary: Dictionary, *, i
     )
 
 
-def embed_dictionary(knowledge: Knowledge, config: ExperimentConfig, *, progress: bool) -> None:
+def _embed_dictionary(knowledge: Knowledge, config: ExperimentConfig, *, progress: bool) -> None:
     """Embeds the phrases that are not embedded yet: by the student's own backbone and by the teacher, if it is another."""
     run, folder = choose_runner(config), knowledge.path
     spaces: list[Space] = ["student", "teacher"] if config.has_other_teacher else ["student"]
@@ -125,7 +122,7 @@ def embed_dictionary(knowledge: Knowledge, config: ExperimentConfig, *, progress
                 pass
 
 
-def import_matches(knowledge: Knowledge, released: pa.Table) -> Knowledge:
+def _import_matches(knowledge: Knowledge, released: pa.Table) -> Knowledge:
     """Imports the phrases of the clips that have none yet; `released` is a table of MATCHES_SCHEMA."""
     unmatched = pa.array(knowledge.unmatched_clips(released["clip_id"].to_pylist()), pa.string())
     write_matches(knowledge.path, released.filter(pc.is_in(released["clip_id"], value_set=unmatched)))
@@ -138,11 +135,15 @@ def _fill(
     config: ExperimentConfig,
     clip_ids: list[str],
     store: ClipStore,
+    released: pa.Table | None,
     train_ids: Sequence[str],
     *,
     progress: bool,
 ) -> Knowledge:
-    """Matches the clips that are not matched yet."""
+    """Does the work of `match` in the folder of the knowledge."""
+    _embed_dictionary(knowledge, config, progress=progress)
+    if released is not None:
+        return _import_matches(knowledge, released)
     folder, num_matches = knowledge.path, knowledge.manifest["num_matches"]
     teacher, run, todo = config.teacher, choose_runner(config), knowledge.unmatched_clips(clip_ids)
     logger.info(
@@ -170,14 +171,21 @@ def _mean_clip(teacher: ExperimentConfig, store: ClipStore, clip_ids: Sequence[s
     """Returns the teacher's mean clip, in this process and in the order of the ids, whatever the number of workers.
 
     Raises:
-        KnowledgeError: if there is no clip.
+        EmbeddingError: if stored embeddings were computed with other weights.
+        KnowledgeError: if there is no clip, or values are NaN or infinite.
     """
     if not clip_ids:
         raise KnowledgeError("knowledge.matching = centred, but no training clip has frames: set it to cosine")
     clips = embed(teacher, store, Needs(clip_ids), progress=progress).open(store)
+    check_embeddings(teacher, build_teacher(teacher).backbone, clips)
     total = torch.zeros((), dtype=torch.float64)
     for first in range(0, len(clip_ids), CLIPS_PER_BLOCK):
         total = total + mean_frames(*clips.read(clip_ids[first : first + CLIPS_PER_BLOCK])).double().sum(dim=0)
+    if not total.isfinite().all():
+        raise KnowledgeError(
+            "the teacher's embeddings of training clips have values that are NaN or infinite: its weights are probably "
+            "damaged; name an intact copy"
+        )
     return (total / len(clip_ids)).float()
 
 
@@ -266,14 +274,14 @@ def run_match(config: ExperimentConfig, *, progress: bool = True) -> Knowledge:
     else:
         dictionary, matches = open_dictionary(config, inputs.captions), None
     train = set(inputs.captions["clip_id"].filter(pc.equal(inputs.captions["split"], "train")).to_pylist())
-    given = (config, clip_ids, store, dictionary)
-    options = {"released": matches, "train_ids": [clip for clip in clip_ids if clip in train], "progress": progress}
+    train_ids = [clip_id for clip_id in clip_ids if clip_id in train]
     with hold_lock(config.knowledge_store, "matching"):
-        open_knowledge_folder(config, dictionary, imported=matches is not None)
+        knowledge = open_knowledge_folder(config, dictionary, imported=matches is not None)
         if config.teacher.model.weights:
             logger.info(weights_text(config.teacher.model.backbone, config.teacher.model.weights))
+        work = (knowledge, config, clip_ids, store, matches, train_ids)
         if runs_in_process(config.resources):
-            return match(*given, **options)
+            return _fill(*work, progress=progress)
         with connect(num_cpus=local_cpus(config)) as description:
             logger.info(description)
-            return match(*given, **options)
+            return _fill(*work, progress=progress)
