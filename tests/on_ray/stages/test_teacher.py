@@ -27,6 +27,7 @@ from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.train import run_training
 from waver.on_ray.stages.vocabulary import run_vocabulary
+from waver.on_ray.tuning.shared import find_shared, make_shared
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import load_captions, open_store
 from waver.runs.soft_targets import build_spaces, embed_for_teacher, is_embedded_for_teacher
@@ -216,6 +217,26 @@ def test_embed_also_fills_the_stores_of_the_teacher(config, known):
     assert report.frozen.teacher.frames == config.teacher.frame_embeddings
     assert report.frozen.teacher.tokens == config.teacher.token_embeddings
     assert report.frozen.student.frames == config.frame_embeddings
+
+
+def test_a_sweep_makes_what_the_teacher_reads_before_its_trials(project, config, known):
+    captions = load_captions(config)
+    store = open_store(config, captions)
+    embed_for_teacher(config, captions, store, training_rows(captions, store), progress=False)
+    found = {(artifact.what, artifact.path): artifact.there for artifact in find_shared([config])}
+    assert found == {
+        ("clip store", config.clip_store): True,
+        ("clip store", config.teacher.clip_store): True,
+        ("embeddings by the teacher", config.teacher.frame_embeddings): True,
+        ("knowledge", config.knowledge_store): True,
+    }
+    other = experiment(project, **{"knowledge.teacher.frames": 4})
+    missing = {artifact.path for artifact in find_shared([config, other]) if not artifact.there}
+    of_other = {other.teacher.clip_store, other.teacher.frame_embeddings, other.knowledge_store}
+    assert missing == of_other
+    make_shared([other])
+    assert all(artifact.there for artifact in find_shared([config, other]))
+    assert len(Knowledge(other.knowledge_store).matches) == 15
 
 
 def test_a_run_learns_from_the_teacher_and_is_evaluated(run, config):
