@@ -1,6 +1,6 @@
 """Compares ways of fine-tuning on writers whom training never saw.
 
-    python experiments/style_world [--output style_world] [--rotations 5] [--seeds 5]
+    python -m experiments.style_world [--output style_world] [--rotations 5] [--seeds 5]
 
 1. Renders the world, decodes it, and embeds frames and captions with the pre-trained backbone, once.
 2. Builds the dictionaries of each rotation, and matches their phrases with the clips.
@@ -20,13 +20,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from dictionaries import random_words, shuffled_words, write_phrases
-from report import write_report
-from runs import Job
-from study import NUM_ROTATIONS, Asked, Place, run_all
-from ways import DECAY, WAYS, Way
-from world import render_world
 
+from experiments.style_world.dictionaries import random_words, shuffled_words, write_phrases
+from experiments.style_world.report import write_report
+from experiments.style_world.runs import Job
+from experiments.style_world.study import NUM_ROTATIONS, Asked, Place, run_all
+from experiments.style_world.ways import DECAY, WAYS, Way
+from experiments.style_world.world import render_world
 from waver.config import parse_overrides
 from waver.knowledge.store import Dictionary
 from waver.on_ray.cluster.connection import connect

@@ -1,24 +1,35 @@
 """Pre-trains the backbone of the experiment on stills with short texts of all vocabularies, as CLIP reads wide text.
 
-It continues from the small CLIP of the quickstart, which knows fewer colours and shapes. The texts name one to four of
-colour, shape, motion and size, each attribute in the words of some vocabulary, so that no vocabulary is tied to a writer's
-sentences. No triple of validation or test is shown.
+    python -m experiments.style_world.pretraining
 
-A backbone that has not read some vocabularies has the same vision tower; its text tower is trained anew without their words.
+It continues from the small CLIP of the quickstart, which knows fewer colours and shapes, and writes `backbone.safetensors`
+beside this file. The texts name one to four of colour, shape, motion and size, each attribute in the words of some
+vocabulary, so that no vocabulary is tied to a writer's sentences. No triple of validation or test is shown. The same machine
+writes the same weights.
 """
 
 import itertools
 import math
 import random
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from world import split_scenes
-from writers import COLOUR_WORDS, COLOURS, MOTION_WORDS, MOTIONS, SHAPE_WORDS, SHAPES, SIZES, VOCABULARIES
 
+from experiments.style_world.world import split_scenes
+from experiments.style_world.writers import (
+    COLOUR_WORDS,
+    COLOURS,
+    MOTION_WORDS,
+    MOTIONS,
+    SHAPE_WORDS,
+    SHAPES,
+    SIZES,
+    VOCABULARIES,
+)
 from waver.config import load_config
 from waver.model.backbone import Backbone
 from waver.model.pretrained.weights import load_backbone
@@ -27,10 +38,10 @@ from waver.quickstart.alt_text import AltText
 from waver.quickstart.captions import with_articles
 from waver.quickstart.pretrain import contrastive_loss, embed_frames, embed_texts, positives, stills
 from waver.quickstart.scenes import BACKGROUNDS, Scene
+from waver.quickstart.weights import pack, write_backbone
 
 STEPS, PEAK_LR = 2400, 2e-3
-TEXT_STEPS, TEXT_PEAK_LR = 2000, 2e-3
-_BATCH_SIZE, _FRAMES_PER_SCENE, _TEXTS_PER_SCENE = 64, 4, 24
+_IMAGE_SIZE, _BATCH_SIZE, _FRAMES_PER_SCENE, _TEXTS_PER_SCENE = 64, 64, 4, 24
 _FRAMES = {
     "common": ("{}", "the video shows {}", "we see {}", "a photo of {}"),
     "exact": ("{}", "in this recording the camera shows {}", "we can observe {}", "the footage documents how {}"),
@@ -53,8 +64,8 @@ def pretraining_scenes(seed: int = 0) -> list[Scene]:
     ]
 
 
-def alt_text(scene: Scene, rng: random.Random, vocabularies: Sequence[str]) -> AltText:
-    """Returns a text that names some attributes of a scene, in the words of some vocabularies."""
+def alt_text(scene: Scene, rng: random.Random) -> AltText:
+    """Returns a text that names some attributes of a scene, each in the words of some vocabulary."""
     names = rng.sample(tuple(_ATTRIBUTES), rng.choice((1, 1, 2, 3, 4, 4)))
     if names == ["size"]:
         names.append(rng.choice(("colour", "shape", "motion")))
@@ -64,7 +75,7 @@ def alt_text(scene: Scene, rng: random.Random, vocabularies: Sequence[str]) -> A
         value = getattr(scene, name)
         if name not in names or name == "size":
             return value if name in names else ""
-        return rng.choice(tables[name][rng.choice(vocabularies)][value])
+        return rng.choice(tables[name][rng.choice(VOCABULARIES)][value])
 
     colour, shape, motion, size = (say(name) for name in ("colour", "shape", "motion", "size"))
     thing = shape or rng.choice(_NOUNS)
@@ -76,7 +87,7 @@ def alt_text(scene: Scene, rng: random.Random, vocabularies: Sequence[str]) -> A
         parts = [*parts, rng.choice(("", "that", "and it", "as it", "she")), motion]
     if names == ["motion"]:
         parts = [rng.choice(("it", "she", "")), motion]
-    text = rng.choice(_FRAMES[rng.choice(vocabularies)]).format(" ".join(part for part in parts if part))
+    text = rng.choice(_FRAMES[rng.choice(VOCABULARIES)]).format(" ".join(part for part in parts if part))
     values = {name: getattr(scene, name) if name in names else None for name in _ATTRIBUTES}
     return AltText(with_articles(text), background=None, **values)
 
@@ -86,13 +97,12 @@ class Lessons:
 
     Args:
         scenes: to be drawn and described.
-        vocabularies: whose words the texts use.
         seed: of stills and texts.
     """
 
-    def __init__(self, scenes: list[Scene], vocabularies: Sequence[str], seed: int = 0):
-        rng = random.Random(f"texts/{seed}/{vocabularies}")
-        texts = [alt_text(scene, rng, vocabularies) for scene in scenes for _ in range(_TEXTS_PER_SCENE)]
+    def __init__(self, scenes: list[Scene], seed: int = 0):
+        rng = random.Random(f"texts/{seed}")
+        texts = [alt_text(scene, rng) for scene in scenes for _ in range(_TEXTS_PER_SCENE)]
         ids, masks = find_tokenizer("ViT-B-32")([text.text for text in texts], max_words=32)
         shape = (len(scenes), _TEXTS_PER_SCENE, -1)
         self.token_ids, self.masks = ids.view(shape), masks.view(shape)
@@ -108,43 +118,50 @@ class Lessons:
         return chosen, self.token_ids[chosen, turn, :longest], mask[:, :longest], described
 
 
-def pretrain(weights: Path, seed: int = 0) -> Backbone:
-    """Trains both towers, from the weights of the quickstart's backbone."""
+def main() -> None:
+    """Pre-trains the backbone and writes it beside this file."""
+    torch.set_num_threads(1)
+    state = {name: tensor.detach() for name, tensor in pretrain().clip.state_dict().items()}
+    embedding = state["token_embedding.weight"]
+    rows = embedding.abs().sum(dim=1).nonzero()[:, 0]
+    pack(state | {"token_embedding.weight": embedding[rows]}, rows, Path(__file__).with_name("backbone.safetensors"))
+
+
+def pretrain(seed: int = 0, steps: int = STEPS) -> Backbone:
+    """Trains both towers, from the weights of the quickstart's backbone, with CLIP's loss.
+
+    A text describes every scene of the batch that has the attributes it names; all of them are positives of it.
+    """
     torch.manual_seed(seed)
-    backbone = _load(weights)
     scenes = pretraining_scenes(seed)
-    lessons = Lessons(scenes, VOCABULARIES, seed)
+    lessons = Lessons(scenes, seed)
+    backbone = _quickstart_backbone()
     _draw_new_embeddings(backbone, lessons.token_ids)
-    frames = stills(scenes, 64, num_frames=_FRAMES_PER_SCENE, seed=seed)
-
-    def images(chosen: Int[Tensor, " B"]) -> Tensor:
-        return embed_frames(backbone, frames[chosen, torch.randint(_FRAMES_PER_SCENE, chosen.shape)][:, None])
-
-    _train(backbone, list(backbone.parameters()), images, lessons, STEPS, PEAK_LR)
-    return backbone
-
-
-def _train(backbone, parameters, images, lessons: Lessons, steps: int, peak_lr: float, report_every: int = 100) -> None:
-    """Takes steps of AdamW on CLIP's loss, in which each scene that a text describes is a positive of it."""
-    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.1)
+    frames = stills(scenes, _IMAGE_SIZE, num_frames=_FRAMES_PER_SCENE, seed=seed)
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.1)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = peak_lr * min((step + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+            group["lr"] = PEAK_LR * min((step + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * step / steps))
         chosen, token_ids, mask, described = lessons.draw()
-        logits = backbone.logit_scale.exp() * embed_texts(backbone, token_ids, mask) @ images(chosen).T
+        images = embed_frames(backbone, frames[chosen, torch.randint(_FRAMES_PER_SCENE, chosen.shape)][:, None])
+        logits = backbone.logit_scale.exp() * embed_texts(backbone, token_ids, mask) @ images.T
         loss = contrastive_loss(logits, described)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
             backbone.logit_scale.clamp_(max=math.log(100))
-        if (step + 1) % report_every == 0:
+        if (step + 1) % 100 == 0:
             print(f"step {step + 1} of {steps}, loss {loss.item():.3f}", flush=True)
+    return backbone
 
 
-def _load(weights: Path) -> Backbone:
+def _quickstart_backbone() -> Backbone:
     config = load_config(Path(__file__).with_name("experiment.yaml"))
-    return load_backbone(config.model.backbone, str(weights), image_size=64)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "backbone.safetensors"
+        write_backbone(weights)
+        return load_backbone(config.model.backbone, str(weights), image_size=_IMAGE_SIZE)
 
 
 def _draw_new_embeddings(backbone: Backbone, token_ids: Tensor) -> None:
@@ -167,3 +184,7 @@ def _codes(items: Sequence[Scene | AltText]) -> Int[Tensor, "M 4"]:
             for item in items
         ]
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from runs import test_queries
-from study import seen_vocabularies
-from ways import BASELINE, WAYS, Way
-from writers import VOCABULARIES, WRITERS
 
+from experiments.style_world.runs import test_queries
+from experiments.style_world.study import seen_vocabularies
+from experiments.style_world.ways import BASELINE, WAYS, Way
+from experiments.style_world.writers import VOCABULARIES, WRITERS
 from waver.evaluation.intervals import MeanInterval, crossed_interval, holm
 from waver.tools.html import new_figure, svg
 
@@ -146,7 +146,7 @@ def gap_text(results: Results) -> str:
         f"Gap between seen and unseen writers that {BASELINE} opens in 8 epochs: {_points(opened)} points of R@1 "
         f"({len(results.rotations)} rotations x {len(results.seeds)} seeds x {results.num_clips} clips).",
         "The comparison is informative."
-        if opened.low > 0.05
+        if opened.mean > 0.05
         else "The comparison is UNINFORMATIVE: less than 5 points.",
     ]
     return "\n".join(lines)

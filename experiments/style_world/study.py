@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import ray
-from runs import Job, run
-from ways import DECAY, Way
-from writers import VOCABULARIES, writers_of
 
+from experiments.style_world.runs import Job, run
+from experiments.style_world.ways import DECAY, Way
+from experiments.style_world.writers import VOCABULARIES, writers_of
 from waver.config import ExperimentConfig, load_config
 from waver.tools.files import atomic_write
 from waver.tools.progress import track_progress

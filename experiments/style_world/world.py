@@ -11,8 +11,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from writers import COLOURS, MOTIONS, SHAPES, SIZES, VOCABULARIES, caption, writers_of
-
+from experiments.style_world.writers import COLOURS, MOTIONS, SHAPES, SIZES, VOCABULARIES, caption, writers_of
 from waver.quickstart.drawing import draw
 from waver.quickstart.scenes import BACKGROUNDS, Scene
 from waver.quickstart.video_files import encode

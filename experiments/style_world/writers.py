@@ -1,8 +1,9 @@
 """Ten writers who describe the same scenes: five vocabularies, each used by two writers.
 
-All words for colour, shape and motion differ between vocabularies, so that a writer whose vocabulary is held out of training
-uses no content word that training has shown. The first writer of a vocabulary names the size, the second leaves it out, as
-captions leave out what others tell. Sentences differ in order, length and function words.
+Each vocabulary has words of its own for colour, shape and motion, and some that another vocabulary uses in another sense, as
+`moon` is a crescent to one writer and a disc to another. Who is fine-tuned on one sense can lose the other. The first writer
+of a vocabulary names the size, the second leaves it out, as captions leave out what others tell. Sentences differ in order,
+length and function words.
 """
 
 import random
@@ -36,19 +37,50 @@ _NEW_SHAPES = {
 }
 
 
-def _extended(known: dict[str, Words], values: tuple[str, ...], new: dict[str, str]) -> dict[str, Words]:
-    """Adds the wordings of new values (`a|b, c`: alternatives by `|`, values by commas) to those that the quickstart has."""
-    added = values[len(known["common"]) :]
-    return {
-        vocabulary: known[vocabulary]
-        | {value: tuple(words.strip().split("|")) for value, words in zip(added, text.split(","), strict=True)}
-        for vocabulary, text in new.items()
-    }
+_OTHER_SENSES: dict[str, dict[str, str]] = {
+    "common": {"down": "sinks to the ground", "grow": "opens up"},
+    "exact": {"triangle": "dart", "arrow": "arrowhead", "zigzag": "turns", "shrink": "sinks to the ground"},
+    "friendly": {
+        **{"red": "rosy", "green": "lime", "maroon": "plum", "beige": "golden"},
+        **{"circle": "wheel", "crescent": "moon", "square": "diamond"},
+        **{"left": "leaves the room", "zigzag": "dances around", "up": "goes away"},
+    },
+    "rare": {
+        **{"brown": "amber", "beige": "peachy", "yellow": "sandy", "blue": "turquoise"},
+        **{"cross": "asterisk", "star": "pentacle", "triangle": "arrowhead", "heart": "rose", "circle": "hoop"},
+        **{"round": "turns", "right": "goes away"},
+    },
+    "image": {
+        **{"blue": "violet", "red": "burgundy", "yellow": "amber", "beige": "sandy", "pink": "rosy"},
+        **{"triangle": "kite", "star": "asterisk", "crescent": "hoop"},
+        **{"right": "leaves the room", "round": "dances around", "up": "opens up"},
+    },
+}
+"""Vocabulary -> value -> its word. Most of them mean another value in another vocabulary."""
 
 
-COLOUR_WORDS = _extended(quickstart.COLOUR_WORDS, COLOURS, _NEW_COLOURS)
-SHAPE_WORDS = _extended(quickstart.SHAPE_WORDS, SHAPES, _NEW_SHAPES)
-MOTION_WORDS = {vocabulary: quickstart.MOTION_WORDS[vocabulary] for vocabulary in VOCABULARIES}
+def _tables(known: dict[str, Words], values: tuple[str, ...], new: dict[str, str]) -> dict[str, Words]:
+    """Returns vocabulary -> value -> wordings.
+
+    Args:
+        known: the tables of the quickstart.
+        values: all values.
+        new: wordings of the values that the quickstart lacks (`a|b, c`: alternatives by `|`, values by commas).
+    """
+    tables = {}
+    for vocabulary in VOCABULARIES:
+        words = dict(known[vocabulary])
+        added = values[len(words) :]
+        for value, wordings in zip(added, new[vocabulary].split(",") if added else (), strict=True):
+            words[value] = tuple(wordings.strip().split("|"))
+        senses = _OTHER_SENSES[vocabulary]
+        tables[vocabulary] = {value: (senses[value],) if value in senses else words[value] for value in values}
+    return tables
+
+
+COLOUR_WORDS = _tables(quickstart.COLOUR_WORDS, COLOURS, _NEW_COLOURS)
+SHAPE_WORDS = _tables(quickstart.SHAPE_WORDS, SHAPES, _NEW_SHAPES)
+MOTION_WORDS = _tables(quickstart.MOTION_WORDS, MOTIONS, {})
 
 
 @dataclass(frozen=True)

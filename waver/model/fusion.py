@@ -78,7 +78,7 @@ class KnowledgeFusion(nn.Module):
         """
         phrases = phrases.to(frames.dtype)
         drop = dropout_of_pairs(self.dropout, seeds) if self.dropout and seeds is not None else keep_all
-        if self.gated:
+        if self.attended_norm is None or self.output_norm is None:
             return self._add_gated(frames, phrases, drop)
         frames = self.attended_norm(frames + self._attend(frames, phrases, drop))
         return self.output_norm(frames + self._feed_forward(frames, drop))

@@ -39,7 +39,7 @@ def result_of(
         chosen_on: split on which the checkpoint was the best of its run; None if the user named the checkpoint. Ignored for
             a model that waver did not train.
     """
-    learned, origin, control = checkpoint_knowledge(checkpoint), read_origin(checkpoint), config.knowledge.control
+    learned, origin = checkpoint_knowledge(checkpoint), read_origin(checkpoint)
     chosen_on = None if origin else chosen_on  # nothing was chosen among the epochs of a run
     leaky = bool((learned and learned["leaky"]) or (knowledge and knowledge.leaky))
     evaluated = evaluated_split(

@@ -3,7 +3,6 @@
 Evaluation, checkpoints and commands communicate between the workers: every worker must call them equally often.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -24,13 +23,13 @@ from waver.evaluation.evaluate import Evaluation, EvaluationOptions, evaluate
 from waver.knowledge.control import Control
 from waver.knowledge.soft_targets import FrozenEmbeddings
 from waver.knowledge.store import Knowledge
-from waver.runs.checkpoint import CheckpointError, restore_training, restore_weights, save_checkpoint
+from waver.runs.checkpoint import CheckpointError, restore_training, restore_weights
+from waver.runs.checkpoint_saver import CheckpointSaver
 from waver.runs.control import Command, Interrupted, NextCommand
 from waver.runs.embeddings import RunBlocks, check_embeddings, embed_missing, run_in_process, training_needs
-from waver.runs.folder import checkpoint_name, completed_epochs, keep_checkpoint, newest_checkpoint
+from waver.runs.folder import completed_epochs, newest_checkpoint
 from waver.runs.recording import NUM_TOP_ANSWERS, Recording
 from waver.runs.soft_targets import FrozenPaths, build_spaces, embed_for_teacher, open_teacher
-from waver.tools.lock import check_lock, find_lock
 from waver.tools.memory import peak_rss
 from waver.training import parallel
 from waver.training.build import Training, build_training
@@ -155,18 +154,14 @@ def train_job(
     plans = [plan_epoch(config, captions, job.rows, epoch=epoch) for epoch in range(config.train.epochs)]
     steps = [batch for plan in plans for batch in plan]
     training = _start_or_resume(job, knowledge, steps, device)
-    teacher = open_teacher(config, job.frozen, store) if job.frozen else None
-    if config.uses_soft_targets:
-        assert knowledge is not None, "distributions over phrases need knowledge"
-        assert job.frozen is not None, "distributions over phrases need the teacher's embeddings"
-        training.spaces = build_spaces(config, captions, job.rows, knowledge, job.frozen, store).to(device)
+    teacher = _open_teacher(job, captions, store, knowledge, training)
     clips = job.embeddings.open(store)
     check_embeddings(config, training.student.backbone, clips)
     recording = None
     if parallel.rank() == 0:
         recording = Recording(job.run_folder, config, captions, store, knowledge, training, steps, group=job.group)
     batches = worker_batches(steps[training.step :], captions, clips, config, knowledge, teacher, read_clips=read_clips)
-    saver = _CheckpointSaver(job, training, knowledge, recording)
+    saver = CheckpointSaver(job.run_folder, config, training, knowledge, recording)
     with recording or nullcontext():
         if job.zero_shot and training.step == 0:
             _evaluate_zero_shot(training, captions, clips, config, recording)
@@ -184,6 +179,18 @@ def train_job(
         "seconds": time.perf_counter() - start,  # without the time spent waiting for capacity
         "peak_memory_bytes_of_worker": max(parallel.gather_objects(peak_rss())),
     }
+
+
+def _open_teacher(
+    job: TrainingJob, captions: pa.Table, store: ClipStore, knowledge: Knowledge | None, training: Training
+) -> FrozenEmbeddings | None:
+    """Opens the frozen teacher's embeddings, and gives the run the spaces in which it compares with phrases, if it does."""
+    if job.frozen is None:
+        return None
+    if knowledge and job.config.uses_soft_targets:
+        spaces = build_spaces(job.config, captions, job.rows, knowledge, job.frozen, store)
+        training.spaces = spaces.to(training.student.logit_scale.device)
+    return open_teacher(job.config, job.frozen, store)
 
 
 def _evaluate_zero_shot(
@@ -222,7 +229,7 @@ def _train_until(
     config: ExperimentConfig,
     recording: Recording | None,
     next_command: NextCommand,
-    saver: "_CheckpointSaver",
+    saver: CheckpointSaver,
 ) -> Command:
     """Trains to the end of an epoch, or until a command ends it. Saves a checkpoint wherever one is due.
 
@@ -284,60 +291,3 @@ def _start_or_resume(
                 f"has {planned}: captions or batches have changed. Choose another name (--set name=...)"
             )
     return training
-
-
-class _CheckpointSaver:
-    """Writes the checkpoints of a run and, before each, the logs up to its step.
-
-    Every worker must call it equally often; rank 0 writes.
-
-    The checkpoint at the end of an epoch is written once, before the evaluation, under the name of its step. After the
-    evaluation it is renamed to that of the epoch.
-
-    Args:
-        job: the run.
-        training: its state.
-        knowledge: knowledge of the clips; None for none.
-        recording: of rank 0; None on other workers.
-    """
-
-    def __init__(
-        self, job: TrainingJob, training: Training, knowledge: Knowledge | None, recording: Recording | None
-    ) -> None:
-        self._job, self._training, self._knowledge, self._recording = job, training, knowledge, recording
-        self._lock = find_lock(job.run_folder) if recording else None
-        self._saved: str | None = None
-        """Name of the checkpoint that this process wrote last."""
-
-    def save_step(self) -> None:
-        """Writes the checkpoint of the current step, within an epoch or before the evaluation at its end."""
-        self._write(checkpoint_name(self._training.epoch, self._training.step))
-
-    def save_epoch(self) -> None:
-        """Renames the checkpoint of the current step to that of the epoch; writes it if another process wrote the former."""
-        of_step = checkpoint_name(self._training.epoch - 1, self._training.step)
-        of_epoch = checkpoint_name(self._training.epoch)
-        if self._saved != of_step:  # an earlier process wrote it, perhaps on another machine
-            self._write(of_epoch)
-            return
-        self._flush()
-        if self._recording:
-            keep_checkpoint(self._job.run_folder, self._job.run_folder / of_step, of_epoch)
-
-    def _write(self, name: str) -> None:
-        self._flush()
-        part = self._job.run_folder / ".checkpoint.part"
-        if self._recording:
-            shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
-        previous = newest_checkpoint(self._job.run_folder) if self._recording else None
-        save_checkpoint(part, self._training, self._job.config, self._knowledge, previous=previous)
-        if self._recording:
-            keep_checkpoint(self._job.run_folder, part, name)
-        self._saved = name
-
-    def _flush(self) -> None:
-        """Writes the logs: a run that resumes from a checkpoint needs those up to its step."""
-        if self._lock:
-            check_lock(self._lock)
-        if self._recording:
-            self._recording.flush()

@@ -147,7 +147,9 @@ class GlobalBatch:
     @functools.cached_property
     def pool(self) -> Int[Tensor, " S"]:
         """Ids of the phrases of all clips of the batch, each once; the same on every worker."""
-        return parallel.all_gather(self.share.phrase_ids, self.share.num_pairs).unique()
+        occurs = torch.zeros(len(self.phrases), dtype=torch.bool, device=self.phrases.device)
+        occurs[parallel.all_gather(self.share.phrase_ids, self.share.num_pairs)] = True
+        return occurs.nonzero()[:, 0]
 
     @property
     def spaces(self) -> Spaces:
