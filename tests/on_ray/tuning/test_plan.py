@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from waver.config import ConfigError
-from waver.knowledge.store import TooFewPhrasesError
+from waver.knowledge.errors import TooFewPhrasesError
 from waver.on_ray.cluster.capacity import count_fitting_workers
 from waver.on_ray.tuning.describe import asha_share, cost_estimate, describe_plan
 from waver.on_ray.tuning.plan import Plan, plan_fine_tuning, plan_sweep, trials_at_once
