@@ -15,7 +15,7 @@ import torch
 
 from waver.config import ExperimentConfig, load_config
 from waver.on_ray.stages.train import train_in_process, trains_in_process
-from waver.runs import train_loop
+from waver.runs import checkpoint_saver, train_loop
 from waver.runs.checkpoint_weights import FrozenWeightsError
 from waver.runs.control import Interrupted, stop_after
 from waver.runs.folder import completed_epochs, newest_checkpoint
@@ -66,7 +66,7 @@ def metrics_by_step(folder: Path) -> list[dict]:
 @pytest.mark.slow
 def test_an_epoch_writes_one_checkpoint_before_its_evaluation(project, monkeypatch):
     config = experiment(project, "once", **{"checkpoint.every_steps": 2})
-    written, real_save, real_evaluate = [], train_loop.save_checkpoint, train_loop.evaluate
+    written, real_save, real_evaluate = [], checkpoint_saver.save_checkpoint, train_loop.evaluate
     evaluated_after = []
 
     def save(folder, training, *arguments, **options):
@@ -77,7 +77,7 @@ def test_an_epoch_writes_one_checkpoint_before_its_evaluation(project, monkeypat
         evaluated_after.append(newest_checkpoint(config.run_folder).name)
         return real_evaluate(*arguments, **options)
 
-    monkeypatch.setattr(train_loop, "save_checkpoint", save)
+    monkeypatch.setattr(checkpoint_saver, "save_checkpoint", save)
     monkeypatch.setattr(train_loop, "evaluate", evaluate)
     result = run(config)
     assert result["steps"] == 6

@@ -136,7 +136,8 @@ def test_a_run_is_evaluated_from_embeddings_and_from_pixels_alike(trained, tower
     assert stored["metrics"] == pixels["metrics"]
     assert stored["missing_clips"] == pixels["missing_clips"] == ["v20"], "it stays in the gallery"
     rounded = run_evaluation(checkpoint, _changed(config, precision="fp16"), split="test")
-    assert rounded["metrics"]["t2v/MnR"] == pytest.approx(pixels["metrics"]["t2v/MnR"], rel=1e-3)
+    one_rank = 1 / rounded["num_queries"]  # rounding may swap two clips that are nearly as near
+    assert rounded["metrics"]["t2v/MnR"] == pytest.approx(pixels["metrics"]["t2v/MnR"], abs=1.01 * one_rank)
 
 
 @pytest.mark.slow
@@ -212,7 +213,7 @@ def test_clips_are_matched_from_embeddings_and_from_pixels_alike(project):
     for precision in ("pixels", "fp32", "fp16"):
         folder = config.storage.folder / "knowledge" / precision
         create_knowledge(folder, dictionary, source="matched", teacher="test", num_matches=4)
-        _Embedder(config, folder)(pa.table({"first": [0]}))
+        _Embedder(config, folder, "embeddings")(pa.table({"first": [0]}))
         changed = _changed(config, precision="fp32" if precision == "pixels" else precision)
         needs = Needs() if precision == "pixels" else Needs(store.ok_clip_ids())
         _Matcher(changed, folder, store.path, 4, embed_missing(changed, store, needs))(block)
