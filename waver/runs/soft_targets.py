@@ -15,6 +15,17 @@ _SAMPLE = 2048
 """Number of training captions, and of clips, from which means and temperatures are computed."""
 
 
+def teacher_needs(captions: pa.Table, rows: np.ndarray) -> Needs:
+    """Returns what the teacher of a run reads: the clips and captions that are trained on.
+
+    Args:
+        captions: caption table of the experiment.
+        rows: rows of the caption table that are trained on.
+    """
+    train = captions.take(rows)
+    return Needs(pc.unique(train["clip_id"]).to_pylist(), pc.unique(train["caption"]).to_pylist(), makes_captions=True)
+
+
 def embed_for_teacher(
     config: ExperimentConfig,
     captions: pa.Table,
@@ -24,7 +35,7 @@ def embed_for_teacher(
     run: RunBlocks = run_in_process,
     progress: bool = True,
 ) -> EmbeddingPaths:
-    """Embeds what the teacher of a run reads and is not stored yet: the clips and captions that are trained on.
+    """Embeds what the teacher of a run reads and is not stored yet, see `teacher_needs`.
 
     Args:
         config: configuration of the experiment.
@@ -41,9 +52,7 @@ def embed_for_teacher(
         EmbeddingError: see `embed_missing`.
         LockedError: if another process writes a store.
     """
-    train = captions.take(rows)
-    needs = Needs(pc.unique(train["clip_id"]).to_pylist(), pc.unique(train["caption"]).to_pylist(), makes_captions=True)
-    return embed_missing(config, clips, needs, run=run, progress=progress)
+    return embed_missing(config, clips, teacher_needs(captions, rows), run=run, progress=progress)
 
 
 def open_teacher(config: ExperimentConfig, paths: EmbeddingPaths, clips: ClipStore) -> FrozenEmbeddings:

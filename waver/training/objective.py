@@ -164,6 +164,12 @@ class GlobalBatch:
         return self.share.teacher_clips
 
     @property
+    def described_clips(self) -> Float[Tensor, "m E"]:
+        """The teacher's embeddings of the clips that the phrases belong to: this worker's, or others under a control."""
+        described = self.share.described_clips
+        return self.teacher_clips if described is None else described
+
+    @property
     def teacher_captions(self) -> Float[Tensor, "m E"]:
         """The teacher's embeddings of this worker's captions."""
         assert self.share.teacher_captions is not None, "a term that learns from the teacher has its embeddings"
@@ -236,7 +242,7 @@ def _knowledge(batch: GlobalBatch) -> Float[Tensor, ""]:
 def _phrases_video(batch: GlobalBatch) -> Float[Tensor, ""]:
     """Distributions of plain videos over the phrases of the batch learn from the teacher's of the clips."""
     student = batch.spaces.student.of_clips(mean_frame(batch.videos["plain"][0]), batch.pool)
-    teacher = batch.spaces.teacher.of_clips(batch.teacher_clips, batch.pool)
+    teacher = batch.spaces.teacher.of_clips(batch.described_clips, batch.pool)
     return soft_targets(student, teacher, num_pairs=batch.share.num_pairs)
 
 
@@ -245,7 +251,7 @@ def _phrases_text(batch: GlobalBatch) -> Float[Tensor, ""]:
     student = batch.spaces.student.of_captions(batch.sentences, batch.pool)
     teacher = batch.spaces.teacher
     if batch.objective.text_target == "clip":
-        target = teacher.of_clips(batch.teacher_clips, batch.pool)
+        target = teacher.of_clips(batch.described_clips, batch.pool)
     else:
         target = teacher.of_captions(batch.teacher_captions, batch.pool)
     return soft_targets(student, target, num_pairs=batch.share.num_pairs)

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from waver.config import ExperimentConfig
+from waver.data.clip_store import ClipStore
 from waver.data.embedding_store import EmbeddingError
 from waver.data.ledger import StoreError
 from waver.knowledge.store import Knowledge, KnowledgeError, TooFewPhrasesError
@@ -14,8 +17,9 @@ from waver.on_ray.stages.embed import embed
 from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.vocabulary import run_vocabulary
-from waver.runs.embeddings import is_embedded, training_needs
+from waver.runs.embeddings import Needs, is_embedded, training_needs
 from waver.runs.inputs import check_top_k, load_captions, open_store, training_knowledge
+from waver.runs.soft_targets import teacher_needs
 from waver.tools.object_store import exists
 from waver.training.plan import training_rows
 
@@ -92,11 +96,13 @@ def _users(configs: Iterable[ExperimentConfig]) -> dict[tuple[str, Path], list[E
     knowledge: dict[tuple[str, Path], list[ExperimentConfig]] = {}
     for config in configs:
         clips.setdefault(("clip store", config.clip_store), []).append(config)
-        if config.embeddings.use != "never" and "vision" in config.frozen_towers:
+        if config.uses_teacher or (config.embeddings.use != "never" and "vision" in config.frozen_towers):
             embeddings.setdefault(("embeddings", config.frame_embeddings), []).append(config)
         if config.uses_knowledge:
             knowledge.setdefault(("knowledge", config.knowledge_store), []).append(config)
-    # Knowledge is made for the first experiment: it must be one that needs phrases of test clips too, if there is any.
+    # An artifact is made for the first experiment: it must be one that reads all of it, if there is any.
+    for users in embeddings.values():
+        users.sort(key=lambda config: not config.uses_teacher)
     for users in knowledge.values():
         users.sort(key=lambda config: not config.informed_at_inference)
     return clips | embeddings | knowledge
@@ -117,12 +123,19 @@ def _exists(what: str, config: ExperimentConfig) -> bool:
         if what == "knowledge":
             training_knowledge(config, captions, store)
         if what == "embeddings":
-            return is_embedded(config, store, training_needs(config, captions, store, training_rows(captions, store)))
+            return all(is_embedded(config, store, needs) for needs in _needs(config, captions, store))
     except TooFewPhrasesError:
         return True
     except (StoreError, KnowledgeError, EmbeddingError):
         return False
     return True
+
+
+def _needs(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> list[Needs]:
+    """Returns what the training of an experiment reads from embedding stores, and what its teacher does."""
+    rows = training_rows(captions, store)
+    of_teacher = [teacher_needs(captions, rows)] if config.uses_teacher else []
+    return [training_needs(config, captions, store, rows), *of_teacher]
 
 
 def check_shared(configs: Iterable[ExperimentConfig]) -> None:
@@ -143,7 +156,8 @@ def _make(what: str, config: ExperimentConfig) -> None:
     if what == "embeddings":
         captions = load_captions(config)
         store = open_store(config, captions)
-        embed(config, store, training_needs(config, captions, store, training_rows(captions, store)))
+        for needs in _needs(config, captions, store):
+            embed(config, store, needs)
         return
     if not config.knowledge.released and not exists(config.dictionary / "manifest.json"):
         run_vocabulary(config)
