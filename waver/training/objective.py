@@ -7,8 +7,8 @@ To add a loss term: write its function and a row of `LOSS_TERMS`, and add its we
 `waver/config/training.py`. A term that reads phrases or informed videos also needs `ExperimentConfig` to require them (its
 validator, `uses_fusion` and `uses_knowledge` in `waver/config/experiment.py`). Other terms need nothing else.
 
-Source: `contrastive` with informed videos is the one loss of the released code of WAVER (arXiv 2312.09507). `distill`,
-`informed` and `knowledge`, and the retrieval of plain videos, are extensions of waver.
+Source: `contrastive` with informed videos is the one loss of the released code of WAVER (arXiv 2312.09507). All other terms,
+and the retrieval of plain videos, are extensions of waver.
 """
 
 import functools
@@ -46,7 +46,7 @@ class Objective:
     weights: Mapping[str, float]
     """Name of each term -> weight; terms with weight 0 are not computed."""
     temperature: float
-    """Temperature of the distillation."""
+    """Temperature of the terms `distill` and `keep`."""
     retrieved: Videos
     """Which videos captions retrieve at inference."""
     kind: Literal["softmax", "sigmoid"] = "softmax"
@@ -247,7 +247,7 @@ def _phrases_video(batch: GlobalBatch) -> Float[Tensor, ""]:
 
 
 def _phrases_text(batch: GlobalBatch) -> Float[Tensor, ""]:
-    """Distributions of captions over the phrases of the batch learn from those of the captions, or of their clips."""
+    """Distributions of captions over the phrases of the batch learn the teacher's, of the captions or of their clips."""
     student = batch.spaces.student.of_captions(batch.sentences, batch.pool)
     teacher = batch.spaces.teacher
     if batch.objective.text_target == "clip":
