@@ -12,6 +12,7 @@ A seed determines initial weights and the order of batches, and is the same for 
 Everything is kept in OUTPUT, and a command that was stopped continues. The same machine gives the same figures.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable
@@ -55,8 +56,7 @@ def main(
     place = Place(output.absolute(), here / "experiment.yaml", parse_overrides(overrides))
     chosen = {name: way for name, way in WAYS.items() if not ways or name in (*ways, next(iter(WAYS)))}
     render_world(output / "world")
-    if not (output / "backbone.safetensors").exists():
-        unpack(here / "backbone.safetensors", output / "backbone.safetensors")
+    unpack(here / "backbone.safetensors", output / "backbone.safetensors")
     with connect() as where:
         print(where)
         stores = prepare(place, chosen.values(), sorted({*range(rotations), *TUNED_ROTATIONS}))
@@ -85,8 +85,17 @@ def prepare(place: Place, ways: Iterable[Way], rotations: Iterable[int]) -> dict
     return {
         "frames": paths.frames,
         "captions": paths.tokens,
-        "made_from": f"clips {store.manifest['digest']}, dictionaries {' '.join(digests)}",
+        "made_from": " ".join([store.manifest["digest"], *map(_digest, _inputs(place)), *digests]),
     }
+
+
+def _inputs(place: Place) -> tuple[Path, ...]:
+    """Returns the files from which all is made: results from others do not count."""
+    return place.output / "backbone.safetensors", place.output / "world" / "captions.jsonl"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def make_dictionary(place: Place, name: str, rotation: int) -> Dictionary:

@@ -16,7 +16,7 @@ from waver.config import ExperimentConfig
 from waver.data.embedded_clips import EmbeddingPaths
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.runs.inputs import load_captions, open_knowledge, open_store
-from waver.runs.soft_targets import build_spaces, open_teacher
+from waver.runs.soft_targets import FrozenPaths, build_spaces, open_teacher
 from waver.runs.train_loop import worker_batches
 from waver.training.build import Training, build_training
 from waver.training.plan import plan_epoch, training_rows
@@ -67,9 +67,10 @@ def run(job: Job) -> dict[str, Any]:
         phrases=knowledge.phrase_embeddings() if knowledge else None,
     )
     clips = EmbeddingPaths(job.frames).open(store)
-    teacher = open_teacher(config, EmbeddingPaths(job.frames, job.captions), store) if config.uses_teacher else None
+    frozen = FrozenPaths(EmbeddingPaths(job.frames, job.captions))
+    teacher = open_teacher(config, frozen, store) if config.uses_teacher else None
     if config.uses_soft_targets:
-        training.spaces = build_spaces(config, captions, rows, knowledge, teacher)
+        training.spaces = build_spaces(config, captions, rows, knowledge, frozen, store)
     start = deepcopy(training.student.state_dict())
     batches = worker_batches([batch for plan in plans for batch in plan], captions, clips, config, knowledge, teacher)
 

@@ -15,6 +15,7 @@ from experiments.style_world.writers import COLOURS, MOTIONS, SHAPES, SIZES, VOC
 from waver.quickstart.drawing import draw
 from waver.quickstart.scenes import BACKGROUNDS, Scene
 from waver.quickstart.video_files import encode
+from waver.tools.files import atomic_write
 
 NUM_TRIPLES = {"test": 520, "validation": 60}
 """Split -> number of its triples of colour, shape and motion; train has all others."""
@@ -68,24 +69,27 @@ def _chosen(writers: tuple[str, ...], split: str, turn: int) -> tuple[str, ...]:
 def render_world(folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Writes the clips as `videos/<split>-<number>.mp4` and their captions as `captions.jsonl`, unless they are there.
 
+    `captions.jsonl` is written last. A folder that has other captions than this version writes is written again.
+
     Args:
         folder: is created if necessary.
         progress: called after each clip with the number of clips written and the number of all clips.
     """
     captions = folder / "captions.jsonl"
-    if captions.is_file():
-        return
-    (folder / "videos").mkdir(parents=True, exist_ok=True)
     clips = [
         (f"videos/{split}-{number:04d}.mp4", scene, split, number)
         for split, scenes in split_scenes().items()
         for number, scene in enumerate(scenes)
     ]
-    rows = []
-    for done, (path, scene, split, number) in enumerate(clips, 1):
+    rows = [
+        {"video": path, **row} for path, scene, split, number in clips for row in caption_rows(scene, split, number)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if captions.is_file() and captions.read_text(encoding="utf-8") == text:
+        return
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    for done, (path, scene, *_) in enumerate(clips, 1):
         encode(folder / path, draw(scene))
-        rows += [{"video": path, **row} for row in caption_rows(scene, split, number)]
         progress(done, len(clips))
-    unfinished = captions.with_suffix(".part")
-    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    unfinished.rename(captions)
+    with atomic_write(captions) as file:
+        file.write(text.encode())

@@ -2,8 +2,8 @@
 
 import pytest
 
+from waver.knowledge.errors import KnowledgeError
 from waver.knowledge.phrase_file import read_phrases
-from waver.knowledge.store import KnowledgeError
 
 
 def test_each_phrase_is_read_once_with_the_number_of_its_lines(tmp_path):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from waver.data.clip_store import ClipStore
 from waver.data.embedded_clips import EmbeddedClips
 from waver.data.embedding_store import EmbeddingSettings, EmbeddingStore, create_embeddings, write_items
+from waver.knowledge.errors import KnowledgeError
 from waver.knowledge.soft_targets import FrozenEmbeddings, effective_number, find_temperature, phrase_space
-from waver.knowledge.store import KnowledgeError
 
 
 def unit(seed: int, *shape: int) -> torch.Tensor:

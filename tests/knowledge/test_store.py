@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from waver.knowledge.errors import KnowledgeError
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
 from waver.knowledge.store import (
     MATCHES_SCHEMA,
     Dictionary,
     Knowledge,
-    KnowledgeError,
     build_dictionary,
     create_knowledge,
     mark_complete,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from waver.knowledge.store import KnowledgeError
+from waver.knowledge.errors import KnowledgeError
 from waver.model.lora import adapter_parameters, frozen_names
 from waver.runs.checkpoint import (
     CheckpointError,

@@ -22,14 +22,9 @@ from waver.doctor.findings import StartError
 from waver.evaluation.evaluate import EvaluationOptions, evaluate
 from waver.evaluation.gallery import build_gallery
 from waver.evaluation.protocols import Protocol
+from waver.knowledge.errors import KnowledgeError, TooFewPhrasesError
 from waver.knowledge.phrases import VOCABULARY_SCHEMA, VocabularyError
-from waver.knowledge.store import (
-    Knowledge,
-    KnowledgeError,
-    TooFewPhrasesError,
-    build_dictionary,
-    write_dictionary,
-)
+from waver.knowledge.store import Knowledge, build_dictionary, write_dictionary
 from waver.model.tokenizer import Tokenizer
 from waver.on_ray.stages.evaluate import run_evaluation
 from waver.on_ray.stages.ingest import run_ingest

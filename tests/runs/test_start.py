@@ -10,7 +10,7 @@ from waver.config import ExperimentConfig, load_config
 from waver.data.embedding_store import EmbeddingError
 from waver.doctor.findings import Checks
 from waver.doctor.preflight import check_inputs
-from waver.knowledge.store import KnowledgeError
+from waver.knowledge.errors import KnowledgeError
 from waver.on_ray.stages.train import train_in_process
 from waver.runs.checkpoint import CheckpointError, load_student, save_checkpoint
 from waver.runs.folder import RunError, best_checkpoint

@@ -71,6 +71,9 @@ def embed(config: Config, workers: Workers = None, overrides: Set = [], print_co
     ):
         if path:
             logger.info(f"the embeddings of {number} {what} are in {display_path(path)}")
+    if report.frozen and experiment.has_other_teacher:
+        for path in filter(None, (report.frozen.teacher.frames, report.frozen.teacher.tokens)):
+            logger.info(f"the teacher's embeddings of what is trained on are in {display_path(path)}")
     logger.info(f"next: waver train {config_arguments(config, overrides, workers)}")
 
 
@@ -99,7 +102,7 @@ def match(config: Config, workers: Workers = None, overrides: Set = [], print_co
     if print_config:
         print_resolved_config(experiment)
         return
-    from waver.knowledge.store import TooFewPhrasesError
+    from waver.knowledge.errors import TooFewPhrasesError
     from waver.on_ray.stages.match import run_match
     from waver.runs.inputs import LEAKY, check_top_k
 

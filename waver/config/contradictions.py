@@ -18,6 +18,7 @@ def contradictions(config: "ExperimentConfig", *, stored: bool = False) -> Itera
     """
     yield from _of_losses(config)
     yield from _of_knowledge(config)
+    yield from _of_teacher(config)
     yield from _of_weights(config)
     yield from _of_sizes(config, stored=stored)
 
@@ -77,6 +78,38 @@ def _of_knowledge(config: "ExperimentConfig") -> Iterator[str]:
         )
 
 
+def _of_teacher(config: "ExperimentConfig") -> Iterator[str]:
+    """Yields the contradictions with another teacher than the student's own backbone, and with how it matches."""
+    knowledge, asked = config.knowledge, config.knowledge.teacher
+    if knowledge.matching == "centred" and knowledge.released:
+        yield (
+            "knowledge.matching = centred, but knowledge.released names phrases that are matched already: set "
+            "knowledge.matching to cosine"
+        )
+    if knowledge.matching == "centred" and config.embeddings.use == "never":
+        yield (
+            "knowledge.matching = centred reads the stored embeddings of the training clips, but embeddings.use = never: "
+            "set it to auto"
+        )
+    if asked is None:
+        return
+    if asked.backbone not in (None, config.model.backbone) and asked.weights is None:
+        yield (
+            "knowledge.teacher.backbone is another than model.backbone, but knowledge.teacher.weights is not set: name a "
+            "file of its weights or a pretrained tag"
+        )
+    if knowledge.released:
+        yield (
+            "knowledge.released names phrases that another teacher has matched, so that knowledge.teacher would match "
+            "nothing: remove one of them"
+        )
+    elif not config.uses_knowledge and not config.uses_teacher:
+        yield (
+            "knowledge.teacher is set, but the experiment uses no phrases and no loss learns from the teacher: remove it, "
+            "or use phrases (knowledge.top_k), loss.phrases_video, loss.phrases_text or loss.keep"
+        )
+
+
 def _of_weights(config: "ExperimentConfig") -> Iterator[str]:
     """Yields the contradictions with the weights of the backbone: pre-trained ones, and those that are trained."""
     loss = config.loss
@@ -85,7 +118,7 @@ def _of_weights(config: "ExperimentConfig") -> Iterator[str]:
             "model.weights = null gives the teacher random weights, so its phrases would be meaningless: name a file or "
             "a pretrained tag, or set knowledge.top_k to 0"
         )
-    elif loss.keep and config.model.weights is None:
+    elif loss.keep and config.teacher.model.weights is None:
         yield (
             f"loss.keep = {loss.keep:g} keeps what the pre-trained backbone knows, but model.weights = null: name a "
             "file or a pretrained tag, or set loss.keep to 0"

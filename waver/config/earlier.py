@@ -6,7 +6,10 @@ from typing import Any
 BEFORE: dict[str, dict[str, Any]] = {
     "model": {"frame_norm": "none", "initialisation": "torch"},
     "vocabulary": {"file": None, "leaky": False},
-    "knowledge": {"control": "none", "dropout": 0.0, "effective_phrases": 10.0},
+    "knowledge": {
+        **{"control": "none", "dropout": 0.0, "effective_phrases": 10.0},
+        **{"teacher": None, "matching": "cosine"},
+    },
     "loss": {
         **{"phrases_video": 0.0, "phrases_text": 0.0, "phrases_text_target": "caption", "keep": 0.0},
         **{"knowledge_temperature": None, "distill_warmup": 0.0, "shared_captions": "negative"},

@@ -14,6 +14,7 @@ from waver.config.earlier import hashed_fusion, hashed_loss, without_settings_be
 from waver.config.model import KnowledgeConfig, ModelConfig, SimilarityConfig, TextConfig, VocabularyConfig
 from waver.config.preprocessing import Preprocessing, PreprocessingError, find_preprocessing
 from waver.config.resources import EmbeddingsConfig, ResourcesConfig, StorageConfig
+from waver.config.teacher import experiment_of_teacher
 from waver.config.training import (
     PHRASE_TERMS,
     CheckpointConfig,
@@ -131,6 +132,16 @@ class ExperimentConfig(Section):
         return self.uses_soft_targets or self.loss.keep > 0
 
     @property
+    def teacher(self) -> "ExperimentConfig":
+        """The experiment in which the frozen teacher embeds clips and captions, see `experiment_of_teacher`."""
+        return experiment_of_teacher(self)
+
+    @property
+    def has_other_teacher(self) -> bool:
+        """Whether the frozen teacher is another than the student's own backbone on the same frames."""
+        return self.teacher is not self
+
+    @property
     def informed_at_inference(self) -> bool:
         """Whether evaluation needs the phrases of clips."""
         return self.uses_fusion and self.knowledge.at_inference
@@ -208,6 +219,10 @@ class ExperimentConfig(Section):
         statistics = (self.preprocessing.mean, self.preprocessing.std)
         if statistics != (Preprocessing.mean, Preprocessing.std):  # earlier versions knew CLIP's only
             key["pixels"] = statistics
+        if self.knowledge.matching != "cosine":
+            key["matching"] = self.knowledge.matching
+        if self.has_other_teacher:
+            key["matched_by"] = self.teacher.knowledge_store.name
         return self.storage.folder / "knowledge" / f"{self.data.videos.name}-{_short_hash(key)}"
 
     def identity(self) -> dict[str, Any]:

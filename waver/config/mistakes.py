@@ -70,6 +70,10 @@ def _describe_value(problem: Mapping[str, Any], location: list[str], raw: Any, k
     doc = _doc_of(location[:2], raw, kind)
     if location[:2] == ["model", "backbone"]:
         return f"model.backbone: {raw['model']['backbone']!r}: is neither a name nor a mapping ({doc})"
+    if location[:3] == ["knowledge", "teacher", "backbone"]:
+        return (
+            f"knowledge.teacher.backbone: {raw['knowledge']['teacher']['backbone']!r}: is neither a name nor a mapping"
+        )
     if location[:2] == ["resources", "workers"]:
         if not any("WorkersRange" in part for part in location[2:]):
             return f"resources.workers: {raw['resources']['workers']!r}: is neither a number nor a range ({doc})"

@@ -1,12 +1,11 @@
 """The sections `text`, `model`, `similarity`, `vocabulary` and `knowledge`."""
 
-import os
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from waver.tools.hub import HUB
+from waver.config.downloads import BackboneName, WeightsName, with_own_weights
+from waver.config.teacher import TeacherConfig
 from waver.tools.section import AnyPath, Count, Positive, Section
 
 
@@ -38,10 +37,10 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """The student model."""
 
-    backbone: str | dict[str, Any] = "ViT-B-32-quickgelu"
+    backbone: BackboneName = "ViT-B-32-quickgelu"
     """Name of an open_clip model; hf-hub:owner/name or the folder of a downloaded model, from which the weights also come
     if model.weights is not set; or a model configuration of open_clip as a mapping (embed_dim, vision_cfg, text_cfg)."""
-    weights: str | None = "openai"
+    weights: WeightsName | None = "openai"
     """Weights of the backbone: a file (OpenAI .pt, .safetensors, state dict), hf-hub:owner/name or the folder of a
     downloaded model, a pretrained tag of open_clip, or null for random weights."""
     pixel_mean: tuple[float, float, float] | None = None
@@ -68,24 +67,7 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _a_downloaded_model_has_its_own_weights(cls, section: Any) -> Any:
-        if isinstance(section, dict) and "weights" not in section and _is_downloaded(section.get("backbone")):
-            return section | {"weights": section["backbone"]}
-        return section
-
-    @field_validator("backbone")
-    @classmethod
-    def _folder_is_absolute(cls, backbone: str | dict[str, Any]) -> str | dict[str, Any]:
-        if isinstance(backbone, str) and _is_folder(backbone):
-            return str(Path(backbone).expanduser().absolute())
-        return backbone
-
-    @field_validator("weights")
-    @classmethod
-    def _path_is_absolute(cls, weights: str | None) -> str | None:
-        path = Path(weights or "").expanduser()
-        # A name that a pretrained tag and a file share means the tag.
-        is_file = os.path.isfile(path) and (path.suffix or len(path.parts) > 1)  # noqa: PTH113 (its folder may be unreadable)
-        return str(path.absolute()) if is_file or _is_folder(weights or "") else weights
+        return with_own_weights(section)
 
 
 class SimilarityConfig(Section):
@@ -141,6 +123,12 @@ class KnowledgeConfig(Section):
     from it."""
     num_matches: Count = 30
     """Number of phrases per clip that `waver match` stores; top_k must not exceed it."""
+    teacher: TeacherConfig | None = None
+    """The frozen teacher (backbone, weights, frames), which matches phrases and whose distributions are learned; its width
+    may be another than the student's. null: the student's own backbone on the same frames, as published."""
+    matching: Literal["cosine", "centred"] = "cosine"
+    """What decides which phrases are a clip's best. cosine: the teacher's cosines, as published. centred: they less each
+    phrase's mean over the training clips, so that phrases that are near everything (hubs) do not serve many clips."""
     prompt: str = "This is a video about {}."
     """Prompt template of phrases for the teacher, with {} for the phrase."""
     released: tuple[AnyPath, ...] = ()
@@ -156,15 +144,6 @@ class KnowledgeConfig(Section):
     @classmethod
     def _prompt_has_placeholder(cls, prompt: str) -> str:
         return _check_placeholder(prompt)
-
-
-def _is_downloaded(backbone: Any) -> bool:
-    return isinstance(backbone, str) and (backbone.startswith(HUB) or _is_folder(backbone))
-
-
-def _is_folder(place: str) -> bool:
-    """Returns whether a place is a folder, written as a path: a bare name means a model or tag, even if a folder has it."""
-    return ("/" in place or place.startswith("~")) and os.path.isdir(Path(place).expanduser())  # noqa: PTH112
 
 
 def _check_placeholder(prompt: str) -> str:

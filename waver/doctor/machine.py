@@ -205,6 +205,13 @@ def check_disk(
     yield Finding("ok", "storage", f"{found}, {format_bytes(shutil.disk_usage(storage).free)} free")
     if captions is not None and (num_clips := _num_clips_to_decode(captions, store)):
         yield _check_clip_space(config, storage, num_clips, setting=setting)
+    teacher = config.teacher
+    if (
+        captions is not None
+        and teacher.clip_store != config.clip_store
+        and not exists(teacher.clip_store / "manifest.json")
+    ):
+        yield _check_clip_space(teacher, storage, _num_clips_to_decode(captions, None), setting=setting)
     if model:
         there = [place / name for place in writes for name in list_names(place, "checkpoint_epoch_*")]
         yield _check_checkpoint_space(storage, model, there=there, trains=trains, setting=setting)

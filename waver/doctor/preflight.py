@@ -19,6 +19,7 @@ from waver.doctor.stages import (
     find_knowledge,
     find_store,
 )
+from waver.doctor.teacher import check_teacher
 from waver.knowledge.store import Knowledge
 from waver.runs.folder import newest_checkpoint, read_result
 from waver.tools.errors import WaverError
@@ -75,6 +76,9 @@ def check_inputs(
         checks.run("cost of training", machine.check_cost, config, captions)
     if before not in ("ingest", "embed") or later:
         checks.run("dictionary", check_phrases, config, captions, before=before)
+    if config.has_other_teacher and (before not in ("ingest", "vocabulary") or later):
+        how = {"runs": before == "match" or (trains and config.uses_teacher), "reads": before in ("match", "train")}
+        checks.run("teacher", check_teacher, config, captions, store, **how, elsewhere=on_cluster)
     if captions is not None and config.uses_knowledge and (before == "train" or later):
         knowledge = checks.load(
             "knowledge", find_knowledge, config, captions, store, model, run_folder=folder, needed=trains
@@ -124,7 +128,7 @@ def _check_foundations(config: ExperimentConfig) -> Finding | None:
     except ObjectStoreError as error:
         return Finding("error", "storage", str(error), NOTHING_ELSE)
     try:  # the folder of the clip store depends on it
-        _ = config.preprocessing
+        _ = config.preprocessing, config.teacher.preprocessing
     except WaverError as error:
         return Finding("error", "weights", str(error), NOTHING_ELSE)
     return None

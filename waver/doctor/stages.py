@@ -18,9 +18,10 @@ from waver.data.ledger import StoreError, describe_failures, describe_parts, gro
 from waver.doctor.findings import Finding, Level, Stage
 from waver.doctor.machine import ModelSize
 from waver.evaluation.gallery import build_gallery
+from waver.knowledge.errors import KnowledgeError
 from waver.knowledge.phrase_file import read_phrases
 from waver.knowledge.phrases import install_command, installed_parser
-from waver.knowledge.store import Knowledge, KnowledgeError
+from waver.knowledge.store import Knowledge
 from waver.runs.checkpoint import (
     CheckpointError,
     check_dictionary,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from waver.knowledge.errors import KnowledgeError
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
-from waver.knowledge.store import KnowledgeError
 from waver.tools.object_store import display_path, fetch
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from waver.data.embedded_clips import EmbeddedClips
-from waver.knowledge.store import KnowledgeError
+from waver.knowledge.errors import KnowledgeError
 from waver.knowledge.teacher import mean_frames
 
 _LOG_TEMPERATURES = (-14.0, 14.0)

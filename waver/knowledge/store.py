@@ -5,7 +5,10 @@ of processes may write them at the same time:
 
     manifest.json                    dictionary, teacher, settings, whether it is leaky, whether it is complete
     phrases.parquet                  a copy of the dictionary, so that the folder is self-contained
-    embeddings/<first>.safetensors   the teacher's embeddings of consecutive phrases, from phrase id <first>
+    embeddings/<first>.safetensors   the embeddings of consecutive phrases, from phrase id <first>, by the student's own
+                                     backbone before training
+    teacher/<first>.safetensors      the same by the teacher, if that is another backbone (`knowledge.teacher`)
+    clip_mean.safetensors            the teacher's mean training clip, if matches are centred (`knowledge.matching`)
     matches/<block>.parquet          one row per clip: its best phrases with their scores
 
 Nothing is lost if two commands match the same clips, but they do the work twice; `waver match` therefore takes the lock of
@@ -22,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,28 +33,27 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from waver.knowledge.control import Control, ControlKind
+from waver.knowledge.errors import KnowledgeError
+from waver.knowledge.phrase_table import load_tensor, read_phrase_table
 from waver.knowledge.phrases import VOCABULARY_SCHEMA
-from waver.tools.errors import WaverError
 from waver.tools.files import atomic_write, read_manifest, write_json
 from waver.tools.object_store import display_path, exists, fetch, fetch_folder, list_names
 
 MATCHES_SCHEMA = pa.schema(
     {"clip_id": pa.string(), "phrase_ids": pa.list_(pa.int32()), "scores": pa.list_(pa.float32())}
 )
-"""Best phrase first; scores are cosines, null for released matches, which have none."""
+"""Best phrase first; scores are cosines, less the mean of their phrase if matches are centred; null for released matches,
+which have none."""
+Space = Literal["student", "teacher"]
+"""Whose embeddings of phrases: the student's own backbone's before training, or the frozen teacher's. Both are the same if
+the teacher is the student's own backbone."""
 
 
-class KnowledgeError(WaverError):
-    """A dictionary or knowledge is missing, damaged, or belongs to other data or settings."""
-
-
-class TooFewPhrasesError(KnowledgeError):
-    """Each clip has fewer phrases than `knowledge.top_k`; matching again would not change that."""
+MEAN_FILE = "clip_mean.safetensors"
 
 
 @dataclass(frozen=True)
@@ -196,38 +198,42 @@ class Knowledge:
         rows = [self._row_of_clip[clip_id] for clip_id in self.described(clip_ids)]
         return torch.from_numpy(self._phrase_ids[rows, :top_k])
 
-    def embedded_parts(self) -> set[int]:
-        """Returns the first phrase id of each part whose embeddings are stored."""
-        return {int(Path(name).stem) for name in list_names(self.path / "embeddings", "*.safetensors")}
+    @property
+    def is_centred(self) -> bool:
+        """Whether each phrase's mean score over the training clips was subtracted before the best were chosen."""
+        return self.manifest.get("matching") == "centred"
 
-    def phrase_embeddings(self) -> Float[Tensor, "P D"]:
-        """Reads the teacher's embeddings of all phrases, not normalised.
+    def embeddings_folder(self, space: Space) -> Path:
+        """Returns the folder with the embeddings of phrases in a space."""
+        has_other_teacher = "student" in self.manifest
+        return self.path / ("teacher" if space == "teacher" and has_other_teacher else "embeddings")
+
+    def embedded_parts(self, space: Space = "student") -> set[int]:
+        """Returns the first phrase id of each part whose embeddings are stored."""
+        return {int(Path(name).stem) for name in list_names(self.embeddings_folder(space), "*.safetensors")}
+
+    def phrase_embeddings(self, space: Space = "student") -> Float[Tensor, "P D"]:
+        """Reads the embeddings of all phrases, not normalised.
 
         Raises:
             KnowledgeError: if some are missing or damaged, or a value is NaN or infinite.
         """
-        files = fetch_folder(self.path / "embeddings", "*.safetensors")
-        try:
-            parts = [load_file(file)["embeddings"] for file in files]
-        except (SafetensorError, OSError) as error:
+        return read_phrase_table(self.embeddings_folder(space), self.phrases)
+
+    def clip_mean(self) -> Float[Tensor, " D"] | None:
+        """Reads the teacher's mean training clip, which matching subtracts from clips; None if matches are cosines.
+
+        Raises:
+            KnowledgeError: if it is missing or damaged.
+        """
+        if not self.is_centred:
+            return None
+        if not exists(self.path / MEAN_FILE):
             raise KnowledgeError(
-                f"{display_path(self.path / 'embeddings')} has a file that cannot be read ({error}): delete the file "
-                f"and run "
-                "`waver match CONFIG`, which embeds its phrases again"
-            ) from error
-        if sum(map(len, parts)) != self.num_phrases:
-            raise KnowledgeError(
-                f"{display_path(self.path)} has embeddings of {sum(map(len, parts))} of {self.num_phrases} phrases: run "
-                "`waver match CONFIG`, which computes what is missing"
+                f"{display_path(self.path / MEAN_FILE)} is missing: delete {display_path(self.path)} and run "
+                "`waver match CONFIG`, since other matches than those with this mean cannot be compared"
             )
-        for file, part in zip(files, parts, strict=True):
-            if len(bad := (~part.isfinite().all(dim=1)).nonzero()):
-                phrase = self.phrases[int(Path(file).stem) + int(bad[0])]
-                raise KnowledgeError(
-                    f"{display_path(file)} has values that are NaN or infinite, for {len(bad)} of {len(part)} phrases "
-                    f"(the first: {phrase!r}): delete the file and run `waver match CONFIG`, which embeds its phrases again"
-                )
-        return torch.cat(parts)
+        return load_tensor(fetch(self.path / MEAN_FILE), "clip_mean", "computes it")
 
     def summary(self) -> dict[str, Any]:
         """Returns the entries about this knowledge that results and checkpoints store."""
@@ -267,14 +273,15 @@ def create_knowledge(folder: Path, dictionary: Dictionary, **settings: Any) -> K
     Args:
         folder: folder of the knowledge.
         dictionary: its phrases.
-        settings: `source`, `teacher` and `num_matches`, kept in the manifest.
+        settings: kept in the manifest: `source`, `teacher` (digest of its weights), `num_matches`; `student` (digest of its
+            weights) if the teacher is another; `matching` if it is not cosine.
 
     Raises:
         KnowledgeError: if the folder exists with another dictionary or other settings; the message has both.
     """
     asked = {"dictionary": dictionary.manifest, **settings}
     if not exists(folder / "manifest.json"):
-        for name in ("embeddings", "matches"):
+        for name in ("embeddings", "matches", *(["teacher"] if "student" in settings else [])):
             (folder / name).mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "phrases.parquet") as file:
             pq.write_table(dictionary.phrases, file)
@@ -302,10 +309,16 @@ def create_knowledge(folder: Path, dictionary: Dictionary, **settings: Any) -> K
     return knowledge
 
 
-def write_embeddings(folder: Path, first: int, embeddings: Float[Tensor, "p D"]) -> None:
-    """Writes the embeddings of p consecutive phrases, from phrase id `first`."""
-    with atomic_write(folder / "embeddings" / f"{first:09d}.safetensors") as file:
+def write_embeddings(folder: Path, first: int, embeddings: Float[Tensor, "p D"], *, name: str = "embeddings") -> None:
+    """Writes the embeddings of p consecutive phrases, from phrase id `first`; `name` is that of their folder."""
+    with atomic_write(folder / name / f"{first:09d}.safetensors") as file:
         file.write(save({"embeddings": embeddings.contiguous().cpu()}))
+
+
+def write_clip_mean(folder: Path, mean: Float[Tensor, " D"]) -> None:
+    """Writes the teacher's mean training clip, see `Knowledge.clip_mean`."""
+    with atomic_write(folder / MEAN_FILE) as file:
+        file.write(save({"clip_mean": mean.contiguous().cpu()}))
 
 
 def write_matches(folder: Path, matches: pa.Table) -> None:

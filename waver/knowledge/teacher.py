@@ -85,7 +85,11 @@ def mean_frames(frames: Float[np.ndarray, "N F D"], num_frames: Int[np.ndarray, 
 
 
 def match_clips(
-    clips: Float[Tensor, "N D"], phrases: Float[Tensor, "P D"], num_matches: int
+    clips: Float[Tensor, "N D"],
+    phrases: Float[Tensor, "P D"],
+    num_matches: int,
+    *,
+    mean: Float[Tensor, " D"] | None = None,
 ) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
     """Finds the phrases nearest to each of any number of clips, in blocks of `CLIPS_PER_BLOCK`.
 
@@ -93,10 +97,14 @@ def match_clips(
         clips: embeddings of the clips, see `mean_frames`.
         phrases: normalised embeddings of all phrases of the dictionary.
         num_matches: as in `best_phrases`.
+        mean: the mean training clip, which is subtracted from each clip. Scores are products, so this subtracts from each
+            phrase its mean score over the training clips. None for cosines.
 
     Returns:
         (ids, scores), as `best_phrases`. The scores of a clip have the same bits whatever other clips there are.
     """
+    if mean is not None:
+        clips = clips - mean
     filled = F.pad(clips, (0, 0, 0, -len(clips) % CLIPS_PER_BLOCK))
     starts = range(0, len(filled), CLIPS_PER_BLOCK)
     blocks = [best_phrases(filled[start : start + CLIPS_PER_BLOCK], phrases, num_matches) for start in starts]

@@ -13,7 +13,8 @@ from waver.data.annotations.captions import SPLITS
 from waver.data.clip_store import ClipStore, StoreSettings
 from waver.data.ledger import StoreError, replaced_videos
 from waver.knowledge.control import build_control
-from waver.knowledge.store import Dictionary, Knowledge, KnowledgeError, TooFewPhrasesError, read_dictionary
+from waver.knowledge.errors import KnowledgeError, TooFewPhrasesError
+from waver.knowledge.store import Dictionary, Knowledge, read_dictionary
 from waver.tools.object_store import display_path
 
 LEAKY = "leaky: the dictionary is contaminated by captions of validation or test; do not report its results"

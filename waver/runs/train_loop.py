@@ -29,7 +29,7 @@ from waver.runs.control import Command, Interrupted, NextCommand
 from waver.runs.embeddings import RunBlocks, check_embeddings, embed_missing, run_in_process, training_needs
 from waver.runs.folder import completed_epochs, newest_checkpoint
 from waver.runs.recording import NUM_TOP_ANSWERS, Recording
-from waver.runs.soft_targets import build_spaces, embed_for_teacher, open_teacher
+from waver.runs.soft_targets import FrozenPaths, build_spaces, embed_for_teacher, open_teacher
 from waver.tools.memory import peak_rss
 from waver.training import parallel
 from waver.training.build import Training, build_training
@@ -55,8 +55,8 @@ class TrainingJob:
     """Whose phrases clips get; None for their own."""
     embeddings: EmbeddingPaths = field(default_factory=EmbeddingPaths)
     """Folders of the embedding stores to read; by default pixels and words are read."""
-    teacher: EmbeddingPaths | None = None
-    """Folders of the frozen teacher's embeddings of what is trained on; None if no term of the loss reads them."""
+    frozen: FrozenPaths | None = None
+    """Folders of what frozen backbones make of what is trained on; None if no term of the loss reads them."""
     start_from: Path | None = None
     """Checkpoint from whose weights a new run starts; None for pre-trained or random weights."""
 
@@ -81,7 +81,7 @@ def embed_inputs(job: TrainingJob, captions: pa.Table, *, run: RunBlocks = run_i
     job = replace(job, embeddings=embed_missing(job.config, store, needs, checkpoint=newest, run=run))
     if not job.config.uses_teacher:
         return job
-    return replace(job, teacher=embed_for_teacher(job.config, captions, store, job.rows, run=run))
+    return replace(job, frozen=embed_for_teacher(job.config, captions, store, job.rows, run=run))
 
 
 def worker_batches(
@@ -185,13 +185,12 @@ def _open_teacher(
     job: TrainingJob, captions: pa.Table, store: ClipStore, knowledge: Knowledge | None, training: Training
 ) -> FrozenEmbeddings | None:
     """Opens the frozen teacher's embeddings, and builds the spaces of phrases if a term of the loss reads them."""
-    if job.teacher is None:
+    if job.frozen is None:
         return None
-    teacher = open_teacher(job.config, job.teacher, store)
     if knowledge and job.config.uses_soft_targets:
-        spaces = build_spaces(job.config, captions, job.rows, knowledge, teacher)
+        spaces = build_spaces(job.config, captions, job.rows, knowledge, job.frozen, store)
         training.spaces = spaces.to(training.student.logit_scale.device)
-    return teacher
+    return open_teacher(job.config, job.frozen, store)
 
 
 def _evaluate_zero_shot(

@@ -25,19 +25,29 @@ class WindowEmbedder:
         clips: clip store of the windows.
         index: folder of the index.
         settings: settings of the embeddings in the index.
+        of_teacher: clip store of the same windows with the frames that the teacher reads; None if it reads the model's.
     """
 
     def __init__(
-        self, checkpoint: Path, config: ExperimentConfig, clips: Path, index: Path, settings: EmbeddingSettings
+        self,
+        checkpoint: Path,
+        config: ExperimentConfig,
+        clips: Path,
+        index: Path,
+        settings: EmbeddingSettings,
+        of_teacher: Path | None = None,
     ):
         self._model, self._clips = Model(checkpoint, config), ClipStore(clips)
+        self._of_teacher = ClipStore(of_teacher) if of_teacher else None
         self._index, self._settings = index, settings
 
     def __call__(self, block: pa.Table) -> int:
         """Embeds the windows of a block with columns `window_id` and `source`; returns their number."""
         windows, sources = block["window_id"].to_pylist(), block["source"].to_pylist()
         frames, num_frames = self._clips.read(windows)
-        video = self._model.embed_frames(frames, num_frames)
+        video = self._model.embed_frames(
+            frames, num_frames, self._of_teacher.read(windows) if self._of_teacher else None
+        )
         values = video.values.float().cpu().numpy()
         rows = zip(windows, sources, values, num_frames.tolist(), strict=True)
         items = [(window, source, of_window[:number]) for window, source, of_window, number in rows]

@@ -8,6 +8,7 @@
     thumbnails/        one JPEG per window
     calibration.json   the score below which probably nothing fits a query (`waver.search.calibration`)
     decoding/          the clip store of the windows that are being indexed; deleted when they are embedded
+    decoding_teacher/  the same for a teacher that matches phrases and reads other frames
 
 The source of a window is the digest of its video file. If a video changes, its windows get new embeddings under the new
 digest, and nothing reads the old ones.

@@ -15,6 +15,7 @@ from torch import Tensor
 from waver.config import ExperimentConfig
 from waver.data.batch import frames_to_tensor
 from waver.data.clip import Clip
+from waver.data.clip_store import StoreSettings
 from waver.data.video.decoder import Decoder
 from waver.evaluation.embedding import (
     TEXTS_PER_BATCH,
@@ -24,7 +25,8 @@ from waver.evaluation.embedding import (
     tokenize_texts,
 )
 from waver.knowledge.control import draw
-from waver.knowledge.store import Knowledge, KnowledgeError
+from waver.knowledge.errors import KnowledgeError
+from waver.knowledge.store import Knowledge
 from waver.knowledge.teacher import match_clips
 from waver.model.embeddings import Embeddings
 from waver.runs.checkpoint import check_dictionary, checkpoint_config, checkpoint_knowledge, load_student
@@ -67,6 +69,13 @@ class Model:
         """Built when the first clip is embedded: texts need no teacher."""
         return _Phrases(self.checkpoint, self.config) if self.config.informed_at_inference else None
 
+    @property
+    def teacher_settings(self) -> StoreSettings | None:
+        """Decoding settings of the frames that the teacher reads to match phrases; None if the model's own frames do."""
+        theirs = store_settings(self.config.teacher)
+        is_read = self.config.informed_at_inference and theirs.key != store_settings(self.config).key
+        return theirs if is_read else None
+
     @cached_property
     def _tokenizer(self) -> Any:
         return build_tokenizer(self.config)
@@ -93,7 +102,12 @@ class Model:
         )
 
     @torch.no_grad()
-    def embed_frames(self, frames: UInt8[np.ndarray, "B F H W 3"], num_frames: Int[np.ndarray, " B"]) -> Embeddings:
+    def embed_frames(
+        self,
+        frames: UInt8[np.ndarray, "B F H W 3"],
+        num_frames: Int[np.ndarray, " B"],
+        of_teacher: tuple[UInt8[np.ndarray, "B G I I 3"], Int[np.ndarray, " B"]] | None = None,
+    ) -> Embeddings:
         """Embeds clips from their pixels.
 
         All batches have the same size, so the embedding of a clip does not depend on the other clips, to the last bit.
@@ -101,15 +115,19 @@ class Model:
         Args:
             frames: see `waver.data.clip_store.ClipStore.read`.
             num_frames: number of valid frames of each clip.
+            of_teacher: frames and numbers of frames of the same clips, decoded with `teacher_settings`; None where that is.
 
         Raises:
             KnowledgeError: if the knowledge that the model uses at inference is missing or has another dictionary.
         """
+        assert (of_teacher is None) == (self.teacher_settings is None), "the teacher has the frames that it reads"
+        their_frames, their_numbers = of_teacher or (frames, num_frames)
         size = self.config.evaluate.batch_size
         parts = []
         for first in range(0, len(frames), size):
-            some, numbers = frames[first : first + size], num_frames[first : first + size]
-            phrases = self._phrases.of(some, numbers) if self._phrases else None
+            rows = slice(first, first + size)
+            some, numbers = frames[rows], num_frames[rows]
+            phrases = self._phrases.of(their_frames[rows], their_numbers[rows]) if self._phrases else None
             pixels, mask = (tensor.to(self.device) for tensor in frames_to_tensor(some, numbers))
             parts.append(embed_batch(self.student, pixels, mask, phrases, self.config, size=size))
         return Embeddings.concatenate(parts)
@@ -126,20 +144,10 @@ class Model:
         Raises:
             ClipError: if a video cannot be decoded.
         """
-        settings = store_settings(self.config)
+        wanted = [settings for settings in (store_settings(self.config), self.teacher_settings) if settings]
         with Decoder(_TIMEOUT_S) as decoder:
-            clips = [
-                decoder.read_clip(
-                    video,
-                    start_s=start_s,
-                    end_s=end_s,
-                    frames_per_second=settings.frames_per_second,
-                    max_frames=settings.max_frames,
-                    target=settings.target,
-                )
-                for video, (start_s, end_s) in zip(videos, spans or [(None, None)] * len(videos), strict=True)
-            ]
-        return self.embed_frames(*_stack(clips, settings.max_frames))
+            stacks = [_decode(decoder, settings, videos, spans) for settings in wanted]
+        return self.embed_frames(*stacks[0], *stacks[1:])
 
     @torch.no_grad()
     def similarity(self, text: Embeddings, video: Embeddings) -> Float[Tensor, "T V"]:
@@ -159,6 +167,27 @@ def load(run: Path | str, overrides: Mapping[str, Any] | None = None) -> Model:
     """
     checkpoint = find_checkpoint(Path(run))
     return Model(checkpoint, checkpoint_config(checkpoint, overrides))
+
+
+def _decode(
+    decoder: Decoder,
+    settings: StoreSettings,
+    videos: Sequence[Path | str],
+    spans: Sequence[tuple[float, float]] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes videos, or parts of them, to frames and numbers of frames."""
+    clips = [
+        decoder.read_clip(
+            video,
+            start_s=start_s,
+            end_s=end_s,
+            frames_per_second=settings.frames_per_second,
+            max_frames=settings.max_frames,
+            target=settings.target,
+        )
+        for video, (start_s, end_s) in zip(videos, spans or [(None, None)] * len(videos), strict=True)
+    ]
+    return _stack(clips, settings.max_frames)
 
 
 def _stack(clips: Sequence[Clip], max_frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -187,18 +216,21 @@ class _Phrases:
                 f"knowledge.control = constant, but {display_path(checkpoint)} was not trained with constant phrases: "
                 "search with the control of its run"
             )
-        self._teacher = build_teacher(config)
+        self._teacher = build_teacher(config.teacher)
         self._top_k = config.knowledge.top_k
-        self._embeddings = knowledge.phrase_embeddings().to(self._teacher.device)
-        self._unit = F.normalize(self._embeddings, dim=-1)
+        device = self._teacher.device
+        self._embeddings = knowledge.phrase_embeddings("student").to(device)
+        self._unit = F.normalize(knowledge.phrase_embeddings("teacher").to(device), dim=-1)
+        mean = knowledge.clip_mean()
+        self._mean = mean.to(device) if mean is not None else None
 
     def of(self, frames: UInt8[np.ndarray, "B F H W 3"], num_frames: Int[np.ndarray, " B"]) -> Float[Tensor, "B K D"]:
-        """Returns the embeddings of the phrases of each clip, best first."""
+        """Returns the student's embeddings of the phrases of each clip, best first; the teacher reads these frames."""
         if self._control == "constant":
             assert self._constant_clip is not None, "the model was trained with it"
             return self._embeddings[self._knowledge.phrase_ids([self._constant_clip] * len(frames), self._top_k)]
         clips = self._teacher.embed_clips(frames, num_frames).to(self._teacher.device)
-        ids, _ = match_clips(clips, self._unit, self._top_k)
+        ids, _ = match_clips(clips, self._unit, self._top_k, mean=self._mean)
         if self._control == "shuffled":
             ids = self._shuffled(ids.cpu(), frames, num_frames)
         return self._embeddings[ids.to(self._embeddings.device)]

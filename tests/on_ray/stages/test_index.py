@@ -125,11 +125,11 @@ def test_an_indexing_that_was_stopped_resumes(checkpoint, videos, tmp_path, monk
     write_video(copy / "film.mp4", 9, seed=11)
     embed, calls = stage._Indexing._embed, []
 
-    def stop_at_the_second(self, windows, store):
+    def stop_at_the_second(self, windows, *stores):
         calls.append(len(windows))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        embed(self, windows, store)
+        embed(self, windows, *stores)
 
     monkeypatch.setattr(stage._Indexing, "_embed", stop_at_the_second)
     folder = tmp_path / "index"

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 
 from waver.config import ConfigError
-from waver.knowledge.store import TooFewPhrasesError
+from waver.knowledge.errors import TooFewPhrasesError
 from waver.on_ray.cluster.capacity import count_fitting_workers
 from waver.on_ray.tuning.describe import asha_share, cost_estimate, describe_plan
 from waver.on_ray.tuning.plan import Plan, plan_fine_tuning, plan_sweep, trials_at_once
-from waver.on_ray.tuning.shared import check_shared, find_shared, make_shared
+from waver.on_ray.tuning.shared import check_shared, find_shared
 from waver.quickstart.world import SEEN_STYLES
 from waver.sweeps.folder import SweepError
 
@@ -291,21 +291,6 @@ def test_what_trials_share_is_there_only_if_it_has_the_clips_of_all_of_them(tmp_
     assert find_shared(configs[:1])[0].there, "it has all clips of the old style"
     (store,) = find_shared(configs)
     assert (store.what, store.trials, store.there) == ("clip store", 2, False)
-
-
-def test_trials_share_what_their_frozen_teacher_reads(tmp_path, build_project, captions, teacher_weights):
-    """Their towers learn, so that only the teacher reads embeddings; each trial would otherwise make them for itself."""
-    build_project(tmp_path, captions, teacher_weights)
-    sweep = tmp_path / "sweep.yaml"
-    sweep.write_text("{name: s, base: experiment.yaml, space: {loss.keep: {grid: [0, 1]}}, search: grid}")
-    configs = plan_sweep(sweep, {"resources.workers": 1}).configs
-    (_, found) = find_shared(configs)
-    assert (found.what, found.trials, found.there) == ("embeddings", 1, False)
-    assert [artifact.there for artifact in make_shared(configs)] == [True, False]
-    assert all(artifact.there for artifact in find_shared(configs))
-    frozen = plan_sweep(sweep, {"resources.workers": 1, "train.freeze": ["vision"]}).configs
-    (_, found) = find_shared(frozen)
-    assert (found.trials, found.there) == (2, False), "the frames of validation are missing, which a frozen tower reads"
 
 
 def test_a_dictionary_with_too_few_phrases_for_a_trial_is_an_error_before_the_trials(load_knowing, knowledge):

@@ -22,6 +22,8 @@ from waver.on_ray.cluster.capacity import local_cpus
 from waver.on_ray.cluster.connection import connect, runs_in_process
 from waver.on_ray.stages.start import open_inputs
 from waver.runs.embeddings import Needs, RunBlocks, all_needs, embed_missing, run_in_process
+from waver.runs.soft_targets import FrozenPaths, embed_for_teacher
+from waver.training.plan import training_rows
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +77,14 @@ class EmbedReport:
     num_clips: int
     num_captions: int
     """0 if captions are not stored."""
+    frozen: FrozenPaths | None = None
+    """Stores of the frozen teacher's embeddings of what is trained on; None if no loss learns from the teacher."""
 
 
 def run_embed(config: ExperimentConfig, *, progress: bool = True) -> EmbedReport:
     """Embeds the frames of all clips of an experiment, and its captions as `embeddings.captions` says.
+
+    If a loss learns from the frozen teacher, it also embeds what is trained on with the teacher.
 
     Args:
         config: configuration of the experiment.
@@ -97,9 +103,17 @@ def run_embed(config: ExperimentConfig, *, progress: bool = True) -> EmbedReport
         logger.info(weights_text(config.model.backbone, config.model.weights))
     needs = all_needs(config, inputs.captions, inputs.store)
     if runs_in_process(config.resources):
-        paths = embed(config, inputs.store, needs, progress=progress)
-    else:
-        with connect(num_cpus=local_cpus(config)) as description:
-            logger.info(description)
-            paths = embed(config, inputs.store, needs, progress=progress)
-    return EmbedReport(paths, len(needs.clip_ids or ()), len(needs.captions or ()))
+        return _embed_all(config, inputs.captions, inputs.store, needs, progress=progress)
+    with connect(num_cpus=local_cpus(config)) as description:
+        logger.info(description)
+        return _embed_all(config, inputs.captions, inputs.store, needs, progress=progress)
+
+
+def _embed_all(
+    config: ExperimentConfig, captions: pa.Table, store: ClipStore, needs: Needs, *, progress: bool
+) -> EmbedReport:
+    paths, frozen = embed(config, store, needs, progress=progress), None
+    if config.uses_teacher:
+        rows, run = training_rows(captions, store), choose_runner(config)
+        frozen = embed_for_teacher(config, captions, store, rows, run=run, progress=progress)
+    return EmbedReport(paths, len(needs.clip_ids or ()), len(needs.captions or ()), frozen)

@@ -165,8 +165,9 @@ class _Indexing:
         self._write(complete=False)
         num_videos = len({window["video_id"] for window in queue})
         logger.info(f"indexing {counted(num_videos, 'video')} into {display_path(self._folder)}")
-        frames = store_settings(self._config)
-        size = max(1, _CHUNK_BYTES // (frames.max_frames * frames.size**2 * 3))
+        read = [self._config, *([self._config.teacher] if self._decodes_for_teacher else [])]
+        clip_bytes = sum(frames.max_frames * frames.size**2 * 3 for frames in map(store_settings, read))
+        size = max(1, _CHUNK_BYTES // clip_bytes)
         try:
             with contextlib.ExitStack() as resources:
                 while queue:
@@ -189,21 +190,34 @@ class _Indexing:
 
     def _index(self, chunk: list[Row]) -> list[Row]:
         """Decodes and embeds a chunk of windows; returns them with status, error and length of the video."""
-        decoding = self._folder / "decoding"
         columns = {name: [row[name] for row in chunk] for name in ("path", "start_s", "end_s")}
         times = {name: pa.array(columns[name], pa.float64()) for name in ("start_s", "end_s")}
         clips = pa.table({"clip_id": [row["window_id"] for row in chunk], "path": columns["path"], **times})
-        section, wait_s = self._config.ingest, self._config.resources.wait_s
-        how = {"wait_s": wait_s, "in_process": not self._on_ray, "progress": self._progress}
-        decode_clips(clips, decoding, store_settings(self._config), section, **how)
-        store = ClipStore(decoding)
+        store, of_teacher = self._decode(clips, self._config, "decoding"), None
         outcomes = {row["clip_id"]: row for row in store.ledger.to_pylist()}
-        self._embed([row for row in chunk if outcomes[row["window_id"]]["status"] == "ok"], store)
-        shutil.rmtree(decoding)
+        if self._decodes_for_teacher:
+            of_teacher = self._decode(clips, self._config.teacher, "decoding_teacher")
+            failed = {row["clip_id"]: row for row in of_teacher.ledger.to_pylist() if row["status"] != "ok"}
+            outcomes |= {clip_id: row for clip_id, row in failed.items() if outcomes[clip_id]["status"] == "ok"}
+        self._embed([row for row in chunk if outcomes[row["window_id"]]["status"] == "ok"], store, of_teacher)
+        for decoded in filter(None, (store, of_teacher)):
+            shutil.rmtree(decoded.path)
         names = ("status", "error", "video_s")
         return [row | {name: outcomes[row["window_id"]][name] for name in names} for row in chunk]
 
-    def _embed(self, windows: Sequence[Row], store: ClipStore) -> None:
+    @property
+    def _decodes_for_teacher(self) -> bool:
+        """Whether a teacher matches the windows with phrases, and reads other frames than the model."""
+        return self._config.informed_at_inference and self._config.teacher.clip_store != self._config.clip_store
+
+    def _decode(self, clips: pa.Table, config: ExperimentConfig, name: str) -> ClipStore:
+        """Decodes windows as an experiment reads them, into a folder of the index."""
+        section, wait_s = self._config.ingest, self._config.resources.wait_s
+        how = {"wait_s": wait_s, "in_process": not self._on_ray, "progress": self._progress}
+        decode_clips(clips, self._folder / name, store_settings(config), section, **how)
+        return ClipStore(self._folder / name)
+
+    def _embed(self, windows: Sequence[Row], store: ClipStore, of_teacher: ClipStore | None) -> None:
         """Embeds those windows of a clip store that have no embedding yet."""
         sources: Mapping[str, str] = {row["window_id"]: row["source"] for row in windows}
         todo = EmbeddingStore(self._folder / "embeddings").missing(sources)
@@ -213,7 +227,8 @@ class _Indexing:
             pa.table({"window_id": some, "source": [sources[window] for window in some]})
             for some in (todo[first : first + _WINDOWS_PER_BLOCK] for first in range(0, len(todo), _WINDOWS_PER_BLOCK))
         ]
-        arguments = (self._checkpoint.absolute(), self._config, store.path, self._folder, self._settings.embeddings)
+        model = (self._checkpoint.absolute(), self._config)
+        arguments = (*model, store.path, self._folder, self._settings.embeddings, of_teacher and of_teacher.path)
         shown = {"doing": "embedding", "unit": "windows", "total": len(todo), "enabled": self._progress}
         with closing(choose_runner(self._config)(WindowEmbedder, arguments, blocks)) as done:
             for number in track_progress(done, size=int, **shown):

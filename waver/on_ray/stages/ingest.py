@@ -277,23 +277,41 @@ def _report(clips: pa.Table, store: Path, num_decoded: int, seconds: float) -> I
 
 
 def run_ingest(config: ExperimentConfig, *, progress: bool = True) -> IngestReport:
-    """Decodes the clips of an experiment into its clip store, whose lock it holds.
+    """Decodes the clips of an experiment into its clip store, whose lock it holds; and into that of its teacher.
 
-    Without the lock two commands would lose nothing, but decode every clip twice.
+    The teacher has a clip store of its own if it reads other frames (`knowledge.teacher`). Without the lock two commands
+    would lose nothing, but decode every clip twice.
 
     Args:
         config: configuration of the experiment.
         progress: whether to show progress on standard error.
 
+    Returns:
+        The report on the clip store of the experiment; what happened in that of the teacher is logged.
+
     Raises:
         StartError: with everything that prevents the stage, before Ray starts.
-        LockedError: if another process decodes into the store.
+        LockedError: if another process decodes into a store.
         WaverError: see `ingest`.
     """
     captions = open_inputs(config, "ingest").captions
     assert captions is not None, "nothing can be decoded without captions"
-    logger.info(f"decoding the clips of {len(captions)} captions into {display_path(config.clip_store)}")
-    logger.info(f"frames: {config.preprocessing.describe()}")
+    report = _ingest_for(config, captions, "the clips", progress=progress)
+    if config.teacher.clip_store != config.clip_store:
+        theirs = _ingest_for(
+            config.teacher, captions, "the frames that the teacher reads, of the clips", progress=progress
+        )
+        logger.info(
+            f"{theirs.counts.get('ok', 0)} of {sum(theirs.counts.values())} clips are in the teacher's clip store; "
+            f"{theirs.num_decoded} were decoded now, in {theirs.seconds:.1f} s, and {theirs.num_skipped} before"
+        )
+    return report
+
+
+def _ingest_for(config: ExperimentConfig, captions: pa.Table, what: str, *, progress: bool) -> IngestReport:
+    """Decodes the clips of an experiment into its own clip store."""
+    logger.info(f"decoding {what} of {len(captions)} captions into {display_path(config.clip_store)}")
+    logger.info(f"frames: at most {config.video.max_frames} a clip, {config.preprocessing.describe()}")
     with hold_lock(config.clip_store, "ingest"):
         return ingest(
             captions,

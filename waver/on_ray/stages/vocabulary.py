@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from waver.config import ExperimentConfig
+from waver.knowledge.errors import KnowledgeError
 from waver.knowledge.phrase_file import read_phrases
 from waver.knowledge.phrases import count_phrases, installed_parser, is_same_parser, load_parser, merge_counts
-from waver.knowledge.store import Dictionary, KnowledgeError, build_dictionary, read_dictionary, write_dictionary
+from waver.knowledge.store import Dictionary, build_dictionary, read_dictionary, write_dictionary
 from waver.on_ray.cluster.blocks import ActorPool, map_blocks
 from waver.on_ray.cluster.capacity import WorkerResources, count_cpus
 from waver.on_ray.cluster.connection import connect

@@ -6,24 +6,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
 from waver.config import ExperimentConfig
-from waver.data.clip_store import ClipStore
 from waver.data.embedding_store import EmbeddingError
 from waver.data.ledger import StoreError
-from waver.knowledge.store import Knowledge, KnowledgeError, TooFewPhrasesError
-from waver.on_ray.stages.embed import embed
+from waver.knowledge.errors import KnowledgeError, TooFewPhrasesError
+from waver.knowledge.store import Knowledge
+from waver.on_ray.stages.embed import choose_runner, embed
 from waver.on_ray.stages.ingest import run_ingest
 from waver.on_ray.stages.match import run_match
 from waver.on_ray.stages.vocabulary import run_vocabulary
-from waver.runs.embeddings import Needs, is_embedded, training_needs
+from waver.runs.embeddings import is_embedded, training_needs
 from waver.runs.inputs import check_top_k, load_captions, open_store, training_knowledge
-from waver.runs.soft_targets import teacher_needs
+from waver.runs.soft_targets import embed_for_teacher, is_embedded_for_teacher, open_teacher_store
 from waver.tools.object_store import exists
 from waver.training.plan import training_rows
 
 logger = logging.getLogger(__name__)
+
+_OF_TEACHER = "embeddings by the teacher"
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,15 @@ def _users(configs: Iterable[ExperimentConfig]) -> dict[tuple[str, Path], list[E
     embeddings: dict[tuple[str, Path], list[ExperimentConfig]] = {}
     knowledge: dict[tuple[str, Path], list[ExperimentConfig]] = {}
     for config in configs:
-        clips.setdefault(("clip store", config.clip_store), []).append(config)
-        if config.uses_teacher or (config.embeddings.use != "never" and "vision" in config.frozen_towers):
+        for path in dict.fromkeys((config.clip_store, config.teacher.clip_store)):
+            clips.setdefault(("clip store", path), []).append(config)
+        if config.embeddings.use != "never" and "vision" in config.frozen_towers:
             embeddings.setdefault(("embeddings", config.frame_embeddings), []).append(config)
+        if config.uses_teacher:
+            embeddings.setdefault((_OF_TEACHER, config.teacher.frame_embeddings), []).append(config)
         if config.uses_knowledge:
             knowledge.setdefault(("knowledge", config.knowledge_store), []).append(config)
-    # An artifact is made for the first experiment: it must be one that reads all of it, if there is any.
-    for users in embeddings.values():
-        users.sort(key=lambda config: not config.uses_teacher)
+    # Knowledge is made for the first experiment: it must be one that needs phrases of test clips too, if there is any.
     for users in knowledge.values():
         users.sort(key=lambda config: not config.informed_at_inference)
     return clips | embeddings | knowledge
@@ -120,22 +121,18 @@ def _exists(what: str, config: ExperimentConfig) -> bool:
     captions = load_captions(config)
     try:
         store = open_store(config, captions)
+        open_teacher_store(config, captions, store)
         if what == "knowledge":
             training_knowledge(config, captions, store)
         if what == "embeddings":
-            return all(is_embedded(config, store, needs) for needs in _needs(config, captions, store))
+            return is_embedded(config, store, training_needs(config, captions, store, training_rows(captions, store)))
+        if what == _OF_TEACHER:
+            return is_embedded_for_teacher(config, captions, store, training_rows(captions, store))
     except TooFewPhrasesError:
         return True
     except (StoreError, KnowledgeError, EmbeddingError):
         return False
     return True
-
-
-def _needs(config: ExperimentConfig, captions: pa.Table, store: ClipStore) -> list[Needs]:
-    """Returns what the training of an experiment reads from embedding stores, and what its teacher does."""
-    rows = training_rows(captions, store)
-    of_teacher = [teacher_needs(captions, rows)] if config.uses_teacher else []
-    return [training_needs(config, captions, store, rows), *of_teacher]
 
 
 def check_shared(configs: Iterable[ExperimentConfig]) -> None:
@@ -153,11 +150,14 @@ def _make(what: str, config: ExperimentConfig) -> None:
     if what == "clip store":
         run_ingest(config)
         return
-    if what == "embeddings":
+    if what in ("embeddings", _OF_TEACHER):
         captions = load_captions(config)
         store = open_store(config, captions)
-        for needs in _needs(config, captions, store):
-            embed(config, store, needs)
+        rows = training_rows(captions, store)
+        if what == _OF_TEACHER:
+            embed_for_teacher(config, captions, store, rows, run=choose_runner(config))
+        else:
+            embed(config, store, training_needs(config, captions, store, rows))
         return
     if not config.knowledge.released and not exists(config.dictionary / "manifest.json"):
         run_vocabulary(config)
