@@ -127,8 +127,9 @@ class KnowledgeConfig(Section):
     """The frozen teacher (backbone, weights, frames), which matches phrases and whose distributions are learned; its width
     may be another than the student's. null: the student's own backbone on the same frames, as published."""
     matching: Literal["cosine", "centred"] = "cosine"
-    """What decides which phrases are a clip's best. cosine: the teacher's cosines, as published. centred: they less each
-    phrase's mean over the training clips, so that phrases that are near everything (hubs) do not serve many clips."""
+    """What decides which phrases are a clip's best. cosine: the teacher's cosines, as published. centred: these
+    cosines less each phrase's mean over the training clips, so that a phrase that is near everything (a hub) is not the best
+    of many clips."""
     prompt: str = "This is a video about {}."
     """Prompt template of phrases for the teacher, with {} for the phrase."""
     released: tuple[AnyPath, ...] = ()
