@@ -59,7 +59,7 @@ def main(
     unpack(here / "backbone.safetensors", output / "backbone.safetensors")
     with connect() as where:
         print(where)
-        stores = prepare(place, chosen.values(), range(rotations))
+        stores = prepare(place, chosen.values(), sorted({*range(rotations), *TUNED_ROTATIONS}))
         tuned = tune(place, chosen, stores)
         asked = [
             ask(place, name, way, rotation, seed, tuned[name], stores)

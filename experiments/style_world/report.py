@@ -5,11 +5,12 @@ rotations, seeds and clips has an interval that treats all three as random (`wav
 
 Who trains longer forgets more and finds more with seen writers, so that unseen writers alone would reward who learns less.
 The primary comparison is therefore at equal R@1 of seen writers: a run is compared with the point of the learning curve of
-the baseline, of the same rotation and seed, that has the same R@1 of seen writers, between two of its checkpoints.
+the baseline, of the same rotation and seed, that has the same R@1 of seen writers, between two of its checkpoints. A run
+whose R@1 is beyond this curve is compared with the nearest point; the table says how many runs are.
 """
 
+import itertools
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class Results:
         self.ways = list(dict.fromkeys(way for way, _, _ in found))
         self.rotations = sorted({rotation for _, rotation, _ in found})
         self.seeds = sorted({seed for _, _, seed in found})
+        self.last = [name for name in next(iter(found.values())) if name.startswith("epoch")][-1]
+        """Name of the last epoch."""
 
     def over(self, group: str, way: str, measure=None, checkpoint=None) -> np.ndarray:
         """Returns (rotations, seeds, clips): the mean of a measure over the captions of a clip by seen or unseen writers.
@@ -81,15 +84,31 @@ class Results:
         """Returns (rotations, seeds, clips): R@1 of unseen writers less the baseline's at equal R@1 of seen ones."""
         return np.array([[self._matched(way, rotation, seed) for seed in self.seeds] for rotation in self.rotations])
 
+    def num_beyond(self, way: str) -> int:
+        """Returns the number of runs whose R@1 of seen writers no point of the baseline's curve has.
+
+        `at_equal_seen` compares such a run with the nearest point, so not at equal R@1.
+        """
+        number = 0
+        for rotation, seed in itertools.product(self.rotations, self.seeds):
+            ours, curve = self._with_baseline(way, rotation, seed)
+            levels = [point["seen"].mean() for point in curve]
+            number += not min(levels) <= ours["seen"].mean() <= max(levels)
+        return number
+
+    def _with_baseline(self, way: str, rotation: int, seed: int) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+        """Returns group -> hits of a run, and the same for each checkpoint of the baseline."""
+
+        def of(name: str, checkpoint: str | None) -> dict[str, np.ndarray]:
+            first = lambda ranks: ranks <= 1  # noqa: E731
+            return {group: self._of_run(group, name, rotation, seed, first, checkpoint) for group in _GROUPS}
+
+        return of(way, None), [of(BASELINE, name) for name in self._found[BASELINE, rotation, seed]]
+
     def _matched(self, way: str, rotation: int, seed: int) -> np.ndarray:
-        first = lambda ranks: ranks <= 1  # noqa: E731
-        ours = {group: self._of_run(group, way, rotation, seed, first, None) for group in _GROUPS}
-        curve = [
-            {group: self._of_run(group, BASELINE, rotation, seed, first, name) for group in _GROUPS}
-            for name in self._found[BASELINE, rotation, seed]
-        ]
+        ours, curve = self._with_baseline(way, rotation, seed)
         levels, level = [point["seen"].mean() for point in curve], ours["seen"].mean()
-        for (low, high), (before, after) in zip(pairwise(levels), pairwise(curve), strict=True):
+        for (low, high), (before, after) in zip(itertools.pairwise(levels), itertools.pairwise(curve), strict=True):
             if min(low, high) <= level <= max(low, high) and low != high:
                 share = (level - low) / (high - low)
                 return ours["unseen"] - (1 - share) * before["unseen"] - share * after["unseen"]
@@ -110,7 +129,7 @@ class Results:
 
     def seconds(self, way: str) -> float:
         """Returns the median time of training."""
-        return float(np.median([run["epoch 8"]["seconds"] for (name, _, _), run in self._found.items() if name == way]))
+        return float(np.median([run[self.last]["seconds"] for (name, _, _), run in self._found.items() if name == way]))
 
     def curve(self, way: str) -> dict[str, dict[str, float]]:
         """Returns checkpoint -> group -> R@1 in percent, mean over rotations, seeds and clips."""
@@ -140,10 +159,10 @@ def write_report(
 def gap_text(results: Results) -> str:
     """Returns what fine-tuning on seen writers does to R@1 of both groups: whether the comparison can tell anything."""
     start = {group: results.over(group, BASELINE, checkpoint="epoch 0") for group in _GROUPS}
-    end = {group: results.over(group, BASELINE, checkpoint="epoch 8") for group in _GROUPS}
+    end = {group: results.over(group, BASELINE, checkpoint=results.last) for group in _GROUPS}
     opened = crossed_interval((end["seen"] - end["unseen"]) - (start["seen"] - start["unseen"]))
     lines = [
-        f"Gap between seen and unseen writers that {BASELINE} opens in 8 epochs: {_points(opened)} points of R@1 "
+        f"Gap between seen and unseen writers that {BASELINE} opens until {results.last}: {_points(opened)} points of R@1 "
         f"({len(results.rotations)} rotations x {len(results.seeds)} seeds x {results.num_clips} clips).",
         "The comparison is informative."
         if opened.mean > 0.05
@@ -176,7 +195,9 @@ def table(results: Results, ways: Mapping[str, Way], tuned: Mapping[str, Mapping
         else:
             cells.append(_points(crossed_interval(results.over("unseen", way) - results.over("unseen", BASELINE))))
             p = matched[way].p_value if way == PRIMARY else corrected[way]
-            cells += [_points(matched[way]), f"{p:.4f}" + (" (primary)" if way == PRIMARY else "")]
+            beyond, runs = results.num_beyond(way), len(results.rotations) * len(results.seeds)
+            note = f"; {beyond} of {runs} runs beyond the curve" if beyond else ""
+            cells += [_points(matched[way]) + note, f"{p:.4f}" + (" (primary)" if way == PRIMARY else "")]
         cells += [
             f"{100 * results.consistency(way):.1f}",
             f"{100 * results.hubness(way):.1f}",

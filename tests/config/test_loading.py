@@ -348,6 +348,10 @@ KNOWS = {"knowledge.top_k": 3}
             r"or set knowledge.at_inference to false and loss.distill above 0",
         ),
         ({"loss.contrastive": 0, "loss.informed": 1}, r"all weights are 0"),
+        ({"loss.contrastive": 0, "loss.keep": 1}, r"loss.contrastive = 0: no loss would train the retrieval"),
+        ({"vocabulary.leaky": True}, r"of captions, vocabulary.splits decides: set vocabulary.leaky to false"),
+        ({"vocabulary.file": "p.txt", "vocabulary.min_count": 2}, r"but all phrases come from vocabulary.file: remove"),
+        ({"vocabulary.file": "p.txt", "vocabulary.splits": ["test"]}, r"set vocabulary.leaky to true if the file has"),
         ({"loss.temperature": 0}, r"loss.temperature: 0: .*greater than 0"),
         ({"loss.distill": -1}, r"loss.distill: -1: .*greater than or equal to 0"),
         ({"knowledge.top_k": -1}, r"knowledge.top_k: -1"),
@@ -507,6 +511,20 @@ def test_styles_of_training_are_a_setting_of_tables_only(tmp_path):
         load_config(
             write(tmp_path, SMALL), {"data.format": "msrvtt", "data.train_styles": ["plain"], "data.annotations": "a"}
         )
+
+
+def test_the_precision_of_embeddings_is_hashed_where_training_reads_them(tmp_path):
+    """A run whose towers learn reads pixels, but `loss.keep` reads the frozen teacher's embeddings."""
+    path = write(tmp_path, SMALL)
+
+    def digests(**overrides) -> set[str]:
+        return {
+            load_config(path, {"embeddings.precision": precision, **overrides}).digest()
+            for precision in ("fp32", "bf16")
+        }
+
+    assert len(digests()) == 1
+    assert len(digests(**{"loss.keep": 1})) == len(digests(**{"train.freeze": ["vision"]})) == 2
 
 
 def test_released_knowledge_does_not_depend_on_the_vocabulary_settings(tmp_path):

@@ -176,6 +176,22 @@ def test_results_of_known_ranks(found):
     # At R@1 of 40 % with seen writers the baseline is half way between its checkpoints: at 30 % with unseen ones.
     assert results.at_equal_seen("fusion").mean() == pytest.approx(0.2)
     assert results.at_equal_seen(BASELINE) == pytest.approx(0.0)
+    assert results.num_beyond("fusion") == results.num_beyond(BASELINE) == 0
+
+
+def test_the_table_says_which_runs_are_not_compared_at_equal_recall(found):
+    """The baseline never finds 9 of 10 clips with seen writers."""
+    found["fusion", 1, 2]["epoch 8"] = run_of(9, 5, 1, 90.0)
+    results = Results(found, fake_captions(10))
+    assert results.num_beyond("fusion") == 1
+    assert results.at_equal_seen("fusion")[1, 2].mean() == pytest.approx(0.5 - 0.4), "the nearest point is the end"
+    assert "; 1 of 6 runs beyond the curve" in table(results, WAYS, {way: {} for way in results.ways})
+
+
+def test_a_shorter_training_is_reported_too(found):
+    shorter = {key: {"epoch 0": run["epoch 0"], "epoch 2": run["epoch 8"]} for key, run in found.items()}
+    assert gap_text(Results(shorter, fake_captions(10))).startswith(gap_text(Results(found, fake_captions(10)))[:40])
+    assert Results(shorter, fake_captions(10)).seconds(BASELINE) == 3.0
 
 
 def test_the_checkpoint_is_chosen_on_validation():

@@ -4,13 +4,14 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 
 from waver.config import load_config
 from waver.evaluation.evaluate import evaluate
-from waver.knowledge.store import Knowledge
-from waver.runs.checkpoint import save_checkpoint
+from waver.knowledge.store import Knowledge, KnowledgeError
+from waver.runs.checkpoint import check_dictionary, save_checkpoint
 from waver.runs.comparison import compare_runs
 from waver.runs.inputs import open_knowledge
 from waver.runs.results import result_of
@@ -127,6 +128,26 @@ def test_search_gives_videos_the_phrases_of_the_control(kind, controlled, store,
     else:
         assert not any(same)
         assert len({tuple(one.flatten().tolist()) for one in phrases}) > 2
+
+
+def test_constant_phrases_stay_those_of_training(controlled, captions, store, tmp_path):
+    """Other training clips, as by data.train_styles, would choose the phrases of another clip."""
+    config, known = controlled("constant")
+    training = build_training(config, num_steps=1, device=CPU, phrases=known.phrase_embeddings())
+    save_checkpoint(tmp_path / "c", training, config, known)
+    check_dictionary(known, tmp_path / "c")
+    (clip,) = set(known.control.phrases_of.values())
+    fewer = captions.filter(pc.not_equal(captions["clip_id"], clip))
+    with pytest.raises(KnowledgeError, match=rf"learned with the phrases of {clip} for all clips"):
+        check_dictionary(open_knowledge(config, fewer, store, SPLITS), tmp_path / "c")
+
+
+def test_search_under_constant_phrases_needs_a_model_that_learned_with_them(controlled, store, tmp_path):
+    config, known = controlled("none")
+    training = build_training(config, num_steps=1, device=CPU, phrases=known.phrase_embeddings())
+    save_checkpoint(tmp_path / "c", training, config, known)
+    with pytest.raises(KnowledgeError, match=r"was not trained with constant phrases"):
+        load(tmp_path / "c", {"knowledge.control": "constant"}).embed_frames(*store.read(store.ok_clip_ids()[:1]))
 
 
 def test_a_control_without_phrases_is_an_error(load_tiny):

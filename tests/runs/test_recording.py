@@ -161,7 +161,7 @@ def test_a_teacher_that_knows_no_more_than_its_student_is_named_once_an_epoch(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         record_run(tmp_path, config, knowledge, epochs=4)
-    said = [str(warning.message) for warning in caught if "find no more" in str(warning.message)]
+    said = [str(warning.message) for warning in caught if "is no better than its student" in str(warning.message)]
     expected = []
     for epoch in range(1, 5):
         rows = [row for row in read_metrics(tmp_path) if row["epoch"] == epoch and "split" not in row]

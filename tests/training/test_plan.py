@@ -67,10 +67,10 @@ def test_batches_of_all_captions_are_smaller_where_a_clip_has_many(load_tiny):
         assert max(map(len, found)) <= size
         assert bool(describe_lowered_batch(config, num_captions)) == (size < 6)
     text = describe_lowered_batch(config, num_captions)
-    assert text.startswith("a clip has 9 captions")
+    assert text.startswith("an epoch of all 32 captions needs 9 batches")
     assert "train.global_batch_size = 6 is lowered to 4" in text
     with pytest.raises(
-        BatchSizeError, match=r"a clip has 9 of the 12 training captions.* would have 1 pair: .*such as 1"
+        BatchSizeError, match=r"a clip has 9 of the 12 training captions.* would have only 1 pair: .*such as 1"
     ):
         batch_size_of(config, np.array([9, 1, 1, 1]))
     assert batch_size_of(load_tiny(**{"train.global_batch_size": 6}), np.array([9, 1, 1, 1])) == 4

@@ -42,7 +42,7 @@ def _of_losses(config: "ExperimentConfig") -> Iterator[str]:
             f"loss.distill = {loss.distill:g} learns from videos with fused phrases, which nothing trains if "
             "loss.informed = 0: set loss.informed to 1"
         )
-    if not any((loss.contrastive, loss.knowledge, loss.distill)):
+    if not any(weight for term, weight in loss.weights.items() if term != "informed"):
         yield "loss: all weights are 0, so nothing would be learned; set loss.contrastive to 1"
     elif not loss.contrastive and (not loss.distill or knowledge.at_inference):
         # Some parameters would have no gradient, for which DDP would wait.
@@ -59,6 +59,17 @@ def _of_knowledge(config: "ExperimentConfig") -> Iterator[str]:
         yield (
             f"knowledge.top_k = {knowledge.top_k} is more than knowledge.num_matches = {knowledge.num_matches}, the "
             "number of stored phrases per clip: raise knowledge.num_matches"
+        )
+    vocabulary = config.vocabulary
+    if vocabulary.leaky and not vocabulary.file:
+        yield (
+            "vocabulary.leaky = true says where the phrases of vocabulary.file come from, which is null; of captions, "
+            "vocabulary.splits decides: set vocabulary.leaky to false"
+        )
+    if vocabulary.file and (vocabulary.splits != ("train",) or vocabulary.min_count > 1):
+        yield (
+            "vocabulary.splits and vocabulary.min_count choose phrases of captions, but all phrases come from "
+            "vocabulary.file: remove them, and set vocabulary.leaky to true if the file has phrases of validation or test"
         )
     if knowledge.control != "none" and not config.uses_knowledge:
         yield (

@@ -237,7 +237,7 @@ class ExperimentConfig(Section):
         except (HubError, PreprocessingError):
             frames = {}
         statistics = {f"pixel_{name}": list(frames[name]) for name in ("mean", "std") if name in frames}
-        if self.frozen_towers and self.embeddings.use != "never":  # else runs read pixels, as in earlier versions
+        if (self.frozen_towers or self.uses_teacher) and self.embeddings.use != "never":  # else runs read pixels alone
             settings["embeddings"] = {"precision": self.embeddings.precision}
         return settings | {
             "data": _hashed(settings["data"]),

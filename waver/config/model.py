@@ -49,16 +49,17 @@ class ModelConfig(Section):
     pixel_std: tuple[Positive, Positive, Positive] | None = None
     """Standard deviation of red, green and blue for the same; null for that of the training of the weights."""
     frame_norm: Literal["none", "layer"] = "none"
-    """layer: a layer norm makes the embeddings of frames, plain and informed, comparable in scale before fusion and temporal
-    aggregator. none: they have the norm that the backbone gives them."""
+    """layer: applies a layer norm to the embeddings of frames, before fusion and temporal aggregator. none: keeps the norm
+    that the backbone gives them, which differs between backbones."""
     # Names of waver.model.temporal.TEMPORAL_AGGREGATORS.
     temporal: Literal["none", "seqTransf", "seqLSTM"] = "seqTransf"
     """Temporal aggregator of the frame embeddings: none, seqTransf (transformer) or seqLSTM."""
     temporal_layers: Count = 4
     """Number of layers of the temporal aggregator."""
     initialisation: Literal["torch", "published"] = "torch"
-    """Initial weights of the heads of wti and of fusion. torch: heads as torch draws linear layers. published: both from a
-    normal distribution with standard deviation 0.02 and with zero bias, as in the released code."""
+    """Initial weights of the heads of wti and of the fusion. torch: the heads have torch's usual weights of linear layers,
+    the fusion those of its kind. published: both have weights from a normal distribution with standard deviation 0.02 and
+    zero biases, as in the released code."""
     lora: LoraConfig | None = None
     """LoRA (rank, alpha, where): train low-rank additions to the frozen towers, with learning rate train.lr; null to train
     the towers. Checkpoints with LoRA do not contain the pre-trained weights: keep the file or tag of model.weights."""
@@ -117,16 +118,18 @@ class KnowledgeConfig(Section):
     """Control experiment, in training, evaluation and search alike. none: clips get their own phrases. shuffled: each clip
     gets the phrases of another clip of its split, drawn with `seed`. constant: all clips get those of one training clip."""
     effective_phrases: Annotated[float, Field(gt=1)] = 10.0
-    """Number of phrases that share the probability in the frozen teacher's distributions, exp(entropy) on average over
-    training clips and captions: it decides the temperatures of `loss.phrases_video` and `loss.phrases_text`."""
+    """Number of phrases that share the probability in the frozen teacher's distributions: exp(entropy), the mean over
+    training clips and that over training captions. The temperatures of `loss.phrases_video` and `loss.phrases_text` follow
+    from it."""
     num_matches: Count = 30
     """Number of phrases per clip that `waver match` stores; top_k must not exceed it."""
     teacher: TeacherConfig | None = None
     """The frozen teacher (backbone, weights, frames), which matches phrases and whose distributions are learned; its width
     may be another than the student's. null: the student's own backbone on the same frames, as published."""
     matching: Literal["cosine", "centred"] = "cosine"
-    """What decides which phrases are a clip's best. cosine: the teacher's cosines, as published. centred: they less each
-    phrase's mean over the training clips, so that phrases that are near everything (hubs) do not serve many clips."""
+    """What decides which phrases are a clip's best. cosine: the teacher's cosines, as published. centred: these
+    cosines less each phrase's mean over the training clips, so that a phrase that is near everything (a hub) is not the best
+    of many clips."""
     prompt: str = "This is a video about {}."
     """Prompt template of phrases for the teacher, with {} for the phrase."""
     released: tuple[AnyPath, ...] = ()

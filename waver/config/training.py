@@ -50,8 +50,8 @@ class LossConfig(Section):
     """Temperature of the loss `knowledge`: its logits are cosines divided by it, and it trains neither logit scale nor bias.
     0.01 is that of CLIP's published weights. null: it shares the learned scale and trains it, as in earlier versions."""
     shared_captions: Literal["negative", "ignored"] = "negative"
-    """What a caption and the clip of an equal caption in the batch are to each other, in the contrastive, informed and
-    knowledge losses. negative: a negative pair, as published. ignored: neither a positive nor a negative pair."""
+    """How the contrastive, informed and knowledge losses count a caption and another clip of the batch that has an equal
+    caption. negative: as a negative pair, as published. ignored: neither as a positive nor as a negative pair."""
 
     @property
     def weights(self) -> dict[str, float]:

@@ -49,6 +49,8 @@ class Batch:
     """The frozen teacher's embeddings of the clips, unit vectors of its width E; None if no loss reads them."""
     teacher_captions: Float[Tensor, "B E"] | None = None
     """The same of the captions."""
+    described_clips: Float[Tensor, "B E"] | None = None
+    """The same of the clips that the phrases belong to, under a control of knowledge; None if these are the clips."""
     first: int = 0
     """Place of the first pair in the share of its worker; above 0 in a part of a share."""
 
@@ -76,6 +78,7 @@ _TENSORS = (
     "tokens",
     "teacher_clips",
     "teacher_captions",
+    "described_clips",
 )
 """Fields of a batch with a row per pair that are on the device of the model."""
 

@@ -66,7 +66,7 @@ def num_batches(num_captions: Int[np.ndarray, " clips"], global_batch_size: int)
 def _all_captions(
     first: Int[np.ndarray, " clips"], num_captions: Int[np.ndarray, " clips"], number: int, draw: np.random.Generator
 ) -> list[Int[np.ndarray, " B"]]:
-    """Assigns each caption to one of the batches: the captions of a clip to different ones, as many to each as to others.
+    """Assigns captions to batches whose sizes differ by at most one; captions of a clip go to different batches.
 
     The captions, clip by clip in random order, are dealt to the batches in rounds. Each round is a new random order of all
     batches. Only a clip whose captions continue into the next round could meet a batch twice: it goes first there, to

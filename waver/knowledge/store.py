@@ -242,14 +242,14 @@ class Knowledge:
         return summary | (self.control.summary() if self.control else {})
 
     def check_same_dictionary(self, checkpoint: Path, learned_from: dict[str, Any] | None) -> None:
-        """Checks that a model was trained with the dictionary of this knowledge.
+        """Checks that a model was trained with the dictionary of this knowledge and the constant phrases of its control.
 
         Args:
             checkpoint: folder of the model's checkpoint.
             learned_from: `summary` of the knowledge that it was trained with; None for none.
 
         Raises:
-            KnowledgeError: if it was trained with another dictionary.
+            KnowledgeError: if it was trained with another dictionary, or with the phrases of another clip for all clips.
         """
         trained_with = learned_from and learned_from["digest"]
         if trained_with != self.summary()["digest"]:
@@ -257,6 +257,13 @@ class Knowledge:
                 f"{display_path(checkpoint)} learned from another dictionary ({trained_with}) than "
                 f"{display_path(self.path)} was matched with ({self.summary()['digest']}), so its phrase ids mean other "
                 "phrases. Build that dictionary and match again, or train under another name"
+            )
+        learned, now = ((summary or {}).get("constant_clip") for summary in (learned_from, self.summary()))
+        if learned and now and learned != now:
+            raise KnowledgeError(
+                f"{display_path(checkpoint)} learned with the phrases of {learned} for all clips (knowledge.control = "
+                f"constant), but the training clips are others now, and those of {now} would be used: evaluate it with the "
+                "captions and clips of its training"
             )
 
 

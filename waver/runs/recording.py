@@ -210,7 +210,7 @@ class Recording:
 
 
 def describe_weak_teacher(accuracies: Sequence[tuple[float, float]]) -> str:
-    """Says that the teacher of the distillation finds no more clips than its student; empty if it does, or nothing is known.
+    """Says that the teacher of the distillation is no better than its student; empty if it is, or nothing is known.
 
     Args:
         accuracies: for each batch, share of captions whose clip is the first answer, among plain and among informed videos.
@@ -221,7 +221,7 @@ def describe_weak_teacher(accuracies: Sequence[tuple[float, float]]) -> str:
     if informed > plain:
         return ""
     return (
-        "loss.distill teaches with videos that find no more than those that learn: in the batches of the epoch, "
+        "the teacher of loss.distill is no better than its student: in the batches of the epoch, "
         f"{informed:.1f}% of the captions find their clip among videos with fused phrases, and {plain:.1f}% among videos "
         "without. Lower loss.distill, raise loss.distill_warmup, or look at the phrases of `waver match`"
     )

@@ -14,7 +14,7 @@ from waver.data.annotations.captions import styles_of
 from waver.evaluation.evaluate import Evaluation
 from waver.evaluation.protocols import EvaluatedSplit, identify_protocol
 from waver.knowledge.store import Knowledge
-from waver.runs.checkpoint import checkpoint_knowledge
+from waver.runs.checkpoint import checkpoint_config, checkpoint_knowledge
 from waver.runs.origin import read_origin
 from waver.tools.object_store import display_path
 
@@ -69,13 +69,27 @@ def result_of(
         "chosen_on": chosen_on,
         "validation": evaluation.validation,
         "styles": evaluation.styles,
-        "train_styles": None if origin else list(styles_of(captions, "train")),
+        "train_styles": None if origin else _train_styles(checkpoint, config, captions),
         "knowledge": _describe_knowledge(config, learned),
         "leaky": leaky,
         "device": evaluation.device,
         "precision": evaluation.precision,
         "config": config.digest(),
     }
+
+
+def _train_styles(checkpoint: Path, config: ExperimentConfig, captions: pa.Table) -> list[str] | None:
+    """Returns the writing styles that a model was trained on; None if that is unknown.
+
+    They are those of its own run: an evaluation may read other styles or other data (`--set data...`).
+    """
+    trained = checkpoint_config(checkpoint).data
+    if named := getattr(trained, "train_styles", None):
+        return list(named)
+    of_run, now = trained.annotations, config.data.annotations
+    if of_run.name != now.name or getattr(config.data, "train_styles", None):  # a file that was moved keeps its name
+        return None
+    return list(styles_of(captions, "train"))
 
 
 def _describe_knowledge(config: ExperimentConfig, learned: dict[str, Any] | None) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def train_job(
 def _open_teacher(
     job: TrainingJob, captions: pa.Table, store: ClipStore, knowledge: Knowledge | None, training: Training
 ) -> FrozenEmbeddings | None:
-    """Opens the frozen teacher's embeddings, and gives the run the spaces in which it compares with phrases, if it does."""
+    """Opens the frozen teacher's embeddings, and builds the spaces of phrases if a term of the loss reads them."""
     if job.frozen is None:
         return None
     if knowledge and job.config.uses_soft_targets:

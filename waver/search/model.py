@@ -25,12 +25,14 @@ from waver.evaluation.embedding import (
     tokenize_texts,
 )
 from waver.knowledge.control import draw
+from waver.knowledge.errors import KnowledgeError
 from waver.knowledge.store import Knowledge
 from waver.knowledge.teacher import match_clips
 from waver.model.embeddings import Embeddings
 from waver.runs.checkpoint import check_dictionary, checkpoint_config, checkpoint_knowledge, load_student
 from waver.runs.folder import find_checkpoint
 from waver.runs.inputs import store_settings
+from waver.tools.object_store import display_path
 from waver.training.build import build_teacher, build_tokenizer, local_device
 
 _TIMEOUT_S = 60.0
@@ -208,7 +210,12 @@ class _Phrases:
         knowledge = Knowledge(config.knowledge_store)
         check_dictionary(knowledge, checkpoint)
         self._knowledge, self._control, self._seed = knowledge, config.knowledge.control, config.seed
-        self._learned = checkpoint_knowledge(checkpoint) or {}
+        self._constant_clip = (checkpoint_knowledge(checkpoint) or {}).get("constant_clip")
+        if self._control == "constant" and self._constant_clip is None:
+            raise KnowledgeError(
+                f"knowledge.control = constant, but {display_path(checkpoint)} was not trained with constant phrases: "
+                "search with the control of its run"
+            )
         self._teacher = build_teacher(config.teacher)
         self._top_k = config.knowledge.top_k
         device = self._teacher.device
@@ -220,8 +227,8 @@ class _Phrases:
     def of(self, frames: UInt8[np.ndarray, "B F H W 3"], num_frames: Int[np.ndarray, " B"]) -> Float[Tensor, "B K D"]:
         """Returns the student's embeddings of the phrases of each clip, best first; the teacher reads these frames."""
         if self._control == "constant":
-            clip = self._learned["constant_clip"]
-            return self._embeddings[self._knowledge.phrase_ids([clip] * len(frames), self._top_k)]
+            assert self._constant_clip is not None, "the model was trained with it"
+            return self._embeddings[self._knowledge.phrase_ids([self._constant_clip] * len(frames), self._top_k)]
         clips = self._teacher.embed_clips(frames, num_frames).to(self._teacher.device)
         ids, _ = match_clips(clips, self._unit, self._top_k, mean=self._mean)
         if self._control == "shuffled":

@@ -7,8 +7,8 @@ To add a loss term: write its function and a row of `LOSS_TERMS`, and add its we
 `waver/config/training.py`. A term that reads phrases or informed videos also needs `ExperimentConfig` to require them (its
 validator, `uses_fusion` and `uses_knowledge` in `waver/config/experiment.py`). Other terms need nothing else.
 
-Source: `contrastive` with informed videos is the one loss of the released code of WAVER (arXiv 2312.09507). `distill`,
-`informed` and `knowledge`, and the retrieval of plain videos, are extensions of waver.
+Source: `contrastive` with informed videos is the one loss of the released code of WAVER (arXiv 2312.09507). All other terms,
+and the retrieval of plain videos, are extensions of waver.
 """
 
 import functools
@@ -46,7 +46,7 @@ class Objective:
     weights: Mapping[str, float]
     """Name of each term -> weight; terms with weight 0 are not computed."""
     temperature: float
-    """Temperature of the distillation."""
+    """Temperature of the terms `distill` and `keep`."""
     retrieved: Videos
     """Which videos captions retrieve at inference."""
     kind: Literal["softmax", "sigmoid"] = "softmax"
@@ -164,6 +164,12 @@ class GlobalBatch:
         return self.share.teacher_clips
 
     @property
+    def described_clips(self) -> Float[Tensor, "m E"]:
+        """The teacher's embeddings of the clips that the phrases belong to: this worker's, or others under a control."""
+        described = self.share.described_clips
+        return self.teacher_clips if described is None else described
+
+    @property
     def teacher_captions(self) -> Float[Tensor, "m E"]:
         """The teacher's embeddings of this worker's captions."""
         assert self.share.teacher_captions is not None, "a term that learns from the teacher has its embeddings"
@@ -236,16 +242,16 @@ def _knowledge(batch: GlobalBatch) -> Float[Tensor, ""]:
 def _phrases_video(batch: GlobalBatch) -> Float[Tensor, ""]:
     """Distributions of plain videos over the phrases of the batch learn from the teacher's of the clips."""
     student = batch.spaces.student.of_clips(mean_frame(batch.videos["plain"][0]), batch.pool)
-    teacher = batch.spaces.teacher.of_clips(batch.teacher_clips, batch.pool)
+    teacher = batch.spaces.teacher.of_clips(batch.described_clips, batch.pool)
     return soft_targets(student, teacher, num_pairs=batch.share.num_pairs)
 
 
 def _phrases_text(batch: GlobalBatch) -> Float[Tensor, ""]:
-    """Distributions of captions over the phrases of the batch learn from those of the captions, or of their clips."""
+    """Distributions of captions over the phrases of the batch learn the teacher's, of the captions or of their clips."""
     student = batch.spaces.student.of_captions(batch.sentences, batch.pool)
     teacher = batch.spaces.teacher
     if batch.objective.text_target == "clip":
-        target = teacher.of_clips(batch.teacher_clips, batch.pool)
+        target = teacher.of_clips(batch.described_clips, batch.pool)
     else:
         target = teacher.of_captions(batch.teacher_captions, batch.pool)
     return soft_targets(student, target, num_pairs=batch.share.num_pairs)

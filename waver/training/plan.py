@@ -177,8 +177,8 @@ def batch_size_of(config: ExperimentConfig, num_captions: Int[np.ndarray, " clip
     largest, smallest = _batch_sizes(config, num_captions)
     if smallest < max(2, config.resources.max_workers):
         raise BatchSizeError(
-            f"a clip has {num_captions.max()} of the {num_captions.sum()} training captions, and an epoch of all captions "
-            f"has them in different batches, of which some would have {counted(smallest, 'pair')}: set "
+            f"a clip has {num_captions.max()} of the {num_captions.sum()} training captions. An epoch of all captions puts "
+            f"them into different batches, and some of these would have only {counted(smallest, 'pair')}: set "
             f"train.captions_per_clip to a number, such as {int(np.median(num_captions))}"
         )
     return largest
@@ -211,8 +211,8 @@ def describe_lowered_batch(config: ExperimentConfig, num_captions: Int[np.ndarra
             f"it is lowered to {num_clips}"
         )
     return (
-        f"a clip has {num_captions.max()} captions, and a batch has no clip twice, so that an epoch of all "
-        f"{num_captions.sum():,} captions has as many batches: train.global_batch_size = {asked} is lowered to {largest}. "
+        f"an epoch of all {num_captions.sum():,} captions needs {num_captions.max()} batches, since a clip has so many "
+        f"captions and a batch has no clip twice: train.global_batch_size = {asked} is lowered to {largest}. "
         "For larger batches, set train.captions_per_clip to a number"
     )
 

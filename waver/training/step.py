@@ -87,8 +87,13 @@ def make_batch(
     )
     if teacher is None:
         return batch
-    of_clips = knowledge.described(clip_ids) if knowledge else clip_ids
-    return replace(batch, teacher_clips=teacher.clips(of_clips), teacher_captions=teacher.captions(texts))
+    described = teacher.clips(knowledge.described(clip_ids)) if knowledge and knowledge.control else None
+    return replace(
+        batch,
+        teacher_clips=teacher.clips(clip_ids),
+        teacher_captions=teacher.captions(texts),
+        described_clips=described,
+    )
 
 
 def train_step(training: Training, batch: Batch, config: ExperimentConfig) -> dict[str, float]:
