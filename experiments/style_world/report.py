@@ -1,7 +1,8 @@
 """Compares the runs of the experiment: tables in Markdown, and plots.
 
 The figures of a run are those of its checkpoint with the highest validation R@1 on captions of seen writers. A mean over
-rotations, seeds and clips has an interval that treats all three as random (`waver.evaluation.intervals.crossed_interval`).
+rotations, seeds and contents (the two clips of a triple) has an interval that treats all three as random, see
+`waver.evaluation.intervals.crossed_interval`. Rotations share vocabularies, so they are not quite independent.
 
 Who trains longer forgets more and finds more with seen writers, so that unseen writers alone would reward who learns less.
 The primary comparison is therefore at equal R@1 of seen writers: a run is compared with the point of the learning curve of
@@ -20,6 +21,7 @@ import pyarrow as pa
 from experiments.style_world.runs import test_queries
 from experiments.style_world.study import seen_vocabularies
 from experiments.style_world.ways import BASELINE, WAYS, Way
+from experiments.style_world.world import CLIPS_PER_TRIPLE
 from experiments.style_world.writers import VOCABULARIES, WRITERS
 from waver.evaluation.intervals import MeanInterval, crossed_interval, holm
 from waver.tools.html import new_figure, svg
@@ -32,7 +34,7 @@ _GROUPS = ("seen", "unseen")
 
 
 class Results:
-    """The results of all runs, as arrays over rotations, seeds and clips.
+    """The results of all runs, as arrays over rotations, seeds and contents.
 
     Args:
         found: result of each run.
@@ -43,6 +45,9 @@ class Results:
         queries = test_queries(captions)
         clip_ids, self._clip = np.unique(queries["clip_id"].to_pylist(), return_inverse=True)
         self.num_clips = len(clip_ids)
+        # Consecutive clips of test share a triple and differ in size: they are one content, not two draws.
+        self._content = self._clip // CLIPS_PER_TRIPLE["test"]
+        self.num_contents = int(self._content.max()) + 1
         vocabularies = [WRITERS[style].vocabulary for style in queries["style"].to_pylist()]
         self._vocabulary = np.array([VOCABULARIES.index(vocabulary) for vocabulary in vocabularies])
         self._found = found
@@ -53,7 +58,7 @@ class Results:
         """Name of the last epoch."""
 
     def over(self, group: str, way: str, measure=None, checkpoint=None) -> np.ndarray:
-        """Returns (rotations, seeds, clips): the mean of a measure over the captions of a clip by seen or unseen writers.
+        """Returns (rotations, seeds, contents): the mean of a measure over the captions of a clip by seen or unseen writers.
 
         Args:
             group: seen or unseen.
@@ -72,16 +77,16 @@ class Results:
     def _of_run(self, group, way, rotation, seed, measure, checkpoint) -> np.ndarray:
         result = self._found[way, rotation, seed]
         ranks = result[checkpoint or chosen(result)]["ranks"]
-        return self._per_clip(measure(ranks), group, rotation)
+        return self._per_content(measure(ranks), group, rotation)
 
-    def _per_clip(self, values: np.ndarray, group: str, rotation: int) -> np.ndarray:
+    def _per_content(self, values: np.ndarray, group: str, rotation: int) -> np.ndarray:
         seen = [VOCABULARIES.index(vocabulary) for vocabulary in seen_vocabularies(rotation)]
         inside = np.isin(self._vocabulary, seen, invert=group == "unseen")
-        sums = np.bincount(self._clip[inside], values[inside].astype(float), self.num_clips)
-        return sums / np.bincount(self._clip[inside], minlength=self.num_clips)
+        sums = np.bincount(self._content[inside], values[inside].astype(float), self.num_contents)
+        return sums / np.bincount(self._content[inside], minlength=self.num_contents)
 
     def at_equal_seen(self, way: str) -> np.ndarray:
-        """Returns (rotations, seeds, clips): R@1 of unseen writers less the baseline's at equal R@1 of seen ones."""
+        """Returns (rotations, seeds, contents): R@1 of unseen writers less the baseline's at equal R@1 of seen ones."""
         return np.array([[self._matched(way, rotation, seed) for seed in self.seeds] for rotation in self.rotations])
 
     def num_beyond(self, way: str) -> int:
@@ -132,7 +137,7 @@ class Results:
         return float(np.median([run[self.last]["seconds"] for (name, _, _), run in self._found.items() if name == way]))
 
     def curve(self, way: str) -> dict[str, dict[str, float]]:
-        """Returns checkpoint -> group -> R@1 in percent, mean over rotations, seeds and clips."""
+        """Returns checkpoint -> group -> R@1 in percent, mean over rotations, seeds and contents."""
         names = self._found[way, self.rotations[0], self.seeds[0]]
         return {
             name: {group: 100 * self.over(group, way, checkpoint=name).mean() for group in _GROUPS} for name in names
@@ -163,7 +168,7 @@ def gap_text(results: Results) -> str:
     opened = crossed_interval((end["seen"] - end["unseen"]) - (start["seen"] - start["unseen"]))
     lines = [
         f"Gap between seen and unseen writers that {BASELINE} opens until {results.last}: {_points(opened)} points of R@1 "
-        f"({len(results.rotations)} rotations x {len(results.seeds)} seeds x {results.num_clips} clips).",
+        f"({len(results.rotations)} rotations x {len(results.seeds)} seeds x {results.num_contents} triples of two clips).",
         "The comparison is informative."
         if opened.mean > 0.05
         else "The comparison is UNINFORMATIVE: less than 5 points.",
@@ -210,7 +215,7 @@ def table(results: Results, ways: Mapping[str, Way], tuned: Mapping[str, Mapping
 def _zero_shot_row(results: Results) -> str:
     values = [f"{100 * results.over(group, BASELINE, checkpoint='epoch 0').mean():.1f}" for group in _GROUPS]
     mrr = results.over("unseen", BASELINE, lambda ranks: 1 / ranks, checkpoint="epoch 0").mean()
-    return f"| start (zero-shot) | | {' | '.join(values)} | {mrr:.3f} | | | | | | 0 |"
+    return f"| start, no training | | {' | '.join(values)} | {mrr:.3f} | | | | | | 0 |"
 
 
 def curves_table(results: Results) -> str:

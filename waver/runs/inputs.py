@@ -14,8 +14,9 @@ from waver.data.clip_store import ClipStore, StoreSettings
 from waver.data.ledger import StoreError, replaced_videos
 from waver.knowledge.control import build_control
 from waver.knowledge.errors import KnowledgeError, TooFewPhrasesError
-from waver.knowledge.store import Dictionary, Knowledge, read_dictionary
-from waver.tools.object_store import display_path
+from waver.knowledge.phrase_file import read_phrases
+from waver.knowledge.store import Dictionary, Knowledge, build_dictionary, read_dictionary
+from waver.tools.object_store import display_path, exists
 
 LEAKY = "leaky: the dictionary is contaminated by captions of validation or test; do not report its results"
 
@@ -160,7 +161,16 @@ def captions_digest(captions: list[str]) -> str:
 
 
 def _check_captions(dictionary: dict[str, Any], captions: pa.Table, config: ExperimentConfig) -> None:
-    """Checks that a dictionary was built from these captions; the manifest of an imported dictionary has no hash of them."""
+    """Checks that a dictionary was built from these captions, or from `vocabulary.file` as it is now.
+
+    The manifest of an imported dictionary has no hash of captions.
+    """
+    file = config.vocabulary.file
+    if file and exists(file) and build_dictionary(read_phrases(file), leaky=False).digest != dictionary["digest"]:
+        raise KnowledgeError(
+            f"vocabulary.file = {display_path(file)} has changed since the dictionary was made from it: run `waver "
+            f"vocabulary CONFIG` again (it replaces {display_path(config.dictionary)}), then `waver match CONFIG`"
+        )
     if "captions" not in dictionary:
         return
     if dictionary["captions"] != captions_digest(captions_of_splits(captions, dictionary["splits"])):

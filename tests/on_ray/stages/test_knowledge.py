@@ -207,6 +207,10 @@ def test_a_dictionary_from_a_file_needs_no_parser(project, tmp_path):
     knowledge = run_match(config, progress=False)
     assert knowledge.phrases == ["rides a horse", "reads a book"]
     path.write_text("reads a book\n")
+    with pytest.raises(
+        StartError, match=r"vocabulary\.file = .*phrases\.txt has changed since the dictionary was made"
+    ):
+        run_training(config)
     assert len(run_vocabulary(config, progress=False).phrases) == 1
     leaky = experiment(project, **asked, **{"vocabulary.leaky": True})
     assert run_vocabulary(leaky, progress=False).leaky
