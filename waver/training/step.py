@@ -24,8 +24,9 @@ from waver.model.random_streams import derive_seed
 from waver.model.student import Encoded
 from waver.training import parallel
 from waver.training.build import Training, build_tokenizer, linear_warmup
+from waver.training.global_batch import Objective, Videos
 from waver.training.micro_batches import backward_by_parts, split_batch
-from waver.training.objective import Objective, Videos, loss_terms, needs_plain
+from waver.training.objective import loss_terms, needs_plain
 from waver.training.profiling import BACKWARD, FORWARD, LOSS, OPTIMIZER
 
 Scalars = dict[str, Float[Tensor, ""]]
