@@ -26,7 +26,7 @@ from experiments.style_world.dictionaries import random_words, shuffled_words, w
 from experiments.style_world.report import write_report
 from experiments.style_world.runs import Job
 from experiments.style_world.study import NUM_ROTATIONS, Asked, Place, run_all
-from experiments.style_world.ways import DECAY, WAYS, Way
+from experiments.style_world.ways import DECAY, PHRASES, WAYS, Way
 from experiments.style_world.world import render_world
 from waver.config import parse_overrides
 from waver.knowledge.store import Dictionary
@@ -100,11 +100,9 @@ def _digest(path: Path) -> str:
 
 def make_dictionary(place: Place, name: str, rotation: int) -> Dictionary:
     """Makes a dictionary of a rotation, and matches its phrases with all clips."""
-    seen = place.config(
-        Way({"knowledge.top_k": 10, "knowledge.num_matches": 10}, all_writers=name == "all"), rotation, 0, {}
-    )
+    seen = place.config(Way(PHRASES, all_writers=name == "all"), rotation, 0, {})
     phrases = run_vocabulary(seen).phrases["phrase"].to_pylist()
-    way = Way({"knowledge.top_k": 10, "knowledge.num_matches": 10, "knowledge.fusion": "gated"}, dictionary=name)
+    way = Way({**PHRASES, "knowledge.fusion": "gated"}, dictionary=name)
     config = place.config(way, rotation, 0, {})
     if name != "seen":
         captions = load_captions(seen).to_pylist()

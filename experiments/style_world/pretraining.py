@@ -12,7 +12,6 @@ import itertools
 import math
 import random
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,7 +35,15 @@ from waver.model.pretrained.weights import load_backbone
 from waver.model.tokenizer import find_tokenizer
 from waver.quickstart.alt_text import AltText
 from waver.quickstart.captions import with_articles
-from waver.quickstart.pretrain import contrastive_loss, embed_frames, embed_texts, positives, stills
+from waver.quickstart.pretrain import (
+    attribute_codes,
+    contrastive_loss,
+    embed_frames,
+    embed_texts,
+    lr_factor,
+    positives,
+    stills,
+)
 from waver.quickstart.scenes import BACKGROUNDS, Scene
 from waver.quickstart.weights import pack, write_backbone
 
@@ -93,11 +100,11 @@ def alt_text(scene: Scene, rng: random.Random) -> AltText:
 
 
 class Lessons:
-    """Stills of scenes, and texts about each, as tokens.
+    """Scenes and texts about each, as tokens, from which batches are drawn.
 
     Args:
-        scenes: to be drawn and described.
-        seed: of stills and texts.
+        scenes: to be described.
+        seed: of the texts.
     """
 
     def __init__(self, scenes: list[Scene], seed: int = 0):
@@ -106,7 +113,10 @@ class Lessons:
         ids, masks = find_tokenizer("ViT-B-32")([text.text for text in texts], max_words=32)
         shape = (len(scenes), _TEXTS_PER_SCENE, -1)
         self.token_ids, self.masks = ids.view(shape), masks.view(shape)
-        self.text_codes, self.scene_codes = _codes(texts).view(shape), _codes(scenes)
+        self.text_codes, self.scene_codes = (
+            attribute_codes(texts, _ATTRIBUTES).view(shape),
+            attribute_codes(scenes, _ATTRIBUTES),
+        )
 
     def draw(self) -> tuple[Int[Tensor, " B"], Int[Tensor, "B N"], Bool[Tensor, "B N"], Bool[Tensor, "B B"]]:
         """Draws scenes and a text of each: (scenes, token ids, mask, whether each text describes each scene)."""
@@ -141,7 +151,7 @@ def pretrain(seed: int = 0, steps: int = STEPS) -> Backbone:
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.1)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_LR * min((step + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+            group["lr"] = PEAK_LR * lr_factor(step, steps)
         chosen, token_ids, mask, described = lessons.draw()
         images = embed_frames(backbone, frames[chosen, torch.randint(_FRAMES_PER_SCENE, chosen.shape)][:, None])
         logits = backbone.logit_scale.exp() * embed_texts(backbone, token_ids, mask) @ images.T
@@ -171,19 +181,6 @@ def _draw_new_embeddings(backbone: Backbone, token_ids: Tensor) -> None:
         used = token_ids.unique()
         new = used[(table[used] == 0).all(dim=1)]
         table[new] = torch.randn(len(new), table.shape[1]) * table[table.abs().sum(1) > 0].std()
-
-
-def _codes(items: Sequence[Scene | AltText]) -> Int[Tensor, "M 4"]:
-    """Returns the attributes as indices into their values; -1 for those that a text leaves out."""
-    return torch.tensor(
-        [
-            [
-                -1 if (value := getattr(item, name)) is None else values.index(value)
-                for name, values in _ATTRIBUTES.items()
-            ]
-            for item in items
-        ]
-    )
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from typing import Any, Literal
 _LRS = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3)
 _FEW_LRS = (3e-4, 1e-3)
 _WEIGHTS = (0.3, 1.0, 3.0)
-_PHRASES = {"knowledge.top_k": 10, "knowledge.num_matches": 10}
-_FUSED = {**_PHRASES, "knowledge.fusion": "gated", "knowledge.at_inference": True}
-_TEXT = {**_PHRASES, "loss.phrases_text_target": "caption"}
+PHRASES = {"knowledge.top_k": 10, "knowledge.num_matches": 10}
+_FUSED = {**PHRASES, "knowledge.fusion": "gated", "knowledge.at_inference": True}
+_TEXT = {**PHRASES, "loss.phrases_text_target": "caption"}
 
 Dictionary = Literal["seen", "shuffled", "random", "all"]
 """Whose phrases, see `dictionaries.py`."""
@@ -50,7 +50,7 @@ WAYS: dict[str, Way] = {
     "phrases of captions, random words": Way(_TEXT, "loss.phrases_text", "random", kind="control"),
     "phrases of captions, of all writers (leaky)": Way(_TEXT, "loss.phrases_text", "all", kind="oracle"),
     "phrases of clips for captions": Way({**_TEXT, "loss.phrases_text_target": "clip"}, "loss.phrases_text"),
-    "phrases of clips for videos": Way(_PHRASES, "loss.phrases_video"),
+    "phrases of clips for videos": Way(PHRASES, "loss.phrases_video"),
     "fusion": Way(_FUSED),
     "fusion, published block": Way({**_FUSED, "knowledge.fusion": "published"}),
     "fusion, shuffled phrases": Way({**_FUSED, "knowledge.control": "shuffled"}, kind="control"),

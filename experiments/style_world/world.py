@@ -1,4 +1,4 @@
-"""The world of the experiment: 2,600 clips of moving shapes, and what ten writers say about each.
+"""The world of the experiment: 2,680 clips of moving shapes, and what ten writers say about each.
 
 Colour, shape and motion make 960 triples, which the splits share out: no triple of test is in training. Test has a clip of
 each of 520 triples in both sizes, so that a caption that names the size fits one clip of the gallery, and one that does not

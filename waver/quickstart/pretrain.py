@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -100,7 +100,8 @@ def pretrain(
     frames = stills(scenes, size, num_frames=_FRAMES_PER_SCENE, seed=seed)
     texts = _texts(scenes, seed)
     token_ids, masks, rows = _tokenize(texts)
-    text_codes, scene_codes = _attribute_codes(texts).view(*token_ids.shape[:3], -1), _attribute_codes(scenes)
+    text_codes = attribute_codes(texts, _ATTRIBUTES).view(*token_ids.shape[:3], -1)
+    scene_codes = attribute_codes(scenes, _ATTRIBUTES)
     logger.info(
         f"{len(scenes)} scenes, {len(scenes) * _FRAMES_PER_SCENE} frames, {len(texts)} texts, {len(rows)} word pieces"
     )
@@ -109,7 +110,7 @@ def pretrain(
     for lesson, (share, peak_lr) in enumerate(zip(_LESSON_SHARES, _PEAK_LRS, strict=True)):
         num_steps = round(share * steps)
         optimizer = torch.optim.AdamW(backbone.parameters(), lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_lr_factor, num_steps=num_steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(lr_factor, num_steps=num_steps))
         for _ in range(num_steps):
             chosen = torch.randperm(len(scenes))[:batch_size]
             turn = torch.randint(_TEXTS_PER_SCENE, chosen.shape)
@@ -199,18 +200,20 @@ def _tokenize(texts: list[AltText]) -> tuple[Int[Tensor, "G S T N"], Bool[Tensor
     return token_rows.view(shape), masks.view(shape), rows
 
 
-def _lr_factor(step: int, num_steps: int) -> float:
+def lr_factor(step: int, num_steps: int) -> float:
     """Returns the learning rate at a step, relative to its peak."""
     return min((step + 1) / min(100, num_steps), 0.5 + 0.5 * math.cos(math.pi * step / num_steps))
 
 
-def _attribute_codes(items: Sequence[Scene | AltText]) -> Int[Tensor, "M 5"]:
-    """Returns the attributes as indices into their values; -1 for attributes that a text leaves out."""
+def attribute_codes(
+    items: Sequence[Scene | AltText], attributes: Mapping[str, tuple[str, ...]]
+) -> Int[Tensor, "M attributes"]:
+    """Returns the attributes (name -> its values) as indices into their values; -1 for those that a text leaves out."""
     return torch.tensor(
         [
             [
                 -1 if (value := getattr(item, name)) is None else values.index(value)
-                for name, values in _ATTRIBUTES.items()
+                for name, values in attributes.items()
             ]
             for item in items
         ]

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from waver.knowledge.soft_targets import effective_number
 from waver.model.student import Encoded
 
 
@@ -75,8 +76,7 @@ def effective_candidates(
         scale: factor on the similarities in the softmax.
         num_pairs: number of pairs in the global batch.
     """
-    rows = torch.cat([(scale * each).softmax(1) for each in similarities])
-    return (-torch.xlogy(rows, rows).sum(1)).exp().sum() / (2 * num_pairs)
+    return effective_number(torch.cat([scale * each for each in similarities])).sum() / (2 * num_pairs)
 
 
 @torch.no_grad()

@@ -104,10 +104,6 @@ class LossTerm:
     teaches: bool = False
     """Whether it only trains the teacher of `distill`. Such a term is computed if `distill` has a weight and plain videos
     are retrieved."""
-    reads_teacher: bool = False
-    """Whether it reads the frozen teacher's embeddings of clips and captions."""
-    reads_phrases: bool = False
-    """Whether it compares clips or captions with the phrases of the batch, in the spaces of teacher and student."""
 
 
 LOSS_TERMS: Mapping[str, LossTerm] = {
@@ -115,9 +111,9 @@ LOSS_TERMS: Mapping[str, LossTerm] = {
     "distill": LossTerm(_distill, needs_plain=True),
     "informed": LossTerm(_informed, teaches=True),
     "knowledge": LossTerm(_knowledge, needs_plain=True),
-    "phrases_video": LossTerm(_phrases_video, needs_plain=True, reads_teacher=True, reads_phrases=True),
-    "phrases_text": LossTerm(_phrases_text, reads_teacher=True, reads_phrases=True),
-    "keep": LossTerm(_keep, reads_teacher=True),
+    "phrases_video": LossTerm(_phrases_video, needs_plain=True),
+    "phrases_text": LossTerm(_phrases_text),
+    "keep": LossTerm(_keep),
 }
 """Name (`loss.<name>`, its weight) -> the term; terms are computed and summed in this order."""
 
